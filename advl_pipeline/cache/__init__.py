@@ -1,0 +1,6 @@
+"""Cache: the contract between the phases. One teacher over one dataset split, in a plain Zarr v3 hierarchy.
+
+In: encoded shards from `extraction`, an identity, commit records.
+Out: memory-mapped features by unit id, streamed batches in a pure, resumable order, verify / repair / export.
+May not know: datasets, torch models, what the features are for. `docs/cache-format.md` specifies the bytes.
+"""

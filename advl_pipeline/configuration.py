@@ -1,0 +1,128 @@
+"""Configuration: one frozen dataclass per command, filled from a TOML file and then from flags.
+
+A command's dataclass is the only place where an option is declared. The command line derives its flags from
+the fields (`cli/options.py`), a `--config run.toml` gives defaults, flags win, and an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from advl_pipeline.errors import ConfigError, suggest_names
+
+ConfigT = TypeVar("ConfigT")
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, metavar: str | None = None) -> Any:  # noqa: A002
+    """Declare a field of a command's configuration together with the help text of its flag.
+
+    Types understood by the command line: bool, int, float, str, Path, Literal[...], `X | None` and
+    `tuple[X, ...]` (a flag that may be repeated).
+    """
+    metadata = {"help": help, "metavar": metavar}
+    if isinstance(default, (list, dict)):
+        raise TypeError("defaults of configuration fields are immutable")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file, naming file and position when it does not parse."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("The configuration file does not exist.", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("The configuration file is not valid TOML.", where=str(path), why=str(error)) from None
+
+
+def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = "") -> ConfigT:
+    """Build a configuration dataclass from mappings, later ones winning.
+
+    Args:
+        cls: the dataclass.
+        layers: mappings from field name (dashes allowed) to value, plain TOML types.
+        where: named in errors, such as the file that a layer was read from.
+
+    Raises:
+        ConfigError: an unknown key, a missing field, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                raise ConfigError(
+                    f"Unknown key {key!r} for {cls.__name__}.", where=where, why=suggest_names(name, fields)
+                )
+            values[name] = _coerce(value, hints[name], key=key, where=where)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}.", where=where)
+    return cls(**values)
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Return the configuration as plain JSON types (paths as strings, tuples as lists)."""
+    return {
+        field.name: _to_plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+    }
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return config_to_dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    return value
+
+
+def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = [argument for argument in arguments if argument is not type(None)]
+        return _coerce(value, inner, key=key, where=where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(
+                f"{key} cannot be {value!r}.",
+                where=where,
+                why=suggest_names(str(value), [str(argument) for argument in arguments]),
+            )
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            value = [value]
+        return tuple(_coerce(item, arguments[0], key=key, where=where) for item in value)
+    if hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
+        return value
+    raise ConfigError(
+        f"{key} must be {getattr(hint, '__name__', hint)}, not {type(value).__name__}.",
+        where=where,
+        why=f"got {value!r}",
+    )

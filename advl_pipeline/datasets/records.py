@@ -1,0 +1,121 @@
+"""The records that every dataset yields: units that teachers encode, candidates, examples.
+
+A *unit* is one thing a teacher encodes, named by its content. An *example* is one labelled item: one image
+unit, and one text unit per candidate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions"]
+
+MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r"})
+"""Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""
+
+UNIT_ID_LENGTH = 32
+"""Hexadecimal digits of a unit id (128 bits of BLAKE2b)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageUnit:
+    """One picture with the boxes that its dataset gives for it.
+
+    `boxes_R4` holds (x1, y1, x2, y2) in pixels of the full picture, float32, in dataset order; object tags index
+    its rows. It has no rows where the dataset gives no boxes.
+    """
+
+    unit_id: str
+    path: Path
+    width: int
+    height: int
+    boxes_R4: npt.NDArray[np.float32]
+    box_labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextUnit:
+    """One text as the task words it: what a text teacher is given."""
+
+    unit_id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectTag:
+    """Characters [start, end) of a text refer to row `box` of the image unit's boxes."""
+
+    start: int
+    end: int
+    box: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One answer choice with its context.
+
+    `text` is canonical: every character span in the project, of a teacher's tokens or of a student's, refers to it.
+    Characters [0, context_length) are the context (question, or question and answer); the answer follows one
+    space later. A text without context has context_length 0 and starts at once.
+    """
+
+    text_unit: TextUnit
+    context_length: int = 0
+    tags: tuple[ObjectTag, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return self.text_unit.text
+
+    @property
+    def answer_start(self) -> int:
+        """First character of the answer part."""
+        return self.context_length + 1 if self.context_length else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One labelled item.
+
+    `label` indexes the candidates (VCR) or the dataset's `label_names` (SNLI-VE, VQA's best answer); None where the
+    split has no labels. `soft_label` holds (class index, score) pairs for VQA. `stratum` is what low-shot
+    subsets are balanced over besides the label, such as the question type.
+    """
+
+    example_id: str
+    task: Task
+    image: ImageUnit
+    candidates: tuple[Candidate, ...]
+    label: int | None
+    soft_label: tuple[tuple[int, float], ...] = ()
+    stratum: str = ""
+
+
+def normalise_text(text: str) -> str:
+    """Return the canonical form of a text: Unicode NFC, runs of white space folded to one space, trimmed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def text_unit(text: str) -> TextUnit:
+    """Make the unit of a text; equal normalised texts give equal units."""
+    normal = normalise_text(text)
+    return TextUnit(unit_id=_digest(b"text\0", normal.encode()), text=normal)
+
+
+def image_unit_id(image_digest: bytes, boxes_R4: npt.NDArray[np.float32]) -> str:
+    """Return the id of a picture with its boxes, from the 32-byte SHA-256 digest of the file's bytes."""
+    return _digest(b"image\0", image_digest, np.ascontiguousarray(boxes_R4, dtype="<f4").tobytes())
+
+
+def _digest(*parts: bytes) -> str:
+    state = hashlib.blake2b(digest_size=UNIT_ID_LENGTH // 2)
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()

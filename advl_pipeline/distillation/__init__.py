@@ -1,0 +1,6 @@
+"""Distillation: METHOD.md as pure functions.
+
+In: student states with spans, teacher signals with spans, confidences. Out: loss terms and weights.
+Pathways (vision, language), token alignment and selection, confidence weights, adapt and finetune objectives;
+each reading of the paper is a named option. May not: do I/O, know caches or datasets.
+"""

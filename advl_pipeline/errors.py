@@ -1,0 +1,89 @@
+"""Errors a user can act on: each says what happened, where, why, and the next command to type.
+
+The command line prints them without a traceback and exits with the class's code; the codes are part of the
+public interface (`docs/exit-codes.md`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdvlError(Exception):
+    """Base of all errors that ADVL raises on purpose.
+
+    Args:
+        what: one sentence, what could not be done.
+        where: the file, shard, sample, option or line at fault.
+        why: what was found there.
+        next_command: a command, or a short instruction, that gets the user further.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", next_command: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.why = why
+        self.next_command = next_command
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"  where: {self.where}")
+        if self.why:
+            parts.append(f"  why:   {self.why}")
+        if self.next_command:
+            parts.append(f"  next:  {self.next_command}")
+        return "\n".join(parts)
+
+
+class ConfigError(AdvlError):
+    """An option, a study file or a name that cannot be used."""
+
+    exit_code = 2
+
+
+class IdentityMismatch(AdvlError):
+    """A cache, a checkpoint or a run was made under other settings than the ones asked for."""
+
+    exit_code = 3
+
+
+class CorruptCache(AdvlError):
+    """A cache whose bytes are not what its records say."""
+
+    exit_code = 4
+
+
+class DatasetError(AdvlError):
+    """A dataset that is missing, malformed or inconsistent."""
+
+    exit_code = 5
+
+
+class WeightsUnavailable(AdvlError):
+    """Weights of a teacher or student that are not on this machine and cannot be fetched."""
+
+    exit_code = 6
+
+
+class StorageError(AdvlError):
+    """The disk is full or failed; what was committed before is intact and the same command resumes."""
+
+    exit_code = 7
+
+
+class Interrupted(AdvlError):
+    """Stopped by a signal; the same command resumes."""
+
+    exit_code = 130
+
+
+def suggest_names(wanted: str, known: Iterable[str], *, limit: int = 4) -> str:
+    """Return a readable list of the known names nearest to `wanted`, or all of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(wanted, known, n=limit, cutoff=0.4)
+    return ("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known))

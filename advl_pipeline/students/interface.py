@@ -1,0 +1,111 @@
+"""The adapter that every student implements.
+
+Shapes: B examples, N = sum of their candidates (sequences), L text tokens, R visual tokens, H width, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from advl_pipeline.datasets.records import Example
+
+
+@dataclass(kw_only=True)
+class StudentBatch:
+    """A padded batch of sequences, one per candidate.
+
+    `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for special
+    tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` that each visual token stands
+    for, -1 for whole-image tokens, grid cells and padding. Students subclass it to add their own tensors;
+    `to` moves every tensor field.
+    """
+
+    num_candidates: tuple[int, ...]
+    """Sequences of each of the B examples; they lie next to one another."""
+    token_ids_NL: torch.Tensor
+    token_mask_NL: torch.Tensor
+    char_spans_NL2: torch.Tensor
+    visual_mask_NR: torch.Tensor
+    box_index_NR: torch.Tensor
+
+    @property
+    def num_sequences(self) -> int:
+        return self.token_ids_NL.shape[0]
+
+    def to(self, device: torch.device) -> Self:
+        """Move every tensor of the batch to a device, in place."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                setattr(self, item.name, value.to(device, non_blocking=True))
+        return self
+
+
+@dataclass(kw_only=True)
+class StudentOutput:
+    """What a student computes for a batch.
+
+    `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
+    serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
+    student can give it.
+    """
+
+    text_states_NLH: torch.Tensor
+    visual_states_NRH: torch.Tensor
+    pooled_NP: torch.Tensor
+    image_state_NH: torch.Tensor | None = None
+    relevance_NL: torch.Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Perturbation:
+    """Additive perturbations for adversarial training (VILLA): of the word embeddings, of the raw visual features."""
+
+    text_NLE: torch.Tensor | None = None
+    visual_NRF: torch.Tensor | None = None
+
+
+class Student(nn.Module, ABC):
+    """A vision-language encoder with exchangeable task heads."""
+
+    name: ClassVar[str]
+    hidden_size: int
+    """Width H of text and visual states."""
+    pooled_size: int
+    """Width P of the pooled state; equal to H for most students."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> StudentBatch:
+        """Tokenise and pad; opens pictures or region features as the student needs them."""
+
+    @abstractmethod
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        """Run the encoder.
+
+        Args:
+            batch: what `collate` returned, on the student's device.
+            perturbation: added to the inputs; None for the clean pass.
+            mask_visual: hide every visual token from the text (text summary of the contrastive objective).
+            need_relevance: also return `relevance_NL`, which may cost a slower attention.
+        """
+
+    @abstractmethod
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        """Return a fresh head for a task: pooled (N, P) -> logits (N, num_classes); 1 class for multiple choice."""
+
+    @abstractmethod
+    def config_dict(self) -> dict[str, Any]:
+        """Return the architecture as plain JSON types, enough to build the same student again."""

@@ -1,0 +1,7 @@
+"""Teachers: frozen encoders behind one small interface.
+
+In: batches of decoded pictures (with boxes) or of texts.
+Out: one global vector per unit, token vectors per word piece, grid cell or box, and statistics (`interface.py`);
+     teachers are opened by name (`registry.py`) and describe everything that changes their numbers.
+May not: train anything, write files, or know what the features are for.
+"""

@@ -1,0 +1,99 @@
+"""The `advl` group: commands load when used, errors are printed for people, exit codes tell them apart."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from advl_pipeline.errors import AdvlError, suggest_names
+
+COMMANDS = {
+    "cache": "Inspect, verify, repair, convert or measure a teacher feature cache.",
+    "datasets": "Build the built-in corpus, list datasets, check what was downloaded.",
+    "evaluate": "Score a finetuned run on test and shifted sets.",
+    "extract": "Phase 1: run a frozen teacher once over a dataset and write its cache.",
+    "finetune": "Phase 2: finetune a student while streaming teacher caches.",
+    "predict": "Write the predictions of a run in the form the leaderboards take.",
+    "pretrain": "Give the demo student its image-text pretraining.",
+    "report": "Turn a study into one self-contained HTML page or a table.",
+    "score": "Score prediction files by the official rules, without any model.",
+    "students": "List students, show one, check a checkpoint.",
+    "study": "Run a grid of methods, shots, seeds and test sets from one TOML file.",
+    "teachers": "List teachers, show one, check that its weights are at hand.",
+}
+"""Command name -> one-line help. The module of the same name in this package holds `command`."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run, so that help stays instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", package=__package__)
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f"No command {args[0]!r}: {suggest_names(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="advl-pipeline", prog_name="advl")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def group(ctx: click.Context, debug: bool) -> None:
+    """Move what frozen expert models know into a vision-language model while it is finetuned.
+
+    \b
+    advl datasets build scenes
+    advl extract --teacher minilm-l6 --dataset scenes-vcr --split train
+    advl finetune --cache caches/minilm-l6/scenes-vcr/train --dataset scenes-vcr --method advl
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that the outcome has (`docs/exit-codes.md`)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        outcome: Any = group.main(args=arguments, prog_name="advl", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AdvlError as error:
+        _print_error(str(error), debug)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _print_error("Interrupted. What was finished is kept; the same command resumes.", debug)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        _print_error(
+            f"Unexpected error: {type(error).__name__}: {error}\n  next:  run again with `advl --debug ...`", debug
+        )
+        sys.exit(1)
+    sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _print_error(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {message}", err=True)

@@ -1,0 +1,92 @@
+"""Flags derived from a command's configuration dataclass, so that a flag and a TOML key can never drift apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import click
+
+from advl_pipeline.configuration import build_config, read_toml
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable[[Function], Function]:
+    """Add one flag per field of `cls`, and `--config FILE` whose keys are the defaults of the flags.
+
+    Args:
+        cls: the configuration dataclass; its fields are declared with `configuration.option`.
+        arguments: names of fields that are positional arguments instead of flags.
+    """
+    positional = set(arguments)
+
+    def decorate(function: Function) -> Function:
+        hints = typing.get_type_hints(cls)
+        for field in reversed(dataclasses.fields(cls)):
+            if field.name in positional:
+                function = click.argument(field.name, type=_click_type(hints[field.name])[0])(function)
+            else:
+                function = _flag(field, hints[field.name])(function)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="TOML file with defaults for these options; flags win.",
+        )(function)
+
+    return decorate
+
+
+def config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
+    """Build `cls` from the file named by `--config`, then from the flags that were given."""
+    file: Path | None = flags.pop("config_file", None)
+    given = {key: value for key, value in flags.items() if value is not None and value != ()}
+    layers = [read_toml(file)] if file else []
+    return build_config(cls, *layers, given, where=str(file) if file else "command line")
+
+
+def json_option(function: Function) -> Function:
+    """Add `--json`: print the result as one JSON document on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Function], Function]:
+    kind, multiple = _click_type(hint)
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata["help"]
+    has_default = field.default is not dataclasses.MISSING
+    if has_default and field.default not in (None, (), False, ""):
+        shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{text} [default: {shown}]"
+    elif not has_default:
+        text = f"{text} [required]"
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+    return click.option(
+        flag, type=kind, multiple=multiple, default=None, help=text, metavar=field.metadata["metavar"]
+    )
+
+
+def _click_type(hint: Any) -> tuple[Any, bool]:
+    origin = typing.get_origin(hint)
+    arguments = [argument for argument in typing.get_args(hint) if argument not in (type(None), Ellipsis)]
+    if origin in (Union, types.UnionType):
+        return _click_type(arguments[0])
+    if origin is tuple:
+        return _click_type(arguments[0])[0], True
+    if origin is Literal:
+        return click.Choice([str(argument) for argument in arguments]), False
+    if hint is Path:
+        return click.Path(path_type=Path), False
+    return hint, False
