@@ -77,10 +77,7 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Return the configuration as plain JSON types (paths as strings, tuples as lists)."""
-    return {
-        field.name: _to_plain(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-    }
+    return {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def _to_plain(value: Any) -> Any:

@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except Exception as error:
         _print_error(
-            f"Unexpected error: {type(error).__name__}: {error}\n  next:  run again with `advl --debug ...`", debug
+            f"Unexpected error: {type(error).__name__}: {error}\n  next:  run again with `advl --debug ...`",
+            debug,
         )
         sys.exit(1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
