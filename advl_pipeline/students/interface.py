@@ -98,7 +98,8 @@ class Student(nn.Module, ABC):
         Args:
             batch: what `collate` returned, on the student's device.
             perturbation: added to the inputs; None for the clean pass.
-            mask_visual: hide every visual token from the text (text summary of the contrastive objective).
+            mask_visual: hide the modalities from one another: no text state depends on the picture and no visual
+                state on the text (the two summaries of the contrastive objective).
             need_relevance: also return `relevance_NL`, which may cost a slower attention.
         """
 

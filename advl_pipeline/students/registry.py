@@ -1,0 +1,49 @@
+"""Students by name. A new student is one file and one line here, or an entry point `advl.students`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advl_pipeline.errors import ConfigError, suggest_names
+
+if TYPE_CHECKING:
+    from advl_pipeline.students.interface import Student
+
+BUILDERS: dict[str, str] = {
+    "scenes-small": "advl_pipeline.students.scenes_small:build",
+}
+"""Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
+
+Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
+
+
+def student_names() -> list[str]:
+    """Return the names of all students, plug-ins included, in order."""
+    return sorted({*BUILDERS, *(point.name for point in entry_points(group="advl.students"))})
+
+
+def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Student:
+    """Build a student by name.
+
+    Args:
+        name: one of `student_names()`.
+        weights: a folder that `save_student` wrote, or a checkpoint in the student's own format; None for random
+            weights.
+        overrides: architecture settings that differ from the student's defaults, such as the number of layers.
+
+    Raises:
+        ConfigError: unknown name or setting. WeightsUnavailable: the weights are not there.
+    """
+    if name in BUILDERS:
+        module, _, function = BUILDERS[name].partition(":")
+        builder: Builder = getattr(importlib.import_module(module), function)
+    else:
+        points = {point.name: point for point in entry_points(group="advl.students")}
+        if name not in points:
+            raise ConfigError(f"Unknown student {name!r}.", why=suggest_names(name, student_names()))
+        builder = points[name].load()
+    return builder(name, weights, overrides or {})

