@@ -38,10 +38,10 @@ class WordPieces:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self.num_tokens: int = tokenizer.get_vocab_size()
-        self.pad_id: int = tokenizer.token_to_id("[PAD]")
-        self.cls_id: int = tokenizer.token_to_id("[CLS]")
-        self.sep_id: int = tokenizer.token_to_id("[SEP]")
-        self.mask_id: int = tokenizer.token_to_id("[MASK]")
+        self.pad_id = _special_token(tokenizer, "[PAD]")
+        self.cls_id = _special_token(tokenizer, "[CLS]")
+        self.sep_id = _special_token(tokenizer, "[SEP]")
+        self.mask_id = _special_token(tokenizer, "[MASK]")
 
     def encode_pairs(self, candidates: Sequence[Candidate], *, max_length: int) -> list[EncodedPair]:
         """Tokenise candidates; a text without context is `[CLS] answer [SEP]`.
@@ -79,6 +79,13 @@ class WordPieces:
             char_spans_L2=np.array(spans, dtype=np.int64),
             answer_from=answer_from,
         )
+
+
+def _special_token(tokenizer: Tokenizer, token: str) -> int:
+    index: int | None = tokenizer.token_to_id(token)
+    if index is None:
+        raise WeightsUnavailable(f"The tokenizer has no token {token}; it is not a BERT vocabulary.")
+    return index
 
 
 @cache

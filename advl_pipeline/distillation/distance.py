@@ -1,0 +1,47 @@
+"""Distances between student projections and teacher targets.
+
+METHOD.md, Distance: D(a, b) = mean over width of f(LN(a) - sg LN(b)); our reading of the paper.
+Shapes: ... any leading axes, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+Distance = Literal["mse", "l1", "cosine", "smooth-l1"]
+
+
+def distance(a_D: torch.Tensor, target_D: torch.Tensor, kind: Distance) -> torch.Tensor:
+    """Return the distance of each vector to its target, without gradient into the target.
+
+    Args:
+        a_D: (..., D), the student's projection.
+        target_D: (..., D), the teacher's feature, standardised or not.
+        kind: f is the square, the absolute value or Huber's function; `cosine` is 1 - cosine instead.
+
+    Returns:
+        (...), one distance per vector; 0 where both point the same way, whatever their lengths.
+    """
+    width = (a_D.shape[-1],)
+    a = functional.layer_norm(a_D.float(), width)
+    b = functional.layer_norm(target_D.detach().float(), width)
+    if kind == "mse":
+        return (a - b).square().mean(-1)
+    if kind == "l1":
+        return (a - b).abs().mean(-1)
+    if kind == "smooth-l1":
+        return functional.smooth_l1_loss(a, b, reduction="none").mean(-1)
+    return 1.0 - functional.cosine_similarity(a, b, dim=-1)
+
+
+def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
+    """Scale each dimension of teacher features to mean 0 and variance 1 over the cache.
+
+    Dimensions that never vary carry nothing and become 0.
+    """
+    deviation = variance_D.clamp(min=0).sqrt()
+    scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
+    return (values_D.float() - mean_D) * scale

@@ -1,0 +1,69 @@
+"""Adaptive Text Token Selection: which words of a sequence are distilled.
+
+The paper fixes that there is an adaptive selection at the level of the token. The scores are our reading (METHOD.md):
+s_j = alpha * prior_j + (1 - alpha) * vis_j, both min-max scaled inside the instance; kept are the top
+ceil(rho * W) words.
+Shapes: N sequences, W words.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Selection = Literal["adaptive", "prior", "visual", "random", "all"]
+
+
+def min_max_scale(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
+    """Scale the valid values of each row to [0, 1]; a row whose values are all equal becomes 0; others are 0."""
+    lowest = values_NW.masked_fill(~mask_NW, torch.inf).amin(1, keepdim=True)
+    highest = values_NW.masked_fill(~mask_NW, -torch.inf).amax(1, keepdim=True)
+    span = highest - lowest
+    scaled = (values_NW - lowest) / torch.where(span > 0, span, torch.ones_like(span))
+    return torch.where(mask_NW & (span > 0), scaled, torch.zeros_like(scaled))
+
+
+def select_words(
+    kind: Selection,
+    *,
+    mask_NW: torch.Tensor,
+    prior_NW: torch.Tensor,
+    relevance_NW: torch.Tensor | None,
+    alpha: float,
+    rho: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return (N, W) bool: the words that are distilled.
+
+    Args:
+        kind: `adaptive` mixes prior and visual relevance, `prior` and `visual` use one, `random` draws as many,
+            `all` keeps every word.
+        mask_NW: bool, the words that exist on both sides of the alignment.
+        prior_NW: IDF prior, 0 for function words.
+        relevance_NW: visual relevance; None where neither an aligned teacher nor attention gives one, in which case
+            alpha is 1.
+        alpha: share of the prior.
+        rho: share of the words kept, rounded up; at least one word of a row that has any.
+        generator: of `random`.
+    """
+    if kind == "all":
+        return mask_NW
+    prior = min_max_scale(prior_NW, mask_NW)
+    if kind == "random":
+        score = torch.rand(mask_NW.shape, generator=generator).to(mask_NW.device)
+    elif relevance_NW is None or kind == "prior":
+        score = prior
+    else:
+        relevance = min_max_scale(relevance_NW, mask_NW)
+        score = relevance if kind == "visual" else alpha * prior + (1.0 - alpha) * relevance
+    return _top_share(score, mask_NW, rho)
+
+
+def _top_share(score_NW: torch.Tensor, mask_NW: torch.Tensor, rho: float) -> torch.Tensor:
+    num_kept = torch.ceil(rho * mask_NW.sum(1) - 1e-6).long()
+    # A stable sort keeps the earlier word on a tie, whatever the padding behind it.
+    order = score_NW.masked_fill(~mask_NW, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return mask_NW & (rank < num_kept[:, None])

@@ -1,0 +1,38 @@
+"""The named options of the method, free of any heavy import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from advl_pipeline.errors import ConfigError
+
+Pathway = Literal["both", "vision", "text"]
+AdaptObjective = Literal["contrastive", "distil-only", "projections-only"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillationSettings:
+    """Options of METHOD.md with the defaults of `advl`; what each does is told where it is used."""
+
+    pathway: Pathway = "both"
+    distance: Literal["mse", "l1", "cosine", "smooth-l1"] = "mse"
+    vision_target: Literal["image", "regions", "both"] = "both"
+    selection: Literal["adaptive", "prior", "visual", "random", "all"] = "adaptive"
+    selection_alpha: float = 0.5
+    selection_rho: float = 0.3
+    candidates: Literal["all", "right"] = "all"
+    weighting: Literal["ratio", "teacher", "gap", "uniform"] = "ratio"
+    weight_max: float = 2.0
+    weight_normalise: Literal["none", "batch-mean"] = "none"
+    weight_shuffle: bool = False
+    adapt_objective: AdaptObjective = "contrastive"
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("selection-alpha", self.selection_alpha, 0.0, 1.0),
+            ("selection-rho", self.selection_rho, 0.0, 1.0),
+            ("weight-max", self.weight_max, 0.0, float("inf")),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must lie between {low:g} and {high:g}.", why=f"got {value!r}")

@@ -1,0 +1,75 @@
+"""What the loss sees of the teachers. Whether it comes from a cache or from a live teacher is invisible here.
+
+Shapes: B examples, N sequences, S boxes, W words, D teacher width (per teacher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSignal:
+    """One vision teacher on the pictures of a batch; float32, standardised where so configured."""
+
+    global_BD: torch.Tensor
+    regions_BSD: torch.Tensor | None = None
+    region_mask_BS: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSignal:
+    """One text teacher on the sequences of a batch, pooled to words; float32, standardised where so configured.
+
+    `relevance_NW` is the cosine of each word and the picture in an aligned pair of towers, None otherwise.
+    """
+
+    global_ND: torch.Tensor
+    words_NWD: torch.Tensor | None = None
+    word_mask_NW: torch.Tensor | None = None
+    relevance_NW: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordAlignment:
+    """The words of each sequence: the word of each student token, the prior, and which words exist."""
+
+    word_of_token_NL: torch.Tensor
+    prior_NW: torch.Tensor
+    word_mask_NW: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSignal:
+    """All teachers on one batch, by teacher name, and their confidence in the ground truth (B,) by modality."""
+
+    vision: Mapping[str, VisionSignal] = field(default_factory=dict)
+    text: Mapping[str, TextSignal] = field(default_factory=dict)
+    words: WordAlignment | None = None
+    confidence: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> TeacherSignal:
+        """Return the signal with every tensor on a device."""
+        return _move(self, device)
+
+
+def _move(record: Record, device: torch.device) -> Record:
+    changed: dict[str, Any] = {}
+    for item in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, item.name)
+        if isinstance(value, torch.Tensor):
+            changed[item.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Mapping):
+            changed[item.name] = {
+                key: entry.to(device) if isinstance(entry, torch.Tensor) else _move(entry, device)
+                for key, entry in value.items()
+            }
+        elif is_dataclass(value):
+            changed[item.name] = _move(value, device)
+    return replace(record, **changed)  # type: ignore[type-var]

@@ -1,0 +1,173 @@
+"""How informative a word is before any picture is seen: inverse document frequency on the task's training text.
+
+METHOD.md, prior_j: IDF, 0 for stop words and punctuation; our reading of the paper's token selection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.distillation.words import word_spans
+
+STOP_WORDS = frozenset(
+    [
+        "a",
+        "about",
+        "above",
+        "after",
+        "again",
+        "all",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "be",
+        "because",
+        "been",
+        "before",
+        "being",
+        "below",
+        "between",
+        "both",
+        "but",
+        "by",
+        "can",
+        "could",
+        "did",
+        "do",
+        "does",
+        "doing",
+        "down",
+        "during",
+        "each",
+        "few",
+        "for",
+        "from",
+        "further",
+        "had",
+        "has",
+        "have",
+        "having",
+        "he",
+        "her",
+        "here",
+        "hers",
+        "him",
+        "his",
+        "how",
+        "i",
+        "if",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "just",
+        "me",
+        "more",
+        "most",
+        "my",
+        "no",
+        "nor",
+        "not",
+        "of",
+        "off",
+        "on",
+        "once",
+        "only",
+        "or",
+        "other",
+        "our",
+        "ours",
+        "out",
+        "over",
+        "own",
+        "same",
+        "she",
+        "should",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "theirs",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "this",
+        "those",
+        "through",
+        "to",
+        "too",
+        "under",
+        "until",
+        "up",
+        "very",
+        "was",
+        "we",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "whom",
+        "why",
+        "will",
+        "with",
+        "would",
+        "you",
+        "your",
+        "yours",
+    ]
+)
+"""English function words. A word that is only punctuation counts as one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordPrior:
+    """IDF of lower-cased words over a set of texts; a word never seen there gets the largest value."""
+
+    idf: Mapping[str, float]
+    unseen: float
+
+    def of_text(self, text: str) -> npt.NDArray[np.float32]:
+        """Return (W,) the prior of each word of `word_spans(text)`."""
+        values = [self._of_word(text[start:end].lower()) for start, end in word_spans(text)]
+        return np.array(values, dtype=np.float32)
+
+    def _of_word(self, word: str) -> float:
+        if is_function_word(word):
+            return 0.0
+        return self.idf.get(word, self.unseen)
+
+
+def is_function_word(word: str) -> bool:
+    """Return whether a lower-cased word is a stop word or punctuation."""
+    return word in STOP_WORDS or not any(character.isalnum() for character in word)
+
+
+def fit_word_prior(texts: Iterable[str]) -> WordPrior:
+    """Count in how many of the texts each word occurs; IDF = log((1 + n) / (1 + count)) + 1 (smoothed)."""
+    counts: Counter[str] = Counter()
+    num_texts = 0
+    for text in texts:
+        num_texts += 1
+        counts.update({text[start:end].lower() for start, end in word_spans(text)})
+    idf = {word: math.log((1 + num_texts) / (1 + count)) + 1.0 for word, count in counts.items()}
+    return WordPrior(idf=idf, unseen=math.log(1 + num_texts) + 1.0)
