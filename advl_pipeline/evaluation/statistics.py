@@ -1,0 +1,268 @@
+"""Paired statistics: is one student really better than another, and by how much?
+
+Shapes: S seeds, N test items, K shot sizes. `difference_SN[s, n]` is the score of one method minus the score of
+another on item n, both trained with seed s; scores lie in [0, 1]. Test items are the same for every seed (a crossed
+design), so seeds and items are resampled independently of each other.
+
+Everything the module returns is in *points* (percentage points of accuracy) unless its name says
+`relative_percent`; the two are never added, averaged or compared.
+
+Sources: sign-flip permutation tests (Fisher 1935; Good, "Permutation Tests", 2000), percentile bootstrap (Efron and
+Tibshirani 1993), step-down correction (Holm 1979), p of a sampled permutation test (Phipson and Smyth 2010).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+FloatArray = npt.NDArray[np.float64]
+
+EXACT_UP_TO = 14
+"""Differences other than zero up to which a sign-flip test enumerates all sign patterns (16,384)."""
+
+_GRAIN = 1e-6
+"""Differences nearer than this are one value: item scores are stored as float32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A confidence interval in points."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """Mean over seeds in points, with the sample standard deviation and Student's t interval of the mean.
+
+    `deviation` and `interval` are None for a single seed: one value has no spread.
+    """
+
+    mean: float
+    deviation: float | None
+    interval: Interval | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Significance:
+    """A two-sided test of "no difference". `smallest_p` is the least p that this many observations can give."""
+
+    p_value: float
+    method: Literal["exact sign-flip", "sampled sign-flip", "paired t"]
+    num_observations: int
+    smallest_p: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effect:
+    """A change, once in points and once relative to the baseline; None where the baseline is 0."""
+
+    points: float
+    relative_percent: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedComparison:
+    """One method against another over the same seeds and the same items."""
+
+    effect: Effect
+    per_seed: tuple[float, ...]
+    """Difference in points, one per seed, in the order of the seeds."""
+    seed_spread: Spread
+    seed_t: Significance | None
+    seed_sign_flip: Significance
+    item_test: Significance
+    """Sign-flip test over items of the difference averaged over seeds: these seeds are taken as given."""
+    item_interval: Interval
+    """Bootstrap over items alone: these seeds are taken as given."""
+    joint_interval: Interval
+    """Bootstrap over seeds and items: what another draw of both would give."""
+    num_seeds: int
+    num_items: int
+
+
+def effect(treated: float, baseline: float) -> Effect:
+    """Return the change from `baseline` to `treated`, both accuracies in percent."""
+    points = treated - baseline
+    return Effect(points=points, relative_percent=100.0 * points / baseline if baseline else None)
+
+
+def summarise(values: Sequence[float], *, level: float = 0.95) -> Spread:
+    """Return mean, sample standard deviation and t interval of values in points.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("the mean of no values is undefined")
+    mean = float(array.mean())
+    if array.size == 1:
+        return Spread(mean=mean, deviation=None, interval=None, count=1)
+    deviation = float(array.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + level / 2, array.size - 1)) * deviation / float(np.sqrt(array.size))
+    return Spread(
+        mean=mean,
+        deviation=deviation,
+        interval=Interval(low=mean - half, high=mean + half, level=level),
+        count=int(array.size),
+    )
+
+
+def paired_t_test(differences: Sequence[float]) -> Significance | None:
+    """Student's paired t-test of differences, one per seed.
+
+    Returns None where the test says nothing: fewer than two seeds, or no spread between them.
+    """
+    array = np.asarray(differences, dtype=np.float64)
+    if array.size < 2 or float(np.ptp(array)) <= _GRAIN:
+        return None
+    p_value = float(stats.ttest_1samp(array, 0.0).pvalue)
+    return Significance(p_value=p_value, method="paired t", num_observations=int(array.size), smallest_p=0.0)
+
+
+def sign_flip_test(
+    differences: Sequence[float] | FloatArray, *, resamples: int = 9999, seed: int = 0
+) -> Significance:
+    """Two-sided permutation test: under "no difference" every difference is as likely with the other sign.
+
+    Differences of zero carry no information. With at most `EXACT_UP_TO` others all sign patterns are enumerated.
+    Beyond, sums are sampled: differences of one magnitude enter only by how many are positive, which is binomial,
+    so a draw costs one number per distinct magnitude instead of one per item.
+    """
+    array = np.asarray(differences, dtype=np.float64)
+    informative = array[np.abs(array) > _GRAIN]
+    observed = abs(float(informative.sum()))
+    slack = _GRAIN * max(1, informative.size)
+    if informative.size <= EXACT_UP_TO:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=informative.size)))
+        sums = np.abs(signs @ np.abs(informative)) if informative.size else np.zeros(1)
+        return Significance(
+            p_value=float(np.mean(sums >= observed - slack)),
+            method="exact sign-flip",
+            num_observations=int(array.size),
+            smallest_p=min(1.0, 2.0 ** (1 - int(informative.size))),
+        )
+    magnitudes, counts = np.unique(np.round(np.abs(informative) / _GRAIN) * _GRAIN, return_counts=True)
+    random = np.random.default_rng(seed)
+    sums = np.zeros(resamples)
+    for magnitude, count in zip(magnitudes, counts, strict=True):
+        sums += magnitude * (2.0 * random.binomial(int(count), 0.5, size=resamples) - count)
+    extreme = int(np.count_nonzero(np.abs(sums) >= observed - slack))
+    return Significance(
+        p_value=(extreme + 1) / (resamples + 1),
+        method="sampled sign-flip",
+        num_observations=int(array.size),
+        smallest_p=1 / (resamples + 1),
+    )
+
+
+def paired_bootstrap(
+    difference_N: FloatArray, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval, in points, of the mean difference over items."""
+    return hierarchical_bootstrap(
+        np.atleast_2d(difference_N), level=level, resamples=resamples, seed=seed, resample_seeds=False
+    )
+
+
+def hierarchical_bootstrap(
+    difference_SN: FloatArray,
+    *,
+    level: float = 0.95,
+    resamples: int = 4000,
+    seed: int = 0,
+    resample_seeds: bool = True,
+) -> Interval:
+    """Percentile bootstrap interval, in points, of the mean difference over resampled seeds and resampled items.
+
+    Items with the same differences in every seed are exchangeable, so their multiplicities are drawn together from
+    one multinomial: the cost follows the number of distinct columns, not the number of items. With S seeds the
+    share of the variance that seeds contribute is understated by (S - 1) / S, as in any bootstrap of S values;
+    the t interval over seeds (`summarise`) does not share this flaw, and a verdict asks for both.
+
+    Raises:
+        ValueError: there is no item or no seed.
+    """
+    num_seeds, num_items = difference_SN.shape
+    if num_seeds == 0 or num_items == 0:
+        raise ValueError("a bootstrap needs at least one seed and one item")
+    columns_SU, counts_U = np.unique(np.round(difference_SN / _GRAIN), axis=1, return_counts=True)
+    random = np.random.default_rng(seed)
+    items_BU = random.multinomial(num_items, counts_U / num_items, size=resamples)
+    means_BS = items_BU @ (columns_SU * _GRAIN).T / num_items
+    if resample_seeds:
+        weights_BS = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
+        means_B = (means_BS * weights_BS).sum(axis=1) / num_seeds
+    else:
+        means_B = means_BS.mean(axis=1)
+    low, high = np.quantile(100.0 * means_B, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(low=float(low), high=float(high), level=level)
+
+
+def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Holm's step-down correction: adjusted p in the order given; a test that does not exist stays None."""
+    present = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    running = 0.0
+    for rank, (p, index) in enumerate(present):
+        running = max(running, min(1.0, p * (len(present) - rank)))
+        adjusted[index] = running
+    return tuple(adjusted)
+
+
+def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatArray:
+    """Least-squares slope, one per seed (S,), of a gain in points for each doubling of the shots.
+
+    Raises:
+        ValueError: fewer than two distinct shot sizes.
+    """
+    doublings_K = np.log2(np.asarray(shots_K, dtype=np.float64))
+    centred_K = doublings_K - doublings_K.mean()
+    weight = float((centred_K**2).sum())
+    if weight == 0.0:
+        raise ValueError("a slope needs two different shot sizes")
+    slopes_S: FloatArray = (gain_SK - gain_SK.mean(axis=1, keepdims=True)) @ centred_K / weight
+    return slopes_S
+
+
+def compare(
+    treated_SN: FloatArray, baseline_SN: FloatArray, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> PairedComparison:
+    """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
+
+    Raises:
+        ValueError: the two were not scored on the same seeds and items.
+    """
+    if treated_SN.shape != baseline_SN.shape:
+        raise ValueError(f"scores of shape {treated_SN.shape} and {baseline_SN.shape} are not paired")
+    difference_SN = np.asarray(treated_SN, dtype=np.float64) - np.asarray(baseline_SN, dtype=np.float64)
+    per_seed_S = 100.0 * difference_SN.mean(axis=1)
+    per_seed = tuple(float(value) for value in per_seed_S)
+    return PairedComparison(
+        effect=effect(100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN))),
+        per_seed=per_seed,
+        seed_spread=summarise(per_seed, level=level),
+        seed_t=paired_t_test(per_seed),
+        seed_sign_flip=sign_flip_test(per_seed_S, seed=seed),
+        item_test=sign_flip_test(difference_SN.mean(axis=0), seed=seed),
+        item_interval=hierarchical_bootstrap(
+            difference_SN, level=level, resamples=resamples, seed=seed, resample_seeds=False
+        ),
+        joint_interval=hierarchical_bootstrap(difference_SN, level=level, resamples=resamples, seed=seed),
+        num_seeds=difference_SN.shape[0],
+        num_items=difference_SN.shape[1],
+    )

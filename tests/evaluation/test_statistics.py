@@ -1,0 +1,196 @@
+"""Paired statistics against brute force, against scipy, and under the null."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from advl_pipeline.evaluation import statistics as s
+
+finite = st.floats(-1, 1, allow_nan=False).map(lambda value: round(value, 3))
+scores = st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0])
+
+
+def brute_force_sign_flip(differences: list[float]) -> float:
+    observed = abs(sum(differences))
+    patterns = list(itertools.product((-1, 1), repeat=len(differences)))
+    hits = sum(
+        abs(sum(a * b for a, b in zip(signs, differences, strict=True))) >= observed - 1e-5 for signs in patterns
+    )
+    return hits / len(patterns)
+
+
+@given(st.lists(finite, min_size=1, max_size=9))
+def test_exact_sign_flip_equals_brute_force(differences: list[float]) -> None:
+    result = s.sign_flip_test(differences)
+    assert result.method == "exact sign-flip"
+    assert result.p_value == pytest.approx(brute_force_sign_flip(differences))
+    assert result.p_value >= result.smallest_p - 1e-12
+
+
+def test_exact_sign_flip_equals_scipy() -> None:
+    differences = np.random.default_rng(3).normal(0.4, 1, size=10)
+    expected = stats.permutation_test(
+        (differences,), lambda x, axis: x.mean(axis=axis), permutation_type="samples", vectorized=True
+    )
+    assert s.sign_flip_test(differences).p_value == pytest.approx(expected.pvalue)
+
+
+def test_five_seeds_cannot_fall_below_one_in_sixteen() -> None:
+    result = s.sign_flip_test([1.0, 2.0, 3.0, 2.0, 1.0])
+    assert result.p_value == result.smallest_p == pytest.approx(1 / 16)
+
+
+@pytest.mark.parametrize("wins", [30, 36, 42])
+def test_sampled_sign_flip_of_right_and_wrong_is_mcnemar(wins: int) -> None:
+    differences = np.array([1.0] * wins + [-1.0] * (60 - wins) + [0.0] * 500)
+    expected = stats.binomtest(wins, 60, 0.5).pvalue
+    assert s.sign_flip_test(differences, resamples=40_000).p_value == pytest.approx(expected, abs=0.01)
+
+
+def test_sampled_sign_flip_agrees_with_scipy_on_mixed_magnitudes() -> None:
+    differences = np.random.default_rng(5).choice([-0.9, -0.3, 0.0, 0.3, 0.6, 1.0], size=200)
+    expected = stats.permutation_test(
+        (differences,),
+        lambda x, axis: x.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=20_000,
+        rng=np.random.default_rng(0),
+    )
+    assert s.sign_flip_test(differences, resamples=20_000).p_value == pytest.approx(expected.pvalue, abs=0.015)
+
+
+def test_sign_flip_is_calibrated_under_the_null() -> None:
+    random = np.random.default_rng(11)
+    p_values = [
+        s.sign_flip_test(random.choice([-1.0, 0.0, 1.0], size=80, p=[0.2, 0.6, 0.2]), resamples=999).p_value
+        for _ in range(600)
+    ]
+    rejected = np.mean(np.array(p_values) <= 0.05)
+    assert 0.02 <= rejected <= 0.07
+
+
+def test_paired_t_equals_scipy_and_declines_without_spread() -> None:
+    values = [0.4, 1.7, 2.2, 0.9, 1.1]
+    result = s.paired_t_test(values)
+    assert result is not None
+    assert result.p_value == pytest.approx(stats.ttest_rel(values, np.zeros(5)).pvalue)
+    assert s.paired_t_test([1.0]) is None
+    assert s.paired_t_test([2.0, 2.0, 2.0]) is None
+
+
+def test_summary_is_the_textbook_t_interval() -> None:
+    spread = s.summarise([1.0, 2.0, 4.0])
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert spread.interval is not None
+    assert (spread.interval.low, spread.interval.high) == pytest.approx((low, high))
+    assert s.summarise([3.0]).interval is None
+    with pytest.raises(ValueError, match="undefined"):
+        s.summarise([])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(20, 120))
+def test_item_bootstrap_agrees_with_scipy(seed: int, count: int) -> None:
+    difference_N = np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], size=count)
+    ours = s.paired_bootstrap(difference_N, resamples=4000)
+    theirs = stats.bootstrap(
+        (difference_N,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    tolerance = 100 * 0.35 * float(stats.sem(difference_N)) + 1e-9
+    assert ours.low == pytest.approx(100 * theirs.low, abs=tolerance)
+    assert ours.high == pytest.approx(100 * theirs.high, abs=tolerance)
+
+
+def test_joint_bootstrap_equals_naive_resampling() -> None:
+    random = np.random.default_rng(2)
+    difference_SN = random.choice([-1.0, 0.0, 1.0], size=(5, 60)) + random.choice([0.0, 1.0], size=(5, 1))
+    draws = []
+    for _ in range(4000):
+        seeds, items = random.integers(5, size=5), random.integers(60, size=60)
+        draws.append(100 * difference_SN[np.ix_(seeds, items)].mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    ours = s.hierarchical_bootstrap(difference_SN, resamples=4000)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=2.5)
+    assert ours.high - ours.low > 1.3 * (
+        s.hierarchical_bootstrap(difference_SN, resample_seeds=False).high
+        - s.hierarchical_bootstrap(difference_SN, resample_seeds=False).low
+    )
+
+
+def test_item_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(17)
+    covered = [
+        s.paired_bootstrap(random.choice([-1.0, 0.0, 1.0], size=150, p=[0.2, 0.5, 0.3]), resamples=600).contains(10.0)
+        for _ in range(300)
+    ]
+    assert 0.91 <= np.mean(covered) <= 0.98
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_is_ordered_bounded_and_never_smaller(p_values: list[float]) -> None:
+    adjusted = [value for value in s.holm(p_values) if value is not None]
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert all(adjusted[a] <= adjusted[b] + 1e-12 for a, b in itertools.pairwise(order))
+    assert min(adjusted) == pytest.approx(min(1.0, min(p_values) * len(p_values)))
+
+
+def test_holm_of_a_worked_example_leaves_out_tests_that_do_not_exist() -> None:
+    assert s.holm([0.01, None, 0.04, 0.03]) == (pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06))
+
+
+def test_holm_controls_the_family_wise_error() -> None:
+    random = np.random.default_rng(23)
+    families = random.uniform(size=(2000, 8))
+    any_rejected = np.mean([min(p for p in s.holm(list(row)) if p is not None) <= 0.05 for row in families])
+    assert any_rejected == pytest.approx(0.05, abs=0.015)
+
+
+def test_slope_recovers_a_line_per_seed() -> None:
+    shots = [50, 100, 200, 400]
+    gains = np.array([[8.0, 6.0, 4.0, 2.0], [1.0, 1.5, 2.0, 2.5]])
+    assert s.slope_per_doubling(shots, gains) == pytest.approx([-2.0, 0.5])
+    with pytest.raises(ValueError, match="two different"):
+        s.slope_per_doubling([100, 100], gains[:, :2])
+
+
+def test_points_and_relative_percent_are_kept_apart() -> None:
+    change = s.effect(66.0, 60.0)
+    assert change.points == pytest.approx(6.0)
+    assert change.relative_percent == pytest.approx(10.0)
+    assert s.effect(5.0, 0.0).relative_percent is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_comparison_is_antisymmetric(data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12)))
+    draw = st.lists(scores, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
+    treated = np.array(data.draw(draw)).reshape(shape)
+    baseline = np.array(data.draw(draw)).reshape(shape)
+    forth, back = s.compare(treated, baseline, resamples=200), s.compare(baseline, treated, resamples=200)
+    assert forth.effect.points == pytest.approx(-back.effect.points, abs=1e-9)
+    assert forth.effect.points == pytest.approx(np.mean(forth.per_seed), abs=1e-9)
+    assert forth.item_test.p_value == pytest.approx(back.item_test.p_value)
+    assert forth.seed_sign_flip.p_value == pytest.approx(back.seed_sign_flip.p_value)
+
+
+def test_unpaired_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="not paired"):
+        s.compare(np.zeros((2, 3)), np.zeros((2, 4)))
+
+
+def test_a_benchmark_sized_comparison_is_quick() -> None:
+    random = np.random.default_rng(0)
+    treated = random.integers(0, 2, size=(5, 26_534)).astype(np.float64)
+    baseline = random.integers(0, 2, size=(5, 26_534)).astype(np.float64)
+    result = s.compare(treated, baseline)
+    assert result.num_items == 26_534
+    assert result.joint_interval.contains(result.effect.points)
