@@ -64,10 +64,13 @@ class Candidate:
     `text` is canonical: every character span in the project, of a teacher's tokens or of a student's, refers to it.
     Characters [0, context_length) are the context (question, or question and answer); the answer follows one
     space later. A text without context has context_length 0 and starts at once.
+    Where the context is itself a question and its answer (VCR's QA->R), the question is characters
+    [0, question_length) and the answer follows one space later; question_length is 0 elsewhere.
     """
 
     text_unit: TextUnit
     context_length: int = 0
+    question_length: int = 0
     tags: tuple[ObjectTag, ...] = ()
 
     @property
