@@ -9,7 +9,7 @@ from typing import Literal
 from advl_pipeline.configuration import option
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
-TeacherControl = Literal["none", "shuffle", "random"]
+TeacherControl = Literal["none", "shuffle"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,6 @@ class FinetuneConfig:
         help="Inputs of the adapt step: the labelled subset, or all inputs of the split without labels.",
     )
     teacher_control: TeacherControl = option(
-        "none",
-        help="Control: shuffle the teacher's features over units, or replace them by a random network's.",
+        "none", help="Control: permute the teacher's features over units; a cache of `random:NAME` is the other one."
     )
     live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")

@@ -1,0 +1,65 @@
+"""Checkpoints: one safetensors file, written whole or not at all, never a pickle.
+
+Keys: `model/<parameter>`, `optimizer/<index>/<state>`; the step is in the file's metadata. Randomness needs no
+state: every step seeds itself from (seed, step).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from advl_pipeline.errors import CorruptCache
+
+
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, phase: str) -> None:
+    """Write the state after `step` optimiser steps of a phase."""
+    tensors = {f"model/{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata={"step": str(step), "phase": phase})
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
+    """Return (step, phase, tensors) of a checkpoint, or None when there is none.
+
+    Raises:
+        CorruptCache: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CorruptCache(
+            "The checkpoint is damaged.",
+            where=str(path),
+            why=str(error),
+            next_command="run again with --no-resume to start over",
+        ) from None
+    return int(metadata["step"]), metadata["phase"], tensors
+
+
+def restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Load a checkpoint's tensors; the optimiser only when the phase that it belongs to goes on."""
+    prefix = "model/"
+    model.load_state_dict({key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+    if optimizer is None:
+        return
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer/"):
+            _, index, name = key.split("/", 2)
+            state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,154 @@
+"""One module that holds what is trained together: the student, its task heads and the projections of the method.
+
+`forward` returns the loss terms of one batch in one of the two steps, so that data parallelism and mixed precision
+wrap the whole computation.
+Shapes: B examples, N sequences, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from advl_pipeline.distillation.distiller import Distiller, example_of_sequence
+from advl_pipeline.distillation.signal import TeacherSignal
+from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.training.targets import (
+    TaskTargets,
+    head_name,
+    right_sequences,
+    shape_logits,
+    student_confidence,
+    task_loss,
+)
+
+Phase = Literal["adapt", "finetune"]
+
+
+@dataclass(kw_only=True)
+class LossTerms:
+    """Scalars to be added up, raw terms for the log, and the weights and words behind them.
+
+    `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached.
+    """
+
+    weighted: dict[str, torch.Tensor] = field(default_factory=dict)
+    raw: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_correct: torch.Tensor | None = None
+
+    @property
+    def total(self) -> torch.Tensor:
+        return torch.stack(list(self.weighted.values())).sum()
+
+
+class FinetuneModel(nn.Module):
+    """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused)."""
+
+    def __init__(self, student: Student, heads: Mapping[str, nn.Module], distiller: Distiller) -> None:
+        super().__init__()
+        self.student = student
+        self.heads = nn.ModuleDict(dict(heads))
+        self.distiller = distiller
+
+    def forward(
+        self,
+        batch: StudentBatch,
+        targets: TaskTargets,
+        signal: TeacherSignal | None,
+        *,
+        task: str,
+        phase: Phase,
+        strength: float,
+        image_ids_B: torch.Tensor,
+        generator: torch.Generator | None = None,
+    ) -> LossTerms:
+        """Return the loss terms of one batch.
+
+        Args:
+            batch: the student's inputs.
+            targets: used in the finetune step; in the adapt step only to pick the right candidate.
+            signal: of the teachers, None for methods without.
+            task: of every example of the batch, up to the head that it uses.
+            phase: `adapt` (no task loss) or `finetune`.
+            strength: lambda.
+            image_ids_B: int64, equal where two examples show the same picture.
+            generator: of random choices inside the method.
+        """
+        if phase == "adapt":
+            return self._adapt(batch, targets, signal, image_ids_B, generator)
+        return self._finetune(batch, targets, signal, task, strength, generator)
+
+    def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
+        """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
+        pooled_NP = self.student.encode(batch).pooled_NP
+        return shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
+
+    def _adapt(
+        self,
+        batch: StudentBatch,
+        targets: TaskTargets,
+        signal: TeacherSignal | None,
+        image_ids_B: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> LossTerms:
+        terms = LossTerms()
+        right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
+        if self.distiller.settings.adapt_objective == "contrastive":
+            separate = self.student.encode(batch, mask_visual=True)
+            contrast = self.distiller.contrast(separate, batch, right_B, image_ids_B)
+            terms.weighted["contrast"] = contrast
+            terms.raw["contrast"] = contrast.detach()
+        if signal is not None:
+            output = self.student.encode(batch, need_relevance=self.distiller.needs_relevance)
+            distilled = self.distiller.terms(
+                output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
+            )
+            for name, value_B in (("vision", distilled.vision_B), ("text", distilled.text_B)):
+                if value_B is not None:
+                    terms.weighted[name] = value_B.mean()
+                    terms.raw[name] = value_B.detach().mean()
+        return terms
+
+    def _finetune(
+        self,
+        batch: StudentBatch,
+        targets: TaskTargets,
+        signal: TeacherSignal | None,
+        task: str,
+        strength: float,
+        generator: torch.Generator | None,
+    ) -> LossTerms:
+        output = self.student.encode(batch, need_relevance=signal is not None and self.distiller.needs_relevance)
+        head = self.heads[head_name(task)]
+        logits = shape_logits(head(output.pooled_NP), batch.num_candidates, targets.is_choice)
+        loss = task_loss(logits, targets)
+        terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()})
+        if targets.label_B is not None:
+            terms.num_correct = (logits.detach().argmax(1) == targets.label_B).sum()
+        if signal is None or strength == 0.0:
+            return terms
+        confidence_B = student_confidence(logits, targets)
+        right_B = right_sequences(targets, batch.num_candidates).to(confidence_B.device)
+        distilled = self.distiller.terms(
+            output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
+        )
+        for name, value_B in (("vision", distilled.vision_B), ("text", distilled.text_B)):
+            if value_B is None:
+                continue
+            weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)
+            terms.weighted[name] = strength * (weights_B * value_B).mean()
+            terms.raw[name] = value_B.detach().mean()
+            terms.weights[name] = weights_B
+        return terms
+
+    @staticmethod
+    def _right_mask(batch: StudentBatch, right_B: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
+        if not targets.is_choice:
+            return torch.ones(batch.num_sequences, dtype=torch.bool, device=right_B.device)
+        example_N = example_of_sequence(batch.num_candidates, right_B.device)
+        return right_B[example_N] == torch.arange(batch.num_sequences, device=right_B.device)

@@ -1,0 +1,67 @@
+"""Task heads beside the student in a run folder: `heads.safetensors` and `heads.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from advl_pipeline.atomic import write_text
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
+from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.students.interface import Student
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.targets import head_name
+
+HEADS_FILE = "heads.safetensors"
+HEADS_DESCRIPTION = "heads.json"
+
+
+def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
+    """Return a fresh head for each kind of task of the dataset; tasks that share a head get one."""
+    heads: dict[str, nn.Module] = {}
+    for task in dataset.tasks:
+        if head_name(task) not in heads:
+            num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(dataset.label_names(task))
+            heads[head_name(task)] = student.build_head(task, num_classes)
+    return heads
+
+
+def save_heads(folder: Path, model: FinetuneModel, dataset: Dataset) -> None:
+    """Write the heads with the meaning of their classes."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.heads.state_dict().items()}
+    partial = folder / (HEADS_FILE + ".partial")
+    save_file(tensors, partial)
+    partial.replace(folder / HEADS_FILE)
+    description = {
+        head_name(task): {"task": task, "label_names": list(dataset.label_names(task))} for task in dataset.tasks
+    }
+    write_text(folder / HEADS_DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:
+    """Return the heads of a run and the class names of each.
+
+    Raises:
+        WeightsUnavailable: the run is not finished.
+    """
+    path = folder / HEADS_DESCRIPTION
+    if not path.exists():
+        raise WeightsUnavailable(
+            "This run has no task heads; it is not finished.",
+            where=str(folder),
+            next_command="run the same `advl finetune` again: it resumes",
+        )
+    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    heads = nn.ModuleDict(
+        {
+            name: student.build_head(entry["task"], max(1, len(entry["label_names"])))
+            for name, entry in description.items()
+        }
+    )
+    heads.load_state_dict(load_file(folder / HEADS_FILE))
+    return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}

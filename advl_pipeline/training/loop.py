@@ -1,0 +1,211 @@
+"""The loop over one step of the method (adapt or finetune): optimiser, schedule, log, checkpoint, resume.
+
+Every optimiser step seeds torch from (seed, phase, step), so that a resumed run computes what an uninterrupted one
+would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from advl_pipeline.training.batches import TrainingBatch
+from advl_pipeline.training.checkpoint import restore, save_checkpoint
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.finetune_model import FinetuneModel, LossTerms, Phase
+from advl_pipeline.training.prefetch import Prefetcher
+from advl_pipeline.training.run_folder import RunFolder
+from advl_pipeline.training.schedule import distillation_strength, linear_warmup_decay
+
+HISTOGRAM_BINS = 20
+_PHASE_SEED = {"adapt": 1, "finetune": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """One step of the method: which phase, how long, and where its step numbers start in the log."""
+
+    phase: Phase
+    num_steps: int
+    first_logged_step: int
+
+
+@dataclass(kw_only=True)
+class PhaseTiming:
+    """Seconds of computing and of waiting for data in a phase, and its examples."""
+
+    seconds: float = 0.0
+    seconds_waited: float = 0.0
+    num_steps: int = 0
+    num_examples: int = 0
+
+
+def run_phase(
+    config: FinetuneConfig,
+    plan: PhasePlan,
+    model: FinetuneModel,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    make_batches: Callable[[range], Iterator[list[TrainingBatch]]],
+    *,
+    start_step: int,
+    checkpoint: dict[str, torch.Tensor] | None,
+    progress: Callable[[int], None],
+) -> PhaseTiming:
+    """Train for the rest of a phase.
+
+    Args:
+        config: of the run.
+        plan: of the phase.
+        model: trained in place.
+        accelerator: device, precision and data parallelism.
+        folder: log and checkpoints go there.
+        make_batches: from a range of steps to their micro-batches; runs on the background thread.
+        start_step: step of this phase to start at, more than 0 when resuming.
+        checkpoint: tensors to restore when resuming inside this phase.
+        progress: called with 1 after each step.
+    """
+    optimizer = build_optimizer(config, model, train_student=_trains_student(model, plan.phase))
+    if checkpoint is not None:
+        restore(checkpoint, model, optimizer)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    peak = [group["lr"] for group in optimizer.param_groups]
+    timing = PhaseTiming()
+    wrapped.train()
+    pending: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
+        for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
+            step_began, waited_before = time.perf_counter(), batches.seconds_waited
+            factor = linear_warmup_decay(step, num_steps=plan.num_steps, warmup_fraction=config.warmup_fraction)
+            for group, rate in zip(optimizer.param_groups, peak, strict=True):
+                group["lr"] = rate * factor
+            strength = distillation_strength(
+                step, num_steps=plan.num_steps, start=config.distill_weight, decay=config.distill_decay
+            )
+            seed_step(config.seed, plan.phase, step, accelerator.process_index)
+            record, num_examples = _optimiser_step(
+                wrapped, optimizer, accelerator, micro_batches, config, plan.phase, strength
+            )
+            timing.num_steps += 1
+            timing.num_examples += num_examples
+            record |= {
+                "step": plan.first_logged_step + step,
+                "phase": plan.phase,
+                "learning_rate": peak[0] * factor,
+                "lambda": strength,
+                "seconds": time.perf_counter() - step_began,
+                "seconds_waited": batches.seconds_waited - waited_before,
+            }
+            pending.append(record)
+            progress(1)
+            finished = step + 1 == plan.num_steps
+            if accelerator.is_main_process and (finished or (step + 1) % config.checkpoint_every == 0):
+                folder.log(pending)
+                pending.clear()
+                save_checkpoint(folder.checkpoint, model, optimizer.optimizer, step=step + 1, phase=plan.phase)
+        timing.seconds_waited = batches.seconds_waited
+    timing.seconds = time.perf_counter() - began
+    return timing
+
+
+def build_optimizer(config: FinetuneConfig, model: FinetuneModel, *, train_student: bool) -> torch.optim.AdamW:
+    """Return AdamW with the groups of the field: no decay for biases and norms, another rate for fresh parts."""
+    fresh = {id(parameter) for part in (model.heads, model.distiller) for parameter in part.parameters()}
+    no_decay = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)) or parameter.ndim == 0
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        is_fresh = id(parameter) in fresh
+        parameter.requires_grad_(is_fresh or train_student)
+        if parameter.requires_grad:
+            groups.setdefault((is_fresh, id(parameter) in no_decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": config.learning_rate * (config.head_lr_scale if is_fresh else 1.0),
+                "weight_decay": 0.0 if undecayed else config.weight_decay,
+            }
+            for (is_fresh, undecayed), parameters in groups.items()
+        ],
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+
+
+def seed_step(seed: int, phase: Phase, step: int, rank: int) -> None:
+    """Seed torch for one optimiser step of one process."""
+    mixed = (seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
+    torch.manual_seed((mixed * 1009 + rank) % (1 << 63))
+
+
+def _trains_student(model: FinetuneModel, phase: Phase) -> bool:
+    return not (phase == "adapt" and model.distiller.settings.adapt_objective == "projections-only")
+
+
+def _optimiser_step(
+    wrapped: nn.Module,
+    optimizer: Any,
+    accelerator: Accelerator,
+    micro_batches: list[TrainingBatch],
+    config: FinetuneConfig,
+    phase: Phase,
+    strength: float,
+) -> tuple[dict[str, Any], int]:
+    optimizer.zero_grad(set_to_none=True)
+    num_examples = sum(len(batch.example_ids) for batch in micro_batches)
+    generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
+    collected: list[tuple[float, LossTerms]] = []
+    for batch in micro_batches:
+        moved = batch.to(accelerator.device)
+        terms: LossTerms = wrapped(
+            moved.student,
+            moved.targets,
+            moved.signal,
+            task=moved.task,
+            phase=phase,
+            strength=strength,
+            image_ids_B=moved.image_ids_B,
+            generator=generator,
+        )
+        share = len(batch.example_ids) / num_examples
+        accelerator.backward(terms.total * share)
+        collected.append((share, terms))
+    record: dict[str, Any] = {}
+    if config.clip_norm > 0:
+        record["grad_norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm))
+    optimizer.step()
+    return record | _summarise(collected, num_examples), num_examples
+
+
+def _summarise(collected: list[tuple[float, LossTerms]], num_examples: int) -> dict[str, Any]:
+    record: dict[str, Any] = {"num_examples": num_examples}
+    for share, terms in collected:
+        for kind, values in (("raw", terms.raw), ("weighted", terms.weighted)):
+            for name, value in values.items():
+                key = f"{kind}/{name}"
+                record[key] = record.get(key, 0.0) + share * float(value)
+        if terms.num_correct is not None:
+            record["correct"] = record.get("correct", 0.0) + float(terms.num_correct) / num_examples
+    for name in collected[0][1].weights:
+        weights = torch.cat([terms.weights[name].float().cpu() for _, terms in collected])
+        top = max(1.0, float(weights.max()))
+        counts = torch.histc(weights, bins=HISTOGRAM_BINS, min=0.0, max=top)
+        record[f"weights/{name}"] = {
+            "mean": float(weights.mean()),
+            "max": float(weights.max()),
+            "bin_width": top / HISTOGRAM_BINS,
+            "counts": counts.long().tolist(),
+        }
+    return record

@@ -1,0 +1,80 @@
+"""Methods by name: what each control and ADVL itself do with the teachers.
+
+| method         | teachers | words            | weights  | steps |
+|----------------|----------|------------------|----------|-------|
+| plain          | no       | -                | -        | one   |
+| plain-two-step | no       | -                | -        | two   |
+| naive-kd       | yes      | all              | uniform  | one   |
+| advl           | yes      | adaptive         | ratio    | two   |
+
+Every method trains for the same number of optimiser steps on the same examples in the same order. An option given
+explicitly wins over the method's default, which is how ablations are named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.config import FinetuneConfig
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "plain": {"teachers": False, "selection": "all", "weighting": "uniform", "steps": "one"},
+    "plain-two-step": {"teachers": False, "selection": "all", "weighting": "uniform", "steps": "two"},
+    "naive-kd": {"teachers": True, "selection": "all", "weighting": "uniform", "steps": "one"},
+    "advl": {"teachers": True, "selection": "adaptive", "weighting": "ratio", "steps": "two"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedMethod:
+    """A method with every option decided."""
+
+    uses_teachers: bool
+    steps: Literal["one", "two"]
+    settings: DistillationSettings
+    num_adapt_steps: int
+    num_finetune_steps: int
+
+
+def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
+    """Fill the options that follow the method, and split the budget over the two steps.
+
+    Raises:
+        ConfigError: options that contradict each other.
+    """
+    defaults = _DEFAULTS[config.method]
+    steps = config.steps or defaults["steps"]
+    if not 0.0 < config.adapt_fraction < 1.0:
+        raise ConfigError("adapt-fraction must lie between 0 and 1.", why=f"got {config.adapt_fraction!r}")
+    if config.num_steps < 2:
+        raise ConfigError("num-steps must be at least 2.", why=f"got {config.num_steps!r}")
+    if defaults["teachers"] and not config.cache:
+        raise ConfigError(
+            f"Method {config.method} needs a teacher cache.",
+            next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
+            "then advl finetune --cache DIR ...",
+        )
+    num_adapt = max(1, round(config.num_steps * config.adapt_fraction)) if steps == "two" else 0
+    return ResolvedMethod(
+        uses_teachers=defaults["teachers"],
+        steps=steps,
+        settings=DistillationSettings(
+            pathway=config.pathway,
+            distance=config.distance,
+            vision_target=config.vision_target,
+            selection=config.selection or defaults["selection"],
+            selection_alpha=config.selection_alpha,
+            selection_rho=config.selection_rho,
+            candidates=config.candidates,
+            weighting=config.weighting or defaults["weighting"],
+            weight_max=config.weight_max,
+            weight_normalise=config.weight_normalise,
+            weight_shuffle=config.weight_shuffle,
+            adapt_objective=config.adapt_objective,
+        ),
+        num_adapt_steps=num_adapt,
+        num_finetune_steps=config.num_steps - num_adapt,
+    )

@@ -1,0 +1,125 @@
+"""Objectives of the image-text pretraining: region-phrase contrast, masked words, image-text matching.
+
+Shapes: N captions, L tokens, R visual tokens, Q phrases of the batch, G boxes of the batch, H width, E common space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+
+
+@dataclass(kw_only=True)
+class PhraseTargets:
+    """Phrases of a batch: their caption, characters, visual token, and a number that equal wordings share."""
+
+    caption_Q: torch.Tensor
+    span_Q2: torch.Tensor
+    visual_token_Q: torch.Tensor
+    wording_Q: torch.Tensor
+
+
+def phrase_targets(examples: Sequence[Example], box_index_NR: torch.Tensor) -> PhraseTargets:
+    """Gather the phrases that name a box, from the captions' object tags."""
+    captions, spans, tokens, wordings = [], [], [], []
+    numbers: dict[str, int] = {}
+    for row, example in enumerate(examples):
+        (candidate,) = example.candidates
+        token_of_box = {int(box): token for token, box in enumerate(box_index_NR[row].tolist()) if box >= 0}
+        for tag in candidate.tags:
+            captions.append(row)
+            spans.append((tag.start, tag.end))
+            tokens.append(token_of_box[tag.box])
+            wording = candidate.text[tag.start : tag.end].lower()
+            wordings.append(numbers.setdefault(wording, len(numbers)))
+    return PhraseTargets(
+        caption_Q=torch.tensor(captions),
+        span_Q2=torch.tensor(spans),
+        visual_token_Q=torch.tensor(tokens),
+        wording_Q=torch.tensor(wordings),
+    )
+
+
+def without_tags(example: Example) -> Example:
+    """Return the example with its object tags removed, so that no word piece is shown its box."""
+    return replace(example, candidates=tuple(replace(candidate, tags=()) for candidate in example.candidates))
+
+
+class PretrainHeads(nn.Module):
+    """Heads of the three objectives; none of them is kept with the student."""
+
+    def __init__(self, student: Student, num_tokens: int, contrast_size: int = 128) -> None:
+        super().__init__()
+        width = student.hidden_size
+        self.phrase = nn.Linear(width, contrast_size)
+        self.region = nn.Linear(width, contrast_size)
+        self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
+        self.word_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.word_bias = nn.Parameter(torch.zeros(num_tokens))
+        self.matching = nn.Linear(student.pooled_size, 2)
+
+    def contrast(self, output: StudentOutput, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
+        """Return symmetric InfoNCE between phrases and their boxes over the batch.
+
+        Boxes that another phrase calls by the same wording are no negatives.
+        """
+        inside_QL = (batch.char_spans_NL2[phrases.caption_Q, :, 0] >= phrases.span_Q2[:, :1]) & (
+            batch.char_spans_NL2[phrases.caption_Q, :, 1] <= phrases.span_Q2[:, 1:]
+        )
+        inside_QL &= batch.char_spans_NL2[phrases.caption_Q, :, 1] > batch.char_spans_NL2[phrases.caption_Q, :, 0]
+        weights_QL = inside_QL.float()
+        states_QLH = output.text_states_NLH[phrases.caption_Q]
+        phrase_QH = (states_QLH * weights_QL[..., None]).sum(1) / weights_QL.sum(1, keepdim=True).clamp(min=1)
+        region_QH = output.visual_states_NRH[phrases.caption_Q, phrases.visual_token_Q]
+        phrase = functional.normalize(self.phrase(phrase_QH), dim=-1)
+        region = functional.normalize(self.region(region_QH), dim=-1)
+        logits_QQ = phrase @ region.T / self.log_temperature.exp().clamp(min=0.01)
+        same = phrases.wording_Q[:, None] == phrases.wording_Q[None, :]
+        same &= ~torch.eye(len(same), dtype=torch.bool)
+        logits_QQ = logits_QQ.masked_fill(same, -torch.inf)
+        target = torch.arange(len(logits_QQ))
+        return (functional.cross_entropy(logits_QQ, target) + functional.cross_entropy(logits_QQ.T, target)) / 2
+
+    def masked_words(
+        self, output: StudentOutput, word_vectors: torch.Tensor, targets_NL: torch.Tensor
+    ) -> torch.Tensor:
+        """Return cross-entropy over the vocabulary at masked tokens (targets -100 elsewhere), output layer tied."""
+        where = targets_NL >= 0
+        if not where.any():
+            return output.pooled_NP.sum() * 0.0
+        states = self.word_transform(output.text_states_NLH[where])
+        return functional.cross_entropy(states @ word_vectors.T + self.word_bias, targets_NL[where])
+
+    def match(self, output: StudentOutput, is_pair_N: torch.Tensor) -> torch.Tensor:
+        """Return cross-entropy of whether caption and picture belong together."""
+        return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long())
+
+
+def mask_words(
+    token_ids_NL: torch.Tensor,
+    maskable_NL: torch.Tensor,
+    *,
+    probability: float,
+    mask_id: int,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (masked ids, targets): each maskable token is masked with the probability; targets -100 elsewhere."""
+    chosen = (torch.rand(token_ids_NL.shape, generator=generator) < probability) & maskable_NL
+    return token_ids_NL.masked_fill(chosen, mask_id), token_ids_NL.masked_fill(~chosen, -100)
+
+
+def swap_pictures(batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (picture of each caption, whether it is its own): half of the captions get another one's picture."""
+    swapped = torch.rand(batch_size, generator=generator) < 0.5
+    shift = int(torch.randint(1, max(2, batch_size), (1,), generator=generator))
+    index = torch.arange(batch_size)
+    index = torch.where(swapped, (index + shift) % batch_size, index)
+    return index, index == torch.arange(batch_size)

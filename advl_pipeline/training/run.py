@@ -1,0 +1,279 @@
+"""`run_finetune`: one finetuning run from configuration to run folder."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.confidence import load_or_estimate_confidence
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.batches import TrainingBatch, training_batches
+from advl_pipeline.training.checkpoint import read_checkpoint, restore
+from advl_pipeline.training.compatibility import check_caches
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.heads import build_heads, save_heads
+from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
+from advl_pipeline.training.methods import ResolvedMethod, resolve_method
+from advl_pipeline.training.run_folder import RunFolder
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher, shuffled_teacher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneResult:
+    """A finished run: its folder and the content of its result.json."""
+
+    output: Path
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What the phases train on: positions in the split of the labelled subset and of the adapt step's inputs."""
+
+    dataset: Dataset
+    labelled: list[int]
+    adapt: list[int]
+
+
+def run_finetune(config: FinetuneConfig) -> FinetuneResult:
+    """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
+
+    Raises:
+        ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
+        folder of another run. DatasetError, CorruptCache, WeightsUnavailable: as they say.
+    """
+    method = resolve_method(config)
+    folder = RunFolder(config.output)
+    folder.open(config_to_dict(config), resume=config.resume)
+    if (finished := folder.read_result()) is not None:
+        return FinetuneResult(output=config.output, summary=finished)
+    began = time.perf_counter()
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    inputs = _open_inputs(config)
+    source = _open_signals(config, method, inputs, folder)
+    model = build_finetune_model(config, method, inputs.dataset, source)
+    timings = _train(config, method, model, accelerator, folder, inputs, source)
+    if accelerator.is_main_process:
+        origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
+        save_student(folder.path, model.student, origin=origin)
+        save_heads(folder.path, model, inputs.dataset)
+        summary = _summary(config, model, inputs, timings, time.perf_counter() - began)
+        folder.write_json("result.json", summary)
+        folder.checkpoint.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    result = folder.read_result()
+    assert result is not None
+    return FinetuneResult(output=config.output, summary=result)
+
+
+def build_finetune_model(
+    config: FinetuneConfig, method: ResolvedMethod, dataset: Dataset, source: SignalSource | None
+) -> FinetuneModel:
+    """Build student, heads and projections; the same seed gives the same student and heads for every method."""
+    torch.manual_seed(config.seed)
+    student = build_student(config.student, weights=config.init)
+    torch.manual_seed(config.seed + 1)
+    heads = build_heads(student, dataset)
+    torch.manual_seed(config.seed + 2)
+    distiller = Distiller(
+        method.settings,
+        source.widths() if source else {},
+        hidden_size=student.hidden_size,
+        pooled_size=student.pooled_size,
+    )
+    return FinetuneModel(student, heads, distiller)
+
+
+def _open_inputs(config: FinetuneConfig) -> _Inputs:
+    dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root, tasks=config.task)
+    everything = list(range(len(dataset)))
+    if config.shots is None:
+        return _Inputs(dataset=dataset, labelled=everything, adapt=everything)
+    chosen = set(nested_subset(dataset, config.shots, config.seed))
+    labelled = [index for index, name in enumerate(dataset.example_ids) if name in chosen]
+    return _Inputs(dataset=dataset, labelled=labelled, adapt=everything if config.adapt_on == "inputs" else labelled)
+
+
+def _open_signals(
+    config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder
+) -> SignalSource | None:
+    if not method.uses_teachers:
+        folder.write_json("caches.json", [])
+        return None
+    caches = [open_cache(path) for path in config.cache]
+    check_caches(caches, inputs.dataset)
+    folder.write_json("caches.json", [{"path": str(cache.path), "identity": cache.identity} for cache in caches])
+    teachers: list[TeacherFeatures] = [cached_teacher(cache) for cache in caches]
+    names = [teacher.name for teacher in teachers]
+    if len(set(names)) != len(names):
+        raise ConfigError("Two caches hold the same teacher.", why=", ".join(names))
+    confidence = _confidence(config, method, caches, inputs)
+    if config.teacher_control == "shuffle":
+        teachers = [shuffled_teacher(teacher, seed=config.seed) for teacher in teachers]
+        confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
+    prior = fit_word_prior(candidate.text for index in inputs.adapt for candidate in inputs.dataset[index].candidates)
+    return SignalSource(teachers, prior=prior, confidence=confidence, target_norm=config.target_norm)
+
+
+def _confidence(
+    config: FinetuneConfig, method: ResolvedMethod, caches: Sequence[TeacherCache], inputs: _Inputs
+) -> dict[str, dict[str, float]]:
+    if method.settings.weighting == "uniform" or config.confidence == "none":
+        return {}
+    ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
+    estimates = load_or_estimate_confidence(
+        caches=caches,
+        dataset=inputs.dataset,
+        example_ids=ids,
+        estimator=config.confidence,
+        folds=config.confidence_folds,
+        seed=config.seed,
+    )
+    return {modality: dict(zip(ids, map(float, values), strict=True)) for modality, values in estimates.items()}
+
+
+def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(values), generator=generator).tolist()
+    numbers = list(values.values())
+    return {name: numbers[index] for name, index in zip(values, order, strict=True)}
+
+
+def _train(
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    model: FinetuneModel,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    inputs: _Inputs,
+    source: SignalSource | None,
+) -> dict[str, PhaseTiming]:
+    phases = [
+        PhasePlan(phase="adapt", num_steps=method.num_adapt_steps, first_logged_step=0),
+        PhasePlan(phase="finetune", num_steps=method.num_finetune_steps, first_logged_step=method.num_adapt_steps),
+    ]
+    checkpoint = read_checkpoint(folder.checkpoint)
+    done = checkpoint[0] if checkpoint else 0
+    resumed_phase = checkpoint[1] if checkpoint else "adapt"
+    first_step = done + (method.num_adapt_steps if resumed_phase == "finetune" else 0)
+    folder.keep_metrics_before(first_step)
+    if checkpoint:
+        restore(checkpoint[2], model, None)
+    timings: dict[str, PhaseTiming] = {}
+    with tqdm(
+        total=config.num_steps, initial=first_step, desc=config.method, unit="step", disable=not sys.stderr.isatty()
+    ) as bar:
+        for plan in phases:
+            if plan.num_steps == 0 or (plan.phase == "adapt" and resumed_phase == "finetune"):
+                continue
+            inside = checkpoint is not None and plan.phase == resumed_phase
+            start = done if inside else 0
+            if start >= plan.num_steps:
+                continue
+            timings[plan.phase] = run_phase(
+                config,
+                plan,
+                model,
+                accelerator,
+                folder,
+                _batch_maker(config, plan, model.student, accelerator, inputs, source),
+                start_step=start,
+                checkpoint=checkpoint[2] if checkpoint and inside else None,
+                progress=bar.update,
+            )
+    return timings
+
+
+def _batch_maker(
+    config: FinetuneConfig,
+    plan: PhasePlan,
+    student: Student,
+    accelerator: Accelerator,
+    inputs: _Inputs,
+    source: SignalSource | None,
+) -> Any:
+    adapt = plan.phase == "adapt"
+
+    def make(steps: range) -> Iterator[list[TrainingBatch]]:
+        return training_batches(
+            inputs.dataset,
+            inputs.adapt if adapt else inputs.labelled,
+            student,
+            source,
+            steps=steps,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            seed=config.seed,
+            labelled=not adapt,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+
+    return make
+
+
+def _summary(
+    config: FinetuneConfig,
+    model: FinetuneModel,
+    inputs: _Inputs,
+    timings: dict[str, PhaseTiming],
+    seconds: float,
+) -> dict[str, Any]:
+    num_steps = sum(timing.num_steps for timing in timings.values())
+    computed = sum(timing.seconds for timing in timings.values())
+    waited = sum(timing.seconds_waited for timing in timings.values())
+    num_examples = sum(timing.num_examples for timing in timings.values())
+    return {
+        "status": "done",
+        "method": config.method,
+        "dataset": config.dataset,
+        "shots": config.shots,
+        "seed": config.seed,
+        "num_steps": config.num_steps,
+        "num_labelled": len(inputs.labelled),
+        "num_adapt_inputs": len(inputs.adapt),
+        "seconds": seconds,
+        "seconds_per_step": computed / max(1, num_steps),
+        "samples_per_second": num_examples / computed if computed else 0.0,
+        "wait_share": waited / computed if computed else 0.0,
+        "phases": {name: {"seconds": t.seconds, "num_steps": t.num_steps} for name, t in timings.items()},
+        "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
+        "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration that a run folder was made with.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise ConfigError(
+            "There is no finetuning run here.", where=str(folder), next_command="advl finetune --output DIR ..."
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,109 @@
+"""The run folder: everything that a finetuning run leaves behind, and what lets it resume.
+
+config.json · environment.json · caches.json · metrics.jsonl · checkpoint.safetensors (while it runs) ·
+model.safetensors and student.json · result.json (last) · evaluation/ (written by `advl evaluate`).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.atomic import write_text
+from advl_pipeline.errors import IdentityMismatch
+
+LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
+
+# These say where a run reads and writes and how it is cut into pieces, not what it computes.
+_FREE_KEYS = frozenset({"output", "data_root", "resume", "checkpoint_every"})
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.result = path / "result.json"
+
+    def open(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Create the folder, or check that an existing one belongs to the same configuration.
+
+        Raises:
+            IdentityMismatch: another run lies there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.exists() and resume:
+            found = json.loads(self.config.read_text(encoding="utf-8"))
+            differing = sorted(
+                key
+                for key in {*found, *config} - _FREE_KEYS
+                if found.get(key, "(absent)") != config.get(key, "(absent)")
+            )
+            if differing:
+                lines = [f"{key}: here {found.get(key)!r}, asked for {config.get(key)!r}" for key in differing]
+                raise IdentityMismatch(
+                    "The run folder holds a run with other settings.",
+                    where=str(self.path),
+                    why="; ".join(lines),
+                    next_command="choose another --output, or pass --no-resume to start over in this one",
+                )
+        elif not resume:
+            for path in (self.checkpoint, self.result, self.metrics):
+                path.unlink(missing_ok=True)
+        self.write_json("config.json", config)
+        self.write_json("environment.json", describe_environment())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one JSON document atomically."""
+        write_text(self.path / name, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, or None."""
+        if not self.result.exists():
+            return None
+        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        return result
+
+    def keep_metrics_before(self, step: int) -> None:
+        """Drop logged steps from `step` on, and a torn last line: they are about to be written again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if record["step"] < step:
+                kept.append(line + "\n")
+        write_text(self.metrics, "".join(kept))
+
+    def log(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append records to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions and platform: provenance, not identity."""
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            libraries[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "libraries": libraries,
+        "command": sys.argv,
+    }

@@ -1,0 +1,271 @@
+"""Where teacher signals come from: caches, joined to the examples of a batch by unit id, never by position.
+
+Runs on the background thread. Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.distillation.distance import standardise
+from advl_pipeline.distillation.distiller import TeacherWidths
+from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.word_prior import WordPrior
+from advl_pipeline.distillation.words import NO_WORD, assign_tokens_to_words, word_spans
+from advl_pipeline.students.interface import StudentBatch
+
+
+class UnitFeatures(Protocol):
+    """Features of units by id: what a cache's `FeatureStore` and a live tower have in common."""
+
+    global_dim: int
+    token_dim: int
+    has_tokens: bool
+    global_mean: npt.NDArray[np.float32]
+    global_variance: npt.NDArray[np.float32]
+    token_mean: npt.NDArray[np.float32]
+    token_variance: npt.NDArray[np.float32]
+
+    def global_features(self, ids: Sequence[str]) -> npt.NDArray[np.floating[Any]]: ...
+
+    def token_features(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int32]]: ...
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]: ...
+
+    def announce(self, ids: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFeatures:
+    """One teacher's features of one split, from a cache or live."""
+
+    name: str
+    image: UnitFeatures | None
+    text: UnitFeatures | None
+    image_tokens_are_boxes: bool
+    aligned: bool
+
+
+def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
+    """View a cache as a teacher's features."""
+    teacher = cache.identity["teacher"]
+    image = teacher.get("image") or {}
+    return TeacherFeatures(
+        name=str(cache.teacher_name),
+        image=cache.image,
+        text=cache.text,
+        image_tokens_are_boxes=str(image.get("tokens", "")).startswith("boxes"),
+        aligned=bool(teacher.get("aligned", False)),
+    )
+
+
+class SignalSource:
+    """Builds the `TeacherSignal` of a batch from several teachers' features."""
+
+    def __init__(
+        self,
+        teachers: Sequence[TeacherFeatures],
+        *,
+        prior: WordPrior,
+        confidence: Mapping[str, Mapping[str, float]],
+        target_norm: str = "standardise",
+    ) -> None:
+        """Args:
+        teachers: with features of every unit that will be asked for.
+        prior: IDF over the training texts.
+        confidence: modality -> example id -> probability of the ground truth.
+        target_norm: `standardise` or `none`.
+        """
+        self.teachers = teachers
+        self._prior = prior
+        self._confidence = confidence
+        self._standardise = target_norm == "standardise"
+
+    def widths(self) -> dict[str, TeacherWidths]:
+        """Return the feature widths by teacher, in the order of the teachers."""
+        return {
+            teacher.name: TeacherWidths(
+                image_global=teacher.image.global_dim if teacher.image else None,
+                image_region=teacher.image.token_dim if teacher.image and teacher.image_tokens_are_boxes else None,
+                text_global=teacher.text.global_dim if teacher.text else None,
+                text_token=teacher.text.token_dim if teacher.text and teacher.text.has_tokens else None,
+            )
+            for teacher in self.teachers
+        }
+
+    def announce(self, examples: Sequence[Example]) -> None:
+        """Tell the stores which units a later batch needs."""
+        image_ids = [example.image.unit_id for example in examples]
+        text_ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
+        for teacher in self.teachers:
+            if teacher.image:
+                teacher.image.announce(image_ids)
+            if teacher.text:
+                teacher.text.announce(text_ids)
+
+    def signal(self, examples: Sequence[Example], batch: StudentBatch, *, with_confidence: bool) -> TeacherSignal:
+        """Return the teachers' signal on a batch.
+
+        Args:
+            examples: of the batch, in order.
+            batch: the student's, for the characters that its tokens cover.
+            with_confidence: also look up the confidences (labelled examples only).
+        """
+        texts = [candidate.text for example in examples for candidate in example.candidates]
+        words = self._align_student(texts, batch.char_spans_NL2.numpy())
+        vision = {t.name: self._vision(t, examples) for t in self.teachers if t.image}
+        text = {t.name: self._text(t, examples, texts, words) for t in self.teachers if t.text}
+        confidence = {
+            modality: torch.tensor([values[example.example_id] for example in examples], dtype=torch.float32)
+            for modality, values in (self._confidence.items() if with_confidence else ())
+        }
+        return TeacherSignal(vision=vision, text=text, words=words, confidence=confidence)
+
+    def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
+        words = [word_spans(text) for text in texts]
+        num_words = max(1, *(len(spans) for spans in words))
+        word_of_token = np.full(spans_NL2.shape[:2], NO_WORD, dtype=np.int64)
+        prior = np.zeros((len(texts), num_words), dtype=np.float32)
+        mask = np.zeros((len(texts), num_words), dtype=bool)
+        for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
+            word_of_token[row] = assign_tokens_to_words(spans_NL2[row], spans)
+            prior[row, : len(spans)] = self._prior.of_text(text)
+            mask[row, : len(spans)] = True
+        return WordAlignment(
+            word_of_token_NL=torch.from_numpy(word_of_token),
+            prior_NW=torch.from_numpy(prior),
+            word_mask_NW=torch.from_numpy(mask),
+        )
+
+    def _vision(self, teacher: TeacherFeatures, examples: Sequence[Example]) -> VisionSignal:
+        store = teacher.image
+        assert store is not None
+        ids = [example.image.unit_id for example in examples]
+        global_BD = self._global(store, ids)
+        if not teacher.image_tokens_are_boxes:
+            return VisionSignal(global_BD=global_BD)
+        rows, lengths = store.token_features(ids)
+        values = self._tokens(store, rows)
+        return VisionSignal(
+            global_BD=global_BD,
+            regions_BSD=torch.nn.utils.rnn.pad_sequence(
+                list(torch.split(values, lengths.tolist())), batch_first=True
+            ),
+            region_mask_BS=torch.arange(int(lengths.max()))[None, :]
+            < torch.from_numpy(lengths.astype(np.int64))[:, None],
+        )
+
+    def _text(
+        self, teacher: TeacherFeatures, examples: Sequence[Example], texts: Sequence[str], words: WordAlignment
+    ) -> TextSignal:
+        store = teacher.text
+        assert store is not None
+        ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]
+        global_ND = self._global(store, ids)
+        if not store.has_tokens:
+            return TextSignal(global_ND=global_ND)
+        rows, lengths = store.token_features(ids)
+        spans = np.split(store.char_spans(ids), np.cumsum(lengths)[:-1])
+        word_of_token = np.full((len(ids), int(lengths.max())), NO_WORD, dtype=np.int64)
+        for row, (text, token_spans) in enumerate(zip(texts, spans, strict=True)):
+            word_of_token[row, : len(token_spans)] = assign_tokens_to_words(token_spans, word_spans(text))
+        values_NMD = torch.nn.utils.rnn.pad_sequence(
+            list(torch.split(torch.from_numpy(rows.astype(np.float32)), lengths.tolist())), batch_first=True
+        )
+        num_words = words.prior_NW.shape[1]
+        raw_NWD, mask_NW = pool_to_words(values_NMD, torch.from_numpy(word_of_token), num_words)
+        return TextSignal(
+            global_ND=global_ND,
+            words_NWD=self._scaled(raw_NWD, store.token_mean, store.token_variance),
+            word_mask_NW=mask_NW,
+            relevance_NW=self._relevance(teacher, examples, raw_NWD),
+        )
+
+    def _relevance(
+        self, teacher: TeacherFeatures, examples: Sequence[Example], words_NWD: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Cosine of each word and the picture, where the teacher's two towers share a space; else None."""
+        if not teacher.aligned or teacher.image is None or teacher.image.global_dim != words_NWD.shape[-1]:
+            return None
+        ids = [example.image.unit_id for example in examples for _ in example.candidates]
+        image_ND = torch.from_numpy(teacher.image.global_features(ids).astype(np.float32))
+        return torch.nn.functional.cosine_similarity(words_NWD, image_ND[:, None, :], dim=-1)
+
+    def _global(self, store: UnitFeatures, ids: Sequence[str]) -> torch.Tensor:
+        values = torch.from_numpy(store.global_features(ids).astype(np.float32))
+        return self._scaled(values, store.global_mean, store.global_variance)
+
+    def _tokens(self, store: UnitFeatures, rows: npt.NDArray[np.floating[Any]]) -> torch.Tensor:
+        return self._scaled(torch.from_numpy(rows.astype(np.float32)), store.token_mean, store.token_variance)
+
+    def _scaled(
+        self, values: torch.Tensor, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]
+    ) -> torch.Tensor:
+        if not self._standardise:
+            return values
+        return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
+
+
+class ShuffledFeatures:
+    """Control: every unit gets the features of another one, by a fixed permutation of the store's units.
+
+    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are.
+    """
+
+    def __init__(self, store: FeatureStore, *, seed: int) -> None:
+        self._store = store
+        ids = list(store.ids)
+        order = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED])).permutation(len(ids))
+        self._other = {unit: ids[index] for unit, index in zip(ids, order, strict=True)}
+        self.global_dim = store.global_dim
+        self.token_dim = store.token_dim
+        self.has_tokens = store.has_tokens
+        self.global_mean, self.global_variance = store.global_mean, store.global_variance
+        self.token_mean, self.token_variance = store.token_mean, store.token_variance
+
+    def global_features(self, ids: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
+        """Return the other units' global features."""
+        return self._store.global_features([self._other[unit] for unit in ids])
+
+    def token_features(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int32]]:
+        """Return as many rows per unit as it has, taken in turn from the other unit."""
+        _, lengths = self._store.token_features(ids)
+        other_rows, other_lengths = self._store.token_features([self._other[unit] for unit in ids])
+        starts = np.concatenate([[0], np.cumsum(other_lengths)[:-1]])
+        take = [
+            start + np.arange(length) % max(1, other)
+            for start, length, other in zip(starts, lengths, other_lengths, strict=True)
+        ]
+        return other_rows[np.concatenate(take).astype(np.int64)], lengths
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return the units' own spans."""
+        return self._store.char_spans(ids)
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce the other units."""
+        self._store.announce([self._other[unit] for unit in ids])
+
+
+def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
+    """Return the teacher with its features permuted over units, towers independently."""
+
+    def shuffle(store: UnitFeatures | None) -> UnitFeatures | None:
+        return ShuffledFeatures(store, seed=seed) if isinstance(store, FeatureStore) else None
+
+    return TeacherFeatures(
+        name=teacher.name,
+        image=shuffle(teacher.image),
+        text=shuffle(teacher.text),
+        image_tokens_are_boxes=teacher.image_tokens_are_boxes,
+        aligned=teacher.aligned,
+    )
