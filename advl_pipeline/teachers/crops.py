@@ -1,0 +1,44 @@
+"""Which pixels a box stands for. Shapes: R boxes of one picture, 4 = (x1, y1, x2, y2)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+CONTEXT_MARGIN = 1 / 16
+"""Context kept around a box, as a share of its longer edge, on every side."""
+
+
+def crop_rectangle(
+    box_4: npt.NDArray[np.float32], width: int, height: int, *, margin: float = CONTEXT_MARGIN
+) -> tuple[int, int, int, int]:
+    """Return the rectangle (x1, y1, x2, y2), in whole pixels, that is cut out for a box.
+
+    The box grown by the margin, rounded outwards, clipped to the picture; never empty: a box without area, or
+    one outside the picture, gives the nearest pixel of the picture.
+
+    Args:
+        box_4: (x1, y1, x2, y2) in pixels, float32, corners in any order.
+        width, height: size of the picture in pixels.
+        margin: share of the box's longer edge added on every side.
+    """
+    x1, x2 = sorted((float(box_4[0]), float(box_4[2])))
+    y1, y2 = sorted((float(box_4[1]), float(box_4[3])))
+    grow = margin * max(x2 - x1, y2 - y1)
+    left, right = _clip_edge(x1 - grow, x2 + grow, width)
+    top, bottom = _clip_edge(y1 - grow, y2 + grow, height)
+    return left, top, right, bottom
+
+
+def relative_boxes(boxes_R4: npt.NDArray[np.float32], width: int, height: int) -> npt.NDArray[np.float32]:
+    """Return boxes as shares of the picture's edges, clipped to [0, 1], corners in order; (R, 4) float32."""
+    boxes_R22 = (boxes_R4.reshape(-1, 2, 2) / np.array([width, height], dtype=np.float32)).clip(0.0, 1.0)
+    return np.concatenate([boxes_R22.min(axis=1), boxes_R22.max(axis=1)], axis=1).astype(np.float32)
+
+
+def _clip_edge(low: float, high: float, size: int) -> tuple[int, int]:
+    start = min(max(math.floor(low), 0), size - 1)
+    stop = max(min(math.ceil(high), size), start + 1)
+    return start, stop

@@ -1,0 +1,192 @@
+"""The vision tower: any network that maps pixels to features, with token features per box or per grid cell.
+
+Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, M = h * w, R boxes, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.teachers.crops import CONTEXT_MARGIN, crop_rectangle, relative_boxes
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
+from advl_pipeline.teachers.pixels import (
+    PixelSettings,
+    crop_picture,
+    fit_picture,
+    normalise,
+    read_picture,
+    squash_picture,
+)
+from advl_pipeline.teachers.regions import roi_align_mean
+
+ImageTokens = Literal["boxes", "boxes-roi", "grid", "none"]
+"""`boxes`: every box cut out and encoded by itself. `boxes-roi`: every box pooled from the grid of the whole
+picture. `grid`: the cells of the network's last feature map. `none`: no token features."""
+
+FORWARD_CHUNK = 64
+"""Most pictures in one forward pass: crops of many boxes are encoded in pieces to bound memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFeatures:
+    """What one forward pass gives: global (N, D), grid (N, M, D') or None, logits (N, K) or None."""
+
+    global_ND: torch.Tensor
+    grid_NMD: torch.Tensor | None
+    logits_NK: torch.Tensor | None
+
+
+class ImageBackbone(Protocol):
+    """A frozen vision network on its device, behind normalised pixels."""
+
+    @property
+    def settings(self) -> PixelSettings: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def global_dim(self) -> int: ...
+
+    @property
+    def grid_dim(self) -> int: ...
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the last feature map."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Digest of the parameters, architecture, which features are taken, compute dtype."""
+        ...
+
+    def __call__(self, pixels_NCHW: torch.Tensor) -> ImageFeatures: ...
+
+
+class PixelImageTower:
+    """An `ImageTower` over any `ImageBackbone`.
+
+    With image tokens `boxes`, the tokens of a unit are the global features of its boxes' cut-outs: the box with
+    1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. With
+    `boxes-roi` the whole picture, squashed so that nothing is cut off, is encoded once more for its grid, and each
+    box is the RoI-aligned mean over it. The cells of `grid` lie on what the network's preprocessing shows it: a
+    central crop where `describe()["pixels"]["fit"]` is "crop".
+    """
+
+    def __init__(self, backbone: ImageBackbone, image_tokens: ImageTokens) -> None:
+        self.backbone = backbone
+        self.image_tokens = image_tokens
+
+    @property
+    def global_dim(self) -> int:
+        return self.backbone.global_dim
+
+    @property
+    def token_dim(self) -> int:
+        return self.backbone.grid_dim if self.image_tokens in ("grid", "boxes-roi") else self.backbone.global_dim
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that changes the numbers (see `Tower.describe`)."""
+        tokens: dict[str, Any] = {"kind": self.image_tokens}
+        if self.image_tokens == "boxes":
+            tokens |= {"margin": CONTEXT_MARGIN, "padding": "mean colour"}
+        elif self.image_tokens != "none":
+            tokens |= {"grid": list(self.backbone.grid_shape)}
+        return {
+            **self.backbone.describe(),
+            "pixels": {**self.backbone.settings.describe(), "alpha": "over white"},
+            "tokens": tokens,
+        }
+
+    def num_tokens(self, unit: ImageUnit) -> int:
+        """Token rows of a unit, without opening the picture."""
+        if self.image_tokens == "grid":
+            rows, columns = self.backbone.grid_shape
+            return rows * columns
+        return 0 if self.image_tokens == "none" else len(unit.boxes_R4)
+
+    def prepare(self, unit: ImageUnit) -> PreparedUnit:
+        """Decode and scale. `inputs["pixels"]`: uint8 (1, C, H, W), then one row per box or the squashed picture.
+
+        Raises:
+            DatasetError: the picture cannot be read or has another size than its dataset states.
+        """
+        settings = self.backbone.settings
+        picture = read_picture(unit.path, width=unit.width, height=unit.height)
+        pixels = [fit_picture(picture, settings)]
+        inputs: dict[str, torch.Tensor] = {}
+        if self.image_tokens == "boxes":
+            for box_4 in unit.boxes_R4:
+                rectangle = crop_rectangle(box_4, unit.width, unit.height)
+                pixels.append(crop_picture(picture, rectangle, settings))
+        elif self.image_tokens == "boxes-roi":
+            pixels.append(squash_picture(picture, settings))
+            boxes_R4 = relative_boxes(np.asarray(unit.boxes_R4, np.float32), unit.width, unit.height)
+            inputs["boxes"] = torch.from_numpy(boxes_R4)
+        inputs["pixels"] = torch.stack(pixels)
+        return PreparedUnit(inputs=inputs, num_tokens=self.num_tokens(unit))
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        """Encode N pictures with all their cut-outs. Statistics: norm of the global feature; entropy (nats) and
+        margin (difference of the two largest probabilities) where the network has a classifier."""
+        counts = [len(unit.inputs["pixels"]) for unit in units]
+        starts = list(itertools.accumulate(counts, initial=0))[:-1]
+        features = self._forward(torch.cat([unit.inputs["pixels"] for unit in units]))
+        global_ND = features.global_ND[starts]
+        stats = {"norm": global_ND.norm(dim=1)}
+        if features.logits_NK is not None:
+            stats |= classifier_stats(features.logits_NK[starts])
+        return EncodedBatch(
+            global_ND=global_ND,
+            token_values=[self._tokens(features, unit, start) for unit, start in zip(units, starts, strict=True)],
+            stats=stats,
+        )
+
+    def _tokens(self, features: ImageFeatures, unit: PreparedUnit, start: int) -> torch.Tensor:
+        if self.image_tokens in ("boxes", "none"):
+            return features.global_ND[start + 1 : start + 1 + unit.num_tokens]
+        if features.grid_NMD is None:
+            raise ValueError("the network gave no grid")
+        if self.image_tokens == "grid":
+            return features.grid_NMD[start]
+        return roi_align_mean(features.grid_NMD[start + 1], self.backbone.grid_shape, unit.inputs["boxes"])
+
+    def _forward(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+        keep_grid = self.image_tokens in ("grid", "boxes-roi")
+        parts: list[ImageFeatures] = []
+        with torch.inference_mode():
+            for chunk_NCHW in torch.split(pixels_NCHW, FORWARD_CHUNK):
+                on_device = chunk_NCHW.to(self.backbone.device, non_blocking=True)
+                found = self.backbone(normalise(on_device, self.backbone.settings))
+                parts.append(
+                    ImageFeatures(
+                        global_ND=found.global_ND.float().cpu(),
+                        grid_NMD=found.grid_NMD.float().cpu() if keep_grid and found.grid_NMD is not None else None,
+                        logits_NK=None if found.logits_NK is None else found.logits_NK.float().cpu(),
+                    )
+                )
+        return ImageFeatures(
+            global_ND=torch.cat([part.global_ND for part in parts]),
+            grid_NMD=_concatenate([part.grid_NMD for part in parts]),
+            logits_NK=_concatenate([part.logits_NK for part in parts]),
+        )
+
+
+def classifier_stats(logits_NK: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the entropy (nats) and the top-two margin of a classifier's probabilities, each (N,) float32."""
+    log_p_NK = logits_NK.log_softmax(dim=1)
+    p_NK = log_p_NK.exp()
+    top_N2 = p_NK.topk(2, dim=1).values
+    return {"entropy": -(p_NK * log_p_NK).sum(dim=1), "margin": top_N2[:, 0] - top_N2[:, 1]}
+
+
+def _concatenate(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None

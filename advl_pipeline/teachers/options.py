@@ -1,0 +1,58 @@
+"""How a teacher is opened, whatever its family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from advl_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+ImageTokenKind = Literal["boxes", "boxes-roi", "grid", "none"]
+ComputeDtype = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenOptions:
+    """Settings that every teacher understands.
+
+    `weights` replaces where the weights come from: a folder, or a file of tensors for timm networks. `random_seed`
+    opens the same architecture with random weights drawn from it, for the random-teacher control.
+    """
+
+    name: str
+    weights: Path | None = None
+    device: str = "cpu"
+    image_tokens: ImageTokenKind = "boxes"
+    dtype: ComputeDtype = "fp32"
+    random_seed: int | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device, checked to exist.
+
+        Raises:
+            ConfigError: no such device on this machine.
+        """
+        import torch
+
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ConfigError(
+                f"The device {self.device!r} cannot be used.",
+                where="--device",
+                why=str(error).splitlines()[0],
+                next_command="use --device cpu, or cuda on a machine with an NVIDIA GPU",
+            ) from None
+        return device

@@ -1,0 +1,179 @@
+"""The text tower: any encoder of word pieces, with windows for long texts.
+
+Shapes: N texts, B windows in a forward pass, L tokens with special ones, M content tokens of one text, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from advl_pipeline.datasets.records import TextUnit
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
+from advl_pipeline.teachers.windows import Window, plan_windows
+from advl_pipeline.teachers.word_pieces import WordPieces
+
+FORWARD_CHUNK = 256
+"""Most windows in one forward pass: a few very long texts must not exhaust the memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFeatures:
+    """What one forward pass gives: global (B, D) and a state per token, special tokens included, (B, L, D')."""
+
+    global_BD: torch.Tensor
+    tokens_BLD: torch.Tensor
+
+
+class TextBackbone(Protocol):
+    """A frozen text network on its device, behind padded token ids."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def global_dim(self) -> int: ...
+
+    @property
+    def token_dim(self) -> int: ...
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens in one forward pass, special tokens included."""
+        ...
+
+    @property
+    def pad_to_max(self) -> bool:
+        """Whether every input is padded to `max_length`, as the network was trained."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Digest of the parameters, architecture, pooling, token features, compute dtype."""
+        ...
+
+    def __call__(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> TextFeatures: ...
+
+
+class WordPieceTextTower:
+    """A `TextTower` over any `TextBackbone`.
+
+    Token features are the states of the word pieces without special tokens. A text of more pieces than the model
+    takes is read in overlapping windows (`windows.py`). Padding is masked, so that a batch's composition does not
+    matter. With `unit_length` the global feature is divided by its Euclidean norm.
+    """
+
+    def __init__(self, backbone: TextBackbone, pieces: WordPieces, *, unit_length: bool) -> None:
+        self.backbone = backbone
+        self.pieces = pieces
+        self.unit_length = unit_length
+        self._capacity = backbone.max_length - len(pieces.prefix) - len(pieces.suffix)
+        self._overlap = self._capacity // 4
+
+    @property
+    def global_dim(self) -> int:
+        return self.backbone.global_dim
+
+    @property
+    def token_dim(self) -> int:
+        return self.backbone.token_dim
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that changes the numbers (see `Tower.describe`)."""
+        return {
+            **self.backbone.describe(),
+            "unit_length": self.unit_length,
+            "tokenizer": self.pieces.describe(),
+            "long_texts": {
+                "policy": "overlapping windows",
+                "max_length": self.backbone.max_length,
+                "overlap": self._overlap,
+            },
+            "padding": "to max_length, seen by the network" if self.backbone.pad_to_max else "masked",
+            "tokens": {"kind": "word pieces without special tokens"},
+        }
+
+    def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
+        """Tokenise. `inputs["ids"]`: content tokens (M,) int64, of the whole text.
+
+        Raises:
+            DatasetError: a text without tokens for a model that adds none of its own.
+        """
+        prepared: list[PreparedUnit] = []
+        for unit, pieces in zip(units, self.pieces([unit.text for unit in units]), strict=True):
+            if not len(pieces.ids_M) and not self.pieces.prefix and not self.pieces.suffix:
+                raise DatasetError("A text has no tokens to encode.", where=f"text unit {unit.unit_id}")
+            prepared.append(
+                PreparedUnit(
+                    inputs={"ids": torch.from_numpy(pieces.ids_M)},
+                    num_tokens=len(pieces.ids_M),
+                    char_spans_M2=pieces.spans_M2,
+                )
+            )
+        return prepared
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        """Encode N texts. Statistic: norm of the global feature before it is scaled to unit length."""
+        plans = [plan_windows(unit.num_tokens, capacity=self._capacity, overlap=self._overlap) for unit in units]
+        rows = [
+            self._with_special_tokens(unit.inputs["ids"][window.start : window.stop])
+            for unit, plan in zip(units, plans, strict=True)
+            for window in plan
+        ]
+        global_rows, token_rows = self._forward(rows)
+        global_values: list[torch.Tensor] = []
+        token_values: list[torch.Tensor] = []
+        row = 0
+        for plan in plans:
+            stop = row + len(plan)
+            global_values.append(_weighted_mean(global_rows[row:stop], plan))
+            token_values.append(self._owned_tokens(token_rows[row:stop], plan))
+            row = stop
+        global_ND = torch.stack(global_values)
+        norm_N = global_ND.norm(dim=1)
+        if self.unit_length:
+            global_ND = torch.nn.functional.normalize(global_ND, dim=1)
+        return EncodedBatch(global_ND=global_ND, token_values=token_values, stats={"norm": norm_N})
+
+    def _with_special_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        prefix, suffix = (ids.new_tensor(special) for special in (self.pieces.prefix, self.pieces.suffix))
+        return torch.cat([prefix, ids, suffix])
+
+    def _owned_tokens(self, rows: Sequence[torch.Tensor], plan: Sequence[Window]) -> torch.Tensor:
+        skip = len(self.pieces.prefix)
+        return torch.cat(
+            [
+                states_LD[skip + window.keep_start - window.start : skip + window.keep_stop - window.start]
+                for states_LD, window in zip(rows, plan, strict=True)
+            ]
+        )
+
+    def _forward(self, rows: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        global_rows: list[torch.Tensor] = []
+        token_rows: list[torch.Tensor] = []
+        with torch.inference_mode():
+            for start in range(0, len(rows), FORWARD_CHUNK):
+                ids_BL, mask_BL = self._pad(rows[start : start + FORWARD_CHUNK])
+                found = self.backbone(ids_BL.to(self.backbone.device), mask_BL.to(self.backbone.device))
+                global_rows.extend(found.global_BD.float().cpu())
+                token_rows.extend(found.tokens_BLD.float().cpu())
+        return global_rows, token_rows
+
+    def _pad(self, rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        length = self.backbone.max_length if self.backbone.pad_to_max else max(len(ids) for ids in rows)
+        ids_BL = torch.full((len(rows), length), self.pieces.pad_id, dtype=torch.int64)
+        mask_BL = torch.zeros((len(rows), length), dtype=torch.int64)
+        for row, ids in enumerate(rows):
+            ids_BL[row, : len(ids)] = ids
+            mask_BL[row, : len(ids)] = 1
+        return ids_BL, mask_BL
+
+
+def _weighted_mean(rows: Sequence[torch.Tensor], plan: Sequence[Window]) -> torch.Tensor:
+    if len(plan) == 1:
+        return rows[0]
+    owned_W = torch.tensor([float(window.keep_stop - window.keep_start) for window in plan])
+    return (torch.stack(list(rows)) * (owned_W / owned_W.sum())[:, None]).sum(dim=0)

@@ -1,0 +1,100 @@
+"""Opening a timm network as a teacher: from the hub, from a file of tensors, or with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
+from advl_pipeline.teachers.efficientnet_lite import is_lukemelas_state, timm_state
+from advl_pipeline.teachers.image_tower import PixelImageTower
+from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.timm_backbone import TimmBackbone
+
+
+def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) -> Teacher:
+    """Open a timm network.
+
+    Args:
+        architecture: timm's name, with or without the tag of its weights.
+        options: how to open it.
+        weights: a file of tensors (.safetensors, .pth, .pt, .bin), or a folder with exactly one; None: the hub.
+
+    Raises:
+        ConfigError: no such architecture.
+        WeightsUnavailable: the weights are missing, damaged, or those of another network.
+    """
+    import timm
+
+    if not timm.is_model(architecture.split(".", 1)[0]):
+        raise ConfigError(
+            f"timm has no model {architecture!r}.",
+            where="--teacher",
+            why=suggest_names(architecture, timm.list_models()),
+        )
+    if options.random_seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.random_seed)
+            model = timm.create_model(architecture, pretrained=False)
+    elif weights is None:
+        model = _from_hub(architecture, options)
+    else:
+        model = timm.create_model(architecture, pretrained=False)
+        _load_file(model, _weights_file(weights, options), options)
+    backbone = TimmBackbone(model, architecture=architecture, device=options.torch_device, dtype=options.torch_dtype)
+    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens))
+
+
+def _from_hub(architecture: str, options: OpenOptions) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(architecture, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        raise WeightsUnavailable(
+            f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
+            where=f"hub repository timm/{architecture}",
+            why=lines[0] if lines else type(error).__name__,
+            next_command=f"on a machine with a network: hf download timm/{architecture} model.safetensors; "
+            "then --weights FILE",
+        ) from None
+
+
+def _weights_file(weights: Path, options: OpenOptions) -> Path:
+    if weights.is_file():
+        return weights
+    found = sorted(path for path in weights.glob("*") if path.suffix in (".safetensors", ".pth", ".pt", ".bin"))
+    if len(found) != 1:
+        raise WeightsUnavailable(
+            f"The weights of teacher {options.name!r} are not where --weights says.",
+            where=str(weights),
+            why=f"a timm network needs one file of tensors, found {len(found)}",
+        )
+    return found[0]
+
+
+def _load_file(model: Any, path: Path, options: OpenOptions) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+        if is_lukemelas_state(state):
+            state = timm_state(state, tuple(len(stage) for stage in model.blocks))
+        model.load_state_dict(state, strict=True)
+    except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
+        lines = str(error).strip().splitlines()
+        raise WeightsUnavailable(
+            f"The weights of teacher {options.name!r} are damaged or belong to another network.",
+            where=str(path),
+            why=" ".join(line.strip() for line in lines[:2]),
+        ) from None

@@ -1,0 +1,173 @@
+"""Loading transformers models from a folder or the hub, safely and completely.
+
+Code of a repository is never run, files are never unpickled (`weights_only`), and a weight that the files lack is
+an error, never a random number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.teachers.options import OpenOptions
+
+_POOLER = "pooler."
+"""The one part that is never run, so that files may lack it: a summary trained for a task of pretraining."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformersSource:
+    """A local folder (`local` true) or a repository of the hub, at a revision."""
+
+    place: str
+    revision: str | None = None
+    local: bool = False
+
+
+def transformers_source(repository: str, options: OpenOptions) -> TransformersSource:
+    """Return where a model's files are: the folder of `--weights` when given, else ORG/MODEL or ORG/MODEL@REVISION.
+
+    Raises:
+        WeightsUnavailable: `--weights` names no folder with a config.json.
+    """
+    if options.weights is None:
+        place, _, revision = repository.partition("@")
+        return TransformersSource(place=place, revision=revision or None)
+    if not (options.weights / "config.json").is_file():
+        raise WeightsUnavailable(
+            f"The weights of teacher {options.name!r} are not where --weights says.",
+            where=str(options.weights),
+            why="a transformers model is a folder with config.json, weights, and tokenizer or processor files",
+        )
+    return TransformersSource(place=str(options.weights), local=True)
+
+
+def load_part(load: Callable[..., Any], source: TransformersSource, options: OpenOptions, **settings: Any) -> Any:
+    """Call a `from_pretrained` for a config, tokenizer, processor or model; what is cached is used without a network.
+
+    Raises:
+        WeightsUnavailable: files are missing, damaged, or need a package that is not installed.
+        ConfigError: the files are of a model that the installed transformers does not know.
+    """
+    attempts = [True] if source.local else [True, False]
+    for local_only in attempts:
+        try:
+            with _quiet():
+                return load(source.place, revision=source.revision or "main", local_files_only=local_only, **settings)
+        except OSError as error:
+            if local_only and len(attempts) > 1:
+                continue
+            raise _unavailable(source, options, error) from None
+        except ImportError as error:
+            raise WeightsUnavailable(
+                f"Teacher {options.name!r} needs a package that is not installed.",
+                where=source.place,
+                why=_first_line(error),
+                next_command="pip install sentencepiece protobuf tiktoken",
+            ) from None
+        except (RuntimeError, UnpicklingError) as error:
+            raise WeightsUnavailable(
+                f"The files of teacher {options.name!r} are damaged or belong to another model.",
+                where=source.place,
+                why=_first_line(error),
+            ) from None
+        except (ValueError, KeyError) as error:
+            raise ConfigError(
+                f"Teacher {options.name!r} cannot be opened by the installed transformers.",
+                where=source.place,
+                why=_first_line(error),
+            ) from None
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def load_model(model_class: Any, config: Any, source: TransformersSource, options: OpenOptions) -> Any:
+    """Load a model in fp32, or build it with random weights where the options say so.
+
+    Raises:
+        WeightsUnavailable: as `load_part`, or the files lack weights that the network runs.
+    """
+    if options.random_seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.random_seed)
+            build = getattr(model_class, "from_config", None) or model_class._from_config
+            model = build(config, dtype=torch.float32)
+    else:
+        model, loaded = load_part(
+            model_class.from_pretrained,
+            source,
+            options,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+        missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(_POOLER))
+        if missing:
+            raise WeightsUnavailable(
+                f"The files of teacher {options.name!r} lack weights of the network.",
+                where=source.place,
+                why=f"{len(missing)} tensors, such as {', '.join(missing[:3])}",
+            )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def sibling(source: TransformersSource, name: str) -> Path | None:
+    """Return a small file that lies beside the model's config, or None when there is none."""
+    if source.local:
+        path = Path(source.place) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source.place, name, revision=source.revision))
+    except LocalEntryNotFoundError:
+        # Offline with a cached model: the hub's cache keeps no record of files that do not exist.
+        return None
+    except EntryNotFoundError:
+        return None
+
+
+def _unavailable(source: TransformersSource, options: OpenOptions, error: OSError) -> WeightsUnavailable:
+    if source.local:
+        return WeightsUnavailable(
+            f"The files of teacher {options.name!r} are incomplete.", where=source.place, why=_first_line(error)
+        )
+    return WeightsUnavailable(
+        f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
+        where=f"hub repository {source.place}",
+        why=_first_line(error),
+        next_command=f"where there is a network: hf download {source.place} --local-dir DIR; then --weights DIR",
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing reports about weights: what matters is checked and raised here."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
