@@ -1,0 +1,92 @@
+"""Parts that BERT-family students share: configuration, initialisation, masks, heads.
+
+Shapes: N sequences, S positions of one sequence, H width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertConfig
+
+TEXT, VISUAL, PADDING = 0, 1, -1
+"""Kinds of a position in a single-stream sequence."""
+
+
+def bert_config(
+    *,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    intermediate_size: int,
+    vocab_size: int = 1,
+    max_positions: int = 1,
+    num_types: int = 1,
+    dropout: float = 0.1,
+    **other: Any,
+) -> BertConfig:
+    """Return BERT's configuration with the constants that every student of the family uses (eps 1e-12, erf GELU)."""
+    return BertConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        intermediate_size=intermediate_size,
+        vocab_size=vocab_size,
+        max_position_embeddings=max_positions,
+        type_vocab_size=num_types,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        attn_implementation="sdpa",
+        **other,
+    )
+
+
+def initialise_bert(module: nn.Module, *, std: float = 0.02) -> None:
+    """Draw linear and embedding weights from N(0, std), zero the biases, as BERT's reference code does."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+def kinds_of(text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+    """Return (N, L + R) int64: the kind of each position of text followed by picture."""
+    text = torch.where(text_mask_NL.bool(), TEXT, PADDING)
+    visual = torch.where(visual_mask_NR.bool(), VISUAL, PADDING)
+    return torch.cat([text, visual], dim=1)
+
+
+def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive attention mask, (N, 1, 1, S), or (N, 1, S, S) with `separate`.
+
+    Padding is never attended to. With `separate`, text attends to text only and the picture to itself only.
+    """
+    allowed = (kind_NS != PADDING)[:, None, None, :]
+    if separate:
+        allowed = allowed & (kind_NS[:, None, :, None] == kind_NS[:, None, None, :])
+    # The lowest finite value instead of -inf: a padded row that may attend to nothing stays finite.
+    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def widening_head(width: int, num_classes: int, *, hidden: int, activation: nn.Module, eps: float) -> nn.Sequential:
+    """Return Linear -> activation -> LayerNorm -> Linear, the head of UNITER, LXMERT and CLIP-ViL."""
+    head = nn.Sequential(
+        nn.Linear(width, hidden), activation, nn.LayerNorm(hidden, eps=eps), nn.Linear(hidden, num_classes)
+    )
+    initialise_bert(head)
+    return head
+
+
+def norm_first_head(width: int, num_classes: int, *, hidden: int) -> nn.Sequential:
+    """Return Linear -> LayerNorm -> GELU -> Linear, the head of ViLT, METER and BridgeTower."""
+    head = nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, num_classes))
+    initialise_bert(head)
+    return head

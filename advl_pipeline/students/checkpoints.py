@@ -1,0 +1,335 @@
+"""Checkpoints as their users have them: read safely, mapped by declared rules, every key accounted for.
+
+A file is never unpickled: `torch.load(weights_only=True)` or safetensors. Training frameworks wrap the same
+tensors differently; `read_checkpoint` takes the wrapping off and `map_keys` renames by the student's `KeyRules`.
+`load_into` loads, and its `LoadReport` names every key that was missing, unexpected, resized or set aside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+
+StateDict = dict[str, torch.Tensor]
+Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(tensor of the file, freshly initialised tensor of the model) -> tensor of the model's shape."""
+
+WRAPPER_KEYS = ("state_dict", "model_state", "model_state_dict", "model", "module")
+"""Entries under which training frameworks keep the weights: Lightning, UNITER, several, fairseq, DeepSpeed."""
+
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+"""Prefixes that DataParallel and torch.compile put before every name."""
+
+INERT_GLOBALS: dict[str, type[Any]] = {
+    "pytorch_lightning.utilities.parsing.AttributeDict": OrderedDict,
+    "lightning.fabric.utilities.data.AttributeDict": OrderedDict,
+    "lightning_fabric.utilities.data.AttributeDict": OrderedDict,
+    "sacred.config.custom_containers.ReadOnlyDict": OrderedDict,
+    "sacred.config.custom_containers.ReadOnlyList": list,
+}
+"""Containers of hyper-parameters inside Lightning checkpoints: read as plain ones, their classes never imported."""
+
+_GAMMA_BETA = ((re.compile(r"(^|\.)gamma$"), r"\1weight"), (re.compile(r"(^|\.)beta$"), r"\1bias"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeyRules:
+    """How the names of a checkpoint become the names of a student.
+
+    `rename` pairs (regular expression, replacement) are applied in order, each with `re.sub`. Keys that match
+    `ignore` belong to parts the student does not have, such as pretraining heads; they are listed, not loaded.
+    `resize` maps a regular expression of *student* names to the rule that fits a table of another size.
+    """
+
+    rename: tuple[tuple[str, str], ...] = ()
+    ignore: tuple[str, ...] = ()
+    resize: tuple[tuple[str, Resizer], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadReport:
+    """What became of every key.
+
+    `reinitialised` lists keys whose shape differs and for which no resize rule exists: the student keeps its fresh
+    values there. `resized` were fitted by a declared rule.
+    """
+
+    source: str
+    num_loaded: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    reinitialised: tuple[str, ...] = ()
+    num_half_precision: int = field(default=0)
+
+    @property
+    def complete(self) -> bool:
+        """True when every parameter came from the file and every key of the file was used or set aside."""
+        return not (self.missing or self.unexpected or self.reinitialised)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON types."""
+        return {**asdict(self), "complete": self.complete}
+
+
+def read_checkpoint(path: Path) -> tuple[StateDict, int]:
+    """Read the tensors of a checkpoint file or folder, unwrapped and in float32.
+
+    Returns:
+        The tensors by name, and how many of them were stored in half precision.
+
+    Raises:
+        WeightsUnavailable: nothing is there, the file is cut, or it is a pointer of a large-file store.
+        ConfigError: the file holds more than tensors and plain containers, or no tensors at all.
+    """
+    raw = _unwrap(_read_raw(_locate(path)), path)
+    half = sum(1 for value in raw.values() if value.dtype in (torch.float16, torch.bfloat16))
+    state = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in ((_clean_name(name), value) for name, value in raw.items())
+    }
+    if len(state) != len(raw):
+        raise ConfigError("Two keys of the checkpoint get the same name once unwrapped.", where=str(path))
+    return state, half
+
+
+def map_keys(state: Mapping[str, torch.Tensor], rules: KeyRules) -> tuple[StateDict, tuple[str, ...]]:
+    """Rename by rules. Returns the renamed tensors and the names that the rules set aside.
+
+    Raises:
+        ConfigError: two keys get the same name.
+    """
+    renames = [(re.compile(pattern), replacement) for pattern, replacement in rules.rename]
+    ignores = [re.compile(pattern) for pattern in rules.ignore]
+    mapped: StateDict = {}
+    ignored: list[str] = []
+    for name, value in state.items():
+        if any(pattern.search(name) for pattern in ignores):
+            ignored.append(name)
+            continue
+        new_name = name
+        for pattern, replacement in renames:
+            new_name = pattern.sub(replacement, new_name)
+        if new_name in mapped:
+            raise ConfigError("Two keys of the checkpoint map to one parameter.", where=new_name, why=name)
+        mapped[new_name] = value
+    return mapped, tuple(sorted(ignored))
+
+
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    rules: KeyRules,
+    *,
+    source: str,
+    num_half_precision: int = 0,
+) -> LoadReport:
+    """Map and load what fits; report the rest by name. Nothing is raised for missing or unexpected keys."""
+    mapped, ignored = map_keys(state, rules)
+    own = module.state_dict()
+    resizers = [(re.compile(pattern), rule) for pattern, rule in rules.resize]
+    fitted: StateDict = {}
+    resized: list[str] = []
+    reinitialised: list[str] = []
+    for name in own.keys() & mapped.keys():
+        value, target = mapped[name], own[name]
+        if value.shape == target.shape:
+            fitted[name] = value
+            continue
+        rule = next((rule for pattern, rule in resizers if pattern.search(name)), None)
+        if rule is None:
+            reinitialised.append(f"{name} (file {tuple(value.shape)}, student {tuple(target.shape)})")
+        else:
+            fitted[name] = rule(value, target)
+            resized.append(f"{name} ({tuple(value.shape)} -> {tuple(target.shape)})")
+    module.load_state_dict(fitted, strict=False)
+    return LoadReport(
+        source=source,
+        num_loaded=len(fitted),
+        missing=tuple(sorted(own.keys() - mapped.keys())),
+        unexpected=tuple(sorted(mapped.keys() - own.keys())),
+        ignored=ignored,
+        resized=tuple(sorted(resized)),
+        reinitialised=tuple(sorted(reinitialised)),
+        num_half_precision=num_half_precision,
+    )
+
+
+def load_file(module: nn.Module, path: Path, rules: KeyRules) -> LoadReport:
+    """Read a checkpoint and load it into a module (`read_checkpoint`, then `load_into`)."""
+    state, half = read_checkpoint(path)
+    report = load_into(module, state, rules, source=path.name, num_half_precision=half)
+    if not report.num_loaded:
+        found, own = sorted(state), sorted(module.state_dict())
+        raise ConfigError(
+            "No key of the checkpoint fits this student.",
+            where=str(path),
+            why=f"the file holds {', '.join(found[:3])}, ...; the student has {', '.join(own[:3])}, ...",
+            next_command="advl students list",
+        )
+    return report
+
+
+def require_complete(report: LoadReport) -> LoadReport:
+    """Return the report, or raise `ConfigError` naming the keys when it is not complete."""
+    if report.complete:
+        return report
+    parts = [
+        f"{label}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for label, names in (
+            ("missing", report.missing),
+            ("unexpected", report.unexpected),
+            ("other shape", report.reinitialised),
+        )
+        if names
+    ]
+    raise ConfigError("The checkpoint does not fill the student.", where=report.source, why="; ".join(parts))
+
+
+def without_keys(report: LoadReport, pattern: str) -> LoadReport:
+    """Move unexpected keys that match a pattern (a task's head, loaded on its own) to the ignored ones."""
+    matcher = re.compile(pattern)
+    moved = tuple(name for name in report.unexpected if matcher.search(name))
+    kept = tuple(name for name in report.unexpected if not matcher.search(name))
+    return replace(report, unexpected=kept, ignored=tuple(sorted((*report.ignored, *moved))))
+
+
+def grow_rows(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Keep the table's rows and let the rows that it lacks keep their fresh values (UNITER's person tokens)."""
+    rows = min(value.shape[0], target.shape[0])
+    grown = target.clone()
+    grown[:rows] = value[:rows].to(target.dtype)
+    return grown
+
+
+def grow_rows_from_first(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Keep the table's rows and start new rows as copies of row 0 (UNITER's token types for VCR)."""
+    grown = value[:1].expand_as(target).clone()
+    rows = min(value.shape[0], target.shape[0])
+    grown[:rows] = value[:rows]
+    return grown
+
+
+def interpolate_grid(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Fit a table of position embeddings of a square patch grid to another grid, bicubically.
+
+    Both are (1 + side * side, H) or (1, 1 + side * side, H), with the class token's row first, as CLIP and ViT
+    keep them.
+    """
+    table, wanted = value.reshape(-1, value.shape[-1]), target.reshape(-1, target.shape[-1])
+    side, new_side = _grid_side(table.shape[0]), _grid_side(wanted.shape[0])
+    grid_1HSS = table[1:].T.reshape(1, table.shape[1], side, side)
+    fitted_1HSS = nn.functional.interpolate(grid_1HSS, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], fitted_1HSS.flatten(2)[0].T]).reshape(target.shape)
+
+
+def _grid_side(rows: int) -> int:
+    side = math.isqrt(rows - 1)
+    if side * side != rows - 1:
+        raise ConfigError("A position table does not describe a square grid.", why=f"{rows} rows")
+    return side
+
+
+def _locate(path: Path) -> list[Path]:
+    """Files that make up a checkpoint: the file itself, or those of a folder saved by transformers or by us."""
+    if path.is_file():
+        return [path]
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (path / name).is_file():
+            index: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8"))
+            # An index is data: only names inside the folder are taken from it.
+            return [path / Path(part).name for part in sorted(set(index["weight_map"].values()))]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            return [path / name]
+    raise WeightsUnavailable(
+        "The checkpoint is not there.",
+        where=str(path),
+        next_command="give --init a .pt, .bin, .ckpt or .safetensors file, or a folder that holds one",
+    )
+
+
+def _read_raw(files: list[Path]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for file in files:
+        content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+        if not isinstance(content, Mapping):
+            raise ConfigError(
+                "The checkpoint is not a mapping of names to tensors.", where=str(file), why=type(content).__name__
+            )
+        merged.update(content)
+    return merged
+
+
+def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file as load_safetensors
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_safetensors(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsUnavailable(
+            "The checkpoint cannot be read.", where=str(file), why=str(error), next_command="download it again"
+        ) from None
+    return tensors
+
+
+def _read_torch(file: Path) -> Any:
+    inert: list[Any] = [(container, name) for name, container in INERT_GLOBALS.items()]
+    try:
+        with torch.serialization.safe_globals(inert):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found:
+            raise ConfigError(
+                "The checkpoint holds more than tensors, and ADVL does not run code from checkpoints.",
+                where=str(file),
+                why=f"it asks for {found.group(1)}",
+                next_command="save its state_dict() alone, or as safetensors, on a machine where you trust the file",
+            ) from None
+        raise WeightsUnavailable(
+            "The checkpoint cannot be read.", where=str(file), why=reason, next_command="download it again"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsUnavailable(
+            "The checkpoint cannot be read.", where=str(file), why=str(error), next_command="download it again"
+        ) from None
+
+
+def _unwrap(content: dict[str, Any], path: Path) -> StateDict:
+    """Descend into the one entry that holds the weights, until names map to tensors."""
+    for _ in range(len(WRAPPER_KEYS)):
+        inner = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = dict(inner)
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ConfigError(
+            "The checkpoint holds no tensors.", where=str(path), why=f"top-level keys: {', '.join(map(str, content))}"
+        )
+    return tensors
+
+
+def _clean_name(name: str) -> str:
+    """Take off wrapper prefixes, and use LayerNorm's names of today (weight, bias) for gamma and beta."""
+    while name.startswith(WRAPPER_PREFIXES):
+        name = name.split(".", maxsplit=1)[1]
+    for pattern, replacement in _GAMMA_BETA:
+        name = pattern.sub(replacement, name)
+    return name

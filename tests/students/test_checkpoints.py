@@ -1,0 +1,152 @@
+"""Checkpoints are read without running their code, unwrapped, renamed by rules, and accounted for by name."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.students import checkpoints
+from advl_pipeline.students.checkpoints import KeyRules
+
+
+def tiny_module() -> nn.Module:
+    return nn.ModuleDict({"dense": nn.Linear(3, 2), "norm": nn.LayerNorm(2)})
+
+
+RULES = KeyRules(rename=((r"^uniter\.", ""),), ignore=(r"^cls\.",))
+
+
+def original_names(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The module's values under the names of an old distributed UNITER checkpoint, in half precision."""
+    renamed = {}
+    for name, value in module.state_dict().items():
+        old = name.replace("norm.weight", "norm.gamma").replace("norm.bias", "norm.beta")
+        renamed[f"module.uniter.{old}"] = value.half()
+    return renamed
+
+
+@pytest.mark.parametrize("wrapper", [None, "model_state", "state_dict", "model", "module"])
+def test_every_wrapping_gives_the_same_tensors(tmp_path: Path, wrapper: str | None) -> None:
+    torch.manual_seed(0)
+    original = tiny_module()
+    state: dict[str, Any] = original_names(original) | {"module.cls.bias": torch.zeros(4)}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "model.pt")
+    student = tiny_module()
+    report = checkpoints.load_file(student, tmp_path / "model.pt", RULES)
+    assert report.complete
+    assert report.num_loaded == 4
+    assert report.num_half_precision == 4
+    assert report.ignored == ("cls.bias",)
+    for name, value in student.state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, original.state_dict()[name].half().float())
+
+
+def test_safetensors_and_folders_are_read(tmp_path: Path) -> None:
+    original = tiny_module()
+    save_file(original.state_dict(), tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        student = tiny_module()
+        assert checkpoints.require_complete(checkpoints.load_file(student, path, RULES)).num_loaded == 4
+        torch.testing.assert_close(student.state_dict(), original.state_dict())
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(tmp_path: Path) -> None:
+    state = {"dense.weight": torch.zeros(2, 3), "dense.bias": torch.zeros(5), "head.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "part.pt")
+    report = checkpoints.load_file(tiny_module(), tmp_path / "part.pt", RULES)
+    assert report.missing == ("norm.bias", "norm.weight")
+    assert report.unexpected == ("head.weight",)
+    assert report.reinitialised == ("dense.bias (file (5,), student (2,))",)
+    assert not report.complete
+    with pytest.raises(ConfigError, match=r"head\.weight"):
+        checkpoints.require_complete(report)
+    assert checkpoints.without_keys(report, r"^head\.").unexpected == ()
+
+
+class Exploit:
+    """Runs code when unpickled by an unsafe reader."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, (f"open({str(self.target)!r}, 'w').close()",))
+
+
+@pytest.mark.parametrize("protocol", ["zip", "pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, protocol: str) -> None:
+    file = tmp_path / "evil.pt"
+    content = {"dense.weight": torch.zeros(2, 3), "x": Exploit(tmp_path / "ran")}
+    if protocol == "zip":
+        torch.save(content, file)
+    else:
+        file.write_bytes(pickle.dumps({"x": Exploit(tmp_path / "ran")}, protocol=2))
+    with pytest.raises((ConfigError, WeightsUnavailable)):
+        checkpoints.read_checkpoint(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_hyper_parameters_of_lightning_are_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("pytorch_lightning.utilities.parsing")
+    attribute_dict = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = attribute_dict  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        for name in ("pytorch_lightning", "pytorch_lightning.utilities"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, module.__name__, module)
+        torch.save(
+            {"state_dict": {"dense.bias": torch.ones(2)}, "hyper_parameters": attribute_dict(config={"lr": 1.0})},
+            tmp_path / "last.ckpt",
+        )
+    state, _ = checkpoints.read_checkpoint(tmp_path / "last.ckpt")
+    torch.testing.assert_close(state, {"dense.bias": torch.ones(2)})
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04 cut"])
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_broken_files_are_weights_unavailable(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsUnavailable, match="cannot be read") as caught:
+        checkpoints.read_checkpoint(tmp_path / name)
+    assert caught.value.exit_code == 6
+
+
+def test_nothing_there_is_weights_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match="not there"):
+        checkpoints.read_checkpoint(tmp_path / "absent.pt")
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match="No key"):
+        checkpoints.load_file(tiny_module(), tmp_path / "other.pt", RULES)
+
+
+def test_colliding_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="map to one"):
+        checkpoints.map_keys({"uniter.a": torch.zeros(1), "a": torch.zeros(1)}, RULES)
+
+
+def test_tables_grow_and_grids_interpolate() -> None:
+    table, fresh = torch.arange(6.0).reshape(3, 2), torch.full((5, 2), -1.0)
+    grown = checkpoints.grow_rows(table, fresh)
+    assert torch.equal(grown[:3], table)
+    assert torch.equal(grown[3:], fresh[3:])
+    types = checkpoints.grow_rows_from_first(table[:2], torch.empty(4, 2))
+    assert torch.equal(types[2:], table[:1].expand(2, 2))
+    constant = torch.cat([torch.zeros(1, 4), torch.full((9, 4), 7.0)])
+    fitted = checkpoints.interpolate_grid(constant, torch.empty(26, 4))
+    torch.testing.assert_close(fitted[1:], torch.full((25, 4), 7.0))
+    assert torch.equal(fitted[:1], constant[:1])
+    with pytest.raises(ConfigError, match="square"):
+        checkpoints.interpolate_grid(torch.zeros(8, 4), torch.empty(26, 4))
