@@ -1,0 +1,104 @@
+"""Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.files import safe_path
+from advl_pipeline.cache.layout import DTYPES, ArraySpec
+from advl_pipeline.errors import CorruptCache
+
+Rows = npt.NDArray[Any]
+
+_PAGE = mmap.PAGESIZE
+
+
+class MappedArray:
+    """One array of a cache, read-only. Nothing is opened before it is asked for.
+
+    Mapping a shard checks its length and its index first, so a file that was cut short or replaced by another is an
+    error and never a bus error or rows of zeros.
+    """
+
+    def __init__(self, root: Path, spec: ArraySpec, *, random_access: bool = False) -> None:
+        self.spec = spec
+        self._root = root
+        self._random_access = random_access
+        self._views: dict[int, Rows] = {}
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def __len__(self) -> int:
+        return self.spec.shape[0]
+
+    def shard(self, shard: int) -> Rows:
+        """Return the rows that a shard file holds, as a view."""
+        view = self._views.get(shard)
+        return self._map(shard) if view is None else view
+
+    def rows(self, first: int, after: int) -> Rows:
+        """Return rows [first, after), which must lie in one shard, as a view."""
+        shard, offset = divmod(first, self.spec.shard_rows)
+        return self.shard(shard)[offset : offset + after - first]
+
+    def whole(self) -> Rows:
+        """Return all rows: a view when the array lies in one shard, else a copy."""
+        if self.spec.num_shards == 1:
+            return self.shard(0)[: len(self)]
+        return np.concatenate(
+            [self.shard(shard)[: self.spec.valid_rows(shard)] for shard in range(self.spec.num_shards)]
+        )
+
+    def gather(self, positions_Q: npt.NDArray[np.int64]) -> Rows:
+        """Return a copy of the rows at the given positions."""
+        if self.spec.num_shards == 1:
+            return self.shard(0)[positions_Q]
+        shard_Q, offset_Q = np.divmod(positions_Q, self.spec.shard_rows)
+        gathered = np.empty((len(positions_Q), *self.spec.shape[1:]), DTYPES[self.spec.dtype])
+        for shard in np.unique(shard_Q):
+            here = shard_Q == shard
+            gathered[here] = self.shard(int(shard))[offset_Q[here]]
+        return gathered
+
+    def announce(self, first: int, after: int) -> None:
+        """Tell the kernel that rows [first, after) of one shard are wanted soon."""
+        shard, offset = divmod(first, self.spec.shard_rows)
+        self.shard(shard)
+        begin = offset * self.spec.row_bytes // _PAGE * _PAGE
+        end = (offset + after - first) * self.spec.row_bytes
+        self._maps[shard].madvise(mmap.MADV_WILLNEED, begin, end - begin)
+
+    def _map(self, shard: int) -> Rows:
+        spec, path = self.spec, safe_path(self._root, self.spec.shard_path(shard))
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise _bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != spec.file_bytes(shard):
+                raise _bad_shard(
+                    "A shard has the wrong length.", path, f"{size} bytes instead of {spec.file_bytes(shard)}"
+                )
+            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
+            raise _bad_shard("The index of a shard is damaged.", path, "")
+        if self._random_access:
+            mapped.madvise(mmap.MADV_RANDOM)
+        view = np.frombuffer(
+            mapped, DTYPES[spec.dtype], count=spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
+        )
+        view = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
+        self._views[shard], self._maps[shard] = view, mapped
+        return view
+
+
+def _bad_shard(what: str, path: Path, why: str) -> CorruptCache:
+    return CorruptCache(what, where=str(path), why=why, next_command="advl cache repair CACHE")

@@ -1,0 +1,41 @@
+"""Mean and variance per dimension, summed over shards in a fixed order so that every run gives the same bits.
+
+Shapes: M rows, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+_BLOCK_ROWS = 4096
+
+
+def sums(values_MD: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Return (2, D): the sum and the sum of squares of each column, in float64."""
+    total_2D = np.zeros((2, values_MD.shape[1]))
+    for first in range(0, len(values_MD), _BLOCK_ROWS):
+        block_MD = values_MD[first : first + _BLOCK_ROWS].astype(np.float64)
+        total_2D[0] += block_MD.sum(axis=0)
+        np.square(block_MD, out=block_MD)
+        total_2D[1] += block_MD.sum(axis=0)
+    return total_2D
+
+
+def mean_and_variance(
+    parts_2D: Iterable[npt.NDArray[np.float64]], *, count: int, width: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Combine the sums of all shards, in their order, to population mean and variance (D,).
+
+    Without any row the mean is 0 and the variance 1, which leaves targets as they are.
+    """
+    total_2D = np.zeros((2, width))
+    for part_2D in parts_2D:
+        total_2D += part_2D
+    if count == 0:
+        return np.zeros(width, np.float32), np.ones(width, np.float32)
+    mean_D = total_2D[0] / count
+    variance_D = np.maximum(total_2D[1] / count - mean_D**2, 0.0)
+    return mean_D.astype(np.float32), variance_D.astype(np.float32)

@@ -1,0 +1,47 @@
+"""Stored numbers: float32 features to the stored dtype and back, range-checked.
+
+Shapes: M rows, D columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+StoredDtype = Literal["float16", "float32", "int8"]
+
+FLOAT16_MAX = 65504.0
+INT8_MAX = 127
+
+
+def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:
+    """Round to float16, clipping what lies beyond its range; returns also how many values were clipped."""
+    clipped = int(np.count_nonzero(np.abs(values_MD) > FLOAT16_MAX))
+    if clipped:
+        values_MD = np.clip(values_MD, -FLOAT16_MAX, FLOAT16_MAX)
+    return values_MD.astype(np.float16), clipped
+
+
+def to_int8(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Quantise each row symmetrically; returns codes (M, D) and scales (M,) with values = codes * scales.
+
+    A row of zeros has scale 0.
+    """
+    peak_M = np.abs(values_MD).max(axis=1)
+    scale_M = (peak_M / np.float32(INT8_MAX)).astype(np.float32)
+    divisor_M = np.where(scale_M > 0, scale_M, np.float32(1))
+    codes_MD = np.clip(np.rint(values_MD / divisor_M[:, None]), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return codes_MD, scale_M
+
+
+def from_int8(codes_MD: npt.NDArray[np.int8], scale_M: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Return the float16 values that the codes stand for."""
+    return (codes_MD.astype(np.float32) * scale_M[:, None]).astype(np.float16)
+
+
+def is_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite, without a temporary of the values' size when all are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(values, dtype=np.float32))) or bool(np.isfinite(values).all())

@@ -1,0 +1,426 @@
+"""Reading a cache: look-up by unit id, features as memory-mapped views, everything cheap checked when it is opened.
+
+Shapes: N units, Q ids asked for, M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat as stat_mode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache import schema
+from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache.files import WORK_FOLDER, read_json, read_small
+from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
+from advl_pipeline.cache.layout import ArraySpec, parse_metadata
+from advl_pipeline.cache.provenance import extract_command
+from advl_pipeline.cache.quantise import from_int8
+from advl_pipeline.cache.records import (
+    COMPLETE_RECORD,
+    IDENTITY_FILE,
+    PLAN_RECORD,
+    PROVENANCE_FILE,
+    CompleteRecord,
+    Files,
+    ModalityRecord,
+    PlanRecord,
+    load_complete,
+    load_plan,
+)
+from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
+
+if TYPE_CHECKING:
+    from advl_pipeline.cache.stream import BatchStream
+
+Features = npt.NDArray[Any]
+
+
+class UnknownUnit(AdvlError):
+    """An id that a cache does not hold, or whose unit could not be read when the cache was made."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherCache:
+    """One teacher over one dataset split. `image` and `text` are None where that tower did not run."""
+
+    path: Path
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    image: FeatureStore | None
+    text: FeatureStore | None
+
+    @property
+    def identity_digest(self) -> str:
+        """Hexadecimal SHA-256 of the identity."""
+        return digest(self.identity)
+
+    def stores(self) -> dict[str, FeatureStore]:
+        """Return the modalities that the cache has."""
+        return {name: store for name, store in (("image", self.image), ("text", self.text)) if store is not None}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Maps do not travel between processes; a spawned worker opens the cache itself.
+        return open_cache, (self.path,)
+
+
+def open_cache(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) -> TeacherCache:
+    """Open a complete cache. Shards are mapped when first read.
+
+    Args:
+        path: the cache's folder.
+        expect: settings that the cache's identity must have; those not mentioned may be anything.
+
+    Raises:
+        ConfigError: there is no cache.
+        IdentityMismatch: the cache was made under other settings.
+        CorruptCache: the extraction was not finished, or a file is missing, cut short or inconsistent.
+    """
+    root = Path(path)
+    require_cache(root)
+    if not (root / COMPLETE_RECORD).is_file():
+        raise CorruptCache(
+            "The extraction of this cache was not finished.",
+            where=str(root),
+            next_command=extract_command(root) if (root / PROVENANCE_FILE).is_file() else f"advl cache repair {root}",
+        )
+    complete = load_complete(root)
+    for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
+        require_recorded(root, name, complete.files)
+    identity = read_json(root, IDENTITY_FILE)
+    plan = load_plan(root)
+    if digest(identity) != plan.identity_sha256:
+        raise CorruptCache("The identity is not the one that the cache was planned for.", where=str(root))
+    if expect is not None:
+        require_identity(
+            expect, identity, where=str(root), next_command=extract_command(root, renew=True), partial=True
+        )
+    _require_sizes(root, complete.files)
+    stores = {name: FeatureStore(root, name, shape, plan, complete) for name, shape in plan.modalities.items()}
+    return TeacherCache(
+        path=root,
+        identity=identity,
+        provenance=read_json(root, PROVENANCE_FILE),
+        image=stores.get("image"),
+        text=stores.get("text"),
+    )
+
+
+class FeatureStore:
+    """The features of one modality. All look-ups are by unit id; an id that is not there raises `UnknownUnit`."""
+
+    def __init__(
+        self, root: Path, modality: str, shape: ModalityRecord, plan: PlanRecord, complete: CompleteRecord
+    ) -> None:
+        self.modality = modality
+        self.global_dim = shape.global_dim
+        self.token_dim = shape.token_dim
+        self.source = f"{plan.identity_sha256}/{modality}"
+        self._root = root
+        self._shape = shape
+        self._files = complete.files
+        self._quarantined = complete.quarantined.get(modality, {})
+        self._shard_rows = plan.shard_rows
+        planned = schema.plan_specs(modality, shape.num_units)
+        self._unit_ids_N16 = self._array(planned["unit_id"]).whole()
+        self._starts_N = self._array(planned["starts"]).whole()
+        self._lengths_N = self._array(planned["lengths"]).whole()
+        index = schema.index_specs(modality, shape.num_units - len(self._quarantined))
+        self._prefix_U = self._array(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
+        self._unit_U = self._array(index["unit"]).whole() if index else np.zeros(0, np.int64)
+        stored: Any = plan.stored_dtype
+        self._global = self._array(
+            schema.global_spec(modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=stored),
+            random_access=True,
+        )
+        self._tokens: dict[str, MappedArray] = {}
+        if shape.token_dim is not None:
+            self._num_rows = self._declared_rows()
+            specs = schema.token_specs(
+                modality,
+                num_rows=self._num_rows,
+                token_dim=shape.token_dim,
+                spans=shape.spans,
+                stored=stored,
+                shard_rows=plan.shard_rows,
+            )
+            self._tokens = {name: self._array(spec, random_access=True) for name, spec in specs.items()}
+        moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
+        self._order_U = np.sort(self._unit_U) if self._quarantined else None
+        self._moments = {name: np.array(self._array(spec).whole()) for name, spec in moments.items()}
+
+    def __len__(self) -> int:
+        return len(self._unit_U)
+
+    @property
+    def ids(self) -> UnitIds:
+        """The ids of all readable units, in the order in which they are stored."""
+        return UnitIds(self._unit_ids_N16, self._order_U)
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Ids of units that could not be read when the cache was made, with the reasons."""
+        return self._quarantined
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self._tokens)
+
+    @property
+    def global_mean(self) -> npt.NDArray[np.float32]:
+        """Mean of the global features per dimension, (D,)."""
+        return self._moments["global_mean"]
+
+    @property
+    def global_variance(self) -> npt.NDArray[np.float32]:
+        return self._moments["global_variance"]
+
+    @property
+    def token_mean(self) -> npt.NDArray[np.float32]:
+        """Mean of all token rows per dimension, (D,)."""
+        self._require_tokens()
+        return self._moments["token_mean"]
+
+    @property
+    def token_variance(self) -> npt.NDArray[np.float32]:
+        self._require_tokens()
+        return self._moments["token_variance"]
+
+    def contains(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return, for each id, whether its features can be looked up."""
+        if len(ids) == 0 or len(self._unit_U) == 0:
+            return np.zeros(len(ids), np.bool_)
+        return self._look_up(ids) >= 0
+
+    def global_features(self, ids: Sequence[str]) -> Features:
+        """Return a copy of the global features, (Q, D) in the stored dtype."""
+        return self._global.gather(self.positions(ids))
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Features, npt.NDArray[np.int32]]:
+        """Return the token rows of the units one after another, (M, D), and how many rows each has, (Q,) int32.
+
+        One unit alone is a view into the cache; several are copied together. Features stored as int8 come as float16.
+        """
+        positions_Q = self.positions(ids)
+        values = self._collect("values", positions_Q)
+        if "scales" in self._tokens:
+            values = from_int8(values, self._collect("scales", positions_Q))
+        return values, self._lengths_N[positions_Q]
+
+    def readable_positions(self, order_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Turn places in `ids` into positions in the store."""
+        return order_Q if self._order_U is None else self._order_U[order_Q]
+
+    def global_rows(self, positions_Q: npt.NDArray[np.int64]) -> Features:
+        """As `global_features`, by position."""
+        return self._global.gather(positions_Q)
+
+    def padded_tokens(self, positions_Q: npt.NDArray[np.int64]) -> tuple[Features, npt.NDArray[np.int32]]:
+        """Return token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,)."""
+        length_Q = self._lengths_N[positions_Q]
+        views = self._views("values", positions_Q)
+        longest = int(length_Q.max(initial=0))
+        dtype = np.dtype(np.float16) if "scales" in self._tokens else self._tokens["values"].shard(0).dtype
+        padded_QMD = np.empty((len(positions_Q), longest, self.token_dim or 0), dtype)
+        scales = self._views("scales", positions_Q) if "scales" in self._tokens else [None] * len(views)
+        for row_MD, view, scale in zip(padded_QMD, views, scales, strict=True):
+            row_MD[: len(view)] = view if scale is None else from_int8(view, scale)
+            row_MD[len(view) :] = 0
+        return padded_QMD, length_Q
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
+        if "char_spans" not in self._tokens:
+            raise ConfigError(
+                f"The {self.modality} tokens of this cache have no character spans.", where=str(self._root)
+            )
+        return self._collect("char_spans", self.positions(ids))
+
+    def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return how many token rows each unit has, (Q,), without touching the features."""
+        return self._lengths_N[self.positions(ids)]
+
+    def stat_names(self) -> list[str]:
+        """Return the names of the per-unit statistics."""
+        prefix = f"{self.modality}/stats/"
+        return sorted(
+            name.removeprefix(prefix).removesuffix("/zarr.json")
+            for name in self._files
+            if name.startswith(prefix) and name.count("/") == 3
+        )
+
+    def stat(self, name: str, ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return a per-unit statistic, (Q,) float32, such as "norm", "entropy" or "margin"."""
+        if name not in self.stat_names():
+            raise ConfigError(f"This cache has no statistic {name!r}; it has {', '.join(self.stat_names())}.")
+        return self._array(schema.stat_spec(self.modality, name, self._shape.num_units)).gather(self.positions(ids))
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on."""
+        self.announce_positions(self.positions(ids))
+
+    def announce_positions(self, positions_Q: npt.NDArray[np.int64]) -> None:
+        """As `announce`, by position; runs of neighbouring units are announced at once."""
+        for position in positions_Q.tolist():
+            self._global.announce(position, position + 1)
+        values = self._tokens.get("values")
+        if values is None:
+            return
+        for start, length in zip(
+            self._starts_N[positions_Q].tolist(), self._lengths_N[positions_Q].tolist(), strict=True
+        ):
+            if length:
+                values.announce(start, start + length)
+
+    def batches(self, batch_size: int, **options: Any) -> BatchStream:
+        """Stream padded torch batches of all units; see `stream.BatchStream`."""
+        from advl_pipeline.cache.stream import BatchStream
+
+        return BatchStream(self, batch_size=batch_size, **options)
+
+    def positions(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return where units lie, (Q,); raises `UnknownUnit` for an id that is not there."""
+        if len(ids) == 0:
+            return np.zeros(0, np.int64)
+        found_Q = self._look_up(ids) if len(self._unit_U) else np.full(len(ids), -1, np.int64)
+        if found_Q.min() < 0:
+            self._raise_unknown(ids[int(found_Q.argmin())])
+        if found_Q.max() >= len(self._unit_ids_N16):
+            raise CorruptCache("The index of the cache points outside it.", where=str(self._root))
+        return found_Q
+
+    def _look_up(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        try:
+            wanted_Q16 = ids_to_bytes(ids)
+        except ValueError as error:
+            raise UnknownUnit("That is not a unit id.", why=str(error)) from None
+        return look_up(wanted_Q16, self._unit_ids_N16, self._prefix_U, self._unit_U)
+
+    def _raise_unknown(self, unit_id: str) -> None:
+        reason = self._quarantined.get(unit_id)
+        raise UnknownUnit(
+            f"The {self.modality} features of a unit are not in the cache.",
+            where=f"unit {unit_id} in {self._root}",
+            why=f"it could not be read: {reason}" if reason else "the cache is of another dataset, split or wording",
+            next_command="mend the picture and extract again, or leave its examples out"
+            if reason
+            else extract_command(self._root),
+        )
+
+    def _views(self, name: str, positions_Q: npt.NDArray[np.int64]) -> list[Features]:
+        self._require_tokens()
+        array = self._tokens[name]
+        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q]
+        shard_Q = start_Q // self._shard_rows
+        if len(start_Q) and (
+            start_Q.min() < 0
+            or length_Q.min() < 0
+            or ((start_Q + length_Q) > np.minimum((shard_Q + 1) * self._shard_rows, self._num_rows)).any()
+        ):
+            raise CorruptCache(
+                "A unit's rows lie outside its shard.",
+                where=f"{self._root}/{self.modality}/tokens",
+                next_command=f"advl cache repair {self._root}",
+            )
+        offset_Q = start_Q - shard_Q * self._shard_rows
+        if array.spec.num_shards == 1:
+            whole = array.shard(0)
+            return [
+                whole[first:after]
+                for first, after in zip(offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True)
+            ]
+        return [
+            array.shard(shard)[first:after]
+            for shard, first, after in zip(
+                shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
+            )
+        ]
+
+    def _collect(self, name: str, positions_Q: npt.NDArray[np.int64]) -> Features:
+        views = self._views(name, positions_Q)
+        if len(views) == 1:
+            return views[0]
+        return np.concatenate(views) if views else self._tokens[name].shard(0)[:0]
+
+    def _require_tokens(self) -> None:
+        if not self._tokens:
+            raise ConfigError(
+                f"This cache holds no {self.modality} token features.",
+                where=str(self._root),
+                next_command="extract again with --image-tokens boxes or grid",
+            )
+
+    def _declared_rows(self) -> int:
+        name = f"{self.modality}/tokens/values/zarr.json"
+        raw = require_recorded(self._root, name, self._files)
+        return parse_metadata(raw, path=f"{self.modality}/tokens/values", where=str(self._root / name)).shape[0]
+
+    def _array(self, spec: ArraySpec, *, random_access: bool = False) -> MappedArray:
+        # Opened only if its metadata is, to the byte, what the plan implies.
+        raw = require_recorded(self._root, spec.metadata_path, self._files)
+        if raw != spec.metadata():
+            raise CorruptCache(
+                "An array is not what the plan of the cache says.", where=str(self._root / spec.metadata_path)
+            )
+        return MappedArray(self._root, spec, random_access=random_access)
+
+
+def require_cache(root: Path) -> None:
+    """Raise `ConfigError` when a folder holds neither a cache nor a started one."""
+    if not (root / IDENTITY_FILE).exists() and not (root / "records").exists():
+        raise ConfigError(
+            "There is no cache here.",
+            where=str(root),
+            why="a stopped extraction had not begun to write" if (root / WORK_FOLDER).exists() else "",
+            next_command="advl extract --teacher NAME --dataset NAME --split SPLIT",
+        )
+
+
+def require_recorded(root: Path, name: str, files: Files) -> bytes:
+    """Read a metadata file whose content must be what the commit record says; raises `CorruptCache`."""
+    raw = read_small(root, name)
+    entry = files.get(name)
+    if entry is None or (len(raw), hashlib.sha256(raw).hexdigest()) != (entry.num_bytes, entry.sha256):
+        raise CorruptCache(
+            "A file of the cache is not what its commit record says.",
+            where=str(root / name),
+            next_command=f"advl cache repair {root}",
+        )
+    return raw
+
+
+def _require_sizes(root: Path, files: Files) -> None:
+    base = os.path.realpath(root)
+    for folder in {name.rpartition("/")[0] for name in files}:
+        if ".." in folder.split("/") or os.path.realpath(f"{base}/{folder}").rstrip("/") != f"{base}/{folder}".rstrip(
+            "/"
+        ):
+            raise CorruptCache("A folder of the cache is a link to elsewhere.", where=f"{root}/{folder}")
+    for name, entry in files.items():
+        try:
+            found = os.stat(f"{base}/{name}", follow_symlinks=False)  # noqa: PTH116
+        except OSError:
+            raise _damaged(root, name, "it is missing") from None
+        if not stat_mode.S_ISREG(found.st_mode):
+            raise _damaged(root, name, "it is not a plain file")
+        if found.st_size != entry.num_bytes:
+            raise _damaged(root, name, f"it has {found.st_size} bytes instead of {entry.num_bytes}")
+
+
+def _damaged(root: Path, name: str, why: str) -> CorruptCache:
+    return CorruptCache(
+        "A file of the cache is damaged.",
+        where=str(root / name),
+        why=why,
+        next_command=f"advl cache repair {root}",
+    )

@@ -1,0 +1,215 @@
+"""Commit records: what each file of a cache must be. A record is the last thing written of what it vouches for.
+
+`records/plan.json` vouches for what is known before encoding, `records/<modality>-<shard>.json` for one shard,
+`records/complete.json`, written last of all, for every file of the cache, the other records included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.cache.files import FileEntry, read_small
+from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
+from advl_pipeline.cache.layout import render_json
+from advl_pipeline.errors import CorruptCache
+
+PLAN_RECORD = "records/plan.json"
+COMPLETE_RECORD = "records/complete.json"
+PROVENANCE_FILE = "records/provenance.json"
+IDENTITY_FILE = "identity.json"
+
+MODALITIES = ("image", "text")
+_SEAL = "record_sha256"
+
+Files = Mapping[str, FileEntry]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModalityRecord:
+    """Shape of one modality: units, feature widths (token_dim None: no token features), whether tokens have spans."""
+
+    num_units: int
+    global_dim: int
+    token_dim: int | None
+    spans: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanRecord:
+    """What is settled before encoding: modalities, stored dtype, rows per shard, digest of the identity."""
+
+    identity_sha256: str
+    stored_dtype: str
+    shard_rows: int
+    modalities: Mapping[str, ModalityRecord]
+    files: Files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRecord:
+    """One committed shard; `quarantined` lists positions of units that could not be read, with the reasons."""
+
+    modality: str
+    shard: int
+    first_unit: int
+    num_units: int
+    rows: int
+    clipped: int
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    files: Files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompleteRecord:
+    """Every file of a complete cache but this record itself and the confidence groups, which have their own.
+
+    `quarantined` gives, per modality, the ids of units that could not be read, with the reasons; `clipped` how many
+    stored values lay beyond the range of the stored dtype.
+    """
+
+    files: Files
+    quarantined: Mapping[str, Mapping[str, str]]
+    clipped: Mapping[str, int]
+
+
+def shard_record_path(modality: str, shard: int) -> str:
+    return f"records/{modality}-{shard:05d}.json"
+
+
+def confidence_record_path(key: str) -> str:
+    return f"records/confidence-{key}.json"
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """Render a record with the digest of its own content."""
+    return render_json({**content, _SEAL: digest(content)})
+
+
+def unseal(root: Path, relative: str) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        CorruptCache: it is missing, does not parse, or is not what it was when it was sealed.
+    """
+    raw = read_small(root, relative)
+    try:
+        content: Any = json.loads(raw)
+        stored = content.pop(_SEAL)
+        sound = stored == digest(content) and seal(content) == raw
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise CorruptCache("A record of the cache is damaged.", where=str(root / relative))
+    return dict(content)
+
+
+def render_plan(record: PlanRecord) -> bytes:
+    return seal(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "identity_sha256": record.identity_sha256,
+            "stored_dtype": record.stored_dtype,
+            "shard_rows": record.shard_rows,
+            "modalities": {
+                name: {
+                    "num_units": shape.num_units,
+                    "global_dim": shape.global_dim,
+                    "token_dim": shape.token_dim,
+                    "spans": shape.spans,
+                }
+                for name, shape in record.modalities.items()
+            },
+            "files": files_to_json(record.files),
+        }
+    )
+
+
+def render_shard(record: ShardRecord) -> bytes:
+    return seal(
+        {
+            "modality": record.modality,
+            "shard": record.shard,
+            "first_unit": record.first_unit,
+            "num_units": record.num_units,
+            "rows": record.rows,
+            "clipped": record.clipped,
+            "quarantined": dict(record.quarantined),
+            "files": files_to_json(record.files),
+        }
+    )
+
+
+def render_complete(record: CompleteRecord) -> bytes:
+    return seal(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "quarantined": {name: dict(units) for name, units in record.quarantined.items()},
+            "clipped": dict(record.clipped),
+            "files": files_to_json(record.files),
+        }
+    )
+
+
+def load_plan(root: Path) -> PlanRecord:
+    """Read `records/plan.json`; raises `CorruptCache`."""
+    content = unseal(root, PLAN_RECORD)
+    with _reading(root, PLAN_RECORD):
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise CorruptCache(
+                "The cache has another format version.",
+                where=str(root),
+                why=f"it is {content['schema_version']}, this program reads {SCHEMA_VERSION}",
+            )
+        return PlanRecord(
+            identity_sha256=content["identity_sha256"],
+            stored_dtype=content["stored_dtype"],
+            shard_rows=content["shard_rows"],
+            modalities={name: ModalityRecord(**shape) for name, shape in content["modalities"].items()},
+            files=files_from_json(content["files"]),
+        )
+
+
+def load_shard(root: Path, modality: str, shard: int) -> ShardRecord:
+    """Read the record of a shard; raises `CorruptCache`."""
+    relative = shard_record_path(modality, shard)
+    content = unseal(root, relative)
+    with _reading(root, relative):
+        record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
+        if (record.modality, record.shard) != (modality, shard):
+            raise CorruptCache("A record stands under another shard's name.", where=str(root / relative))
+        return record
+
+
+def load_complete(root: Path) -> CompleteRecord:
+    """Read `records/complete.json`; raises `CorruptCache`."""
+    content = unseal(root, COMPLETE_RECORD)
+    with _reading(root, COMPLETE_RECORD):
+        return CompleteRecord(
+            files=files_from_json(content["files"]),
+            quarantined={name: dict(units) for name, units in content["quarantined"].items()},
+            clipped=dict(content["clipped"]),
+        )
+
+
+def files_to_json(files: Files) -> dict[str, list[Any]]:
+    return {name: [entry.num_bytes, entry.sha256] for name, entry in files.items()}
+
+
+def files_from_json(content: Mapping[str, Any]) -> dict[str, FileEntry]:
+    return {name: FileEntry(num_bytes=int(size), sha256=str(sha)) for name, (size, sha) in content.items()}
+
+
+@contextmanager
+def _reading(root: Path, relative: str) -> Iterator[None]:
+    # A sealed record of the wrong shape: forged, or another version's.
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCache(
+            "A record does not have the expected fields.", where=str(root / relative), why=str(error)
+        ) from None

@@ -1,0 +1,140 @@
+"""The content of one shard while it is being filled, already in its stored form.
+
+Shapes: N units of the shard, M rows of the shard, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.moments import sums
+from advl_pipeline.cache.quantise import StoredDtype, from_int8, is_finite, to_float16, to_int8
+from advl_pipeline.cache.ragged import Placement
+from advl_pipeline.cache.records import ModalityRecord
+from advl_pipeline.errors import AdvlError
+
+_BLOCK_ROWS = 4096
+
+
+class ShardBuffer:
+    """Rows of one shard; units arrive in any order, each exactly once."""
+
+    def __init__(self, *, placement: Placement, shard: int, shape: ModalityRecord, stored: StoredDtype) -> None:
+        self.shard = shard
+        self.units = placement.units_of(shard)
+        self.clipped = 0
+        self.quarantined: dict[str, str] = {}
+        self._stored = stored
+        self._first_row_N = placement.starts_N[self.units.start : self.units.stop] - shard * placement.shard_rows
+        self._length_N = placement.lengths_N[self.units.start : self.units.stop]
+        self._filled_N = np.zeros(len(self.units), np.bool_)
+        self._stats: dict[str, npt.NDArray[np.float32]] = {}
+        rows = int(placement.rows_used_S[shard])
+        wide = np.dtype("float16" if stored == "int8" else stored)
+        self._global_ND = np.zeros((len(self.units), shape.global_dim), wide)
+        self._tokens: dict[str, npt.NDArray[Any]] = {}
+        if shape.token_dim is not None:
+            self._tokens["values"] = np.zeros((rows, shape.token_dim), stored)
+            if stored == "int8":
+                self._tokens["scales"] = np.zeros(rows, np.float32)
+            if shape.spans:
+                self._tokens["char_spans"] = np.zeros((rows, 2), np.int32)
+
+    def put(
+        self,
+        unit: int,
+        *,
+        global_D: npt.NDArray[np.float32],
+        values_MD: npt.NDArray[np.float32],
+        spans_M2: npt.NDArray[np.int32] | None,
+        stats: Mapping[str, float],
+    ) -> None:
+        """Store one unit's features.
+
+        Raises:
+            AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
+        """
+        slot = self._claim(unit)
+        self._require_sound(unit, slot, global_D, values_MD)
+        self._global_ND[slot] = self._narrow(global_D[None])[0]
+        for name, value in stats.items():
+            self._stats.setdefault(name, np.zeros(len(self.units), np.float32))[slot] = value
+        if "values" not in self._tokens or len(values_MD) == 0:
+            return
+        rows = slice(int(self._first_row_N[slot]), int(self._first_row_N[slot]) + len(values_MD))
+        if self._stored == "int8":
+            self._tokens["values"][rows], self._tokens["scales"][rows] = to_int8(values_MD)
+        else:
+            self._tokens["values"][rows] = self._narrow(values_MD)
+        if "char_spans" in self._tokens:
+            if spans_M2 is None or spans_M2.shape != (len(values_MD), 2):
+                raise AdvlError("The teacher gave no character span for each token.", where=f"unit {unit}")
+            self._tokens["char_spans"][rows] = spans_M2
+
+    def quarantine(self, unit: int, reason: str) -> None:
+        """Leave a unit's rows at zero and list it as unreadable."""
+        self._claim(unit)
+        self.quarantined[str(unit)] = reason
+
+    def require_filled(self) -> None:
+        """Raise `ValueError` when a unit of the shard is missing."""
+        if not self._filled_N.all():
+            raise ValueError(f"shard {self.shard} lacks unit {self.units[int(self._filled_N.argmin())]}")
+
+    def token_rows(self, name: str) -> npt.NDArray[Any]:
+        """Return the rows of one token array: "values", "scales" or "char_spans"."""
+        return self._tokens[name]
+
+    def staged(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what the shard adds to the per-unit tables, computed from the stored form."""
+        norm_N = np.linalg.norm(self._global_ND.astype(np.float32), axis=1).astype(np.float32)
+        content: dict[str, npt.NDArray[Any]] = {"global": self._global_ND, "stat-norm": norm_N}
+        content |= {f"stat-{name}": values for name, values in self._stats.items()}
+        content["global_sums"] = sums(self._global_ND)
+        if "values" in self._tokens:
+            content["token_sums"] = self._token_sums()
+        return content
+
+    def _token_sums(self) -> npt.NDArray[np.float64]:
+        values = self._tokens["values"]
+        if self._stored != "int8":
+            return sums(values)
+        total_2D = np.zeros((2, values.shape[1]))
+        for first in range(0, len(values), _BLOCK_ROWS):
+            block = slice(first, first + _BLOCK_ROWS)
+            total_2D += sums(from_int8(values[block], self._tokens["scales"][block]))
+        return total_2D
+
+    def _claim(self, unit: int) -> int:
+        slot = unit - self.units.start
+        if not 0 <= slot < len(self.units) or self._filled_N[slot]:
+            raise ValueError(f"unit {unit} is not waited for by shard {self.shard}")
+        self._filled_N[slot] = True
+        return slot
+
+    def _require_sound(
+        self, unit: int, slot: int, global_D: npt.NDArray[np.float32], values_MD: npt.NDArray[np.float32]
+    ) -> None:
+        if "values" in self._tokens and len(values_MD) != self._length_N[slot]:
+            raise AdvlError(
+                "The teacher gave another number of tokens than it announced.",
+                where=f"unit {unit}",
+                why=f"{len(values_MD)} rows, {int(self._length_N[slot])} planned",
+            )
+        if not (is_finite(global_D) and is_finite(values_MD)):
+            raise AdvlError(
+                "The teacher gave features that are not finite numbers.",
+                where=f"unit {unit} of shard {self.shard}",
+                next_command="try --compute-dtype fp32",
+            )
+
+    def _narrow(self, values_MD: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        if self._stored == "float32":
+            return values_MD
+        narrow, clipped = to_float16(values_MD)
+        self.clipped += clipped
+        return narrow

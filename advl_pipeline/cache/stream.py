@@ -1,0 +1,192 @@
+"""Streaming a feature store as padded batches: planned order, reads announced ahead, one background thread.
+
+Shapes: B units of a batch, M tokens of the longest of them, D feature width.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
+from advl_pipeline.cache.reader import FeatureStore
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureBatch:
+    """One batch, zero-padded; `token_BMD` and `mask_BM` are None where the store has no token features."""
+
+    ids: list[str]
+    global_BD: torch.Tensor
+    token_BMD: torch.Tensor | None
+    mask_BM: torch.Tensor | None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.global_BD.nbytes + (0 if self.token_BMD is None else self.token_BMD.nbytes)
+
+
+class BatchStream:
+    """All units of a store, once per epoch, in batches. Iterating yields what is left of the current epoch.
+
+    Args:
+        store: the features.
+        batch_size: units per batch and rank.
+        seed: chooses the orders of all epochs.
+        epoch: the epoch to begin with; `advance_epoch` goes on to the next.
+        shuffle: follow `order.epoch_order`, which mixes all units globally; else the order of the store.
+        tokens: also read token features.
+        rank: this process's share of every global batch.
+        world_size: how many processes share it.
+        announce_ahead: how many batches ahead of the reader the kernel is told; 0 leaves it to the kernel.
+        bytes_in_flight: bound of the batches that are read but not yet taken; 0 reads in the caller's thread.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = True,
+        tokens: bool | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        announce_ahead: int = 16,
+        bytes_in_flight: int = 64 << 20,
+    ) -> None:
+        self._store = store
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._tokens = store.has_tokens if tokens is None else tokens
+        self._rank = rank
+        self._world_size = world_size
+        self._announce_ahead = announce_ahead
+        self._bytes_in_flight = bytes_in_flight
+        self._state = OrderState(epoch=epoch)
+        self._ids = store.ids
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream stands, as plain types."""
+        return self._state.to_dict(source=f"{self._store.source}/{self._seed}/{self._shuffle}")
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Go on where another stream over the same cache stood; raises `IdentityMismatch` for another one's state."""
+        self._state = OrderState.from_dict(content, source=f"{self._store.source}/{self._seed}/{self._shuffle}")
+
+    def advance_epoch(self) -> None:
+        """Begin the next epoch."""
+        self._state = OrderState(epoch=self._state.epoch + 1)
+
+    def __len__(self) -> int:
+        """Batches left in the current epoch."""
+        return -(-(len(self._store) - self._state.consumed) // (self._batch_size * self._world_size))
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        plan = self._plan()
+        source = self._read_ahead(plan) if self._bytes_in_flight else self._read(plan)
+        for batch in source:
+            consumed = min(len(self._store), self._state.consumed + self._batch_size * self._world_size)
+            self._state = OrderState(epoch=self._state.epoch, consumed=consumed)
+            yield batch
+
+    def _plan(self) -> list[npt.NDArray[np.int64]]:
+        size = len(self._store)
+        order = epoch_order(size, seed=self._seed, epoch=self._state.epoch) if self._shuffle else np.arange(size)
+        return rank_slice(
+            order[self._state.consumed :],
+            rank=self._rank,
+            world_size=self._world_size,
+            batch_size=self._batch_size,
+        )
+
+    def _read(self, plan: list[npt.NDArray[np.int64]]) -> Iterator[FeatureBatch]:
+        announced: deque[npt.NDArray[np.int64]] = deque()
+        upcoming = iter(plan)
+        for batch in plan:
+            while self._announce_ahead and len(announced) <= self._announce_ahead:
+                following = next(upcoming, None)
+                if following is None:
+                    break
+                self._store.announce_positions(self._store.readable_positions(following))
+                announced.append(following)
+            if announced:
+                announced.popleft()
+            yield read_batch(self._store, batch, ids=[self._ids[int(item)] for item in batch], tokens=self._tokens)
+
+    def _read_ahead(self, plan: list[npt.NDArray[np.int64]]) -> Iterator[FeatureBatch]:
+        gate = _ByteGate(self._bytes_in_flight)
+        ready: queue.SimpleQueue[FeatureBatch | BaseException | None] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                for batch in self._read(plan):
+                    if not gate.enter(batch.num_bytes):
+                        return
+                    ready.put(batch)
+                ready.put(None)
+            except BaseException as error:
+                # Raised again in the thread that iterates.
+                ready.put(error)
+
+        thread = threading.Thread(target=work, name="advl-cache-reader", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                gate.leave(item.num_bytes)
+                yield item
+        finally:
+            gate.close()
+            thread.join()
+
+
+def read_batch(store: FeatureStore, order_B: npt.NDArray[np.int64], *, ids: list[str], tokens: bool) -> FeatureBatch:
+    """Read and pad one batch; `order_B` counts readable units in the order of the store."""
+    position_B = store.readable_positions(order_B)
+    global_BD = torch.from_numpy(store.global_rows(position_B))
+    if not tokens:
+        return FeatureBatch(ids=ids, global_BD=global_BD, token_BMD=None, mask_BM=None)
+    token_BMD, length_B = store.padded_tokens(position_B)
+    mask_BM = np.arange(token_BMD.shape[1]) < length_B[:, None]
+    return FeatureBatch(
+        ids=ids, global_BD=global_BD, token_BMD=torch.from_numpy(token_BMD), mask_BM=torch.from_numpy(mask_BM)
+    )
+
+
+class _ByteGate:
+    """Lets a producer run ahead of a consumer by a bounded number of bytes, by at least one item."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def enter(self, size: int) -> bool:
+        """Wait for room; returns False once the consumer has gone."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._held == 0 or self._held + size <= self._limit)
+            self._held += size
+            return not self._closed
+
+    def leave(self, size: int) -> None:
+        with self._changed:
+            self._held -= size
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
