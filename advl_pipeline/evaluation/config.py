@@ -1,0 +1,22 @@
+"""What is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.configuration import option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Configuration of `advl evaluate`."""
+
+    run: Path = option(help="Run folder of a finished finetuning.")
+    on: tuple[str, ...] = option(
+        ("test",), help="Test set: a split of the run's dataset, or DATASET/SPLIT; repeatable."
+    )
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    batch_size: int = option(64, help="Examples per forward pass.")
+    swap_images: bool = option(True, help="Also measure accuracy with every picture swapped for another one.")
+    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

@@ -1,0 +1,73 @@
+"""Scores of a finished run on examples: the student and its head alone, no teacher anywhere.
+
+Shapes: B examples, C candidates, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import read_description
+from advl_pipeline.training.heads import load_heads
+from advl_pipeline.training.prefetch import Prefetcher
+from advl_pipeline.training.targets import head_name, shape_logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """The student of a run with its heads, and the class names of each head."""
+
+    student: Student
+    heads: nn.ModuleDict
+    label_names: dict[str, tuple[str, ...]]
+    device: torch.device
+
+    @torch.inference_mode()
+    def scores(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield one row of scores per example: (C,) candidate logits or (K,) class logits.
+
+        A batch holds one task; runs of examples of one task are cut into batches in the order given.
+        """
+        with Prefetcher(lambda: self._batches(examples, batch_size)) as batches:
+            for task, is_choice, batch in batches:
+                moved = batch.to(self.device)
+                pooled = self.student.encode(moved).pooled_NP
+                logits = shape_logits(self.heads[head_name(task)](pooled), batch.num_candidates, is_choice)
+                yield from logits.float().cpu().numpy()
+
+    def _batches(self, examples: Iterable[Example], batch_size: int) -> Iterator[tuple[str, bool, StudentBatch]]:
+        for part in _same_task_batches(examples, batch_size):
+            task = part[0].task
+            yield task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part)
+
+
+def load_run(folder: Path, *, device: str = "cpu") -> FinishedRun:
+    """Load what `advl finetune` left.
+
+    Raises:
+        WeightsUnavailable: the run is not finished.
+    """
+    student = build_student(read_description(folder)["student"], weights=folder)
+    heads, label_names = load_heads(folder, student)
+    target = torch.device(device)
+    return FinishedRun(
+        student=student.eval().to(target), heads=heads.eval().to(target), label_names=label_names, device=target
+    )
+
+
+def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator[Sequence[Example]]:
+    remaining = iter(examples)
+    while chunk := list(islice(remaining, batch_size)):
+        for _, part in groupby(chunk, key=lambda example: example.task):
+            yield list(part)

@@ -1,0 +1,49 @@
+"""Does the student use the picture? The same items with every picture swapped for another one of the test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit
+
+
+def swapped_pictures(images: Sequence[ImageUnit], *, seed: int) -> dict[str, ImageUnit]:
+    """Return, for each picture by id, another one: a random cyclic order without fixed points.
+
+    Pictures with as many boxes are exchanged where there are any, so that object tags stay meaningful.
+    """
+    generator = np.random.default_rng(np.random.SeedSequence([seed, len(images)]))
+    groups: dict[int, list[ImageUnit]] = {}
+    for image in images:
+        groups.setdefault(len(image.boxes_R4), []).append(image)
+    swapped: dict[str, ImageUnit] = {}
+    lonely: list[ImageUnit] = []
+    for group in groups.values():
+        if len(group) == 1:
+            lonely += group
+        else:
+            swapped |= _cycle(group, generator)
+    if lonely:
+        others = [image for image in images if image.unit_id != lonely[0].unit_id]
+        swapped |= _cycle(lonely, generator) if len(lonely) > 1 else {lonely[0].unit_id: (others or lonely)[0]}
+    return swapped
+
+
+def with_picture(example: Example, image: ImageUnit) -> Example:
+    """Return the example on another picture; a tag of a box that the picture lacks wraps around to one it has."""
+    num_boxes = len(image.boxes_R4)
+
+    def move(candidate: Candidate) -> Candidate:
+        tags = tuple(replace(tag, box=tag.box % num_boxes) for tag in candidate.tags) if num_boxes else ()
+        return replace(candidate, tags=tags)
+
+    return replace(example, image=image, candidates=tuple(move(candidate) for candidate in example.candidates))
+
+
+def _cycle(images: Sequence[ImageUnit], generator: np.random.Generator) -> dict[str, ImageUnit]:
+    order = generator.permutation(len(images))
+    following = np.roll(order, -1)
+    return {images[a].unit_id: images[b] for a, b in zip(order.tolist(), following.tolist(), strict=True)}

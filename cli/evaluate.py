@@ -1,0 +1,35 @@
+"""`advl evaluate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.evaluation.config import EvaluateConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("evaluate")
+@config_options(EvaluateConfig)
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Score a finetuned run on test and shifted sets, with and without its pictures.
+
+    \b
+    advl evaluate --run runs/advl-100-0 --on test --on test-shift --on test-unseen
+    """
+    config = config_from_flags(EvaluateConfig, flags)
+    from advl_pipeline.evaluation.runner import run_evaluate
+
+    result = run_evaluate(config)
+    if as_json:
+        print_json({"run": str(result.run), "sets": result.sets})
+        return
+    click.echo(f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'swapped %':>10} {'drop':>6}")
+    for name, document in result.sets.items():
+        for metric, value in document["metrics"].items():
+            use = document.get("use_of_vision", {}).get(metric)
+            swapped = f"{use['swapped']:>10.2f} {use['drop']:>6.2f}" if use else f"{'-':>10} {'-':>6}"
+            click.echo(f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {swapped}")

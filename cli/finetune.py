@@ -1,0 +1,40 @@
+"""`advl finetune`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.training.config import FinetuneConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("finetune")
+@config_options(FinetuneConfig)
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Finetune a student while streaming teacher caches.
+
+    \b
+    advl finetune --dataset scenes-vcr --method advl --shots 100 --seed 0 \\
+        --init students/scenes-small --output runs/advl-100-0 \\
+        --cache caches/efficientnet-lite0/scenes-vcr/train \\
+        --cache caches/minilm-l6/scenes-vcr/train
+    """
+    config = config_from_flags(FinetuneConfig, flags)
+    from advl_pipeline.training.run import run_finetune
+
+    result = run_finetune(config)
+    if as_json:
+        print_json({"output": str(result.output), **result.summary})
+        return
+    summary = result.summary
+    click.echo(
+        f"{summary['method']}: {summary['num_steps']} steps on {summary['num_labelled']} labelled examples in "
+        f"{summary['seconds']:.1f} s ({1000 * summary['seconds_per_step']:.1f} ms a step, "
+        f"{100 * summary['wait_share']:.1f} % waiting for data)"
+    )
+    click.echo(f"run folder: {result.output}")
+    click.echo(f"next: advl evaluate --run {result.output} --on test")

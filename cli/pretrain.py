@@ -1,0 +1,40 @@
+"""`advl pretrain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.training.pretrain_config import PretrainConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("pretrain")
+@config_options(PretrainConfig)
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Give the demo student its image-text pretraining, once; the stored student is reused.
+
+    \b
+    advl pretrain --dataset scenes-captions --output students/scenes-small
+    """
+    config = config_from_flags(PretrainConfig, flags)
+    from advl_pipeline.training.pretrain import run_pretrain
+
+    result = run_pretrain(config)
+    if as_json:
+        print_json(
+            {
+                "output": str(result.output),
+                "reused": result.reused,
+                "losses": result.losses,
+                "seconds": result.seconds,
+            }
+        )
+    elif result.reused:
+        click.echo(f"{result.output} holds a student pretrained the same way; nothing to do")
+    else:
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
+        click.echo(f"pretrained in {result.seconds:.0f} s (last losses: {losses}) -> {result.output}")
