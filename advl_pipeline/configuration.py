@@ -23,7 +23,7 @@ def option(default: Any = dataclasses.MISSING, *, help: str, metavar: str | None
     """Declare a field of a command's configuration together with the help text of its flag.
 
     Types understood by the command line: bool, int, float, str, Path, Literal[...], `X | None` and
-    `tuple[X, ...]` (a flag that may be repeated).
+    `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and dataclasses.
     """
     metadata = {"help": help, "metavar": metavar}
     if isinstance(default, (list, dict)):
@@ -112,6 +112,16 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             value = [value]
         return tuple(_coerce(item, arguments[0], key=key, where=where) for item in value)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{key} must be a table, not {type(value).__name__}.", where=where, why=f"got {value!r}"
+            )
+        return types.MappingProxyType(
+            {str(name): _coerce(item, arguments[1], key=f"{key}.{name}", where=where) for name, item in value.items()}
+        )
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return build_config(typing.cast(type[Any], hint), value, where=f"{where} [{key}]".strip())
     if hint is Path and isinstance(value, (str, Path)):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

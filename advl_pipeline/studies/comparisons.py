@@ -1,0 +1,218 @@
+"""From the table of item scores to the records of a result: pure functions, no file is touched.
+
+Shapes: S seeds, N items, K shot sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from advl_pipeline.evaluation.statistics import (
+    compare,
+    holm,
+    paired_t_test,
+    sign_flip_test,
+    slope_per_doubling,
+    summarise,
+)
+from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.result import Contrast, Place, ShiftDrop, Standing, Trend, VisionUse
+from advl_pipeline.studies.scores import WITH_PICTURE, Series, Table, common_seeds
+
+
+def standings(table: Table) -> tuple[Standing, ...]:
+    """Accuracy of every method at every place."""
+    return tuple(
+        Standing(
+            place=place,
+            method=method,
+            seeds=series.seeds,
+            per_seed=series.percents,
+            accuracy=summarise(series.percents),
+            num_items=series.items_SN.shape[1],
+            runs=series.runs,
+        )
+        for (place, method, kind), series in table.items()
+        if kind == WITH_PICTURE
+    )
+
+
+def contrasts(study: StudyConfig, table: Table) -> tuple[Contrast, ...]:
+    """Every method against its baseline, and the focus method against every other, each family corrected by Holm."""
+    places = list(dict.fromkeys(place for place, _, _ in table))
+    grid = [(method, study.baseline_of(method)) for method in study.methods]
+    focus = [(study.focus, method) for method in study.methods if study.focus in study.methods]
+    return (
+        *_family(table, places, [pair for pair in grid if pair[0] != pair[1]], "grid"),
+        *_family(table, places, [pair for pair in focus if pair[0] != pair[1] and pair not in grid], "focus"),
+    )
+
+
+def _family(
+    table: Table, places: Sequence[Place], pairs: Sequence[tuple[str, str]], family: Literal["grid", "focus"]
+) -> tuple[Contrast, ...]:
+    found = []
+    for place in places:
+        for treated, baseline in pairs:
+            one = table.get((place, treated, WITH_PICTURE))
+            other = table.get((place, baseline, WITH_PICTURE))
+            seeds = common_seeds(one, other) if one and other else ()
+            if one and other and seeds:
+                found.append(
+                    Contrast(
+                        place=place,
+                        treated=treated,
+                        baseline=baseline,
+                        family=family,
+                        seeds=seeds,
+                        comparison=compare(one.of(seeds), other.of(seeds)),
+                        seed_p_adjusted=None,
+                        item_p_adjusted=None,
+                        family_size=0,
+                    )
+                )
+    by_seed = holm([item.comparison.seed_t.p_value if item.comparison.seed_t else None for item in found])
+    by_item = holm([item.comparison.item_test.p_value for item in found])
+    return tuple(
+        dataclasses.replace(item, seed_p_adjusted=seed_p, item_p_adjusted=item_p, family_size=len(found))
+        for item, seed_p, item_p in zip(found, by_seed, by_item, strict=True)
+    )
+
+
+def trends(study: StudyConfig, table: Table) -> tuple[Trend, ...]:
+    """How each method's gain over its baseline changes with the shots, over the seeds that finished all sizes."""
+    places = list(dict.fromkeys(place for place, _, _ in table))
+    groups = list(dict.fromkeys((place.setting, place.metric, place.test_set) for place in places))
+    found = []
+    for setting, metric, test_set in groups:
+        along = sorted(
+            place for place in places if (place.setting, place.metric, place.test_set) == (setting, metric, test_set)
+        )
+        for method in study.methods:
+            baseline = study.baseline_of(method)
+            if method == baseline:
+                continue
+            pairs = [
+                (place, one, other)
+                for place in along
+                if (one := table.get((place, method, WITH_PICTURE)))
+                and (other := table.get((place, baseline, WITH_PICTURE)))
+            ]
+            seeds = tuple(
+                seed
+                for seed in study.seeds
+                if pairs and all(seed in common_seeds(one, other) for _, one, other in pairs)
+            )
+            if not seeds:
+                continue
+            gain_SK = np.stack(
+                [100.0 * (one.of(seeds).mean(axis=1) - other.of(seeds).mean(axis=1)) for _, one, other in pairs],
+                axis=1,
+            )
+            sizes = tuple(place.size for place, _, _ in pairs)
+            slopes = tuple(map(float, slope_per_doubling(sizes, gain_SK))) if len(set(sizes)) > 1 else ()
+            found.append(
+                Trend(
+                    setting=setting,
+                    metric=metric,
+                    test_set=test_set,
+                    treated=method,
+                    baseline=baseline,
+                    sizes=sizes,
+                    gains=tuple(summarise(gain_SK[:, k].tolist()) for k in range(len(sizes))),
+                    seeds=seeds,
+                    slope_per_seed=slopes,
+                    slope=summarise(slopes) if slopes else None,
+                    slope_test=(paired_t_test(slopes) or sign_flip_test(slopes)) if slopes else None,
+                )
+            )
+    return tuple(found)
+
+
+def shift_drops(study: StudyConfig, table: Table) -> tuple[ShiftDrop, ...]:
+    """Accuracy lost on each shifted test set; the first test set of a setting is the in-domain one."""
+    references = {setting.name: setting.test_sets[0] for setting in study.settings}
+    found = []
+    for (place, method, kind), series in table.items():
+        reference = references[place.setting]
+        if kind != WITH_PICTURE or place.test_set == reference:
+            continue
+        drop = _drop(table, place, reference, method, series)
+        if drop is None:
+            continue
+        baseline = study.baseline_of(method)
+        other_series = table.get((place, baseline, WITH_PICTURE))
+        other = _drop(table, place, reference, baseline, other_series) if other_series else None
+        change = _paired_change(drop, other) if other and baseline != method else ()
+        found.append(
+            ShiftDrop(
+                place=place,
+                reference=reference,
+                method=method,
+                seeds=tuple(drop),
+                per_seed=tuple(drop.values()),
+                drop=summarise(list(drop.values())),
+                baseline=baseline if change else None,
+                change_per_seed=change,
+                change=summarise(change) if change else None,
+            )
+        )
+    return tuple(found)
+
+
+def _drop(table: Table, place: Place, reference: str, method: str, series: Series) -> dict[int, float] | None:
+    """Seed -> points lost."""
+    origin = table.get((dataclasses.replace(place, test_set=reference), method, WITH_PICTURE))
+    if origin is None:
+        return None
+    before = dict(zip(origin.seeds, origin.percents, strict=True))
+    after = dict(zip(series.seeds, series.percents, strict=True))
+    return {seed: before[seed] - after[seed] for seed in after if seed in before} or None
+
+
+def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
+    """How much accuracy hangs on the picture, and how that differs from the baseline."""
+    found = []
+    for (place, method, kind), spoilt in table.items():
+        if kind == WITH_PICTURE:
+            continue
+        use = _use(table, place, method, kind)
+        baseline = study.baseline_of(method)
+        change = _paired_change(use, _use(table, place, baseline, kind)) if baseline != method else ()
+        whole = table[place, method, WITH_PICTURE]
+        found.append(
+            VisionUse(
+                place=place,
+                kind=kind,
+                method=method,
+                seeds=tuple(use),
+                accuracy=summarise(whole.percents),
+                spoilt=summarise(spoilt.percents),
+                use=summarise(list(use.values())),
+                baseline=baseline if change else None,
+                change_per_seed=change,
+                change=summarise(change) if change else None,
+            )
+        )
+    return tuple(found)
+
+
+def _use(table: Table, place: Place, method: str, kind: str) -> dict[int, float]:
+    """Seed -> points lost when the picture is spoilt."""
+    whole, spoilt = table.get((place, method, WITH_PICTURE)), table.get((place, method, kind))
+    if whole is None or spoilt is None:
+        return {}
+    without = dict(zip(spoilt.seeds, spoilt.percents, strict=True))
+    return {
+        seed: percent - without[seed]
+        for seed, percent in zip(whole.seeds, whole.percents, strict=True)
+        if seed in without
+    }
+
+
+def _paired_change(one: dict[int, float], other: dict[int, float]) -> tuple[float, ...]:
+    return tuple(one[seed] - other[seed] for seed in one if seed in other)

@@ -1,0 +1,239 @@
+"""What a study is, and how its file is read.
+
+A file has plain keys (the grid, and the defaults of its settings), and tables: `[training]` and
+`[at-shots.100]` override fields of `FinetuneConfig`, `[variants.NAME]` defines a variant, `[extraction]` and
+`[evaluation]` override `ExtractConfig` and `EvaluateConfig`, `[[settings]]` lists several datasets, students or
+teacher sets in one study.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from advl_pipeline.configuration import build_config, option, read_toml
+from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.studies.variants import Variant, find_variant
+from advl_pipeline.training.config import FinetuneConfig
+
+METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"vcr-q2a": ("q2a",), "vcr-qa2r": ("qa2r",), "vqa": ("vqa",), "snli-ve": ("snli_ve",)}
+)
+FULL = "full"
+"""How files and tables write "all training items", which is `shots=None` in the code."""
+
+_SET_BY_THE_STUDY = frozenset({"dataset", "output", "cache", "data_root", "shots", "seed", "student", "init", "task"})
+_NO_TABLE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyRunConfig:
+    """Configuration of `advl study`."""
+
+    study: str = option(help="Name of a shipped study, or a study file.")
+    output: Path | None = option(None, help="Study folder [default: runs/studies/NAME].")
+    caches: Path = option(Path("caches"), help="Folder of the teacher caches.")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    keep_going: bool = option(False, help="Go on with the other cells when one fails.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """One combination of dataset, student and teachers that the grid is run in."""
+
+    dataset: str = option(help="Dataset to finetune on.")
+    name: str = option("", help="Name in tables [default: the dataset].")
+    tasks: tuple[str, ...] = option((), help="Tasks to train on.")
+    metrics: tuple[str, ...] = option((), help="Metrics that are compared [default: those of the tasks].")
+    student: str = option("scenes-small", help="Student to finetune.")
+    init: Path | None = option(None, help="Pretrained student.")
+    teachers: tuple[str, ...] = option((), help="Teachers, by name.")
+    test_sets: tuple[str, ...] = option(("test",), help="The in-domain test set first, then shifted ones.")
+    training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """A grid of settings, methods, shots and seeds."""
+
+    name: str = option(help="Name of the study and of its folder.")
+    title: str = option("", help="Heading of the report.")
+    question: str = option("", help="What the study asks, in one sentence.")
+    methods: tuple[str, ...] = option(help="Variants to run, by name.")
+    shots: tuple[int | None, ...] = option((None,), help="Training questions; 'full' for all.")
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), help="Seeds, the same for every method.")
+    baseline: str = option("plain", help="Variant that the others are compared with.")
+    focus: str = option("advl", help="Variant that the claims are about.")
+    margin: float = option(1.0, help="Smallest gain in points that would matter.")
+    min_seeds: int = option(5, help="Fewest seeds that a verdict other than 'undecided' may rest on.")
+    settings: tuple[Setting, ...] = option(help="Where the grid is run.")
+    variants: Mapping[str, Variant] = field(default_factory=lambda: MappingProxyType({}))
+    training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+    at_shots: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
+    extraction: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+    evaluation: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+    source: str = option("", help="File that the study was read from.")
+
+    def variant(self, name: str) -> Variant:
+        """Return a variant by name. Raises `ConfigError` when there is none."""
+        return find_variant(name, self.variants, where=self.source)
+
+    def baseline_of(self, method: str) -> str:
+        """Return the variant that `method` is compared with."""
+        return self.variant(method).baseline or self.baseline
+
+
+def shots_label(shots: int | None) -> str:
+    return FULL if shots is None else str(shots)
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return the studies that come with the package: name -> file."""
+    folder = Path(str(resources.files("advl_pipeline.studies").joinpath("shipped")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_study(name_or_file: str) -> StudyConfig:
+    """Read a study by the name of a shipped one, or from a file.
+
+    Raises:
+        ConfigError: no such study, or a key, name or value in it that cannot be used; file and key are named.
+    """
+    shipped = shipped_studies()
+    if name_or_file in shipped:
+        return read_study(shipped[name_or_file])
+    path = Path(name_or_file)
+    if path.suffix != ".toml" and not path.exists():
+        raise ConfigError(
+            f"No study {name_or_file!r}.",
+            why=suggest_names(name_or_file, shipped),
+            next_command="advl study --list",
+        )
+    return read_study(path)
+
+
+def read_study(path: Path) -> StudyConfig:
+    """Read a study file. Raises `ConfigError` naming the file and the key at fault."""
+    return parse_study(read_toml(path), where=str(path))
+
+
+def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
+    """Build a study from the plain types of its file.
+
+    Raises:
+        ConfigError: as `load_study`.
+    """
+    values = {key.replace("-", "_"): value for key, value in raw.items()}
+    setting_keys = {item.name for item in dataclasses.fields(Setting)} - {"name", "training"}
+    study_keys = {item.name for item in dataclasses.fields(StudyConfig)} - {"source"}
+    for key in values:
+        if key not in setting_keys | study_keys:
+            raise ConfigError(
+                f"Unknown key {key!r} in a study.", where=where, why=suggest_names(key, setting_keys | study_keys)
+            )
+    defaults = {key: values.pop(key) for key in setting_keys & set(values)}
+    blocks = values.pop("settings", [{}])
+    if not isinstance(blocks, list) or not all(isinstance(block, Mapping) for block in blocks):
+        raise ConfigError("settings must be tables.", where=where, next_command="write each as [[settings]]")
+    if "shots" in values:
+        values["shots"] = [_shots(item, where) for item in _as_list(values["shots"])]
+    values["variants"] = {
+        name: _variant_table(name, table, where=f"{where} [variants.{name}]")
+        for name, table in _table(values.get("variants", {}), "variants", where).items()
+    }
+    values["settings"] = [{**defaults, **block} for block in blocks]
+    study = build_config(StudyConfig, values, {"source": where}, where=where)
+    named = tuple(_complete(setting, where) for setting in study.settings)
+    study = dataclasses.replace(study, settings=named)
+    _check(study, where)
+    return study
+
+
+def _complete(setting: Setting, where: str) -> Setting:
+    metrics = setting.metrics or tuple(m for task in setting.tasks for m in METRICS_OF_TASK.get(task, ()))
+    if {"q2a", "qa2r"} <= set(metrics) and "q2ar" not in metrics:
+        metrics = (*metrics, "q2ar")
+    if not metrics:
+        raise ConfigError(
+            f"The setting on {setting.dataset} names no task.",
+            where=where,
+            why=f"tasks is empty or unknown; known: {', '.join(METRICS_OF_TASK)}",
+        )
+    return dataclasses.replace(setting, name=setting.name or setting.dataset, metrics=metrics)
+
+
+def _check(study: StudyConfig, where: str) -> None:
+    for label, values in (("methods", study.methods), ("shots", study.shots), ("seeds", study.seeds)):
+        if not values or len(set(values)) != len(values):
+            raise ConfigError(f"{label} must hold at least one value, each once.", where=where, why=f"got {values}")
+    names = [setting.name for setting in study.settings]
+    if len(set(names)) != len(names):
+        raise ConfigError("Two settings have the same name.", where=where, why=", ".join(names))
+    for method in study.methods:
+        variant = study.variant(method)
+        _check_training(variant.training, where=f"{where} [variants.{method}]", also={"method": variant.method})
+        if study.baseline_of(method) not in study.methods:
+            raise ConfigError(
+                f"{method} is compared with {study.baseline_of(method)!r}, which the study does not run.",
+                where=where,
+                why=suggest_names(study.baseline_of(method), study.methods),
+            )
+    _check_training(study.training, where=f"{where} [training]")
+    for shots, table in study.at_shots.items():
+        if _shots(FULL if shots == FULL else _number(shots, where), where) not in study.shots:
+            raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
+        _check_training(table, where=f"{where} [at-shots.{shots}]")
+    for setting in study.settings:
+        _check_training(setting.training, where=f"{where} [settings.training]")
+
+
+def _check_training(table: Mapping[str, Any], *, where: str, also: Mapping[str, Any] = _NO_TABLE) -> None:
+    for key in table:
+        if key.replace("-", "_") in _SET_BY_THE_STUDY:
+            raise ConfigError(f"{key!r} is set by the grid and cannot be overridden here.", where=where)
+    build_config(FinetuneConfig, {"dataset": "any", "output": "any"}, also, table, where=where)
+
+
+def _variant_table(name: str, table: Any, *, where: str) -> dict[str, Any]:
+    """Sort the flat keys of a variant into those of `Variant` and those of `FinetuneConfig`."""
+    own = {item.name for item in dataclasses.fields(Variant)} - {"training"}
+    training = {item.name for item in dataclasses.fields(FinetuneConfig)} - _SET_BY_THE_STUDY
+    sorted_keys: dict[str, Any] = {"training": {}, "label": name}
+    for key, value in _table(table, name, where).items():
+        field_name = key.replace("-", "_")
+        if field_name in own:
+            sorted_keys[field_name] = value
+        elif field_name in training:
+            sorted_keys["training"][field_name] = value
+        else:
+            raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(field_name, own | training))
+    return sorted_keys
+
+
+def _table(value: Any, key: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must be a table.", where=where, why=f"got {value!r}")
+    return value
+
+
+def _shots(value: Any, where: str) -> int | None:
+    if value == FULL or value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError("shots are positive integers or 'full'.", where=where, why=f"got {value!r}")
+    return value
+
+
+def _number(text: str, where: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError("shots are positive integers or 'full'.", where=where, why=f"got {text!r}")
+    return int(text)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

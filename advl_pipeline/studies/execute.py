@@ -1,0 +1,97 @@
+"""What running one cell means: finetune, then score on every test set. Also what must exist before.
+
+The two phases are imported when a cell runs, so that planning and gathering stay light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.configuration import build_config
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.plan import CacheNeed, Cell
+from advl_pipeline.studies.run_folder import evaluation_file
+
+CellExecutor = Callable[[Cell, StudyConfig], None]
+"""Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
+
+CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], None]
+"""Makes sure that a cache exists; does nothing when it is complete."""
+
+
+def execute_cell(cell: Cell, study: StudyConfig) -> None:
+    """Finetune and evaluate in this process."""
+    from advl_pipeline.evaluation.config import EvaluateConfig
+    from advl_pipeline.evaluation.runner import run_evaluate
+    from advl_pipeline.training.run import run_finetune
+
+    if not (cell.run / "result.json").exists():
+        run_finetune(cell.finetune)
+    missing = missing_test_sets(cell)
+    if missing:
+        run_evaluate(
+            build_config(
+                EvaluateConfig,
+                study.evaluation,
+                {"run": cell.run, "on": missing, "data_root": cell.finetune.data_root},
+                where=f"{study.source} [evaluation]",
+            )
+        )
+
+
+def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> None:
+    """Extract a cache; several processes that need the same one share its shards."""
+    from advl_pipeline.extraction.config import ExtractConfig
+    from advl_pipeline.extraction.run import run_extract
+
+    values: Mapping[str, Any] = {
+        "teacher": need.teacher,
+        "dataset": need.dataset,
+        "split": need.split,
+        "output": need.path,
+        "data_root": data_root,
+    }
+    run_extract(build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]"))
+
+
+def missing_test_sets(cell: Cell) -> tuple[str, ...]:
+    """Return the test sets that the cell has no finished evaluation of."""
+    return tuple(name for name in cell.test_sets if not evaluation_file(cell.run, name, ".json").exists())
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether the cell needs nothing more."""
+    return (cell.run / "result.json").exists() and not missing_test_sets(cell)
+
+
+def init_digests(study: StudyConfig) -> dict[Path, str]:
+    """Digest the pretrained students that the study starts from, so that another one makes other cells.
+
+    Raises:
+        ConfigError: a pretrained student does not exist.
+    """
+    digests = {}
+    for setting in study.settings:
+        if setting.init is not None and setting.init not in digests:
+            digests[setting.init] = _digest(setting.init, setting.student)
+    return digests
+
+
+def _digest(path: Path, student: str) -> str:
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(
+            "The pretrained student does not exist.",
+            where=str(path),
+            why="init names a folder with a *.safetensors file, or a checkpoint file",
+            next_command=f"advl pretrain --student {student} --output {path}",
+        )
+    state = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            state.update(hashlib.file_digest(handle, "sha256").digest())
+    return state.hexdigest()

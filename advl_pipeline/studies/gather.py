@@ -1,0 +1,251 @@
+"""Gather a study folder: read every run in it, pair what can be paired, and say what is missing."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advl_pipeline.cache.records import PROVENANCE_FILE
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.evaluation.calibration import reliability, top_confidence
+from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, trends, vision_use
+from advl_pipeline.studies.config import METRICS_OF_TASK
+from advl_pipeline.studies.execute import is_finished
+from advl_pipeline.studies.folder import read_study_folder
+from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.result import (
+    CacheRecord,
+    Calibration,
+    CellRecord,
+    CellState,
+    Cost,
+    Place,
+    StudyResult,
+    WeightHistogram,
+)
+from advl_pipeline.studies.run_folder import Evaluation, WeightBins, read_json, read_weights
+from advl_pipeline.studies.scores import build_table, read_evaluations
+from advl_pipeline.training.config import FinetuneConfig
+
+_WEIGHT_BINS = 20
+
+
+def gather_study(folder: Path) -> StudyResult:
+    """Read a study folder into a frozen result; cells that are not finished are listed and otherwise left out.
+
+    Raises:
+        ConfigError: the folder holds no study, a file of a run is damaged, or two runs were scored on other items.
+    """
+    plan, record = read_study_folder(folder)
+    evaluations = read_evaluations(plan)
+    results = {
+        cell.cell_id: read_json(cell.run / "result.json")
+        for cell in plan.cells
+        if (cell.run / "result.json").exists()
+    }
+    sizes = _sizes(plan, results)
+    table = build_table(plan, sizes, evaluations)
+    done = [cell for cell in plan.cells if cell.cell_id in results]
+    return StudyResult(
+        study=plan.study,
+        folder=folder,
+        command=str(record.get("command", "")),
+        cells=tuple(_cell_record(cell, done=cell.cell_id in results) for cell in plan.cells),
+        standings=standings(table),
+        contrasts=contrasts(plan.study, table),
+        trends=trends(plan.study, table),
+        drops=shift_drops(plan.study, table),
+        vision=vision_use(plan.study, table),
+        costs=_costs(done, results),
+        weights=_weights(done),
+        calibrations=_calibrations(plan, sizes, evaluations),
+        caches=_caches(done),
+        environments=_environments(done),
+    )
+
+
+def finetune_command(config: FinetuneConfig) -> str:
+    """Return the `advl finetune` command that repeats a run."""
+    words = ["advl", "finetune"]
+    defaults = config_to_dict(FinetuneConfig(dataset=config.dataset, output=config.output))
+    for key, value in config_to_dict(config).items():
+        flag = "--" + key.replace("_", "-")
+        if key in ("dataset", "output"):
+            words += [flag, str(value)]
+        elif value == defaults[key]:
+            continue
+        elif isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list):
+            for item in value:
+                words += [flag, str(item)]
+        else:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, int | None], int]:
+    """Training questions of each (setting, shots): known from the plan, or, for "full", from a finished run."""
+    sizes: dict[tuple[str, int | None], int] = {}
+    for cell in plan.cells:
+        if cell.shots is not None:
+            sizes[cell.setting, cell.shots] = cell.shots
+        elif cell.cell_id in results:
+            num_tasks = max(1, len(cell.finetune.task))
+            sizes[cell.setting, None] = int(results[cell.cell_id]["num_labelled"]) // num_tasks
+    return sizes
+
+
+def _cell_record(cell: Cell, *, done: bool) -> CellRecord:
+    state: CellState = "finished" if is_finished(cell) else "partial" if done else "pending"
+    return CellRecord(
+        cell_id=cell.cell_id,
+        setting=cell.setting,
+        method=cell.method,
+        shots=cell.shots,
+        seed=cell.seed,
+        run=f"cells/{cell.cell_id}",
+        state=state,
+        command=finetune_command(cell.finetune),
+    )
+
+
+def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, int | None], list[Cell]]:
+    """Cells that differ only by seed."""
+    groups: dict[tuple[str, str, int | None], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.setting, cell.method, cell.shots), []).append(cell)
+    return groups
+
+
+def _costs(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> tuple[Cost, ...]:
+    found = []
+    for (setting, method, shots), group in _groups(cells).items():
+        runs = [results[cell.cell_id] for cell in group]
+        found.append(
+            Cost(
+                setting=setting,
+                method=method,
+                shots=shots,
+                num_steps=int(runs[0]["num_steps"]),
+                seconds_per_step=float(np.mean([run["seconds_per_step"] for run in runs])),
+                seconds=float(np.mean([run["seconds"] for run in runs])),
+                wait_share=float(np.mean([run.get("wait_share", 0.0) for run in runs])),
+                peak_memory_bytes=max(int(run["peak_memory_bytes"]) for run in runs),
+                student_parameters=int(runs[0]["student_parameters"]),
+                training_only_parameters=int(runs[0]["training_only_parameters"]),
+            )
+        )
+    return tuple(found)
+
+
+def _weights(cells: Sequence[Cell]) -> tuple[WeightHistogram, ...]:
+    found = []
+    for (setting, method, shots), group in _groups(cells).items():
+        pooled: dict[str, list[WeightBins]] = {}
+        for cell in group:
+            for modality, bins in read_weights(cell.run).items():
+                pooled.setdefault(modality, []).extend(bins)
+        for modality, bins in pooled.items():
+            edges, shares, mean, count = pool_histograms(bins)
+            if count:
+                found.append(
+                    WeightHistogram(
+                        setting=setting,
+                        method=method,
+                        shots=shots,
+                        modality=modality,
+                        edges=edges,
+                        shares=shares,
+                        mean=mean,
+                        count=count,
+                    )
+                )
+    return tuple(found)
+
+
+def pool_histograms(
+    histograms: Sequence[WeightBins],
+) -> tuple[tuple[float, ...], tuple[float, ...], float, int]:
+    """Pool histograms whose bins have different widths, each bin's content spread evenly over its width.
+
+    Returns:
+        edges, shares of the common bins, mean of the bins' centres, and how many weights were counted.
+    """
+    top = max(item.bin_width * len(item.counts) for item in histograms)
+    edges = np.linspace(0.0, top, _WEIGHT_BINS + 1)
+    totals, weighted, count = np.zeros(_WEIGHT_BINS), 0.0, 0
+    for item in histograms:
+        counts = np.asarray(item.counts, dtype=np.float64)
+        cumulative = np.concatenate([[0.0], np.cumsum(counts)])
+        own_edges = item.bin_width * np.arange(len(counts) + 1)
+        totals += np.diff(np.interp(edges, own_edges, cumulative))
+        weighted += float(counts @ (own_edges[:-1] + item.bin_width / 2))
+        count += int(counts.sum())
+    shares = totals / max(1, count)
+    return tuple(map(float, edges)), tuple(map(float, shares)), weighted / max(1, count), count
+
+
+def _calibrations(
+    plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Mapping[tuple[str, str], Evaluation]
+) -> tuple[Calibration, ...]:
+    task_of = {metric: task for task, metrics in METRICS_OF_TASK.items() for metric in metrics}
+    pooled: dict[tuple[Place, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            evaluation = evaluations.get((cell.cell_id, test_set))
+            for metric in evaluation.items if evaluation else ():
+                task = task_of.get(metric, "")
+                if evaluation is None or task not in evaluation.scores:
+                    continue
+                place = Place(
+                    setting=cell.setting,
+                    metric=metric,
+                    test_set=test_set,
+                    size=sizes[cell.setting, cell.shots],
+                    shots=cell.shots,
+                )
+                confidence = top_confidence(evaluation.scores[task], independent=task == "vqa")
+                pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
+    return tuple(
+        Calibration(
+            place=place,
+            method=method,
+            reliability=reliability(
+                np.concatenate([confidence for confidence, _ in pairs]), np.concatenate([right for _, right in pairs])
+            ),
+        )
+        for (place, method), pairs in pooled.items()
+    )
+
+
+def _caches(cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
+    """Caches that the runs read, each identity once; how they were made is added where they still lie."""
+    found: dict[str, CacheRecord] = {}
+    for cell in cells:
+        path = cell.run / "caches.json"
+        for entry in read_json(path) if path.exists() else ():
+            key = json.dumps(entry["identity"], sort_keys=True)
+            provenance = Path(entry["path"]) / PROVENANCE_FILE
+            found[key] = CacheRecord(
+                path=str(entry["path"]),
+                identity=entry["identity"],
+                provenance=read_json(provenance) if provenance.exists() else {},
+            )
+    return tuple(found.values())
+
+
+def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
+    """Environments of the runs, each once; the command line of each run is left out."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for cell in cells:
+        path = cell.run / "environment.json"
+        if path.exists():
+            environment = {key: value for key, value in read_json(path).items() if key != "command"}
+            found[json.dumps(environment, sort_keys=True)] = environment
+    return tuple(found.values())

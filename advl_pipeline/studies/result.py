@@ -1,0 +1,214 @@
+"""What a study found: frozen records, all accuracies in percent and all differences in points.
+
+Every record names its place in the grid; `StudyResult` finds records by place. Runs are named by their folder
+relative to the study folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from advl_pipeline.evaluation.calibration import Reliability
+from advl_pipeline.evaluation.statistics import PairedComparison, Significance, Spread
+from advl_pipeline.studies.config import StudyConfig
+
+CellState = Literal["finished", "partial", "pending"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellRecord:
+    """One cell of the grid. `partial`: trained, some test set missing. `command` repeats its finetuning."""
+
+    cell_id: str
+    setting: str
+    method: str
+    shots: int | None
+    seed: int
+    run: str
+    state: CellState
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Place:
+    """Where accuracies are compared. `size` orders shot sizes and is the x of figures: training questions."""
+
+    setting: str
+    metric: str
+    test_set: str
+    size: int
+    shots: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A method's accuracy at a place."""
+
+    place: Place
+    method: str
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    accuracy: Spread
+    num_items: int
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """One method against another at a place, over the seeds that both finished.
+
+    The adjusted p are Holm's over the contrasts of the same family: all methods against their baselines ("grid"), or
+    the focus method against every other ("focus").
+    """
+
+    place: Place
+    treated: str
+    baseline: str
+    family: Literal["grid", "focus"]
+    seeds: tuple[int, ...]
+    comparison: PairedComparison
+    seed_p_adjusted: float | None
+    item_p_adjusted: float | None
+    family_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trend:
+    """Gain over the baseline as shots grow; `slope` is in points per doubling, None with one size."""
+
+    setting: str
+    metric: str
+    test_set: str
+    treated: str
+    baseline: str
+    sizes: tuple[int, ...]
+    gains: tuple[Spread, ...]
+    seeds: tuple[int, ...]
+    slope_per_seed: tuple[float, ...]
+    slope: Spread | None
+    slope_test: Significance | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShiftDrop:
+    """Accuracy lost from the in-domain test set to a shifted one; `change` is the drop minus the baseline's."""
+
+    place: Place
+    reference: str
+    method: str
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    drop: Spread
+    baseline: str | None
+    change_per_seed: tuple[float, ...]
+    change: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionUse:
+    """Accuracy with the picture minus accuracy with it spoilt (`kind`: swapped, blanked, removed)."""
+
+    place: Place
+    kind: str
+    method: str
+    seeds: tuple[int, ...]
+    accuracy: Spread
+    spoilt: Spread
+    use: Spread
+    baseline: str | None
+    change_per_seed: tuple[float, ...]
+    change: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What training a method costs, over the seeds of one shot size. Times in seconds, memory in bytes."""
+
+    setting: str
+    method: str
+    shots: int | None
+    num_steps: int
+    seconds_per_step: float
+    seconds: float
+    wait_share: float
+    peak_memory_bytes: int
+    student_parameters: int
+    training_only_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightHistogram:
+    """Confidence weights given during finetuning, pooled over seeds; shares of the bins sum to 1."""
+
+    setting: str
+    method: str
+    shots: int | None
+    modality: str
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+    mean: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Reliability of a method on a test set, pooled over seeds."""
+
+    place: Place
+    method: str
+    reliability: Reliability
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheRecord:
+    """A teacher cache that runs of the study read: its identity, and what is known of its making."""
+
+    path: str
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """Everything that was gathered."""
+
+    study: StudyConfig
+    folder: Path
+    command: str
+    cells: tuple[CellRecord, ...]
+    standings: tuple[Standing, ...]
+    contrasts: tuple[Contrast, ...]
+    trends: tuple[Trend, ...]
+    drops: tuple[ShiftDrop, ...]
+    vision: tuple[VisionUse, ...]
+    costs: tuple[Cost, ...]
+    weights: tuple[WeightHistogram, ...]
+    calibrations: tuple[Calibration, ...]
+    caches: tuple[CacheRecord, ...]
+    environments: tuple[Mapping[str, Any], ...]
+
+    @property
+    def num_finished(self) -> int:
+        return sum(cell.state == "finished" for cell in self.cells)
+
+    def places(self) -> Iterator[Place]:
+        """Places that have a standing, in the order of the grid."""
+        seen = dict.fromkeys(standing.place for standing in self.standings)
+        yield from seen
+
+    def standing(self, place: Place, method: str) -> Standing | None:
+        return next((item for item in self.standings if item.place == place and item.method == method), None)
+
+    def contrast(self, place: Place, treated: str, baseline: str) -> Contrast | None:
+        """Return the comparison of two methods at a place, if it was made."""
+        return next(
+            (
+                item
+                for item in self.contrasts
+                if item.place == place and item.treated == treated and item.baseline == baseline
+            ),
+            None,
+        )

@@ -1,0 +1,107 @@
+"""Run a study: every cell once, shared between as many processes as are started, resumed after any interruption."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from advl_pipeline.cache.claims import claim
+from advl_pipeline.errors import AdvlError
+from advl_pipeline.studies.config import StudyRunConfig, load_study
+from advl_pipeline.studies.execute import (
+    CachePreparer,
+    CellExecutor,
+    execute_cell,
+    init_digests,
+    is_finished,
+    prepare_cache,
+)
+from advl_pipeline.studies.folder import default_folder, write_study
+from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.plan import Cell, Plan, build_plan
+from advl_pipeline.studies.result import StudyResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A cell that could not be finished, and why."""
+
+    cell: str
+    run: Path
+    message: str
+
+
+def run_study(
+    config: StudyRunConfig,
+    *,
+    execute: CellExecutor = execute_cell,
+    prepare: CachePreparer = prepare_cache,
+    report_failure: Callable[[Failure], None] | None = None,
+) -> StudyResult:
+    """Run what is missing of a study and gather it.
+
+    Each cell is claimed before it runs, so that processes on one or several machines with a common folder share the
+    grid; a claim ends with its process, and what a dead one left is resumed by the next. Cells that others are
+    running when this process has nothing left to do are gathered as pending.
+
+    Args:
+        config: which study, and where.
+        execute: runs one cell; replaced in tests and by schedulers.
+        prepare: makes sure that a cache exists.
+        report_failure: called for each failed cell with `keep_going`.
+
+    Raises:
+        ConfigError: the study cannot be used.
+        AdvlError: what a cell raised, unless `keep_going`.
+    """
+    study = load_study(config.study)
+    folder = config.output or default_folder(study)
+    digests = init_digests(study)
+    plan = build_plan(study, folder=folder, caches=config.caches, data_root=config.data_root, init_digests=digests)
+    write_study(folder, plan, digests=digests, caches=config.caches, command=shlex.join(sys.argv))
+    if not all(is_finished(cell) for cell in plan.cells):
+        _prepare(plan, config, prepare)
+        _run_cells(plan, config, folder, execute, report_failure)
+    return gather_study(folder)
+
+
+def _prepare(plan: Plan, config: StudyRunConfig, prepare: CachePreparer) -> None:
+    needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
+    for need in plan.caches:
+        if need.path in needed:
+            prepare(need, plan.study, config.data_root)
+
+
+def _run_cells(
+    plan: Plan,
+    config: StudyRunConfig,
+    folder: Path,
+    execute: CellExecutor,
+    report_failure: Callable[[Failure], None] | None,
+) -> None:
+    finished = [cell for cell in plan.cells if is_finished(cell)]
+    with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
+        for cell in plan.cells:
+            if cell in finished:
+                continue
+            progress.set_postfix_str(cell.title)
+            try:
+                _run_cell(cell, plan, folder, execute)
+            except AdvlError as error:
+                if not config.keep_going:
+                    raise
+                if report_failure is not None:
+                    report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
+            progress.update()
+
+
+def _run_cell(cell: Cell, plan: Plan, folder: Path, execute: CellExecutor) -> None:
+    with claim(folder, f"cell-{cell.cell_id}") as ours:
+        # Another process may have finished the cell between our look at it and the claim.
+        if ours and not is_finished(cell):
+            execute(cell, plan.study)

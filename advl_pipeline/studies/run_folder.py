@@ -1,0 +1,144 @@
+"""Read what a finished run left, as much as a study needs of it. Nothing here executes or unpickles a file.
+
+Shapes: N items of a test set, C candidates or classes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.errors import ConfigError
+
+FloatArray = npt.NDArray[np.float64]
+
+_ITEM = "item"
+_SCORES = "scores"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Scores of one run on one test set; item scores lie in [0, 1]."""
+
+    summary: Mapping[str, Any]
+    ids: Mapping[str, tuple[str, ...]]
+    """Metric -> the items it was computed on, in the order of `items`."""
+    items: Mapping[str, FloatArray]
+    spoilt: Mapping[str, Mapping[str, FloatArray]]
+    """Kind of spoilt picture -> metric -> item scores."""
+    scores: Mapping[str, npt.NDArray[np.floating]]
+    """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightBins:
+    """Weights of one optimiser step: equal bins from 0."""
+
+    bin_width: float
+    counts: tuple[int, ...]
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON document of a run.
+
+    Raises:
+        ConfigError: it is missing or damaged; the file is named.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "A file of a run cannot be read.",
+            where=str(path),
+            why=str(error),
+            next_command="delete the run folder and give the study command again",
+        ) from error
+
+
+def evaluation_file(run: Path, test_set: str, suffix: str) -> Path:
+    """Return the file of a test set; a set of another dataset, "vcr-shift/val", is filed as "vcr-shift--val"."""
+    return run / "evaluation" / (test_set.replace("/", "--") + suffix)
+
+
+def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
+    """Read a run's evaluation on a test set; None when it was not made.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    summary_path = evaluation_file(run, test_set, ".json")
+    arrays_path = evaluation_file(run, test_set, ".npz")
+    if not summary_path.exists():
+        return None
+    summary = read_json(summary_path)
+    try:
+        with np.load(arrays_path, allow_pickle=False) as arrays:
+            return _evaluation(summary, {name: arrays[name] for name in arrays.files})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            "The item scores of a run cannot be read.",
+            where=str(arrays_path),
+            why=str(error),
+            next_command=f"advl evaluate --run {run} --on {test_set}",
+        ) from error
+
+
+def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Evaluation:
+    """Sort arrays by their names: item/METRIC, item_KIND/METRIC, each with its ids, and scores/TASK."""
+    ids: dict[str, tuple[str, ...]] = {}
+    items: dict[str, FloatArray] = {}
+    spoilt: dict[str, dict[str, FloatArray]] = {}
+    scores: dict[str, npt.NDArray[np.floating]] = {}
+    for name, array in arrays.items():
+        group, _, key = name.partition("/")
+        if group == _ITEM:
+            ids[key] = _ids(arrays, name, array)
+            items[key] = array.astype(np.float64)
+    for name, array in arrays.items():
+        group, _, key = name.partition("/")
+        if group.startswith(f"{_ITEM}_") and not group.endswith("_ids"):
+            if _ids(arrays, name, array) != ids[key]:
+                raise ValueError(f"{name} is about other items than {_ITEM}/{key}")
+            spoilt.setdefault(group.removeprefix(f"{_ITEM}_"), {})[key] = array.astype(np.float64)
+        elif group == _SCORES:
+            scores[key] = array
+    return Evaluation(summary=summary, ids=ids, items=items, spoilt=spoilt, scores=scores)
+
+
+def _ids(arrays: Mapping[str, npt.NDArray[Any]], name: str, array: npt.NDArray[Any]) -> tuple[str, ...]:
+    group, _, key = name.partition("/")
+    ids = tuple(str(item) for item in arrays[f"{group}_ids/{key}"])
+    if len(ids) != len(array):
+        raise ValueError(f"{name} has {len(array)} values for {len(ids)} items")
+    return ids
+
+
+def read_weights(run: Path) -> dict[str, list[WeightBins]]:
+    """Return the histograms of confidence weights of the finetune step: modality -> one per logged step.
+
+    Raises:
+        ConfigError: metrics.jsonl is damaged.
+    """
+    found: dict[str, list[WeightBins]] = {}
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError("A logged step is damaged.", where=f"{path}, line {number}", why=str(error)) from error
+        if record.get("phase") != "finetune":
+            continue
+        for key, value in record.items():
+            if key.startswith("weights/"):
+                bins = WeightBins(bin_width=float(value["bin_width"]), counts=tuple(value["counts"]))
+                found.setdefault(key.removeprefix("weights/"), []).append(bins)
+    return found

@@ -1,0 +1,138 @@
+"""Item scores of a whole grid, paired: the table that every comparison of a study is computed from.
+
+Shapes: S seeds, N items of a test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.result import Place
+from advl_pipeline.studies.run_folder import Evaluation, evaluation_file, read_evaluation
+
+FloatArray = npt.NDArray[np.float64]
+WITH_PICTURE = ""
+"""Kind of the scores with the true picture; other kinds name how it was spoilt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One method at one place: item scores of each finished seed, in the order of the seeds."""
+
+    seeds: tuple[int, ...]
+    runs: tuple[str, ...]
+    items_SN: FloatArray
+
+    @property
+    def percents(self) -> tuple[float, ...]:
+        return tuple(float(value) for value in 100.0 * self.items_SN.mean(axis=1))
+
+    def of(self, seeds: Sequence[int]) -> FloatArray:
+        """Rows of these seeds."""
+        return self.items_SN[[self.seeds.index(seed) for seed in seeds]]
+
+
+Table = Mapping[tuple[Place, str, str], Series]
+"""(place, method, kind of picture) -> series."""
+
+
+def common_seeds(one: Series, other: Series) -> tuple[int, ...]:
+    """Seeds that both have finished."""
+    return tuple(seed for seed in one.seeds if seed in other.seeds)
+
+
+def build_table(
+    plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Mapping[tuple[str, str], Evaluation]
+) -> Table:
+    """Arrange item scores by place, method and kind, all in one order of items.
+
+    Args:
+        plan: the grid.
+        sizes: (setting, shots) -> number of training questions.
+        evaluations: (cell id, test set) -> what was stored.
+
+    Raises:
+        ConfigError: two runs were scored on different items, so that nothing can be paired.
+    """
+    rows: dict[tuple[Place, str, str], list[tuple[int, str, FloatArray]]] = {}
+    orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]] = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            evaluation = evaluations.get((cell.cell_id, test_set))
+            if evaluation is None:
+                continue
+            for metric in _metrics(plan.study, cell):
+                if metric not in evaluation.items:
+                    raise ConfigError(
+                        f"A run has no item scores of {metric}.",
+                        where=str(evaluation_file(cell.run, test_set, ".npz")),
+                        why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
+                        next_command=f"advl evaluate --run {cell.run} --on {test_set}",
+                    )
+                order = _order(orders, (cell.setting, test_set, metric), evaluation.ids[metric], cell.run)
+                place = Place(
+                    setting=cell.setting,
+                    metric=metric,
+                    test_set=test_set,
+                    size=sizes[cell.setting, cell.shots],
+                    shots=cell.shots,
+                )
+                kinds = {WITH_PICTURE: evaluation.items[metric]} | {
+                    kind: values[metric] for kind, values in evaluation.spoilt.items() if metric in values
+                }
+                for kind, values in kinds.items():
+                    rows.setdefault((place, cell.method, kind), []).append((cell.seed, cell.cell_id, values[order]))
+    return {
+        key: Series(
+            seeds=tuple(seed for seed, _, _ in found),
+            runs=tuple(f"cells/{cell_id}" for _, cell_id, _ in found),
+            items_SN=np.stack([values for _, _, values in found]),
+        )
+        for key, found in rows.items()
+    }
+
+
+def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
+    """Read every evaluation that exists: (cell id, test set) -> evaluation."""
+    found = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            evaluation = read_evaluation(cell.run, test_set)
+            if evaluation is not None and (cell.run / "result.json").exists():
+                found[cell.cell_id, test_set] = evaluation
+    return found
+
+
+def _metrics(study: StudyConfig, cell: Cell) -> tuple[str, ...]:
+    return next(setting.metrics for setting in study.settings if setting.name == cell.setting)
+
+
+def _order(
+    orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]],
+    key: tuple[str, str, str],
+    ids: tuple[str, ...],
+    run: Path,
+) -> npt.NDArray[np.int64]:
+    """Return positions that bring a run's items into the order of the first run read."""
+    reference, first_run = orders.setdefault(key, (ids, str(run)))
+    if ids == reference:
+        return np.arange(len(ids))
+    where = {name: position for position, name in enumerate(ids)}
+    missing = [name for name in reference if name not in where]
+    if missing or len(where) != len(reference):
+        example = missing[0] if missing else next(name for name in ids if name not in set(reference))
+        raise ConfigError(
+            f"Two runs were scored on different items of {key[1]}, so they cannot be paired.",
+            where=f"{first_run} and {run}",
+            why=f"{len(reference)} and {len(ids)} items; only one has {example!r}",
+            next_command="score both on the same files: advl evaluate --run RUN --on " + key[1],
+        )
+    return np.array([where[name] for name in reference])

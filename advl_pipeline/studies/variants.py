@@ -1,0 +1,163 @@
+"""Named variants of a method: the controls and ablations of METHOD.md, each a base method with other options.
+
+Every variant shares subset, seeds, optimiser steps and evaluation with all others of its study; only what its
+entry states differs. A study file can define more under `[variants.NAME]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from advl_pipeline.configuration import option
+from advl_pipeline.errors import ConfigError, suggest_names
+
+Role = Literal["baseline", "method", "control", "ablation"]
+TEACHERLESS = frozenset({"plain", "plain-two-step"})
+"""Base methods that read no cache."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A row of a study: a base method and what is changed about it."""
+
+    method: str = option(help="Base method of `advl finetune`.")
+    role: Role = option("method", help="How the report treats it.")
+    label: str = option("", help="Name in tables and figures.")
+    note: str = option("", help="What the variant is there to show.")
+    baseline: str | None = option(None, help="Variant it is compared with, in place of the study's baseline.")
+    part: str = option("", help="Of an ablation: the part of the method that is left out.")
+    teachers: tuple[str, ...] | None = option(None, help="Teachers in place of the setting's.")
+    teacher_prefix: str = option("", help="Put before every teacher's name, such as 'random:'.")
+    training: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Fields of `FinetuneConfig` that this variant sets."""
+
+    @property
+    def uses_teachers(self) -> bool:
+        return self.method not in TEACHERLESS
+
+
+def _variant(
+    method: str, role: Role, label: str, note: str, *, part: str = "", teacher_prefix: str = "", **training: Any
+) -> Variant:
+    return Variant(
+        method=method,
+        role=role,
+        label=label,
+        note=note,
+        part=part,
+        teacher_prefix=teacher_prefix,
+        training=MappingProxyType(dict(training)),
+    )
+
+
+SHIPPED: Mapping[str, Variant] = MappingProxyType(
+    {
+        "plain": _variant("plain", "baseline", "plain", "Finetuning without a teacher."),
+        "plain-two-step": _variant(
+            "plain-two-step", "control", "plain, two steps", "The same two steps and budget without teacher terms."
+        ),
+        "naive-kd": _variant("naive-kd", "method", "naive KD", "All tokens, every weight 1, one step."),
+        "advl": _variant("advl", "method", "ADVL", "Both pathways, selection, confidence weights, two steps."),
+        "advl-shuffled": _variant(
+            "advl",
+            "control",
+            "ADVL, shuffled teacher",
+            "The teacher's features belong to other units: what remains is regularisation, not knowledge.",
+            teacher_control="shuffle",
+        ),
+        "advl-random": _variant(
+            "advl",
+            "control",
+            "ADVL, random teacher",
+            "A teacher of the same architecture that was never trained.",
+            teacher_prefix="random:",
+        ),
+        "naive-kd-shuffled": _variant(
+            "naive-kd",
+            "control",
+            "naive KD, shuffled teacher",
+            "Naive KD from features of other units.",
+            teacher_control="shuffle",
+        ),
+        "advl-weights-shuffled": _variant(
+            "advl",
+            "control",
+            "ADVL, shuffled weights",
+            "The same confidence weights given to the wrong instances.",
+            weight_shuffle=True,
+        ),
+        "advl-random-tokens": _variant(
+            "advl", "control", "ADVL, random tokens", "As many words, chosen at random.", selection="random"
+        ),
+        "advl-no-vision": _variant(
+            "advl",
+            "ablation",
+            "ADVL, text only",
+            "Without the vision pathway.",
+            part="vision pathway",
+            pathway="text",
+        ),
+        "advl-no-text": _variant(
+            "advl",
+            "ablation",
+            "ADVL, vision only",
+            "Without the language pathway.",
+            part="language pathway",
+            pathway="vision",
+        ),
+        "advl-no-selection": _variant(
+            "advl",
+            "ablation",
+            "ADVL, all tokens",
+            "Without Adaptive Text Token Selection.",
+            part="token selection",
+            selection="all",
+        ),
+        "advl-no-weighting": _variant(
+            "advl",
+            "ablation",
+            "ADVL, uniform weights",
+            "Without Adaptive Confidence-based Weighting.",
+            part="confidence weighting",
+            weighting="uniform",
+        ),
+        "advl-one-step": _variant(
+            "advl", "ablation", "ADVL, one step", "Without the adapt step.", part="two steps", steps="one"
+        ),
+        "advl-distil-only": _variant(
+            "advl",
+            "ablation",
+            "ADVL, no contrast",
+            "The adapt step distils and learns no contrast.",
+            part="contrastive adapt objective",
+            adapt_objective="distil-only",
+        ),
+        "advl-all-inputs": _variant(
+            "advl",
+            "method",
+            "ADVL, all inputs",
+            "The adapt step sees all training inputs without their labels: another protocol, reported apart.",
+            adapt_on="inputs",
+        ),
+    }
+)
+
+
+def find_variant(name: str, own: Mapping[str, Variant], *, where: str) -> Variant:
+    """Return the variant of that name, a study's own before the shipped ones.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    variant = own.get(name) or SHIPPED.get(name)
+    if variant is None:
+        raise ConfigError(
+            f"Unknown method {name!r}.",
+            where=where,
+            why=suggest_names(name, {*own, *SHIPPED}),
+            next_command=f"define it in the study file under [variants.{name}]",
+        )
+    return variant
