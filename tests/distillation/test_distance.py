@@ -1,0 +1,87 @@
+"""Distances against loops in numpy, and their invariances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.distillation.distance import distance, standardise
+
+KINDS = ("mse", "l1", "cosine", "smooth-l1")
+
+
+def layer_norm_by_loop(values: np.ndarray) -> np.ndarray:
+    out = np.empty_like(values)
+    for row in range(len(values)):
+        mean = sum(values[row]) / len(values[row])
+        variance = sum((x - mean) ** 2 for x in values[row]) / len(values[row])
+        out[row] = [(x - mean) / np.sqrt(variance + 1e-5) for x in values[row]]
+    return out
+
+
+def distance_by_loop(a: np.ndarray, b: np.ndarray, kind: str) -> list[float]:
+    out = []
+    for x, y in zip(layer_norm_by_loop(a), layer_norm_by_loop(b), strict=True):
+        if kind == "cosine":
+            out.append(1 - float(x @ y) / float(np.linalg.norm(x) * np.linalg.norm(y)))
+            continue
+        total = 0.0
+        for u, v in zip(x, y, strict=True):
+            gap = abs(u - v)
+            total += {"mse": gap**2, "l1": gap, "smooth-l1": 0.5 * gap**2 if gap < 1 else gap - 0.5}[kind]
+        out.append(total / len(x))
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_loop(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(size=(5, 12)), rng.normal(size=(5, 12)) * 3 + 1
+    found = distance(torch.tensor(a), torch.tensor(b), kind)
+    np.testing.assert_allclose(found.numpy(), distance_by_loop(a, b, kind), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(scale=st.floats(0.5, 20.0), shift=st.floats(-5.0, 5.0))
+@settings(max_examples=15, deadline=None)
+def test_ignores_scale_and_shift_of_the_teacher(kind: str, scale: float, shift: float) -> None:
+    a, b = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), torch.randn(4, 16)
+    torch.testing.assert_close(distance(a, b, kind), distance(a, b * scale + shift, kind), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_the_student_only(kind: str) -> None:
+    a = torch.randn(3, 8, requires_grad=True)
+    b = torch.randn(3, 8, requires_grad=True)
+    distance(a, b, kind).sum().backward()
+    assert a.grad is not None
+    assert a.grad.abs().sum() > 0
+    assert b.grad is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_equals_finite_differences(kind: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    a = torch.randn(2, 6, generator=generator, requires_grad=True)
+    b = torch.randn(2, 6, generator=generator)
+    distance(a, b, kind).sum().backward()
+    assert a.grad is not None
+    step = 1e-2
+    for row in range(2):
+        for column in range(6):
+            nudge = torch.zeros_like(a)
+            nudge[row, column] = step
+            with torch.no_grad():
+                slope = (distance(a + nudge, b, kind).sum() - distance(a - nudge, b, kind).sum()) / (2 * step)
+            assert a.grad[row, column].item() == pytest.approx(slope.item(), abs=6e-3)
+
+
+def test_standardise_gives_mean_zero_and_variance_one_and_silences_constant_dimensions() -> None:
+    values = torch.randn(400, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 10, 0.1, 3, 0]) + 7
+    scaled = standardise(values, values.mean(0), values.var(0, unbiased=False))
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled[:, :4].var(0, unbiased=False), torch.ones(4), atol=1e-3, rtol=0)
+    assert scaled[:, 4].abs().max() == 0

@@ -1,0 +1,63 @@
+"""Adaptive Confidence-based Weighting against the formula written out, and its bounds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.distillation.weighting import (
+    EPSILON,
+    choice_confidence,
+    instance_weights,
+    normalise_to_batch_mean,
+    soft_label_confidence,
+)
+
+PROBABILITY = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8)
+
+
+@given(PROBABILITY, st.floats(0.0, 1.0), st.floats(0.1, 4.0))
+@settings(deadline=None)
+def test_every_rule_is_its_formula_bounded(teacher: list[float], student: float, top: float) -> None:
+    c_t = torch.tensor(teacher, dtype=torch.float64)
+    c_s = torch.full_like(c_t, student)
+    rules = {
+        "ratio": [min(top, t / (student + EPSILON)) for t in teacher],
+        "teacher": [min(top, t) for t in teacher],
+        "gap": [min(top, max(0.0, t - student)) for t in teacher],
+        "uniform": [1.0 for _ in teacher],
+    }
+    for kind, expected in rules.items():
+        found = instance_weights(kind, teacher_B=c_t, student_B=c_s, weight_max=top)
+        assert found.tolist() == pytest.approx(expected)
+
+
+def test_distils_most_where_the_teacher_is_right_and_the_student_is_not() -> None:
+    teacher, student = torch.tensor([0.9, 0.9, 0.1, 0.1]), torch.tensor([0.3, 0.9, 0.3, 0.9])
+    weights = instance_weights("ratio", teacher_B=teacher, student_B=student, weight_max=5.0)
+    assert weights.argmax() == 0
+    assert weights.argmin() == 3
+
+
+def test_no_gradient_flows_into_the_student_through_a_weight() -> None:
+    student = torch.tensor([0.5], requires_grad=True)
+    assert not instance_weights("ratio", teacher_B=torch.tensor([0.5]), student_B=student, weight_max=2).requires_grad
+
+
+def test_batch_mean_keeps_the_total_strength() -> None:
+    weights = normalise_to_batch_mean(torch.tensor([0.5, 1.5, 4.0]))
+    assert weights.mean().item() == pytest.approx(1.0)
+    assert normalise_to_batch_mean(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_confidence_is_the_probability_of_the_ground_truth() -> None:
+    logits = torch.tensor([[2.0, 0.0, -torch.inf]])
+    assert choice_confidence(logits, torch.tensor([0])).item() == pytest.approx(1 / (1 + math.exp(-2)))
+    scores = torch.tensor([[1.0, 0.3, 0.0], [0.0, 0.0, 0.0]])
+    soft = soft_label_confidence(torch.tensor([[0.0, 1.0, 9.0], [1.0, 1.0, 1.0]]), scores)
+    expected = (1.0 * 0.5 + 0.3 / (1 + math.exp(-1))) / 1.3
+    assert soft.tolist() == pytest.approx([expected, 0.0])

@@ -1,0 +1,97 @@
+"""Alignment by characters: nothing is silently misaligned, whatever tokenizer cut the text."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.words import assign_tokens_to_words, word_spans
+
+TEXT = st.text(alphabet=st.sampled_from("ab Zé1 '\u2019.,?-_日本\U0001f600\u0301"), max_size=40)
+
+
+def words_of(text: str) -> list[str]:
+    return [text[start:end] for start, end in word_spans(text)]
+
+
+def test_words_contractions_tags_and_punctuation() -> None:
+    assert words_of("It isn't object 2's well-known tail.") == [
+        "It", "isn't", "object", "2's", "well", "-", "known", "tail", ".",
+    ]  # fmt: skip
+    assert words_of("person_1 waits") == ["person", "_", "1", "waits"]
+    assert words_of("") == []
+
+
+@given(TEXT)
+@settings(deadline=None)
+def test_words_cover_every_character_that_is_no_space_once(text: str) -> None:
+    covered = [index for start, end in word_spans(text) for index in range(start, end)]
+    assert covered == sorted(set(covered))
+    for index, character in enumerate(text):
+        if not character.isspace() and (character.isalnum() or not _is_mark(character)):
+            assert index in covered, (text, character)
+
+
+def _is_mark(character: str) -> bool:
+    import unicodedata
+
+    return unicodedata.category(character).startswith("M")
+
+
+@given(TEXT, st.data())
+@settings(deadline=None)
+def test_tokens_inside_a_word_go_to_it(text: str, data: st.DataObject) -> None:
+    spans, expected = [], []
+    for word, (start, end) in enumerate(word_spans(text)):
+        cuts = data.draw(st.sets(st.integers(start, end), max_size=3)) | {start, end}
+        edges = sorted(cuts)
+        for a, b in itertools.pairwise(edges):
+            spans.append((a, b))
+            expected.append(word)
+    found = assign_tokens_to_words(np.array(spans, dtype=np.int64).reshape(-1, 2), word_spans(text))
+    assert found.tolist() == expected
+
+
+def test_leading_space_in_a_span_and_empty_spans() -> None:
+    words = word_spans("a cat sat")
+    spans = np.array([(0, 0), (0, 1), (1, 5), (5, 9), (0, 0)])
+    assert assign_tokens_to_words(spans, words).tolist() == [-1, 0, 1, 2, -1]
+    assert assign_tokens_to_words(spans, ()).tolist() == [-1] * 5
+
+
+def test_two_tokenisations_pool_to_the_same_words() -> None:
+    text = "the hummingbird isn't red"
+    words = word_spans(text)
+    fine = np.array([(index, index + 1) for index in range(len(text)) if text[index] != " "])
+    coarse = np.array(words)
+    position = torch.arange(len(text), dtype=torch.float32)
+    pooled = []
+    for spans in (fine, coarse):
+        # A token's state is the mean position of its characters, weighted as its only feature.
+        states = torch.stack([position[a:b].mean() for a, b in spans]).reshape(1, -1, 1)
+        index = torch.from_numpy(assign_tokens_to_words(spans, words)).reshape(1, -1)
+        values, present = pool_to_words(states, index, len(words))
+        assert present.all()
+        pooled.append(values)
+    torch.testing.assert_close(*pooled)
+
+
+def test_pooling_against_a_loop_and_padding_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(3, 7, 4, generator=generator)
+    index = torch.randint(-1, 5, (3, 7), generator=generator)
+    values, present = pool_to_words(states, index, 5)
+    for n in range(3):
+        for w in range(5):
+            members = [states[n, t] for t in range(7) if index[n, t] == w]
+            assert bool(present[n, w]) == bool(members)
+            expected = torch.stack(members).mean(0) if members else torch.zeros(4)
+            torch.testing.assert_close(values[n, w], expected)
+    padded_states = torch.cat([states, torch.full((3, 2, 4), 99.0)], dim=1)
+    padded_index = torch.cat([index, torch.full((3, 2), -1)], dim=1)
+    torch.testing.assert_close(pool_to_words(padded_states, padded_index, 5)[0], values)
