@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ WORK_FOLDER = ".work"
 
 Buffer = bytes | bytearray | memoryview
 _BLOCK_BYTES = 1 << 22
+_OPEN_ATTEMPTS = 8
 _SMALL_FILE_BYTES = 1 << 28
 
 
@@ -39,8 +42,7 @@ def publish(root: Path, relative: str, parts: Iterable[Buffer]) -> FileEntry:
     temporary = root / WORK_FOLDER / "tmp" / f"{os.getpid()}-{relative.replace('/', '_')}"
     state, size = hashlib.sha256(), 0
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb", buffering=0) as handle:
+        with _open_new(temporary) as handle:
             for part in parts:
                 view = memoryview(part).cast("B")
                 state.update(view)
@@ -56,6 +58,15 @@ def publish(root: Path, relative: str, parts: Iterable[Buffer]) -> FileEntry:
         temporary.unlink(missing_ok=True)
         raise
     return FileEntry(num_bytes=size, sha256=state.hexdigest())
+
+
+def _open_new(path: Path) -> io.FileIO:
+    # Another process that finishes may remove the empty work folder between the two calls.
+    for _ in range(_OPEN_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return io.FileIO(path, "wb")
+    raise FileNotFoundError(errno.ENOENT, "the work folder keeps disappearing", str(path))
 
 
 def publish_if_changed(root: Path, relative: str, parts: Sequence[Buffer]) -> FileEntry:

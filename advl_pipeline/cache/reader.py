@@ -61,6 +61,11 @@ class TeacherCache:
     text: FeatureStore | None
 
     @property
+    def teacher_name(self) -> str:
+        """The name under which the teacher was opened."""
+        return str(self.identity["teacher"]["name"])
+
+    @property
     def identity_digest(self) -> str:
         """Hexadecimal SHA-256 of the identity."""
         return digest(self.identity)
@@ -117,14 +122,18 @@ def open_cache(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
 
 
 class FeatureStore:
-    """The features of one modality. All look-ups are by unit id; an id that is not there raises `UnknownUnit`."""
+    """The features of one modality. All look-ups are by unit id; an id that is not there raises `UnknownUnit`.
+
+    `global_mean`, `global_variance`, `token_mean` and `token_variance` are the moments of the stored features per
+    dimension, (D,) float32; the token ones are empty, and `token_dim` 0, where the cache holds no token features.
+    """
 
     def __init__(
         self, root: Path, modality: str, shape: ModalityRecord, plan: PlanRecord, complete: CompleteRecord
     ) -> None:
         self.modality = modality
         self.global_dim = shape.global_dim
-        self.token_dim = shape.token_dim
+        self.token_dim = shape.token_dim or 0
         self.source = f"{plan.identity_sha256}/{modality}"
         self._root = root
         self._shape = shape
@@ -155,9 +164,15 @@ class FeatureStore:
                 shard_rows=plan.shard_rows,
             )
             self._tokens = {name: self._array(spec, random_access=True) for name, spec in specs.items()}
-        moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
+        self.has_tokens = bool(self._tokens)
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
-        self._moments = {name: np.array(self._array(spec).whole()) for name, spec in moments.items()}
+        moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
+        vectors = {name: np.array(self._array(spec).whole()) for name, spec in moments.items()}
+        none = np.zeros(0, np.float32)
+        self.global_mean: npt.NDArray[np.float32] = vectors["global_mean"]
+        self.global_variance: npt.NDArray[np.float32] = vectors["global_variance"]
+        self.token_mean: npt.NDArray[np.float32] = vectors.get("token_mean", none)
+        self.token_variance: npt.NDArray[np.float32] = vectors.get("token_variance", none)
 
     def __len__(self) -> int:
         return len(self._unit_U)
@@ -171,30 +186,6 @@ class FeatureStore:
     def quarantined(self) -> Mapping[str, str]:
         """Ids of units that could not be read when the cache was made, with the reasons."""
         return self._quarantined
-
-    @property
-    def has_tokens(self) -> bool:
-        return bool(self._tokens)
-
-    @property
-    def global_mean(self) -> npt.NDArray[np.float32]:
-        """Mean of the global features per dimension, (D,)."""
-        return self._moments["global_mean"]
-
-    @property
-    def global_variance(self) -> npt.NDArray[np.float32]:
-        return self._moments["global_variance"]
-
-    @property
-    def token_mean(self) -> npt.NDArray[np.float32]:
-        """Mean of all token rows per dimension, (D,)."""
-        self._require_tokens()
-        return self._moments["token_mean"]
-
-    @property
-    def token_variance(self) -> npt.NDArray[np.float32]:
-        self._require_tokens()
-        return self._moments["token_variance"]
 
     def contains(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return, for each id, whether its features can be looked up."""
@@ -231,7 +222,7 @@ class FeatureStore:
         views = self._views("values", positions_Q)
         longest = int(length_Q.max(initial=0))
         dtype = np.dtype(np.float16) if "scales" in self._tokens else self._tokens["values"].shard(0).dtype
-        padded_QMD = np.empty((len(positions_Q), longest, self.token_dim or 0), dtype)
+        padded_QMD = np.empty((len(positions_Q), longest, self.token_dim), dtype)
         scales = self._views("scales", positions_Q) if "scales" in self._tokens else [None] * len(views)
         for row_MD, view, scale in zip(padded_QMD, views, scales, strict=True):
             row_MD[: len(view)] = view if scale is None else from_int8(view, scale)

@@ -7,7 +7,7 @@ from advl_pipeline.cache.layout import ArraySpec, single_shard
 from advl_pipeline.cache.quantise import StoredDtype
 
 TABLE_ROWS = 65536
-"""Units per shard file of `global`."""
+"""Most units per shard file of `global`."""
 
 _TARGET_INNER_BYTES = 1 << 19
 
@@ -25,7 +25,7 @@ def token_specs(
     modality: str, *, num_rows: int, token_dim: int, spans: bool, stored: StoredDtype, shard_rows: int
 ) -> dict[str, ArraySpec]:
     """Arrays with one row per token, all cut into the same shards."""
-    inner = _inner_rows(token_dim, shard_rows)
+    inner = _inner_rows(token_dim, shard_rows, num_rows)
 
     def spec(name: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
         return ArraySpec(
@@ -42,12 +42,13 @@ def token_specs(
 
 def global_spec(modality: str, *, num_units: int, global_dim: int, stored: StoredDtype) -> ArraySpec:
     """The array with one feature vector per unit. It stays at 16 bits where tokens are stored in 8."""
+    shard_rows = min(TABLE_ROWS, 1 << (num_units - 1).bit_length())
     return ArraySpec(
         path=f"{modality}/global",
         shape=(num_units, global_dim),
         dtype="float16" if stored == "int8" else stored,
-        shard_rows=TABLE_ROWS,
-        inner_rows=_inner_rows(global_dim, TABLE_ROWS),
+        shard_rows=shard_rows,
+        inner_rows=_inner_rows(global_dim, shard_rows, num_units),
     )
 
 
@@ -76,9 +77,9 @@ def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
     }
 
 
-def _inner_rows(width: int, shard_rows: int) -> int:
-    # The largest power of two of rows of about half a mebibyte (in 16 bits) that divides the shard.
+def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
+    # The largest power of two that divides the shard, of about half a mebibyte and no more than hold all rows.
     inner = 1
-    while shard_rows % (inner * 2) == 0 and inner * 2 * width * 2 <= 2 * _TARGET_INNER_BYTES:
+    while shard_rows % (inner * 2) == 0 and inner * width * 2 < _TARGET_INNER_BYTES and inner < num_rows:
         inner *= 2
     return inner

@@ -170,14 +170,10 @@ class CacheWriter:
     def is_complete(self) -> bool:
         return (self.root / COMPLETE_RECORD).is_file()
 
-    def pending(self) -> list[tuple[str, int]]:
+    def pending(self, modality: str) -> list[int]:
         """Return the shards that are not committed yet, in order."""
-        return [
-            (modality, shard)
-            for modality in self.plan.modalities
-            for shard in range(self.placement(modality).num_shards)
-            if not self.is_committed(modality, shard)
-        ]
+        shards = range(self.placement(modality).num_shards)
+        return [shard for shard in shards if not self.is_committed(modality, shard)]
 
     def new_buffer(self, modality: str, shard: int) -> ShardBuffer:
         """Return an empty buffer for the content of one shard."""

@@ -1,0 +1,44 @@
+"""What one extraction is: a frozen teacher, a dataset split, and how the cache is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advl_pipeline.configuration import option
+
+Modality = Literal["both", "image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractConfig:
+    """Configuration of `advl extract`."""
+
+    teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
+    dataset: str = option(help="Dataset; see `advl datasets list`.")
+    split: str = option("train", help="Split of the dataset.")
+    output: Path | None = option(None, help="Folder of the cache [default: caches/TEACHER/DATASET/SPLIT].")
+    modality: Modality = option("both", help="Towers of the teacher to run.")
+    image_tokens: Literal["boxes", "boxes-roi", "grid", "none"] = option(
+        "boxes", help="Token features of a picture: one per box, or one per grid cell."
+    )
+    dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
+    compute_dtype: Literal["fp32", "bf16"] = option("fp32", help="What the teacher computes in.")
+    device: str = option("cpu", help="Where the teacher computes, such as cpu or cuda:0.")
+    batch_size: int = option(32, help="Units per forward pass.")
+    shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.")
+    num_workers: int = option(2, help="Threads that decode and tokenise ahead of the teacher.")
+    on_error: Literal["fail", "skip"] = option("fail", help="What to do about a picture that cannot be read.")
+    confidence: bool = option(True, help="Also estimate confidences on labelled splits.")
+    folds: int = option(5, help="Folds of the cross-fitted confidence.")
+    seed: int = option(0, help="Seed of the folds.")
+    weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    progress_file: Path | None = option(None, help="Append progress here as JSON lines.")
+    dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.")
+
+
+def default_output(teacher: str, dataset: str, split: str) -> Path:
+    """Return the folder that a cache goes to by default."""
+    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split

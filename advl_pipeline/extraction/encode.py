@@ -1,0 +1,115 @@
+"""The encode loop of one shard: batches made ready ahead, the forward pass, features written behind.
+
+Three kinds of thread: a few prepare, the caller's encodes, one writes. Between them at most a few batches wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from advl_pipeline.cache.shard_buffer import ShardBuffer
+from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.extraction.batches import plan_batches
+from advl_pipeline.extraction.progress import Progress
+from advl_pipeline.extraction.sources import PreparedBatch, Source
+from advl_pipeline.teachers.interface import EncodedBatch
+
+_BATCHES_PREPARED_AHEAD = 3
+_TASKS_BEHIND = 4
+
+
+@dataclass(kw_only=True)
+class WriteBehind:
+    """Runs tasks in order in one thread, with a bounded backlog; an error surfaces at the next call."""
+
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="advl-write"))
+    _backlog: deque[Future[None]] = field(default_factory=deque)
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Queue a task, waiting while too many are queued."""
+        while len(self._backlog) >= _TASKS_BEHIND:
+            self._backlog.popleft().result()
+        self._backlog.append(self._pool.submit(task))
+
+    def drain(self) -> None:
+        """Wait for everything queued."""
+        while self._backlog:
+            self._backlog.popleft().result()
+
+    def close(self) -> None:
+        """Drop what has not begun and end the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def encode_shard(
+    source: Source,
+    writer: CacheWriter,
+    shard: int,
+    *,
+    batch_size: int,
+    skip_unreadable: bool,
+    prepare_pool: ThreadPoolExecutor,
+    behind: WriteBehind,
+    progress: Progress,
+) -> None:
+    """Encode the units of one shard; its commit is queued as the last task of `behind`."""
+    placement = writer.placement(source.modality)
+    buffer = writer.new_buffer(source.modality, shard)
+    batches = plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
+    for prepared in _prepare_ahead(source, batches, prepare_pool, progress, skip_unreadable=skip_unreadable):
+        encoded = None
+        if prepared.units:
+            with progress.stage("encode"):
+                encoded = source.tower.encode(prepared.prepared)
+        with progress.stage("write"):
+            behind.submit(_putting(buffer, prepared, encoded))
+        progress.advance(len(prepared.units) + len(prepared.unreadable))
+    with progress.stage("write"):
+        behind.submit(lambda: writer.commit_shard(source.modality, buffer))
+
+
+def _prepare_ahead(
+    source: Source,
+    batches: Iterable[list[int]],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+    *,
+    skip_unreadable: bool,
+) -> Iterator[PreparedBatch]:
+    waiting: deque[Future[PreparedBatch]] = deque()
+    upcoming = iter(batches)
+    try:
+        while True:
+            while len(waiting) < _BATCHES_PREPARED_AHEAD and (units := next(upcoming, None)) is not None:
+                waiting.append(pool.submit(source.prepare, units, skip_unreadable=skip_unreadable))
+            if not waiting:
+                return
+            with progress.stage("read"):
+                prepared = waiting.popleft().result()
+            yield prepared
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _putting(buffer: ShardBuffer, batch: PreparedBatch, encoded: EncodedBatch | None) -> Callable[[], None]:
+    def put() -> None:
+        for position, reason in batch.unreadable.items():
+            buffer.quarantine(position, reason)
+        if encoded is None:
+            return
+        global_ND = encoded.global_ND.numpy()
+        stats = {name: values.tolist() for name, values in encoded.stats.items()}
+        for row, (position, prepared) in enumerate(zip(batch.units, batch.prepared, strict=True)):
+            buffer.put(
+                position,
+                global_D=global_ND[row],
+                values_MD=encoded.token_values[row].numpy(),
+                spans_M2=prepared.char_spans_M2,
+                stats={name: values[row] for name, values in stats.items()},
+            )
+
+    return put

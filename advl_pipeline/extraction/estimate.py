@@ -1,0 +1,90 @@
+"""What an extraction will cost: bytes from the plan, time from two trial batches, room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.ragged import Placement
+from advl_pipeline.errors import StorageError
+from advl_pipeline.extraction.batches import padded_share, plan_batches
+from advl_pipeline.extraction.sources import Source
+
+_BYTES_OF = {"float16": 2, "float32": 4, "int8": 1}
+_PER_UNIT_BYTES = 64
+_SPARE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """Cost of one modality."""
+
+    modality: str
+    num_units: int
+    num_token_rows: int
+    num_shards: int
+    num_bytes: int
+    padded_share: float
+    seconds: float
+
+
+def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch_size: int) -> Estimate:
+    """Return the cost of extracting one modality.
+
+    Args:
+        source: its units.
+        placement: where they will lie.
+        stored: stored dtype of token rows.
+        batch_size: units per forward pass. Two batches of middling length are encoded to learn the speed.
+    """
+    batches = [
+        batch
+        for shard in range(placement.num_shards)
+        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
+    ]
+    wide = _BYTES_OF["float16" if stored == "int8" else stored]
+    row_bytes = source.tower.token_dim * _BYTES_OF[stored] + 8 if source.has_tokens else 0
+    return Estimate(
+        modality=source.modality,
+        num_units=placement.num_units,
+        num_token_rows=int(placement.lengths_N.sum()),
+        num_shards=placement.num_shards,
+        num_bytes=placement.num_rows * row_bytes
+        + placement.num_units * (source.tower.global_dim * wide + _PER_UNIT_BYTES),
+        padded_share=padded_share(batches, placement.lengths_N),
+        seconds=_trial_seconds(source, batches),
+    )
+
+
+def require_room(root: Path, num_bytes: int) -> int:
+    """Return the free bytes where the cache goes; raises `StorageError` when it would not fit."""
+    folder = root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if num_bytes + _SPARE_BYTES > free:
+        raise StorageError(
+            "There is not enough room for the cache.",
+            where=str(root),
+            why=f"about {num_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
+            next_command="make room, or give another --output",
+        )
+    return free
+
+
+def _trial_seconds(source: Source, batches: Sequence[list[int]]) -> float:
+    chosen = [batches[len(batches) // 3], batches[2 * len(batches) // 3]]
+    rates = []
+    for batch in chosen:
+        prepared = source.prepare(batch, skip_unreadable=True).prepared
+        if not prepared:
+            continue
+        begin = time.perf_counter()
+        source.tower.encode(prepared)
+        rates.append((time.perf_counter() - begin) / len(prepared))
+    # The first forward pass also pays for warming up; the second tells more.
+    return rates[-1] * sum(map(len, batches)) if rates else 0.0

@@ -1,0 +1,88 @@
+"""Progress of an extraction: a bar on stderr, the same numbers as JSON lines, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TextIO
+
+from tqdm import tqdm
+
+Stage = Literal["read", "encode", "write"]
+
+_SECONDS_BETWEEN_LINES = 1.0
+
+
+class Progress:
+    """Counts units and the seconds that the loop waits for reading, encodes, and waits for writing."""
+
+    def __init__(self, *, label: str, total: int, done: int = 0, file: Path | None = None) -> None:
+        self.seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
+        self._label = label
+        self._total, self._done = total, done
+        self._started = self._last_line = time.perf_counter()
+        self._already = done
+        self._handle: TextIO | None = None
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = file.open("a", encoding="utf-8")
+        self._bar = tqdm(
+            total=total, initial=done, desc=label, unit="unit", file=sys.stderr, mininterval=0.5, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write_line()
+        self._bar.close()
+        if self._handle is not None:
+            self._handle.close()
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Count the block's time for a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begin
+
+    def advance(self, units: int) -> None:
+        """Count finished units."""
+        self._done += units
+        self._bar.update(units)
+        now = time.perf_counter()
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._bar.set_postfix_str(" ".join(f"{name} {share:.0%}" for name, share in self.shares().items()))
+            self._write_line()
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the loop's time that each stage took."""
+        total = sum(self.seconds.values()) or 1.0
+        return {name: seconds / total for name, seconds in self.seconds.items()}
+
+    def _write_line(self) -> None:
+        if self._handle is None:
+            return
+        elapsed = time.perf_counter() - self._started
+        rate = (self._done - self._already) / elapsed if elapsed > 0 else 0.0
+        line = {
+            "event": "progress",
+            "stage": self._label,
+            "done": self._done,
+            "total": self._total,
+            "units_per_second": round(rate, 2),
+            "eta_seconds": round((self._total - self._done) / rate, 1) if rate else None,
+            "shares": {name: round(share, 3) for name, share in self.shares().items()},
+        }
+        self._handle.write(json.dumps(line) + "\n")
+        self._handle.flush()

@@ -1,0 +1,254 @@
+"""Phase 1 as one call: plan, encode what is not committed, finalise, estimate confidences.
+
+Every step first looks at what is there, so the same call resumes an interrupted run, shares the work with other
+processes that make the same call, and does nothing to a complete cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from advl_pipeline.cache.claims import claim
+from advl_pipeline.cache.files import read_json, remove_work
+from advl_pipeline.cache.identity import require_identity
+from advl_pipeline.cache.provenance import describe_run, extract_command
+from advl_pipeline.cache.ragged import Placement, place
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete
+from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.extraction.config import ExtractConfig, default_output
+from advl_pipeline.extraction.encode import WriteBehind, encode_shard
+from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
+from advl_pipeline.extraction.identity import build_identity
+from advl_pipeline.extraction.interruption import interruptible
+from advl_pipeline.extraction.progress import Progress, Stage
+from advl_pipeline.extraction.sources import Source, open_sources
+from advl_pipeline.teachers.interface import Teacher
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_NOT_PROVENANCE = ("output", "progress_file", "dry_run", "num_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractResult:
+    """What an extraction did.
+
+    `estimates` and `free_bytes` are filled when the plan was made by this call or only asked for. `encoded_units`
+    counts units that this call encoded, `stage_seconds` where its time went. `quarantined` counts pictures that
+    could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples.
+    """
+
+    path: Path
+    dry_run: bool = False
+    estimates: tuple[Estimate, ...] = ()
+    free_bytes: int | None = None
+    encoded_units: int = 0
+    seconds: float = 0.0
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    quarantined: int = 0
+    clipped: int = 0
+    confidences: int = 0
+
+
+def run_extract(config: ExtractConfig) -> ExtractResult:
+    """Run a frozen teacher over a dataset split and write its cache.
+
+    Raises:
+        ConfigError: unknown names, a tower that the teacher lacks.
+        DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
+        WeightsUnavailable: the teacher's weights are not at hand.
+        IdentityMismatch: the folder holds a cache of other settings.
+        StorageError: the disk is full or failed; the same call resumes.
+        Interrupted: stopped by a signal; the same call resumes.
+    """
+    from advl_pipeline.datasets.registry import open_dataset
+    from advl_pipeline.teachers.registry import open_teacher
+
+    with interruptible():
+        dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
+        teacher = open_teacher(
+            config.teacher,
+            weights=config.weights,
+            device=config.device,
+            image_tokens=config.image_tokens,
+            dtype=config.compute_dtype,
+        )
+        return extract(config, teacher, dataset)
+
+
+def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
+    """As `run_extract`, with a teacher and a dataset that are open already."""
+    begun = time.perf_counter()
+    root = config.output or default_output(config.teacher, config.dataset, config.split)
+    sources = open_sources(teacher, dataset, modality=config.modality, image_tokens=config.image_tokens != "none")
+    identity = build_identity(config, teacher, dataset, sources)
+    plan = _Plan(estimates=(), free_bytes=None)
+    if (root / PLAN_RECORD).is_file():
+        require_identity(
+            identity,
+            read_json(root, IDENTITY_FILE),
+            where=str(root),
+            next_command=f"give another --output, or: {extract_command(root, renew=True)}",
+        )
+    if config.dry_run or not (root / PLAN_RECORD).is_file():
+        plan = _make_plan(config, root, sources, identity)
+    if config.dry_run:
+        return ExtractResult(path=root, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes)
+    writer = CacheWriter(root)
+    encoded, stage_seconds = _encode_pending(config, writer, sources)
+    with claim(root, "finalise", wait=True):
+        if not writer.is_complete():
+            writer.finalise()
+        cache = open_cache(root, identity)
+        confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
+        remove_work(root)
+    complete = load_complete(root)
+    return ExtractResult(
+        path=root,
+        estimates=plan.estimates,
+        free_bytes=plan.free_bytes,
+        encoded_units=encoded,
+        seconds=time.perf_counter() - begun,
+        stage_seconds={str(stage): seconds for stage, seconds in stage_seconds.items()},
+        quarantined=sum(map(len, complete.quarantined.values())),
+        clipped=sum(complete.clipped.values()),
+        confidences=confidences,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    estimates: tuple[Estimate, ...]
+    free_bytes: int | None
+
+
+def _make_plan(config: ExtractConfig, root: Path, sources: Sequence[Source], identity: Mapping[str, Any]) -> _Plan:
+    lengths = {source.modality: _count_tokens(source) for source in sources}
+    placements: dict[str, Placement] = {
+        modality: place(lengths_N, shard_rows=config.shard_rows) for modality, lengths_N in lengths.items()
+    }
+    estimates = tuple(
+        estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size)
+        for source in sources
+    )
+    free_bytes = require_room(root, sum(item.num_bytes for item in estimates))
+    if not config.dry_run:
+        modalities = {
+            source.modality: ModalityPlan(
+                unit_ids_N16=source.unit_ids(),
+                lengths_N=lengths[source.modality],
+                global_dim=source.tower.global_dim,
+                token_dim=source.tower.token_dim if source.has_tokens else None,
+                spans=source.modality == "text",
+            )
+            for source in sources
+        }
+        settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
+        with claim(root, "plan", wait=True):
+            if not (root / PLAN_RECORD).is_file():
+                begin_cache(
+                    root,
+                    identity=identity,
+                    provenance=describe_run(settings, device=config.device),
+                    stored_dtype=config.dtype,
+                    shard_rows=config.shard_rows,
+                    modalities=modalities,
+                )
+    return _Plan(estimates=estimates, free_bytes=free_bytes)
+
+
+def _count_tokens(source: Source) -> npt.NDArray[np.int32]:
+    with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
+        return source.lengths(progress=bar.update)
+
+
+def _encode_pending(
+    config: ExtractConfig, writer: CacheWriter, sources: Sequence[Source]
+) -> tuple[int, dict[Stage, float]]:
+    encoded = 0
+    seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
+    for source in sources:
+        while not writer.is_complete() and (pending := writer.pending(source.modality)):
+            count, spent = _encode_claimed(config, writer, source, pending)
+            encoded += count
+            seconds = {stage: seconds[stage] + spent[stage] for stage in seconds}
+            if count == 0:
+                # Other processes hold all that is left; should one die, its claim is free at the next look.
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return encoded, seconds
+
+
+def _encode_claimed(
+    config: ExtractConfig, writer: CacheWriter, source: Source, pending: Sequence[int]
+) -> tuple[int, dict[Stage, float]]:
+    """Encode those of the pending shards that this process can claim; returns their units and the time spent."""
+    placement = writer.placement(source.modality)
+    encoded = 0
+    left = sum(len(placement.units_of(shard)) for shard in pending)
+    progress = Progress(
+        label=source.modality,
+        total=placement.num_units,
+        done=placement.num_units - left,
+        file=config.progress_file,
+    )
+    behind = WriteBehind()
+    with ExitStack() as stack:
+        claims = stack.enter_context(ExitStack())
+        stack.enter_context(progress)
+        stack.callback(behind.close)
+        pool = stack.enter_context(
+            ThreadPoolExecutor(min(config.num_workers, source.prepare_threads), thread_name_prefix="advl-read")
+        )
+        for shard in pending:
+            held = claims.enter_context(ExitStack())
+            ours = held.enter_context(claim(writer.root, f"{source.modality}-{shard:05d}"))
+            if not ours or writer.is_committed(source.modality, shard):
+                held.close()
+                continue
+            encode_shard(
+                source,
+                writer,
+                shard,
+                batch_size=config.batch_size,
+                skip_unreadable=config.on_error == "skip",
+                prepare_pool=pool,
+                behind=behind,
+                progress=progress,
+            )
+            behind.submit(held.close)
+            encoded += len(placement.units_of(shard))
+        with progress.stage("write"):
+            behind.drain()
+    return encoded, progress.seconds
+
+
+def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:
+    from advl_pipeline.extraction.confidence import load_or_estimate_confidence
+
+    labelled = [
+        example.example_id
+        for example in map(dataset.__getitem__, range(len(dataset)))
+        if example.label is not None or example.soft_label
+    ]
+    if labelled:
+        load_or_estimate_confidence(
+            caches=[cache],
+            dataset=dataset,
+            example_ids=labelled,
+            estimator="probe",
+            folds=config.folds,
+            seed=config.seed,
+        )
+    return len(labelled)

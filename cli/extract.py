@@ -1,0 +1,48 @@
+"""`advl extract`: phase 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from advl_pipeline.extraction.config import ExtractConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("extract")
+@config_options(ExtractConfig)
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Run a frozen teacher once over a dataset split and write its cache.
+
+    The same command resumes an interrupted run, and several processes that give it share the work.
+
+    \b
+    advl extract --teacher minilm-l6 --dataset scenes-vcr --split train
+    advl extract --teacher efficientnet-lite0 --dataset scenes-vcr --dry-run
+    """
+    config: ExtractConfig = config_from_flags(ExtractConfig, flags)
+    from advl_pipeline.extraction.run import run_extract
+
+    result = run_extract(config)
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    for item in result.estimates:
+        click.echo(
+            f"{item.modality}: {item.num_units} units, {item.num_token_rows} token rows, {item.num_shards} shards, "
+            f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding, about {item.seconds:.0f} s"
+        )
+    if result.dry_run:
+        click.echo(f"would write {result.path}; {(result.free_bytes or 0) / 1e9:.1f} GB are free there")
+        return
+    shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())
+    click.echo(f"encoded {result.encoded_units} units in {result.seconds:.1f} s ({shares})")
+    if result.quarantined:
+        click.echo(f"{result.quarantined} pictures could not be read: advl cache info {result.path}")
+    if result.clipped:
+        click.echo(f"{result.clipped} values lay beyond the stored range and were clipped")
+    click.echo(f"cache: {result.path}")

@@ -1,0 +1,231 @@
+"""An extraction writes what the teacher computes, once, in a store that plain Zarr reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.reader import UnknownUnit, open_cache
+from advl_pipeline.errors import ConfigError, CorruptCache, DatasetError, IdentityMismatch, StorageError
+from advl_pipeline.extraction.run import extract
+
+
+def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
+    result = tiny_extract(tmp_path / "data", tmp_path / "cache")
+    dataset, teacher = TinyDataset(tmp_path / "data"), tiny_teacher()
+    cache = open_cache(tmp_path / "cache")
+    assert result.encoded_units == len(dataset.image_units()) + len(dataset.text_units())
+    assert cache.text is not None
+    assert cache.image is not None
+    units = dataset.text_units()
+    prepared = teacher.text.prepare(units)
+    encoded = teacher.text.encode(prepared)
+    ids = [unit.unit_id for unit in units]
+    values, lengths = cache.text.token_features(ids)
+    np.testing.assert_array_equal(lengths, [item.num_tokens for item in prepared])
+    np.testing.assert_array_equal(values, np.concatenate([v.numpy() for v in encoded.token_values]).astype("f2"))
+    np.testing.assert_array_equal(cache.text.char_spans(ids), np.concatenate([p.char_spans_M2 for p in prepared]))
+    # A matrix product over another batch may round differently.
+    np.testing.assert_allclose(cache.text.global_features(ids), encoded.global_ND.numpy(), atol=2e-3)
+    np.testing.assert_allclose(cache.text.stat("entropy", ids), encoded.stats["entropy"].numpy())
+    stored = values.astype(np.float64)
+    np.testing.assert_allclose(cache.text.token_mean, stored.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(cache.text.token_variance, stored.var(axis=0), atol=1e-6)
+    globals_ND = cache.text.global_features(ids).astype(np.float64)
+    np.testing.assert_allclose(cache.text.global_mean, globals_ND.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(cache.text.stat("norm", ids), np.linalg.norm(globals_ND, axis=1), rtol=1e-5)
+    for unit in dataset.image_units():
+        rows, (length,) = cache.image.token_features([unit.unit_id])
+        assert length == len(unit.boxes_R4) == len(rows)
+        expected = teacher.image.encode([teacher.image.prepare(unit)])
+        np.testing.assert_allclose(rows, expected.token_values[0].numpy(), atol=2e-3)
+
+
+def test_plain_zarr_reads_every_array(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    group = zarr.open_group(tmp_path / "cache", mode="r")
+    for modality in ("image", "text"):
+        store = cache.stores()[modality]
+        starts, lengths = group[f"{modality}/tokens/starts"][:], group[f"{modality}/tokens/lengths"][:]
+        values, unit_id = group[f"{modality}/tokens/values"][:], group[f"{modality}/unit_id"][:]
+        global_ND = group[f"{modality}/global"][:]
+        assert values.dtype == np.float16
+        for unit in range(len(starts)):
+            name = unit_id[unit].tobytes().hex()
+            np.testing.assert_array_equal(
+                values[starts[unit] : starts[unit] + lengths[unit]], store.token_features([name])[0]
+            )
+            np.testing.assert_array_equal(global_ND[unit], store.global_features([name])[0])
+        np.testing.assert_array_equal(group[f"{modality}/token_mean"][:], store.token_mean)
+    assert group["text/tokens/char_spans"].shape == (group["text/tokens/values"].shape[0], 2)
+    assert group.attrs["advl"]["identity"] == cache.identity
+    with warnings.catch_warnings():
+        # Listing members warns about the files that lie beside the arrays.
+        warnings.simplefilter("ignore")
+        assert {name for name, _ in group.members()} == {"image", "text"}
+
+
+def test_same_command_again_does_nothing(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    again = tiny_extract(tmp_path / "data", tmp_path / "cache")
+    assert again.encoded_units == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == before
+
+
+def test_workers_and_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "one", num_workers=1)
+    tiny_extract(tmp_path / "data", tmp_path / "four", num_workers=4)
+    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "four")
+    assert not (tmp_path / "one" / ".work").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_batch_size_changes_nothing_beyond_rounding(tmp_path: Path, batch_size: int) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "one")
+    tiny_extract(tmp_path / "data", tmp_path / "other", batch_size=batch_size)
+    one, other = open_cache(tmp_path / "one"), open_cache(tmp_path / "other")
+    for name, store in one.stores().items():
+        ids = list(store.ids)
+        np.testing.assert_allclose(
+            other.stores()[name].token_features(ids)[0], store.token_features(ids)[0], atol=2e-3
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": {"seed": 1}},
+        {"teacher": {"scale": 2.0}},
+        {"teacher": {"towers": "text"}},
+        {"dataset": {"seed": 1}},
+        {"dataset": {"split": "val"}},
+        {"dtype": "float32"},
+        {"image_tokens": "none"},
+        {"compute_dtype": "bf16"},
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    before = tree_bytes(tmp_path / "cache")
+    with pytest.raises(IdentityMismatch) as caught:
+        tiny_extract(tmp_path / "data", tmp_path / "cache", **change)
+    assert "asked for" in str(caught.value)
+    assert "advl extract --teacher tiny" in caught.value.next_command
+    assert tree_bytes(tmp_path / "cache") == before
+
+
+def test_moved_and_touched_files_are_accepted(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    (tmp_path / "cache").rename(tmp_path / "moved-cache")
+    for path in (tmp_path / "moved").iterdir():
+        path.touch()
+    assert tiny_extract(tmp_path / "moved", tmp_path / "moved-cache").encoded_units == 0
+
+
+def test_expectation_of_the_reader(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache", expect={"dataset": {"name": "tiny"}})
+    assert cache.identity_digest == digest(json.loads((tmp_path / "cache/identity.json").read_text()))
+    with pytest.raises(IdentityMismatch, match=r"dataset\.split"):
+        open_cache(tmp_path / "cache", expect={"dataset": {"split": "val"}})
+
+
+def test_unreadable_picture_stops_or_is_quarantined(tmp_path: Path) -> None:
+    dataset = TinyDataset(tmp_path / "data")
+    bad = dataset.image_units()[7]
+    # The record is of the bytes that were there; the file breaks afterwards.
+    content = bad.path.read_bytes()
+    bad_dataset = TinyDataset(tmp_path / "data")
+    bad.path.write_bytes(b"no picture")
+    with pytest.raises(DatasetError) as caught:
+        extract(tiny_config(tmp_path / "cache"), tiny_teacher(), bad_dataset)
+    assert bad.path.name in caught.value.where
+    result = extract(tiny_config(tmp_path / "cache", on_error="skip"), tiny_teacher(), bad_dataset)
+    assert result.quarantined == 1
+    store = open_cache(tmp_path / "cache").image
+    assert store is not None
+    assert len(store) == len(dataset.image_units()) - 1
+    assert bad.unit_id not in list(store.ids)
+    assert store.contains([bad.unit_id, dataset.image_units()[8].unit_id]).tolist() == [False, True]
+    with pytest.raises(UnknownUnit, match="could not be read"):
+        store.global_features([bad.unit_id])
+    assert sum(len(batch.ids) for batch in store.batches(4)) == len(store)
+    bad.path.write_bytes(content)
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    result = tiny_extract(tmp_path / "data", tmp_path / "cache", dry_run=True)
+    assert not (tmp_path / "cache").exists()
+    assert [item.modality for item in result.estimates] == ["image", "text"]
+    assert all(item.num_bytes > 0 and item.num_shards > 1 for item in result.estimates)
+    written = tiny_extract(tmp_path / "data", tmp_path / "cache")
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("c/**/*") if path.is_file())
+    assert written.estimates[0].num_units == result.estimates[0].num_units
+    assert size == pytest.approx(sum(item.num_bytes for item in result.estimates), rel=0.6)
+
+
+def test_nothing_to_extract_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="nothing to extract"):
+        tiny_extract(tmp_path / "data", tmp_path / "cache", dataset={"num_images": 0})
+    with pytest.raises(ConfigError, match="no image tower"):
+        tiny_extract(tmp_path / "data", tmp_path / "cache", teacher={"towers": "text"}, modality="image")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_full_disk_is_seen_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(StorageError, match="not enough room"):
+        tiny_extract(tmp_path / "data", tmp_path / "cache")
+
+
+def test_progress_lines(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", progress_file=tmp_path / "progress.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    last = {line["stage"]: line for line in lines}
+    assert set(last) == {"image", "text"}
+    assert all(line["done"] == line["total"] for line in last.values())
+
+
+def test_values_beyond_the_range_are_clipped_and_counted(tmp_path: Path) -> None:
+    result = tiny_extract(tmp_path / "data", tmp_path / "cache", teacher={"scale": 1e5, "towers": "text"})
+    assert result.clipped > 0
+    store = open_cache(tmp_path / "cache").text
+    assert store is not None
+    assert np.isfinite(store.token_features(list(store.ids))[0]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_other_stored_dtypes(tmp_path: Path, dtype: str) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "half")
+    tiny_extract(tmp_path / "data", tmp_path / "other", dtype=dtype)
+    half, other = open_cache(tmp_path / "half").text, open_cache(tmp_path / "other").text
+    assert half is not None
+    assert other is not None
+    ids = list(half.ids)
+    expected, found = half.token_features(ids)[0].astype("f4"), other.token_features(ids)[0].astype("f4")
+    cosine = (expected * found).sum(1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)
+    assert cosine.min() > 0.999
+    batch = next(iter(other.batches(len(ids), shuffle=False)))
+    assert batch.token_BMD is not None
+    assert batch.mask_BM is not None
+    np.testing.assert_array_equal(batch.token_BMD[batch.mask_BM].numpy(), other.token_features(ids)[0])
+
+
+def test_unfinished_cache_is_not_opened(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    (tmp_path / "cache/records/complete.json").unlink()
+    with pytest.raises(CorruptCache, match="not finished"):
+        open_cache(tmp_path / "cache")
+    with pytest.raises(ConfigError, match="no cache"):
+        open_cache(tmp_path / "data")
