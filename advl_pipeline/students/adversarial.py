@@ -1,0 +1,128 @@
+"""VILLA's adversarial finetuning: UNITER's modules, another inner loop, for any student that takes perturbations.
+
+One micro-batch costs one clean forward and K perturbed ones with backward. The parameters' gradients add up over
+the K passes ("free" training), so the optimiser steps once, afterwards. Follows zhegan27/VILLA 1d5bc2b,
+`train_vqa_adv.py` and `train_vcr_adv.py`; the branch that perturbs the modalities in turns is left out, no
+published configuration uses it.
+
+Shapes: N sequences, L text tokens, E word embedding width, R visual tokens, F visual feature width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from advl_pipeline.students.interface import Perturbation
+
+SMALLEST_NORM = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdversarialConfig:
+    """VILLA's numbers. A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection."""
+
+    text_learning_rate: float = 0.0
+    visual_learning_rate: float = 0.0
+    num_steps: int = 3
+    kl_weight: float = 1.5
+    norm: Literal["l2", "linf"] = "l2"
+    max_norm: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdversarialPass:
+    """Scalars of one of the K passes, detached: task loss, divergence, and what was backpropagated."""
+
+    task_loss: torch.Tensor
+    divergence: torch.Tensor
+    loss: torch.Tensor
+
+
+def symmetric_kl(
+    clean_NK: torch.Tensor, perturbed_NK: torch.Tensor, *, reduction: Literal["sum-classes", "mean"]
+) -> torch.Tensor:
+    """Return KL(clean || perturbed) + KL(perturbed || clean) of softmax distributions.
+
+    Summed over classes and averaged over sequences for VQA, SNLI-VE and NLVR2 ("sum-classes"); averaged over all
+    entries for VCR's two logits ("mean"). The clean side keeps its gradient, as in the original.
+    """
+    log_clean, log_perturbed = torch.log_softmax(clean_NK, dim=-1), torch.log_softmax(perturbed_NK, dim=-1)
+    terms_NK = (log_clean.exp() - log_perturbed.exp()) * (log_clean - log_perturbed)
+    return terms_NK.sum(-1).mean() if reduction == "sum-classes" else terms_NK.mean()
+
+
+def adversarial_passes(
+    forward: Callable[[Perturbation | None], torch.Tensor],
+    task_loss: Callable[[torch.Tensor], torch.Tensor],
+    divergence: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    start: Perturbation,
+    config: AdversarialConfig,
+    *,
+    backward: Callable[[torch.Tensor, bool], None] | None = None,
+) -> tuple[Perturbation, tuple[AdversarialPass, ...]]:
+    """Run the clean forward and the K perturbed passes; gradients add up in the parameters.
+
+    Args:
+        forward: logits under a perturbation, or clean with None.
+        task_loss: of logits.
+        divergence: of (clean logits, perturbed logits), such as `symmetric_kl`.
+        start: zero tensors of the perturbations' shapes; a modality that is None stays unperturbed.
+        config: VILLA's numbers.
+        backward: called with (loss, keep the graph); `loss.backward(retain_graph=keep)` by default. Mixed precision
+            and data parallelism put their own here.
+
+    Returns:
+        The last perturbation, detached, and the scalars of each pass.
+    """
+    backward = backward or _plain_backward
+    clean = forward(None)
+    text, visual = _leaf(start.text_NLE), _leaf(start.visual_NRF)
+    passes = []
+    for index in range(config.num_steps):
+        is_last = index == config.num_steps - 1
+        logits = forward(Perturbation(text_NLE=text, visual_NRF=visual))
+        task, distance = task_loss(logits), divergence(clean, logits)
+        loss = (task + config.kl_weight * distance) / config.num_steps
+        backward(loss, not is_last)
+        passes.append(AdversarialPass(task_loss=task.detach(), divergence=distance.detach(), loss=loss.detach()))
+        if not is_last:
+            text = _ascend(text, config.text_learning_rate, config)
+            visual = _ascend(visual, config.visual_learning_rate, config)
+    return Perturbation(
+        text_NLE=None if text is None else text.detach(), visual_NRF=None if visual is None else visual.detach()
+    ), tuple(passes)
+
+
+def _plain_backward(loss: torch.Tensor, keep_graph: bool) -> None:
+    loss.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+
+
+def _leaf(delta: torch.Tensor | None) -> torch.Tensor | None:
+    return None if delta is None else delta.detach().clone().requires_grad_()
+
+
+def _ascend(delta: torch.Tensor | None, learning_rate: float, config: AdversarialConfig) -> torch.Tensor | None:
+    """Move along the normalised gradient of each sequence, then project onto the ball of `max_norm`."""
+    if delta is None or learning_rate == 0.0:
+        return delta
+    gradient = delta.grad
+    assert gradient is not None
+    order = torch.inf if config.norm == "linf" else 2.0
+    moved = delta.detach() + learning_rate * gradient / _norm(gradient, order).clamp(min=SMALLEST_NORM)
+    if config.max_norm > 0:
+        if config.norm == "linf":
+            moved = moved.clamp(-config.max_norm, config.max_norm)
+        else:
+            size = _norm(moved, order)
+            moved = torch.where(size > config.max_norm, moved * (config.max_norm / size), moved)
+    return moved.requires_grad_()
+
+
+def _norm(value: torch.Tensor, order: float) -> torch.Tensor:
+    """Return one norm per sequence, shaped (N, 1, 1)."""
+    size: torch.Tensor = torch.linalg.vector_norm(value, ord=order, dim=(1, 2), keepdim=True)
+    return size

@@ -1,0 +1,195 @@
+"""How the originals were finetuned: one declared recipe per (student, task, size), each number with its source.
+
+The files are `data/recipes/*.toml`. A file has `[common]` and one table per task and size, such as `[vqa.base]`;
+a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another place for single keys.
+Parameter groups, schedules and the optimiser's name follow from a recipe by pure functions.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+from advl_pipeline.errors import ConfigError, suggest_names
+
+RECIPE_PACKAGE = "advl_data"
+
+Schedule = Literal["linear", "steps", "constant"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleRule:
+    """Parameters whose name matches `pattern` learn at `scale` times the base learning rate."""
+
+    pattern: str
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """One recipe. `batch_size` counts what `batch_unit` says, on one device, before accumulation.
+
+    `warmup` is in optimiser steps when at least 1, else a share of all steps. Exactly one of `num_steps` and
+    `num_epochs` is positive. `no_decay` is searched in parameter names. `sources` maps each key to its origin.
+    `adversarial` holds VILLA's numbers, empty elsewhere.
+    """
+
+    student: str
+    task: str
+    size: str
+    optimiser: Literal["bert-adamw", "adamw", "bert-adam", "sgd"]
+    learning_rate: float
+    weight_decay: float
+    no_decay: str = ""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    head_lr_scale: float = 1.0
+    lr_scales: tuple[ScaleRule, ...] = ()
+    clip_norm: float = 0.0
+    schedule: Schedule = "linear"
+    milestones: tuple[int, ...] = ()
+    lr_floor: float = 0.0
+    warmup: float = 0.0
+    num_steps: int = 0
+    num_epochs: int = 0
+    batch_size: int = 0
+    batch_unit: Literal["tokens", "examples"] = "examples"
+    accumulate: int = 1
+    num_devices: int = 1
+    dropout: float = 0.1
+    max_text_length: int = 0
+    image_size: int = 0
+    seed: int = 0
+    loss: str = ""
+    adversarial: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterGroup:
+    """Names of parameters that share a learning rate and a weight decay."""
+
+    names: tuple[str, ...]
+    learning_rate: float
+    lr_scale: float
+    weight_decay: float
+
+
+def recipe_names() -> tuple[tuple[str, str, str], ...]:
+    """Return every (student, task, size) that has a recipe, sorted."""
+    found = []
+    for student in _students():
+        document = _read(student)
+        for task, sizes in document.items():
+            if isinstance(sizes, dict) and task != "common":
+                found += [(student, task, size) for size in sizes]
+    return tuple(sorted(found))
+
+
+def load_recipe(student: str, task: str, size: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return a recipe; overridden numbers have the source "override".
+
+    Raises:
+        ConfigError: there is no such recipe, or an override names no key of it.
+    """
+    if student not in _students():
+        raise ConfigError(f"No recipe for the student {student!r}.", why=suggest_names(student, _students()))
+    document = _read(student)
+    if task not in document or size not in document[task]:
+        known = [f"{t} {s}" for name, t, s in recipe_names() if name == student]
+        raise ConfigError(
+            f"No recipe for {student} on {task} at size {size}: its authors published none.",
+            why="there are: " + ", ".join(known),
+            next_command="give learning rate, steps and batch size yourself",
+        )
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for table in (document["common"], document[task][size]):
+        elsewhere = table.get("elsewhere", {})
+        for key, value in table.items():
+            if key not in ("from", "elsewhere"):
+                values[key] = value
+                sources[key] = f"{document['repository']}: {elsewhere.get(key, table['from'])}"
+    for key, value in (overrides or {}).items():
+        if key not in Recipe.__dataclass_fields__:
+            raise ConfigError(f"A recipe has no key {key!r}.", why=suggest_names(key, Recipe.__dataclass_fields__))
+        values[key], sources[key] = value, "override"
+    return _build(student, task, size, values, sources)
+
+
+def group_parameters(
+    encoder_names: Iterable[str], head_names: Iterable[str], recipe: Recipe
+) -> tuple[ParameterGroup, ...]:
+    """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
+
+    The decay test is a search in the name, so a norm whose name does not match `no_decay` is decayed (UNITER's
+    `img_layer_norm.weight`): that is the original's behaviour.
+    """
+    no_decay = re.compile(recipe.no_decay) if recipe.no_decay else None
+    rules = [(re.compile(rule.pattern), rule.scale) for rule in recipe.lr_scales]
+    groups: dict[tuple[float, float], list[str]] = {}
+    for is_head, names in ((True, head_names), (False, encoder_names)):
+        for name in names:
+            scale = recipe.head_lr_scale if is_head else 1.0
+            if not is_head:
+                scale = next((scale for pattern, scale in rules if pattern.search(name)), 1.0)
+            decay = 0.0 if no_decay is not None and no_decay.search(name) else recipe.weight_decay
+            groups.setdefault((scale, decay), []).append(name)
+    return tuple(
+        ParameterGroup(
+            names=tuple(names), learning_rate=recipe.learning_rate * scale, lr_scale=scale, weight_decay=decay
+        )
+        for (scale, decay), names in groups.items()
+    )
+
+
+def learning_rate_at(step: int, recipe: Recipe, *, num_steps: int) -> float:
+    """Return the base learning rate of optimiser step `step`, counted from 0.
+
+    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (counted in
+    steps). Never below `lr_floor`, which step 0 of a warm-up therefore gets (UNITER: 1e-8).
+    """
+    warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * num_steps
+    if step < warmup:
+        factor = step / warmup
+    elif recipe.schedule == "linear":
+        factor = max(0.0, (num_steps - step) / max(1.0, num_steps - warmup))
+    elif recipe.schedule == "steps":
+        factor = 0.1 ** sum(step >= milestone for milestone in recipe.milestones)
+    else:
+        factor = 1.0
+    value = recipe.learning_rate * factor
+    return value if value > 0 else recipe.lr_floor
+
+
+def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """Return (key, value, source) of every number that the recipe's files state, for printing."""
+    return [(key, str(getattr(recipe, key)), source) for key, source in sorted(recipe.sources.items())]
+
+
+def _students() -> tuple[str, ...]:
+    folder = resources.files(RECIPE_PACKAGE) / "recipes"
+    return tuple(
+        sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    )
+
+
+def _read(student: str) -> dict[str, Any]:
+    return tomllib.loads(
+        (resources.files(RECIPE_PACKAGE) / "recipes" / f"{student}.toml").read_text(encoding="utf-8")
+    )
+
+
+def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str]) -> Recipe:
+    values.setdefault("adversarial", {})
+    for key in ("betas", "milestones"):
+        if key in values:
+            values[key] = tuple(values[key])
+    if "lr_scales" in values:
+        values["lr_scales"] = tuple(ScaleRule(pattern=pattern, scale=scale) for pattern, scale in values["lr_scales"])
+    return Recipe(student=student, task=task, size=size, sources=sources, **values)

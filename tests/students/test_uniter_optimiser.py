@@ -1,0 +1,120 @@
+"""UNITER's parameter groups, schedule and AdamW reproduce six optimiser steps of the original."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advl_pipeline.students.bert_adamw import BertAdamW
+from advl_pipeline.students.bert_parts import attention_bias
+from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.recipes import Recipe, group_parameters, learning_rate_at, load_recipe
+from advl_pipeline.students.task_losses import soft_target_bce
+from advl_pipeline.students.uniter_core import UniterModel, pack
+from advl_pipeline.students.uniter_heads import uniter_head
+
+Reference = Mapping[str, torch.Tensor]
+
+
+class Original(nn.Module):
+    """UNITER for VQA under the original's parameter names and order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uniter = UniterModel(
+            hidden_size=24,
+            num_layers=3,
+            num_heads=4,
+            intermediate_size=48,
+            vocab_size=60,
+            max_positions=40,
+            num_types=2,
+            feature_size=16,
+            dropout=0.0,
+        )
+        self.vqa_output = uniter_head("vqa", 24, 11)
+
+    def forward(self, inputs: Reference) -> torch.Tensor:
+        text = self.uniter.embed_text(inputs["in/input_ids"])
+        regions = self.uniter.embed_regions(inputs["in/img_feat"], inputs["in/img_pos_feat"])
+        packed = pack(text, regions, inputs["in/gather_index"])
+        bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
+        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(self.uniter.layers(packed, bias)[-1]))
+        return logits
+
+
+@pytest.fixture
+def log(assets: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((assets / "train" / "uniter_adamw_6steps.json").read_text())
+    return content
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("uniter", "vqa", "base", {"learning_rate": 0.008, "warmup": 3, "num_steps": 12})
+
+
+def test_schedule_equals_the_original(log: dict[str, list[float]], recipe: Recipe) -> None:
+    rates = [learning_rate_at(step, recipe, num_steps=12) for step in range(15)]
+    assert rates == pytest.approx(log["lr_schedule"], rel=1e-12)
+
+
+def test_parameter_groups_equal_the_original(log: dict[str, list[list[str]]], recipe: Recipe) -> None:
+    names = [name for name, _ in Original().named_parameters()]
+    head = [name for name in names if name.startswith("vqa_output")]
+    encoder = [name for name in names if not name.startswith("vqa_output")]
+    groups = group_parameters(encoder, head, recipe)
+    assert [list(group.names) for group in groups] == log["param_groups"]
+    assert [group.lr_scale for group in groups] == [10.0, 10.0, 1.0, 1.0]
+    assert [group.weight_decay for group in groups] == [0.01, 0.0, 0.01, 0.0]
+    decayed = groups[2].names
+    assert "uniter.img_embeddings.img_layer_norm.weight" in decayed
+
+
+def test_six_steps_give_the_original_weights(
+    log: dict[str, list[dict[str, float]]], recipe: Recipe, reference: Callable[[str], Reference]
+) -> None:
+    arrays = reference("uniter/uniter_tiny_vqa.npz")
+    weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
+    model = Original()
+    require_complete(load_into(model, weights, KeyRules(), source="reference"))
+    parameters = dict(model.named_parameters())
+    head = [name for name in parameters if name.startswith("vqa_output")]
+    groups = group_parameters([name for name in parameters if name not in head], head, recipe)
+    optimiser = BertAdamW(
+        [
+            {
+                "params": [parameters[name] for name in group.names],
+                "lr_scale": group.lr_scale,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        recipe.learning_rate,
+        betas=recipe.betas,
+        eps=recipe.eps,
+    )
+    for step, expected in enumerate(log["log"], start=1):
+        loss = soft_target_bce(model(arrays), arrays["in/targets"])
+        loss.backward()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(step, recipe, num_steps=recipe.num_steps) * group["lr_scale"]
+        norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        assert loss.item() == pytest.approx(expected["loss"], abs=2e-4)
+        assert norm.item() == pytest.approx(expected["grad_norm"], rel=2e-4)
+        optimiser.step()
+        optimiser.zero_grad()
+    final = reference("train/uniter_adamw_6steps.npz")
+    differences = {
+        name: (value - final[f"final/{name}"]).abs().max().item() for name, value in model.state_dict().items()
+    }
+    # The softmax ignores a bias of the keys: its true gradient is 0, and Adam scales up what rounding leaves of it.
+    of_keys = {name: value for name, value in differences.items() if name.endswith("attention.self.key.bias")}
+    assert len(of_keys) == 3
+    assert max(of_keys.values()) < 2e-4
+    assert max(value for name, value in differences.items() if name not in of_keys) < 2e-5

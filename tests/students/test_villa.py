@@ -1,0 +1,139 @@
+"""VILLA's loop equals the original in five variants: losses, norms, last perturbations, summed gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advl_pipeline.students.adversarial import AdversarialConfig, adversarial_passes, symmetric_kl
+from advl_pipeline.students.bert_parts import attention_bias
+from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.task_losses import soft_target_bce
+from advl_pipeline.students.uniter_core import UniterModel, pack
+from advl_pipeline.students.uniter_heads import uniter_head
+
+Reference = Mapping[str, torch.Tensor]
+VARIANTS = ("text", "image", "both", "both_linf", "both_l2max")
+LEARNING_RATE, KL_WEIGHT = 0.1, 1.5
+TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
+
+
+class Original(nn.Module):
+    """UNITER for VQA under the original's parameter names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uniter = UniterModel(
+            hidden_size=24,
+            num_layers=3,
+            num_heads=4,
+            intermediate_size=48,
+            vocab_size=60,
+            max_positions=40,
+            num_types=2,
+            feature_size=16,
+            dropout=0.0,
+        )
+        self.vqa_output = uniter_head("vqa", 24, 11)
+
+    def forward(self, inputs: Reference, perturbation: Perturbation | None) -> torch.Tensor:
+        delta = perturbation or Perturbation()
+        text = self.uniter.embed_text(inputs["in/input_ids"], perturbation_NLH=delta.text_NLE)
+        regions = self.uniter.embed_regions(
+            inputs["in/img_feat"], inputs["in/img_pos_feat"], perturbation_NRF=delta.visual_NRF
+        )
+        packed = pack(text, regions, inputs["in/gather_index"])
+        bias = attention_bias(inputs["in/attn_masks"] - 1, dtype=packed.dtype)
+        logits: torch.Tensor = self.vqa_output(self.uniter.pooler(self.uniter.layers(packed, bias)[-1]))
+        return logits
+
+
+def norms(delta: torch.Tensor | None) -> list[float]:
+    return [0.0] * 3 if delta is None else delta.flatten(1).norm(dim=1).tolist()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant(variant: str, reference: Callable[[str], Reference], assets: Path) -> None:
+    arrays = reference("uniter/uniter_tiny_vqa.npz")
+    model = Original()
+    weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
+    require_complete(load_into(model, weights, KeyRules(), source="reference"))
+    described: dict[str, Any] = json.loads((assets / "train" / "villa_steps.json").read_text())[variant]
+    settings = described["kw"]
+    uses_text, uses_image = "text" in settings["modality"], "image" in settings["modality"]
+    seen: list[Perturbation] = []
+
+    def forward(perturbation: Perturbation | None) -> torch.Tensor:
+        if perturbation is not None:
+            seen.append(perturbation)
+        return model(arrays, perturbation)
+
+    delta, passes = adversarial_passes(
+        forward,
+        lambda logits: soft_target_bce(logits, arrays["in/targets"]),
+        lambda clean, perturbed: symmetric_kl(clean, perturbed, reduction="sum-classes"),
+        Perturbation(
+            text_NLE=torch.zeros(3, 12, 24) if uses_text else None,
+            visual_NRF=torch.zeros(3, 9, 16) if uses_image else None,
+        ),
+        AdversarialConfig(
+            text_learning_rate=LEARNING_RATE,
+            visual_learning_rate=LEARNING_RATE,
+            kl_weight=KL_WEIGHT,
+            norm=settings.get("norm", "l2"),
+            max_norm=settings.get("maxn", 0.0),
+        ),
+    )
+    for made, perturbation, expected in zip(passes, seen, described["steps"], strict=True):
+        assert made.task_loss.item() == pytest.approx(expected["bce"], abs=2e-5)
+        assert made.divergence.item() == pytest.approx(expected["kl"], abs=2e-5)
+        assert made.loss.item() == pytest.approx(expected["loss"], abs=2e-5)
+        assert norms(perturbation.text_NLE) == pytest.approx(expected["txt_norm"], abs=2e-5)
+        assert norms(perturbation.visual_NRF) == pytest.approx(expected["img_norm"], abs=2e-5)
+    final = reference(f"train/villa_{variant}.npz")
+    for value, name in ((delta.text_NLE, "txt_delta"), (delta.visual_NRF, "img_delta")):
+        torch.testing.assert_close(
+            torch.zeros_like(final[name]) if value is None else value, final[name], **TOLERANCE
+        )
+    compared = 0
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, final[f"grad/{name}"], **TOLERANCE)
+            compared += 1
+    assert compared == sum(key.startswith("grad/") for key in final)
+
+
+def test_vcr_divergence_is_a_plain_mean_over_both_logits() -> None:
+    torch.manual_seed(0)
+    clean, perturbed = torch.randn(6, 2), torch.randn(6, 2)
+    summed = symmetric_kl(clean, perturbed, reduction="sum-classes")
+    torch.testing.assert_close(symmetric_kl(clean, perturbed, reduction="mean"), summed / 2)
+    assert summed > 0
+    assert symmetric_kl(clean, clean, reduction="mean").abs() < 1e-7
+
+
+def test_a_custom_backward_sees_every_pass_and_keeps_the_graph_until_the_last() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    kept: list[bool] = []
+
+    def backward(loss: torch.Tensor, keep: bool) -> None:
+        kept.append(keep)
+        loss.backward(retain_graph=keep)
+
+    adversarial_passes(
+        lambda p: weight * (torch.ones(1, 2) + (0 if p is None or p.text_NLE is None else p.text_NLE.sum((1, 2)))),
+        lambda logits: logits.square().sum(),
+        lambda clean, perturbed: (clean - perturbed).square().sum(),
+        Perturbation(text_NLE=torch.zeros(1, 2, 2)),
+        AdversarialConfig(text_learning_rate=0.1, num_steps=4),
+        backward=backward,
+    )
+    assert kept == [True, True, True, False]
+    assert weight.grad is not None
