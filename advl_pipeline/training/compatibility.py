@@ -33,6 +33,6 @@ def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
                 "The cache was made from another dataset than the one to train on.",
                 where=str(cache.path),
                 why="\n         ".join(lines),
-                next_command=f"advl extract --teacher {cache.teacher_name} --dataset {dataset.name} "
+                next_command=f"advl extract --teacher {cache.identity['teacher']['name']} --dataset {dataset.name} "
                 f"--split {dataset.split}",
             )

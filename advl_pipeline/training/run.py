@@ -33,10 +33,12 @@ from advl_pipeline.training.compatibility import check_caches
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads, save_heads
+from advl_pipeline.training.live_teacher import live_teacher
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, resolve_method
 from advl_pipeline.training.run_folder import RunFolder
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher, shuffled_teacher
+from advl_pipeline.training.shuffled_teacher import shuffled_teacher
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,12 +126,16 @@ def _open_signals(
     caches = [open_cache(path) for path in config.cache]
     check_caches(caches, inputs.dataset)
     folder.write_json("caches.json", [{"path": str(cache.path), "identity": cache.identity} for cache in caches])
-    teachers: list[TeacherFeatures] = [cached_teacher(cache) for cache in caches]
+    teachers: list[TeacherFeatures] = [
+        live_teacher(cache, inputs.dataset) if config.live else cached_teacher(cache) for cache in caches
+    ]
     names = [teacher.name for teacher in teachers]
     if len(set(names)) != len(names):
         raise ConfigError("Two caches hold the same teacher.", why=", ".join(names))
     confidence = _confidence(config, method, caches, inputs)
     if config.teacher_control == "shuffle":
+        if config.live:
+            raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
         teachers = [shuffled_teacher(teacher, seed=config.seed) for teacher in teachers]
         confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
     prior = fit_word_prior(candidate.text for index in inputs.adapt for candidate in inputs.dataset[index].candidates)
@@ -200,7 +206,7 @@ def _train(
                 _batch_maker(config, plan, model.student, accelerator, inputs, source),
                 start_step=start,
                 checkpoint=checkpoint[2] if checkpoint and inside else None,
-                progress=bar.update,
+                progress=lambda steps: bar.update(steps),
             )
     return timings
 

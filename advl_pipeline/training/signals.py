@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.distillation.distiller import TeacherWidths
@@ -23,21 +23,36 @@ from advl_pipeline.distillation.word_prior import WordPrior
 from advl_pipeline.distillation.words import NO_WORD, assign_tokens_to_words, word_spans
 from advl_pipeline.students.interface import StudentBatch
 
+Array = npt.NDArray[Any]
+
 
 class UnitFeatures(Protocol):
-    """Features of units by id: what a cache's `FeatureStore` and a live tower have in common."""
+    """Features of units by id: what a cache's `FeatureStore`, a live tower and a control have in common."""
 
-    global_dim: int
-    token_dim: int
-    has_tokens: bool
-    global_mean: npt.NDArray[np.float32]
-    global_variance: npt.NDArray[np.float32]
-    token_mean: npt.NDArray[np.float32]
-    token_variance: npt.NDArray[np.float32]
+    @property
+    def global_dim(self) -> int: ...
 
-    def global_features(self, ids: Sequence[str]) -> npt.NDArray[np.floating[Any]]: ...
+    @property
+    def token_dim(self) -> int | None: ...
 
-    def token_features(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int32]]: ...
+    @property
+    def has_tokens(self) -> bool: ...
+
+    @property
+    def global_mean(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def global_variance(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def token_mean(self) -> npt.NDArray[np.float32]: ...
+
+    @property
+    def token_variance(self) -> npt.NDArray[np.float32]: ...
+
+    def global_features(self, ids: Sequence[str]) -> Array: ...
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]: ...
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]: ...
 
@@ -58,13 +73,12 @@ class TeacherFeatures:
 def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
     """View a cache as a teacher's features."""
     teacher = cache.identity["teacher"]
-    image = teacher.get("image") or {}
     return TeacherFeatures(
-        name=str(cache.teacher_name),
+        name=teacher["name"],
         image=cache.image,
         text=cache.text,
-        image_tokens_are_boxes=str(image.get("tokens", "")).startswith("boxes"),
-        aligned=bool(teacher.get("aligned", False)),
+        image_tokens_are_boxes=teacher["image_tokens"] in ("boxes", "grid-boxes"),
+        aligned=teacher["aligned"],
     )
 
 
@@ -213,59 +227,3 @@ class SignalSource:
         if not self._standardise:
             return values
         return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
-
-
-class ShuffledFeatures:
-    """Control: every unit gets the features of another one, by a fixed permutation of the store's units.
-
-    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are.
-    """
-
-    def __init__(self, store: FeatureStore, *, seed: int) -> None:
-        self._store = store
-        ids = list(store.ids)
-        order = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED])).permutation(len(ids))
-        self._other = {unit: ids[index] for unit, index in zip(ids, order, strict=True)}
-        self.global_dim = store.global_dim
-        self.token_dim = store.token_dim
-        self.has_tokens = store.has_tokens
-        self.global_mean, self.global_variance = store.global_mean, store.global_variance
-        self.token_mean, self.token_variance = store.token_mean, store.token_variance
-
-    def global_features(self, ids: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
-        """Return the other units' global features."""
-        return self._store.global_features([self._other[unit] for unit in ids])
-
-    def token_features(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.int32]]:
-        """Return as many rows per unit as it has, taken in turn from the other unit."""
-        _, lengths = self._store.token_features(ids)
-        other_rows, other_lengths = self._store.token_features([self._other[unit] for unit in ids])
-        starts = np.concatenate([[0], np.cumsum(other_lengths)[:-1]])
-        take = [
-            start + np.arange(length) % max(1, other)
-            for start, length, other in zip(starts, lengths, other_lengths, strict=True)
-        ]
-        return other_rows[np.concatenate(take).astype(np.int64)], lengths
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return the units' own spans."""
-        return self._store.char_spans(ids)
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the other units."""
-        self._store.announce([self._other[unit] for unit in ids])
-
-
-def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
-    """Return the teacher with its features permuted over units, towers independently."""
-
-    def shuffle(store: UnitFeatures | None) -> UnitFeatures | None:
-        return ShuffledFeatures(store, seed=seed) if isinstance(store, FeatureStore) else None
-
-    return TeacherFeatures(
-        name=teacher.name,
-        image=shuffle(teacher.image),
-        text=shuffle(teacher.text),
-        image_tokens_are_boxes=teacher.image_tokens_are_boxes,
-        aligned=teacher.aligned,
-    )

@@ -1,0 +1,109 @@
+"""A live teacher behind the same face as a cache: for checking that both give the same loss.
+
+The teacher runs on the units of each batch as they come. Standardisation still takes the cache's moments, which need
+a pass over the whole split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import ImageUnit, TextUnit
+from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
+from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.training.signals import Array, TeacherFeatures
+
+
+class LiveFeatures:
+    """Encodes units when they are asked for; dimensions and moments are the cache's."""
+
+    def __init__(self, store: FeatureStore, tower: Tower, prepare: Mapping[str, ImageUnit | TextUnit]) -> None:
+        self._store = store
+        self._tower = tower
+        self._units = prepare
+        self.global_dim = store.global_dim
+        self.token_dim = store.token_dim
+        self.has_tokens = store.has_tokens
+        self.global_mean, self.global_variance = store.global_mean, store.global_variance
+        if store.has_tokens:
+            self.token_mean, self.token_variance = store.token_mean, store.token_variance
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return (Q, D) float32."""
+        unique, places = _unique(ids)
+        encoded: Array = self._tower.encode(self._prepare(unique)).global_ND.numpy()
+        return encoded[places]
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
+        """Return (M, D) float32 rows one unit after another, and the (Q,) rows of each."""
+        unique, places = _unique(ids)
+        encoded = self._tower.encode(self._prepare(unique)).token_values
+        rows = [encoded[place].numpy() for place in places]
+        return np.concatenate(rows), np.array([len(row) for row in rows], dtype=np.int32)
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return (M, 2) the characters that each token row covers."""
+        unique, places = _unique(ids)
+        spans = [unit.char_spans_M2 for unit in self._prepare(unique)]
+        return np.concatenate([_present(spans[place]) for place in places])
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Do nothing: there is nothing to read ahead."""
+
+    def _prepare(self, ids: Sequence[str]) -> list[PreparedUnit]:
+        units = [self._units[unit] for unit in ids]
+        images = [unit for unit in units if isinstance(unit, ImageUnit)]
+        if images:
+            tower: ImageTower = self._tower  # type: ignore[assignment]
+            return [tower.prepare(unit) for unit in images]
+        texts: TextTower = self._tower  # type: ignore[assignment]
+        return texts.prepare([unit for unit in units if isinstance(unit, TextUnit)])
+
+
+def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
+    """Open the teacher that a cache was made with and put it in the cache's place.
+
+    Raises:
+        IdentityMismatch: the teacher on this machine is not the one of the cache.
+    """
+    identity = cache.identity["teacher"]
+    teacher = open_teacher(
+        identity["name"], image_tokens=identity["image_tokens"] or "none", dtype=identity["compute_dtype"]
+    )
+    for modality, tower in (("image", teacher.image), ("text", teacher.text)):
+        if tower is not None and identity[modality] is not None and tower.describe() != identity[modality]:
+            raise IdentityMismatch(
+                f"The {modality} tower of {teacher.name} on this machine is not the one of the cache.",
+                where=str(cache.path),
+                next_command="train from the cache without --live, or extract again",
+            )
+    image = text = None
+    if cache.image is not None and teacher.image is not None:
+        image = LiveFeatures(cache.image, teacher.image, {unit.unit_id: unit for unit in dataset.image_units()})
+    if cache.text is not None and teacher.text is not None:
+        text = LiveFeatures(cache.text, teacher.text, {unit.unit_id: unit for unit in dataset.text_units()})
+    return TeacherFeatures(
+        name=identity["name"],
+        image=image,
+        text=text,
+        image_tokens_are_boxes=identity["image_tokens"] in ("boxes", "grid-boxes"),
+        aligned=identity["aligned"],
+    )
+
+
+def _unique(ids: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return each id once, and where each asked one lies among them: a text that repeats is encoded once."""
+    unique = list(dict.fromkeys(ids))
+    place = {unit: index for index, unit in enumerate(unique)}
+    return unique, [place[unit] for unit in ids]
+
+
+def _present(spans_M2: npt.NDArray[np.int32] | None) -> npt.NDArray[np.int32]:
+    assert spans_M2 is not None
+    return spans_M2

@@ -1,0 +1,67 @@
+"""Control: a teacher whose features are permuted over its units, so that they keep their statistics and lose their
+meaning. A gain that such a teacher also gives does not come from what the teacher knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.reader import FeatureStore
+from advl_pipeline.training.signals import Array, TeacherFeatures
+
+
+class ShuffledFeatures:
+    """Every unit gets the features of another one, by a fixed permutation of the store's units.
+
+    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are.
+    """
+
+    def __init__(self, store: FeatureStore, *, seed: int) -> None:
+        self._store = store
+        ids = list(store.ids)
+        order = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED])).permutation(len(ids))
+        self._other = {unit: ids[index] for unit, index in zip(ids, order, strict=True)}
+        self.global_dim = store.global_dim
+        self.token_dim = store.token_dim
+        self.has_tokens = store.has_tokens
+        self.global_mean, self.global_variance = store.global_mean, store.global_variance
+        if store.has_tokens:
+            self.token_mean, self.token_variance = store.token_mean, store.token_variance
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return the other units' global features."""
+        return self._store.global_features([self._other[unit] for unit in ids])
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
+        """Return as many rows per unit as it has, taken in turn from the other unit."""
+        _, lengths = self._store.token_features(ids)
+        other_rows, other_lengths = self._store.token_features([self._other[unit] for unit in ids])
+        starts = np.concatenate([[0], np.cumsum(other_lengths)[:-1]])
+        take = [
+            start + np.arange(length) % max(1, other)
+            for start, length, other in zip(starts, lengths, other_lengths, strict=True)
+        ]
+        return other_rows[np.concatenate(take).astype(np.int64)], lengths
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return the units' own spans."""
+        return self._store.char_spans(ids)
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce the other units."""
+        self._store.announce([self._other[unit] for unit in ids])
+
+
+def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
+    """Return a cached teacher with its features permuted over units, each tower by itself."""
+    image, text = teacher.image, teacher.text
+    return TeacherFeatures(
+        name=teacher.name,
+        image=ShuffledFeatures(image, seed=seed) if isinstance(image, FeatureStore) else None,
+        text=ShuffledFeatures(text, seed=seed) if isinstance(text, FeatureStore) else None,
+        image_tokens_are_boxes=teacher.image_tokens_are_boxes,
+        aligned=teacher.aligned,
+    )
