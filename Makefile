@@ -9,7 +9,7 @@ SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+.PHONY: docs help install demo demo-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ unit: $(STAMP)
 
 wheel: $(STAMP)
 	$(BIN)/python tests/check_wheel.py
+
+docs: $(STAMP) ## Write the command reference from the commands
+	$(BIN)/python -m advl_cli.reference
 
 bench: $(STAMP) ## Measure reading and writing against the peers
 	$(BIN)/python -m benchmarks

@@ -56,7 +56,7 @@ def run_phase(
     *,
     start_step: int,
     checkpoint: dict[str, torch.Tensor] | None,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> PhaseTiming:
     """Train for the rest of a phase.
 

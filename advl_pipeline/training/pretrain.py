@@ -131,7 +131,7 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
             if step >= config.warmup_steps:
                 terms |= _joint(config, student, heads, batch, generator)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(terms.values())).sum())
             torch.nn.utils.clip_grad_norm_(parameters, 2.0)
             optimizer.step()
             losses = {name: float(value.detach()) for name, value in terms.items()}

@@ -206,7 +206,7 @@ def _train(
                 _batch_maker(config, plan, model.student, accelerator, inputs, source),
                 start_step=start,
                 checkpoint=checkpoint[2] if checkpoint and inside else None,
-                progress=lambda steps: bar.update(steps),
+                progress=bar.update,
             )
     return timings
 

@@ -1,0 +1,70 @@
+"""The command reference, `docs/cli.md`, written from the commands themselves (`make docs`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from .main import group
+
+HEADER = """# Command reference
+
+Written by `make docs` from the commands themselves; a test fails when the two differ.
+Options may also stand in a TOML file given with `--config`; flags win.
+"""
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command and subcommand by its full name, in order; lazy groups are asked for theirs."""
+    yield from _visit("advl", group)
+
+
+def render_reference() -> str:
+    """Return the reference as Markdown."""
+    parts = [HEADER]
+    for name, command in commands():
+        parts.append(f"\n## `{name}`\n\n{_paragraphs(command)}")
+        rows = [
+            f"| `{', '.join(option.opts + option.secondary_opts)}` | {_cell(option.help or '')} |"
+            for option in command.params
+            if isinstance(option, click.Option)
+        ]
+        arguments = [
+            f"| `{argument.human_readable_name}` | argument |"
+            for argument in command.params
+            if isinstance(argument, click.Argument)
+        ]
+        if rows or arguments:
+            parts.append("\n".join(["\n| option | what |", "| --- | --- |", *arguments, *rows]) + "\n")
+    return "".join(parts)
+
+
+def _visit(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for child_name in command.list_commands(context):
+            child = command.get_command(context, child_name)
+            if child is not None:
+                yield from _visit(f"{name} {child_name}", child)
+
+
+def _paragraphs(command: click.Command) -> str:
+    text = (command.help or "").replace("\f", "")
+    out = []
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith("\b"):
+            out.append("```sh\n" + paragraph.removeprefix("\b").strip("\n") + "\n```")
+        else:
+            out.append(" ".join(paragraph.split()))
+    return "\n\n".join(out) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    Path("docs/cli.md").write_text(render_reference(), encoding="utf-8")
