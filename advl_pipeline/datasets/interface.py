@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, TextUnit
 
@@ -43,3 +47,26 @@ class Dataset(Protocol):
     def text_units(self) -> Sequence[TextUnit]:
         """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionTable:
+    """The questions of a split as low-shot subsets see them; a question may yield several examples.
+
+    `example_ids[i]` are the examples of question i. `cells` (n,) int64 says which class-balance cell a question
+    belongs to (labels, or combinations of them), cells being numbered in the order in which a subset takes from
+    them. `strata` (n,) holds what is balanced proportionally inside a cell. `by_class` is False where classes are
+    too many to be equally frequent (VQA): cells are then filled in proportion to their size.
+    """
+
+    question_ids: Sequence[str]
+    example_ids: Sequence[tuple[str, ...]]
+    cells: npt.NDArray[np.int64]
+    strata: Sequence[str]
+    by_class: bool
+
+
+class StratifiedDataset(Dataset, Protocol):
+    """A dataset that low-shot subsets can be drawn from."""
+
+    def question_table(self) -> QuestionTable: ...

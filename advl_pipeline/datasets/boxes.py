@@ -1,0 +1,130 @@
+"""Boxes as datasets give them: VCR's metadata files, and the `boxes_<split>.jsonl` files of the built-in corpus."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
+from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.roots import is_safe_name
+
+TOLERANCE = 1.0
+"""Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBoxes:
+    """Boxes (x1, y1, x2, y2) in pixels of a picture of the given size."""
+
+    width: int
+    height: int
+    boxes_R4: npt.NDArray[np.float32]
+
+
+def parse_boxes(value: Any, width: Any, height: Any) -> PictureBoxes:
+    """Check a list of boxes against the size of their picture.
+
+    Args:
+        value: list of [x1, y1, x2, y2] or [x1, y1, x2, y2, score].
+        width, height: pixels.
+
+    Raises:
+        Malformed: a box outside the picture, of negative or no size, not finite, or not four numbers.
+    """
+    for name, size in (("width", width), ("height", height)):
+        if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+            raise Malformed(f"{name} of the picture is {size!r}")
+    if not isinstance(value, list):
+        raise Malformed("boxes are not a list")
+    for index, box in enumerate(value):
+        if not isinstance(box, list) or len(box) not in (4, 5) or not all(_is_number(item) for item in box):
+            raise Malformed(f"box {index} is not four finite numbers")
+        x1, y1, x2, y2 = box[:4]
+        if not (x1 < x2 and y1 < y2):
+            raise Malformed(f"box {index} has negative or no size: {box[:4]}")
+        if x1 < -TOLERANCE or y1 < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE:
+            raise Malformed(f"box {index} lies outside the picture of {width}x{height}: {box[:4]}")
+    boxes_R4 = np.array([box[:4] for box in value], dtype=np.float32).reshape(-1, 4)
+    return PictureBoxes(width, height, boxes_R4)
+
+
+@dataclass(frozen=True, slots=True)
+class VcrMetadata:
+    """A VCR metadata file: names and boxes by tag, and per object a list of polygons (K, 2) in pixels."""
+
+    names: tuple[str, ...]
+    boxes: PictureBoxes
+    polygons: tuple[tuple[npt.NDArray[np.float32], ...], ...]
+
+
+def read_vcr_metadata(path: Path, name: str) -> VcrMetadata:
+    """Read a metadata file of VCR.
+
+    Raises:
+        Malformed: missing or malformed; `name` is in the message.
+    """
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError:
+        raise Malformed(f"{name} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{name} is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise Malformed(f"{name} is not an object")
+    names = record.get("names")
+    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+        raise Malformed(f"{name}: names are not a list of texts")
+    try:
+        boxes = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
+        polygons = _parse_polygons(record.get("segms", []), len(names))
+    except Malformed as error:
+        raise Malformed(f"{name}: {error}") from None
+    if len(names) != len(boxes.boxes_R4):
+        raise Malformed(f"{name}: {len(names)} names and {len(boxes.boxes_R4)} boxes")
+    return VcrMetadata(tuple(names), boxes, polygons)
+
+
+def _parse_polygons(value: Any, count: int) -> tuple[tuple[npt.NDArray[np.float32], ...], ...]:
+    if value == []:
+        return ((),) * count
+    if not isinstance(value, list) or len(value) != count:
+        raise Malformed("segms do not match names")
+    try:
+        parsed = tuple(
+            tuple(np.array(polygon, dtype=np.float32).reshape(-1, 2) for polygon in polygons) for polygons in value
+        )
+    except (ValueError, TypeError):
+        raise Malformed("segms are not lists of polygons of points") from None
+    if not all(np.isfinite(polygon).all() for polygons in parsed for polygon in polygons):
+        raise Malformed("segms hold a point that is not finite")
+    return parsed
+
+
+def read_box_file(path: Path) -> tuple[Mapping[str, PictureBoxes], Sequence[Problem]]:
+    """Read `boxes_<split>.jsonl`: lines {"image", "width", "height", "boxes"}, image relative to the dataset."""
+    found: dict[str, PictureBoxes] = {}
+    problems = []
+    for line in scan_lines(path):
+        try:
+            record = parse_object(line.data)
+            image = text_field(record, "image")
+            if not is_safe_name(image):
+                raise Malformed(f"picture name {image!r} leaves the dataset's folder")
+            if image in found:
+                raise Malformed(f"a second line for {image}")
+            found[image] = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
+        except Malformed as error:
+            problems.append(Problem(file=str(path), line=line.number, why=str(error)))
+    return found, problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,125 @@
+"""Captioned pictures of the built-in corpus, for the pretraining of the demo student.
+
+Each line of `captions/<split>.jsonl` holds `caption_id`, `image`, `width`, `height`, `boxes`, `caption`, `phrases`:
+characters [start, end) of the caption name the object in row `box`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
+from advl_pipeline.datasets.indexed import IndexedDataset, Source, Variant
+from advl_pipeline.datasets.interface import QuestionTable
+from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
+from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.records import Candidate, ObjectTag, Task, normalise_text, text_unit
+from advl_pipeline.datasets.roots import is_safe_name, require_file
+
+
+class CaptionDataset(IndexedDataset):
+    """Captions with their pictures; the corpus is small, so its lines are kept in memory.
+
+    Args:
+        source: folders; picture names are relative to the dataset folder.
+        annotations: file of the split, relative to the dataset folder.
+
+    Raises:
+        DatasetError: a missing or malformed file.
+    """
+
+    def __init__(self, source: Source, annotations: str) -> None:
+        super().__init__(source, variants=[Variant("captions")], text_style="plain")
+        self._path = require_file(source.folder / annotations, dataset=source.dataset)
+        self._digest = source.annotation_digest(annotations)
+        self._ids: dict[str, int] = {}
+        self._texts: list[Candidate] = []
+        self._line_numbers: list[int] = []
+        self._row_images: list[int] = []
+        self._images_by_name: dict[str, int] = {}
+        self._image_boxes: list[PictureBoxes] = []
+        problems = []
+        for line in scan_lines(self._path):
+            try:
+                self._add(parse_object(line.data), line.number)
+            except Malformed as error:
+                problems.append(Problem(file=str(self._path), line=line.number, why=str(error)))
+        self._names = list(self._images_by_name)
+        self._id_list = list(self._ids)
+        self._settle(np.arange(len(self._texts), dtype=np.int64), problems)
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        return ()
+
+    def question_table(self) -> QuestionTable:
+        """Captions carry no labels: one cell."""
+        return QuestionTable(
+            question_ids=self.example_ids,
+            example_ids=[(example_id,) for example_id in self.example_ids],
+            cells=np.zeros(len(self._rows), dtype=np.int64),
+            strata=[""] * len(self._rows),
+            by_class=True,
+        )
+
+    def _add(self, record: dict[str, Any], number: int) -> None:
+        caption_id = text_field(record, "caption_id")
+        if caption_id in self._ids:
+            raise Malformed(f"caption_id {caption_id!r} was used on line {self._ids[caption_id]} already")
+        image = text_field(record, "image")
+        if not is_safe_name(image):
+            raise Malformed(f"picture name {image!r} leaves the dataset's folder")
+        boxes = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
+        caption = text_field(record, "caption")
+        if normalise_text(caption) != caption:
+            raise Malformed("the caption is not in normal form, so that the phrases' characters mean nothing")
+        tags = tuple(_phrase(item, caption, len(boxes.boxes_R4)) for item in record.get("phrases", ()))
+        known = self._images_by_name.setdefault(image, len(self._images_by_name))
+        if known == len(self._image_boxes):
+            self._image_boxes.append(boxes)
+        elif not np.array_equal(self._image_boxes[known].boxes_R4, boxes.boxes_R4):
+            raise Malformed(f"boxes differ from those of another caption of {image}")
+        self._ids[caption_id] = number
+        self._texts.append(Candidate(text_unit=text_unit(caption), tags=tags))
+        self._line_numbers.append(number)
+        self._row_images.append(known)
+
+    def _question_id(self, row: int) -> str:
+        return self._id_list[row]
+
+    def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
+        return (self._texts[row],)
+
+    def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
+        return None, ()
+
+    def _stratum(self, row: int) -> str:
+        return ""
+
+    def _image_number(self, row: int) -> int:
+        return self._row_images[row]
+
+    def _image_name(self, image: int) -> str:
+        return self._names[image]
+
+    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
+        boxes = self._image_boxes[image]
+        return boxes.boxes_R4, (), (boxes.width, boxes.height)
+
+    def _where(self, row: int) -> str:
+        return f"{self._path}:{self._line_numbers[row]}"
+
+    def _annotation_digests(self) -> Sequence[bytes]:
+        return [self._digest]
+
+
+def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:
+    if not isinstance(item, dict) or not all(isinstance(item.get(name), int) for name in ("start", "end", "box")):
+        raise Malformed("a phrase is not {start, end, box}")
+    tag = ObjectTag(start=item["start"], end=item["end"], box=item["box"])
+    if not (0 <= tag.start < tag.end <= len(caption) and 0 <= tag.box < num_boxes):
+        raise Malformed(f"phrase {item!r} lies outside the caption or names no box")
+    return tag

@@ -1,0 +1,59 @@
+"""Dataset cards: the facts about a benchmark in `data/<name>.toml`: files, counts, licence, how to get it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from advl_pipeline.errors import ConfigError, suggest_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """One card.
+
+    `facts` is the parsed file; the attributes are what every card has. `splits` maps a split to its files and
+    counts, in the fields of the card's `format`.
+    """
+
+    name: str
+    title: str
+    format: str
+    splits: Mapping[str, Mapping[str, Any]]
+    facts: Mapping[str, Any]
+
+    def split(self, name: str) -> Mapping[str, Any]:
+        """Return the facts of a split.
+
+        Raises:
+            ConfigError: there is no such split; the near names are listed.
+        """
+        if name not in self.splits:
+            raise ConfigError(f"{self.name} has no split {name!r}.", why=suggest_names(name, self.splits))
+        return self.splits[name]
+
+
+CARD_NAMES = ("scenes", "snli-ve", "vcr", "vqa-cp-v2", "vqa-v2")
+
+
+@cache
+def load_card(name: str) -> Card:
+    """Read a card.
+
+    Raises:
+        ConfigError: there is no card of that name.
+    """
+    if name not in CARD_NAMES:
+        raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, CARD_NAMES))
+    facts = tomllib.loads(resources.files("advl_data").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    return Card(
+        name=name,
+        title=facts["title"],
+        format=facts["format"],
+        splits=facts.get("splits", {}),
+        facts=facts,
+    )

@@ -1,0 +1,230 @@
+"""Digests of the files of a dataset, remembered so that unchanged files are not read again.
+
+A digest is always of content. The table of what was digested before is a short cut in the manner of git's index:
+a row is believed only while size, modification time and change time are the recorded ones, and a file that changed
+less than two seconds before it was read is not recorded at all (a second change could leave the same times).
+Nothing of the table enters an identity; deleting it costs time only.
+
+The table is one memory-mapped `.npy` file per dataset folder, sorted by a hash of the relative path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.roots import index_unwritable
+
+FACTS = np.dtype(
+    [
+        ("key", "<u8"),
+        ("check", "<u8"),
+        ("size", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("ctime_ns", "<i8"),
+        ("digest", "u1", (32,)),
+        ("width", "<i4"),
+        ("height", "<i4"),
+    ]
+)
+"""One row per file; width and height are 0 for files that are no pictures."""
+
+_TABLE = "files.npy"
+_RACY_NS = 2_000_000_000
+_CHUNK = 1 << 20
+_MIN_FLUSH = 256
+_THREADS = 4
+_WINDOW = 256
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """SHA-256 digest of a file's bytes; size of a picture in pixels, (0, 0) for other files."""
+
+    digest: bytes
+    width: int = 0
+    height: int = 0
+
+
+class FileDigests:
+    """Digests of files below one folder.
+
+    Args:
+        folder: the dataset's folder; names are relative to it.
+        table_folder: where the table lies (`roots.index_folder`).
+
+    Handles open lazily: an instance can be sent to another process.
+    """
+
+    def __init__(self, folder: Path, table_folder: Path) -> None:
+        self.folder = folder
+        self._table_path = table_folder / _TABLE
+        self._table: npt.NDArray[Any] | None = None
+        self._fresh: dict[str, FileFacts] = {}
+        self._unsaved: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_table": None}
+
+    def facts(self, name: str, *, picture: bool = False) -> FileFacts:
+        """Return the facts of one file.
+
+        Args:
+            name: relative to the folder.
+            picture: also read the size of the picture from its header.
+
+        Raises:
+            Malformed: the file is missing, empty, or not a picture that Pillow can open.
+        """
+        known = self._fresh.get(name)
+        if known is not None and (known.width or not picture):
+            return known
+        return self._learn(name, self._determine(name, picture))
+
+    def warm(self, names: Sequence[str], *, picture: bool = False) -> None:
+        """Learn many files with a few threads; a file that cannot be read is left for `facts` to name."""
+        missing = [name for name in names if not ((known := self._fresh.get(name)) and (known.width or not picture))]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(missing), _WINDOW):
+                part = missing[start : start + _WINDOW]
+                for name, found in zip(part, pool.map(lambda name: self._attempt(name, picture), part), strict=True):
+                    if found is not None:
+                        self._learn(name, found)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was learned to the table, atomically.
+
+        Two processes that flush at once lose rows of one of them, never their truth.
+
+        Raises:
+            DatasetError: the table cannot be written.
+        """
+        if not self._unsaved:
+            return
+        self._table = None
+        rows = {(int(row["key"]), int(row["check"])): tuple(row) for row in self._load()} | self._unsaved
+        table = np.array([rows[key] for key in sorted(rows)], dtype=FACTS)
+        draft = self._table_path.with_name(f"{_TABLE}.{uuid.uuid4().hex}.draft.npy")
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            np.save(draft, table, allow_pickle=False)
+            draft.replace(self._table_path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise index_unwritable(self._table_path.parent, error) from None
+        self._unsaved = {}
+        self._table = None
+
+    def _learn(self, name: str, found: tuple[FileFacts, tuple[Any, ...] | None]) -> FileFacts:
+        facts, row = found
+        self._fresh[name] = facts
+        if row is not None:
+            self._unsaved[row[0], row[1]] = row
+            if len(self._unsaved) >= max(_MIN_FLUSH, len(self._load()) // 4):
+                self.flush()
+        return facts
+
+    def _attempt(self, name: str, picture: bool) -> tuple[FileFacts, tuple[Any, ...] | None] | None:
+        try:
+            return self._determine(name, picture)
+        except Malformed:
+            return None
+
+    def _determine(self, name: str, picture: bool) -> tuple[FileFacts, tuple[Any, ...] | None]:
+        """Return the facts, and the row to record when they were read anew from a file that lies still."""
+        path = self.folder / name
+        try:
+            status = path.stat()
+        except OSError:
+            raise Malformed(f"{name} is missing") from None
+        key = _key(name)
+        facts = self._remembered(key, status)
+        if facts is not None and (facts.width or not picture):
+            return facts, None
+        facts = _read(path, name, picture)
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) <= _RACY_NS:
+            return facts, None
+        times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return facts, (*key, *times, np.frombuffer(facts.digest, np.uint8), facts.width, facts.height)
+
+    def _remembered(self, key: tuple[int, int], status: os.stat_result) -> FileFacts | None:
+        table = self._load()
+        position = int(np.searchsorted(table["key"], np.uint64(key[0])))
+        if position == len(table):
+            return None
+        row = table[position]
+        recorded = (int(row["check"]), int(row["size"]), int(row["mtime_ns"]), int(row["ctime_ns"]))
+        if int(row["key"]) != key[0] or recorded != (
+            key[1],
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        ):
+            return None
+        return FileFacts(bytes(row["digest"]), int(row["width"]), int(row["height"]))
+
+    def _load(self) -> npt.NDArray[Any]:
+        if self._table is None:
+            self._table = _open_table(self._table_path)
+        return self._table
+
+
+def _open_table(path: Path) -> npt.NDArray[Any]:
+    """Map the table; one that is absent or damaged counts as empty and is written anew."""
+    try:
+        table: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.zeros(0, dtype=FACTS)
+    return table if table.dtype == FACTS and table.ndim == 1 else np.zeros(0, dtype=FACTS)
+
+
+def _key(name: str) -> tuple[int, int]:
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def _read(path: Path, name: str, picture: bool) -> FileFacts:
+    state = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_CHUNK):
+                state.update(block)
+    except OSError as error:
+        raise Malformed(f"{name} cannot be read: {error.strerror}") from None
+    width, height = picture_size(path, name) if picture else (0, 0)
+    return FileFacts(state.digest(), width, height)
+
+
+def picture_size(path: Path, name: str) -> tuple[int, int]:
+    """Return width and height from a picture's header; nothing is decoded.
+
+    Raises:
+        Malformed: not a picture, an empty file, or more pixels than Pillow thinks safe (a decompression bomb).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.size
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        empty = path.stat().st_size == 0
+        raise Malformed(
+            f"{name} is {'empty' if empty else 'not a readable picture'}"
+            + ("" if empty else f": {type(error).__name__}")
+        ) from None

@@ -1,0 +1,72 @@
+"""Splits that are parts of other splits: published lists of ids, and the part of train that VQA-CP holds out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.columns import StringColumn
+from advl_pipeline.datasets.indexed import Source
+from advl_pipeline.datasets.roots import require_file
+from advl_pipeline.datasets.vqa import VqaFiles, open_vqa_columns
+from advl_pipeline.errors import DatasetError
+
+HELD_OUT_SHARE = 0.05
+"""Share of VQA-CP's training pictures whose questions become `val`: the benchmark has no validation split."""
+
+
+def vqa_part(source: Source, files: VqaFiles, facts: Mapping[str, Any]) -> frozenset[int] | None:
+    """Return the question ids that a split keeps of its files, None for all.
+
+    Args:
+        source: lists of ids are relative to its folder.
+        files: of the split that this one is a part of.
+        facts: of the split's card: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop),
+            or `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
+
+    Raises:
+        DatasetError: a list is missing or malformed.
+    """
+    if "ids" in facts:
+        return _union(source, facts["ids"])
+    if "without_ids" not in facts and "holdout" not in facts:
+        return None
+    columns = open_vqa_columns(source, files)[0]
+    if "without_ids" in facts:
+        return frozenset(columns["question_id"].tolist()) - _union(source, facts["without_ids"])
+    # Whole pictures are held out, chosen by a hash of their names, so that no picture is on both sides.
+    held = np.array([_is_held_out(name) for name in StringColumn(columns, "image")], dtype=bool)
+    wanted: npt.NDArray[np.bool_] = held[columns["image_number"]] == (facts["holdout"] == "held")
+    return frozenset(columns["question_id"][wanted].tolist())
+
+
+def _union(source: Source, names: Sequence[str]) -> frozenset[int]:
+    paths = [require_file(source.folder / name, dataset=source.dataset) for name in names]
+    return frozenset().union(*map(_read, paths))
+
+
+def _read(path: Path) -> frozenset[int]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DatasetError("The list of question ids is not JSON.", where=str(path), why=str(error)) from None
+    items: list[Any] = value if isinstance(value, list) else [None]
+    ids: list[Any] = [item.get("question_id") if isinstance(item, Mapping) else item for item in items]
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in ids):
+        raise DatasetError(
+            "The list of question ids is malformed.",
+            where=str(path),
+            why="expected a JSON list of ids, or of objects with a question_id",
+        )
+    return frozenset(ids)
+
+
+def _is_held_out(image_name: str) -> bool:
+    digest = hashlib.blake2b(image_name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64

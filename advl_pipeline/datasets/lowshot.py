@@ -1,0 +1,138 @@
+"""Low-shot subsets: nested in their size, balanced over classes and question types, the same for every method.
+
+All questions of a split are put into one order that depends on the seed and on their ids alone; a subset is its
+beginning. Hence a subset of 50 lies inside the subset of 100, and any prefix is balanced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.datasets.interface import QuestionTable, StratifiedDataset
+from advl_pipeline.errors import ConfigError, DatasetError
+
+
+def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[str, ...]:
+    """Return the ids of the examples of `shots` questions, in the order of the subset.
+
+    Args:
+        dataset: a labelled split; all examples of a chosen question belong to the subset.
+        shots: number of questions.
+        seed: chooses the subset.
+
+    Raises:
+        ConfigError: the split holds fewer questions, or `shots` is not positive.
+    """
+    table = dataset.question_table()
+    if not 0 < shots <= len(table.question_ids):
+        raise ConfigError(
+            f"A subset of {shots} questions cannot be drawn.",
+            where=f"{dataset.name} {dataset.split}",
+            why=f"the split holds {len(table.question_ids)} questions",
+        )
+    chosen = question_order(table, seed)[:shots]
+    return tuple(example_id for question in chosen for example_id in table.example_ids[question])
+
+
+def question_order(table: QuestionTable, seed: int) -> list[int]:
+    """Return all questions in the order from which subsets are taken.
+
+    Inside a cell, strata follow one another in proportion to their size. Cells take turns (`by_class`) or, where
+    classes are too many to be equally frequent, follow one another in proportion to their size too.
+    """
+    members: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for question, cell in enumerate(table.cells.tolist()):
+        members[cell][table.strata[question]].append(question)
+    queues: dict[int, list[int]] = {}
+    for cell in sorted(members):
+        strata = {}
+        for stratum in sorted(members[cell]):
+            questions = members[cell][stratum]
+            questions.sort(key=lambda question: _draw(seed, "question", table.question_ids[question]))
+            strata[stratum] = questions
+        offsets = {stratum: _fraction(seed, "stratum", str(cell), stratum) for stratum in strata}
+        queues[cell] = list(_in_proportion(strata, offsets))
+    if table.by_class:
+        return list(_in_turn(list(queues.values())))
+    groups = {str(cell): queue for cell, queue in queues.items()}
+    return list(_in_proportion(groups, {name: _fraction(seed, "cell", name) for name in groups}))
+
+
+def _in_turn(queues: Sequence[list[int]]) -> Iterator[int]:
+    """Take one from each queue in turn; a queue that is empty is passed over."""
+    for turn in range(max(len(queue) for queue in queues)):
+        for queue in queues:
+            if turn < len(queue):
+                yield queue[turn]
+
+
+def _in_proportion(groups: dict[str, list[int]], offsets: dict[str, float]) -> Iterator[int]:
+    """Merge groups so that every prefix holds each in proportion to its size, up to one member."""
+    places = [
+        ((rank + offsets[name]) / len(group), name, member)
+        for name, group in groups.items()
+        for rank, member in enumerate(group)
+    ]
+    for _, _, member in sorted(places, key=lambda place: place[:2]):
+        yield member
+
+
+def _draw(seed: int, *parts: str) -> bytes:
+    """Return a number that depends on nothing but seed and parts: no library's random generator is involved."""
+    text = "\0".join((str(seed), *parts))
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _fraction(seed: int, *parts: str) -> float:
+    return int.from_bytes(_draw(seed, *parts), "big") / 2**64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdList:
+    """A subset as others can reuse it."""
+
+    dataset: str
+    split: str
+    shots: int
+    seed: int
+    example_ids: tuple[str, ...]
+
+
+def write_id_list(path: Path, subset: IdList) -> None:
+    """Write a subset as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "dataset": subset.dataset,
+        "split": subset.split,
+        "shots": subset.shots,
+        "seed": subset.seed,
+        "example_ids": list(subset.example_ids),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def read_id_list(path: Path) -> IdList:
+    """Read a subset.
+
+    Raises:
+        DatasetError: missing or malformed.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return IdList(
+            dataset=str(value["dataset"]),
+            split=str(value["split"]),
+            shots=int(value["shots"]),
+            seed=int(value["seed"]),
+            example_ids=tuple(str(item) for item in value["example_ids"]),
+        )
+    except OSError as error:
+        raise DatasetError("The list of ids cannot be read.", where=str(path), why=str(error.strerror)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DatasetError("The list of ids is malformed.", where=str(path), why=why) from None

@@ -1,0 +1,40 @@
+"""What is wrong with a dataset, item by item, so that a reader can fail on it or skip, count and list it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from advl_pipeline.errors import DatasetError
+
+OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong: in which file, at which line (0 where lines mean nothing), and what."""
+
+    file: str
+    line: int
+    why: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+class Malformed(Exception):
+    """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
+
+
+def refuse(dataset: str, problems: Sequence[Problem]) -> DatasetError:
+    """Return the error that names the first problem and counts the others."""
+    first = problems[0]
+    others = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
+    return DatasetError(
+        f"The dataset {dataset} is malformed.",
+        where=first.where,
+        why=first.why + others,
+        next_command=f"advl datasets check {dataset}   (lists all; `--on-error skip` leaves them out, counted)",
+    )

@@ -1,0 +1,256 @@
+"""Datasets by name: the official benchmarks as their cards describe them, and the built-in corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from advl_pipeline.datasets.captions import CaptionDataset
+from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.id_lists import vqa_part
+from advl_pipeline.datasets.indexed import IndexedDataset, Source
+from advl_pipeline.datasets.problems import OnError
+from advl_pipeline.datasets.records import Task
+from advl_pipeline.datasets.roots import index_folder, resolve_data_root
+from advl_pipeline.datasets.scenes import layout
+from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, LabelOrder, SnliVeDataset, SnliVeFiles
+from advl_pipeline.datasets.vcr import Conditioning, VcrDataset, VcrFiles
+from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.datasets.vqa import VqaDataset, VqaFiles, vocabulary_of
+from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
+from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
+
+TASKS: Mapping[str, tuple[Task, ...]] = {
+    "scenes-vcr": ("vcr-q2a", "vcr-qa2r"),
+    "scenes-vqa": ("vqa",),
+    "scenes-snli-ve": ("snli-ve",),
+    "scenes-captions": ("captions",),
+    "vcr": ("vcr-q2a", "vcr-qa2r"),
+    "vqa-v2": ("vqa",),
+    "vqa-cp-v2": ("vqa",),
+    "snli-ve": ("snli-ve",),
+}
+"""Dataset name -> the tasks it is opened for unless fewer are asked for."""
+
+SCENES_PREFIX = "scenes-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How a dataset is read.
+
+    `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
+    that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
+    SNLI-VE. `answers` is a file with an answer vocabulary for VQA; None to build it by the rules. `on_error` says
+    whether malformed items and unreadable pictures fail or are left out and listed in `skipped`.
+    """
+
+    tasks: tuple[Task, ...] = ()
+    text_style: TextStyle | None = None
+    conditioning: Conditioning | None = None
+    label_order: LabelOrder = "uniter"
+    answers: Path | None = None
+    on_error: OnError = "fail"
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Names that `open_dataset` takes."""
+    return tuple(sorted(TASKS))
+
+
+def splits_of(name: str) -> tuple[str, ...]:
+    """Splits of a dataset.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
+    _require_name(name)
+    if name == "scenes-captions":
+        return layout.CAPTION_SPLITS
+    if name.startswith(SCENES_PREFIX):
+        return layout.TASK_SPLITS
+    return tuple(load_card(name).splits)
+
+
+def open_dataset(
+    name: str,
+    *,
+    split: str,
+    data_root: Path | None = None,
+    tasks: Sequence[str] = (),
+    text_style: TextStyle | None = None,
+    conditioning: Conditioning | None = None,
+    label_order: LabelOrder = "uniter",
+    answers: Path | None = None,
+    on_error: OnError = "fail",
+) -> IndexedDataset:
+    """Open one split of a dataset.
+
+    Args:
+        name: see `dataset_names`.
+        split: see `splits_of`.
+        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`.
+        tasks: restrict to these; all tasks of the dataset by default.
+        text_style, conditioning, label_order, answers, on_error: see `ReadOptions`.
+
+    Raises:
+        ConfigError: an unknown name, split, task or option.
+        DatasetError: a file is missing or malformed.
+    """
+    _require_name(name)
+    options = ReadOptions(
+        tasks=_tasks_of(name, tasks),
+        text_style=_one_of("text style", text_style, get_args(TextStyle)),
+        conditioning=_one_of("conditioning", conditioning, get_args(Conditioning)),
+        label_order=_one_of("label order", label_order, tuple(LABEL_ORDERS)) or "uniter",
+        answers=answers,
+        on_error=on_error,
+    )
+    if split not in splits_of(name):
+        raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, splits_of(name)))
+    root = resolve_data_root(data_root)
+    if name.startswith(SCENES_PREFIX):
+        return _open_scenes(name, split, root, options)
+    return _OPENERS[load_card(name).format](name, split, root, options)
+
+
+def _open_scenes(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    corpus = root / layout.FOLDER
+    if not corpus.is_dir():
+        raise DatasetError(
+            "The built-in corpus has not been built.",
+            where=str(corpus),
+            next_command="advl datasets build scenes",
+        )
+
+    def source(folder: str, pictures: str = ".", of: str = split) -> Source:
+        home = corpus / folder
+        return Source(
+            dataset=name,
+            split=of,
+            folder=home,
+            pictures=home / pictures,
+            index=index_folder(root, home),
+            on_error=options.on_error,
+        )
+
+    if name == "scenes-vcr":
+        return VcrDataset(
+            source(layout.VCR_FOLDER, layout.VCR_IMAGES),
+            VcrFiles(annotations=layout.vcr_annotations(split).name, labelled=True),
+            tasks=options.tasks,
+            text_style=options.text_style or "indexed",
+            conditioning=options.conditioning,
+        )
+    if name == "scenes-vqa":
+
+        def files(of: str) -> VqaFiles:
+            return VqaFiles(
+                questions=layout.vqa_questions(of).name,
+                annotations=layout.vqa_annotations(of).name,
+                subtype=layout.vqa_subtype(of),
+                boxes=layout.boxes(layout.VQA_FOLDER, of).name,
+            )
+
+        train = [(source(layout.VQA_FOLDER, of="train"), files("train"))]
+        # Answers of the corpus carry no annotation noise: every one that training knows is a class.
+        vocabulary = _vocabulary(options.answers, lambda: vocabulary_of(train, min_occurrences=1))
+        return VqaDataset(source(layout.VQA_FOLDER), files(split), vocabulary=vocabulary)
+    if name == "scenes-snli-ve":
+        snli_files = SnliVeFiles(
+            annotations=layout.snli_ve_annotations(split).name,
+            images=layout.FLICKR_IMAGES,
+            boxes=layout.boxes(layout.SNLI_VE_FOLDER, split).name,
+        )
+        return SnliVeDataset(source(layout.SNLI_VE_FOLDER), snli_files, label_order=options.label_order)
+    return CaptionDataset(source(layout.CAPTIONS_FOLDER), layout.captions(split).name)
+
+
+def _source(name: str, split: str, root: Path, options: ReadOptions) -> Source:
+    facts = load_card(name).facts
+    folder = root / facts["folder"]
+    if not folder.is_dir():
+        raise DatasetError(
+            f"The dataset {name} is not there.",
+            where=str(folder),
+            why="the folder does not exist; the data root is $ADVL_DATA, or datasets/",
+            next_command=f"advl datasets card {name}   (what to download and where to put it)",
+        )
+    return Source(
+        dataset=name,
+        split=split,
+        folder=folder,
+        pictures=root / facts["pictures_folder"],
+        index=index_folder(root, folder),
+        on_error=options.on_error,
+    )
+
+
+def _open_vcr(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    card = load_card(name)
+    facts = card.split(split)
+    return VcrDataset(
+        _source(name, split, root, options),
+        VcrFiles(annotations=facts["annotations"], labelled=facts["labelled"]),
+        tasks=options.tasks,
+        text_style=options.text_style or card.facts["text_style"],
+        conditioning=options.conditioning,
+    )
+
+
+def _open_vqa(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    card = load_card(name)
+    source = _source(name, split, root, options)
+    splits = card.facts["vocabulary_splits"]
+    vocabulary = _vocabulary(
+        options.answers,
+        lambda: vocabulary_of(
+            [(_source(name, of, root, options), _vqa_files(card.split(of))) for of in splits],
+            min_occurrences=MIN_OCCURRENCES,
+        ),
+    )
+    facts = card.split(split)
+    part = vqa_part(source, _vqa_files(facts), facts)
+    return VqaDataset(source, _vqa_files(facts), vocabulary=vocabulary, keep=part)
+
+
+def _open_snli_ve(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    facts = load_card(name).split(split)
+    files = SnliVeFiles(annotations=facts["annotations"])
+    return SnliVeDataset(_source(name, split, root, options), files, label_order=options.label_order)
+
+
+def _vqa_files(facts: Mapping[str, Any]) -> VqaFiles:
+    return VqaFiles(questions=facts["questions"], annotations=facts.get("annotations"), subtype=facts.get("subtype"))
+
+
+def _vocabulary(answers: Path | None, build: Callable[[], tuple[str, ...]]) -> Callable[[], tuple[str, ...]]:
+    return build if answers is None else (lambda: read_vocabulary(answers))
+
+
+_OPENERS: Mapping[str, Callable[[str, str, Path, ReadOptions], IndexedDataset]] = {
+    "vcr": _open_vcr,
+    "vqa": _open_vqa,
+    "snli-ve": _open_snli_ve,
+}
+
+
+def _require_name(name: str) -> None:
+    if name not in TASKS:
+        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, TASKS))
+
+
+def _tasks_of(name: str, wanted: Sequence[str]) -> tuple[Task, ...]:
+    known = TASKS[name]
+    for task in wanted:
+        if task not in known:
+            raise ConfigError(f"{name} has no task {task!r}.", why=suggest_names(task, known))
+    return tuple(task for task in known if not wanted or task in wanted)
+
+
+def _one_of(what: str, value: Any, known: Sequence[str]) -> Any:
+    if value is not None and value not in known:
+        raise ConfigError(f"There is no {what} {value!r}.", why=suggest_names(str(value), known))
+    return value

@@ -1,0 +1,202 @@
+"""SNLI-VE: does the picture entail the hypothesis? The premise caption (`sentence1`) is never read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.boxes import PictureBoxes, read_box_file
+from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
+from advl_pipeline.datasets.interface import QuestionTable
+from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
+from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.records import Candidate, Task, text_unit
+from advl_pipeline.datasets.roots import is_safe_name, require_file
+
+LabelOrder = Literal["uniter", "meter"]
+
+LABEL_ORDERS: Mapping[str, tuple[str, ...]] = {
+    "uniter": ("contradiction", "entailment", "neutral"),
+    "meter": ("contradiction", "neutral", "entailment"),
+}
+"""Class order by the models that use it: UNITER and VILLA; METER, BridgeTower and LAVIS."""
+
+_STORED_ORDER = LABEL_ORDERS["uniter"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnliVeFiles:
+    """Files of a split, relative to the dataset folder; `boxes` exists for the built-in corpus only."""
+
+    annotations: str
+    images: str = "flickr30k_images"
+    boxes: str | None = None
+
+
+class SnliVeDataset(IndexedDataset):
+    """A split of SNLI-VE.
+
+    Args:
+        source: folders; picture names are relative to the dataset folder.
+        files: of the split.
+        label_order: whose order the classes have.
+        keep: pair ids to restrict the split to, None for all.
+
+    Raises:
+        DatasetError: a missing or malformed file.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        files: SnliVeFiles,
+        *,
+        label_order: LabelOrder = "uniter",
+        keep: frozenset[str] | None = None,
+    ) -> None:
+        super().__init__(source, variants=[Variant("snli-ve")], text_style="plain")
+        self._order = LABEL_ORDERS[label_order]
+        self._path = require_file(source.folder / files.annotations, dataset=source.dataset)
+        self._digests = [source.annotation_digest(files.annotations)]
+        key = {
+            "index": "snli-ve",
+            "reader": READER_VERSION,
+            "file": self._digests[0].hex(),
+            "images": files.images,
+        }
+        self._columns = open_columns(source.index, key, lambda: build_snli_ve_columns(self._path, files.images))
+        self._ids = StringColumn(self._columns, "pair_id")
+        self._hypotheses = StringColumn(self._columns, "hypothesis")
+        self._image_names = StringColumn(self._columns, "image")
+        lines = self._columns["problem.line"].tolist()
+        reasons = StringColumn(self._columns, "problem")
+        problems = [
+            Problem(file=str(self._path), line=line, why=why) for line, why in zip(lines, reasons, strict=True)
+        ]
+        self._boxes: Mapping[str, PictureBoxes] = {}
+        if files.boxes is not None:
+            self._boxes, box_problems = read_box_file(require_file(source.folder / files.boxes, dataset=self.name))
+            self._digests.append(source.annotation_digest(files.boxes))
+            problems += box_problems
+        rows = np.arange(len(self._ids), dtype=np.int64)
+        if keep is not None:
+            rows = rows[[pair_id in keep for pair_id in self._ids]]
+        self._settle(rows, problems)
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        return self._order
+
+    def question_table(self) -> QuestionTable:
+        """Cells are the three classes."""
+        return QuestionTable(
+            question_ids=self.example_ids,
+            example_ids=[(example_id,) for example_id in self.example_ids],
+            cells=self._columns["label"][self._rows].astype(np.int64),
+            strata=[""] * len(self._rows),
+            by_class=True,
+        )
+
+    def _question_id(self, row: int) -> str:
+        return self._ids[row]
+
+    def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
+        return (Candidate(text_unit=text_unit(self._hypotheses[row])),)
+
+    def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
+        return self._order.index(_STORED_ORDER[int(self._columns["label"][row])]), ()
+
+    def _stratum(self, row: int) -> str:
+        return ""
+
+    def _image_number(self, row: int) -> int:
+        return int(self._columns["image_number"][row])
+
+    def _image_name(self, image: int) -> str:
+        return self._image_names[image]
+
+    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
+        if not self._boxes:
+            return super()._boxes_of(image)
+        found = self._boxes.get(self._image_names[image])
+        if found is None:
+            raise Malformed(f"{self._image_names[image]} has no line in the file of boxes")
+        return found.boxes_R4, (), (found.width, found.height)
+
+    def _where(self, row: int) -> str:
+        return f"{self._path}:{int(self._columns['line'][row])}"
+
+    def _annotation_digests(self) -> Sequence[bytes]:
+        return self._digests
+
+
+def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
+    """Scan an annotation file into columns; malformed lines become rows of the `problem` columns."""
+    pair_ids: dict[str, int] = {}
+    images: dict[str, int] = {}
+    hypotheses: list[str] = []
+    rows: list[tuple[int, int, int]] = []
+    problems: list[tuple[int, str]] = []
+    for line in scan_lines(path):
+        try:
+            record = parse_object(line.data)
+            pair_id = text_field(record, "pairID")
+            hypothesis = text_field(record, "sentence2")
+            label = gold_label(record)
+            image = f"{images_folder}/{flickr_id(record)}.jpg"
+            if pair_id in pair_ids:
+                raise Malformed(f"pairID {pair_id!r} was used on line {pair_ids[pair_id]} already")
+        except Malformed as error:
+            problems.append((line.number, str(error)))
+            continue
+        pair_ids[pair_id] = line.number
+        hypotheses.append(hypothesis)
+        rows.append((line.number, _STORED_ORDER.index(label), images.setdefault(image, len(images))))
+    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    return {
+        "line": table[:, 0],
+        "label": table[:, 1].astype(np.int8),
+        "image_number": table[:, 2].astype(np.int32),
+        "problem.line": np.array([number for number, _ in problems], dtype=np.int64),
+        **StringColumn.encode("pair_id", pair_ids),
+        **StringColumn.encode("hypothesis", hypotheses),
+        **StringColumn.encode("image", images),
+        **StringColumn.encode("problem", [why for _, why in problems]),
+    }
+
+
+def gold_label(record: Mapping[str, Any]) -> str:
+    """Return the label of a pair.
+
+    Raises:
+        Malformed: it is none of the three.
+    """
+    label = record.get("gold_label")
+    if label not in _STORED_ORDER:
+        raise Malformed(f"gold_label is {label!r}, not one of {', '.join(_STORED_ORDER)}")
+    return str(label)
+
+
+def flickr_id(record: Mapping[str, Any]) -> str:
+    """Return the picture's id, without ".jpg", from either spelling of its field, or from `pairID`.
+
+    Raises:
+        Malformed: there is none, or it would lead out of the folder.
+    """
+    value = record.get("Flickr30K_ID", record.get("Flikr30kID"))
+    if value is None:
+        name, mark, _ = str(record.get("pairID", "")).partition(".jpg")
+        value = name if mark else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise Malformed("field 'Flickr30K_ID' is missing, and 'pairID' names no picture")
+    value = value.removesuffix(".jpg")
+    if not is_safe_name(value) or "/" in value:
+        raise Malformed(f"picture id {value!r} leaves the dataset's folder")
+    return value

@@ -1,0 +1,145 @@
+"""How VCR's object tags become words: the conventions of the published models, as named styles.
+
+A tokenised sentence is a list of words and of tag lists; tag t stands for object t of the picture, tag 10000 + t for
+an object that a shortcut set has masked. Styles:
+
+indexed    class name and number from 1, as VCR's own untokenised fields count: "person 2", "person 1 and person 3".
+r2c        gender-neutral names by position among the objects that question and choices mention; others by class.
+visualbert the same names by first mention, counted anew in each choice; what the context named keeps its name.
+vl-bert    a shorter list of names by position among the persons; "and" between the tags of one list. The original's
+           counter runs on over items and so depends on worker and order; here it starts anew with each item.
+uniter     "person_<index>", one special token each (index from 0, at most 80); other objects by class name.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+from advl_pipeline.datasets.records import Candidate, ObjectTag, text_unit
+
+TextStyle = Literal["indexed", "r2c", "visualbert", "vl-bert", "uniter"]
+Tokens = Sequence[str | list[int]]
+Word = tuple[str, int]
+"""A word and the object it stands for, -1 for none."""
+
+MASKED_TAG = 10_000
+MASK_WORD = "[MASK]"
+PERSON = "person"
+
+_R2C_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Peyton Skyler Frankie Pat Quinn".split()
+_VL_BERT_NAMES = "Casey Riley Jessie Jackie Avery Jaime Peyton Kerry Jody Kendall Frankie Pat Quinn".split()
+_UNITER_LAST_PERSON = 80
+_ALL_PERSONS = frozenset({"everyone", "everyones"})
+
+
+def word_candidates(
+    style: TextStyle, objects: Sequence[str], context: Sequence[Tokens], choices: Sequence[Tokens]
+) -> tuple[Candidate, ...]:
+    """Word the candidates of one item.
+
+    Args:
+        style: see the module's docstring.
+        objects: class names; tags index them and must be in range.
+        context: the question, or the question and the answer that a rationale is for.
+        choices: what is to be chosen from.
+    """
+    if style == "visualbert":
+        history: dict[int, str] = {}
+        joined = [token for part in context for token in part]
+        _name_by_mention(objects, joined, history)
+        parts = [_render(part, history) for part in context]
+        worded = []
+        for choice in choices:
+            names = dict(history)
+            _name_by_mention(objects, choice, names)
+            worded.append(_render(choice, names))
+    else:
+        fixed = _fixed_names(style, objects, context, choices)
+        link = "and" if style in ("vl-bert", "indexed") else ""
+        parts = [_render(part, fixed, link) for part in context]
+        worded = [_render(choice, fixed, link) for choice in choices]
+    return tuple(_compose(parts, choice) for choice in worded)
+
+
+def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> list[int]:
+    """Return the objects that r2c keeps: those mentioned; all persons for "everyone", or if nothing is mentioned."""
+    mentioned: set[int] = set()
+    persons = {index for index, name in enumerate(objects) if name == PERSON}
+    for sentence in sentences:
+        for token in sentence:
+            if isinstance(token, list):
+                mentioned.update(_unmasked(tag) for tag in token)
+            elif token.lower() in _ALL_PERSONS:
+                mentioned |= persons
+    return sorted(mentioned or persons)
+
+
+def _fixed_names(
+    style: TextStyle, objects: Sequence[str], context: Sequence[Tokens], choices: Sequence[Tokens]
+) -> dict[int, str]:
+    """Return the name of every object for the styles in which it does not depend on the place in the text."""
+    names = dict(enumerate(objects))
+    if style == "indexed":
+        return {index: f"{name} {index + 1}" for index, name in names.items()}
+    persons = [index for index, name in names.items() if name == PERSON]
+    if style == "uniter":
+        return names | {index: f"{PERSON}_{min(index, _UNITER_LAST_PERSON)}" for index in persons}
+    if style == "vl-bert":
+        return names | {index: _VL_BERT_NAMES[rank % len(_VL_BERT_NAMES)] for rank, index in enumerate(persons)}
+    kept = relevant_objects(objects, [*context, *choices])
+    # The whole picture is box 0 of r2c, so that its first kept object has number 1.
+    numbers = {index: number for number, index in enumerate(kept, start=1)}
+    return names | {index: _R2C_NAMES[numbers[index] % len(_R2C_NAMES)] for index in persons if index in numbers}
+
+
+def _name_by_mention(objects: Sequence[str], tokens: Tokens, names: dict[int, str]) -> None:
+    """Name the objects of a sentence that have no name yet; persons are counted within the sentence."""
+    persons = 0
+    for token in tokens:
+        if isinstance(token, list):
+            for tag in map(_unmasked, token):
+                if tag not in names:
+                    is_person = objects[tag] == PERSON
+                    names[tag] = _R2C_NAMES[persons % len(_R2C_NAMES)] if is_person else objects[tag]
+                    persons += is_person
+
+
+def _render(tokens: Tokens, names: dict[int, str], link: str = "") -> list[Word]:
+    words: list[Word] = []
+    for token in tokens:
+        if isinstance(token, list):
+            for position, tag in enumerate(token):
+                if position and link:
+                    words.append((link, -1))
+                words.append((MASK_WORD, -1) if tag >= MASKED_TAG else (names[tag], tag))
+        else:
+            word = token if token.isascii() else unicodedata.normalize("NFC", token)
+            words.extend((part, -1) for part in word.split())
+    return words
+
+
+def _compose(context: Sequence[list[Word]], choice: list[Word]) -> Candidate:
+    """Join the words of context and choice with single spaces."""
+    pieces: list[str] = []
+    tags: list[ObjectTag] = []
+    ends = []
+    position = 0
+    for part in (*context, choice):
+        for text, box in part:
+            if box >= 0:
+                tags.append(ObjectTag(start=position, end=position + len(text), box=box))
+            pieces.append(text)
+            position += len(text) + 1
+        ends.append(max(position - 1, 0))
+    return Candidate(
+        text_unit=text_unit(" ".join(pieces)),
+        context_length=ends[-2],
+        question_length=ends[0] if len(context) > 1 else 0,
+        tags=tuple(tags),
+    )
+
+
+def _unmasked(tag: int) -> int:
+    return tag - MASKED_TAG if tag >= MASKED_TAG else tag
