@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -74,7 +74,7 @@ class Perturbation:
 class Student(nn.Module, ABC):
     """A vision-language encoder with exchangeable task heads."""
 
-    name: ClassVar[str]
+    name: str
     hidden_size: int
     """Width H of text and visual states."""
     pooled_size: int

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 BUILDERS: dict[str, str] = {
     "scenes-small": "advl_pipeline.students.scenes_small:build",
+    **{
+        f"{family}-{size}": "advl_pipeline.students.uniter:build"
+        for family in ("uniter", "villa")
+        for size in ("base", "large", "tiny")
+    },
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
 

