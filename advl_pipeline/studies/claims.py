@@ -5,8 +5,8 @@ holds. A test is
   - supported, when at least `min_seeds` seeds agree: the paired t-test over seeds, corrected by Holm over all tests
     of all claims, has p < 0.05, the mean is positive, and where items are known the interval over seeds and items
     excludes 0;
-  - not supported, when with as many seeds the 95 % interval over seeds lies below the smallest gain that would matter
-    (`margin`), so that the study was large enough to see it;
+  - not supported, when it is not, and with as many seeds the 95 % interval over seeds lies below the smallest gain
+    that would matter (`margin`): the study was large enough to see it;
   - undecided at this size otherwise.
 A claim is as good as its weakest test. A gain that a shuffled or random teacher also gives is no support, so the
 claims that the teacher helps contain the test against those controls and cannot be supported in a study without one.
@@ -15,6 +15,7 @@ claims that the teacher helps contain the test against those controls and cannot
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -131,10 +132,11 @@ def _low_shot(draft: _Draft, result: StudyResult) -> None:
             if not trend.slope_per_seed:
                 draft.lacks.append("the study has one shot size")
                 continue
+            doublings = math.log2(trend.sizes[-1] / trend.sizes[0])
             draft.add(
-                f"{trend.metric}: fall of the gain per doubling of {trend.sizes[0]}-{trend.sizes[-1]} shots",
-                "points per doubling",
-                [-slope for slope in trend.slope_per_seed],
+                f"{trend.metric}: gain at {trend.sizes[0]} minus gain at {trend.sizes[-1]} shots",
+                "points, along the fitted line",
+                [-slope * doublings for slope in trend.slope_per_seed],
             )
     places = _in_domain(draft, result)
     if places:
@@ -300,12 +302,10 @@ def _judge(draft: _Draft, study: StudyConfig, adjusted: Sequence[float | None]) 
 def _outcome(test: ClaimTest, p_adjusted: float | None, *, margin: float, min_seeds: int) -> Outcome:
     if len(test.per_seed) < min_seeds or test.interval is None:
         return UNDECIDED
-    if test.interval.high < margin:
-        return NOT_SUPPORTED
     items_agree = test.joint_interval is None or test.joint_interval.low > 0.0
     if test.mean > 0.0 and p_adjusted is not None and p_adjusted < SIGNIFICANT and items_agree:
         return SUPPORTED
-    return UNDECIDED
+    return NOT_SUPPORTED if test.interval.high < margin else UNDECIDED
 
 
 def _why_open(test: ClaimTest, study: StudyConfig) -> str:

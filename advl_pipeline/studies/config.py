@@ -3,7 +3,7 @@
 A file has plain keys (the grid, and the defaults of its settings), and tables: `[training]` and
 `[at-shots.100]` override fields of `FinetuneConfig`, `[variants.NAME]` defines a variant, `[extraction]` and
 `[evaluation]` override `ExtractConfig` and `EvaluateConfig`, `[[settings]]` lists several datasets, students or
-teacher sets in one study.
+teacher sets in one study. `extends = "NAME"` starts from a shipped study and replaces whole keys of it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,15 @@ def load_study(name_or_file: str) -> StudyConfig:
 
 def read_study(path: Path) -> StudyConfig:
     """Read a study file. Raises `ConfigError` naming the file and the key at fault."""
-    return parse_study(read_toml(path), where=str(path))
+    raw = read_toml(path)
+    if "extends" in raw:
+        shipped, base = shipped_studies(), str(raw.pop("extends"))
+        if base not in shipped:
+            raise ConfigError(
+                f"extends names no shipped study: {base!r}.", where=str(path), why=suggest_names(base, shipped)
+            )
+        raw = {**read_toml(shipped[base]), **raw}
+    return parse_study(raw, where=str(path))
 
 
 def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:

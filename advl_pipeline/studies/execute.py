@@ -6,7 +6,7 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +74,31 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
     Raises:
         ConfigError: a pretrained student does not exist.
     """
-    digests = {}
-    for setting in study.settings:
-        if setting.init is not None and setting.init not in digests:
-            digests[setting.init] = _digest(setting.init, setting.student)
-    return digests
-
-
-def _digest(path: Path, student: str) -> str:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if not files:
+    missing = missing_inits(study)
+    if missing:
+        path, student = next(iter(missing.items()))
         raise ConfigError(
             "The pretrained student does not exist.",
             where=str(path),
             why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=f"advl pretrain --student {student} --output {path}",
+            next_command=f"advl pretrain --student {student} --output {path}, or put the checkpoint there",
         )
+    return {
+        setting.init: _digest(_weight_files(setting.init)) for setting in study.settings if setting.init is not None
+    }
+
+
+def missing_inits(study: StudyConfig) -> dict[Path, str]:
+    """Return the pretrained students that do not exist, with the name of the student each is for."""
+    inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
+    return {path: student for path, student in inits.items() if not _weight_files(path)}
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def _digest(files: Sequence[Path]) -> str:
     state = hashlib.sha256()
     for file in files:
         with file.open("rb") as handle:

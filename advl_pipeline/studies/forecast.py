@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.studies.config import StudyRunConfig, load_study
-from advl_pipeline.studies.execute import init_digests, is_finished
+from advl_pipeline.studies.execute import init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import default_folder
 from advl_pipeline.studies.plan import Cell, build_plan
 
@@ -31,6 +31,7 @@ class Forecast:
     folder: Path
     cells: tuple[CellForecast, ...]
     missing_caches: tuple[Path, ...]
+    missing_inits: tuple[Path, ...]
     seconds_left: float | None
     bytes_left: int | None
     bytes_free: int
@@ -49,12 +50,17 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
     size of finished run folders, or the size of the pretrained student.
 
     Raises:
-        ConfigError: as `load_study`; or a pretrained student is missing.
+        ConfigError: as `load_study`.
     """
     study = load_study(config.study)
     folder = config.output or default_folder(study)
+    absent = tuple(missing_inits(study))
     plan = build_plan(
-        study, folder=folder, caches=config.caches, data_root=config.data_root, init_digests=init_digests(study)
+        study,
+        folder=folder,
+        caches=config.caches,
+        data_root=config.data_root,
+        init_digests={} if absent else init_digests(study),
     )
     timings = [timing for cell in plan.cells if is_finished(cell) for timing in [_measured(cell)]]
     cells = tuple(
@@ -69,6 +75,7 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
         folder=folder,
         cells=cells,
         missing_caches=tuple(need.path for need in plan.caches if not (need.path / "identity.json").exists()),
+        missing_inits=absent,
         seconds_left=sum(known) if len(known) == len(left) else None,
         bytes_left=None if size is None else size * len(left),
         bytes_free=shutil.disk_usage(existing).free,
@@ -118,7 +125,7 @@ def _cell_bytes(cells: Sequence[Cell]) -> int | None:
     sizes = [_folder_bytes(cell.run) for cell in cells if is_finished(cell)]
     if sizes:
         return sum(sizes) // len(sizes)
-    inits = {cell.finetune.init for cell in cells if cell.finetune.init is not None}
+    inits = {cell.finetune.init for cell in cells if cell.finetune.init is not None and cell.finetune.init.exists()}
     return max((_folder_bytes(path) for path in inits), default=None)
 
 

@@ -79,7 +79,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         return None
     summary = read_json(summary_path)
     try:
-        with np.load(arrays_path, allow_pickle=False) as arrays:
+        with arrays_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _evaluation(summary, {name: arrays[name] for name in arrays.files})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(

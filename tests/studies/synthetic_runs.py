@@ -1,0 +1,147 @@
+"""A deterministic executor for tests: writes real run folders whose accuracies follow a known law.
+
+An item is answered rightly when ability exceeds difficulty; difficulties are the same for all methods, so
+that runs are paired as real ones are. `GAINS` states the points that each method adds over plain at 100 shots.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.studies.config import METRICS_OF_TASK, StudyConfig
+from advl_pipeline.studies.plan import CacheNeed, Cell
+
+NUM_ITEMS = 240
+GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}
+BASE = {"test": 62.0, "test-shift": 47.0, "test-unseen": 52.0, "val": 60.0}
+SWAPPED_CHANCE = 27.0
+
+
+def generator(*parts: object) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(repr(parts).encode()))
+
+
+def accuracy(cell: Cell, test_set: str, gains: Mapping[str, float]) -> float:
+    """Expected accuracy in [0, 1]."""
+    shots = cell.shots or 1600
+    gain = gains.get(cell.method, 0.0) * (100 / shots) ** 0.5
+    wobble = generator("wobble", cell.seed, shots).normal(0, 0.8) + generator(cell.cell_id).normal(0, 0.5)
+    return (BASE.get(test_set, 50.0) + 4 * np.log2(shots / 100) + gain + wobble) / 100
+
+
+def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAINS) -> None:
+    """Write what finetuning and evaluation would."""
+    run = cell.run
+    (run / "evaluation").mkdir(parents=True, exist_ok=True)
+    write_json(run / "config.json", config_to_dict(cell.finetune))
+    write_json(
+        run / "environment.json",
+        {"python": "3.11.9", "platform": "Linux", "libraries": {"torch": "2.13.0"}, "command": ["advl", "study"]},
+    )
+    write_json(
+        run / "caches.json",
+        [
+            {"path": str(path), "identity": {"teacher": {"name": name}, "dataset": {"split": "train"}}}
+            for name, path in zip(cell.teachers, cell.finetune.cache, strict=True)
+        ],
+    )
+    random = generator("metrics", cell.cell_id)
+    with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for step in range(0, 30, 10):
+            record: dict[str, Any] = {"step": step, "phase": "adapt" if step == 0 else "finetune", "raw/task": 1.0}
+            if cell.teachers:
+                for modality in ("vision", "text"):
+                    counts, _ = np.histogram(np.clip(random.gamma(4, 0.22, 16), 0, 2), bins=20, range=(0, 2))
+                    record[f"weights/{modality}"] = {
+                        "mean": 0.9, "max": 2.0, "bin_width": 0.1, "counts": counts.tolist(),
+                    }  # fmt: skip
+            file.write(json.dumps(record) + "\n")
+    for test_set in cell.test_sets:
+        evaluate(cell, study, test_set, gains)
+    write_json(
+        run / "result.json",
+        {
+            "status": "done", "method": cell.finetune.method, "num_steps": cell.finetune.num_steps,
+            "seconds": 30.0, "seconds_per_step": 0.09 if cell.teachers else 0.08, "wait_share": 0.02,
+            "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
+            "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,
+            "training_only_parameters": 300_000 if cell.teachers else 0,
+        },
+    )  # fmt: skip
+
+
+def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, float]) -> None:
+    """Write evaluation/<set>.json and .npz."""
+    arrays: dict[str, Any] = {}
+    items: dict[str, np.ndarray] = {}
+    swapped: dict[str, np.ndarray] = {}
+    names = np.array([f"{test_set}-{index}" for index in range(NUM_ITEMS)])
+    for task in cell.finetune.task:
+        metric = METRICS_OF_TASK[task][0]
+        difficulty = generator("difficulty", cell.setting, test_set, task).random(NUM_ITEMS)
+        noise = generator(cell.cell_id, test_set, task).normal(0, 0.15, NUM_ITEMS)
+        threshold = accuracy(cell, test_set, gains)
+        rank = np.argsort(np.argsort(difficulty + noise)) / NUM_ITEMS
+        items[metric] = (rank < threshold).astype(np.float32)
+        chance = generator(cell.cell_id, test_set, task, "swapped").random(NUM_ITEMS)
+        swapped[metric] = (chance < SWAPPED_CHANCE / 100).astype(np.float32)
+        answered = np.where(
+            items[metric] > 0, 0, 1 + generator(task, test_set, cell.seed).integers(3, size=NUM_ITEMS)
+        )
+        scores = generator(cell.cell_id, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
+        scores[np.arange(NUM_ITEMS), answered] = scores.max(axis=1) + 1.0
+        arrays[f"scores/{task}"] = scores
+        arrays[f"example_ids/{task}"] = np.array([f"{name}:{task}" for name in names])
+        arrays[f"labels/{task}"] = np.zeros(NUM_ITEMS, dtype=np.int64)
+    for found, prefix in ((items, "item"), (swapped, "item_swapped")):
+        if {"q2a", "qa2r"} <= set(found):
+            found["q2ar"] = found["q2a"] * found["qa2r"]
+        for metric, values in found.items():
+            arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = values, names
+    folder = cell.run / "evaluation"
+    np.savez_compressed(folder / f"{test_set}.npz", **arrays)
+    metrics = {metric: 100 * float(values.mean()) for metric, values in items.items()}
+    write_json(folder / f"{test_set}.json", {"dataset": cell.finetune.dataset, "split": test_set, "metrics": metrics})
+
+
+def prepare(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> None:
+    """Pretend that the cache was extracted."""
+    write_json(need.path / "identity.json", {"teacher": need.teacher})
+    write_json(need.path / "records" / "provenance.json", {"seconds": 12.5, "command": "advl extract"})
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+STUDY = """
+name = "trial"
+title = "A trial"
+question = "Does it help?"
+dataset = "scenes-vcr"
+tasks = ["vcr-q2a"]
+teachers = ["efficientnet-lite0", "minilm-l6"]
+test_sets = ["test", "test-shift"]
+methods = ["plain", "naive-kd", "advl", "advl-shuffled"]
+shots = [100, 400]
+seeds = {seeds}
+"""
+
+
+def write_study_file(folder: Path, *, num_seeds: int = 5, extra: str = "", **replace: str) -> Path:
+    """Write a study file; `replace` exchanges whole lines by their key."""
+    lines = STUDY.format(seeds=list(range(num_seeds))).strip().splitlines()
+    lines = [
+        f"{line.split(' = ')[0]} = {replace.get(line.split(' = ')[0], line.split(' = ', 1)[1])}" for line in lines
+    ]
+    path = folder / "trial.toml"
+    path.write_text("\n".join(lines) + "\n" + extra, encoding="utf-8")
+    return path

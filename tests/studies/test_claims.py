@@ -1,0 +1,95 @@
+"""Verdicts: each claim can be supported, can fail, and stays open when the study is too small."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import synthetic_runs
+from synthetic_runs import GAINS, write_study_file
+
+from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, judge_claims
+from advl_pipeline.studies.config import StudyRunConfig
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.run import run_study
+
+
+def gathered(folder: Path, *, num_seeds: int = 8, gains: dict[str, float] | None = None, **lines: str) -> StudyResult:
+    return run_study(
+        StudyRunConfig(
+            study=str(write_study_file(folder, num_seeds=num_seeds, **lines)),
+            output=folder / "study",
+            caches=folder / "caches",
+        ),
+        execute=lambda cell, study: synthetic_runs.execute(cell, study, gains=gains or GAINS),
+        prepare=synthetic_runs.prepare,
+    )
+
+
+def verdicts(result: StudyResult) -> dict[str, Verdict]:
+    return {verdict.claim: verdict for verdict in judge_claims(result)}
+
+
+def test_a_real_gain_at_full_data_is_supported(tmp_path: Path) -> None:
+    found = verdicts(gathered(tmp_path, shots='["full"]', gains={**GAINS, "advl": 26.0}))
+    assert found["C1"].outcome == SUPPORTED
+    assert all(test.outcome == SUPPORTED for test in found["C1"].tests)
+
+
+def test_a_gain_that_a_shuffled_teacher_also_gives_is_not_support(tmp_path: Path) -> None:
+    gains = {**GAINS, "advl": 26.0, "advl-shuffled": 26.0}
+    verdict = verdicts(gathered(tmp_path, shots='["full"]', gains=gains))["C1"]
+    assert verdict.outcome != SUPPORTED
+    assert verdict.tests[0].outcome == SUPPORTED
+    assert any("not the teacher's knowledge" in note for note in verdict.notes)
+
+
+def test_without_a_control_nothing_is_supported(tmp_path: Path) -> None:
+    found = verdicts(gathered(tmp_path, shots='["full"]', methods='["plain", "advl"]', gains={**GAINS, "advl": 26.0}))
+    assert found["C1"].outcome == UNDECIDED
+    assert "shuffled or random teacher" in found["C1"].reason
+
+
+def test_no_gain_is_not_supported_when_the_study_could_have_seen_one(tmp_path: Path) -> None:
+    verdict = verdicts(gathered(tmp_path, shots='["full"]', num_seeds=12, gains={"advl": -12.0}))["C1"]
+    assert verdict.outcome == NOT_SUPPORTED
+    assert "Ruled out at 1 points" in verdict.reason
+
+
+def test_three_seeds_decide_nothing(tmp_path: Path) -> None:
+    found = verdicts(gathered(tmp_path, num_seeds=3))
+    assert {verdict.outcome for verdict in found.values()} == {UNDECIDED}
+    assert "3 seeds" in found["C1"].reason
+
+
+def test_what_a_study_lacks_is_said(tmp_path: Path) -> None:
+    found = verdicts(gathered(tmp_path, test_sets='["test"]', shots="[100]", methods='["plain", "advl"]'))
+    assert "no shifted test set" in found["C3"].reason
+    assert "one shot size" in " ".join(found["C2"].notes)
+    assert "naive-kd" in " ".join(found["C5"].notes) or "naive-kd" in found["C5"].reason
+    assert "no full data" in " ".join(found["C1"].notes)
+
+
+def test_every_number_of_a_verdict_comes_from_the_result(tmp_path: Path) -> None:
+    result = gathered(tmp_path, num_seeds=5)
+    found = verdicts(result)
+    trend = next(item for item in result.trends if item.treated == "advl" and item.test_set == "test")
+    assert found["C2"].tests[0].per_seed == pytest.approx([-2 * slope for slope in trend.slope_per_seed])
+    drops = [item for item in result.drops if item.method == "advl" and item.place.test_set == "test-shift"]
+    by_hand = [-sum(values) / len(drops) for values in zip(*(item.change_per_seed for item in drops), strict=True)]
+    assert found["C3"].tests[0].per_seed == pytest.approx(by_hand)
+    adjusted = [test.p_adjusted for verdict in found.values() for test in verdict.tests]
+    raw = [test.p_value for verdict in found.values() for test in verdict.tests]
+    assert all(a >= p for a, p in zip(adjusted, raw, strict=True) if a is not None and p is not None)
+
+
+def test_the_margin_decides_what_is_ruled_out(tmp_path: Path) -> None:
+    result = gathered(tmp_path, shots='["full"]', num_seeds=8, gains={**GAINS, "advl": 2.0})
+    outcomes = {
+        margin: verdicts(dataclasses.replace(result, study=dataclasses.replace(result.study, margin=margin)))[
+            "C1"
+        ].outcome
+        for margin in (0.0, 50.0)
+    }
+    assert outcomes == {0.0: UNDECIDED, 50.0: NOT_SUPPORTED}

@@ -1,0 +1,101 @@
+"""Study files: what is read, what is refused, and how the refusal helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import write_study_file
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.config import load_study, read_study, shipped_studies
+from advl_pipeline.studies.plan import build_plan
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_shipped_studies_plan(name: str, tmp_path: Path) -> None:
+    study = load_study(name)
+    plan = build_plan(study, folder=tmp_path)
+    assert study.name == name
+    assert len({cell.cell_id for cell in plan.cells}) == len(plan.cells)
+    assert {"plain", "advl", "advl-shuffled"} <= set(study.methods)
+    assert len(study.seeds) >= (3 if name == "demo" else 5)
+
+
+def test_every_real_study_has_a_twin_on_scenes() -> None:
+    names = set(shipped_studies())
+    real = {name for name in names if not name.startswith("scenes-")} - {"demo"}
+    assert real == {
+        "vcr-lowshot",
+        "vqa-lowshot",
+        "snli-ve-lowshot",
+        "full",
+        "shift",
+        "ablation",
+        "controls",
+        "teachers",
+    }
+    assert {f"scenes-{name}" for name in real} <= names
+
+
+@pytest.mark.parametrize(
+    ("extra", "line", "named", "near"),
+    [
+        ("metods = 1\n", {}, "metods", "methods"),
+        ("[training]\nnum_step = 3\n", {}, "num_step", "num_steps"),
+        ("[training]\nseed = 3\n", {}, "seed", "set by the grid"),
+        ("[at-shots.100]\nlearnin-rate = 1e-3\n", {}, "learnin-rate", "learning_rate"),
+        ("[at-shots.77]\nnum_steps = 3\n", {}, "77", "does not run"),
+        ("[variants.mine]\nmethod = 'advl'\nselecton = 'all'\n", {}, "selecton", "selection"),
+        ("[variants.mine]\nmethod = 'advl'\nselection = 'al'\n", {"methods": '["plain", "mine"]'}, "'al'", "all"),
+        ("[[settings]]\ndatset = 'x'\n", {}, "datset", "dataset"),
+        ("", {"methods": '["plain", "advll"]'}, "advll", "advl"),
+        ("", {"methods": '["advl"]'}, "advl", "does not run"),
+        ("", {"shots": "[0]"}, "shots", "0"),
+        ("", {"shots": "[100, 100]"}, "shots", "each once"),
+        ("", {"tasks": '["vcr"]'}, "task", "vcr-q2a"),
+        ("", {"seeds": '["a"]'}, "seeds", "'a'"),
+        ("settings = 3\n", {}, "settings", "[[settings]]"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_key_and_what_was_meant(
+    tmp_path: Path, extra: str, line: dict[str, str], named: str, near: str
+) -> None:
+    path = write_study_file(tmp_path, extra=extra, **line)
+    with pytest.raises(ConfigError) as caught:
+        read_study(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert named in message
+    assert near in message
+
+
+def test_unknown_name_lists_near_studies() -> None:
+    with pytest.raises(ConfigError, match="did you mean demo"):
+        load_study("demoo")
+
+
+def test_a_missing_file_and_a_file_that_is_no_toml_are_named(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ", encoding="utf-8")
+    for path in (tmp_path / "absent.toml", broken):
+        with pytest.raises(ConfigError, match=path.name):
+            load_study(str(path))
+
+
+def test_extends_replaces_whole_keys(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\nextends = "demo"\nseeds = [7]\n', encoding="utf-8")
+    study = read_study(path)
+    assert (study.name, study.seeds, study.shots) == ("mine", (7,), (100, 300))
+    path.write_text('name = "mine"\nextends = "dem"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="demo"):
+        read_study(path)
+
+
+def test_settings_inherit_the_plain_keys(tmp_path: Path) -> None:
+    extra = '[[settings]]\nname = "a"\n[[settings]]\nname = "b"\nteachers = ["minilm-l6"]\ndataset = "scenes-vqa"\n'
+    study = read_study(write_study_file(tmp_path, extra=extra + 'tasks = ["vqa"]\n'))
+    assert [setting.dataset for setting in study.settings] == ["scenes-vcr", "scenes-vqa"]
+    assert [setting.metrics for setting in study.settings] == [("q2a",), ("vqa",)]
+    assert study.settings[1].teachers == ("minilm-l6",)

@@ -1,0 +1,106 @@
+"""The grid: cells, their ids, and which option wins."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from synthetic_runs import write_study_file
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.config import StudyConfig, read_study
+from advl_pipeline.studies.plan import Plan, build_plan
+from advl_pipeline.studies.variants import SHIPPED
+from advl_pipeline.training.config import FinetuneConfig
+
+
+def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:
+    return build_plan(read_study(write_study_file(tmp_path, extra=extra, **lines)), folder=tmp_path / "study")
+
+
+def ids(plan: Plan) -> set[str]:
+    return {cell.cell_id for cell in plan.cells}
+
+
+def test_the_grid_is_the_product_and_seeds_vary_slowest(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    assert len(plan.cells) == 4 * 2 * 5
+    assert [cell.seed for cell in plan.cells[:9]] == [0] * 8 + [1]
+    assert plan == plan_of(tmp_path)
+
+
+def test_ids_do_not_depend_on_paths_or_on_the_rest_of_the_grid(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    elsewhere = build_plan(
+        plan.study, folder=tmp_path / "other", caches=Path("other-caches"), data_root=Path("other-data")
+    )
+    assert ids(elsewhere) == ids(plan)
+    assert ids(plan_of(tmp_path, shots="[100]", test_sets='["test"]')) < ids(plan)
+    assert ids(plan_of(tmp_path, title='"Another title"')) == ids(plan)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"extra": "[training]\nnum_steps = 301\n"},
+        {"dataset": '"scenes-snli-ve"'},
+        {"teachers": '["efficientnet-lite1", "minilm-l6"]'},
+        {"extra": "[extraction]\nimage_tokens = 'grid'\n"},
+    ],
+)
+def test_ids_depend_on_what_changes_the_numbers(tmp_path: Path, change: dict[str, str]) -> None:
+    before = {cell.cell_id for cell in plan_of(tmp_path).cells if cell.teachers}
+    after = {cell.cell_id for cell in plan_of(tmp_path, **change).cells if cell.teachers}
+    assert not before & after
+
+
+def test_plain_cells_outlive_another_teacher(tmp_path: Path) -> None:
+    before = {cell.cell_id for cell in plan_of(tmp_path).cells if not cell.teachers}
+    after = {cell.cell_id for cell in plan_of(tmp_path, teachers='["minilm-l6"]').cells if not cell.teachers}
+    assert before == after
+
+
+def test_another_pretrained_student_makes_other_cells(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path, extra='init = "students/a"\n'))
+    one = build_plan(study, folder=tmp_path, init_digests={Path("students/a"): "1"})
+    two = build_plan(study, folder=tmp_path, init_digests={Path("students/a"): "2"})
+    assert not ids(one) & ids(two)
+
+
+def test_variants_win_over_general_overrides(tmp_path: Path) -> None:
+    extra = (
+        "[training]\nnum_steps = 50\nselection = 'prior'\n[at-shots.400]\nnum_steps = 90\n"
+        "[variants.mine]\nmethod = 'advl'\nselection = 'all'\nteachers = ['minilm-l6']\n"
+    )
+    plan = plan_of(tmp_path, extra=extra, methods='["plain", "mine"]')
+    by_place = {(cell.method, cell.shots): cell.finetune for cell in plan.cells}
+    assert (by_place["mine", 100].num_steps, by_place["mine", 400].num_steps) == (50, 90)
+    assert (by_place["mine", 100].selection, by_place["plain", 100].selection) == ("all", "prior")
+    assert by_place["mine", 100].cache == (Path("caches/minilm-l6/scenes-vcr/train"),)
+    assert by_place["plain", 100].cache == ()
+
+
+def test_controls_differ_from_their_method_in_one_thing_only(tmp_path: Path) -> None:
+    names = [name for name, variant in SHIPPED.items() if variant.method == "advl"]
+    plan = plan_of(tmp_path, methods=str(["plain", *names]).replace("'", '"'), seeds="[0]", shots="[100]")
+    cells = {cell.method: cell for cell in plan.cells}
+    free = {"output", "cache"}
+    for name in names:
+        differing = {
+            item.name
+            for item in dataclasses.fields(FinetuneConfig)
+            if getattr(cells[name].finetune, item.name) != getattr(cells["advl"].finetune, item.name)
+        }
+        expected = set(SHIPPED[name].training)
+        assert differing - free == expected, name
+    assert cells["advl-random"].teachers == ("random:efficientnet-lite0", "random:minilm-l6")
+    assert not {str(path) for path in cells["advl-random"].finetune.cache} & {
+        str(path) for path in cells["advl"].finetune.cache
+    }
+
+
+def test_a_method_that_needs_a_teacher_says_so(tmp_path: Path) -> None:
+    study: StudyConfig = read_study(write_study_file(tmp_path, teachers="[]"))
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        build_plan(study, folder=tmp_path)

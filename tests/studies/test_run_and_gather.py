@@ -1,0 +1,356 @@
+"""Running, resuming, sharing and gathering a grid, with an executor that writes real run folders."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import synthetic_runs
+from advl_cli.options import config_from_flags, config_options
+from scipy import stats
+from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
+
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
+from advl_pipeline.studies.folder import read_study_folder
+from advl_pipeline.studies.forecast import forecast_study
+from advl_pipeline.studies.gather import finetune_command, gather_study, pool_histograms
+from advl_pipeline.studies.plan import Cell
+from advl_pipeline.studies.result import Place, StudyResult
+from advl_pipeline.studies.run import Failure, run_study
+from advl_pipeline.studies.run_folder import WeightBins
+from advl_pipeline.training.config import FinetuneConfig
+
+
+def run(
+    tmp_path: Path, *, gains: Mapping[str, float] = GAINS, keep_going: bool = False, num_seeds: int = 5, **lines: str
+) -> StudyResult:
+    config = StudyRunConfig(
+        study=str(write_study_file(tmp_path, num_seeds=num_seeds, **lines)),
+        output=tmp_path / "study",
+        caches=tmp_path / "caches",
+        keep_going=keep_going,
+    )
+    return run_study(
+        config,
+        execute=lambda cell, study: synthetic_runs.execute(cell, study, gains=gains),
+        prepare=synthetic_runs.prepare,
+    )
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    return run(tmp_path_factory.mktemp("gathered"))
+
+
+def place(result: StudyResult, test_set: str, shots: int) -> Place:
+    return next(item for item in result.places() if (item.test_set, item.shots) == (test_set, shots))
+
+
+def stored_items(result: StudyResult, method: str, test_set: str, shots: int) -> np.ndarray:
+    rows = []
+    for cell in result.cells:
+        if (cell.method, cell.shots) == (method, shots):
+            with np.load(result.folder / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
+                rows.append(arrays["item/q2a"].astype(np.float64))
+    return np.stack(rows)
+
+
+def test_standings_are_the_means_of_what_the_runs_stored(result: StudyResult) -> None:
+    assert result.num_finished == len(result.cells) == 40
+    for method, test_set, shots in itertools.product(GAINS, ("test", "test-shift"), (100, 400)):
+        standing = result.standing(place(result, test_set, shots), method)
+        if method == "plain-two-step":
+            assert standing is None
+            continue
+        assert standing is not None
+        expected = 100 * stored_items(result, method, test_set, shots).mean(axis=1)
+        assert standing.per_seed == pytest.approx(expected)
+        assert standing.accuracy.deviation == pytest.approx(expected.std(ddof=1))
+        assert standing.num_items == NUM_ITEMS
+        assert all((result.folder / name / "result.json").exists() for name in standing.runs)
+
+
+def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
+    contrast = result.contrast(place(result, "test", 100), "advl", "plain")
+    assert contrast is not None
+    advl, plain = (stored_items(result, method, "test", 100) for method in ("advl", "plain"))
+    assert contrast.comparison.effect.points == pytest.approx(100 * (advl - plain).mean())
+    assert contrast.comparison.seed_t is not None
+    assert contrast.comparison.seed_t.p_value == pytest.approx(
+        stats.ttest_rel(advl.mean(axis=1), plain.mean(axis=1)).pvalue
+    )
+    assert contrast.family_size == 12
+    assert contrast.seed_p_adjusted is not None
+    assert contrast.seed_p_adjusted >= contrast.comparison.seed_t.p_value
+
+
+def test_the_focus_method_meets_its_controls(result: StudyResult) -> None:
+    contrast = result.contrast(place(result, "test", 100), "advl", "advl-shuffled")
+    assert contrast is not None
+    assert contrast.family == "focus"
+    assert contrast.comparison.effect.points > 2
+
+
+def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyResult) -> None:
+    def mean(method: str, test_set: str, shots: int) -> float:
+        standing = result.standing(place(result, test_set, shots), method)
+        assert standing is not None
+        return standing.accuracy.mean
+
+    trend = next(item for item in result.trends if item.treated == "advl" and item.test_set == "test")
+    gains = [mean("advl", "test", shots) - mean("plain", "test", shots) for shots in (100, 400)]
+    assert trend.sizes == (100, 400)
+    assert [gain.mean for gain in trend.gains] == pytest.approx(gains)
+    assert trend.slope is not None
+    assert trend.slope.mean == pytest.approx((gains[1] - gains[0]) / 2)
+
+    drop = next(item for item in result.drops if item.method == "advl" and item.place.shots == 100)
+    assert drop.drop.mean == pytest.approx(mean("advl", "test", 100) - mean("advl", "test-shift", 100))
+    assert drop.change is not None
+    plain_drop = mean("plain", "test", 100) - mean("plain", "test-shift", 100)
+    assert drop.change.mean == pytest.approx(drop.drop.mean - plain_drop)
+
+    use = next(
+        item
+        for item in result.vision
+        if item.method == "advl" and item.place == place(result, "test", 100) and item.kind == "swapped"
+    )
+    assert use.use.mean == pytest.approx(use.accuracy.mean - use.spoilt.mean)
+    assert use.spoilt.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
+
+
+def test_cost_weights_calibration_caches_and_environment_are_gathered(result: StudyResult) -> None:
+    costs = {(cost.method, cost.shots): cost for cost in result.costs}
+    assert costs["advl", 100].seconds_per_step == pytest.approx(0.09)
+    assert costs["plain", 100].training_only_parameters == 0
+    assert {(item.method, item.modality) for item in result.weights} == {
+        (method, modality) for method in ("naive-kd", "advl", "advl-shuffled") for modality in ("vision", "text")
+    }
+    assert all(sum(item.shares) == pytest.approx(1) for item in result.weights)
+    assert {item.method for item in result.calibrations} == set(result.study.methods)
+    assert len(result.caches) == 2
+    assert result.caches[0].provenance["seconds"] == 12.5
+    assert len(result.environments) == 1
+    assert "command" not in result.environments[0]
+
+
+def test_commands_repeat_the_runs(result: StudyResult) -> None:
+    cell = next(item for item in result.cells if item.method == "advl-shuffled" and item.shots == 400)
+    assert "--teacher-control shuffle" in cell.command
+    assert "--shots 400" in cell.command
+    assert cell.command.count("--cache") == 2
+
+
+def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
+    first = run(tmp_path, num_seeds=1)
+    stamps = {path: path.stat().st_mtime_ns for path in first.folder.rglob("result.json")}
+    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "study", caches=tmp_path / "caches")
+
+    def refuse(cell: Cell, study: StudyConfig) -> None:
+        raise AssertionError(cell.title)
+
+    assert run_study(config, execute=refuse, prepare=synthetic_runs.prepare).num_finished == 8
+    assert stamps == {path: path.stat().st_mtime_ns for path in first.folder.rglob("result.json")}
+
+
+def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path) -> None:
+    run(tmp_path, num_seeds=1)
+    ran: list[tuple[int, str]] = []
+    config = StudyRunConfig(
+        study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
+    )
+
+    def record(cell: Cell, study: StudyConfig) -> None:
+        ran.append((cell.seed, cell.method))
+        synthetic_runs.execute(cell, study)
+
+    run_study(config, execute=record, prepare=synthetic_runs.prepare)
+    assert {seed for seed, _ in ran} == {1}
+    assert len(ran) == 8
+
+
+def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
+    def fail(cell: Cell, study: StudyConfig) -> None:
+        if cell.method == "advl":
+            raise DatasetError("A picture cannot be read.", where="scenes-1.png")
+        synthetic_runs.execute(cell, study)
+
+    path = str(write_study_file(tmp_path, num_seeds=1))
+    config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches")
+    with pytest.raises(DatasetError, match=r"scenes-1\.png"):
+        run_study(config, execute=fail, prepare=synthetic_runs.prepare)
+    failures: list[Failure] = []
+    config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches", keep_going=True)
+    result = run_study(config, execute=fail, prepare=synthetic_runs.prepare, report_failure=failures.append)
+    assert [cell.state for cell in result.cells].count("finished") == 6
+    assert len(failures) == 2
+    assert all("scenes-1.png" in failure.message for failure in failures)
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import synthetic_runs
+from advl_pipeline.studies.config import StudyRunConfig
+from advl_pipeline.studies.run import run_study
+
+def execute(cell, study):
+    with open(sys.argv[3], "a") as log:
+        log.write(f"{sys.argv[4]} {cell.cell_id}\\n")
+    if sys.argv[4] == "victim":
+        time.sleep(600)
+    time.sleep(0.02)
+    synthetic_runs.execute(cell, study)
+
+folder = Path(sys.argv[2])
+run_study(
+    StudyRunConfig(study=str(folder / "trial.toml"), output=folder / "study", caches=folder / "caches"),
+    execute=execute, prepare=synthetic_runs.prepare,
+)
+"""
+
+
+def start_worker(tmp_path: Path, name: str) -> subprocess.Popen[str]:
+    arguments = [str(Path(synthetic_runs.__file__).parent), str(tmp_path), str(tmp_path / f"log-{name}"), name]
+    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def cells_run_by(tmp_path: Path, name: str) -> list[str]:
+    path = tmp_path / f"log-{name}"
+    return [line.split()[1] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) -> None:
+    write_study_file(tmp_path, num_seeds=3)
+    victim = start_worker(tmp_path, "victim")
+    deadline = time.monotonic() + 60
+    while not cells_run_by(tmp_path, "victim") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (held,) = cells_run_by(tmp_path, "victim")
+    workers = {name: start_worker(tmp_path, name) for name in ("one", "two")}
+    for worker in workers.values():
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    ran = [cell for name in workers for cell in cells_run_by(tmp_path, name)]
+    assert len(ran) == len(set(ran)) == 23
+    assert held not in ran
+    pending = [cell for cell in gather_study(tmp_path / "study").cells if cell.state != "finished"]
+    assert [cell.cell_id for cell in pending] == [held]
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate(timeout=30)
+    heir = start_worker(tmp_path, "heir")
+    _, errors = heir.communicate(timeout=120)
+    assert heir.returncode == 0, errors
+    assert cells_run_by(tmp_path, "heir") == [held]
+    assert gather_study(tmp_path / "study").num_finished == 24
+
+
+def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
+    target = tmp_path / "moved"
+    subprocess.run(["cp", "-r", str(result.folder), str(target)], check=True)
+    moved = gather_study(target)
+    assert moved.standings == result.standings
+    assert moved.contrasts == result.contrasts
+
+
+def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path) -> None:
+    config = StudyRunConfig(
+        study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
+    )
+    before = forecast_study(config)
+    assert (before.num_left, before.seconds_left, before.bytes_left) == (16, None, None)
+    assert len(before.missing_caches) == 2
+    assert not (tmp_path / "study").exists()
+    run(tmp_path, num_seeds=1)
+    write_study_file(tmp_path, num_seeds=2)
+    after = forecast_study(config)
+    assert after.num_left == 8
+    assert after.seconds_left == pytest.approx(8 * 30.0)
+    assert after.bytes_left is not None
+    assert after.bytes_left > 8 * 1000
+    assert after.missing_caches == ()
+
+
+def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
+    result = run(tmp_path, num_seeds=1)
+    path = result.folder / result.cells[1].run / "evaluation" / "test.npz"
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    shuffled = np.random.default_rng(0).permutation(NUM_ITEMS)
+    for name in ("item/q2a", "item_ids/q2a", "item_swapped/q2a", "item_swapped_ids/q2a"):
+        arrays[name] = arrays[name][shuffled]
+    np.savez(path, **arrays)
+    again = gather_study(result.folder).contrast(place(result, "test", 100), "naive-kd", "plain")
+    before = result.contrast(place(result, "test", 100), "naive-kd", "plain")
+    assert again is not None
+    assert before is not None
+    assert again.comparison.item_test == before.comparison.item_test
+    arrays["item_ids/q2a"] = np.array([f"other-{index}" for index in range(NUM_ITEMS)])
+    arrays["item_swapped_ids/q2a"] = arrays["item_ids/q2a"]
+    np.savez(path, **arrays)
+    with pytest.raises(ConfigError, match="different items"):
+        gather_study(result.folder)
+
+
+@pytest.mark.parametrize("name", ["result.json", "evaluation/test.json", "evaluation/test.npz", "metrics.jsonl"])
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
+    result = run(tmp_path, num_seeds=1)
+    path = result.folder / result.cells[0].run / name
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ConfigError) as caught:
+        gather_study(result.folder)
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no study"):
+        gather_study(tmp_path)
+    (tmp_path / "study.json").write_text(json.dumps({"study": {}}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"study\.json"):
+        gather_study(tmp_path)
+
+
+def test_histograms_of_unequal_bins_pool_without_loss() -> None:
+    edges, shares, mean, count = pool_histograms(
+        [WeightBins(bin_width=0.1, counts=(4,) * 10), WeightBins(bin_width=0.2, counts=(6,) * 10)]
+    )
+    assert count == 100
+    assert sum(shares) == pytest.approx(1)
+    assert edges[-1] == pytest.approx(2.0)
+    assert sum(shares[:10]) == pytest.approx((40 + 30) / 100)
+    assert mean == pytest.approx((40 * 0.5 + 60 * 1.0) / 100)
+
+
+def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult) -> None:
+    plan, _ = read_study_folder(result.folder)
+    for cell in plan.cells[:8]:
+        parsed: list[FinetuneConfig] = []
+
+        @click.command()
+        @config_options(FinetuneConfig)
+        def finetune(parsed: list[FinetuneConfig] = parsed, **flags: Any) -> None:
+            parsed.append(config_from_flags(FinetuneConfig, flags))
+
+        finetune.main(shlex.split(finetune_command(cell.finetune))[2:], standalone_mode=False)
+        assert parsed == [cell.finetune]
+
+
+def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Path) -> None:
+    path = write_study_file(tmp_path, extra=f'init = "{tmp_path / "student"}"\n')
+    config = StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches")
+    assert forecast_study(config).missing_inits == (tmp_path / "student",)
+    with pytest.raises(ConfigError, match="advl pretrain"):
+        run_study(config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare)
