@@ -1,0 +1,299 @@
+"""Confidence of teachers in the ground truth, per example: what Adaptive Confidence-based Weighting is fed with.
+
+Estimators (METHOD.md): `probe`, one cross-fitted linear head per modality; `probe-joint`, one head over both;
+`zero-shot`, the softmax over candidates of an aligned pair of towers; `none`. Only stores and labels are read, never
+a teacher. An example's confidence depends on the labels of other folds alone, and only on the examples named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_array
+from scipy.special import softmax
+
+from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
+from advl_pipeline.extraction.folds import assign_folds
+from advl_pipeline.extraction.probe import ProbeData, cross_fitted_probability
+from advl_pipeline.extraction.probe_features import ProbeFeatures, View
+
+if TYPE_CHECKING:
+    from advl_pipeline.cache.reader import TeacherCache
+
+ESTIMATORS = ("probe", "probe-joint", "zero-shot", "none")
+
+SCHEMA_VERSION = 1
+"""Raised whenever the same inputs would give other numbers."""
+
+_log = logging.getLogger(__name__)
+
+
+def estimate_confidence(
+    *,
+    caches: Sequence[TeacherCache],
+    dataset: Dataset,
+    example_ids: Sequence[str],
+    estimator: str,
+    folds: int,
+    seed: int,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Estimate the probability that the teachers give to the ground truth.
+
+    Items on one picture, hence both tasks of a question, share a fold. Each task has heads of its own. The order of
+    `example_ids` does not matter.
+
+    Args:
+        caches: of the split that the examples are from.
+        dataset: the labelled split.
+        example_ids: n distinct ids; heads are fitted on these alone.
+        estimator: one of `ESTIMATORS`.
+        folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
+        seed: chooses the folds.
+
+    Returns:
+        Modality ("vision", "text", "joint") -> (n,) float32 in [0, 1], in the order of `example_ids`. `probe` gives
+        each modality that a cache has, `probe-joint` and `zero-shot` "joint", `none` nothing.
+
+    Raises:
+        ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
+        DatasetError: an example without a label.
+    """
+    return {
+        view: _estimate_view(caches, dataset, example_ids, estimator, view, folds, seed)
+        for view in confidence_views(caches, estimator)
+    }
+
+
+def load_or_estimate_confidence(
+    *,
+    caches: Sequence[TeacherCache],
+    dataset: Dataset,
+    example_ids: Sequence[str],
+    estimator: str,
+    folds: int,
+    seed: int,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """As `estimate_confidence`, but what the caches store under the same identity is read, and what is new is stored.
+
+    A set lies in the first cache that it depends on. Where that cache cannot be written to, the estimate is used and
+    a warning is logged.
+    """
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for view in confidence_views(caches, estimator):
+        used = _caches_of(caches, view)
+        identity = confidence_identity(
+            caches=used,
+            dataset=dataset,
+            example_ids=example_ids,
+            estimator=estimator,
+            view=view,
+            folds=folds,
+            seed=seed,
+        )
+        stored = read_confidence(used[0].path, identity)
+        if stored is not None:
+            value_of = dict(zip(stored[0], stored[1].tolist(), strict=True))
+            found[view] = np.array([value_of[name] for name in example_ids], dtype=np.float32)
+            continue
+        found[view] = _estimate_view(caches, dataset, example_ids, estimator, view, folds, seed)
+        try:
+            write_confidence(used[0].path, identity, example_ids, found[view])
+        except (StorageError, PermissionError) as error:
+            _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
+    return found
+
+
+def confidence_views(caches: Sequence[TeacherCache], estimator: str) -> tuple[View, ...]:
+    """Return the modalities that an estimator gives with these caches.
+
+    Raises:
+        ConfigError: an unknown estimator, or caches that lack what it needs.
+    """
+    if estimator not in ESTIMATORS:
+        raise ConfigError(
+            f"There is no confidence estimator {estimator!r}.",
+            where="confidence",
+            why=suggest_names(estimator, ESTIMATORS),
+        )
+    if estimator == "none":
+        return ()
+    has_image = any(cache.image is not None for cache in caches)
+    has_text = any(cache.text is not None for cache in caches)
+    if estimator == "probe":
+        views: dict[View, bool] = {"vision": has_image, "text": has_text}
+        return tuple(view for view, present in views.items() if present)
+    if not (has_image and has_text):
+        raise ConfigError(
+            f"The confidence estimator {estimator!r} needs image and text features.",
+            why="the caches hold " + ("only images" if has_image else "only texts" if has_text else "neither"),
+            next_command="give a second --cache, or use --confidence probe",
+        )
+    if estimator == "zero-shot":
+        _aligned_cache(caches)
+    return ("joint",)
+
+
+def confidence_identity(
+    *,
+    caches: Sequence[TeacherCache],
+    dataset: Dataset,
+    example_ids: Sequence[str],
+    estimator: str,
+    view: str,
+    folds: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return everything that changes a set's numbers, as plain JSON types; not the order of the examples."""
+    examples = _examples_of(dataset, sorted(example_ids))
+    truth = [[example.example_id, example.label, [list(pair) for pair in example.soft_label]] for example in examples]
+    identity: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "estimator": estimator,
+        "view": view,
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "tasks": sorted({example.task for example in examples}),
+        "examples": hashlib.sha256("\n".join(sorted(example_ids)).encode()).hexdigest(),
+        "truth": digest(truth),
+        "caches": [cache.identity_digest for cache in caches],
+    }
+    if estimator != "zero-shot":
+        identity |= {"folds": folds, "seed": seed}
+    return identity
+
+
+def _estimate_view(
+    caches: Sequence[TeacherCache],
+    dataset: Dataset,
+    example_ids: Sequence[str],
+    estimator: str,
+    view: View,
+    folds: int,
+    seed: int,
+) -> npt.NDArray[np.float32]:
+    names = sorted(example_ids)
+    if len(set(names)) != len(names) or not names:
+        raise ValueError("confidence needs at least one example id, each once")
+    examples = _examples_of(dataset, names)
+    fold_N = assign_folds([example.image.unit_id for example in examples], folds=folds, seed=seed)
+    tasks = np.array([example.task for example in examples])
+    probability_N = np.zeros(len(names), dtype=np.float32)
+    for task in sorted(set(tasks.tolist())):
+        rows = np.flatnonzero(tasks == task)
+        chosen = [examples[row] for row in rows]
+        if estimator == "zero-shot":
+            probability_N[rows] = _zero_shot(_aligned_cache(caches), chosen)
+            continue
+        data = _probe_data(_caches_of(caches, view), dataset, chosen, view)
+        # Folds that hold no example of this task close ranks, so that every head has something to be checked on.
+        _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
+        probability_N[rows] = cross_fitted_probability(data, fold_of_task.astype(np.int64))
+    place = {name: row for row, name in enumerate(names)}
+    return probability_N[[place[name] for name in example_ids]]
+
+
+def _probe_data(
+    caches: Sequence[TeacherCache], dataset: Dataset, examples: Sequence[Example], view: View
+) -> ProbeData:
+    task = examples[0].task
+    builder = ProbeFeatures(
+        image=[cache.image for cache in caches if cache.image is not None],
+        text=[cache.text for cache in caches if cache.text is not None],
+    )
+    choice = task in MULTIPLE_CHOICE_TASKS
+    features_NCF = builder.build(examples, view=view, per_candidate=choice)
+    if task == "vqa":
+        num_classes = len(dataset.label_names(task))
+        return ProbeData(
+            kind="soft-labels",
+            features_NCF=features_NCF,
+            score_NK=_soft_labels(examples, num_classes),
+            num_classes=num_classes,
+        )
+    label_N = np.array([_label_of(example) for example in examples], dtype=np.int64)
+    if not choice:
+        return ProbeData(
+            kind="classes", features_NCF=features_NCF, label_N=label_N, num_classes=len(dataset.label_names(task))
+        )
+    counts_N = np.array([len(example.candidates) for example in examples])
+    valid_NC = np.arange(features_NCF.shape[1]) < counts_N[:, None]
+    return ProbeData(
+        kind="choice", features_NCF=features_NCF, valid_NC=None if valid_NC.all() else valid_NC, label_N=label_N
+    )
+
+
+def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+    """Softmax over candidates of logit_scale * cosine(image, candidate's text)."""
+    if cache.image is None or cache.text is None:
+        raise ValueError("an aligned cache has both modalities")
+    if examples[0].task not in MULTIPLE_CHOICE_TASKS:
+        raise ConfigError(
+            f"Zero-shot confidence is defined for multiple choice, not for {examples[0].task}.",
+            where="confidence",
+            next_command="use --confidence probe",
+        )
+    scale = float(cache.identity["teacher"]["logit_scale"])
+    image_ND = _unit_rows(cache.image.global_features([example.image.unit_id for example in examples]))
+    probability_N = np.empty(len(examples), dtype=np.float32)
+    for row, example in enumerate(examples):
+        text_CD = _unit_rows(cache.text.global_features([choice.text_unit.unit_id for choice in example.candidates]))
+        probability_N[row] = softmax(scale * (text_CD @ image_ND[row]))[_label_of(example)]
+    return probability_N
+
+
+def _aligned_cache(caches: Sequence[TeacherCache]) -> TeacherCache:
+    for cache in caches:
+        if cache.image is not None and cache.text is not None and cache.identity["teacher"].get("logit_scale"):
+            return cache
+    raise ConfigError(
+        "Zero-shot confidence needs a cache of an aligned pair of towers, such as clip-vit-l.",
+        where="confidence",
+        next_command="use --confidence probe",
+    )
+
+
+def _caches_of(caches: Sequence[TeacherCache], view: str) -> list[TeacherCache]:
+    if view == "joint":
+        return list(caches)
+    return [cache for cache in caches if (cache.image if view == "vision" else cache.text) is not None]
+
+
+def _examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
+    place = {name: index for index, name in enumerate(dataset.example_ids)}
+    unknown = [name for name in names if name not in place]
+    if unknown:
+        raise DatasetError(
+            "An example is not in this split.", where=f"{dataset.name}, split {dataset.split}", why=repr(unknown[0])
+        )
+    return [dataset[place[name]] for name in names]
+
+
+def _label_of(example: Example) -> int:
+    if example.label is None:
+        raise DatasetError(
+            "An example has no label, so no confidence in its ground truth can be estimated.",
+            where=example.example_id,
+            next_command="use a labelled split, or --no-confidence",
+        )
+    return example.label
+
+
+def _soft_labels(examples: Sequence[Example], num_classes: int) -> csr_array:
+    triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
+    rows, columns, scores = (list(part) for part in zip(*triples, strict=True)) if triples else ([], [], [])
+    return csr_array((np.array(scores, np.float32), (rows, columns)), shape=(len(examples), num_classes))
+
+
+def _unit_rows(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    rows = np.asarray(values, np.float32)
+    unit: npt.NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit

@@ -1,0 +1,261 @@
+"""Cross-fitted linear probes: how probable the ground truth is by a head that never saw the example.
+
+A head is a regularised logistic regression on standardised features. Its strength of regularisation is chosen
+inside the training folds, on the next fold, so that nothing of an example's own fold, labels included, reaches
+the head that predicts it; only the rule for the features' scale and the head are fitted at all.
+
+Shapes: N examples, C candidates (1 outside multiple choice), F features, K classes, n examples being fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.sparse import csr_array
+from scipy.special import expit, log_softmax, logsumexp, softmax
+
+FloatArray = npt.NDArray[np.float64]
+Kind = Literal["choice", "classes", "soft-labels"]
+
+PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
+"""L2 penalties tried, from strong to weak, for features of about unit norm and the mean loss per example."""
+
+DEFAULT_PENALTY = 0.1
+"""Penalty where there are too few folds to choose one."""
+
+MAX_FIT_EXAMPLES = 20_000
+"""Most examples that one head is fitted on, evenly spaced ones of its training folds: a few hundred features need
+no more, and memory stays bounded."""
+
+PREDICT_BLOCK = 4096
+"""Examples scored at a time, which bounds the memory for thousands of classes."""
+
+MAX_ITERATIONS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeData:
+    """Features and truth of N examples.
+
+    `choice`: `features_NCF` of each candidate, `valid_NC` false for candidates that an example lacks, `label_N`.
+    `classes`: C = 1, `label_N` in [0, num_classes). `soft-labels`: C = 1, `score_NK` in [0, 1],
+    sparse because there are thousands of classes and few answers.
+    """
+
+    kind: Kind
+    features_NCF: npt.NDArray[np.float32]
+    valid_NC: npt.NDArray[np.bool_] | None = None
+    label_N: npt.NDArray[np.int64] | None = None
+    score_NK: csr_array | None = None
+    num_classes: int = 0
+
+    def __len__(self) -> int:
+        return len(self.features_NCF)
+
+
+def cross_fitted_probability(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the probability given to the ground truth of each example, (N,) float32 in [0, 1].
+
+    Multiple choice: softmax over the candidates. Classes: softmax over the classes; one that the training folds lack
+    gets what the head's intercept leaves it. Soft labels: c = sum_a score(a) p(a) / sum_a score(a) with p the
+    sigmoid, 0 for an example without any score. With one fold alone nothing can be fitted on others: chance.
+
+    Args:
+        data: the examples.
+        fold_N: fold of each example, from `folds.assign_folds`.
+    """
+    num_folds = int(fold_N.max(initial=0)) + 1
+    if num_folds < 2:
+        return _chance(data)
+    centred = _centred(data)
+    probability_N = np.zeros(len(data), dtype=np.float32)
+    for fold in range(num_folds):
+        held_out = np.flatnonzero(fold_N == fold)
+        penalty = _choose_penalty(data, centred, fold_N, fold, num_folds)
+        (head,) = _Head.fit(data, centred, np.flatnonzero(fold_N != fold), [penalty])
+        probability_N[held_out] = head.truth_probability(data, centred, held_out)
+    return probability_N
+
+
+def _choose_penalty(
+    data: ProbeData, centred: npt.NDArray[np.float32], fold_N: npt.NDArray[np.int64], fold: int, num_folds: int
+) -> float:
+    if num_folds < 3:
+        return DEFAULT_PENALTY
+    inner = (fold + 1) % num_folds
+    validation = np.flatnonzero(fold_N == inner)
+    training = np.flatnonzero((fold_N != fold) & (fold_N != inner))
+    best, lowest = PENALTIES[0], np.inf
+    for penalty, head in zip(PENALTIES, _Head.fit(data, centred, training, PENALTIES), strict=True):
+        loss = head.mean_loss(data, centred, validation)
+        # Weaker penalties only overfit more from here on, and take the longest.
+        if loss >= lowest:
+            break
+        best, lowest = penalty, loss
+    return best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """Weights (F, O) and intercepts (O,) on standardised features; O = 1 for multiple choice, else K."""
+
+    weight_FO: FloatArray
+    intercept_O: FloatArray
+    mean_F: FloatArray
+    scale_F: FloatArray
+
+    @classmethod
+    def fit(
+        cls,
+        data: ProbeData,
+        centred: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+        penalties: Sequence[float],
+    ) -> Iterator[_Head]:
+        """Yield one head per penalty, fitted on the examples `rows`, each starting from the one before."""
+        if len(rows) > MAX_FIT_EXAMPLES:
+            rows = rows[np.linspace(0, len(rows) - 1, MAX_FIT_EXAMPLES).round().astype(np.int64)]
+        features = centred[rows]
+        used = features if data.valid_NC is None else features[data.valid_NC[rows]]
+        flat = used.reshape(-1, features.shape[-1]).astype(np.float64)
+        mean_F = flat.mean(axis=0)
+        deviation_F = flat.std(axis=0)
+        # Features that do not vary say nothing; the root of their number keeps the norm of an example near one.
+        varies_F = deviation_F > 1e-6
+        scale_F = np.where(varies_F, 1.0 / np.where(varies_F, deviation_F, 1.0), 0.0) / np.sqrt(
+            max(varies_F.sum(), 1)
+        )
+        scaled = (features.astype(np.float64) - mean_F) * scale_F
+        objective, start = _objective(data, rows, scaled)
+        num_features = scaled.shape[-1]
+        for penalty in penalties:
+            found = minimize(
+                objective,
+                start,
+                args=(penalty,),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": MAX_ITERATIONS, "ftol": 1e-6, "gtol": 1e-5},
+            )
+            start = found.x
+            table = start.reshape(num_features + 1, -1)
+            yield cls(weight_FO=table[:-1], intercept_O=table[-1], mean_F=mean_F, scale_F=scale_F)
+
+    def scores(self, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> FloatArray:
+        """Return (n, C, O) scores. The scaling is folded into the weights, so no copy of the features is made."""
+        weight_FO = self.weight_FO * self.scale_F[:, None]
+        shift_O = self.intercept_O - self.mean_F @ weight_FO
+        scores: FloatArray = centred[rows] @ weight_FO.astype(np.float32) + shift_O
+        return scores
+
+    def mean_loss(self, data: ProbeData, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> float:
+        """Return the mean negative log-likelihood per example."""
+        total = 0.0
+        for block in _blocks(rows):
+            scores = self.scores(centred, block)
+            if data.score_NK is not None:
+                total += _binary_loss(scores[:, 0], data.score_NK[block].toarray())
+                continue
+            assert data.label_N is not None
+            logits = _masked(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
+            picked = np.take_along_axis(log_softmax(logits, axis=1), data.label_N[block][:, None], axis=1)
+            total -= float(picked.sum())
+        return total / len(rows)
+
+    def truth_probability(
+        self, data: ProbeData, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+    ) -> FloatArray:
+        """Return (n,) probabilities of the ground truth."""
+        parts: list[FloatArray] = []
+        for block in _blocks(rows):
+            scores = self.scores(centred, block)
+            if data.score_NK is not None:
+                score_nK = data.score_NK[block].toarray().astype(np.float64)
+                total_n = score_nK.sum(axis=1)
+                parts.append((score_nK * expit(scores[:, 0])).sum(axis=1) / np.where(total_n > 0, total_n, 1.0))
+                continue
+            assert data.label_N is not None
+            logits = _masked(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
+            picked = np.take_along_axis(softmax(logits, axis=1), data.label_N[block][:, None], axis=1)
+            parts.append(picked[:, 0])
+        return np.concatenate(parts)
+
+
+Objective = Callable[[FloatArray, float], tuple[float, FloatArray]]
+
+
+def _objective(data: ProbeData, rows: npt.NDArray[np.int64], scaled: FloatArray) -> tuple[Objective, FloatArray]:
+    """Return the penalised mean loss with its gradient, and where to start; parameters are (F + 1, O), flattened."""
+    count, _, num_features = scaled.shape
+    flat = scaled.reshape(-1, num_features)
+    num_outputs = 1 if data.kind == "choice" else data.num_classes
+    start_FO = np.zeros((num_features + 1, num_outputs))
+    if data.score_NK is not None:
+        target_nK = data.score_NK[rows].toarray().astype(np.float64)
+        rate_K = (target_nK.sum(axis=0) + 0.5) / (count + 1.0)
+        start_FO[-1] = np.log(rate_K / (1 - np.minimum(rate_K, 1 - 1e-6)))
+    else:
+        assert data.label_N is not None
+        label_n = data.label_N[rows]
+
+    def evaluate(parameters: FloatArray, penalty: float) -> tuple[float, FloatArray]:
+        table = parameters.reshape(num_features + 1, num_outputs)
+        scores = flat @ table[:-1] + table[-1]
+        if data.score_NK is not None:
+            loss = _binary_loss(scores, target_nK)
+            residual = expit(scores) - target_nK
+        else:
+            logits = _masked(scores.reshape(count, -1), data, rows) if data.kind == "choice" else scores
+            normaliser = logsumexp(logits, axis=1)
+            loss = float((normaliser - logits[np.arange(count), label_n]).sum())
+            residual = np.exp(logits - normaliser[:, None])
+            residual[np.arange(count), label_n] -= 1.0
+            residual = residual.reshape(len(flat), num_outputs)
+        gradient = np.empty_like(table)
+        gradient[:-1] = flat.T @ residual / count + penalty * table[:-1]
+        # An intercept shared by all candidates changes nothing, so it stays at zero there.
+        gradient[-1] = 0.0 if data.kind == "choice" else residual.sum(axis=0) / count
+        return loss / count + 0.5 * penalty * float((table[:-1] ** 2).sum()), gradient.ravel()
+
+    return evaluate, start_FO.ravel()
+
+
+def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    return np.array_split(rows, max(1, -(-len(rows) // PREDICT_BLOCK)))
+
+
+def _binary_loss(scores_nK: FloatArray, target_nK: npt.NDArray[np.floating]) -> float:
+    return float((np.logaddexp(0.0, scores_nK) - target_nK * scores_nK).sum())
+
+
+def _masked(scores_nC: FloatArray, data: ProbeData, rows: npt.NDArray[np.int64]) -> FloatArray:
+    return scores_nC if data.valid_NC is None else np.where(data.valid_NC[rows], scores_nC, -np.inf)
+
+
+def _centred(data: ProbeData) -> npt.NDArray[np.float32]:
+    """For multiple choice, take the mean over an example's candidates away: only differences can matter."""
+    if data.kind != "choice":
+        return data.features_NCF
+    if data.valid_NC is None:
+        mean_N1F = data.features_NCF.mean(axis=1, keepdims=True)
+        differences: npt.NDArray[np.float32] = data.features_NCF - mean_N1F
+        return differences
+    weight_NC1 = data.valid_NC[..., None].astype(np.float32)
+    mean_N1F = (data.features_NCF * weight_NC1).sum(axis=1, keepdims=True) / weight_NC1.sum(axis=1, keepdims=True)
+    centred: npt.NDArray[np.float32] = (data.features_NCF - mean_N1F) * weight_NC1
+    return centred
+
+
+def _chance(data: ProbeData) -> npt.NDArray[np.float32]:
+    if data.kind != "choice":
+        return np.full(len(data), 1.0 / data.num_classes, dtype=np.float32)
+    if data.valid_NC is None:
+        return np.full(len(data), 1.0 / data.features_NCF.shape[1], dtype=np.float32)
+    count_N = data.valid_NC.sum(axis=1).astype(np.float32)
+    chance_N: npt.NDArray[np.float32] = 1.0 / count_N
+    return chance_N
