@@ -1,0 +1,24 @@
+"""What `advl report` writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advl_pipeline.configuration import option
+
+ReportFormat = Literal["html", "csv", "json", "latex", "md"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """Configuration of `advl report`."""
+
+    study: Path = option(help="Study folder, as `advl study` wrote it.")
+    to: ReportFormat = option("html", help="One self-contained page, or the numbers in another form.")
+    output: Path | None = option(None, help="File to write [default: report.EXT in the study folder].")
+    data_root: Path | None = option(
+        None, help="Folder of the datasets, for examples [default: $ADVL_DATA or datasets/]."
+    )
+    num_examples: int = option(6, help="Examples shown where the two students differ; 0 for none.")

@@ -1,0 +1,33 @@
+"""A figure of the page: panels, a caption, the numbers behind it as a table, and the runs they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One SVG of a figure with its heading."""
+
+    heading: str
+    svg: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """What a section shows. `series` are the methods in it, for the legend; `rows` repeat every number drawn."""
+
+    identifier: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    series: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    runs: tuple[str, ...]
+    wide: bool = False
+
+
+def distinct(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,224 @@
+"""Figures with one row per method: verdict forests, shift drops, use of vision, costs.
+
+Rows keep their order from the study; each row is a group that the legend can emphasise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from advl_pipeline.evaluation.statistics import Interval
+from advl_pipeline.reporting import wording
+from advl_pipeline.reporting.figure import Figure, Panel, distinct
+from advl_pipeline.reporting.look import Look
+from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
+from advl_pipeline.studies.claims import ClaimTest
+from advl_pipeline.studies.config import shots_label
+from advl_pipeline.studies.result import ShiftDrop, StudyResult, VisionUse
+
+_ROW = 24.0
+_WIDTH = 340.0
+_NAMES = 128.0
+
+
+def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str) -> str:
+    """Draw one test of a claim: mean, 95 % interval over seeds, single seeds, zero, and the margin that matters.
+
+    Args:
+        test: what was tested, in points; positive is in favour of the claim.
+        reach: the axis spans [-reach, reach], the same for all tests of a page.
+        margin: smallest gain that would matter.
+        identifier: unique on the page.
+    """
+    canvas = Canvas(
+        width=300,
+        height=30,
+        identifier=identifier,
+        title=test.name,
+        description=f"Mean {wording.signed(test.mean)} {test.unit}, 95 % interval {wording.interval(test.interval)}.",
+    )
+    x = linear((-reach, reach), (6, 294))
+    canvas.rect(x(0), 3, x(margin) - x(0), 24, "margin")
+    canvas.line(x(0), 1, x(0), 29, "zero")
+    if test.interval is not None:
+        low, high = max(test.interval.low, -reach), min(test.interval.high, reach)
+        canvas.line(x(low), 15, x(high), 15, "bar c1")
+        for end in (test.interval.low, test.interval.high):
+            if -reach <= end <= reach:
+                canvas.line(x(end), 11, x(end), 19, "bar c1")
+    for value in test.per_seed:
+        if -reach <= value <= reach:
+            canvas.marker(x(value), 15, "circle", "seed c1", radius=2.2)
+    canvas.marker(x(min(max(test.mean, -reach), reach)), 15, "circle", "point c1", radius=4.6)
+    return canvas.render()
+
+
+def mini_bar(interval: Interval, mean: float, *, reach: float) -> str:
+    """Draw an interval in a table cell; decorative, the cell holds the same numbers as text."""
+    x = linear((-reach, reach), (2, 62))
+    low, high = max(interval.low, -reach), min(interval.high, reach)
+    side = "up" if interval.low > 0 else "down" if interval.high < 0 else "open"
+    return (
+        f'<svg class="mini {side}" viewBox="0 0 64 12" aria-hidden="true" focusable="false">'
+        f'<line class="zero" x1="{x(0):.1f}" y1="0" x2="{x(0):.1f}" y2="12"/>'
+        f'<line class="bar" x1="{x(low):.1f}" y1="6" x2="{x(high):.1f}" y2="6"/>'
+        f'<circle class="point" cx="{x(min(max(mean, -reach), reach)):.1f}" cy="6" r="2.6"/></svg>'
+    )
+
+
+def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
+    """From in-domain accuracy to shifted accuracy, one row per method; None without a shifted set."""
+    drops = [item for item in result.drops if (item.place.setting, item.place.metric) == (setting, metric)]
+    if not drops:
+        return None
+    accuracies = {(item.place, item.method): item.accuracy.mean for item in result.standings}
+    pairs = {id(item): _drop_ends(item, accuracies) for item in drops}
+    ticks = nice_ticks(min(min(pair) for pair in pairs.values()), max(max(pair) for pair in pairs.values()))
+    panels = []
+    for number, (test_set, shots) in enumerate(
+        dict.fromkeys((item.place.test_set, item.place.shots) for item in drops)
+    ):
+        inside = [item for item in drops if (item.place.test_set, item.place.shots) == (test_set, shots)]
+        panels.append(
+            Panel(
+                heading=f"{inside[0].reference} → {test_set}, {wording.shots_text(shots)}",
+                svg=_dumbbells(
+                    [(item.method, *pairs[id(item)], wording.signed(-item.drop.mean)) for item in inside],
+                    look,
+                    ticks,
+                    identifier=f"drop-{setting}-{metric}-{number}",
+                    title=f"Accuracy from {inside[0].reference} to {test_set} at {wording.shots_text(shots)}",
+                ),
+            )
+        )
+    rows = tuple(
+        (
+            item.place.test_set,
+            look[item.method].label,
+            shots_label(item.place.shots),
+            wording.spread(item.drop),
+            wording.signed(item.change.mean) if item.change else "",
+            wording.interval(item.change.interval) if item.change else "",
+        )
+        for item in drops
+    )
+    return Figure(
+        identifier=f"drop-{setting}-{metric}",
+        title="What the shift costs",
+        caption=(
+            f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means over "
+            "seeds; the number is what is lost, in points."
+        ),
+        panels=tuple(panels),
+        series=distinct(item.method for item in drops),
+        columns=("shifted set", "method", "shots", "drop", "drop minus the baseline's", "95 % interval"),
+        rows=rows,
+        runs=_runs(result, setting, metric),
+    )
+
+
+def _drop_ends(item: ShiftDrop, accuracies: Mapping[object, float]) -> tuple[float, float]:
+    after = accuracies[item.place, item.method]
+    return after + item.drop.mean, after
+
+
+def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
+    """From accuracy with the picture to accuracy without it; None when no run was scored so."""
+    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
+    uses = [
+        item
+        for item in result.vision
+        if (item.place.setting, item.place.metric, item.place.test_set) == (setting, metric, reference)
+    ]
+    if not uses:
+        return None
+    ends = [end for item in uses for end in (item.accuracy.mean, item.spoilt.mean)]
+    ticks = nice_ticks(min(ends), max(ends))
+    panels = []
+    for number, (kind, shots) in enumerate(dict.fromkeys((item.kind, item.place.shots) for item in uses)):
+        inside: list[VisionUse] = [item for item in uses if (item.kind, item.place.shots) == (kind, shots)]
+        panels.append(
+            Panel(
+                heading=f"picture {kind}, {wording.shots_text(shots)}",
+                svg=_dumbbells(
+                    [
+                        (item.method, item.accuracy.mean, item.spoilt.mean, wording.signed(-item.use.mean))
+                        for item in inside
+                    ],
+                    look,
+                    ticks,
+                    identifier=f"vision-{setting}-{metric}-{number}",
+                    title=f"Accuracy with the picture and with it {kind}, {wording.shots_text(shots)}",
+                ),
+            )
+        )
+    rows = tuple(
+        (
+            item.kind,
+            look[item.method].label,
+            shots_label(item.place.shots),
+            wording.spread(item.use),
+            wording.signed(item.change.mean) if item.change else "",
+            wording.interval(item.change.interval) if item.change else "",
+        )
+        for item in uses
+    )
+    return Figure(
+        identifier=f"vision-{setting}-{metric}",
+        title="Does the student use the image?",
+        caption=(
+            f"{wording.metric_name(metric)} on {reference} with the true picture (filled) and with a spoilt one (hollow). "
+            "The longer the line, the more the answers hang on the picture."
+        ),
+        panels=tuple(panels),
+        series=distinct(item.method for item in uses),
+        columns=("picture", "method", "shots", "use", "use minus the baseline's", "95 % interval"),
+        rows=rows,
+        runs=_runs(result, setting, metric),
+    )
+
+
+def _dumbbells(
+    items: Sequence[tuple[str, float, float, str]],
+    look: Mapping[str, Look],
+    ticks: Sequence[float],
+    *,
+    identifier: str,
+    title: str,
+) -> str:
+    """Rows of (method, filled end, hollow end, what is written beside)."""
+    height = 8 + _ROW * len(items) + 22
+    told = [
+        f"{look[method].label}: {wording.percent(one)} to {wording.percent(other)} ({text})"
+        for method, one, other, text in items
+    ]
+    canvas = Canvas(
+        width=_WIDTH, height=height, identifier=identifier, title=title, description="; ".join(told) + "."
+    )
+    x = linear((ticks[0], ticks[-1]), (_NAMES + 8, _WIDTH - 44))
+    for tick in ticks:
+        canvas.line(x(tick), 4, x(tick), height - 20, "grid")
+        canvas.text(x(tick), height - 6, f"{tick:g}", "tick", anchor="middle")
+    for number, (method, one, other, text) in enumerate(items):
+        style, y = look[method], 8 + _ROW * (number + 0.5)
+        canvas.open_group("series", style.series)
+        canvas.text(_NAMES, y + 4, _shorten(style.label), "name", anchor="end")
+        canvas.line(x(one), y, x(other), y, f"bar {style.colour}")
+        canvas.marker(x(other), y, style.shape, f"point {style.colour} hollow")
+        canvas.marker(x(one), y, style.shape, f"point {style.colour}")
+        canvas.text(_WIDTH, y + 4, text, "value", anchor="end")
+        canvas.close_group()
+    return canvas.render()
+
+
+def _shorten(label: str, *, limit: int = 22) -> str:
+    return label if len(label) <= limit else label[: limit - 1] + "…"
+
+
+def _runs(result: StudyResult, setting: str, metric: str) -> tuple[str, ...]:
+    return distinct(
+        run
+        for standing in result.standings
+        if (standing.place.setting, standing.place.metric) == (setting, metric)
+        for run in standing.runs
+    )

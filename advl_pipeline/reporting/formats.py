@@ -1,0 +1,128 @@
+"""A study as text for the terminal, Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.reporting import wording
+from advl_pipeline.reporting.tables import LONG_COLUMNS, WideCell, WideTable, long_rows, wide_tables
+from advl_pipeline.studies.claims import judge_claims
+from advl_pipeline.studies.config import shots_label
+from advl_pipeline.studies.result import StudyResult
+
+_LATEX_SPECIAL = str.maketrans(
+    {
+        "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+        "±": r"$\pm$", wording.MINUS: "$-$", "→": r"$\to$", "–": "--",
+    }
+)  # fmt: skip
+
+_LEGEND = (
+    "mean ± standard deviation over seeds; in brackets the change in points against the baseline and Holm's p over "
+    "seeds (paired t) and over items (sign flips)"
+)
+
+
+def as_text(result: StudyResult) -> str:
+    """Render verdicts and tables for a terminal."""
+    lines = []
+    for verdict in judge_claims(result):
+        prefix = f"{verdict.setting}: " if len(result.study.settings) > 1 else ""
+        lines.append(f"{verdict.claim}  {verdict.outcome.upper():<23} {prefix}{verdict.statement} {verdict.reason}")
+    for table in wide_tables(result):
+        lines += ["", table.title, *_aligned(_grid(table))]
+    lines += ["", _LEGEND]
+    unfinished = len(result.cells) - result.num_finished
+    if unfinished:
+        lines.append(f"{unfinished} of {len(result.cells)} cells are not finished; the same command goes on.")
+    return "\n".join(lines)
+
+
+def as_markdown(result: StudyResult) -> str:
+    """Render verdicts and tables as Markdown."""
+    lines = [
+        f"# {result.study.title or result.study.name}",
+        "",
+        "| claim | setting | verdict | why |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        "| " + " | ".join(map(_md, (f"{v.claim} {v.statement}", v.setting, v.outcome, v.reason))) + " |"
+        for v in judge_claims(result)
+    ]
+    for table in wide_tables(result):
+        header, *rows = _grid(table)
+        lines += ["", f"## {_md(table.title)}", "", "| " + " | ".join(map(_md, header)) + " |"]
+        lines.append("|---|---|" + "--:|" * len(table.test_sets))
+        lines += ["| " + " | ".join(map(_md, row)) + " |" for row in rows]
+    return "\n".join([*lines, "", _LEGEND, ""])
+
+
+def as_latex(result: StudyResult) -> str:
+    """Render the tables as LaTeX tabulars for booktabs."""
+    blocks = []
+    for table in wide_tables(result):
+        header, *rows = _grid(table)
+        lines = [
+            f"% {table.title}; {_LEGEND}".replace("\n", " "),
+            r"\begin{tabular}{ll" + "r" * len(table.test_sets) + "}",
+            r"\toprule",
+            " & ".join(_tex(item) for item in header) + r" \\",
+        ]
+        previous = None
+        for row in rows:
+            if row[0] != previous:
+                lines.append(r"\midrule")
+            previous = row[0]
+            lines.append(" & ".join(_tex(item) for item in row) + r" \\")
+        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_csv(result: StudyResult) -> str:
+    """Render the long table as CSV, unrounded; empty where there is no number."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, LONG_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(long_rows(result))
+    return buffer.getvalue()
+
+
+def as_json(result: StudyResult) -> str:
+    """Render everything that was gathered as JSON."""
+    document = {
+        "verdicts": [config_to_dict(verdict) for verdict in judge_claims(result)],
+        "table": long_rows(result),
+        **config_to_dict(result),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _grid(table: WideTable) -> list[list[str]]:
+    rows = [["shots", "method", *table.test_sets]]
+    rows += [[shots_label(row.shots), row.label, *(_cell_text(cell) for cell in row.cells)] for row in table.rows]
+    return rows
+
+
+def _cell_text(cell: WideCell | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell.accuracy} ({cell.gain}; {cell.p_seed}, {cell.p_item})" if cell.gain else cell.accuracy
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(item.ljust(width) for item, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _md(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _tex(text: str) -> str:
+    return text.translate(_LATEX_SPECIAL)

@@ -1,0 +1,137 @@
+"""The numbers of a study as plain tables: one long (a row per method and place), one wide (what people read)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from advl_pipeline.reporting import wording
+from advl_pipeline.studies.config import shots_label
+from advl_pipeline.studies.result import Contrast, Place, StudyResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WideCell:
+    """A method on one test set; `contrast` is None for the baseline and where seeds are missing."""
+
+    accuracy: str
+    gain: str
+    p_seed: str
+    p_item: str
+    contrast: Contrast | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WideRow:
+    """A method at one shot size; one cell per test set, None where nothing was measured."""
+
+    shots: int | None
+    method: str
+    label: str
+    role: str
+    note: str
+    cells: tuple[WideCell | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WideTable:
+    """All methods and shots of one setting and metric."""
+
+    setting: str
+    metric: str
+    test_sets: tuple[str, ...]
+    rows: tuple[WideRow, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.setting}, {wording.metric_name(self.metric)} in percent"
+
+
+def wide_tables(result: StudyResult) -> tuple[WideTable, ...]:
+    """Arrange the standings: one table per setting and metric, rows by shots and method, columns by test set."""
+    tables = []
+    for setting in result.study.settings:
+        for metric in setting.metrics:
+            places = [p for p in result.places() if (p.setting, p.metric) == (setting.name, metric)]
+            sizes = sorted({(place.size, place.shots) for place in places}, key=lambda pair: pair[0])
+            rows = tuple(
+                row
+                for _, shots in sizes
+                for method in result.study.methods
+                if (row := _row(result, places, setting.test_sets, shots, method)) is not None
+            )
+            if rows:
+                tables.append(WideTable(setting=setting.name, metric=metric, test_sets=setting.test_sets, rows=rows))
+    return tuple(tables)
+
+
+def _row(
+    result: StudyResult, places: list[Place], test_sets: tuple[str, ...], shots: int | None, method: str
+) -> WideRow | None:
+    by_set = {place.test_set: place for place in places if place.shots == shots}
+    cells = tuple(_cell(result, by_set[name], method) if name in by_set else None for name in test_sets)
+    if all(cell is None for cell in cells):
+        return None
+    variant = result.study.variant(method)
+    return WideRow(
+        shots=shots,
+        method=method,
+        label=wording.method_label(result.study, method),
+        role=variant.role,
+        note=variant.note,
+        cells=cells,
+    )
+
+
+def _cell(result: StudyResult, place: Place, method: str) -> WideCell | None:
+    standing = result.standing(place, method)
+    if standing is None:
+        return None
+    contrast = result.contrast(place, method, result.study.baseline_of(method))
+    return WideCell(
+        accuracy=wording.spread(standing.accuracy),
+        gain=wording.signed(contrast.comparison.effect.points) if contrast else "",
+        p_seed=wording.p_value(contrast.seed_p_adjusted) if contrast else "",
+        p_item=wording.p_value(contrast.item_p_adjusted) if contrast else "",
+        contrast=contrast,
+    )
+
+
+LONG_COLUMNS = (
+    "setting", "metric", "test_set", "shots", "method", "role", "num_seeds", "num_items", "accuracy_percent",
+    "deviation_points", "baseline", "gain_points", "gain_low_points", "gain_high_points", "gain_relative_percent",
+    "p_seed", "p_seed_holm", "p_item", "p_item_holm", "runs",
+)  # fmt: skip
+
+
+def long_rows(result: StudyResult) -> list[dict[str, Any]]:
+    """One record per method and place, unrounded; keys are `LONG_COLUMNS`, units are in their names."""
+    rows = []
+    for standing in result.standings:
+        baseline = result.study.baseline_of(standing.method)
+        contrast = result.contrast(standing.place, standing.method, baseline)
+        comparison = contrast.comparison if contrast else None
+        values = (
+            standing.place.setting,
+            standing.place.metric,
+            standing.place.test_set,
+            shots_label(standing.place.shots),
+            standing.method,
+            result.study.variant(standing.method).role,
+            len(standing.seeds),
+            standing.num_items,
+            standing.accuracy.mean,
+            standing.accuracy.deviation,
+            baseline if comparison else None,
+            comparison.effect.points if comparison else None,
+            comparison.joint_interval.low if comparison else None,
+            comparison.joint_interval.high if comparison else None,
+            comparison.effect.relative_percent if comparison else None,
+            comparison.seed_t.p_value if comparison and comparison.seed_t else None,
+            contrast.seed_p_adjusted if contrast else None,
+            comparison.item_test.p_value if comparison else None,
+            contrast.item_p_adjusted if contrast else None,
+            " ".join(standing.runs),
+        )
+        rows.append(dict(zip(LONG_COLUMNS, values, strict=True)))
+    return rows

@@ -1,0 +1,85 @@
+"""How numbers and names are written, the same in the terminal, in tables and on the page."""
+
+from __future__ import annotations
+
+from advl_pipeline.evaluation.statistics import Interval, Spread
+from advl_pipeline.studies.config import StudyConfig, shots_label
+from advl_pipeline.studies.result import Contrast
+
+MINUS = "\N{MINUS SIGN}"
+
+METRIC_NAMES = {
+    "q2a": "Q→A accuracy",
+    "qa2r": "QA→R accuracy",
+    "q2ar": "Q→AR accuracy",
+    "vqa": "VQA accuracy",
+    "snli_ve": "SNLI-VE accuracy",
+}
+
+
+def metric_name(metric: str) -> str:
+    return METRIC_NAMES.get(metric, metric)
+
+
+def method_label(study: StudyConfig, method: str) -> str:
+    return study.variant(method).label or method
+
+
+def shots_text(shots: int | None) -> str:
+    return "all items" if shots is None else f"{shots_label(shots)} shots"
+
+
+def percent(value: float) -> str:
+    """Write an accuracy, such as 64.2."""
+    return f"{value:.1f}"
+
+
+def spread(value: Spread) -> str:
+    """Write a mean and its standard deviation over seeds."""
+    return percent(value.mean) if value.deviation is None else f"{percent(value.mean)} ± {value.deviation:.1f}"
+
+
+def signed(value: float) -> str:
+    """Write a difference in points with its sign; what rounds to nothing has none."""
+    text = f"{abs(value):.1f}"
+    if float(text) == 0.0:
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def interval(value: Interval | None) -> str:
+    return "" if value is None else f"[{signed(value.low)}, {signed(value.high)}]"
+
+
+def p_value(value: float | None) -> str:
+    """Write a p; a test that does not exist is a dash."""
+    if value is None:
+        return "–"
+    if value < 0.001:
+        return "<.001"
+    return f"{value:.3f}".removeprefix("0") if value < 1 else "1"
+
+
+def significant(contrast: Contrast) -> bool:
+    """Whether seeds and items both reject "no difference" after correction."""
+    return all(p is not None and p < 0.05 for p in (contrast.seed_p_adjusted, contrast.item_p_adjusted))
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size(num_bytes: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def count(number: int) -> str:
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -1,0 +1,69 @@
+"""`advl study`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    for name, path in shipped_studies().items():
+        click.echo(f"{name:<24} {load_study(str(path)).question}")
+    ctx.exit()
+
+
+@click.command("study")
+@config_options(StudyRunConfig, arguments=("study",))
+@click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk.")
+@click.option(
+    "--list",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_list_studies,
+    help="List the shipped studies.",
+)
+@json_option
+def command(as_json: bool, dry_run: bool, **flags: Any) -> None:
+    """Run a grid of methods, shots, seeds and test sets from one TOML file.
+
+    STUDY is a file or the name of a shipped study. Finished cells are never run again; several processes with one
+    study folder share the grid.
+
+    \b
+    advl study demo --dry-run
+    advl study demo
+    advl study mine.toml --output runs/studies/mine
+    """
+    config = config_from_flags(StudyRunConfig, flags)
+    if dry_run:
+        from advl_pipeline.reporting.forecast_text import forecast_as_text
+        from advl_pipeline.studies.forecast import forecast_study
+
+        forecast = forecast_study(config)
+        if as_json:
+            print_json(config_to_dict(forecast) | {"num_left": forecast.num_left})
+        else:
+            click.echo(forecast_as_text(forecast))
+        return
+    from advl_pipeline.reporting.formats import as_json as result_as_json
+    from advl_pipeline.reporting.formats import as_text
+    from advl_pipeline.studies.run import Failure, run_study
+
+    failures: list[Failure] = []
+    result = run_study(config, report_failure=failures.append)
+    click.echo(result_as_json(result) if as_json else as_text(result))
+    if not as_json:
+        click.echo(f"\nstudy folder: {result.folder}\nnext: advl report {result.folder}")
+    for failure in failures:
+        click.echo(f"failed: {failure.cell}\n{failure.message}", err=True)
+    if failures:
+        click.get_current_context().exit(1)
