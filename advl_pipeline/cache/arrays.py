@@ -27,6 +27,8 @@ class MappedArray:
     """
 
     def __init__(self, root: Path, spec: ArraySpec, *, random_access: bool = False) -> None:
+        if not spec.is_plausible():
+            raise CorruptCache("An array of the cache has impossible sizes.", where=str(root / spec.path))
         self.spec = spec
         self._root = root
         self._random_access = random_access

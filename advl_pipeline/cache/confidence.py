@@ -65,7 +65,7 @@ def write_confidence(
     }
     for name, values in content.items():
         files |= publish_array(cache_path, single_shard(f"{folder}/{name}", values.shape, values.dtype.name), values)
-    publish_if_changed(cache_path, "confidence/zarr.json", [group_metadata()])
+    files["confidence/zarr.json"] = publish_if_changed(cache_path, "confidence/zarr.json", [group_metadata()])
     files[f"{folder}/zarr.json"] = publish_if_changed(
         cache_path, f"{folder}/zarr.json", [group_metadata({"identity": dict(identity)})]
     )

@@ -11,6 +11,8 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.errors import CorruptCache
+
 ID_BYTES = 16
 
 
@@ -42,12 +44,14 @@ def look_up(
     slot_Q = np.searchsorted(prefix_U, prefix_Q)
     slot_Q[slot_Q == len(prefix_U)] = len(prefix_U) - 1
     unit_Q = unit_U[slot_Q]
+    if unit_Q.min() < 0 or unit_Q.max() >= len(unit_ids_N16):
+        raise CorruptCache("The index of the cache points outside it.")
     same_Q = (unit_ids_N16[unit_Q] == wanted_Q16).all(axis=1)
     for query in np.flatnonzero(~same_Q & (prefix_U[slot_Q] == prefix_Q)):
         # Ids that share 64 bits lie next to one another.
         slot = int(slot_Q[query]) + 1
         while slot < len(prefix_U) and prefix_U[slot] == prefix_Q[query]:
-            if (unit_ids_N16[unit_U[slot]] == wanted_Q16[query]).all():
+            if (unit_ids_N16[unit_U[slot] : unit_U[slot] + 1] == wanted_Q16[query]).all(axis=1).any():
                 unit_Q[query], same_Q[query] = unit_U[slot], True
                 break
             slot += 1

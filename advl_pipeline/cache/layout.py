@@ -39,6 +39,18 @@ class ArraySpec:
     shard_rows: int
     inner_rows: int
 
+    def is_plausible(self) -> bool:
+        """Whether a cache could have such an array; asked before anything is allocated or mapped by its sizes."""
+        return (
+            self.dtype in DTYPES
+            and 1 <= len(self.shape) <= 2
+            and min(self.shape) > 0
+            and self.shape[0] <= MAX_ROWS
+            and 0 < self.inner_rows <= self.shard_rows
+            and self.shard_rows % self.inner_rows == 0
+            and self.shard_rows * self.row_bytes <= MAX_SHARD_BYTES
+        )
+
     @property
     def row_bytes(self) -> int:
         return math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
@@ -145,16 +157,7 @@ def parse_metadata(raw: bytes, *, path: str, where: str) -> ArraySpec:
             shard_rows=int(chunks[0]),
             inner_rows=int(content["codecs"][0]["configuration"]["chunk_shape"][0]),
         )
-        plausible = (
-            spec.dtype in DTYPES
-            and 1 <= len(spec.shape) <= 2
-            and min(spec.shape) > 0
-            and 0 < spec.inner_rows <= spec.shard_rows
-            and spec.shard_rows % spec.inner_rows == 0
-            and spec.shape[0] <= MAX_ROWS
-            and spec.shard_rows * spec.row_bytes <= MAX_SHARD_BYTES
-        )
-        accepted = plausible and json.loads(spec.metadata()) == content
+        accepted = spec.is_plausible() and json.loads(spec.metadata()) == content
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise CorruptCache("An array's metadata cannot be read.", where=where, why=str(error)) from None
     if not accepted:

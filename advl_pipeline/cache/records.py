@@ -1,7 +1,8 @@
 """Commit records: what each file of a cache must be. A record is the last thing written of what it vouches for.
 
 `records/plan.json` vouches for what is known before encoding, `records/<modality>-<shard>.json` for one shard,
-`records/complete.json`, written last of all, for every file of the cache, the other records included.
+`records/<modality>-tables.json` for the arrays with a row per unit, and `records/complete.json`, written last of all,
+for every file of the cache, the other records included: it follows from them, and each of them from it.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ def shard_record_path(modality: str, shard: int) -> str:
     return f"records/{modality}-{shard:05d}.json"
 
 
+def tables_record_path(modality: str) -> str:
+    return f"records/{modality}-tables.json"
+
+
 def confidence_record_path(key: str) -> str:
     return f"records/confidence-{key}.json"
 
@@ -144,6 +149,10 @@ def render_shard(record: ShardRecord) -> bytes:
     )
 
 
+def render_tables(modality: str, files: Files) -> bytes:
+    return seal({"modality": modality, "files": files_to_json(files)})
+
+
 def render_complete(record: CompleteRecord) -> bytes:
     return seal(
         {
@@ -183,6 +192,13 @@ def load_shard(root: Path, modality: str, shard: int) -> ShardRecord:
         if (record.modality, record.shard) != (modality, shard):
             raise CorruptCache("A record stands under another shard's name.", where=str(root / relative))
         return record
+
+
+def load_tables(root: Path, modality: str) -> dict[str, FileEntry]:
+    """Read the files that a modality's tables consist of; raises `CorruptCache`."""
+    content = unseal(root, tables_record_path(modality))
+    with _reading(root, tables_record_path(modality)):
+        return files_from_json(content["files"])
 
 
 def load_complete(root: Path) -> CompleteRecord:

@@ -20,6 +20,35 @@ from advl_pipeline.errors import AdvlError
 _BLOCK_ROWS = 4096
 
 
+def token_sums(values_MD: npt.NDArray[Any], scale_M: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float64]:
+    """Return (2, D): sum and sum of squares of stored token rows; `scale_M` is given where they are int8 codes."""
+    if scale_M is None:
+        return sums(values_MD)
+    total_2D = np.zeros((2, values_MD.shape[1]))
+    for first in range(0, len(values_MD), _BLOCK_ROWS):
+        block = slice(first, first + _BLOCK_ROWS)
+        total_2D += sums(from_int8(values_MD[block], scale_M[block]))
+    return total_2D
+
+
+def staged_content(
+    global_ND: npt.NDArray[Any],
+    values_MD: npt.NDArray[Any] | None,
+    scale_M: npt.NDArray[np.float32] | None,
+    stats: Mapping[str, npt.NDArray[np.float32]],
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what a shard adds to the per-unit tables, computed from the stored form of its features."""
+    content: dict[str, npt.NDArray[Any]] = {
+        "global": global_ND,
+        "stat-norm": np.linalg.norm(global_ND.astype(np.float32), axis=1).astype(np.float32),
+        "global_sums": sums(global_ND),
+    }
+    content |= {f"stat-{name}": values_N for name, values_N in stats.items()}
+    if values_MD is not None:
+        content["token_sums"] = token_sums(values_MD, scale_M)
+    return content
+
+
 class ShardBuffer:
     """Rows of one shard; units arrive in any order, each exactly once."""
 
@@ -91,23 +120,7 @@ class ShardBuffer:
 
     def staged(self) -> dict[str, npt.NDArray[Any]]:
         """Return what the shard adds to the per-unit tables, computed from the stored form."""
-        norm_N = np.linalg.norm(self._global_ND.astype(np.float32), axis=1).astype(np.float32)
-        content: dict[str, npt.NDArray[Any]] = {"global": self._global_ND, "stat-norm": norm_N}
-        content |= {f"stat-{name}": values for name, values in self._stats.items()}
-        content["global_sums"] = sums(self._global_ND)
-        if "values" in self._tokens:
-            content["token_sums"] = self._token_sums()
-        return content
-
-    def _token_sums(self) -> npt.NDArray[np.float64]:
-        values = self._tokens["values"]
-        if self._stored != "int8":
-            return sums(values)
-        total_2D = np.zeros((2, values.shape[1]))
-        for first in range(0, len(values), _BLOCK_ROWS):
-            block = slice(first, first + _BLOCK_ROWS)
-            total_2D += sums(from_int8(values[block], self._tokens["scales"][block]))
-        return total_2D
+        return staged_content(self._global_ND, self._tokens.get("values"), self._tokens.get("scales"), self._stats)
 
     def _claim(self, unit: int) -> int:
         slot = unit - self.units.start

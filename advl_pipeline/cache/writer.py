@@ -49,9 +49,11 @@ from advl_pipeline.cache.records import (
     render_complete,
     render_plan,
     render_shard,
+    render_tables,
     shard_record_path,
+    tables_record_path,
 )
-from advl_pipeline.cache.shard_buffer import ShardBuffer
+from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
 from advl_pipeline.errors import CorruptCache
 
 Array = npt.NDArray[Any]
@@ -225,6 +227,27 @@ class CacheWriter:
             shutil.rmtree(temporary, ignore_errors=True)
             raise storage_error(error, f"{WORK_FOLDER}/staged") from error
 
+    def is_staged(self, modality: str, shard: int) -> bool:
+        return self._staged_folder(modality, shard).is_dir()
+
+    def stage_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
+        """Return what a committed shard adds to the tables, read back from sound tables and token rows.
+
+        `stats` lists the teacher's own statistics.
+        """
+        shape, placement = self.plan.modalities[modality], self.placement(modality)
+        position_N = np.array(placement.units_of(shard), np.int64)
+        spec = schema.global_spec(
+            modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=self.stored
+        )
+        global_ND = MappedArray(self.root, spec).gather(position_N)
+        rows = {
+            name: MappedArray(self.root, spec).shard(shard)[: int(placement.rows_used_S[shard])]
+            for name, spec in self.token_specs(modality).items()
+        }
+        own = {name: MappedArray(self.root, spec).gather(position_N) for name, spec in stats.items()}
+        return staged_content(global_ND, rows.get("values"), rows.get("scales"), own)
+
     def finalise(self) -> None:
         """Write the tables and the record that makes the cache complete. All shards must be committed."""
         files = dict(self.plan.files)
@@ -237,7 +260,10 @@ class CacheWriter:
                 files |= record.files
                 relative = shard_record_path(modality, record.shard)
                 files[relative] = publish_if_changed(self.root, relative, [render_shard(record)])
-            files |= self._publish_tables(modality, records)
+            tables = self._publish_tables(modality, records)
+            relative = tables_record_path(modality)
+            files |= tables
+            files[relative] = publish_if_changed(self.root, relative, [render_tables(modality, tables)])
             unit_ids_N16 = self.unit_ids(modality)
             quarantined[modality] = {
                 unit_ids_N16[int(unit)].tobytes().hex(): reason

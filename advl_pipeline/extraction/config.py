@@ -39,6 +39,15 @@ class ExtractConfig:
     dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairConfig:
+    """Configuration of `advl cache repair`."""
+
+    cache: Path = option(help="Folder of the cache.")
+    weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
+    data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
+
+
 def default_output(teacher: str, dataset: str, split: str) -> Path:
     """Return the folder that a cache goes to by default."""
     return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split

@@ -73,19 +73,25 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         StorageError: the disk is full or failed; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
+    with interruptible():
+        teacher, dataset = open_inputs(config)
+        return extract(config, teacher, dataset)
+
+
+def open_inputs(config: ExtractConfig) -> tuple[Teacher, Dataset]:
+    """Open the teacher and the dataset by their names."""
     from advl_pipeline.datasets.registry import open_dataset
     from advl_pipeline.teachers.registry import open_teacher
 
-    with interruptible():
-        dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
-        teacher = open_teacher(
-            config.teacher,
-            weights=config.weights,
-            device=config.device,
-            image_tokens=config.image_tokens,
-            dtype=config.compute_dtype,
-        )
-        return extract(config, teacher, dataset)
+    dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
+    teacher = open_teacher(
+        config.teacher,
+        weights=config.weights,
+        device=config.device,
+        image_tokens=config.image_tokens,
+        dtype=config.compute_dtype,
+    )
+    return teacher, dataset
 
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
@@ -94,7 +100,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     root = config.output or default_output(config.teacher, config.dataset, config.split)
     sources = open_sources(teacher, dataset, modality=config.modality, image_tokens=config.image_tokens != "none")
     identity = build_identity(config, teacher, dataset, sources)
-    plan = _Plan(estimates=(), free_bytes=None)
+    plan = Plan(estimates=(), free_bytes=None)
     if (root / PLAN_RECORD).is_file():
         require_identity(
             identity,
@@ -103,7 +109,9 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             next_command=f"give another --output, or: {extract_command(root, renew=True)}",
         )
     if config.dry_run or not (root / PLAN_RECORD).is_file():
-        plan = _make_plan(config, root, sources, identity)
+        settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
+        provenance = describe_run(settings, device=config.device)
+        plan = make_plan(config, root, sources, identity, provenance=provenance)
     if config.dry_run:
         return ExtractResult(path=root, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes)
     writer = CacheWriter(root)
@@ -129,12 +137,26 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
+class Plan:
+    """What an extraction will cost, per modality, and the room there is; empty where the plan was made before."""
+
     estimates: tuple[Estimate, ...]
     free_bytes: int | None
 
 
-def _make_plan(config: ExtractConfig, root: Path, sources: Sequence[Source], identity: Mapping[str, Any]) -> _Plan:
+def make_plan(
+    config: ExtractConfig,
+    root: Path,
+    sources: Sequence[Source],
+    identity: Mapping[str, Any],
+    *,
+    provenance: Mapping[str, Any],
+) -> Plan:
+    """Count tokens, place units, check the room, and write the plan unless this is a dry run.
+
+    Raises:
+        StorageError: the cache would not fit on the disk.
+    """
     lengths = {source.modality: _count_tokens(source) for source in sources}
     placements: dict[str, Placement] = {
         modality: place(lengths_N, shard_rows=config.shard_rows) for modality, lengths_N in lengths.items()
@@ -155,18 +177,17 @@ def _make_plan(config: ExtractConfig, root: Path, sources: Sequence[Source], ide
             )
             for source in sources
         }
-        settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
         with claim(root, "plan", wait=True):
             if not (root / PLAN_RECORD).is_file():
                 begin_cache(
                     root,
                     identity=identity,
-                    provenance=describe_run(settings, device=config.device),
+                    provenance=provenance,
                     stored_dtype=config.dtype,
                     shard_rows=config.shard_rows,
                     modalities=modalities,
                 )
-    return _Plan(estimates=estimates, free_bytes=free_bytes)
+    return Plan(estimates=estimates, free_bytes=free_bytes)
 
 
 def _count_tokens(source: Source) -> npt.NDArray[np.int32]:

@@ -1,0 +1,234 @@
+"""Verification: every byte against the commit records, every record against the others, the numbers against sense.
+
+Shapes: N units, M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from advl_pipeline.cache import schema
+from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache.confidence import confidence_key
+from advl_pipeline.cache.files import FileEntry, hash_file, read_json, safe_path
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.layout import ArraySpec
+from advl_pipeline.cache.quantise import is_finite
+from advl_pipeline.cache.reader import require_cache
+from advl_pipeline.cache.records import (
+    COMPLETE_RECORD,
+    IDENTITY_FILE,
+    MODALITIES,
+    PLAN_RECORD,
+    Files,
+    confidence_record_path,
+    files_from_json,
+    load_complete,
+    load_plan,
+    load_shard,
+    load_tables,
+    shard_record_path,
+    tables_record_path,
+    unseal,
+)
+from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.errors import AdvlError, CorruptCache
+
+Arguments = ParamSpec("Arguments")
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing wrong: the file, relative to the cache, and what is wrong with it."""
+
+    path: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked and what was found. `files` is what the records that could be read list."""
+
+    path: Path
+    files: Files
+    num_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.findings
+
+    def bad_paths(self) -> frozenset[str]:
+        return frozenset(finding.path for finding in self.findings)
+
+
+def verify_cache(root: Path, *, progress: Callable[[int], object] = lambda _: None) -> VerifyReport:
+    """Check a complete cache.
+
+    Args:
+        root: the cache's folder.
+        progress: called with the bytes read after each file.
+
+    Raises:
+        ConfigError: there is no cache.
+    """
+    require_cache(root)
+    findings: list[Finding] = []
+    files = _recorded_files(root, findings)
+    num_bytes = 0
+    for name, entry in sorted(files.items()):
+        problem = _file_problem(root, name, entry)
+        if problem:
+            findings.append(Finding(path=name, problem=problem))
+        num_bytes += entry.num_bytes
+        progress(entry.num_bytes)
+    if COMPLETE_RECORD not in {finding.path for finding in findings}:
+        findings += _unexpected(root, files)
+    if not findings:
+        findings += _senseless(root)
+    unique = {finding.path: finding for finding in reversed(findings)}
+    return VerifyReport(
+        path=root,
+        files=files,
+        num_bytes=num_bytes,
+        findings=tuple(unique[path] for path in sorted(unique)),
+    )
+
+
+def describe_findings(report: VerifyReport) -> CorruptCache:
+    """Return the error that a command ends with when a cache is not sound."""
+    lines = [f"{finding.path}: {finding.problem}" for finding in report.findings]
+    return CorruptCache(
+        f"The cache is not sound: {len(lines)} finding(s).",
+        where=str(report.path),
+        why="\n         ".join(lines[:20] + (["..."] if len(lines) > 20 else [])),
+        next_command=f"advl cache repair {report.path}",
+    )
+
+
+def _recorded_files(root: Path, findings: list[Finding]) -> Files:
+    """Return the files that records list: those of the complete record, or of all others where it is damaged."""
+    files: dict[str, FileEntry] = {}
+    complete = _attempt(findings, COMPLETE_RECORD, load_complete, root)
+    if complete is not None:
+        files |= complete.files
+    else:
+        files |= _files_of_parts(root, findings)
+    for path in sorted((root / "records").glob("confidence-*.json")):
+        name = f"records/{path.name}"
+        content = _attempt(findings, name, unseal, root, name)
+        if content is None:
+            continue
+        files |= files_from_json(content["files"])
+        if confidence_record_path(confidence_key(content["identity"])) != name:
+            findings.append(Finding(path=name, problem="it stands under another set's name"))
+    return files
+
+
+def _files_of_parts(root: Path, findings: list[Finding]) -> dict[str, FileEntry]:
+    files: dict[str, FileEntry] = {}
+    plan = _attempt(findings, PLAN_RECORD, load_plan, root)
+    files |= plan.files if plan is not None else {}
+    for modality in MODALITIES:
+        if (root / tables_record_path(modality)).exists():
+            files |= _attempt(findings, tables_record_path(modality), load_tables, root, modality) or {}
+    for modality, shard in committed_shards(root):
+        record = _attempt(findings, shard_record_path(modality, shard), load_shard, root, modality, shard)
+        files |= record.files if record is not None else {}
+    return files
+
+
+def committed_shards(root: Path) -> list[tuple[str, int]]:
+    """Return the shards that have a record, sound or not."""
+    names = [path.stem.rpartition("-") for path in sorted((root / "records").glob("*.json"))]
+    return [(modality, int(number)) for modality, _, number in names if modality in MODALITIES and number.isdigit()]
+
+
+def _attempt(
+    findings: list[Finding],
+    path: str,
+    read: Callable[Arguments, Content],
+    *arguments: Arguments.args,
+    **none: Arguments.kwargs,
+) -> Content | None:
+    try:
+        return read(*arguments, **none)
+    except CorruptCache as error:
+        findings.append(Finding(path=path, problem=error.why or error.what))
+        return None
+
+
+def _file_problem(root: Path, name: str, entry: FileEntry) -> str | None:
+    try:
+        path = safe_path(root, name)
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            return "it is not a plain file"
+        if found.st_size != entry.num_bytes:
+            return f"it has {found.st_size} bytes instead of {entry.num_bytes}"
+        return None if hash_file(path) == entry else "its content changed"
+    except CorruptCache as error:
+        return error.what
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+def _unexpected(root: Path, files: Files) -> list[Finding]:
+    known = (
+        set(files) | {COMPLETE_RECORD} | {f"records/{path.name}" for path in root.glob("records/confidence-*.json")}
+    )
+    present = [
+        str(path.relative_to(root)) for path in sorted(root.rglob("*")) if path.is_symlink() or not path.is_dir()
+    ]
+    return [Finding(path=name, problem="it belongs to no record") for name in present if name not in known]
+
+
+def _senseless(root: Path) -> list[Finding]:
+    """Look at what hashes cannot tell: whether the numbers that were written make a cache."""
+    try:
+        writer = CacheWriter(root)
+        findings = []
+        if digest(read_json(root, IDENTITY_FILE)) != writer.plan.identity_sha256:
+            findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
+        for modality in writer.plan.modalities:
+            findings += _senseless_modality(root, writer, modality)
+        return findings
+    except AdvlError as error:
+        return [Finding(path=error.where or PLAN_RECORD, problem=error.what)]
+
+
+def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
+    findings = []
+    shape, placement = writer.plan.modalities[modality], writer.placement(modality)
+    starts_N = MappedArray(root, schema.plan_specs(modality, shape.num_units)["starts"]).whole()
+    if not np.array_equal(starts_N, placement.starts_N):
+        findings.append(Finding(path=f"{modality}/tokens/starts", problem="units overlap, overrun or leave gaps"))
+    tables = schema.global_spec(
+        modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=writer.stored
+    )
+    for spec in [tables, *writer.token_specs(modality).values()]:
+        if spec.dtype.startswith("float"):
+            findings += _not_finite(root, spec)
+    for name, spec in schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim).items():
+        moment_D = MappedArray(root, spec).whole()
+        if name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
+            findings.append(Finding(path=spec.path, problem="all features are alike: their variance is zero"))
+    return findings
+
+
+def _not_finite(root: Path, spec: ArraySpec) -> list[Finding]:
+    array = MappedArray(root, spec)
+    return [
+        Finding(path=spec.shard_path(shard), problem="it holds values that are not finite")
+        for shard in range(spec.num_shards)
+        if not is_finite(array.shard(shard))
+    ]

@@ -1,0 +1,213 @@
+"""Any damage is named by verification, never read silently, and repaired to the very same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+
+from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.errors import CorruptCache, IdentityMismatch
+from advl_pipeline.extraction.repair import RepairResult, repair
+
+SMALL = {"num_images": 30}
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine")
+    tiny_extract(folder / "data", folder / "cache", dataset=SMALL)
+    return folder
+
+
+@pytest.fixture
+def cache(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine / "cache", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def mend(pristine: Path, cache: Path) -> RepairResult:
+    return repair(tiny_config(cache), tiny_teacher(), TinyDataset(pristine / "data", **SMALL))
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x10
+    path.write_bytes(content)
+
+
+def all_files(pristine: Path) -> list[str]:
+    return sorted(tree_bytes(pristine / "cache"))
+
+
+def test_pristine_cache_is_sound(pristine: Path) -> None:
+    report = verify_cache(pristine / "cache")
+    assert report.is_sound
+    assert set(report.files) | {"records/complete.json"} == set(all_files(pristine))
+    assert mend(pristine, pristine / "cache").encoded_units == 0
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link", "folder"])
+def test_every_file_is_vouched_for(pristine: Path, tmp_path: Path, damage: str) -> None:
+    expected = tree_bytes(pristine / "cache")
+    cache = tmp_path / "cache"
+    shutil.copytree(pristine / "cache", cache)
+    for name in all_files(pristine):
+        path = cache / name
+        if damage == "flip":
+            flip(path)
+        elif damage == "truncate":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+            if damage == "link":
+                path.symlink_to(pristine / "cache" / name)
+            elif damage == "folder":
+                path.mkdir()
+        assert name in verify_cache(cache).bad_paths(), name
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+        path.write_bytes(expected[name])
+    assert verify_cache(cache).is_sound
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link"])
+def test_repair_restores_the_bytes_and_touches_nothing_else(pristine: Path, tmp_path: Path, damage: str) -> None:
+    expected = tree_bytes(pristine / "cache")
+    cache = tmp_path / "cache"
+    shutil.copytree(pristine / "cache", cache)
+    names = [name for number, name in enumerate(all_files(pristine)) if number % 4 == hash_of(damage)]
+    for name in names:
+        path = cache / name
+        before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+        if damage == "flip":
+            flip(path)
+        elif damage == "truncate":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+            if damage == "link":
+                path.symlink_to(pristine / "cache" / name)
+        result = mend(pristine, cache)
+        assert result.is_identical, name
+        assert tree_bytes(cache) == expected, name
+        touched = {str(path.relative_to(cache)) for path, time in before.items() if path.stat().st_mtime_ns != time}
+        # The records of a shard that is encoded again, and the one that completes the cache, are written anew.
+        assert {item for item in touched if not item.startswith("records/")} <= {name}, name
+
+
+def hash_of(damage: str) -> int:
+    return ["flip", "truncate", "delete", "link"].index(damage)
+
+
+def test_a_damaged_shard_is_encoded_alone(pristine: Path, cache: Path) -> None:
+    flip(cache / "text/tokens/values/c/3/0")
+    result = mend(pristine, cache)
+    writer_units = tiny_units_of_shard(cache, "text", 3)
+    assert result.encoded_units == writer_units
+    assert result.findings == (("text/tokens/values/c/3/0", "its content changed"),)
+
+
+def tiny_units_of_shard(cache: Path, modality: str, shard: int) -> int:
+    return len(CacheWriter(cache).placement(modality).units_of(shard))
+
+
+def test_swapped_shards_are_named(pristine: Path, cache: Path) -> None:
+    one, two = cache / "text/tokens/values/c/1/0", cache / "text/tokens/values/c/2/0"
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    assert verify_cache(cache).bad_paths() == {"text/tokens/values/c/1/0", "text/tokens/values/c/2/0"}
+    assert mend(pristine, cache).is_identical
+
+
+def test_opening_detects_what_is_cheap(cache: Path) -> None:
+    def fails(break_it: Callable[[Path], object], name: str) -> None:
+        content = (cache / name).read_bytes()
+        break_it(cache / name)
+        with pytest.raises(CorruptCache):
+            open_cache(cache)
+        (cache / name).write_bytes(content)
+
+    fails(Path.unlink, "text/tokens/values/c/0/0")
+    fails(lambda path: os.truncate(path, 100), "text/global/c/0/0")
+    fails(flip, "identity.json")
+    fails(flip, "text/tokens/values/zarr.json")
+    fails(flip, "records/complete.json")
+    fails(flip, "records/plan.json")
+    assert open_cache(cache).text is not None
+
+
+def test_shard_cut_short_after_opening_is_an_error(cache: Path) -> None:
+    store = open_cache(cache).text
+    assert store is not None
+    ids = list(store.ids)
+    os.truncate(cache / "text/tokens/values/c/0/0", 64)
+    with pytest.raises(CorruptCache, match="wrong length"):
+        store.token_features(ids)
+
+
+def test_repair_with_another_teacher_is_refused(pristine: Path, cache: Path) -> None:
+    flip(cache / "text/tokens/values/c/0/0")
+    with pytest.raises(IdentityMismatch):
+        repair(tiny_config(cache), tiny_teacher(seed=5), TinyDataset(pristine / "data", **SMALL))
+
+
+def test_unrecorded_files_are_named_and_removed(pristine: Path, cache: Path) -> None:
+    (cache / "text/tokens/values/c/99").mkdir()
+    (cache / "text/tokens/values/c/99/0").write_bytes(b"left over")
+    assert verify_cache(cache).bad_paths() == {"text/tokens/values/c/99/0"}
+    assert mend(pristine, cache).encoded_units == 0
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+
+
+def test_folder_that_is_a_link_is_refused(pristine: Path, cache: Path, tmp_path: Path) -> None:
+    (cache / "text/tokens").rename(tmp_path / "elsewhere")
+    (cache / "text/tokens").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptCache, match="link"):
+        open_cache(cache)
+    elsewhere = tree_bytes(tmp_path / "elsewhere")
+    assert mend(pristine, cache).is_identical
+    assert tree_bytes(tmp_path / "elsewhere") == elsewhere
+    assert not (cache / "text/tokens").is_symlink()
+
+
+def test_damaged_confidences_are_named(pristine: Path, cache: Path) -> None:
+    identity = {"estimator": "probe", "seed": 3}
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32))
+    assert verify_cache(cache).is_sound
+    (file,) = cache.glob("confidence/*/probability/c/0")
+    flip(file, 0.0)
+    assert verify_cache(cache).bad_paths() == {str(file.relative_to(cache))}
+    with pytest.raises(CorruptCache):
+        read_confidence(cache, identity)
+    mend(pristine, cache)
+    assert read_confidence(cache, identity) is None
+    assert verify_cache(cache).is_sound
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_bit_is_found(pristine: Path, tmp_path: Path, data: st.DataObject) -> None:
+    cache = tmp_path / "cache"
+    if not cache.exists():
+        shutil.copytree(pristine / "cache", cache)
+    name = data.draw(st.sampled_from(all_files(pristine)))
+    content = (cache / name).read_bytes()
+    position = data.draw(st.integers(0, len(content) - 1))
+    damaged = bytearray(content)
+    damaged[position] ^= 1 << data.draw(st.integers(0, 7))
+    (cache / name).write_bytes(damaged)
+    assert name in verify_cache(cache).bad_paths()
+    (cache / name).write_bytes(content)
