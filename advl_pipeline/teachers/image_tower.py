@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ import torch
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.teachers.crops import CONTEXT_MARGIN, crop_rectangle, relative_boxes
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
+from advl_pipeline.teachers.options import ImageTokenKind
 from advl_pipeline.teachers.pixels import (
-    PixelSettings,
     crop_picture,
     fit_picture,
     normalise,
@@ -25,53 +24,14 @@ from advl_pipeline.teachers.pixels import (
     squash_picture,
 )
 from advl_pipeline.teachers.regions import roi_align_mean
-
-ImageTokens = Literal["boxes", "boxes-roi", "grid", "none"]
-"""`boxes`: every box cut out and encoded by itself. `boxes-roi`: every box pooled from the grid of the whole
-picture. `grid`: the cells of the network's last feature map. `none`: no token features."""
+from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
 
 FORWARD_CHUNK = 64
 """Most pictures in one forward pass: crops of many boxes are encoded in pieces to bound memory."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageFeatures:
-    """What one forward pass gives: global (N, D), grid (N, M, D') or None, logits (N, K) or None."""
-
-    global_ND: torch.Tensor
-    grid_NMD: torch.Tensor | None
-    logits_NK: torch.Tensor | None
-
-
-class ImageBackbone(Protocol):
-    """A frozen vision network on its device, behind normalised pixels."""
-
-    @property
-    def settings(self) -> PixelSettings: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def global_dim(self) -> int: ...
-
-    @property
-    def grid_dim(self) -> int: ...
-
-    @property
-    def grid_shape(self) -> tuple[int, int]:
-        """Rows and columns of the last feature map."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Digest of the parameters, architecture, which features are taken, compute dtype."""
-        ...
-
-    def __call__(self, pixels_NCHW: torch.Tensor) -> ImageFeatures: ...
-
-
 class PixelImageTower:
-    """An `ImageTower` over any `ImageBackbone`.
+    """An `ImageTower` over any `VisionBackbone`.
 
     With image tokens `boxes`, the tokens of a unit are the global features of its boxes' cut-outs: the box with
     1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. With
@@ -80,7 +40,7 @@ class PixelImageTower:
     central crop where `describe()["pixels"]["fit"]` is "crop".
     """
 
-    def __init__(self, backbone: ImageBackbone, image_tokens: ImageTokens) -> None:
+    def __init__(self, backbone: VisionBackbone, image_tokens: ImageTokenKind) -> None:
         self.backbone = backbone
         self.image_tokens = image_tokens
 
@@ -152,11 +112,9 @@ class PixelImageTower:
     def _tokens(self, features: ImageFeatures, unit: PreparedUnit, start: int) -> torch.Tensor:
         if self.image_tokens in ("boxes", "none"):
             return features.global_ND[start + 1 : start + 1 + unit.num_tokens]
-        if features.grid_NMD is None:
-            raise ValueError("the network gave no grid")
         if self.image_tokens == "grid":
-            return features.grid_NMD[start]
-        return roi_align_mean(features.grid_NMD[start + 1], self.backbone.grid_shape, unit.inputs["boxes"])
+            return features.grid_NhwD[start].flatten(0, 1)
+        return roi_align_mean(features.grid_NhwD[start + 1], unit.inputs["boxes"])
 
     def _forward(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
         keep_grid = self.image_tokens in ("grid", "boxes-roi")
@@ -168,14 +126,16 @@ class PixelImageTower:
                 parts.append(
                     ImageFeatures(
                         global_ND=found.global_ND.float().cpu(),
-                        grid_NMD=found.grid_NMD.float().cpu() if keep_grid and found.grid_NMD is not None else None,
+                        # Left on the device and empty where no grid is asked for: it is large and would be copied.
+                        grid_NhwD=found.grid_NhwD.float().cpu() if keep_grid else found.grid_NhwD[:0].cpu(),
                         logits_NK=None if found.logits_NK is None else found.logits_NK.float().cpu(),
                     )
                 )
+        logits = [part.logits_NK for part in parts if part.logits_NK is not None]
         return ImageFeatures(
             global_ND=torch.cat([part.global_ND for part in parts]),
-            grid_NMD=_concatenate([part.grid_NMD for part in parts]),
-            logits_NK=_concatenate([part.logits_NK for part in parts]),
+            grid_NhwD=torch.cat([part.grid_NhwD for part in parts]),
+            logits_NK=torch.cat(logits) if logits else None,
         )
 
 
@@ -185,8 +145,3 @@ def classifier_stats(logits_NK: torch.Tensor) -> dict[str, torch.Tensor]:
     p_NK = log_p_NK.exp()
     top_N2 = p_NK.topk(2, dim=1).values
     return {"entropy": -(p_NK * log_p_NK).sum(dim=1), "margin": top_N2[:, 0] - top_N2[:, 1]}
-
-
-def _concatenate(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 ImageTokenKind = Literal["boxes", "boxes-roi", "grid", "none"]
+"""`boxes`: every box cut out and encoded by itself. `boxes-roi`: every box pooled from the grid of the whole
+picture. `grid`: the cells of the network's last feature map. `none`: no token features."""
+
 ComputeDtype = Literal["fp32", "bf16"]
 
 

@@ -1,11 +1,24 @@
-"""Opening a transformers model as a teacher, by its model type: text encoders, vision encoders, aligned pairs."""
+"""Opening a transformers model as a teacher, by its model type: aligned pairs, vision encoders, text encoders."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.pixels import PixelSettings
 from advl_pipeline.teachers.text_families import open_text_tower
-from advl_pipeline.teachers.transformers_files import load_part, transformers_source
+from advl_pipeline.teachers.text_tower import WordPieceTextTower
+from advl_pipeline.teachers.transformers_files import TransformersSource, load_model, load_part, transformers_source
+from advl_pipeline.teachers.transformers_pair import PAIR_TYPES, PairTextBackbone, PairVisionBackbone
+from advl_pipeline.teachers.transformers_vision import (
+    VISION_TYPES,
+    TransformersVisionBackbone,
+    processor_pixel_settings,
+)
+from advl_pipeline.teachers.word_pieces import WordPieces
 
 
 def open_transformers(repository: str, options: OpenOptions) -> Teacher:
@@ -13,10 +26,72 @@ def open_transformers(repository: str, options: OpenOptions) -> Teacher:
 
     Raises:
         WeightsUnavailable: files are missing or incomplete.
-        ConfigError: a model type that is not supported.
+        ConfigError: a model, a preprocessing or a pooling that is not supported.
     """
     import transformers
 
     source = transformers_source(repository, options)
     config = load_part(transformers.AutoConfig.from_pretrained, source, options, trust_remote_code=False)
+    if config.model_type in PAIR_TYPES:
+        return _open_pair(source, config, options)
+    if config.model_type in VISION_TYPES:
+        return Teacher(name=options.name, image=_open_vision(source, config, options))
+    if getattr(config, "vocab_size", None) is None:
+        raise ConfigError(
+            f"Models of type {config.model_type!r} cannot be teachers.",
+            where=source.place,
+            why="supported are text encoders and " + ", ".join(sorted([*PAIR_TYPES, *VISION_TYPES])),
+        )
     return Teacher(name=options.name, text=open_text_tower(source, config, options))
+
+
+def _open_vision(source: TransformersSource, config: Any, options: OpenOptions) -> PixelImageTower:
+    import transformers
+
+    kind = VISION_TYPES[config.model_type]
+    backbone = TransformersVisionBackbone(
+        load_model(transformers.AutoModel, config, source, options, keep_pooler=kind == "pooled map"),
+        kind,
+        num_prefix_tokens=_num_prefix_tokens(config) if kind == "class token" else 0,
+        settings=_pixel_settings(source, options),
+        device=options.torch_device,
+        dtype=options.torch_dtype,
+    )
+    return PixelImageTower(backbone, options.image_tokens)
+
+
+def _open_pair(source: TransformersSource, config: Any, options: OpenOptions) -> Teacher:
+    import transformers
+
+    pair = load_model(transformers.AutoModel, config, source, options)
+    logit_scale = float(pair.logit_scale.detach().exp())
+    device, dtype = options.torch_device, options.torch_dtype
+    pieces = WordPieces(load_part(transformers.AutoTokenizer.from_pretrained, source, options))
+    vision = PairVisionBackbone(
+        pair, config.model_type, settings=_pixel_settings(source, options), device=device, dtype=dtype
+    )
+    text = PairTextBackbone(pair, config.model_type, device=device, dtype=dtype)
+    return Teacher(
+        name=options.name,
+        image=PixelImageTower(vision, options.image_tokens),
+        text=WordPieceTextTower(text, pieces, unit_length=False),
+        aligned=True,
+        logit_scale=logit_scale,
+    )
+
+
+def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSettings:
+    import transformers
+
+    processor = load_part(transformers.AutoImageProcessor.from_pretrained, source, options)
+    try:
+        return processor_pixel_settings(processor)
+    except ValueError as error:
+        raise ConfigError(
+            "The preprocessing of this vision model is not supported.", where=source.place, why=str(error)
+        ) from None
+
+
+def _num_prefix_tokens(config: Any) -> int:
+    """Class token and register tokens."""
+    return 1 + int(getattr(config, "num_register_tokens", 0) or 0)

@@ -20,7 +20,6 @@ from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.teachers.options import OpenOptions
 
 _POOLER = "pooler."
-"""The one part that is never run, so that files may lack it: a summary trained for a task of pretraining."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +87,12 @@ def load_part(load: Callable[..., Any], source: TransformersSource, options: Ope
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def load_model(model_class: Any, config: Any, source: TransformersSource, options: OpenOptions) -> Any:
+def load_model(
+    model_class: Any, config: Any, source: TransformersSource, options: OpenOptions, *, keep_pooler: bool = False
+) -> Any:
     """Load a model in fp32, or build it with random weights where the options say so.
+
+    A top-level `pooler` is dropped unless it is kept: no teacher runs it, and files may lack it.
 
     Raises:
         WeightsUnavailable: as `load_part`, or the files lack weights that the network runs.
@@ -109,14 +112,14 @@ def load_model(model_class: Any, config: Any, source: TransformersSource, option
             output_loading_info=True,
             trust_remote_code=False,
         )
-        missing = sorted(name for name in loaded["missing_keys"] if not name.startswith(_POOLER))
+        missing = sorted(name for name in loaded["missing_keys"] if keep_pooler or not name.startswith(_POOLER))
         if missing:
             raise WeightsUnavailable(
                 f"The files of teacher {options.name!r} lack weights of the network.",
                 where=source.place,
                 why=f"{len(missing)} tensors, such as {', '.join(missing[:3])}",
             )
-    if getattr(model, "pooler", None) is not None:
+    if not keep_pooler and getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
 

@@ -1,0 +1,87 @@
+"""What every frozen vision network shares: device, dtype, preprocessing, and widths read off one forward pass.
+
+Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from advl_pipeline.teachers.digest import parameter_digest
+from advl_pipeline.teachers.pixels import PixelSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFeatures:
+    """What one forward pass gives: global (N, D), grid (N, h, w, D'), logits (N, K) or None."""
+
+    global_ND: torch.Tensor
+    grid_NhwD: torch.Tensor
+    logits_NK: torch.Tensor | None = None
+
+
+class VisionBackbone(ABC):
+    """A frozen vision network on its device, behind normalised pixels."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        settings: PixelSettings,
+        description: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Freeze and move a network.
+
+        Args:
+            network: in float32 as loaded; its parameters and buffers are what the digest covers.
+            settings: its preprocessing.
+            description: library, architecture, which features are taken.
+            device, dtype: where and in what it computes.
+        """
+        self.settings = settings
+        self.device = device
+        self._description = {
+            **description,
+            "parameters": parameter_digest(network.state_dict()),
+            "compute_dtype": str(dtype).removeprefix("torch."),
+        }
+        self._dtype = dtype
+        # Channels last is the layout that convolutions on CPUs and tensor cores are fastest in.
+        frozen: Any = network.eval().requires_grad_(False)
+        self.network: Any = frozen.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        probe = self(torch.zeros(1, 3, settings.height, settings.width, device=device))
+        self.global_dim: int = probe.global_ND.shape[1]
+        _, rows, columns, self.grid_dim = probe.grid_NhwD.shape
+        self.grid_shape: tuple[int, int] = (rows, columns)
+
+    def describe(self) -> dict[str, Any]:
+        """Digest of the parameters, architecture, which features are taken, compute dtype."""
+        return dict(self._description)
+
+    @torch.inference_mode()
+    def __call__(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+        """Encode normalised float32 pixels on the backbone's device."""
+        return self.features(pixels_NCHW.to(dtype=self._dtype, memory_format=torch.channels_last))
+
+    @abstractmethod
+    def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+        """Run the network on pixels of its dtype."""
+
+
+def cells_from_tokens(tokens_NMD: torch.Tensor) -> torch.Tensor:
+    """Lay the patch tokens of a square picture out as (N, h, w, D).
+
+    Raises:
+        ValueError: their number is no square.
+    """
+    edge = round(tokens_NMD.shape[1] ** 0.5)
+    if edge * edge != tokens_NMD.shape[1]:
+        raise ValueError(f"{tokens_NMD.shape[1]} patch tokens do not form a square grid")
+    return tokens_NMD.reshape(len(tokens_NMD), edge, edge, -1)
