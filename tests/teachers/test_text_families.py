@@ -1,0 +1,187 @@
+"""Every family of text encoders: our features are those of a direct call, whatever else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from advl_pipeline.datasets.records import text_unit
+from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.teachers.interface import TextTower
+from advl_pipeline.teachers.registry import open_teacher
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+TEXT = "Why is the naive dog holding an umbrella?"
+OTHERS = ["the café's door", "because nobody is watching the green field near the left tree, and it's half empty!"]
+
+FAMILIES: dict[str, tuple[Any, Any, str, str]] = {
+    "bert": (hf.BertModel, hf.BertConfig(vocab_size=300, **SMALL), "wordpiece", "first"),
+    "roberta": (
+        hf.RobertaModel,
+        hf.RobertaConfig(vocab_size=500, max_position_embeddings=66, pad_token_id=1, **SMALL),
+        "bytes",
+        "first",
+    ),
+    "deberta-v2": (
+        hf.DebertaV2Model,
+        hf.DebertaV2Config(
+            vocab_size=300,
+            relative_attention=True,
+            position_biased_input=False,
+            pos_att_type=["c2p", "p2c"],
+            **SMALL,
+        ),
+        "unigram",
+        "first",
+    ),
+    "t5": (
+        hf.T5EncoderModel,
+        hf.T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2),
+        "unigram",
+        "mean",
+    ),
+    "modernbert": (
+        hf.ModernBertModel,
+        hf.ModernBertConfig(
+            vocab_size=500, pad_token_id=1, global_attn_every_n_layers=2, local_attention=8, **SMALL
+        ),
+        "bytes",
+        "first",
+    ),
+    "mpnet": (
+        hf.MPNetModel,
+        hf.MPNetConfig(vocab_size=300, max_position_embeddings=66, **SMALL),
+        "wordpiece",
+        "mean",
+    ),
+}
+
+
+def opened(folder: Path) -> TextTower:
+    teacher = open_teacher("hf:local/model", weights=folder)
+    assert teacher.text is not None
+    assert teacher.image is None
+    return teacher.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_equal_a_direct_call(family: str, text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    model_class, config, kind, pooling = FAMILIES[family]
+    folder, model, tokenizer = text_folder(model_class, config, kind)
+    tower = opened(folder)
+    prepared = tower.prepare([text_unit(text) for text in [TEXT, *OTHERS]])
+    together = tower.encode(prepared)
+    inputs = tokenizer(TEXT, return_tensors="pt", return_special_tokens_mask=True, return_token_type_ids=False)
+    content = inputs.pop("special_tokens_mask")[0] == 0
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state[0]
+    expected = states[0] if pooling == "first" else states.mean(dim=0)
+    torch.testing.assert_close(together.global_ND[0], expected, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(together.token_values[0], states[content], atol=2e-5, rtol=1e-4)
+    alone = tower.encode(prepared[:1])
+    torch.testing.assert_close(alone.global_ND, together.global_ND[:1], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(alone.token_values[0], together.token_values[0], atol=2e-5, rtol=1e-4)
+    assert tower.global_dim == together.global_ND.shape[1] == tower.token_dim
+    assert max(float(values.abs().max()) for values in together.token_values) < 65504
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spans_name_the_characters_of_each_piece(
+    family: str, text_folder: Callable[..., tuple[Path, Any, Any]]
+) -> None:
+    model_class, config, kind, _ = FAMILIES[family]
+    folder, _, tokenizer = text_folder(model_class, config, kind)
+    (prepared,) = opened(folder).prepare([text_unit(TEXT)])
+    spans = prepared.char_spans_M2
+    assert spans is not None
+    assert len(spans) == prepared.num_tokens == len(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
+    covered = {position for start, end in spans.tolist() for position in range(start, end)}
+    assert {position for position, character in enumerate(TEXT) if not character.isspace()} <= covered
+    assert not any(TEXT[start:end] != TEXT[start:end].strip() for start, end in spans.tolist())
+
+
+def test_a_long_text_is_read_in_windows(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    model_class, config, kind, _ = FAMILIES["roberta"]
+    folder, model, tokenizer = text_folder(model_class, config, kind)
+    tower = opened(folder)
+    text = " ".join(OTHERS * 12)
+    (prepared,) = tower.prepare([text_unit(text)])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert prepared.num_tokens == len(ids) > 100
+    encoded = tower.encode([prepared])
+    assert encoded.token_values[0].shape == (len(ids), 32)
+    # 66 positions less 2 kept for padding less 2 special tokens: the first window holds 62 pieces, and owns
+    # everything up to the middle of what it shares with the next.
+    first = torch.tensor([[0, *ids[:62], 2]])
+    with torch.no_grad():
+        states = model(input_ids=first).last_hidden_state[0, 1:-1]
+    torch.testing.assert_close(encoded.token_values[0][:50], states[:50], atol=2e-5, rtol=1e-4)
+    assert tower.describe()["long_texts"]["max_length"] == 64
+
+
+def test_identity_follows_the_parameters_and_the_tokenizer(
+    text_folder: Callable[..., tuple[Path, Any, Any]], tmp_path: Path
+) -> None:
+    model_class, config, kind, _ = FAMILIES["bert"]
+    folder, model, _ = text_folder(model_class, config, kind)
+    first = opened(folder).describe()
+    assert opened(folder).describe() == first
+    with torch.no_grad():
+        model.encoder.layer[0].output.dense.bias[0] += 1e-3
+    model.save_pretrained(folder)
+    second = opened(folder).describe()
+    assert second["parameters"] != first["parameters"]
+    assert second["tokenizer"] == first["tokenizer"]
+    vocabulary = folder / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"lowercase": true', '"lowercase": false'))
+    assert opened(folder).describe()["tokenizer"] != first["tokenizer"]
+
+
+def test_a_missing_weight_is_an_error_and_a_missing_pooler_is_not(
+    text_folder: Callable[..., tuple[Path, Any, Any]],
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model_class, config, kind, _ = FAMILIES["bert"]
+    folder, _, _ = text_folder(model_class, config, kind)
+    state = load_file(folder / "model.safetensors")
+    without_pooler = {name: value for name, value in state.items() if not name.startswith("pooler.")}
+    assert len(without_pooler) < len(state)
+    described = opened(folder).describe()
+    save_file(without_pooler, folder / "model.safetensors", metadata={"format": "pt"})
+    assert opened(folder).describe() == described
+    without_pooler.pop("encoder.layer.1.output.dense.weight")
+    save_file(without_pooler, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsUnavailable, match="lack weights") as caught:
+        opened(folder)
+    assert "encoder.layer.1.output.dense.weight" in str(caught.value)
+
+
+def test_half_precision_computes_and_says_so(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    model_class, config, kind, _ = FAMILIES["bert"]
+    folder, _, _ = text_folder(model_class, config, kind)
+    exact = opened(folder)
+    rounded = open_teacher("hf:local/model", weights=folder, dtype="bf16").text
+    assert rounded is not None
+    ours, theirs = (tower.encode(tower.prepare([text_unit(TEXT)])).global_ND for tower in (exact, rounded))
+    assert theirs.dtype == torch.float32
+    assert float(torch.cosine_similarity(ours, theirs)) > 0.999
+    assert not torch.equal(ours, theirs)
+    assert rounded.describe()["parameters"] == exact.describe()["parameters"]
+    assert rounded.describe()["compute_dtype"] == "bfloat16"
+
+
+def test_an_empty_text_has_a_global_feature_and_no_tokens(
+    text_folder: Callable[..., tuple[Path, Any, Any]],
+) -> None:
+    folder, _, _ = text_folder(*FAMILIES["bert"][:3])
+    tower = opened(folder)
+    encoded = tower.encode(tower.prepare([text_unit(""), text_unit(TEXT)]))
+    assert encoded.token_values[0].shape == (0, 32)
+    assert np.isfinite(encoded.global_ND.numpy()).all()
