@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from advl_pipeline.studies.result import StudyResult
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
@@ -31,3 +33,9 @@ class Figure:
 
 def distinct(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(items))
+
+
+def anchor(result: StudyResult, setting: str, metric: str = "") -> str:
+    """Return a part of ids that is unique for a setting and metric, whatever characters their names hold."""
+    position = [item.name for item in result.study.settings].index(setting)
+    return f"{position}-{metric}" if metric else str(position)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from advl_pipeline.evaluation.statistics import Spread
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, distinct
+from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, logarithmic, nice_ticks
 from advl_pipeline.studies.config import shots_label
@@ -39,7 +39,7 @@ def accuracy_figure(result: StudyResult, look: Mapping[str, Look], *, setting: s
     return _figure(
         curves,
         look,
-        identifier=f"accuracy-{setting}-{metric}",
+        identifier=f"accuracy-{anchor(result, setting, metric)}",
         title="Accuracy over shots",
         caption=f"{wording.metric_name(metric)} in percent. Bars span the 95 % interval of the mean over seeds.",
         runs=runs,
@@ -67,7 +67,7 @@ def gain_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     return _figure(
         curves,
         look,
-        identifier=f"gain-{setting}-{metric}",
+        identifier=f"gain-{anchor(result, setting, metric)}",
         title=f"Gain over {wording.method_label(result.study, result.study.baseline)}",
         caption=(
             "Difference in points of the same metric, paired by seed; bars span its 95 % interval over seeds. "

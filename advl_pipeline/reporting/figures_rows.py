@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, distinct
+from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.claims import ClaimTest
@@ -71,9 +71,8 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     drops = [item for item in result.drops if (item.place.setting, item.place.metric) == (setting, metric)]
     if not drops:
         return None
-    accuracies = {(item.place, item.method): item.accuracy.mean for item in result.standings}
-    pairs = {id(item): _drop_ends(item, accuracies) for item in drops}
-    ticks = nice_ticks(min(min(pair) for pair in pairs.values()), max(max(pair) for pair in pairs.values()))
+    ends = {(item.place, item.method): _drop_ends(result, item) for item in drops}
+    ticks = nice_ticks(min(min(pair) for pair in ends.values()), max(max(pair) for pair in ends.values()))
     panels = []
     for number, (test_set, shots) in enumerate(
         dict.fromkeys((item.place.test_set, item.place.shots) for item in drops)
@@ -83,10 +82,13 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
             Panel(
                 heading=f"{inside[0].reference} → {test_set}, {wording.shots_text(shots)}",
                 svg=_dumbbells(
-                    [(item.method, *pairs[id(item)], wording.signed(-item.drop.mean)) for item in inside],
+                    [
+                        (item.method, *ends[item.place, item.method], wording.signed(-item.drop.mean))
+                        for item in inside
+                    ],
                     look,
                     ticks,
-                    identifier=f"drop-{setting}-{metric}-{number}",
+                    identifier=f"drop-{anchor(result, setting, metric)}-{number}",
                     title=f"Accuracy from {inside[0].reference} to {test_set} at {wording.shots_text(shots)}",
                 ),
             )
@@ -103,11 +105,11 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
         for item in drops
     )
     return Figure(
-        identifier=f"drop-{setting}-{metric}",
+        identifier=f"drop-{anchor(result, setting, metric)}",
         title="What the shift costs",
         caption=(
-            f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means over "
-            "seeds; the number is what is lost, in points."
+            f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means "
+            "over seeds; the number is what is lost, in points."
         ),
         panels=tuple(panels),
         series=distinct(item.method for item in drops),
@@ -117,8 +119,12 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     )
 
 
-def _drop_ends(item: ShiftDrop, accuracies: Mapping[object, float]) -> tuple[float, float]:
-    after = accuracies[item.place, item.method]
+def _drop_ends(result: StudyResult, item: ShiftDrop) -> tuple[float, float]:
+    """Accuracy before and after the shift over the seeds that have both."""
+    standing = result.standing(item.place, item.method)
+    assert standing is not None, "a drop is computed from standings"
+    by_seed = dict(zip(standing.seeds, standing.per_seed, strict=True))
+    after = sum(by_seed[seed] for seed in item.seeds) / len(item.seeds)
     return after + item.drop.mean, after
 
 
@@ -147,7 +153,7 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
                     ],
                     look,
                     ticks,
-                    identifier=f"vision-{setting}-{metric}-{number}",
+                    identifier=f"vision-{anchor(result, setting, metric)}-{number}",
                     title=f"Accuracy with the picture and with it {kind}, {wording.shots_text(shots)}",
                 ),
             )
@@ -164,11 +170,11 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
         for item in uses
     )
     return Figure(
-        identifier=f"vision-{setting}-{metric}",
+        identifier=f"vision-{anchor(result, setting, metric)}",
         title="Does the student use the image?",
         caption=(
-            f"{wording.metric_name(metric)} on {reference} with the true picture (filled) and with a spoilt one (hollow). "
-            "The longer the line, the more the answers hang on the picture."
+            f"{wording.metric_name(metric)} on {reference} with the true picture (filled) and with a spoilt one "
+            "(hollow). The longer the line, the more the answers hang on the picture."
         ),
         panels=tuple(panels),
         series=distinct(item.method for item in uses),

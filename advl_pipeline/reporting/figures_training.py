@@ -1,11 +1,11 @@
-"""Figures of confidence: the weights that instances got in training, and how sure the students are of their answers."""
+"""Figures of confidence: the weights that instances got in training, and how sure students are of their answers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, distinct
+from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.config import shots_label
@@ -23,7 +23,7 @@ def weight_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
     panels = tuple(
         Panel(
             heading=f"{item.modality}, {wording.shots_text(item.shots)}",
-            svg=_histogram(item, look[item.method], identifier=f"weights-{setting}-{number}"),
+            svg=_histogram(item, look[item.method], identifier=f"weights-{anchor(result, setting)}-{number}"),
         )
         for number, item in enumerate(histograms)
     )
@@ -43,12 +43,12 @@ def weight_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
         if (cell.setting, cell.method) == (setting, result.study.focus)
     ]
     return Figure(
-        identifier=f"weights-{setting}",
+        identifier=f"weights-{anchor(result, setting)}",
         title="How much each instance is distilled",
         caption=(
-            "Confidence weights given in the finetune step, pooled over seeds and logged steps. A weight above 1 means "
-            "that the teacher was surer of the right answer than the student. If nearly all lie at one value, "
-            "weighting does nothing."
+            "Confidence weights given in the finetune step, pooled over seeds and logged steps. With the default "
+            "ratio, a weight above 1 means that the teacher was surer of the right answer than the student. If "
+            "nearly all lie at one value, weighting does nothing."
         ),
         panels=panels,
         series=(result.study.focus,),
@@ -101,7 +101,9 @@ def calibration_figure(result: StudyResult, look: Mapping[str, Look], *, setting
     panels = tuple(
         Panel(
             heading=look[item.method].label,
-            svg=_reliability(item, look[item.method], identifier=f"calibration-{setting}-{metric}-{number}"),
+            svg=_reliability(
+                item, look[item.method], identifier=f"calibration-{anchor(result, setting, metric)}-{number}"
+            ),
         )
         for number, item in enumerate(shown)
     )
@@ -110,12 +112,12 @@ def calibration_figure(result: StudyResult, look: Mapping[str, Look], *, setting
         for item in found
     )
     return Figure(
-        identifier=f"calibration-{setting}-{metric}",
+        identifier=f"calibration-{anchor(result, setting, metric)}",
         title="Is the student right as often as it is sure?",
         caption=(
-            f"{reference}, {wording.shots_text(shown[0].place.shots)}, all seeds: accuracy of the answers in each tenth "
-            "of confidence; the area of a mark grows with the number of answers. On the diagonal, confidence is honest; "
-            "below it, the student is too sure. ECE is the mean distance from it in points."
+            f"{reference}, {wording.shots_text(shown[0].place.shots)}, all seeds: accuracy of the answers in each "
+            "tenth of confidence; the area of a mark grows with the number of answers. On the diagonal, confidence "
+            "is honest; below it, the student is too sure. ECE is the mean distance from it in points."
         ),
         panels=panels,
         series=distinct(item.method for item in shown),

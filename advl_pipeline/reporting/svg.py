@@ -64,9 +64,8 @@ class Canvas:
         name = escape(self._identifier)
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-labelledby="{name}-t {name}-d">'
-            f'<title id="{name}-t">{escape(self._title)}</title><desc id="{name}-d">{escape(self._description)}</desc>'
-            + "".join(self._parts)
-            + "</svg>"
+            f'<title id="{name}-t">{escape(self._title)}</title>'
+            f'<desc id="{name}-d">{escape(self._description)}</desc>' + "".join(self._parts) + "</svg>"
         )
 
     def _add(self, tag: str, classes: str, **numbers: float) -> None:

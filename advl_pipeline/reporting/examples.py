@@ -1,0 +1,289 @@
+"""Examples where two students of one seed answer differently: picture, candidates, both answers.
+
+They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
+chose them. Where a run stored `selected_words.json` (example id -> one list of [start, end) character spans per
+candidate), the words are marked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.reporting import wording
+from advl_pipeline.studies.config import METRICS_OF_TASK, Setting
+from advl_pipeline.studies.result import CellRecord, StudyResult
+from advl_pipeline.studies.run_folder import Evaluation, read_evaluation, read_json
+
+PICTURE_WIDTH = 360
+"""Pixels; pictures are scaled down to it before they enter the page."""
+
+SELECTED_WORDS_FILE = "selected_words.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """A stretch of a text; selected words are marked."""
+
+    text: str
+    selected: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One candidate or class, whether it is right, and whether each student chose it."""
+
+    pieces: tuple[Piece, ...]
+    right: bool
+    by_baseline: bool
+    by_focus: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Box:
+    """A box in pixels of the scaled picture, with the number or name that texts use."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownExample:
+    """One example of the page. `picture` is a data URI."""
+
+    example_id: str
+    picture: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    context: tuple[Piece, ...]
+    choices: tuple[Choice, ...]
+    focus_is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleSet:
+    """Examples of one setting, how they were found, and why there are none if so."""
+
+    setting: str
+    where: str
+    runs: tuple[str, ...]
+    num_won: int
+    num_lost: int
+    num_both_wrong: int
+    examples: tuple[ShownExample, ...]
+    missing: str
+
+
+def collect_examples(
+    result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int
+) -> ExampleSet | None:
+    """Find and render examples of the smallest size; None when no pair of runs is finished or none are wanted."""
+    pair = _pair(result, setting)
+    if pair is None or limit == 0:
+        return None
+    baseline_cell, focus_cell = pair
+    test_set = setting.test_sets[0]
+    baseline = read_evaluation(result.folder / baseline_cell.run, test_set)
+    focus = read_evaluation(result.folder / focus_cell.run, test_set)
+    task = next((name for name in setting.tasks if focus and name in focus.scores), None)
+    if baseline is None or focus is None or task is None or task not in baseline.scores:
+        return None
+    metric = METRICS_OF_TASK[task][0]
+    focus_right, baseline_right = focus.items[metric], _aligned(baseline, focus, metric)
+    chosen_focus = focus.scores[task].argmax(axis=1)
+    chosen_baseline = baseline.scores[task].argmax(axis=1)[_order(baseline, focus, metric)]
+    won = np.flatnonzero(focus_right > baseline_right)
+    lost = np.flatnonzero(focus_right < baseline_right)
+    tied = np.flatnonzero((chosen_focus != chosen_baseline) & (focus_right == baseline_right))
+    ids = focus.ids[metric]
+    shown = [*_draw(won, ids, (limit + 1) // 2), *_draw(lost, ids, limit // 2)]
+    examples: tuple[ShownExample, ...] = ()
+    missing = ""
+    try:
+        dataset = _open(setting, task, test_set, data_root)
+        selected = _selected_words(result.folder / focus_cell.run)
+        examples = tuple(
+            _render(
+                _find(dataset, ids[row], task),
+                _class_names(dataset, task),
+                int(chosen_baseline[row]),
+                int(chosen_focus[row]),
+                selected,
+                focus_is_right=bool(focus_right[row] > baseline_right[row]),
+            )
+            for row in shown
+        )
+    except AdvlError as error:
+        missing = error.what + (f" ({error.where})" if error.where else "")
+    return ExampleSet(
+        setting=setting.name,
+        where=f"{test_set}, {wording.shots_text(focus_cell.shots)}, seed {focus_cell.seed}",
+        runs=(baseline_cell.run, focus_cell.run),
+        num_won=len(won),
+        num_lost=len(lost),
+        num_both_wrong=len(tied),
+        examples=examples,
+        missing=missing,
+    )
+
+
+def _pair(result: StudyResult, setting: Setting) -> tuple[CellRecord, CellRecord] | None:
+    """Baseline and focus run of the smallest size and the first seed that finished both."""
+    done = [cell for cell in result.cells if cell.setting == setting.name and cell.state == "finished"]
+    done.sort(key=lambda cell: (cell.shots is None, cell.shots or 0, cell.seed))
+    for focus in done:
+        if focus.method != result.study.focus:
+            continue
+        for other in done:
+            if (other.method, other.shots, other.seed) == (result.study.baseline, focus.shots, focus.seed):
+                return other, focus
+    return None
+
+
+def _order(baseline: Evaluation, focus: Evaluation, metric: str) -> list[int]:
+    where = {name: row for row, name in enumerate(baseline.ids[metric])}
+    return [where[name] for name in focus.ids[metric]]
+
+
+def _aligned(baseline: Evaluation, focus: Evaluation, metric: str) -> np.ndarray:
+    return baseline.items[metric][_order(baseline, focus, metric)]
+
+
+def _draw(rows: np.ndarray, ids: Sequence[str], number: int) -> list[int]:
+    """Choose rows by the hash of their ids: as good as at random, and the same every time."""
+    ranked = sorted(map(int, rows), key=lambda row: hashlib.blake2b(ids[row].encode()).digest())
+    return ranked[:number]
+
+
+def _open(setting: Setting, task: str, test_set: str, data_root: Path | None) -> Dataset:
+    dataset, _, split = test_set.rpartition("/")
+    return open_dataset(dataset or setting.dataset, split=split, data_root=data_root, tasks=(task,))
+
+
+def _class_names(dataset: Dataset, task: str) -> tuple[str, ...]:
+    known = next(name for name in dataset.tasks if name == task)
+    return dataset.label_names(known)
+
+
+def _find(dataset: Dataset, item_id: str, task: str) -> Example:
+    """Return an example by the id of its question."""
+    for name in (item_id, f"{item_id}:{task}"):
+        if name in dataset.example_ids:
+            return dataset[list(dataset.example_ids).index(name)]
+    raise DatasetError("The dataset has no such item any more.", where=item_id)
+
+
+def _selected_words(run: Path) -> Mapping[str, list[list[list[int]]]]:
+    path = run / SELECTED_WORDS_FILE
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found
+
+
+def _render(
+    example: Example,
+    class_names: tuple[str, ...],
+    by_baseline: int,
+    by_focus: int,
+    selected: Mapping[str, list[list[list[int]]]],
+    *,
+    focus_is_right: bool,
+) -> ShownExample:
+    spans = selected.get(example.example_id, [])
+    picture, width, height = _picture(example.image.path)
+    first = example.candidates[0]
+    if class_names:
+        shown = dict.fromkeys([index for index in (_best(example), by_baseline, by_focus) if index is not None])
+        texts = [(index, _pieces(class_names[index], 0, len(class_names[index]), [])) for index in shown]
+        context = _pieces(first.text, 0, len(first.text), spans[0] if spans else [])
+    else:
+        texts = [
+            (index, _pieces(c.text, c.answer_start, len(c.text), spans[index] if index < len(spans) else []))
+            for index, c in enumerate(example.candidates)
+        ]
+        context = _pieces(first.text, 0, first.context_length, spans[0] if spans else [])
+    return ShownExample(
+        example_id=example.example_id,
+        picture=picture,
+        width=width,
+        height=height,
+        boxes=_boxes(example.image, {tag.box for c in example.candidates for tag in c.tags}, width),
+        context=context,
+        choices=tuple(
+            Choice(
+                pieces=pieces,
+                right=index == _best(example),
+                by_baseline=index == by_baseline,
+                by_focus=index == by_focus,
+            )
+            for index, pieces in texts
+        ),
+        focus_is_right=focus_is_right,
+    )
+
+
+def _best(example: Example) -> int | None:
+    if example.label is not None or not example.soft_label:
+        return example.label
+    return max(example.soft_label, key=lambda pair: pair[1])[0]
+
+
+def _pieces(text: str, start: int, end: int, spans: Sequence[Sequence[int]]) -> tuple[Piece, ...]:
+    """Cut [start, end) of a text at the selected spans."""
+    pieces, at = [], start
+    for low, high in sorted((int(low), int(high)) for low, high in spans):
+        if low < at or high > end:
+            continue
+        if low > at:
+            pieces.append(Piece(text=text[at:low], selected=False))
+        pieces.append(Piece(text=text[low:high], selected=True))
+        at = high
+    if at < end:
+        pieces.append(Piece(text=text[at:end], selected=False))
+    return tuple(pieces)
+
+
+def _boxes(image: ImageUnit, tagged: set[int], width: int) -> tuple[Box, ...]:
+    """Boxes that the texts speak of, scaled to the shown picture; all boxes when they speak of none."""
+    scale = width / image.width
+    rows = sorted(row for row in tagged if row < len(image.boxes_R4)) or range(len(image.boxes_R4))
+    found = []
+    for row in rows:
+        x1, y1, x2, y2 = (float(value) * scale for value in image.boxes_R4[row])
+        name = image.box_labels[row] if row < len(image.box_labels) else ""
+        found.append(Box(x=x1, y=y1, width=x2 - x1, height=y2 - y1, label=f"{row} {name}".strip()))
+    return tuple(found)
+
+
+def _picture(path: Path) -> tuple[str, int, int]:
+    """Return a picture as a data URI with its width and height.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise DatasetError("A picture cannot be read.", where=str(path), why=str(error)) from error
+    if picture.width > PICTURE_WIDTH:
+        picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=82)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/jpeg;base64,{encoded}", picture.width, picture.height

@@ -1,0 +1,61 @@
+"""`run_report`: a study folder becomes one page or one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.atomic import write_text
+from advl_pipeline.errors import StorageError
+from advl_pipeline.reporting.config import ReportConfig, ReportFormat
+from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
+from advl_pipeline.studies.claims import Verdict, judge_claims
+from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.result import StudyResult
+
+_EXTENSIONS: dict[ReportFormat, str] = {"html": "html", "csv": "csv", "json": "json", "latex": "tex", "md": "md"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportResult:
+    """Where the report lies, what was in it, and the verdicts."""
+
+    output: Path
+    study: StudyResult
+    verdicts: tuple[Verdict, ...]
+
+
+def run_report(config: ReportConfig) -> ReportResult:
+    """Gather a study and write it in the form asked for.
+
+    Raises:
+        ConfigError: the folder holds no study or a damaged one. StorageError: the file cannot be written.
+    """
+    result = gather_study(config.study)
+    output = config.output or config.study / f"report.{_EXTENSIONS[config.to]}"
+    content = _render(result, config)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, content)
+    except OSError as error:
+        raise StorageError("The report cannot be written.", where=str(output), why=str(error)) from error
+    return ReportResult(output=output, study=result, verdicts=judge_claims(result))
+
+
+def _render(result: StudyResult, config: ReportConfig) -> str:
+    if config.to == "csv":
+        return as_csv(result)
+    if config.to == "json":
+        return as_json(result)
+    if config.to == "latex":
+        return as_latex(result)
+    if config.to == "md":
+        return as_markdown(result)
+    from advl_pipeline.reporting.examples import collect_examples
+    from advl_pipeline.reporting.page import render_page
+
+    examples = [
+        collect_examples(result, setting, data_root=config.data_root, limit=config.num_examples)
+        for setting in result.study.settings
+    ]
+    return render_page(result, [item for item in examples if item is not None])

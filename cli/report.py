@@ -1,0 +1,36 @@
+"""`advl report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.reporting.config import ReportConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("report")
+@config_options(ReportConfig, arguments=("study",))
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Turn a study into one self-contained HTML page or a table.
+
+    STUDY is a study folder. The page needs no network and reads well on a phone, in print, light and dark.
+
+    \b
+    advl report runs/studies/demo
+    advl report runs/studies/demo --to csv --output demo.csv
+    """
+    config = config_from_flags(ReportConfig, flags)
+    from advl_pipeline.reporting.report import run_report
+
+    result = run_report(config)
+    if as_json:
+        print_json({"output": str(result.output), "verdicts": [config_to_dict(item) for item in result.verdicts]})
+        return
+    for verdict in result.verdicts:
+        click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")
+    click.echo(f"report: {result.output}")
