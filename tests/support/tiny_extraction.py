@@ -1,13 +1,15 @@
 """A deterministic two-tower teacher and a small dataset with real pictures, for tests of extraction and caches.
 
-Run as a script it is one extraction process: `python tiny_extraction.py SETTINGS.json`, with keys `folder` (of the
-pictures), `config` (of `ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below).
+`run_settings` runs one extraction from a JSON file with the keys `folder` (of the pictures), `config` (of
+`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below) and `file_size_limit` in bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 import sys
 import time
 import zlib
@@ -31,6 +33,7 @@ from advl_pipeline.datasets.records import (
 )
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.run import ExtractResult, extract
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
@@ -218,11 +221,14 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def main() -> None:
+def run_settings(path: str, log: str) -> None:
+    """Run one extraction as a process: messages go to the file `log`, the outcome is the exit code."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
     torch.set_num_threads(1)
-    settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    from advl_pipeline.extraction.interruption import interruptible
-
+    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "file_size_limit" in settings:
+        sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size_limit"],) * 2)
     try:
         with interruptible():
             extract(
@@ -231,9 +237,5 @@ def main() -> None:
                 TinyDataset(Path(settings["folder"]), **settings.get("dataset", {})),
             )
     except AdvlError as error:
-        sys.stderr.write(f"error: {error}\n")
+        os.write(sys.stderr.fileno(), f"error: {error}\n".encode())
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

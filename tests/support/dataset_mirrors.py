@@ -1,0 +1,185 @@
+"""Small complete mirrors of the official downloads, written file by file, with the quirks that they have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+VQA_SUBTYPES = {"train": "train2014", "val": "val2014", "test": "test2015"}
+ANSWERS = ("yes", "no", "2", "red", "t-shirt")
+
+
+def write_picture(path: Path, *, size: tuple[int, int] = (64, 48), shade: int = 0) -> None:
+    """Write a picture whose bytes depend on its shade."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = (shade * 7 % 256, shade * 31 % 256, shade // 256)
+    Image.new("RGB", size, colour).save(path, quality=90)
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def vcr_record(number: int, *, split: str = "val", labelled: bool = True) -> dict[str, Any]:
+    """One VCR question with all fields; every second question shares its picture with the one before."""
+    picture = number // 2
+    base = f"lsmdc_0000_MIRROR/0000_MIRROR_00.00.{picture:02d}@0"
+    record: dict[str, Any] = {
+        "movie": "0000_MIRROR",
+        "objects": ["person", "person", "wineglass", "dog"],
+        "interesting_scores": [0],
+        "answer_likelihood": "possible",
+        "img_fn": f"{base}.jpg",
+        "metadata_fn": f"{base}.json",
+        "question": [("Why", "What", "Is")[number % 3], "is", [0, 1], "near", [2], "?"],
+        "answer_choices": [[[choice % 2], "likes", f"thing{number}", str(choice), "."] for choice in range(4)],
+        "rationale_choices": [["Everyone", "sees", [3], f"{number}", str(choice), "."] for choice in range(4)],
+        "answer_orig": "",
+        "question_orig": "",
+        "rationale_orig": "",
+        "answer_match_iter": [3, 0, 2, 1],
+        "answer_sources": [1, 2, 3, 4],
+        "rationale_match_iter": [3, 0, 2, 1],
+        "rationale_sources": [1, 2, 3, 4],
+        "img_id": f"{split}-{picture}",
+        "question_number": number % 2,
+        "annot_id": f"{split}-{number}",
+        "match_fold": f"{split}-0",
+        "match_index": number,
+    }
+    if labelled:
+        record |= {"answer_label": number % 4, "rationale_label": number // 4 % 4}
+    return record
+
+
+def vcr_metadata(record: Mapping[str, Any], *, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
+    """The metadata of a question's picture: boxes with a score, polygons of which one is empty."""
+    count = len(record["objects"])
+    boxes = [[4.5 * i, 2.25 * i, 4.5 * i + 20, 2.25 * i + 10.5, 0.9] for i in range(count)]
+    segms: list[Any] = [[[[x1, y1], [x2, y1], [x2, y2]]] for x1, y1, x2, y2, _ in boxes]
+    segms[-1:] = [[]] if count else []
+    return {"names": record["objects"], "boxes": boxes, "segms": segms, "width": size[0], "height": size[1]}
+
+
+def write_vcr(
+    root: Path,
+    records: Iterable[Mapping[str, Any]],
+    *,
+    split: str = "val",
+    file: str | None = None,
+) -> Path:
+    """Write a split of VCR with its pictures and metadata; returns the annotation file."""
+    records = list(records)
+    annotations = root / "vcr" / (file or f"{split}.jsonl")
+    write_lines(annotations, records)
+    for number, record in enumerate(records):
+        picture = root / "vcr" / "vcr1images" / record["img_fn"]
+        if not picture.exists():
+            write_picture(picture, shade=number)
+            metadata = root / "vcr" / "vcr1images" / record["metadata_fn"]
+            metadata.write_text(json.dumps(vcr_metadata(record)), encoding="utf-8")
+    return annotations
+
+
+def vqa_items(count: int, *, first_image: int = 1000) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Questions and annotations; three questions per picture, answers on which annotators differ."""
+    questions, annotations = [], []
+    for number in range(count):
+        image_id = first_image + number // 3
+        question_id = image_id * 1000 + number % 3
+        questions.append({"image_id": image_id, "question": f"Is it number {number}?", "question_id": question_id})
+        main = ANSWERS[number % len(ANSWERS)]
+        given = [main] * (10 - number % 4) + ["something else"] * (number % 4)
+        answers = [
+            {"answer": answer, "answer_confidence": "yes", "answer_id": person}
+            for person, answer in enumerate(given, start=1)
+        ]
+        annotations.append(
+            {
+                "question_id": question_id,
+                "image_id": image_id,
+                "question_type": ("is it", "how many", "none of the above")[number % 3],
+                "answer_type": ("yes/no", "number", "other")[number % 3],
+                "multiple_choice_answer": main,
+                "answers": answers,
+            }
+        )
+    return questions, annotations
+
+
+def wrap_vqa(key: str, items: list[dict[str, Any]], subtype: str) -> dict[str, Any]:
+    """Wrap items as the official files do."""
+    head = {"info": {"year": 2017, "version": "2.0"}, "license": {"name": "", "url": ""}, "data_type": "mscoco"}
+    extra = {"task_type": "Open-Ended"} if key == "questions" else {}
+    return {**head, **extra, "data_subtype": subtype, key: items}
+
+
+def write_vqa(root: Path, *, split: str = "train", count: int = 30) -> None:
+    """Write a split of VQA v2 with its pictures; test has no annotations."""
+    subtype = VQA_SUBTYPES[split]
+    folder = root / "vqa-v2"
+    folder.mkdir(parents=True, exist_ok=True)
+    questions, annotations = vqa_items(count, first_image={"train": 1000, "val": 2000, "test": 3000}[split])
+    file = folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json"
+    file.write_text(json.dumps(wrap_vqa("questions", questions, subtype)), encoding="utf-8")
+    if split != "test":
+        file = folder / f"v2_mscoco_{subtype}_annotations.json"
+        file.write_text(json.dumps(wrap_vqa("annotations", annotations, subtype)), encoding="utf-8")
+    for image_id in {question["image_id"] for question in questions}:
+        write_picture(folder / subtype / f"COCO_{subtype}_{image_id:012d}.jpg", shade=image_id)
+
+
+def write_vqa_cp(root: Path, *, count: int = 120) -> None:
+    """Write VQA-CP v2: bare lists whose items name their picture folder; pictures lie with VQA v2."""
+    folder = root / "vqa-cp-v2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, first_image in (("train", 5000), ("test", 6000)):
+        questions, annotations = vqa_items(count, first_image=first_image)
+        for number, (question, annotation) in enumerate(zip(questions, annotations, strict=True)):
+            split = ("train2014", "val2014")[number // 3 % 2]
+            question["coco_split"] = annotation["coco_split"] = split
+            picture = root / "vqa-v2" / split / f"COCO_{split}_{question['image_id']:012d}.jpg"
+            if not picture.exists():
+                write_picture(picture, shade=question["image_id"])
+        (folder / f"vqacp_v2_{part}_questions.json").write_text(json.dumps(questions), encoding="utf-8")
+        (folder / f"vqacp_v2_{part}_annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
+
+
+def snli_ve_record(number: int) -> dict[str, Any]:
+    """One pair; the picture's id comes in each of the spellings that files in circulation have."""
+    picture = 1000000001 + number // 2
+    record = {
+        "annotator_labels": ["neutral", "entailment", "neutral"],
+        "captionID": f"{picture}.jpg#{number % 5}",
+        "gold_label": ("entailment", "neutral", "contradiction")[number % 3],
+        "pairID": f"{picture}.jpg#{number % 5}r{number}n",
+        "sentence1": "The premise is not to be read.",
+        "sentence2": f"Two friends wait for bus {number}.",
+        "sentence1_parse": "",
+        "sentence2_parse": "",
+        "sentence1_binary_parse": "",
+        "sentence2_binary_parse": "",
+    }
+    spelling = number % 3
+    if spelling == 0:
+        record["Flickr30K_ID"] = str(picture)
+    elif spelling == 1:
+        record["Flikr30kID"] = f"{picture}.jpg"
+    return record
+
+
+def write_snli_ve(root: Path, *, name: str = "test", count: int = 12) -> Path:
+    """Write a split of SNLI-VE with its pictures; returns the annotation file."""
+    records = [snli_ve_record(number) for number in range(count)]
+    annotations = root / "snli-ve" / f"snli_ve_{name}.jsonl"
+    write_lines(annotations, records)
+    for record in records:
+        picture = record["pairID"].partition("#")[0]
+        write_picture(root / "snli-ve" / "flickr30k_images" / picture, shade=int(picture[:-4]) % 997)
+    return annotations
