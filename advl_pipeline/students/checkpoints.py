@@ -50,12 +50,16 @@ class KeyRules:
 
     `rename` pairs (regular expression, replacement) are applied in order, each with `re.sub`. Keys that match
     `ignore` belong to parts the student does not have, such as pretraining heads; they are listed, not loaded.
-    `resize` maps a regular expression of *student* names to the rule that fits a table of another size.
+    `resize` maps a regular expression of *student* names to the rule that fits a table of another size. *Student*
+    names that match `optional` may be absent from the file and then keep their fresh values. `prepare` rewrites the
+    tensors before anything else, where renaming is not enough.
     """
 
     rename: tuple[tuple[str, str], ...] = ()
     ignore: tuple[str, ...] = ()
     resize: tuple[tuple[str, Resizer], ...] = ()
+    optional: tuple[str, ...] = ()
+    prepare: Callable[[StateDict], StateDict] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +67,7 @@ class LoadReport:
     """What became of every key.
 
     `reinitialised` lists keys whose shape differs and for which no resize rule exists: the student keeps its fresh
-    values there. `resized` were fitted by a declared rule.
+    values there. `resized` were fitted by a declared rule. `fresh` were absent, as they may be.
     """
 
     source: str
@@ -73,6 +77,7 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     reinitialised: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     num_half_precision: int = field(default=0)
 
     @property
@@ -138,7 +143,8 @@ def load_into(
     num_half_precision: int = 0,
 ) -> LoadReport:
     """Map and load what fits; report the rest by name. Nothing is raised for missing or unexpected keys."""
-    mapped, ignored = map_keys(state, rules)
+    prepared = rules.prepare(dict(state)) if rules.prepare else state
+    mapped, ignored = map_keys(prepared, rules)
     own = module.state_dict()
     resizers = [(re.compile(pattern), rule) for pattern, rule in rules.resize]
     fitted: StateDict = {}
@@ -156,14 +162,17 @@ def load_into(
             fitted[name] = rule(value, target)
             resized.append(f"{name} ({tuple(value.shape)} -> {tuple(target.shape)})")
     module.load_state_dict(fitted, strict=False)
+    absent = sorted(own.keys() - mapped.keys())
+    fresh = tuple(name for name in absent if any(re.search(pattern, name) for pattern in rules.optional))
     return LoadReport(
         source=source,
         num_loaded=len(fitted),
-        missing=tuple(sorted(own.keys() - mapped.keys())),
+        missing=tuple(name for name in absent if name not in fresh),
         unexpected=tuple(sorted(mapped.keys() - own.keys())),
         ignored=ignored,
         resized=tuple(sorted(resized)),
         reinitialised=tuple(sorted(reinitialised)),
+        fresh=fresh,
         num_half_precision=num_half_precision,
     )
 

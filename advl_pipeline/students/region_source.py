@@ -65,3 +65,15 @@ class PixelRegions:
             box_index_R=np.arange(-1, len(crops) - 1),
             whole_first=True,
         )
+
+
+def with_whole_picture(regions: Regions) -> Regions:
+    """Return the regions with the whole picture first; where it is absent, the mean feature serves, as in VL-BERT."""
+    if regions.whole_first:
+        return regions
+    return Regions(
+        features_RF=np.concatenate([regions.features_RF.mean(0, keepdims=True), regions.features_RF]),
+        positions_R7=np.concatenate([np.array([[0, 0, 1, 1, 1, 1, 1]], dtype=np.float32), regions.positions_R7]),
+        box_index_R=np.concatenate([np.array([-1]), regions.box_index_R]),
+        whole_first=True,
+    )

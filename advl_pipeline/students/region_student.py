@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from advl_pipeline.configuration import config_to_dict, option
-from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
-from advl_pipeline.students.region_source import PixelRegions, RegionSource
+from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, fit_parts, load_text_tokenizer
 
 
@@ -91,13 +91,17 @@ class RegionStudent(Student):
         """Return the characters that become single tokens; none by default."""
         return []
 
+    def regions_of(self, unit: ImageUnit) -> Regions:
+        """Return the regions that the student sees of a picture."""
+        return self.regions.regions(unit)
+
     def config_dict(self) -> dict[str, Any]:
         return config_to_dict(self.config)
 
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
         rows, num_cut = self._text_rows(examples)
         num_candidates = tuple(len(example.candidates) for example in examples)
-        regions = [self.regions.regions(example.image) for example in examples]
+        regions = [self.regions_of(example.image) for example in examples]
         num_regions = max(len(item.features_RF) for item in regions)
         features = torch.zeros(len(examples), num_regions, self.config.feature_size)
         positions = torch.zeros(len(examples), num_regions, 7)

@@ -20,6 +20,9 @@ BUILDERS: dict[str, str] = {
         for family in ("uniter", "villa")
         for size in ("base", "large", "tiny")
     },
+    **{f"vl-bert-{size}": "advl_pipeline.students.vl_bert:build" for size in ("base", "large", "tiny")},
+    **dict.fromkeys(("visualbert", "visualbert-vcr", "visualbert-tiny"), "advl_pipeline.students.visualbert:build"),
+    **dict.fromkeys(("lxmert", "lxmert-tiny"), "advl_pipeline.students.lxmert:build"),
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
 

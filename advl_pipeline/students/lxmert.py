@@ -1,0 +1,147 @@
+"""LXMERT as a student, on transformers' `LxmertModel`: two streams that meet in the last layers.
+
+Shapes: N sequences, L text tokens, R regions, H width, F feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from transformers import LxmertConfig as HfLxmertConfig
+from transformers import LxmertModel
+
+from advl_pipeline.configuration import option
+from advl_pipeline.students.bert_parts import widening_head
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.lay_outs import pair_row
+from advl_pipeline.students.region_student import (
+    RegionBatch,
+    RegionStudent,
+    RegionStudentConfig,
+    without_picture,
+    without_text,
+)
+from advl_pipeline.students.text_rows import Part, TextRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LxmertConfig(RegionStudentConfig):
+    """Architecture of LXMERT; `num_layers` counts the language layers."""
+
+    num_layers: int = option(9, help="Language layers.")
+    num_relation_layers: int = option(5, help="Layers over the regions alone.")
+    num_cross_layers: int = option(5, help="Layers in which the streams meet.")
+    max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.")
+    overlong: Literal["error", "cut"] = option("cut", help="What happens to longer texts; cut pops the longer part.")
+
+
+class Lxmert(RegionStudent):
+    """The student. State names are transformers' behind `model.`."""
+
+    config: LxmertConfig
+    config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "lxmert": {},
+        "lxmert-tiny": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_relation_layers": 1,
+            "num_cross_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 64,
+            "feature_size": 24,
+            "tokenizer": "minilm-l6",
+            "max_positions": 256,
+        },
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        rename=((r"^(?:lxrt_encoder\.model\.)?(?:bert|lxmert)\.", "model."),),
+        ignore=(r"^(cls|obj_predict_head|answer_head|logit_fc)\.", r"position_ids$"),
+    )
+
+    def __init__(self, name: str, config: LxmertConfig) -> None:
+        super().__init__(name, config)
+        self.model = LxmertModel(lxmert_config(config))
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        return pair_row(parts, self.tokenizer)
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        # Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
+        assert isinstance(batch, RegionBatch)
+        if not mask_visual:
+            return self._run(batch, perturbation)
+        text, picture = self._run(without_picture(batch), perturbation), self._run(without_text(batch), perturbation)
+        return StudentOutput(
+            text_states_NLH=text.text_states_NLH,
+            visual_states_NRH=picture.visual_states_NRH,
+            pooled_NP=text.pooled_NP,
+            image_state_NH=picture.image_state_NH,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        width = self.hidden_size
+        return widening_head(width, num_classes, hidden=2 * width, activation=nn.GELU(), eps=1e-12)
+
+    @staticmethod
+    def head_rules(task: str) -> KeyRules:
+        """Return the rules that take a task's head out of an original checkpoint or transformers' answer head."""
+        return KeyRules(
+            rename=((r"^(?:answer_head\.)?logit_fc\.", ""),), ignore=(r"^(?!(?:answer_head\.)?logit_fc\.)",)
+        )
+
+    def _run(self, batch: RegionBatch, perturbation: Perturbation | None) -> StudentOutput:
+        delta = perturbation or Perturbation()
+        words_NLH = self.model.embeddings.word_embeddings(batch.token_ids_NL)
+        features_NRF = batch.per_sequence(batch.features_BRF)
+        if delta.text_NLE is not None:
+            words_NLH = words_NLH + delta.text_NLE
+        if delta.visual_NRF is not None:
+            features_NRF = features_NRF + delta.visual_NRF
+        output = self.model(
+            inputs_embeds=words_NLH,
+            attention_mask=batch.token_mask_NL.long(),
+            token_type_ids=batch.types_NL,
+            visual_feats=features_NRF,
+            visual_pos=batch.per_sequence(batch.positions_BR7)[..., :4],
+            visual_attention_mask=batch.visual_mask_NR.long(),
+        )
+        return StudentOutput(
+            text_states_NLH=output.language_output,
+            visual_states_NRH=output.vision_output,
+            pooled_NP=output.pooled_output,
+            image_state_NH=output.vision_output[:, 0] if batch.whole_first else None,
+        )
+
+
+def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:
+    """Return transformers' configuration of the same architecture."""
+    return HfLxmertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=config.max_positions,
+        visual_feat_dim=config.feature_size,
+        l_layers=config.num_layers,
+        r_layers=config.num_relation_layers,
+        x_layers=config.num_cross_layers,
+    )
+
+
+build = builder(Lxmert)

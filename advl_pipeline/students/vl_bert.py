@@ -1,0 +1,212 @@
+"""VL-BERT as a student, over precomputed region features (the end-to-end detector of its VCR variant is not here).
+
+VQA reads the state of a [MASK] after the question, through BERT's masked-word transform; other tasks read the
+pooled [CLS]. Shapes: N sequences, L text tokens, R objects, S = L + R + 1, H width, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+from advl_pipeline.configuration import option
+from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.students.attention_mass import attention_mass
+from advl_pipeline.students.bert_parts import attention_bias, bert_config, initialise_bert, kinds_of
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.region_source import Regions, with_whole_picture
+from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.vl_bert_core import ObjectDownsample, VlBertModel, collect_objects
+
+CLASSIFIER_DROPOUT = 0.1
+
+EMPTY_TEXT_LENGTH = 2
+"""[CLS] and [SEP]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VlBertConfig(RegionStudentConfig):
+    """Architecture of VL-BERT; the defaults are vl-bert-base."""
+
+    max_text_length: int = option(64, help="Tokens of one row.")
+    overlong: Literal["error", "cut"] = option("cut", help="What happens to longer texts; cut pops the longer part.")
+    visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.")
+
+
+@dataclass(kw_only=True)
+class VlBertBatch(RegionBatch):
+    """Adds `tags_NL` (int64): the region that each token refers to, 0 (the whole picture) for most."""
+
+    tags_NL: torch.Tensor
+
+
+class VlBert(RegionStudent):
+    """The student. State names are the original's, without `_module.`."""
+
+    config: VlBertConfig
+    config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "vl-bert-base": {},
+        "vl-bert-large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096},
+        "vl-bert-tiny": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 64,
+            "feature_size": 24,
+            "tokenizer": "minilm-l6",
+            "max_positions": 256,
+            # At 0 a student without pretraining would see nothing of the picture at first.
+            "visual_scale_init": 1.0,
+        },
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        rename=((r"^vlbert\._module\.", "vlbert."),),
+        ignore=(
+            r"^(final_mlp|cnn_loss_reg)\.",
+            r"^vlbert\.(mlm_head|mvrc_head|relationship_head|relationsip_head)\.",
+            r"^image_feature_extractor\.(?!obj_downsample)",
+            r"^(aux_text_visual_embedding|object_mask_visual_embedding|object_mask_word_embedding)\.",
+        ),
+        optional=(r"^vlbert\.pooler\.",),
+    )
+
+    def __init__(self, name: str, config: VlBertConfig) -> None:
+        super().__init__(name, config)
+        self.vlbert = VlBertModel(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            dropout=config.dropout,
+            visual_scale_init=config.visual_scale_init,
+        )
+        self.image_feature_extractor = ObjectDownsample(config.hidden_size, config.feature_size)
+        self.object_linguistic_embeddings = nn.Embedding(1, config.hidden_size)
+        initialise_bert(self.image_feature_extractor)
+        initialise_bert(self.object_linguistic_embeddings)
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        """`[CLS] q [SEP] a [SEP]`; question and answer of QA->R are one part; VQA is `[CLS] q [SEP] [MASK] [SEP]`."""
+        row = TextRow()
+        row.add_special(self.tokenizer.cls_id)
+        *context, answer = parts
+        for part in context or [answer]:
+            row.add_part(part)
+        row.add_special(self.tokenizer.sep_id)
+        if context:
+            row.add_part(answer, 1)
+            row.add_special(self.tokenizer.sep_id, 1)
+        elif task == "vqa":
+            row.pool_index = len(row.token_ids)
+            row.add_special(self.tokenizer.mask_id, 1)
+            row.add_special(self.tokenizer.sep_id, 1)
+        return row
+
+    def regions_of(self, unit: ImageUnit) -> Regions:
+        return with_whole_picture(super().regions_of(unit))
+
+    def collate(self, examples: Sequence[Example]) -> VlBertBatch:
+        batch = super().collate(examples)
+        tags_NL = torch.zeros_like(batch.token_ids_NL)
+        candidates = [candidate for example in examples for candidate in example.candidates]
+        for row, candidate in enumerate(candidates):
+            starts, ends = batch.char_spans_NL2[row].unbind(-1)
+            for tag in candidate.tags:
+                region = (batch.box_index_NR[row] == tag.box).nonzero()
+                if len(region):
+                    tags_NL[row][(starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = region[0, 0]
+        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+        return VlBertBatch(**values, tags_NL=tags_NL)
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        assert isinstance(batch, VlBertBatch)
+        delta = perturbation or Perturbation()
+        features = batch.per_sequence(batch.features_BRF)
+        if delta.visual_NRF is not None:
+            features = features + delta.visual_NRF
+        reps_NRH = self.image_feature_extractor(features, batch.per_sequence(batch.positions_BR7)[..., :4])
+        words_NLH = self.vlbert.word_embeddings(batch.token_ids_NL)
+        if delta.text_NLE is not None:
+            words_NLH = words_NLH + delta.text_NLE
+        text_lengths_N = batch.token_mask_NL.sum(1)
+        seen_NLH = collect_objects(batch.tags_NL, reps_NRH)
+        x_NSH = self.vlbert.embed(
+            words_NLH,
+            batch.types_NL,
+            torch.zeros_like(seen_NLH) if mask_visual else seen_NLH,
+            reps_NRH,
+            self.object_linguistic_embeddings.weight[0],
+            # Objects stand after the text; hidden from it, after an empty one.
+            torch.full_like(text_lengths_N, EMPTY_TEXT_LENGTH) if mask_visual else text_lengths_N,
+        )
+        num_text = batch.token_ids_NL.shape[1]
+        # [END] belongs to the picture's side: it closes the list of objects.
+        visible = nn.functional.pad(batch.visual_mask_NR, (0, 1), value=True)
+        kinds = kinds_of(batch.token_mask_NL, visible)
+        bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
+        *first, last = self.vlbert.encoder.layer
+        for layer in first:
+            x_NSH = layer(x_NSH, bias)
+        relevance = attention_mass(last.attention.self, x_NSH, bias, num_text) if need_relevance else None
+        x_NSH = last(x_NSH, bias)
+        text_NLH = x_NSH[:, :num_text]
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=x_NSH[:, num_text:-1],
+            pooled_NP=pool(text_NLH, batch.pool_index_N, self.vlbert.pooler),
+            image_state_NH=x_NSH[:, num_text],
+            relevance_NL=relevance,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        return vl_bert_head(task, self.hidden_size, num_classes)
+
+    @staticmethod
+    def head_rules(task: str) -> KeyRules:
+        """Return the rules that take a task's head out of an original checkpoint."""
+        return KeyRules(rename=((r"^final_mlp\.", ""),), ignore=(r"^(?!final_mlp\.)",))
+
+
+def pool(text_NLH: torch.Tensor, pool_index_N: torch.Tensor, pooler: nn.Module) -> torch.Tensor:
+    """Return (N, H): the raw state of the token that a row names, or the pooled first token where it names none."""
+    index = pool_index_N[:, None, None].expand(-1, 1, text_NLH.shape[-1])
+    named_NH = text_NLH.gather(1, index)[:, 0]
+    return torch.where((pool_index_N > 0)[:, None], named_NH, pooler(text_NLH).to(named_NH.dtype))
+
+
+def vl_bert_head(task: str, hidden_size: int, num_classes: int) -> nn.Sequential:
+    """Return VQA's masked-word transform and classifier, or the single layer of the other tasks."""
+    if task == "vqa":
+        config = bert_config(hidden_size=hidden_size, num_layers=1, num_heads=1, intermediate_size=hidden_size)
+        head = nn.Sequential(
+            BertPredictionHeadTransform(config), nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes)
+        )
+    else:
+        head = nn.Sequential(nn.Dropout(CLASSIFIER_DROPOUT), nn.Linear(hidden_size, num_classes))
+    for part in head.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+    return head
+
+
+build = builder(VlBert)
