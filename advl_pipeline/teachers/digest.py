@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 
 
-def parameter_digest(state: Mapping[str, torch.Tensor], *, leave_out: Iterable[str] = ()) -> str:
-    """Return the hexadecimal SHA-256 of tensors by name: parameters and persistent buffers as loaded.
+def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the hexadecimal SHA-256 of tensors by name, such as `module.state_dict()` as loaded.
 
     Hashed over (name, dtype, shape, bytes) in the order of the names, so neither the file format nor the order
     in a file matters. Take it before any cast: the compute dtype is another entry of an identity.
-
-    Args:
-        state: tensors by name, such as `module.state_dict()`.
-        leave_out: prefixes of names that do not take part, such as a tower that is not run.
     """
-    prefixes = tuple(leave_out)
     state_hash = hashlib.sha256()
     for name in sorted(state):
-        if prefixes and name.startswith(prefixes):
-            continue
         tensor = state[name].detach().cpu().contiguous()
         dtype = str(tensor.dtype).removeprefix("torch.")
         state_hash.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())

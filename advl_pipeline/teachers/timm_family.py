@@ -56,12 +56,13 @@ def _from_hub(architecture: str, options: OpenOptions) -> Any:
         return timm.create_model(architecture, pretrained=True)
     except (OSError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
+        known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+        repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
         raise WeightsUnavailable(
             f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
-            where=f"hub repository timm/{architecture}",
+            where=f"hub repository {repository}",
             why=lines[0] if lines else type(error).__name__,
-            next_command=f"on a machine with a network: hf download timm/{architecture} model.safetensors; "
-            "then --weights FILE",
+            next_command=f"where there is a network: hf download {repository} model.safetensors; then --weights FILE",
         ) from None
 
 

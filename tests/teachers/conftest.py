@@ -37,7 +37,13 @@ def build_tokenizer(kind: str, folder: Path) -> Any:
         core.normalizer = normalizers.BertNormalizer(lowercase=True)
         core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer: Any = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials)
-        names = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
+        names = {
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        }
         frame = ("[CLS] $A [SEP]", ["[CLS]", "[SEP]"])
     elif kind == "bytes":
         core = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -46,20 +52,26 @@ def build_tokenizer(kind: str, folder: Path) -> Any:
         trainer = trainers.BpeTrainer(
             vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         )
-        names = dict(pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>", mask_token="<mask>")
+        names = {
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "mask_token": "<mask>",
+        }
         frame = ("<s> $A </s>", ["<s>", "</s>"])
     elif kind == "unigram":
         core = Tokenizer(models.Unigram())
         core.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=specials, unk_token="<unk>")
-        names = dict(pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+        names = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
         frame = ("$A </s>", ["</s>"])
     else:
         core = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
         core.normalizer = normalizers.Lowercase()
         core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=specials, end_of_word_suffix="</w>")
-        names = dict(pad_token="<|endoftext|>", bos_token="<|startoftext|>", eos_token="<|endoftext|>")
+        names = {"pad_token": "<|endoftext|>", "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
         frame = ("<|startoftext|> $A <|endoftext|>", specials)
     core.train_from_iterator(TEXTS, trainer)
     template, used = frame

@@ -48,9 +48,7 @@ FAMILIES: dict[str, tuple[Any, Any, str, str]] = {
     ),
     "modernbert": (
         hf.ModernBertModel,
-        hf.ModernBertConfig(
-            vocab_size=500, pad_token_id=1, global_attn_every_n_layers=2, local_attention=8, **SMALL
-        ),
+        hf.ModernBertConfig(vocab_size=500, pad_token_id=1, global_attn_every_n_layers=2, local_attention=8, **SMALL),
         "bytes",
         "first",
     ),

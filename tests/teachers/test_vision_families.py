@@ -1,0 +1,182 @@
+"""Every family of vision encoders: our pixels and features are those of the libraries' own pipelines."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers as hf
+from PIL import Image
+
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.teachers.interface import ImageTower
+from advl_pipeline.teachers.pixels import fit_picture, normalise
+from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.timm_backbone import timm_pixel_settings
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+PROCESSORS: dict[str, Any] = {
+    "cut": hf.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}),
+    "squash": hf.ViTImageProcessor(size={"height": 64, "width": 64}),
+    "share": hf.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875),
+}
+VIT = {**SMALL, "intermediate_size": 64, "image_size": 64, "patch_size": 16}
+DINO = {**SMALL, "image_size": 56, "patch_size": 14}
+CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
+FAMILIES: dict[str, tuple[Any, Any, str, int]] = {
+    "dinov2": (hf.Dinov2Model, hf.Dinov2Config(**DINO), "cut", 1),
+    "dinov2-registers": (
+        hf.Dinov2WithRegistersModel,
+        hf.Dinov2WithRegistersConfig(**DINO, num_register_tokens=4),
+        "cut",
+        5,
+    ),
+    "dinov3": (hf.DINOv3ViTModel, hf.DINOv3ViTConfig(**VIT, num_register_tokens=2), "squash", 3),
+    "vit": (hf.ViTModel, hf.ViTConfig(**VIT), "squash", 1),
+    "swin": (
+        hf.SwinModel,
+        hf.SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=64, window_size=4),
+        "squash",
+        0,
+    ),
+    "convnext": (hf.ConvNextModel, hf.ConvNextConfig(**CONVNEXT), "share", 0),
+    "convnextv2": (hf.ConvNextV2Model, hf.ConvNextV2Config(**CONVNEXT), "share", 0),
+}
+TIMM = ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "tf_efficientnet_lite0", "resnet18"]
+
+
+def opened(name: str, **settings: Any) -> ImageTower:
+    tower = open_teacher(name, **settings).image
+    assert tower is not None
+    return tower
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_features_equal_a_direct_call(family: str, tmp_path: Path, picture: ImageUnit) -> None:
+    model_class, config, processor, num_prefix = FAMILIES[family]
+    torch.manual_seed(0)
+    model = model_class(config).eval()
+    model.save_pretrained(tmp_path)
+    PROCESSORS[processor].save_pretrained(tmp_path)
+    tower = opened("hf:local/model", weights=tmp_path, image_tokens="grid")
+    prepared = tower.prepare(picture)
+    encoded = tower.encode([prepared])
+
+    own = hf.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    pixels = own(images=Image.open(picture.path), return_tensors="pt")["pixel_values"]
+    ours = normalise(prepared.inputs["pixels"], tower.backbone.settings)  # type: ignore[attr-defined]
+    torch.testing.assert_close(ours, pixels, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        output = model(pixel_values=pixels)
+    states = output.last_hidden_state
+    if states.ndim == 4:
+        expected_global, expected_grid = output.pooler_output, states.flatten(2).transpose(1, 2)
+    elif num_prefix:
+        expected_global, expected_grid = states[:, 0], states[:, num_prefix:]
+    else:
+        expected_global, expected_grid = states.mean(dim=1), states
+    torch.testing.assert_close(encoded.global_ND, expected_global, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(encoded.token_values[0], expected_grid[0], atol=2e-5, rtol=1e-4)
+    assert tower.num_tokens(picture) == len(encoded.token_values[0]) == prepared.num_tokens
+    assert tower.token_dim == encoded.token_values[0].shape[1]
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_features_equal_a_direct_call(name: str, tmp_path: Path, picture: ImageUnit) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    tower = opened(f"timm:{name}", weights=tmp_path, image_tokens="grid")
+    encoded = tower.encode([tower.prepare(picture)])
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    pixels = transform(Image.open(picture.path))[None]
+    with torch.no_grad():
+        states = model.forward_features(pixels)
+        global_ND = model.forward_head(states, pre_logits=True)
+        p_K = model(pixels)[0].softmax(dim=0)
+    scale = float(global_ND.abs().max())
+    torch.testing.assert_close(encoded.global_ND, global_ND, atol=1e-5 * max(scale, 1), rtol=1e-3)
+    torch.testing.assert_close(encoded.stats["entropy"][0], -(p_K * p_K.log()).sum(), atol=1e-3, rtol=1e-3)
+    top = p_K.topk(2).values
+    torch.testing.assert_close(encoded.stats["margin"][0], top[0] - top[1], atol=1e-4, rtol=1e-2)
+    assert encoded.token_values[0].shape == (tower.num_tokens(picture), tower.token_dim)
+    if states.ndim == 4 and states.shape[1] == tower.token_dim:
+        grid_MD = states[0].flatten(1).T
+        torch.testing.assert_close(encoded.token_values[0], grid_MD, atol=1e-4 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (201, 333), (224, 224), (57, 500)])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"])
+def test_pixels_equal_timms_own_transform(name: str, size: tuple[int, int]) -> None:
+    model = timm.create_model(name, pretrained=False)
+    settings = timm_pixel_settings(model)
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    ours = normalise(fit_picture(picture, settings)[None], settings)[0]
+    torch.testing.assert_close(ours, transform(picture), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["boxes", "boxes-roi", "grid", "none"])
+def test_results_do_not_depend_on_the_batch(kind: str, picture: ImageUnit) -> None:
+    tower = opened("random:efficientnet-lite0", image_tokens=kind)
+    bare = dataclasses.replace(picture, boxes_R4=picture.boxes_R4[:0])
+    prepared = [tower.prepare(unit) for unit in (bare, picture, picture)]
+    together = tower.encode(prepared)
+    expected_rows = {"boxes": [0, 3, 3], "boxes-roi": [0, 3, 3], "grid": [49] * 3, "none": [0] * 3}[kind]
+    assert [len(values) for values in together.token_values] == expected_rows
+    alone = tower.encode(prepared[1:2])
+    torch.testing.assert_close(alone.global_ND[0], together.global_ND[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.token_values[0], together.token_values[2], atol=1e-4, rtol=1e-4)
+
+
+def test_a_box_is_encoded_as_its_own_picture(tmp_path: Path, picture: ImageUnit) -> None:
+    """A square box clear of the border, cut out by hand with the documented margin, gives the same feature."""
+    box_4 = np.array([40, 20, 72, 52], np.float32)
+    unit = dataclasses.replace(picture, boxes_R4=box_4[None])
+    tower = opened("random:efficientnet-lite0")
+    encoded = tower.encode([tower.prepare(unit)])
+    cut = Image.open(picture.path).crop((38, 18, 74, 54)).resize((224, 224), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None] / 255 * 2 - 1
+    expected = tower.backbone(pixels).global_ND[0]  # type: ignore[attr-defined]
+    torch.testing.assert_close(encoded.token_values[0][0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_pictures_that_cannot_be_used_are_named(tmp_path: Path, picture: ImageUnit) -> None:
+    tower = opened("random:efficientnet-lite0")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.path.read_bytes()[:200])
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    for path in (broken, text, tmp_path / "missing.png"):
+        with pytest.raises(DatasetError, match="cannot be read") as caught:
+            tower.prepare(dataclasses.replace(picture, path=path))
+        assert path.name in str(caught.value)
+    with pytest.raises(DatasetError, match="133 x 90"):
+        tower.prepare(dataclasses.replace(picture, width=134))
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(3)}, other)
+    pickled = tmp_path / "pickled.pth"
+    torch.save({"weight": Path("anything")}, pickled)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    for path in (other, pickled, cut, tmp_path / "missing.pth", tmp_path):
+        with pytest.raises(WeightsUnavailable):
+            open_teacher("timm:resnet18", weights=path)
+
+
+def test_preprocessing_without_a_fixed_size_is_refused(tmp_path: Path) -> None:
+    hf.ViTModel(hf.ViTConfig(**VIT)).save_pretrained(tmp_path)
+    hf.BitImageProcessor(size={"shortest_edge": 64}, do_center_crop=False).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="preprocessing"):
+        open_teacher("hf:local/model", weights=tmp_path)
