@@ -10,6 +10,7 @@ The table is one memory-mapped `.npy` file per dataset folder, sorted by a hash 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -124,7 +125,8 @@ class FileDigests:
             np.save(draft, table, allow_pickle=False)
             draft.replace(self._table_path)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise index_unwritable(self._table_path.parent, error) from None
         self._unsaved = {}
         self._table = None

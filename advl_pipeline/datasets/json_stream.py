@@ -67,7 +67,8 @@ class JsonItems:
             at = yield from self._members(at)
         else:
             raise self._error(at, f"neither an object with {self._key!r} nor a list")
-        if self._skip(at) != len(self._text):
+        at = self._skip(at)
+        if at != len(self._text):
             raise self._error(at, "something follows the end of the document")
 
     def line_at(self, offset: int) -> int:
@@ -114,6 +115,8 @@ class JsonItems:
             return _DECODER.raw_decode(self._text, at)
         except (json.JSONDecodeError, RecursionError) as error:
             offset = error.pos if isinstance(error, json.JSONDecodeError) else at
+            if str(error).startswith("Unterminated string"):
+                offset = len(self._text)
             raise self._error(offset, f"not JSON: {error}") from None
 
     def _expect(self, at: int, mark: str) -> int:

@@ -42,10 +42,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise Malformed("the line is not UTF-8") from None
     except json.JSONDecodeError as error:
-        cut_off = error.pos >= len(data.decode("utf-8").rstrip())
-        raise Malformed(
-            "the line is cut off" if cut_off else f"not JSON: {error.msg} at character {error.pos}"
-        ) from None
+        cut_off = not data.rstrip().endswith(b"}")
+        raise Malformed("the line is cut off" if cut_off else f"not JSON: {error}") from None
     except RecursionError:
         raise Malformed("the line is nested too deeply") from None
     if not isinstance(record, dict):

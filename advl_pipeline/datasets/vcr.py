@@ -250,7 +250,16 @@ def check_vcr_record(record: Mapping[str, Any], labelled: bool) -> tuple[int, in
             raise Malformed(f"field {name!r} is not a list of {NUM_CHOICES} choices")
         for choice in choices:
             _check_tokens(name, choice, len(objects))
-    answer, rationale = (_label_of(fields, name) for name in ("answer_label", "rationale_label"))
+    return vcr_labels(fields, labelled)
+
+
+def vcr_labels(record: Mapping[str, Any], labelled: bool) -> tuple[int, int]:
+    """Return the labels of a question, -1 where it has none.
+
+    Raises:
+        Malformed: a label is out of range, or missing from a labelled split.
+    """
+    answer, rationale = (_label_of(record, name) for name in ("answer_label", "rationale_label"))
     if (answer < 0) != (rationale < 0) or (labelled and answer < 0):
         missing = "answer_label" if answer < 0 else "rationale_label"
         raise Malformed(f"field {missing!r} is missing")

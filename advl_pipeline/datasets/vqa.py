@@ -22,10 +22,15 @@ from advl_pipeline.datasets.json_stream import JsonItems, read_text
 from advl_pipeline.datasets.problems import Malformed, Problem
 from advl_pipeline.datasets.records import Candidate, Task, text_unit
 from advl_pipeline.datasets.roots import require_file
+from advl_pipeline.datasets.vqa_annotations import (
+    ANSWER_TYPES,
+    NUM_ANNOTATORS,
+    GroundTruth,
+    parse_annotation,
+    whole_number,
+)
 from advl_pipeline.datasets.vqa_answers import build_vocabulary, soft_target
-
-NUM_ANNOTATORS = 10
-ANSWER_TYPES = ("yes/no", "number", "other")
+from advl_pipeline.errors import DatasetError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,10 +112,25 @@ class VqaDataset(IndexedDataset):
             by_class=False,
         )
 
-    def answer_counts(self, row: int) -> Counter[str]:
-        """Return raw answer -> annotators who gave it, for a row of the index."""
-        codes = [code for code in self._columns["answers"][row].tolist() if code >= 0]
-        return Counter(self._answers[code] for code in codes)
+    def ground_truth(self, example_id: str) -> GroundTruth:
+        """Return what annotators answered to a question, for `evaluation.vqa`.
+
+        Raises:
+            KeyError: the split has no such example.
+            DatasetError: the split has no annotations.
+        """
+        row = int(self._rows[self.position(example_id)])
+        if not self._labelled:
+            raise DatasetError(f"The split {self.split} of {self.name} has no public answers.")
+        return GroundTruth(
+            question_type=self._stratum(row),
+            answer_type=ANSWER_TYPES[int(self._columns["answer_type"][row])],
+            answers=self._raw_answers(row),
+            entries=tuple(entry for entry in self._columns["entries"][row].tolist() if entry >= 0),
+        )
+
+    def _raw_answers(self, row: int) -> tuple[str, ...]:
+        return tuple(self._answers[code] for code in self._columns["answers"][row].tolist() if code >= 0)
 
     def _question_id(self, row: int) -> str:
         return str(int(self._columns["question_id"][row]))
@@ -122,7 +142,7 @@ class VqaDataset(IndexedDataset):
         if not self._labelled:
             return None, ()
         self.label_names("vqa")
-        target = soft_target(self.answer_counts(row), self._class_of)
+        target = soft_target(Counter(self._raw_answers(row)), self._class_of)
         # Every annotator's answer may lie outside the vocabulary; such a question has an empty target and no label.
         best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
         return (None if best is None else best[0]), target
@@ -219,28 +239,31 @@ def build_vqa_columns(questions: Path, annotations: Path | None, subtype: str | 
             rows[question_id] = (line.at(offset), images[coco_image_name(folder, image_id)], question)
         except Malformed as error:
             problems.append((0, line.at(offset), str(error)))
-    labels: dict[int, tuple[int, int, int, list[int]]] = {}
+    labels: dict[int, tuple[int, int, int, list[int], list[int]]] = {}
     if annotations is not None:
         text = read_text(annotations, dataset=dataset)
         line = _LineCounter(text)
         for offset, item in JsonItems(text, path=annotations, key="annotations", dataset=dataset):
             try:
-                question_id = _check_annotation(item)
+                question_id, most_common, truth = parse_annotation(item)
                 if question_id in labels:
                     raise Malformed(f"question_id {question_id} occurs twice")
                 if question_id not in rows:
                     raise Malformed(f"question_id {question_id} has no question")
-                codes = [answers[entry["answer"]] for entry in item["answers"]]
-                codes += [-1] * (NUM_ANNOTATORS - len(codes))
-                answer_type = ANSWER_TYPES.index(item["answer_type"])
-                common = answers[item["multiple_choice_answer"]]
-                labels[question_id] = (types[item["question_type"]], answer_type, common, codes)
+                absent = [-1] * (NUM_ANNOTATORS - len(truth.answers))
+                labels[question_id] = (
+                    types[truth.question_type],
+                    ANSWER_TYPES.index(truth.answer_type),
+                    answers[most_common],
+                    [answers[answer] for answer in truth.answers] + absent,
+                    [*truth.entries, *absent],
+                )
             except Malformed as error:
                 problems.append((1, line.at(offset), str(error)))
         for question_id in [question_id for question_id in rows if question_id not in labels]:
             problems.append((0, rows[question_id][0], f"question_id {question_id} has no annotation"))
             del rows[question_id]
-    unlabelled = (-1, -1, -1, [-1] * NUM_ANNOTATORS)
+    unlabelled = (-1, -1, -1, [-1] * NUM_ANNOTATORS, [-1] * NUM_ANNOTATORS)
     ordered = [labels.get(question_id, unlabelled) for question_id in rows]
     return {
         "question_id": np.fromiter(rows, dtype=np.int64, count=len(rows)),
@@ -250,6 +273,7 @@ def build_vqa_columns(questions: Path, annotations: Path | None, subtype: str | 
         "answer_type": np.array([label[1] for label in ordered], dtype=np.int8),
         "common": np.array([label[2] for label in ordered], dtype=np.int32),
         "answers": np.array([label[3] for label in ordered], dtype=np.int32).reshape(-1, NUM_ANNOTATORS),
+        "entries": np.array([label[4] for label in ordered], dtype=np.int8).reshape(-1, NUM_ANNOTATORS),
         "problem.line": np.array([place[:2] for place in problems], dtype=np.int64).reshape(-1, 2),
         **StringColumn.encode("question", [row[2] for row in rows.values()]),
         **StringColumn.encode("image", images),
@@ -280,31 +304,7 @@ def _check_question(item: Any) -> tuple[int, int, str]:
     question = item.get("question")
     if not isinstance(question, str) or not question.strip():
         raise Malformed("field 'question' is missing or not a text")
-    return _integer(item, "question_id"), _integer(item, "image_id"), question
-
-
-def _check_annotation(item: Any) -> int:
-    if not isinstance(item, dict):
-        raise Malformed("an annotation is not an object")
-    question_id = _integer(item, "question_id")
-    for name in ("question_type", "answer_type", "multiple_choice_answer"):
-        if not isinstance(item.get(name), str):
-            raise Malformed(f"question_id {question_id}: field {name!r} is missing or not a text")
-    if item["answer_type"] not in ANSWER_TYPES:
-        raise Malformed(f"question_id {question_id}: answer_type {item['answer_type']!r} is unknown")
-    answers = item.get("answers")
-    if not isinstance(answers, list) or not 1 <= len(answers) <= NUM_ANNOTATORS:
-        raise Malformed(f"question_id {question_id}: field 'answers' is not a list of {NUM_ANNOTATORS} answers")
-    if not all(isinstance(entry, dict) and isinstance(entry.get("answer"), str) for entry in answers):
-        raise Malformed(f"question_id {question_id}: an answer has no text")
-    return question_id
-
-
-def _integer(item: Mapping[str, Any], name: str) -> int:
-    value = item.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise Malformed(f"field {name!r} is {value!r}, not a whole number")
-    return value
+    return whole_number(item, "question_id"), whole_number(item, "image_id"), question
 
 
 def _coco_split(item: Mapping[str, Any]) -> str:

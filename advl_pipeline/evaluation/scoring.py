@@ -1,0 +1,147 @@
+"""`run_score_*`: score prediction files by the official rules, without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from advl_pipeline.datasets.json_stream import JsonItems, read_text
+from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
+from advl_pipeline.datasets.vcr import vcr_labels
+from advl_pipeline.datasets.vqa_annotations import GroundTruth, parse_annotation, whole_number
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.prediction_files import (
+    malformed,
+    read_choice_scores,
+    read_pair_labels,
+    read_vqa_results,
+    require_same_ids,
+)
+from advl_pipeline.evaluation.scoring_config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
+from advl_pipeline.evaluation.snli_ve import SnliVeAccuracy, snli_ve_accuracy
+from advl_pipeline.evaluation.vcr import VcrAccuracy, vcr_accuracy
+from advl_pipeline.evaluation.vqa import VqaAccuracy, vqa_accuracy
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreVcrResult:
+    """Accuracies and the questions they are over, in the order of the annotations."""
+
+    annot_ids: tuple[str, ...]
+    accuracy: VcrAccuracy
+
+
+def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
+    """Score a VQA result file.
+
+    Raises:
+        DatasetError: a file is missing or malformed, or questions, annotations and results differ in their ids.
+    """
+    questions = {question_id for question_id, _ in _vqa_items(config.questions, "questions", _question_id)}
+    truths = dict(_vqa_items(config.annotations, "annotations", _annotation))
+    if questions != set(truths):
+        different = min(questions ^ set(truths))
+        raise DatasetError(
+            "Questions and annotations do not belong together.",
+            where=str(config.annotations),
+            why=f"question_id {different} is in one of them only",
+        )
+    results = read_vqa_results(config.results)
+    require_same_ids(config.results, map(str, results), map(str, truths))
+    return vqa_accuracy(truths.items(), results, config.mode)
+
+
+def run_score_vcr(config: ScoreVcrConfig) -> ScoreVcrResult:
+    """Score two files of VCR scores.
+
+    Raises:
+        DatasetError: a file is missing or malformed, or the shapes do not fit.
+    """
+    labels = dict(_lines(config.annotations, _vcr_labels))
+    ids = tuple(labels)
+    label_N2 = np.array(list(labels.values()), dtype=np.int64).reshape(-1, 2)
+    accuracy = vcr_accuracy(
+        read_choice_scores(config.answers, ids),
+        read_choice_scores(config.rationales, ids),
+        label_N2[:, 0],
+        label_N2[:, 1],
+    )
+    return ScoreVcrResult(annot_ids=ids, accuracy=accuracy)
+
+
+def run_score_snli_ve(config: ScoreSnliVeConfig) -> SnliVeAccuracy:
+    """Score a file of SNLI-VE predictions.
+
+    Raises:
+        DatasetError: a file is missing or malformed, or the pairs differ.
+    """
+    names = LABEL_ORDERS["meter"]
+    gold = dict(_lines(config.annotations, _pair))
+    predicted = read_pair_labels(config.results)
+    require_same_ids(config.results, predicted, gold)
+    for pair_id, label in predicted.items():
+        if label not in names:
+            raise malformed(config.results, f"pairID {pair_id}: label {label!r} is not one of {', '.join(names)}")
+    predicted_N = np.array([names.index(predicted[pair_id]) for pair_id in gold], dtype=np.int64)
+    labels_N = np.array([names.index(label) for label in gold.values()], dtype=np.int64)
+    return snli_ve_accuracy(predicted_N, labels_N, names)
+
+
+def _question_id(item: Any) -> tuple[int, None]:
+    if not isinstance(item, dict):
+        raise Malformed("a question is not an object")
+    return whole_number(item, "question_id"), None
+
+
+def _annotation(item: Any) -> tuple[int, GroundTruth]:
+    question_id, _, truth = parse_annotation(item)
+    return question_id, truth
+
+
+def _vqa_items(path: Path, key: str, parse: Callable[[Any], tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
+    items = JsonItems(read_text(path, dataset="vqa-v2"), path=path, key=key, dataset="vqa-v2")
+    seen: set[int] = set()
+    for offset, item in items:
+        try:
+            question_id, parsed = parse(item)
+            if question_id in seen:
+                raise Malformed(f"question_id {question_id} occurs twice")
+        except Malformed as error:
+            raise _bad_annotation(path, items.line_at(offset), error) from None
+        seen.add(question_id)
+        yield question_id, parsed
+
+
+def _vcr_labels(record: dict[str, Any]) -> tuple[str, tuple[int, int]]:
+    return text_field(record, "annot_id"), vcr_labels(record, labelled=True)
+
+
+def _pair(record: dict[str, Any]) -> tuple[str, str]:
+    return text_field(record, "pairID"), gold_label(record)
+
+
+def _lines(path: Path, parse: Callable[[dict[str, Any]], tuple[str, Item]]) -> Iterator[tuple[str, Item]]:
+    if not path.is_file():
+        raise DatasetError("The annotations are missing.", where=str(path))
+    seen: set[str] = set()
+    for line in scan_lines(path):
+        try:
+            name, parsed = parse(parse_object(line.data))
+            if name in seen:
+                raise Malformed(f"{name!r} occurs twice")
+        except Malformed as error:
+            raise _bad_annotation(path, line.number, error) from None
+        seen.add(name)
+        yield name, parsed
+
+
+def _bad_annotation(path: Path, line: int, error: Malformed) -> DatasetError:
+    return DatasetError("The annotations are malformed.", where=f"{path}:{line}", why=str(error))

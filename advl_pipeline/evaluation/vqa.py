@@ -1,0 +1,107 @@
+"""VQA accuracy, exactly as the two official evaluators compute it.
+
+2021  (GT-Vision-Lab/VQA a013f00) normalises prediction and ground truth, but only where the cleaned answers of the
+      annotators are not all the same; a unanimous "yes" is compared as it is, so that "Yes" scores 0.
+2017  (a4f1afd, which most re-implementations copy) always normalises the prediction; of the ground truth it strips
+      the punctuation only, and only where the raw answers differ.
+vqa-vs  min(k / 3, 1) of the k annotators who agree, without leaving one out, normalised as 2021 (VQA-VS's metric).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from advl_pipeline.datasets.vqa_annotations import GroundTruth
+from advl_pipeline.datasets.vqa_normalise import clean_answer, normalise_answer, strip_punctuation
+from advl_pipeline.errors import DatasetError
+
+VqaMode = Literal["2021", "2017", "vqa-vs"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VqaAccuracy:
+    """Accuracies in percent, rounded to two decimals as the official program does; per question in [0, 1]."""
+
+    mode: VqaMode
+    overall: float
+    per_answer_type: Mapping[str, float]
+    per_question_type: Mapping[str, float]
+    per_question: Mapping[int, float]
+
+
+def question_accuracy(prediction: str, truth: GroundTruth, mode: VqaMode = "2021") -> float:
+    """Return the accuracy of one prediction, in [0, 1]."""
+    answer, answers = _comparable(prediction, truth, mode)
+    if mode == "vqa-vs":
+        return min(1.0, answers.count(answer) / 3)
+    total = 0.0
+    for left_out in range(len(answers)):
+        # The original compares whole entries, so entries that are equal as a whole are left out together.
+        matching = sum(
+            other == answer and (other, entry) != (answers[left_out], truth.entries[left_out])
+            for other, entry in zip(answers, truth.entries, strict=True)
+        )
+        total += min(1.0, matching / 3)
+    return total / len(answers)
+
+
+def vqa_accuracy(
+    truths: Iterable[tuple[int, GroundTruth]], predictions: Mapping[int, str], mode: VqaMode = "2021"
+) -> VqaAccuracy:
+    """Score VQA.
+
+    Args:
+        truths: (question id, ground truth) pairs in the order of the annotations.
+        predictions: question id -> answer; exactly the annotated questions.
+        mode: which official evaluator.
+
+    Raises:
+        DatasetError: nothing to score, or questions that only one side has.
+    """
+    per_question: dict[int, float] = {}
+    by_answer_type: dict[str, list[float]] = {}
+    by_question_type: dict[str, list[float]] = {}
+    for question_id, truth in truths:
+        if question_id not in predictions:
+            raise DatasetError("The results lack a question that is annotated.", where=f"question_id {question_id}")
+        accuracy = question_accuracy(predictions[question_id], truth, mode)
+        per_question[question_id] = accuracy
+        by_answer_type.setdefault(truth.answer_type, []).append(accuracy)
+        by_question_type.setdefault(truth.question_type, []).append(accuracy)
+    if not per_question:
+        raise DatasetError("There is nothing to score.")
+    if len(per_question) != len(predictions):
+        extra = next(question_id for question_id in predictions if question_id not in per_question)
+        raise DatasetError("The results hold a question that is not annotated.", where=f"question_id {extra}")
+    return VqaAccuracy(
+        mode=mode,
+        overall=_percent(per_question.values()),
+        per_answer_type={name: _percent(values) for name, values in sorted(by_answer_type.items())},
+        per_question_type={name: _percent(values) for name, values in sorted(by_question_type.items())},
+        per_question=per_question,
+    )
+
+
+def _comparable(prediction: str, truth: GroundTruth, mode: VqaMode) -> tuple[str, list[str]]:
+    """Return prediction and ground truth in the form in which the mode compares them."""
+    answer = clean_answer(prediction)
+    if mode == "2017":
+        answers = list(truth.answers)
+        if len(set(answers)) > 1:
+            answers = [strip_punctuation(other) for other in answers]
+        return normalise_answer(answer), answers
+    answers = [clean_answer(other) for other in truth.answers]
+    if len(set(answers)) > 1:
+        return normalise_answer(answer), [normalise_answer(other) for other in answers]
+    return answer, answers
+
+
+def _percent(values: Iterable[float]) -> float:
+    """Return 100 times the mean, summed one by one from the left as the original does, to two decimals."""
+    total, count = 0.0, 0
+    for value in values:
+        total += value
+        count += 1
+    return round(100 * total / count, 2)

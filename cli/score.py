@@ -1,0 +1,103 @@
+"""`advl score`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.evaluation.scoring_config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.group("score")
+def command() -> None:
+    """Score prediction files by the official rules, without any model.
+
+    \b
+    advl score vqa --questions Q.json --annotations A.json --results R.json
+    advl score vcr --annotations val.jsonl --answers answers.npy --rationales rationales.npy
+    advl score snli-ve --annotations snli_ve_test.jsonl --results predictions.csv
+    """
+
+
+@command.command("vqa")
+@config_options(ScoreVqaConfig)
+@json_option
+def vqa(as_json: bool, **flags: Any) -> None:
+    """Score VQA: overall, per answer type and per question type, as the official evaluator does.
+
+    \b
+    advl score vqa --questions v2_OpenEnded_mscoco_val2014_questions.json \\
+        --annotations v2_mscoco_val2014_annotations.json --results results.json --mode 2021
+    """
+    from advl_pipeline.evaluation.scoring import run_score_vqa
+
+    result = run_score_vqa(config_from_flags(ScoreVqaConfig, flags))
+    if as_json:
+        print_json(
+            {
+                "mode": result.mode,
+                "num_items": len(result.per_question),
+                "overall": result.overall,
+                "per_answer_type": dict(result.per_answer_type),
+                "per_question_type": dict(result.per_question_type),
+                "per_question": {str(key): round(100 * value, 2) for key, value in result.per_question.items()},
+            }
+        )
+        return
+    click.echo(f"VQA accuracy, mode {result.mode}, {len(result.per_question)} questions: {result.overall:.2f}")
+    for name, value in (*result.per_answer_type.items(), *result.per_question_type.items()):
+        click.echo(f"  {name:<32} {value:6.2f}")
+
+
+@command.command("vcr")
+@config_options(ScoreVcrConfig)
+@json_option
+def vcr(as_json: bool, **flags: Any) -> None:
+    """Score VCR: Q->A, QA->R given the right answer, and Q->AR.
+
+    \b
+    advl score vcr --annotations val.jsonl --answers answers.npy --rationales rationales.npy
+    """
+    from advl_pipeline.evaluation.scoring import run_score_vcr
+
+    result = run_score_vcr(config_from_flags(ScoreVcrConfig, flags))
+    accuracy = result.accuracy
+    values = {"q2a": accuracy.q2a, "qa2r": accuracy.qa2r, "q2ar": accuracy.q2ar}
+    if as_json:
+        print_json({"num_items": len(result.annot_ids), **values})
+        return
+    click.echo(f"VCR accuracy, {len(result.annot_ids)} questions")
+    for name, value in values.items():
+        click.echo(f"  {name:<5} {value:6.2f}")
+
+
+@command.command("snli-ve")
+@config_options(ScoreSnliVeConfig)
+@json_option
+def snli_ve(as_json: bool, **flags: Any) -> None:
+    """Score SNLI-VE: accuracy and confusion matrix.
+
+    \b
+    advl score snli-ve --annotations snli_ve_test.jsonl --results predictions.csv
+    """
+    from advl_pipeline.evaluation.scoring import run_score_snli_ve
+
+    result = run_score_snli_ve(config_from_flags(ScoreSnliVeConfig, flags))
+    confusion = result.confusion_CC.tolist()
+    if as_json:
+        print_json(
+            {
+                "num_items": len(result.right_N),
+                "accuracy": result.accuracy,
+                "label_names": list(result.label_names),
+                "confusion": confusion,
+            }
+        )
+        return
+    click.echo(f"SNLI-VE accuracy, {len(result.right_N)} pairs: {result.accuracy:.2f}")
+    click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in result.label_names))
+    for name, row in zip(result.label_names, confusion, strict=True):
+        click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))

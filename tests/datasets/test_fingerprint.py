@@ -1,0 +1,127 @@
+"""Digests are of content; the table only saves reading what has not changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dataset_mirrors import write_picture
+
+from advl_pipeline.datasets import fingerprint
+from advl_pipeline.datasets.fingerprint import FileDigests, FileFacts
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.errors import DatasetError
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were really read; files count as settled as soon as they are written."""
+    names: list[str] = []
+    original = fingerprint._read
+
+    def counted(path: Path, name: str, picture: bool) -> FileFacts:
+        names.append(name)
+        return original(path, name, picture)
+
+    monkeypatch.setattr(fingerprint, "_read", counted)
+    monkeypatch.setattr(fingerprint, "_RACY_NS", 0)
+    return names
+
+
+def test_an_unchanged_file_is_read_once(tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    for _ in range(3):
+        digests = FileDigests(tmp_path, tmp_path / "index")
+        assert digests.facts("a").digest == hashlib.sha256(b"content").digest()
+        digests.flush()
+    assert reads == ["a"]
+
+
+def test_a_changed_file_is_read_again_even_with_its_old_time(tmp_path: Path, reads: list[str]) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"content")
+    digests = FileDigests(tmp_path, tmp_path / "index")
+    digests.facts("a")
+    digests.flush()
+    before = file.stat()
+    time.sleep(0.02)
+    file.write_bytes(b"CONTENT")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again = FileDigests(tmp_path, tmp_path / "index")
+    assert again.facts("a").digest == hashlib.sha256(b"CONTENT").digest()
+    assert reads == ["a", "a"]
+
+
+def test_a_file_written_just_now_is_not_recorded(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    digests = FileDigests(tmp_path, tmp_path / "index")
+    digests.facts("a")
+    digests.flush()
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_damaged_table_costs_time_only(tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    digests = FileDigests(tmp_path, tmp_path / "index")
+    digests.facts("a")
+    digests.flush()
+    table = tmp_path / "index" / "files.npy"
+    table.write_bytes(table.read_bytes()[:-5])
+    assert FileDigests(tmp_path, tmp_path / "index").facts("a").digest == hashlib.sha256(b"content").digest()
+    np.save(table, np.zeros(3))
+    assert FileDigests(tmp_path, tmp_path / "index").facts("a").digest == hashlib.sha256(b"content").digest()
+    assert reads == ["a", "a", "a"]
+
+
+def test_many_files_and_two_writers_agree(tmp_path: Path, reads: list[str]) -> None:
+    names = [f"{number}.bin" for number in range(40)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    first, second = (FileDigests(tmp_path, tmp_path / "index") for _ in range(2))
+    first.warm(names[:30])
+    second.warm(names[20:])
+    reads.clear()
+    both = FileDigests(tmp_path, tmp_path / "index")
+    assert [both.facts(name).digest for name in names] == [hashlib.sha256(name.encode()).digest() for name in names]
+    assert reads == []
+
+
+def test_pictures_have_sizes_and_other_files_are_named(tmp_path: Path) -> None:
+    write_picture(tmp_path / "p.jpg", size=(30, 20))
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_bytes(b"text")
+    digests = FileDigests(tmp_path, tmp_path / "index")
+    facts = digests.facts("p.jpg", picture=True)
+    assert (facts.width, facts.height) == (30, 20)
+    assert digests.facts("text.jpg").width == 0
+    for name, why in (("empty.jpg", "is empty"), ("text.jpg", "not a readable picture"), ("no.jpg", "is missing")):
+        with pytest.raises(Malformed, match=why):
+            digests.facts(name, picture=True)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (60_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    data = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    )
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(Malformed, match="decompression bomb"):
+        FileDigests(tmp_path, tmp_path / "index").facts("bomb.png", picture=True)
+
+
+def test_an_index_that_cannot_be_written_says_what_to_set(tmp_path: Path, reads: list[str]) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "index").write_text("a file where the folder should be")
+    digests = FileDigests(tmp_path, tmp_path / "index" / "below")
+    digests.facts("a")
+    with pytest.raises(DatasetError, match="index") as caught:
+        digests.flush()
+    assert "ADVL_INDEX" in caught.value.next_command

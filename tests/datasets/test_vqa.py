@@ -1,0 +1,239 @@
+"""VQA v2 and VQA-CP v2 read as downloaded; vocabulary and soft targets follow the published rules."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_mirrors import ANSWERS, vqa_items, wrap_vqa, write_picture, write_vqa, write_vqa_cp
+
+from advl_pipeline.datasets.problems import OnError
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.vqa import VqaDataset
+from advl_pipeline.datasets.vqa_annotations import parse_annotation
+from advl_pipeline.datasets.vqa_answers import answer_score, build_vocabulary, read_vocabulary, soft_target
+from advl_pipeline.errors import ConfigError, DatasetError
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+def open_vqa(root: Path, split: str, *, name: str = "vqa-v2", on_error: OnError = "fail") -> VqaDataset:
+    dataset = open_dataset(name, split=split, data_root=root, on_error=on_error)
+    assert isinstance(dataset, VqaDataset)
+    return dataset
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_vqa(tmp_path, split="train", count=60)
+    write_vqa(tmp_path, split="val", count=30)
+    write_vqa(tmp_path, split="test", count=9)
+    return tmp_path
+
+
+def rewrite(file: Path, key: str, change: Any) -> None:
+    document = json.loads(file.read_text())
+    change(document[key])
+    file.write_text(json.dumps(document))
+
+
+def test_questions_answers_and_pictures(root: Path) -> None:
+    dataset = open_vqa(root, "val")
+    assert len(dataset) == 30
+    assert dataset.example_ids[:4] == ("2000000", "2000001", "2000002", "2001000")
+    example = dataset[3]
+    assert example.candidates[0].text == "Is it number 3?"
+    assert example.image.path.name == "COCO_val2014_000000002001.jpg"
+    assert (example.image.width, example.image.height) == (64, 48)
+    assert example.image.boxes_R4.shape == (0, 4)
+    assert example.stratum == "is it"
+    assert len(dataset.image_units()) == 10
+    truth = dataset.ground_truth("2001000")
+    assert Counter(truth.answers) == {"red": 7, "something else": 3}
+    assert truth.answer_type == "yes/no"
+    assert truth.entries == tuple(range(10))
+
+
+def test_vocabulary_is_built_from_train_and_val_by_the_rules(root: Path) -> None:
+    names = open_vqa(root, "val").label_names("vqa")
+    # 90 questions, 18 per main answer; "t-shirt" enters in its normal form.
+    assert set(names) == {"yes", "no", "2", "red", "t shirt"}
+    assert names == tuple(sorted(names))
+    assert open_vqa(root, "train").label_names("vqa") == names
+
+
+def test_soft_targets_look_raw_answers_up(root: Path) -> None:
+    dataset = open_vqa(root, "val")
+    names = dataset.label_names("vqa")
+    assert dataset[3].soft_label == ((names.index("red"), 1.0),)
+    assert dataset[3].label == names.index("red")
+    shirt = dataset[4]
+    assert ANSWERS[4] == "t-shirt"
+    assert (shirt.label, shirt.soft_label) == (None, ())
+
+
+def test_test_has_no_answers(root: Path) -> None:
+    dataset = open_vqa(root, "test")
+    assert (dataset[0].label, dataset[0].soft_label) == (None, ())
+    assert dataset[0].image.path.parent.name == "test2015"
+    with pytest.raises(DatasetError, match="no public answers"):
+        dataset.ground_truth(dataset.example_ids[0])
+
+
+def test_parts_of_val_by_published_lists(root: Path) -> None:
+    folder = root / "vqa-v2"
+    (folder / "minival.json").write_text(json.dumps([{"question_id": 2000000, "sent": ""}, {"question_id": 2003001}]))
+    (folder / "counterexamples.json").write_text("[2000001, 2000002]")
+    (folder / "hard.json").write_text("[2000002, 2001000]")
+    assert open_vqa(root, "minival").example_ids == ("2000000", "2003001")
+    assert len(open_vqa(root, "nominival")) == 28
+    assert open_vqa(root, "ce-counterexamples").example_ids == ("2000001", "2000002")
+    assert len(open_vqa(root, "ce-easy")) == 27
+    (folder / "hard.json").write_text('{"a": 1}')
+    with pytest.raises(DatasetError, match="malformed"):
+        open_vqa(root, "ce-hard")
+
+
+def test_vqa_cp_reads_bare_lists_and_holds_out_pictures(tmp_path: Path) -> None:
+    write_vqa_cp(tmp_path, count=300)
+    everything = open_vqa(tmp_path, "train-all", name="vqa-cp-v2")
+    train = open_vqa(tmp_path, "train", name="vqa-cp-v2")
+    held = open_vqa(tmp_path, "val", name="vqa-cp-v2")
+    assert len(everything) == 300
+    assert set(train.example_ids) | set(held.example_ids) == set(everything.example_ids)
+    assert not set(train.example_ids) & set(held.example_ids)
+    assert 0 < len(held) < 60
+    assert not {unit.path for unit in train.image_units()} & {unit.path for unit in held.image_units()}
+    folders = {unit.path.parent.name for unit in open_vqa(tmp_path, "test", name="vqa-cp-v2").image_units()}
+    assert folders == {"train2014", "val2014"}
+    assert held.label_names("vqa") == train.label_names("vqa")
+
+
+def spoil(items: list[dict[str, Any]], number: int, **fields: Any) -> None:
+    items[number].update(fields)
+
+
+BAD_QUESTIONS = [
+    (lambda items: spoil(items, 5, question_id="7"), "not a whole number"),
+    (lambda items: spoil(items, 5, question_id=2000000), "occurs twice"),
+    (lambda items: spoil(items, 5, image_id=None), "'image_id'"),
+    (lambda items: spoil(items, 5, question=" "), "'question'"),
+]
+BAD_ANNOTATIONS = [
+    (lambda items: items.pop(5), "has no annotation"),
+    (lambda items: spoil(items, 5, question_id=1), "has no question"),
+    (lambda items: spoil(items, 5, answers=[]), "not a list of 10 answers"),
+    (lambda items: spoil(items, 5, answers=[{"answer": 3}]), "an answer has no text"),
+    (lambda items: spoil(items, 5, answer_type="colour"), "answer_type 'colour' is unknown"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "why"),
+    [("questions", *case) for case in BAD_QUESTIONS] + [("annotations", *case) for case in BAD_ANNOTATIONS],
+    ids=[why for _, why in BAD_QUESTIONS + BAD_ANNOTATIONS],
+)
+def test_bad_items_are_named_or_skipped(root: Path, key: str, change: Any, why: str) -> None:
+    stem = "v2_OpenEnded_mscoco_val2014_questions" if key == "questions" else "v2_mscoco_val2014_annotations"
+    file = root / "vqa-v2" / f"{stem}.json"
+    rewrite(file, key, change)
+    with pytest.raises(DatasetError) as caught:
+        open_vqa(root, "val")
+    assert str(root / "vqa-v2") in caught.value.where
+    skipping = open_vqa(root, "val", on_error="skip")
+    assert len(skipping) == 29
+    assert any(why in problem.why for problem in skipping.skipped)
+
+
+def test_an_annotation_without_picture_is_named_or_skipped(root: Path) -> None:
+    (root / "vqa-v2" / "val2014" / "COCO_val2014_000000002001.jpg").unlink()
+    with pytest.raises(DatasetError) as caught:
+        open_vqa(root, "val").image_units()
+    assert "COCO_val2014_000000002001.jpg is missing" in caught.value.why
+    assert len(open_vqa(root, "val", on_error="skip")) == 27
+
+
+def test_vqa_cp_refuses_an_unknown_picture_folder(tmp_path: Path) -> None:
+    write_vqa_cp(tmp_path)
+    file = tmp_path / "vqa-cp-v2" / "vqacp_v2_test_questions.json"
+    items = json.loads(file.read_text())
+    items[0]["coco_split"] = "../../secret"
+    file.write_text(json.dumps(items))
+    with pytest.raises(DatasetError, match="malformed") as caught:
+        open_vqa(tmp_path, "test", name="vqa-cp-v2")
+    assert "coco_split" in caught.value.why
+
+
+def test_a_truncated_file_is_named_with_its_line(root: Path) -> None:
+    file = root / "vqa-v2" / "v2_mscoco_val2014_annotations.json"
+    text = json.dumps(json.loads(file.read_text()), indent=1)
+    file.write_text(text[: len(text) // 2])
+    with pytest.raises(DatasetError) as caught:
+        open_vqa(root, "val")
+    assert caught.value.where == f"{file}:{text[: len(text) // 2].count(chr(10)) + 1}"
+    assert "cut off" in caught.value.why
+
+
+def test_vocabulary_and_targets_match_the_published_program() -> None:
+    expected = json.loads((ASSETS / "vqa_vocab" / "expected_butd_vocab_targets.json").read_text())
+    file = ASSETS / "vqa_eval" / "v2_mscoco_synthetic_annotations.json"
+    annotations = [parse_annotation(item) for item in json.loads(file.read_text())["annotations"]]
+    for name, wanted in expected.items():
+        most_common = [(answer, 1) for _, answer, _ in annotations]
+        names = build_vocabulary(most_common, min_occurrences=int(name.removeprefix("min_occ_")))
+        assert sorted(names) == wanted["vocab_sorted"]
+        index_of = {answer: label for label, answer in enumerate(names)}
+        for question_id, _, truth in annotations:
+            target = soft_target(Counter(truth.answers), index_of)
+            assert {names[label]: score for label, score in target} == wanted["targets"][str(question_id)]
+
+
+def test_scores_of_counts() -> None:
+    assert [answer_score(count) for count in range(7)] == [0.0, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0]
+
+
+def test_vocabulary_is_read_in_the_order_of_its_file(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    for content in (["no", "yes", "red"], {"red": 2, "no": 0, "yes": 1}, {"1": "yes", "0": "no", "2": "red"}):
+        file.write_text(json.dumps(content))
+        assert read_vocabulary(file) == ("no", "yes", "red")
+    dataset = open_dataset("vqa-v2", split="val", data_root=root, answers=file)
+    assert dataset[0].label == 1
+    for content in ([], {"a": 0, "b": 0}, {"a": 0, "b": 2}, ["a", "a"], ["a", 3], 5):
+        file.write_text(json.dumps(content))
+        with pytest.raises(DatasetError):
+            read_vocabulary(file)
+
+
+def test_unknown_split_lists_near_names(root: Path) -> None:
+    with pytest.raises(ConfigError, match="test-dev"):
+        open_vqa(root, "testdev")
+
+
+def test_duplicate_entries_count_as_one_annotator(tmp_path: Path) -> None:
+    write_vqa(tmp_path, split="train", count=3)
+    file = tmp_path / "vqa-v2" / "v2_mscoco_train2014_annotations.json"
+
+    def double(items: list[dict[str, Any]]) -> None:
+        items[0]["answers"][1] = dict(items[0]["answers"][0])
+
+    rewrite(file, "annotations", double)
+    truth = open_vqa(tmp_path, "train").ground_truth("1000000")
+    assert truth.entries == (0, 0, 2, 3, 4, 5, 6, 7, 8, 9)
+
+
+def test_skipping_needs_something_left(tmp_path: Path) -> None:
+    questions, _ = vqa_items(3)
+    folder = tmp_path / "vqa-v2"
+    folder.mkdir()
+    for item in questions:
+        item["question"] = ""
+    file = folder / "v2_OpenEnded_mscoco_test2015_questions.json"
+    file.write_text(json.dumps(wrap_vqa("questions", questions, "test2015")))
+    write_picture(folder / "test2015" / "COCO_test2015_000000001000.jpg")
+    with pytest.raises(DatasetError, match="no usable item") as caught:
+        open_vqa(tmp_path, "test", on_error="skip")
+    assert "3 items were skipped" in caught.value.why
