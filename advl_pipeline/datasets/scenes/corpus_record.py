@@ -1,0 +1,85 @@
+"""`corpus.json`: the settings and the digest of a built corpus, by which the next call knows that it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.errors import DatasetError
+
+RECORD_FILE: Final = "corpus.json"
+CORPUS_VERSION: Final = 1
+"""Raised whenever the same settings would give other bytes than before."""
+
+_NOT_CONTENT: Final = ("data_root", "workers", "replace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusRecord:
+    """What a corpus was built from and what it holds.
+
+    `digest` is the SHA-256 over names and digests of all files but this record. `counts` maps "<format>/<split>"
+    to pictures and items.
+    """
+
+    settings: Mapping[str, Any]
+    counts: Mapping[str, Mapping[str, int]]
+    digest: str
+    made_with: Mapping[str, str]
+
+    def to_json(self) -> str:
+        document = {
+            "corpus": "scenes",
+            "settings": self.settings,
+            "digest": self.digest,
+            "counts": self.counts,
+            "made_with": self.made_with,
+        }
+        return json.dumps(document, indent=1) + "\n"
+
+
+def content_settings(config: ScenesConfig) -> dict[str, Any]:
+    """Return the settings that determine the content of a corpus."""
+    fields = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
+    return {"version": CORPUS_VERSION, **fields}
+
+
+def read_record(folder: Path) -> CorpusRecord | None:
+    """Read the record of a corpus folder; None when there is no finished corpus.
+
+    Raises:
+        DatasetError: the record cannot be read.
+    """
+    path = folder / RECORD_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return CorpusRecord(
+            settings=document["settings"],
+            counts=document["counts"],
+            digest=document["digest"],
+            made_with=document["made_with"],
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            "The record of the built-in corpus is damaged.",
+            where=str(path),
+            why=str(error),
+            next_command="advl datasets build scenes --replace",
+        ) from None
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 over the sorted relative names and the digests of all files of a folder but the record."""
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        if path.is_file() and path != folder / RECORD_FILE:
+            state.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            state.update(hashlib.sha256(path.read_bytes()).digest())
+    return state.hexdigest()
