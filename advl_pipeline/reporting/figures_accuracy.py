@@ -40,8 +40,8 @@ def accuracy_figure(result: StudyResult, look: Mapping[str, Look], *, setting: s
         curves,
         look,
         identifier=f"accuracy-{anchor(result, setting, metric)}",
-        title="Accuracy over shots",
-        caption=f"{wording.metric_name(metric)} in percent. Bars span the 95 % interval of the mean over seeds.",
+        title=f"{wording.metric_name(metric)} in percent",
+        caption="Means over seeds; bars span the 95 % interval of the mean.",
         runs=runs,
         write=wording.percent,
         zero=False,
@@ -155,19 +155,14 @@ def _panel(
     for tick in ticks:
         is_zero = zero and tick == 0
         canvas.line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "zero" if is_zero else "grid")
-        canvas.text(
-            _LEFT - 6,
-            y(tick) + 3.5,
-            f"{tick:+g}".replace("-", wording.MINUS) if zero and tick else f"{tick:g}",
-            "tick",
-            anchor="end",
-        )
+        label = wording.signed_tick(tick) if zero else f"{tick:g}"
+        canvas.text(_LEFT - 6, y(tick) + 3.5, label, "tick", anchor="end")
     for size, label in sizes:
         canvas.text(x(size), _HEIGHT - _BOTTOM + 16, label, "tick", anchor="middle")
     canvas.text(_WIDTH / 2 + _LEFT / 2, _HEIGHT - 4, "training questions", "axis", anchor="middle")
     # Side by side, so that intervals of one size do not cover each other.
     order = list(by_method)
-    spacing = min(7.0, 40.0 / max(1, len(order)))
+    spacing = min(5.0, 36.0 / max(1, len(order)))
     for position, method in enumerate(order):
         offset = (position - (len(order) - 1) / 2) * spacing
         line, style = by_method[method], look[method]

@@ -18,11 +18,13 @@ from advl_pipeline.studies.result import ShiftDrop, StudyResult, VisionUse
 
 _ROW = 24.0
 _WIDTH = 340.0
-_NAMES = 128.0
+_NAMES = 140.0
 
 
 def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str) -> str:
     """Draw one test of a claim: mean, 95 % interval over seeds, single seeds, zero, and the margin that matters.
+
+    The interval over seeds and items, where there is one, is the thin line underneath.
 
     Args:
         test: what was tested, in points; positive is in favour of the claim.
@@ -39,7 +41,10 @@ def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str)
     )
     x = linear((-reach, reach), (6, 294))
     canvas.rect(x(0), 3, x(margin) - x(0), 24, "margin")
-    canvas.line(x(0), 1, x(0), 29, "zero")
+    canvas.line(x(0), 0, x(0), 30, "zero")
+    if test.joint_interval is not None:
+        low, high = max(test.joint_interval.low, -reach), min(test.joint_interval.high, reach)
+        canvas.line(x(low), 22, x(high), 22, "joint")
     if test.interval is not None:
         low, high = max(test.interval.low, -reach), min(test.interval.high, reach)
         canvas.line(x(low), 15, x(high), 15, "bar c1")
@@ -51,6 +56,17 @@ def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str)
             canvas.marker(x(value), 15, "circle", "seed c1", radius=2.2)
     canvas.marker(x(min(max(test.mean, -reach), reach)), 15, "circle", "point c1", radius=4.6)
     return canvas.render()
+
+
+def forest_axis(*, reach: float) -> str:
+    """Draw the axis that all strips share; decorative, the strips carry their numbers as text."""
+    x = linear((-reach, reach), (6, 294))
+    ticks = "".join(
+        f'<text x="{x(tick):.1f}" y="11" text-anchor="middle">{wording.signed_tick(tick)}</text>'
+        for tick in nice_ticks(-reach, reach, about=7)
+        if abs(tick) <= reach
+    )
+    return f'<svg viewBox="0 0 300 16" aria-hidden="true" focusable="false">{ticks}</svg>'
 
 
 def mini_bar(interval: Interval, mean: float, *, reach: float) -> str:
@@ -171,7 +187,7 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
     )
     return Figure(
         identifier=f"vision-{anchor(result, setting, metric)}",
-        title="Does the student use the image?",
+        title="What hangs on the picture",
         caption=(
             f"{wording.metric_name(metric)} on {reference} with the true picture (filled) and with a spoilt one "
             "(hollow). The longer the line, the more the answers hang on the picture."
@@ -217,7 +233,7 @@ def _dumbbells(
     return canvas.render()
 
 
-def _shorten(label: str, *, limit: int = 22) -> str:
+def _shorten(label: str, *, limit: int = 23) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 

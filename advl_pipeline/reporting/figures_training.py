@@ -71,7 +71,7 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
         ),
     )
     x = linear((0.0, item.edges[-1]), (_LEFT, _WIDTH - _RIGHT))
-    y = linear((0.0, top), (_HEIGHT - _BOTTOM, _TOP))
+    y = linear((0.0, top), (_HEIGHT - _BOTTOM, _TOP + 16))
     canvas.open_group("series", style.series)
     for low, high, share in zip(item.edges, item.edges[1:], item.shares, strict=False):
         canvas.rect(x(low) + 0.6, y(share), x(high) - x(low) - 1.2, y(0) - y(share), f"column {style.colour}")
@@ -81,7 +81,7 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
         if tick <= item.edges[-1]:
             canvas.text(x(tick), _HEIGHT - _BOTTOM + 15, f"{tick:g}", "tick", anchor="middle")
     canvas.line(x(item.mean), _TOP, x(item.mean), y(0), "mean")
-    canvas.text(x(item.mean) + 4, _TOP + 8, f"mean {item.mean:.2f}", "value")
+    canvas.text(x(item.mean) + 5, _TOP + 6, f"mean {item.mean:.2f}", "value")
     canvas.text(_WIDTH / 2 + _LEFT / 2, _HEIGHT - 4, "confidence weight", "axis", anchor="middle")
     return canvas.render()
 
@@ -113,7 +113,7 @@ def calibration_figure(result: StudyResult, look: Mapping[str, Look], *, setting
     )
     return Figure(
         identifier=f"calibration-{anchor(result, setting, metric)}",
-        title="Is the student right as often as it is sure?",
+        title="Right as often as sure",
         caption=(
             f"{reference}, {wording.shots_text(shown[0].place.shots)}, all seeds: accuracy of the answers in each "
             "tenth of confidence; the area of a mark grows with the number of answers. On the diagonal, confidence "

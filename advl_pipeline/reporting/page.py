@@ -22,7 +22,7 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.examples import ExampleSet
 from advl_pipeline.reporting.figure import Figure, anchor
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
-from advl_pipeline.reporting.figures_rows import drop_figure, forest_row, mini_bar, vision_figure
+from advl_pipeline.reporting.figures_rows import drop_figure, forest_axis, forest_row, mini_bar, vision_figure
 from advl_pipeline.reporting.figures_training import calibration_figure, weight_figure
 from advl_pipeline.reporting.look import Look, looks
 from advl_pipeline.reporting.tables import wide_tables
@@ -68,6 +68,7 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet]) -> str:
     """Render the report of a study as one HTML document."""
     look = looks(result.study)
     verdicts = judge_claims(result)
+    reach = _reach(result, verdicts)
     style, script = _asset("page.css"), _asset("page.js")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("advl_pipeline.reporting", "assets"),
@@ -86,9 +87,10 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet]) -> str:
         script=Markup(script),
         policy=_policy(style, script),
         headline=_headline(verdicts),
-        verdicts=_verdict_views(result, verdicts),
+        verdicts=_verdict_views(result, verdicts, reach),
+        axis=Markup(forest_axis(reach=reach)),
         notes=_notes(verdicts),
-        margin=result.study.margin,
+        margin=f"{result.study.margin:g}",
         tables=wide_tables(result),
         bars=_bars(result),
         sections=_sections(result, look),
@@ -96,7 +98,6 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet]) -> str:
         cost_share=_cost_shares(result),
         caches=[_pretty(dataclasses.asdict(cache)) for cache in result.caches],
         environments=[_pretty(dict(item)) for item in result.environments],
-        controls_note=_controls_note(result),
     )
 
 
@@ -106,15 +107,21 @@ def _headline(verdicts: Sequence[Verdict]) -> str:
     return f"Of {len(verdicts)} claims: {', '.join(parts)}."
 
 
-def _verdict_views(result: StudyResult, verdicts: Sequence[Verdict]) -> list[VerdictView]:
+def _reach(result: StudyResult, verdicts: Sequence[Verdict]) -> float:
+    """Half the length of the strips' axis, in points.
+
+    Few seeds give wild intervals; the axis shows what matters, and an interval that leaves it has no end cap.
+    """
     ends = [
         abs(end)
         for verdict in verdicts
         for test in verdict.tests
         for end in ((test.mean,) if test.interval is None else (test.mean, test.interval.low, test.interval.high))
     ]
-    # Three seeds give wild intervals; the axis shows what matters, and an interval that leaves it has no end cap.
-    reach = min(max([*ends, result.study.margin]) * 1.05, 15.0)
+    return min(max([*ends, result.study.margin]) * 1.05, 15.0)
+
+
+def _verdict_views(result: StudyResult, verdicts: Sequence[Verdict], reach: float) -> list[VerdictView]:
     views = []
     for number, verdict in enumerate(verdicts):
         tests = tuple(
@@ -190,32 +197,6 @@ def _where(result: StudyResult, figure: Figure) -> str:
     """Name the setting that a figure's id begins with."""
     number = figure.identifier.split("-")[1]
     return next(setting.name for setting in result.study.settings if anchor(result, setting.name) == number)
-
-
-def _controls_note(result: StudyResult) -> str:
-    """Say what the controls give beside the focus method, in the plainest words that the numbers allow."""
-    study = result.study
-    sentences = []
-    for contrast in result.contrasts:
-        if contrast.treated != study.focus or study.variant(contrast.baseline).role != "control":
-            continue
-        gain = result.contrast(contrast.place, study.focus, study.baseline)
-        if gain is None or contrast.place.test_set != _first_test_set(result, contrast.place.setting):
-            continue
-        difference, own = contrast.comparison.effect.points, gain.comparison.effect.points
-        label = wording.method_label(study, contrast.baseline)
-        if own > 0 and contrast.comparison.joint_interval.low <= 0:
-            where = f"{wording.metric_name(contrast.place.metric)}, {wording.shots_text(contrast.place.shots)}"
-            rest = f"{wording.signed(difference)} {wording.interval(contrast.comparison.joint_interval)}"
-            sentences.append(
-                f"{where}: of the gain of {wording.signed(own)} points, {label} gives "
-                f"{wording.signed(own - difference)}; the rest, {rest}, cannot be told from 0."
-            )
-    return " ".join(sentences)
-
-
-def _first_test_set(result: StudyResult, setting: str) -> str:
-    return next(item.test_sets[0] for item in result.study.settings if item.name == setting)
 
 
 def _cost_shares(result: StudyResult) -> dict[tuple[str, str, int | None], float]:

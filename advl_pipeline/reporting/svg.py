@@ -63,7 +63,8 @@ class Canvas:
         """Return the element; title and description are its text alternative."""
         name = escape(self._identifier)
         return (
-            f'<svg viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-labelledby="{name}-t {name}-d">'
+            f'<svg width="{self.width:g}" height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}" '
+            f'role="img" aria-labelledby="{name}-t {name}-d">'
             f'<title id="{name}-t">{escape(self._title)}</title>'
             f'<desc id="{name}-d">{escape(self._description)}</desc>' + "".join(self._parts) + "</svg>"
         )

@@ -47,6 +47,11 @@ def signed(value: float) -> str:
     return ("+" if value > 0 else MINUS) + text
 
 
+def signed_tick(value: float) -> str:
+    """Write the number of a tick, such as +2.5."""
+    return f"{value:+g}".replace("-", MINUS) if value else "0"
+
+
 def interval(value: Interval | None) -> str:
     return "" if value is None else f"[{signed(value.low)}, {signed(value.high)}]"
 

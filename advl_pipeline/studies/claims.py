@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
-from advl_pipeline.studies.config import StudyConfig, shots_label
-from advl_pipeline.studies.result import Place, StudyResult
+from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.result import Contrast, Place, StudyResult
 
 Outcome = Literal["supported", "not supported", "undecided at this size"]
 SUPPORTED: Outcome = "supported"
@@ -212,7 +212,7 @@ def _add_contrast(draft: _Draft, result: StudyResult, place: Place, baseline: st
     contrast = result.contrast(place, result.study.focus, baseline)
     if contrast is not None:
         draft.add(
-            f"{place.metric} at {shots_label(place.shots)} shots: {result.study.focus} minus {baseline}",
+            f"{place.metric} at {_size(place)}: {result.study.focus} minus {baseline}",
             "points",
             contrast.comparison.per_seed,
             contrast.comparison.joint_interval,
@@ -226,16 +226,23 @@ def _add_controls(draft: _Draft, result: StudyResult, place: Place) -> None:
         draft.lacks.append("the study runs no shuffled or random teacher")
     for control in controls:
         _add_contrast(draft, result, place, control)
-        gain, own = (
-            result.contrast(place, control, study.baseline),
-            result.contrast(place, study.focus, study.baseline),
-        )
-        if gain and own and gain.comparison.effect.points > 0 and own.comparison.effect.points > 0:
-            draft.notes.append(
-                f"{place.metric}, {shots_label(place.shots)} shots: {control} gives "
-                f"{gain.comparison.effect.points:+.1f} of the {own.comparison.effect.points:+.1f} points; "
-                "that much is not the teacher's knowledge."
-            )
+        own, rest = result.contrast(place, study.focus, study.baseline), result.contrast(place, study.focus, control)
+        if own and rest and own.comparison.effect.points > 0:
+            draft.notes.append(_control_note(f"{place.metric} at {_size(place)}", control, own, rest))
+
+
+def _control_note(where: str, control: str, own: Contrast, rest: Contrast) -> str:
+    """Say how much of a gain a teacher that knows nothing gives as well."""
+    gain, left, interval = own.comparison.effect.points, rest.comparison.effect.points, rest.comparison.joint_interval
+    verdict = "is what the true teacher adds" if interval.low > 0 else "cannot be told from 0"
+    return (
+        f"{where}: of the gain of {gain:+.1f} points, {control} gives {gain - left:+.1f}; "
+        f"the rest, {left:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}], {verdict}."
+    )
+
+
+def _size(place: Place) -> str:
+    return "full data" if place.shots is None else f"{place.shots} shots"
 
 
 def is_teacher_control(study: StudyConfig, name: str) -> bool:
@@ -279,7 +286,7 @@ def _judge(draft: _Draft, study: StudyConfig, adjusted: Sequence[float | None]) 
     failed = [test for test in tests if test.outcome == NOT_SUPPORTED]
     open_tests = [test for test in tests if test.outcome == UNDECIDED]
     if failed:
-        outcome, reason = NOT_SUPPORTED, f"Ruled out at {study.margin:g} points: {failed[0].name}."
+        outcome, reason = NOT_SUPPORTED, f"A gain of {study.margin:g} is ruled out: {failed[0].name}."
     elif not tests:
         outcome, reason = UNDECIDED, f"Not tested: {draft.lacks[0]}."
     elif open_tests:

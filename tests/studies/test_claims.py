@@ -42,7 +42,7 @@ def test_a_gain_that_a_shuffled_teacher_also_gives_is_not_support(tmp_path: Path
     verdict = verdicts(gathered(tmp_path, shots='["full"]', gains=gains))["C1"]
     assert verdict.outcome != SUPPORTED
     assert verdict.tests[0].outcome == SUPPORTED
-    assert any("not the teacher's knowledge" in note for note in verdict.notes)
+    assert any("cannot be told from 0" in note for note in verdict.notes)
 
 
 def test_without_a_control_nothing_is_supported(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_without_a_control_nothing_is_supported(tmp_path: Path) -> None:
 def test_no_gain_is_not_supported_when_the_study_could_have_seen_one(tmp_path: Path) -> None:
     verdict = verdicts(gathered(tmp_path, shots='["full"]', num_seeds=12, gains={"advl": -12.0}))["C1"]
     assert verdict.outcome == NOT_SUPPORTED
-    assert "Ruled out at 1 points" in verdict.reason
+    assert "A gain of 1 is ruled out" in verdict.reason
 
 
 def test_three_seeds_decide_nothing(tmp_path: Path) -> None:
