@@ -6,7 +6,6 @@ Shapes: N sequences, T tokens of text and picture together, L text tokens first 
 from __future__ import annotations
 
 import math
-
 from typing import Any
 
 import torch

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import nn
 from transformers import LxmertConfig as HfLxmertConfig
 from transformers import LxmertModel
@@ -38,7 +37,7 @@ class LxmertConfig(RegionStudentConfig):
     num_relation_layers: int = option(5, help="Layers over the regions alone.")
     num_cross_layers: int = option(5, help="Layers in which the streams meet.")
     max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.")
-    overlong: Literal["error", "cut"] = option("cut", help="What happens to longer texts; cut pops the longer part.")
+    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 
 class Lxmert(RegionStudent):

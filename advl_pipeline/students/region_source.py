@@ -14,11 +14,14 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import DatasetError
 from advl_pipeline.students.region_pixels import RegionPixels, box_positions
 
 CROP_SIZE = 16
+CELL_SIZE = 8
 PROJECTION_SEED = 20_200_921
 
 
@@ -65,6 +68,46 @@ class PixelRegions:
             box_index_R=np.arange(-1, len(crops) - 1),
             whole_first=True,
         )
+
+
+class PixelGrid:
+    """The same featuriser over the cells of a square grid, for students that see a grid instead of boxes."""
+
+    def __init__(self, feature_size: int, side: int) -> None:
+        self.feature_size = feature_size
+        self.side = side
+        num_pixels = 3 * CELL_SIZE**2
+        noise = np.random.default_rng(PROJECTION_SEED).standard_normal((num_pixels, feature_size), dtype=np.float32)
+        self._projection_PF = noise * np.float32(2.0 / np.sqrt(num_pixels))
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        """Return side * side cells, row by row; none of them stands for a box."""
+        side, size = self.side, self.side * CELL_SIZE
+        pixels = read_square(unit, size).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        cells = pixels.reshape(side, CELL_SIZE, side, CELL_SIZE, 3).transpose(0, 2, 1, 3, 4).reshape(side * side, -1)
+        row, column = np.divmod(np.arange(side * side), side)
+        corners = np.stack([column, row, column + 1, row + 1], axis=1) / side
+        extent = np.broadcast_to([1 / side, 1 / side, 1 / side**2], (side * side, 3))
+        return Regions(
+            features_RF=np.maximum(cells @ self._projection_PF, 0.0),
+            positions_R7=np.concatenate([corners, extent], axis=1).astype(np.float32),
+            box_index_R=np.full(side * side, -1),
+            whole_first=False,
+        )
+
+
+def read_square(unit: ImageUnit, size: int) -> npt.NDArray[np.uint8]:
+    """Return a picture as (size, size, 3) RGB, squeezed to a square.
+
+    Raises:
+        DatasetError: the picture cannot be decoded.
+    """
+    try:
+        with Image.open(unit.path) as file:
+            picture = file.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DatasetError("A picture cannot be read.", where=str(unit.path), why=str(error)) from None
+    return np.asarray(picture)
 
 
 def with_whole_picture(regions: Regions) -> Regions:

@@ -23,6 +23,12 @@ BUILDERS: dict[str, str] = {
     **{f"vl-bert-{size}": "advl_pipeline.students.vl_bert:build" for size in ("base", "large", "tiny")},
     **dict.fromkeys(("visualbert", "visualbert-vcr", "visualbert-tiny"), "advl_pipeline.students.visualbert:build"),
     **dict.fromkeys(("lxmert", "lxmert-tiny"), "advl_pipeline.students.lxmert:build"),
+    **{
+        f"{family}{size}": f"advl_pipeline.students.{family}:build"
+        for family in ("meter", "vilt", "bridgetower", "modernvbert")
+        for size in ("", "-tiny")
+    },
+    **dict.fromkeys(("clip-vil", "clip-vil-tiny"), "advl_pipeline.students.clip_vil:build"),
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
 

@@ -38,7 +38,7 @@ class VlBertConfig(RegionStudentConfig):
     """Architecture of VL-BERT; the defaults are vl-bert-base."""
 
     max_text_length: int = option(64, help="Tokens of one row.")
-    overlong: Literal["error", "cut"] = option("cut", help="What happens to longer texts; cut pops the longer part.")
+    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.")
 
 

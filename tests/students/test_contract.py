@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
@@ -24,11 +25,9 @@ SMALL = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
 UNUSED = {
     "uniter": r"mask_embedding",
     "villa": r"mask_embedding",
+    "bridgetower": r"text_model\.pooler",
 }
 """Parameters of the original files that finetuning does not use, by family."""
-
-NO_PERTURBATION: frozenset[str] = frozenset()
-"""Families without adversarial inputs."""
 
 
 def family(name: str) -> str:
@@ -260,11 +259,15 @@ def test_relevance_is_a_share_of_attention(student: Student, examples: list[Exam
         assert ((share > 0) & (share < 1)).all()
 
 
-def test_perturbations_are_added_to_the_inputs(student: Student, examples: list[Example]) -> None:
-    make: Callable[..., Perturbation] | None = getattr(student, "zero_perturbation", None)
-    if make is None:
-        pytest.skip("this student takes no perturbations of its own making")
+def test_perturbations_are_added_to_the_inputs_or_refused(student: Student, examples: list[Example]) -> None:
     batch, clean = encode(student, examples)
+    make: Callable[..., Perturbation] | None = getattr(student, "zero_perturbation", None)
+    if hasattr(student, "refuse_perturbation"):
+        with pytest.raises(ConfigError, match="no adversarial"):
+            student.encode(batch, perturbation=Perturbation())
+        return
+    if make is None:
+        pytest.skip("the shapes of this student's perturbations are not its own to give")
     zero = make(batch)
     with torch.no_grad():
         close(student.encode(batch, perturbation=zero).pooled_NP, clean.pooled_NP, 1e-6)

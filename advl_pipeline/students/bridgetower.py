@@ -1,0 +1,144 @@
+"""BridgeTower as a student, on transformers' `BridgeTowerModel`, with METER's head on its pooled pair.
+
+Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+from transformers import BridgeTowerConfig as HfBridgeTowerConfig
+from transformers import BridgeTowerModel
+
+from advl_pipeline.configuration import option
+from advl_pipeline.students.bert_parts import norm_first_head
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.lay_outs import pair_row
+from advl_pipeline.students.pixel_student import (
+    PixelBatch,
+    PixelStudent,
+    PixelStudentConfig,
+    without_picture,
+    without_text,
+)
+from advl_pipeline.students.text_rows import Part, TextRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BridgeTowerConfig(PixelStudentConfig):
+    """Architecture of BridgeTower-base. The vision tower has one head per 64 of its width."""
+
+    num_layers: int = option(6, help="Cross-modal layers of each stream.")
+    tower_layers: int = option(12, help="Layers of each single-modality tower.")
+    image_size: int = option(288, help="Side of the square picture in pixels; position tables are fitted to it.")
+    patch_size: int = option(16, help="Side of a patch in pixels.")
+    tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
+    vocab_size: int = option(50265, help="Rows of the word table.")
+    max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.")
+    max_text_length: int = option(50, help="Tokens of one row.")
+    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+
+
+class BridgeTower(PixelStudent):
+    """The student. State names are transformers' behind `model.`."""
+
+    config: BridgeTowerConfig
+    config_class: ClassVar[type[BridgeTowerConfig]] = BridgeTowerConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "bridgetower": {},
+        "bridgetower-tiny": {
+            "hidden_size": 64,
+            "num_layers": 2,
+            "tower_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 64,
+            "image_size": 64,
+            "tokenizer": "minilm-l6",
+            "vocab_size": 30522,
+            "max_text_length": 128,
+        },
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        rename=((r"^bridgetower\.", "model."), (r"^(?!model\.)", "model.")),
+        ignore=(r"^(mlm_score|itm_score|itc_\w+|logit_scale|classifier)\b", r"position_ids$"),
+        resize=((r"visual\.embeddings\.position_embedding", interpolate_grid),),
+    )
+
+    def __init__(self, name: str, config: BridgeTowerConfig) -> None:
+        super().__init__(name, config)
+        self.pooled_size = 2 * config.hidden_size
+        self.model = BridgeTowerModel(bridgetower_config(config, pad_id=self.tokenizer.pad_id))
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        return pair_row(parts, self.tokenizer, separators=2)
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        # Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
+        assert isinstance(batch, PixelBatch)
+        self.refuse_perturbation(perturbation)
+        if not mask_visual:
+            return self._run(batch)
+        text, picture = self._run(without_picture(batch)), self._run(without_text(batch))
+        return StudentOutput(
+            text_states_NLH=text.text_states_NLH,
+            visual_states_NRH=picture.visual_states_NRH,
+            pooled_NP=text.pooled_NP,
+            image_state_NH=picture.image_state_NH,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
+
+    def _run(self, batch: PixelBatch) -> StudentOutput:
+        output = self.model(
+            input_ids=batch.token_ids_NL,
+            attention_mask=batch.token_mask_NL.long(),
+            pixel_values=batch.per_sequence(self.normalised(batch)),
+        )
+        return StudentOutput(
+            text_states_NLH=output.text_features,
+            visual_states_NRH=output.image_features,
+            pooled_NP=output.pooler_output,
+            image_state_NH=output.image_features[:, 0],
+        )
+
+
+def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTowerConfig:
+    """Return transformers' configuration of the same architecture."""
+    return HfBridgeTowerConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        text_config={
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.tower_layers,
+            "num_attention_heads": config.num_heads,
+            "intermediate_size": config.intermediate_size,
+            "hidden_dropout_prob": config.dropout,
+            "attention_probs_dropout_prob": config.dropout,
+            "max_position_embeddings": config.max_positions,
+            "pad_token_id": pad_id,
+        },
+        vision_config={
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.tower_layers,
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+        },
+    )
+
+
+build = builder(BridgeTower)

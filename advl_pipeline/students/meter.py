@@ -1,0 +1,173 @@
+"""METER as a student: a CLIP vision transformer and RoBERTa under a cross-modal stack, from pixels.
+
+As in the original, the vision transformer loses its last block and its final norm is applied to every token.
+
+Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
+
+from advl_pipeline.configuration import option
+from advl_pipeline.students.bert_parts import norm_first_head
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.lay_outs import pair_row
+from advl_pipeline.students.meter_core import CrossModalStack
+from advl_pipeline.students.openai_clip_names import RENAMES, split_in_projections
+from advl_pipeline.students.pixel_student import (
+    PixelBatch,
+    PixelStudent,
+    PixelStudentConfig,
+    without_picture,
+    without_text,
+)
+from advl_pipeline.students.text_rows import Part, TextRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterConfig(PixelStudentConfig):
+    """Architecture of METER with CLIP-ViT-B/16 and RoBERTa-base."""
+
+    num_layers: int = option(6, help="Cross-modal layers of each stream.")
+    text_layers: int = option(12, help="Layers of RoBERTa.")
+    vision_layers: int = option(11, help="Blocks of the vision transformer: CLIP's without the last.")
+    patch_size: int = option(16, help="Side of a patch in pixels.")
+    tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
+    vocab_size: int = option(50265, help="Rows of the word table.")
+    max_positions: int = option(514, help="Rows of RoBERTa's position table; two of them stand for padding.")
+    max_text_length: int = option(50, help="Tokens of one row.")
+    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+
+
+class Meter(PixelStudent):
+    """The student. State names follow the original where the modules are the original's."""
+
+    config: MeterConfig
+    config_class: ClassVar[type[MeterConfig]] = MeterConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "meter": {},
+        "meter-tiny": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "text_layers": 1,
+            "vision_layers": 1,
+            "num_heads": 4,
+            "intermediate_size": 64,
+            "image_size": 64,
+            "tokenizer": "minilm-l6",
+            "vocab_size": 30522,
+            "max_text_length": 128,
+        },
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        rename=(
+            (r"^vit_model\.visual\.", "vision.visual."),
+            *((rf"^(vision\.visual.*){pattern}", rf"\1{replacement}") for pattern, replacement in RENAMES),
+            (r"^vision\.visual\.", "vision."),
+            (r"^text_transformer\.", "text."),
+            (r"^(cross_modal_|token_type_embeddings)", r"cross_modal.\1"),
+        ),
+        ignore=(
+            r"^(mlm_score|itm_score|rank_output|vqa_classifier|nlvr2_classifier|snli_classifier|vcr\w*classifier)\b",
+            # CLIP's text tower, its projection and the vision block that METER drops.
+            r"^vit_model\.(?!visual\.)",
+            r"^vit_model\.visual\.(proj$|transformer\.resblocks\.11\.)",
+            r"^text_transformer\.(pooler\.|embeddings\.position_ids$)",
+        ),
+        resize=((r"^vision\.embeddings\.position_embedding", interpolate_grid),),
+        prepare=split_in_projections,
+    )
+
+    def __init__(self, name: str, config: MeterConfig) -> None:
+        super().__init__(name, config)
+        self.pooled_size = 2 * config.hidden_size
+        self.text = RobertaModel(
+            RobertaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.text_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.intermediate_size,
+                max_position_embeddings=config.max_positions,
+                type_vocab_size=1,
+                layer_norm_eps=1e-5,
+                pad_token_id=self.tokenizer.pad_id,
+            ),
+            add_pooling_layer=False,
+        )
+        self.vision = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.vision_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=4 * config.hidden_size,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+            )
+        )
+        self.cross_modal = CrossModalStack(
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            text_size=config.hidden_size,
+            image_size=config.hidden_size,
+            dropout=config.dropout,
+        )
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        return pair_row(parts, self.tokenizer, separators=2)
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        # Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
+        assert isinstance(batch, PixelBatch)
+        self.refuse_perturbation(perturbation)
+        if not mask_visual:
+            return self._run(batch)
+        text, picture = self._run(without_picture(batch)), self._run(without_text(batch))
+        return StudentOutput(
+            text_states_NLH=text.text_states_NLH,
+            visual_states_NRH=picture.visual_states_NRH,
+            pooled_NP=text.pooled_NP,
+            image_state_NH=picture.image_state_NH,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
+
+    @staticmethod
+    def head_rules(task: str) -> KeyRules:
+        """Return the rules that take a task's head out of an original checkpoint."""
+        name = "snli_classifier" if task == "snli-ve" else "vqa_classifier"
+        return KeyRules(rename=((rf"^{name}\.", ""),), ignore=(rf"^(?!{name}\.)",))
+
+    def _run(self, batch: PixelBatch) -> StudentOutput:
+        text_NLH = self.text(
+            input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long()
+        ).last_hidden_state
+        image_BRH = self.vision.post_layernorm(self.vision(pixel_values=self.normalised(batch)).last_hidden_state)
+        texts, images, pooled = self.cross_modal(text_NLH, batch.per_sequence(image_BRH), batch.token_mask_NL)
+        return StudentOutput(
+            text_states_NLH=texts[-1],
+            visual_states_NRH=images[-1],
+            pooled_NP=pooled,
+            image_state_NH=images[-1][:, 0],
+        )
+
+
+build = builder(Meter)

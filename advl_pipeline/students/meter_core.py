@@ -1,0 +1,79 @@
+"""METER's cross-modal stack: two streams, each attending to itself and to the other's previous state.
+
+Layers are transformers' `BridgeTowerBertCrossLayer`, the same code under the same names. Follows zdou0830/METER
+f4f0934, `meter/modules/meter_module.py`.
+
+Shapes: N sequences, L text tokens, R visual tokens, H width, D and E widths of the text and vision encoders.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import BridgeTowerTextConfig
+from transformers.models.bert.modeling_bert import BertPooler
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
+
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert
+
+TEXT_STREAM, IMAGE_STREAM = 0, 1
+
+
+class CrossModalStack(nn.Module):
+    """Transforms, modality embeddings, layers and poolers; names as in the original's files."""
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        intermediate_size: int,
+        text_size: int,
+        image_size: int,
+        dropout: float,
+        layer_norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        config = BridgeTowerTextConfig(
+            hidden_size=hidden_size,
+            num_attention_heads=num_heads,
+            intermediate_size=intermediate_size,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            layer_norm_eps=layer_norm_eps,
+        )
+        # Masks are always explicit below: without one, SDPA would take the layers' causal flag at its word.
+        config._attn_implementation = "sdpa"
+        self.cross_modal_text_transform = nn.Linear(text_size, hidden_size)
+        self.cross_modal_image_transform = nn.Linear(image_size, hidden_size)
+        self.token_type_embeddings = nn.Embedding(2, hidden_size)
+        self.cross_modal_image_layers = nn.ModuleList(BridgeTowerBertCrossLayer(config) for _ in range(num_layers))
+        self.cross_modal_text_layers = nn.ModuleList(BridgeTowerBertCrossLayer(config) for _ in range(num_layers))
+        pooler_config = bert_config(
+            hidden_size=hidden_size, num_layers=1, num_heads=num_heads, intermediate_size=intermediate_size
+        )
+        self.cross_modal_image_pooler = BertPooler(pooler_config)
+        self.cross_modal_text_pooler = BertPooler(pooler_config)
+        initialise_bert(self)
+
+    def forward(
+        self, text_NLD: torch.Tensor, image_NRE: torch.Tensor, text_mask_NL: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Return text states and image states after each layer, and the pooled pair (N, 2H), text first."""
+        types = self.token_type_embeddings.weight
+        text = self.cross_modal_text_transform(text_NLD) + types[TEXT_STREAM]
+        image = self.cross_modal_image_transform(image_NRE) + types[IMAGE_STREAM]
+        lowest = torch.finfo(text.dtype).min
+        text_bias = torch.where(text_mask_NL.bool(), 0.0, lowest).to(text.dtype)[:, None, None, :]
+        image_bias = image.new_zeros(len(image), 1, 1, image.shape[1])
+        texts, images = [], []
+        for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
+            text, image = (
+                text_layer(text, image, attention_mask=text_bias, encoder_attention_mask=image_bias)[0],
+                image_layer(image, text, attention_mask=image_bias, encoder_attention_mask=text_bias)[0],
+            )
+            texts.append(text)
+            images.append(image)
+        pooled = torch.cat([self.cross_modal_text_pooler(text), self.cross_modal_image_pooler(image)], dim=-1)
+        return texts, images, pooled

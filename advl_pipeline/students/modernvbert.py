@@ -1,0 +1,169 @@
+"""ModernVBERT as a student, on transformers' modules: SigLIP patches inside a bidirectional ModernBERT.
+
+The picture's tokens follow the first text token; the text keeps its order around them. Tasks read the first token.
+
+Shapes: B examples, N sequences, L text tokens, R visual tokens, S = L + R, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from transformers import ModernVBertConfig as HfModernVBertConfig
+from transformers import ModernVBertModel
+
+from advl_pipeline.configuration import option
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.lay_outs import pair_row
+from advl_pipeline.students.pixel_student import (
+    HALF_MEAN,
+    HALF_STD,
+    PixelBatch,
+    PixelStudent,
+    PixelStudentConfig,
+)
+from advl_pipeline.students.text_rows import Part, TextRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModernVBertConfig(PixelStudentConfig):
+    """Architecture of ModernVBERT."""
+
+    num_layers: int = option(22, help="Layers of ModernBERT.")
+    intermediate_size: int = option(1152, help="Width of ModernBERT's gated feed-forward layers.")
+    dropout: float = option(0.0, help="Dropout of states and attention.")
+    vision_size: int = option(768, help="Width of SigLIP.")
+    vision_layers: int = option(12, help="Layers of SigLIP.")
+    vision_intermediate_size: int = option(3072, help="Width of SigLIP's feed-forward layers.")
+    pixel_shuffle: int = option(4, help="Patches merged along each side into one token.")
+    image_size: int = option(512, help="Side of the square picture in pixels.")
+    patch_size: int = option(16, help="Side of a patch in pixels.")
+    tokenizer: str = option("ModernVBERT/modernvbert", help="Folder or hub name of the tokenizer, or minilm-l6.")
+    vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.")
+    max_positions: int = option(8192, help="Positions that the rotary embedding covers.")
+    max_text_length: int = option(512, help="Tokens of one row.")
+    overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
+
+
+class ModernVBert(PixelStudent):
+    """The student. State names are transformers' behind `model.`."""
+
+    config: ModernVBertConfig
+    config_class: ClassVar[type[ModernVBertConfig]] = ModernVBertConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "modernvbert": {},
+        "modernvbert-tiny": {
+            "hidden_size": 32,
+            "num_layers": 3,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "vision_size": 32,
+            "vision_layers": 1,
+            "vision_intermediate_size": 64,
+            "pixel_shuffle": 2,
+            "image_size": 64,
+            "tokenizer": "minilm-l6",
+            "vocab_size": 30523,
+            "max_positions": 512,
+        },
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        ignore=(r"^(lm_head|projection_head|head|classifier|custom_text_proj)\b", r"position_ids$"),
+    )
+    pixel_mean, pixel_std = HALF_MEAN, HALF_STD
+    num_class_tokens = 0
+
+    def __init__(self, name: str, config: ModernVBertConfig) -> None:
+        super().__init__(name, config)
+        self.model = ModernVBertModel(modernvbert_config(config, pad_id=self.tokenizer.pad_id))
+
+    @property
+    def num_visual(self) -> int:
+        side = self.config.image_size // self.config.patch_size // self.config.pixel_shuffle
+        return side * side
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        return pair_row(parts, self.tokenizer)
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        # Most layers see a window only, so attention to the picture measures distance; no relevance is given.
+        assert isinstance(batch, PixelBatch)
+        self.refuse_perturbation(perturbation)
+        words_NLH = self.model.get_input_embeddings()(batch.token_ids_NL)
+        vision = self.model.vision_model(pixel_values=self.normalised(batch)).last_hidden_state
+        image_NRH = batch.per_sequence(self.model.connector(vision))
+        x_NSH = torch.cat([words_NLH[:, :1], image_NRH, words_NLH[:, 1:]], dim=1)
+        text_mask, visual_mask = batch.token_mask_NL, batch.visual_mask_NR
+        if not mask_visual:
+            text_NLH, visual_NRH = self._run(x_NSH, text_mask, visual_mask)
+        else:
+            first_only = torch.zeros_like(text_mask)
+            first_only[:, 0] = True
+            text_NLH, _ = self._run(x_NSH, text_mask, torch.zeros_like(visual_mask))
+            _, visual_NRH = self._run(x_NSH, first_only, visual_mask)
+        return StudentOutput(text_states_NLH=text_NLH, visual_states_NRH=visual_NRH, pooled_NP=text_NLH[:, 0])
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        """Return the head of transformers' sequence classification: Linear, GELU, LayerNorm, Linear, no biases."""
+        width = self.hidden_size
+        return nn.Sequential(
+            nn.Linear(width, width, bias=False),
+            nn.GELU(),
+            nn.LayerNorm(width, eps=1e-5, bias=False),
+            nn.Linear(width, num_classes),
+        )
+
+    def _run(
+        self, x_NSH: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask_NS = torch.cat([text_mask_NL[:, :1], visual_mask_NR, text_mask_NL[:, 1:]], dim=1)
+        states = self.model.text_model(inputs_embeds=x_NSH, attention_mask=mask_NS.long()).last_hidden_state
+        end = 1 + visual_mask_NR.shape[1]
+        return torch.cat([states[:, :1], states[:, end:]], dim=1), states[:, 1:end]
+
+
+def modernvbert_config(config: ModernVBertConfig, *, pad_id: int) -> HfModernVBertConfig:
+    """Return transformers' configuration of the same architecture."""
+    return HfModernVBertConfig(
+        image_token_id=config.vocab_size - 1,
+        pixel_shuffle_factor=config.pixel_shuffle,
+        text_config={
+            "model_type": "modernbert",
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "intermediate_size": config.intermediate_size,
+            "embedding_dropout": config.dropout,
+            "mlp_dropout": config.dropout,
+            "attention_dropout": config.dropout,
+            "max_position_embeddings": config.max_positions,
+            "pad_token_id": pad_id,
+        },
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": config.vision_size,
+            "num_hidden_layers": config.vision_layers,
+            "num_attention_heads": config.num_heads,
+            "intermediate_size": config.vision_intermediate_size,
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+            "vision_use_head": False,
+        },
+    )
+
+
+build = builder(ModernVBert)

@@ -1,0 +1,125 @@
+"""What students over pixels share: pictures squeezed to a square, one visual token per patch after a class token.
+
+Squeezing keeps every box in the picture and every batch rectangular; the originals of ViLT crop or pad instead.
+
+Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, then patches row by row), H width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from advl_pipeline.configuration import option
+from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import Perturbation, StudentBatch
+from advl_pipeline.students.region_source import read_square
+from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+CACHED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PixelStudentConfig(TextStudentConfig):
+    """Settings of every pixel student."""
+
+    image_size: int = option(384, help="Side of the square picture in pixels; position tables are fitted to it.")
+    patch_size: int = option(32, help="Side of a patch in pixels.")
+
+
+@dataclass(kw_only=True)
+class PixelBatch(StudentBatch):
+    """Adds types, the token that tasks read, and each example's picture (shared by its candidates).
+
+    `pixels_B3SS` is uint8 RGB. `num_cut` counts tokens cut by policy.
+    """
+
+    types_NL: torch.Tensor
+    pool_index_N: torch.Tensor
+    pixels_B3SS: torch.Tensor
+    num_cut: int
+
+    def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
+        """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
+        repeats = torch.tensor(self.num_candidates, device=value_B.device)
+        return value_B.repeat_interleave(repeats, dim=0, output_size=self.num_sequences)
+
+
+class PixelStudent(TextStudent):
+    """Collates texts and pictures; subclasses lay out the text and encode."""
+
+    config: PixelStudentConfig
+    pixel_mean: tuple[float, float, float] = CLIP_MEAN
+    pixel_std: tuple[float, float, float] = CLIP_STD
+    num_class_tokens: int = 1
+    """Visual tokens before the patches."""
+
+    def __init__(self, name: str, config: PixelStudentConfig) -> None:
+        super().__init__(name, config)
+        self._pictures: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    @property
+    def num_visual(self) -> int:
+        """R: visual tokens of every picture."""
+        return self.num_class_tokens + (self.config.image_size // self.config.patch_size) ** 2
+
+    def collate(self, examples: Sequence[Example]) -> PixelBatch:
+        text, num_cut = self.collate_texts(examples)
+        num_sequences = len(text["token_ids_NL"])
+        return PixelBatch(
+            num_candidates=tuple(len(example.candidates) for example in examples),
+            **text,
+            visual_mask_NR=torch.ones(num_sequences, self.num_visual, dtype=torch.bool),
+            box_index_NR=torch.full((num_sequences, self.num_visual), -1),
+            pixels_B3SS=torch.stack([self._picture(example.image) for example in examples]),
+            num_cut=num_cut,
+        )
+
+    def normalised(self, batch: PixelBatch) -> torch.Tensor:
+        """Return (B, 3, S, S): pixels as the vision encoder takes them."""
+        pixels = batch.pixels_B3SS.to(next(self.parameters()).dtype) / 255
+        mean = pixels.new_tensor(self.pixel_mean)[:, None, None]
+        std = pixels.new_tensor(self.pixel_std)[:, None, None]
+        return (pixels - mean) / std
+
+    def refuse_perturbation(self, perturbation: Perturbation | None) -> None:
+        """Raise `ConfigError` when a perturbation is given to a student whose inputs are pixels."""
+        if perturbation is not None:
+            raise ConfigError(
+                f"{self.name} takes no adversarial perturbations.",
+                why="VILLA perturbs word embeddings and region features; this student starts from pixels",
+                next_command="choose a region student, such as villa-base",
+            )
+
+    def _picture(self, unit: ImageUnit) -> torch.Tensor:
+        """Return (3, S, S) uint8; the most recently used pictures stay in memory."""
+        if unit.unit_id in self._pictures:
+            self._pictures.move_to_end(unit.unit_id)
+            return self._pictures[unit.unit_id]
+        pixels = read_square(unit, self.config.image_size)
+        picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        self._pictures[unit.unit_id] = picture
+        if len(self._pictures) * picture.numel() > CACHED_BYTES:
+            self._pictures.popitem(last=False)
+        return picture
+
+
+def without_picture(batch: PixelBatch) -> PixelBatch:
+    """Return the batch with black pictures: what a two-stream student's text sees of no picture."""
+    return dataclasses.replace(batch, pixels_B3SS=torch.zeros_like(batch.pixels_B3SS))
+
+
+def without_text(batch: PixelBatch) -> PixelBatch:
+    """Return the batch with the first token alone visible: what a two-stream student's picture sees of no text."""
+    mask = torch.zeros_like(batch.token_mask_NL)
+    mask[:, 0] = True
+    return dataclasses.replace(batch, token_mask_NL=mask)

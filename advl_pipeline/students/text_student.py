@@ -1,0 +1,101 @@
+"""What every student with word pieces shares: configuration, tokenizer, rows of text.
+
+Shapes: N sequences, L text tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from advl_pipeline.configuration import config_to_dict, option
+from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, fit_parts, load_text_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextStudentConfig:
+    """Settings that every student has; its architecture's own come on top."""
+
+    hidden_size: int = option(768, help="Width H.")
+    num_layers: int = option(12, help="Encoder layers.")
+    num_heads: int = option(12, help="Attention heads.")
+    intermediate_size: int = option(3072, help="Width of the feed-forward layers.")
+    dropout: float = option(0.1, help="Dropout of states and attention.")
+    tokenizer: str = option("bert-base-uncased", help="Folder or hub name of the tokenizer, or minilm-l6.")
+    vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.")
+    max_positions: int = option(512, help="Rows of the position table.")
+    max_text_length: int = option(128, help="Tokens of one row.")
+    overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
+
+
+class TextStudent(Student):
+    """Tokenises candidates part by part; subclasses lay the parts out between their special tokens."""
+
+    config: TextStudentConfig
+
+    def __init__(self, name: str, config: TextStudentConfig) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self.hidden_size = self.pooled_size = config.hidden_size
+        self.tokenizer = load_text_tokenizer(config.tokenizer)
+
+    @abstractmethod
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        """Put the parts of one candidate between the student's special tokens."""
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens that `lay_out` adds to three parts, the most there are."""
+        return 4
+
+    def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
+        """Return the characters that become single tokens; none by default."""
+        return []
+
+    def config_dict(self) -> dict[str, Any]:
+        return config_to_dict(self.config)
+
+    def collate_texts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
+        """Return the padded text tensors of all candidates, by field name, and how many tokens were cut by policy."""
+        pairs = [(example, candidate) for example in examples for candidate in example.candidates]
+        parts_of = self.tokenizer.encode(
+            [candidate for _, candidate in pairs],
+            [self.replaced_spans(example, candidate) for example, candidate in pairs],
+        )
+        rows, num_cut = [], 0
+        for (example, candidate), parts in zip(pairs, parts_of, strict=True):
+            num_cut += fit_parts(
+                parts, self.num_special, self.config.max_text_length, self.config.overlong, candidate
+            )
+            rows.append(self.lay_out(parts, example.task))
+        return pad_rows(rows, self.tokenizer.pad_id), num_cut
+
+
+def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:
+    """Return ids, mask, types, spans and pool index of rows, padded to the longest."""
+    size = max(len(row.token_ids) for row in rows)
+    ids = np.full((len(rows), size), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), size), dtype=np.bool_)
+    types = np.zeros((len(rows), size), dtype=np.int64)
+    spans = np.zeros((len(rows), size, 2), dtype=np.int64)
+    for index, row in enumerate(rows):
+        length = len(row.token_ids)
+        ids[index, :length] = row.token_ids
+        mask[index, :length] = True
+        types[index, :length] = row.types
+        spans[index, :length] = row.spans
+    return {
+        "token_ids_NL": torch.from_numpy(ids),
+        "token_mask_NL": torch.from_numpy(mask),
+        "types_NL": torch.from_numpy(types),
+        "char_spans_NL2": torch.from_numpy(spans),
+        "pool_index_N": torch.tensor([row.pool_index for row in rows]),
+    }

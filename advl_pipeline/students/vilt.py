@@ -1,0 +1,151 @@
+"""ViLT as a student, on transformers' modules: one transformer over word pieces and raw patches.
+
+The patches keep their order here; transformers' own embedding shuffles them, which changes nothing but their order.
+
+Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, then patches), S = L + R, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from transformers import ViltConfig as HfViltConfig
+from transformers import ViltModel
+
+from advl_pipeline.configuration import option
+from advl_pipeline.students.attention_mass import attention_mass
+from advl_pipeline.students.bert_parts import attention_bias, kinds_of, norm_first_head
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.lay_outs import pair_row
+from advl_pipeline.students.pixel_student import (
+    HALF_MEAN,
+    HALF_STD,
+    PixelBatch,
+    PixelStudent,
+    PixelStudentConfig,
+)
+from advl_pipeline.students.text_rows import Part, TextRow
+
+IMAGE_TYPE = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViltConfig(PixelStudentConfig):
+    """Architecture of ViLT-B/32."""
+
+    max_positions: int = option(40, help="Rows of the text's position table.")
+    max_text_length: int = option(40, help="Tokens of one row.")
+    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+
+
+class Vilt(PixelStudent):
+    """The student. State names are transformers' behind `model.`."""
+
+    config: ViltConfig
+    config_class: ClassVar[type[ViltConfig]] = ViltConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "vilt": {},
+        "vilt-tiny": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 64,
+            "image_size": 64,
+            "patch_size": 16,
+            "tokenizer": "minilm-l6",
+            "max_positions": 128,
+            "max_text_length": 128,
+        },
+    }
+    rules: ClassVar[KeyRules] = KeyRules(
+        rename=((r"^vilt\.", "model."),),
+        ignore=(r"^(classifier|mlm_score|itm_score|rank_output)\b", r"(position_ids|token_type_ids)$"),
+        resize=((r"^model\.embeddings\.position_embeddings", interpolate_grid),),
+        optional=(r"^model\.pooler\.",),
+    )
+    pixel_mean, pixel_std = HALF_MEAN, HALF_STD
+
+    def __init__(self, name: str, config: ViltConfig) -> None:
+        super().__init__(name, config)
+        self.model = ViltModel(vilt_config(config))
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        return pair_row(parts, self.tokenizer)
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        assert isinstance(batch, PixelBatch)
+        self.refuse_perturbation(perturbation)
+        text_NLH = self._embed_text(batch.token_ids_NL, batch.types_NL)
+        image_NRH = batch.per_sequence(self._embed_pixels(self.normalised(batch)))
+        x_NSH = torch.cat([text_NLH, image_NRH], dim=1)
+        kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
+        num_text = text_NLH.shape[1]
+        *first, last = self.model.encoder.layer
+        for layer in first:
+            x_NSH = layer(x_NSH, bias)[0]
+        relevance = None
+        if need_relevance:
+            relevance = attention_mass(last.attention.attention, last.layernorm_before(x_NSH), bias, num_text)
+        x_NSH = self.model.layernorm(last(x_NSH, bias)[0])
+        return StudentOutput(
+            text_states_NLH=x_NSH[:, :num_text],
+            visual_states_NRH=x_NSH[:, num_text:],
+            pooled_NP=self.model.pooler(x_NSH),
+            image_state_NH=x_NSH[:, num_text],
+            relevance_NL=relevance,
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
+
+    @staticmethod
+    def head_rules(task: str) -> KeyRules:
+        """Return the rules that take the head out of transformers' question-answering checkpoint."""
+        return KeyRules(rename=((r"^classifier\.", ""),), ignore=(r"^(?!classifier\.)",))
+
+    def _embed_text(self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor) -> torch.Tensor:
+        parts = self.model.embeddings
+        embedded = parts.text_embeddings(input_ids=token_ids_NL, token_type_ids=types_NL)
+        typed: torch.Tensor = embedded + parts.token_type_embeddings.weight[0]
+        return typed
+
+    def _embed_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        parts = self.model.embeddings
+        patches_BPH = parts.patch_embeddings(pixels_B3SS).flatten(2).transpose(1, 2)
+        tokens_BRH = torch.cat([parts.cls_token.expand(len(patches_BPH), -1, -1), patches_BPH], dim=1)
+        placed = parts.dropout(tokens_BRH + parts.position_embeddings)
+        typed: torch.Tensor = placed + parts.token_type_embeddings.weight[IMAGE_TYPE]
+        return typed
+
+
+def vilt_config(config: ViltConfig) -> HfViltConfig:
+    """Return transformers' configuration of the same architecture."""
+    return HfViltConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.intermediate_size,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=config.max_positions,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+    )
+
+
+build = builder(Vilt)
