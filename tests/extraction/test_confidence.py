@@ -1,0 +1,336 @@
+"""Confidence from caches: what a probe can see, identities, storing, zero-shot, refusals."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny_extraction import TinyDataset, tiny_extract
+
+from advl_pipeline.cache.confidence import list_confidence, read_confidence
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.confidence import (
+    confidence_identity,
+    estimate_confidence,
+    load_or_estimate_confidence,
+)
+from advl_pipeline.extraction.probe_features import ProbeFeatures, bag_of_words
+
+KINDS = ["dog", "umbrella", "apple", "boat"]
+
+
+class FakeStore:
+    """Features by unit id, with the moments that a cache would hold."""
+
+    def __init__(self, rows: dict[str, npt.NDArray[np.float32]], tokens: dict[str, npt.NDArray[np.float32]]) -> None:
+        self._rows = rows
+        self._tokens = tokens
+        self.has_tokens = bool(tokens)
+        stacked = np.stack(list(rows.values()))
+        self.global_mean, self.global_variance = stacked.mean(axis=0), stacked.var(axis=0)
+        if tokens:
+            all_tokens = np.concatenate(list(tokens.values()))
+            self.token_mean, self.token_variance = all_tokens.mean(axis=0), all_tokens.var(axis=0)
+
+    def global_features(self, ids: Sequence[str]) -> npt.NDArray[np.float16]:
+        return np.stack([self._rows[name] for name in ids]).astype(np.float16)
+
+    def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        return np.array([len(self._tokens[name]) for name in ids], np.int32)
+
+    def token_features(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+        values = np.concatenate([self._tokens[name] for name in ids]).astype(np.float16)
+        return values, self.token_lengths(ids)
+
+
+class FakeDataset:
+    """Pictures of two objects; the question tags one and asks what it is; both kinds are among the choices."""
+
+    name = "fake"
+    split = "train"
+    text_style = "plain"
+
+    def __init__(self, num: int, *, task: Task = "vcr-q2a", seed: int = 0, labelled: bool = True) -> None:
+        generator = np.random.default_rng(seed)
+        self.tasks = (task,)
+        self.examples: list[Example] = []
+        self.truth: list[list[int]] = []
+        for number in range(num):
+            kinds = generator.permutation(4)[:2].tolist()
+            tagged = int(generator.integers(2))
+            image = ImageUnit(
+                unit_id=f"image-{number}",
+                path=Path("none.png"),
+                width=10,
+                height=10,
+                boxes_R4=np.array([[0, 0, 5, 5], [5, 5, 9, 9]], np.float32),
+            )
+            order = generator.permutation(4).tolist()
+            question = f"what is {tagged} ?"
+            choices = [
+                Candidate(
+                    text_unit=text_unit(f"{question} it is a {KINDS[kind]}"),
+                    context_length=len(question),
+                    tags=(ObjectTag(start=8, end=9, box=tagged),),
+                )
+                for kind in order
+            ]
+            label = order.index(kinds[tagged]) if labelled else None
+            soft: tuple[tuple[int, float], ...] = ()
+            if task == "snli-ve":
+                choices, label = choices[:1], int(order[0] in kinds)
+            elif task == "vqa":
+                text = text_unit(question)
+                choices = [Candidate(text_unit=text, tags=(ObjectTag(start=8, end=9, box=tagged),))]
+                label, soft = kinds[tagged], ((kinds[tagged], 1.0),)
+            self.truth.append(kinds)
+            self.examples.append(
+                Example(
+                    example_id=f"e{number}",
+                    task=task,
+                    image=image,
+                    candidates=tuple(choices),
+                    label=label,
+                    soft_label=soft,
+                )
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    @property
+    def example_ids(self) -> list[str]:
+        return [example.example_id for example in self.examples]
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        return {"vqa": tuple(KINDS), "snli-ve": ("no", "yes")}.get(task, ())
+
+
+def caches_of(
+    dataset: FakeDataset, *, boxes: bool = True, scale: float | None = None, text: bool = True, noise: float = 0.3
+) -> list[Any]:
+    """A vision teacher that knows kinds (of each box, or of the picture) and a text teacher that knows words."""
+    generator = np.random.default_rng(0)
+    look_KD = generator.standard_normal((4, 40)).astype(np.float32)
+    pictures, regions, texts = {}, {}, {}
+    for example, kinds in zip(dataset.examples, dataset.truth, strict=True):
+        seen_RD = look_KD[kinds] + noise * generator.standard_normal((2, 40)).astype(np.float32)
+        pictures[example.image.unit_id] = seen_RD.mean(axis=0)
+        regions[example.image.unit_id] = seen_RD
+        for candidate in example.candidates:
+            said = [kind for kind, word in enumerate(KINDS) if word in candidate.text]
+            texts[candidate.text_unit.unit_id] = look_KD[said].sum(axis=0) if said else np.zeros(40, np.float32)
+    cache = SimpleNamespace(
+        path=Path("nowhere"),
+        identity={"teacher": {"logit_scale": scale}},
+        identity_digest="0" * 64,
+        image=FakeStore(pictures, regions if boxes else {}),
+        text=FakeStore(texts, {}) if text else None,
+    )
+    return [cache]
+
+
+def confidences(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, npt.NDArray[np.float32]]:
+    names = settings.pop("example_ids", dataset.example_ids)
+    return estimate_confidence(
+        caches=caches, dataset=dataset, example_ids=names, **{"estimator": "probe", "folds": 5, "seed": 0, **settings}
+    )
+
+
+def test_the_vision_probe_knows_kinds_by_the_boxes_that_are_asked_about() -> None:
+    dataset = FakeDataset(300)
+    with_boxes = confidences(dataset, caches_of(dataset))
+    without = confidences(dataset, caches_of(dataset, boxes=False))
+    assert set(with_boxes) == {"vision", "text"}
+    # The picture alone leaves its two kinds equally likely; the tagged box decides.
+    assert with_boxes["vision"].mean() > 0.75
+    assert 0.35 < without["vision"].mean() < 0.6
+    # Texts alone cannot tell which kind is in the picture.
+    assert with_boxes["text"].mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_joint_probe_uses_both_teachers() -> None:
+    dataset = FakeDataset(300)
+    found = confidences(dataset, caches_of(dataset), estimator="probe-joint")
+    assert set(found) == {"joint"}
+    assert found["joint"].mean() > 0.75
+
+
+@pytest.mark.parametrize("task", ["snli-ve", "vqa"])
+def test_classification_and_soft_labels(task: Task) -> None:
+    dataset = FakeDataset(400, task=task)
+    found = confidences(dataset, caches_of(dataset))
+    assert found["vision"].mean() > {"snli-ve": 0.7, "vqa": 0.6}[task]
+    assert found["text"].mean() < found["vision"].mean() - 0.1
+    assert found["vision"].dtype == np.float32
+
+
+def test_the_order_of_the_examples_does_not_matter_but_the_set_does() -> None:
+    dataset = FakeDataset(80)
+    caches = caches_of(dataset)
+    names = dataset.example_ids[:60]
+    forward = confidences(dataset, caches, example_ids=names)["vision"]
+    backward = confidences(dataset, caches, example_ids=names[::-1])["vision"]
+    np.testing.assert_array_equal(forward, backward[::-1])
+    more = confidences(dataset, caches)["vision"][:60]
+    assert not np.array_equal(forward, more)
+
+
+def test_both_tasks_of_a_picture_are_predicted_without_each_other() -> None:
+    """One picture's items share a fold, so labels of its second item never reach the head of its first."""
+    dataset = FakeDataset(60)
+    twins = [
+        Example(
+            example_id=f"{example.example_id}-again",
+            task=example.task,
+            image=example.image,
+            candidates=example.candidates,
+            label=example.label,
+        )
+        for example in dataset.examples
+    ]
+    dataset.examples += twins
+    dataset.truth += dataset.truth
+    caches = caches_of(dataset)
+    before = confidences(dataset, caches)["vision"]
+    first = twins[0]
+    assert first.label is not None
+    dataset.examples[60] = Example(
+        example_id=first.example_id,
+        task=first.task,
+        image=first.image,
+        candidates=first.candidates,
+        label=(first.label + 1) % 4,
+    )
+    after = confidences(dataset, caches)["vision"]
+    assert before[0] == after[0]
+    assert before[60] != after[60]
+
+
+def test_features_hold_no_labels() -> None:
+    labelled, blank = FakeDataset(40), FakeDataset(40, labelled=False)
+    stores = caches_of(labelled)[0]
+    builder = ProbeFeatures(image=[stores.image], text=[stores.text])
+    for view in ("vision", "text", "joint"):
+        with_labels, without = (
+            builder.build(dataset.examples, view=view, per_candidate=True)  # type: ignore[arg-type]
+            for dataset in (labelled, blank)
+        )
+        np.testing.assert_array_equal(with_labels, without)
+
+
+def test_words_are_nearly_orthogonal_and_order_does_not_matter() -> None:
+    words = ["dog", "umbrella", "apple", "boat", "a", "the"]
+    gram = np.array([[bag_of_words([a]) @ bag_of_words([b]) / 192 for b in words] for a in words])
+    np.testing.assert_allclose(np.diag(gram), 1.0)
+    assert np.abs(gram - np.eye(6)).max() < 0.35
+    for order in itertools.permutations(words[:3]):
+        np.testing.assert_allclose(bag_of_words(order), bag_of_words(words[:3]), atol=1e-5)
+    assert not bag_of_words([]).any()
+
+
+def test_zero_shot_is_the_softmax_of_scaled_cosines() -> None:
+    dataset = FakeDataset(30)
+    caches = caches_of(dataset, scale=20.0)
+    (found,) = confidences(dataset, caches, estimator="zero-shot").values()
+    example = dataset[3]
+    image = caches[0].image.global_features([example.image.unit_id])[0].astype(np.float64)
+    texts = caches[0].text.global_features([choice.text_unit.unit_id for choice in example.candidates])
+    logits = [20 * text @ image / np.linalg.norm(text) / np.linalg.norm(image) for text in texts.astype(np.float64)]
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert example.label is not None
+    assert found[3] == pytest.approx(expected[example.label], abs=2e-3)
+    with pytest.raises(ConfigError, match="aligned pair"):
+        confidences(dataset, caches_of(dataset), estimator="zero-shot")
+    vqa = FakeDataset(10, task="vqa")
+    with pytest.raises(ConfigError, match="multiple choice"):
+        confidences(vqa, caches_of(vqa, scale=20.0), estimator="zero-shot")
+
+
+def test_what_cannot_be_estimated_is_refused() -> None:
+    dataset = FakeDataset(10)
+    caches = caches_of(dataset, text=False)
+    assert confidences(dataset, caches, estimator="none") == {}
+    assert set(confidences(dataset, caches)) == {"vision"}
+    with pytest.raises(ConfigError, match="image and text"):
+        confidences(dataset, caches, estimator="probe-joint")
+    with pytest.raises(ConfigError, match="probe-joint"):
+        confidences(dataset, caches, estimator="prob-joint")
+    with pytest.raises(DatasetError, match="not in this split"):
+        confidences(dataset, caches, example_ids=["e1", "e99"])
+    with pytest.raises(DatasetError, match="no label"):
+        confidences(FakeDataset(10, labelled=False), caches)
+
+
+def test_a_single_example_gets_chance() -> None:
+    dataset = FakeDataset(12)
+    found = confidences(dataset, caches_of(dataset), example_ids=["e3"])
+    np.testing.assert_array_equal(found["vision"], [0.25])
+
+
+def test_identity_names_what_changes_the_numbers() -> None:
+    dataset = FakeDataset(20)
+    caches = caches_of(dataset)
+    usual: dict[str, Any] = {
+        "caches": caches,
+        "dataset": dataset,
+        "example_ids": dataset.example_ids,
+        "estimator": "probe",
+        "view": "vision",
+        "folds": 5,
+        "seed": 0,
+    }
+    base = confidence_identity(**usual)
+    assert confidence_identity(**{**usual, "example_ids": dataset.example_ids[::-1]}) == base
+    changes: list[dict[str, Any]] = [
+        {"example_ids": dataset.example_ids[1:]},
+        {"folds": 4},
+        {"seed": 1},
+        {"view": "text"},
+        {"estimator": "probe-joint"},
+        {"dataset": FakeDataset(20, seed=1)},
+        {"caches": [SimpleNamespace(identity_digest="1" * 64)]},
+    ]
+    for change in changes:
+        assert confidence_identity(**{**usual, **change}) != base
+
+
+def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=False)
+    dataset, cache = TinyDataset(tmp_path / "data"), open_cache(tmp_path / "cache")
+    settings: dict[str, Any] = {
+        "caches": [cache],
+        "dataset": dataset,
+        "example_ids": dataset.example_ids[:50],
+        "estimator": "probe",
+        "folds": 5,
+        "seed": 0,
+    }
+    fresh = load_or_estimate_confidence(**settings)
+    assert set(fresh) == {"vision", "text"}
+    assert [item["num_examples"] for item in list_confidence(cache.path)] == [50, 50]
+    identity = confidence_identity(**settings, view="vision")
+    stored = read_confidence(cache.path, identity)
+    assert stored is not None
+    np.testing.assert_array_equal(stored[1], fresh["vision"])
+    np.testing.assert_array_equal(fresh["vision"], estimate_confidence(**settings)["vision"])
+
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("estimated again although it was stored")
+
+    monkeypatch.setattr("advl_pipeline.extraction.confidence.cross_fitted_probability", refuse)
+    again = load_or_estimate_confidence(**{**settings, "example_ids": dataset.example_ids[:50][::-1]})
+    np.testing.assert_array_equal(again["vision"], fresh["vision"][::-1])
+    with pytest.raises(AssertionError, match="estimated again"):
+        load_or_estimate_confidence(**{**settings, "seed": 1})
