@@ -147,7 +147,7 @@ class FeatureStore:
         index = schema.index_specs(modality, shape.num_units - len(self._quarantined))
         self._prefix_U = self._array(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
         self._unit_U = self._array(index["unit"]).whole() if index else np.zeros(0, np.int64)
-        stored: Any = plan.stored_dtype
+        stored = plan.stored_dtype
         self._global = self._array(
             schema.global_spec(modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=stored),
             random_access=True,
@@ -165,6 +165,7 @@ class FeatureStore:
             )
             self._tokens = {name: self._array(spec, random_access=True) for name, spec in specs.items()}
         self.has_tokens = bool(self._tokens)
+        self.has_spans = "char_spans" in self._tokens
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
         moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
         vectors = {name: np.array(self._array(spec).whole()) for name, spec in moments.items()}
@@ -231,7 +232,7 @@ class FeatureStore:
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
-        if "char_spans" not in self._tokens:
+        if not self.has_spans:
             raise ConfigError(
                 f"The {self.modality} tokens of this cache have no character spans.", where=str(self._root)
             )

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from advl_pipeline.cache.files import FileEntry, read_small
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import render_json
+from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.errors import CorruptCache
 
 PLAN_RECORD = "records/plan.json"
@@ -26,6 +27,8 @@ IDENTITY_FILE = "identity.json"
 
 MODALITIES = ("image", "text")
 _SEAL = "record_sha256"
+_MAX_UNITS = 2**32
+_MAX_WIDTH = 2**20
 
 Files = Mapping[str, FileEntry]
 
@@ -39,13 +42,19 @@ class ModalityRecord:
     token_dim: int | None
     spans: bool
 
+    def is_plausible(self) -> bool:
+        """Whether a cache could have such a modality; asked before anything is sized by it."""
+        widths = [self.global_dim] if self.token_dim is None else [self.global_dim, self.token_dim]
+        sizes_are_sane = all(type(width) is int and 0 < width <= _MAX_WIDTH for width in widths)
+        return type(self.num_units) is int and 0 < self.num_units <= _MAX_UNITS and sizes_are_sane
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRecord:
     """What is settled before encoding: modalities, stored dtype, rows per shard, digest of the identity."""
 
     identity_sha256: str
-    stored_dtype: str
+    stored_dtype: StoredDtype
     shard_rows: int
     modalities: Mapping[str, ModalityRecord]
     files: Files
@@ -174,11 +183,20 @@ def load_plan(root: Path) -> PlanRecord:
                 where=str(root),
                 why=f"it is {content['schema_version']}, this program reads {SCHEMA_VERSION}",
             )
+        modalities = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
+        shard_rows = content["shard_rows"]
+        if (
+            not all(name in MODALITIES and shape.is_plausible() for name, shape in modalities.items())
+            or content["stored_dtype"] not in get_args(StoredDtype)
+            or type(shard_rows) is not int
+            or shard_rows < 1
+        ):
+            raise CorruptCache("The plan of the cache is impossible.", where=str(root / PLAN_RECORD))
         return PlanRecord(
             identity_sha256=content["identity_sha256"],
             stored_dtype=content["stored_dtype"],
-            shard_rows=content["shard_rows"],
-            modalities={name: ModalityRecord(**shape) for name, shape in content["modalities"].items()},
+            shard_rows=shard_rows,
+            modalities=modalities,
             files=files_from_json(content["files"]),
         )
 

@@ -18,6 +18,7 @@ from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.confidence import confidence_key
 from advl_pipeline.cache.files import FileEntry, hash_file, read_json, safe_path
 from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.index import UnitIds, build_index
 from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import require_cache
@@ -201,6 +202,7 @@ def _senseless(root: Path) -> list[Finding]:
             findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
         for modality in writer.plan.modalities:
             findings += _senseless_modality(root, writer, modality)
+            findings += _senseless_index(root, writer, modality)
         return findings
     except AdvlError as error:
         return [Finding(path=error.where or PLAN_RECORD, problem=error.what)]
@@ -223,6 +225,18 @@ def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[
         if name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
             findings.append(Finding(path=spec.path, problem="all features are alike: their variance is zero"))
     return findings
+
+
+def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
+    unit_ids_N16 = writer.unit_ids(modality)
+    quarantined = load_complete(root).quarantined.get(modality, {})
+    readable_N = np.array([unit_id not in quarantined for unit_id in UnitIds(unit_ids_N16, None)])
+    expected = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
+    return [
+        Finding(path=spec.path, problem="it is not the index of the units")
+        for name, spec in schema.index_specs(modality, int(readable_N.sum())).items()
+        if not np.array_equal(MappedArray(root, spec).whole(), expected[name])
+    ]
 
 
 def _not_finite(root: Path, spec: ArraySpec) -> list[Finding]:

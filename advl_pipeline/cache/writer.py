@@ -136,7 +136,7 @@ class CacheWriter:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.plan = load_plan(root)
-        self.stored: StoredDtype = self.plan.stored_dtype  # type: ignore[assignment]
+        self.stored: StoredDtype = self.plan.stored_dtype
         self._placements: dict[str, Placement] = {}
 
     def placement(self, modality: str) -> Placement:

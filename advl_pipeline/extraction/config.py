@@ -48,6 +48,30 @@ class RepairConfig:
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """Configuration of `advl cache verify`."""
+
+    cache: Path = option(help="Folder of the cache.")
+    recompute: int = option(0, help="Also encode this many sampled units of each modality again and compare.")
+    seed: int = option(0, help="Chooses the sampled units.")
+    weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
+    data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """Configuration of `advl cache import`."""
+
+    source: Path = option(help="HDF5 file, or folder of .npy or .pt files, named after the pictures.")
+    name: str = option(help="Name for the teacher that the features came from.")
+    dataset: str = option(help="Dataset that the pictures belong to.")
+    split: str = option("train", help="Split of the dataset.")
+    output: Path | None = option(None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].")
+    dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+
+
 def default_output(teacher: str, dataset: str, split: str) -> Path:
     """Return the folder that a cache goes to by default."""
     return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import (
     Candidate,
@@ -219,6 +220,11 @@ def tiny_extract(
 def tree_bytes(root: Path) -> dict[str, bytes]:
     """Return every file below a folder by relative name."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def sum_tokens(cache: TeacherCache, queue: Any) -> None:
+    """Put the sum of all text token features into a queue, from whatever process this runs in."""
+    queue.put(float(sum(batch.token_BMD.float().sum() for batch in cache.text.batches(8))))
 
 
 def run_settings(path: str, log: str) -> None:

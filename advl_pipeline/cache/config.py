@@ -1,0 +1,45 @@
+"""Configurations of the commands that work on a cache alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advl_pipeline.configuration import option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InfoConfig:
+    """Configuration of `advl cache info`."""
+
+    cache: Path = option(help="Folder of the cache.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """Configuration of `advl cache export`."""
+
+    cache: Path = option(help="Folder of the cache.")
+    to: Literal["hdf5", "safetensors", "parquet"] = option("hdf5", help="Format to write.")
+    output: Path = option(help="File (hdf5) or folder (safetensors, parquet) to write; must not exist.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneConfig:
+    """Configuration of `advl cache prune`."""
+
+    cache: Path = option(help="Folder of the cache.")
+    confidence: tuple[str, ...] = option((), help="Key of a set of confidences to remove; repeatable.")
+    all_confidences: bool = option(False, help="Remove every set of confidences.")
+    all: bool = option(False, help="Remove the whole cache.")
+    dry_run: bool = option(False, help="Only say what would be removed.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheBenchConfig:
+    """Configuration of `advl cache bench`."""
+
+    cache: Path = option(help="Folder of the cache.")
+    batch_size: int = option(64, help="Units per batch.")
+    seconds: float = option(5.0, help="How long to read, per modality and way of reading.")

@@ -1,0 +1,147 @@
+"""Export to formats that other tools read: HDF5, safetensors, Parquet. One shard at a time is in memory.
+
+Shapes: N units, M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.config import ExportConfig
+from advl_pipeline.cache.identity import canonical_json
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
+from advl_pipeline.errors import ConfigError
+
+_UNITS_AT_ONCE = 4096
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written."""
+
+    output: Path
+    files: tuple[str, ...]
+    num_units: dict[str, int]
+    num_bytes: int
+
+
+def run_export(config: ExportConfig) -> ExportResult:
+    """Write a cache's features in another format.
+
+    Every unit's id, global feature, token rows, lengths and character spans are written, quarantined units left out.
+
+    Raises:
+        ConfigError: the output exists, or the format needs a library that is not installed.
+        CorruptCache: the cache cannot be read.
+    """
+    cache = open_cache(config.cache)
+    if config.output.exists():
+        raise ConfigError(
+            "The output exists already.", where=str(config.output), next_command="give another --output"
+        )
+    writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors, "parquet": _to_parquet}
+    files = writers[config.to](cache, config.output)
+    return ExportResult(
+        output=config.output,
+        files=tuple(path.name for path in files),
+        num_units={name: len(store) for name, store in cache.stores().items()},
+        num_bytes=sum(path.stat().st_size for path in files),
+    )
+
+
+def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
+    """Yield (ids, arrays) of a few thousand units each."""
+    ids = store.ids
+    for first in range(0, len(ids), _UNITS_AT_ONCE):
+        chosen = ids[first : first + _UNITS_AT_ONCE]
+        arrays: Arrays = {"global": store.global_features(chosen)}
+        if store.has_tokens:
+            arrays["token_values"], arrays["token_lengths"] = store.token_features(chosen)
+            if store.has_spans:
+                arrays["char_spans"] = store.char_spans(chosen)
+        yield chosen, arrays
+
+
+def _to_hdf5(cache: TeacherCache, output: Path) -> list[Path]:
+    import h5py
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(output, "w") as file:
+        file.attrs["identity"] = canonical_json(cache.identity).decode()
+        for modality, store in cache.stores().items():
+            group = file.create_group(modality)
+            for chosen, arrays in _parts(store):
+                for name, rows in {"unit_id": np.array(chosen, "S32"), **arrays}.items():
+                    if name not in group:
+                        group.create_dataset(
+                            name,
+                            data=rows,
+                            maxshape=(None, *rows.shape[1:]),
+                            chunks=(min(512, max(1, len(rows))), *rows.shape[1:]),
+                        )
+                    else:
+                        before = group[name].shape[0]
+                        group[name].resize(before + len(rows), axis=0)
+                        group[name][before:] = rows
+    return [output]
+
+
+def _to_safetensors(cache: TeacherCache, output: Path) -> list[Path]:
+    from safetensors.numpy import save_file
+
+    output.mkdir(parents=True)
+    written = []
+    for modality, store in cache.stores().items():
+        for number, (chosen, arrays) in enumerate(_parts(store)):
+            path = output / f"{modality}-{number:05d}.safetensors"
+            identifiers = np.frombuffer(bytes.fromhex("".join(chosen)), np.uint8).reshape(len(chosen), -1)
+            content = {"unit_id": identifiers, **arrays}
+            save_file(
+                {name: np.ascontiguousarray(rows) for name, rows in content.items()},
+                path,
+                metadata={"identity": canonical_json(cache.identity).decode()},
+            )
+            written.append(path)
+    return written
+
+
+def _to_parquet(cache: TeacherCache, output: Path) -> list[Path]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ConfigError(
+            "Writing Parquet needs pyarrow.", next_command="pip install 'advl-pipeline[parquet]'"
+        ) from None
+
+    output.mkdir(parents=True)
+    written = []
+    for modality, store in cache.stores().items():
+        path = output / f"{modality}.parquet"
+        file = None
+        for chosen, arrays in _parts(store):
+            columns = {"unit_id": pa.array(chosen), "global": _fixed_rows(pa, arrays["global"])}
+            if "token_values" in arrays:
+                offsets = pa.array(np.concatenate([[0], np.cumsum(arrays["token_lengths"])]).astype(np.int32))
+                columns["tokens"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["token_values"]))
+                if "char_spans" in arrays:
+                    columns["char_spans"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["char_spans"]))
+            table = pa.table(columns).replace_schema_metadata({"identity": canonical_json(cache.identity).decode()})
+            file = file or pq.ParquetWriter(path, table.schema)
+            file.write_table(table)
+        if file is not None:
+            file.close()
+            written.append(path)
+    return written
+
+
+def _fixed_rows(pa: Any, rows_MD: npt.NDArray[Any]) -> Any:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows_MD).reshape(-1)), rows_MD.shape[1])

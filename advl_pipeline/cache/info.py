@@ -1,0 +1,81 @@
+"""What a cache holds, finished or not, at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.cache.confidence import list_confidence
+from advl_pipeline.cache.config import InfoConfig
+from advl_pipeline.cache.files import read_json
+from advl_pipeline.cache.reader import require_cache
+from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE, PROVENANCE_FILE, load_complete
+from advl_pipeline.cache.writer import CacheWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityInfo:
+    """Counts of one modality; `token_dim` is None where there are no token features."""
+
+    num_units: int
+    num_token_rows: int
+    global_dim: int
+    token_dim: int | None
+    num_shards: int
+    committed_shards: int
+    quarantined: Mapping[str, str]
+    clipped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo:
+    """Summary of a cache. `num_bytes` counts what is on disk."""
+
+    path: Path
+    is_complete: bool
+    num_bytes: int
+    stored_dtype: str
+    shard_rows: int
+    modalities: Mapping[str, ModalityInfo]
+    confidences: tuple[Mapping[str, Any], ...]
+    identity: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+def run_info(config: InfoConfig) -> CacheInfo:
+    """Summarise a cache.
+
+    Raises:
+        ConfigError: there is no cache.
+        CorruptCache: its plan or its records are damaged.
+    """
+    root = config.cache
+    require_cache(root)
+    writer = CacheWriter(root)
+    complete = load_complete(root) if (root / COMPLETE_RECORD).is_file() else None
+    modalities = {}
+    for name, shape in writer.plan.modalities.items():
+        placement = writer.placement(name)
+        modalities[name] = ModalityInfo(
+            num_units=shape.num_units,
+            num_token_rows=int(placement.lengths_N.sum()),
+            global_dim=shape.global_dim,
+            token_dim=shape.token_dim,
+            num_shards=placement.num_shards,
+            committed_shards=placement.num_shards - len(writer.pending(name)),
+            quarantined=complete.quarantined.get(name, {}) if complete else {},
+            clipped=complete.clipped.get(name, 0) if complete else 0,
+        )
+    return CacheInfo(
+        path=root,
+        is_complete=complete is not None,
+        num_bytes=sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
+        stored_dtype=writer.stored,
+        shard_rows=writer.plan.shard_rows,
+        modalities=modalities,
+        confidences=tuple(list_confidence(root)),
+        identity=read_json(root, IDENTITY_FILE),
+        provenance=read_json(root, PROVENANCE_FILE),
+    )

@@ -1,0 +1,194 @@
+"""Features that people have already, taken into a cache: HDF5 files, or folders of `.npy` or `.pt` files.
+
+A picture's features are found by the name of its file, with or without extension. Two-dimensional features are token
+rows, and their mean is the global feature; one-dimensional features are global.
+
+Shapes: M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.configuration import build_config
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, default_output
+from advl_pipeline.extraction.interruption import interruptible
+from advl_pipeline.extraction.run import ExtractResult, extract
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
+
+_SUFFIXES = (".npy", ".pt")
+
+
+class FeatureFiles(Protocol):
+    """Where features lie, by the name of the picture."""
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | None:
+        """Return a picture's features, (M, D) or (D,), or None when there are none of that name."""
+        ...
+
+
+class FeatureFolder:
+    """One `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES}
+        if not self._files:
+            raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | None:
+        path = self._files.get(name) or self._files.get(Path(name).stem)
+        if path is None:
+            return None
+        try:
+            if path.suffix == ".npy":
+                return _checked(np.load(path, allow_pickle=False), path)
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise DatasetError(
+                "A feature file cannot be read.", where=str(path), why=str(error).split("\n")[0]
+            ) from None
+        if not isinstance(tensor, torch.Tensor):
+            raise DatasetError("A feature file does not hold one tensor.", where=str(path))
+        return _checked(tensor.float().numpy(), path)
+
+
+class FeatureHdf5:
+    """One HDF5 file: a data set per picture, or a group per picture with a data set `features`."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        import h5py
+
+        self._path = path
+        try:
+            self._file = stack.enter_context(h5py.File(path, "r"))
+        except OSError as error:
+            raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | None:
+        for key in (name, Path(name).stem):
+            if key in self._file:
+                item = self._file[key]
+                item = item["features"] if hasattr(item, "keys") and "features" in item else item
+                if not hasattr(item, "shape"):
+                    raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{key}")
+                return _checked(item[()], self._path)
+        return None
+
+
+class ImportedTower:
+    """An `ImageTower` whose features are looked up instead of computed."""
+
+    def __init__(self, files: FeatureFiles, units: Sequence[ImageUnit], *, where: str) -> None:
+        self._files = files
+        self._where = where
+        self._rows: dict[str, int] = {}
+        state = hashlib.sha256()
+        shapes: set[tuple[int, int]] = set()
+        for unit in units:
+            features = self._features(unit)
+            self._rows[unit.unit_id] = len(features) if features.ndim == 2 else 0
+            shapes.add((features.ndim, features.shape[-1]))
+            state.update(unit.unit_id.encode() + np.ascontiguousarray(features, "<f4").tobytes())
+        if len(shapes) != 1:
+            raise DatasetError("Features differ in width or in kind.", where=where, why=str(sorted(shapes)))
+        ((self._ndim, self.global_dim),) = shapes
+        self.token_dim = self.global_dim
+        self.are_boxes = self._ndim == 2 and all(self._rows[unit.unit_id] == len(unit.boxes_R4) for unit in units)
+        self._digest = state.hexdigest()
+
+    @property
+    def has_tokens(self) -> bool:
+        return self._ndim == 2
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "imported features",
+            "content_digest": self._digest,
+            "global": "mean of the rows" if self.has_tokens else "as given",
+        }
+
+    def num_tokens(self, unit: ImageUnit) -> int:
+        return self._rows[unit.unit_id]
+
+    def prepare(self, unit: ImageUnit) -> PreparedUnit:
+        features = torch.from_numpy(np.atleast_2d(self._features(unit)))
+        return PreparedUnit(inputs={"features": features}, num_tokens=self._rows[unit.unit_id])
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        rows = [unit.inputs["features"] for unit in units]
+        return EncodedBatch(
+            global_ND=torch.stack([row_MD.mean(dim=0) for row_MD in rows]),
+            token_values=[row_MD[: unit.num_tokens] for row_MD, unit in zip(rows, units, strict=True)],
+        )
+
+    def _features(self, unit: ImageUnit) -> npt.NDArray[np.float32]:
+        features = self._files.read(unit.path.name)
+        if features is None:
+            raise DatasetError(
+                "There are no features for a picture.", where=self._where, why=f"picture {unit.path.name}"
+            )
+        return features
+
+
+def run_import(config: ImportConfig) -> ExtractResult:
+    """Write a cache from features that exist.
+
+    Raises:
+        DatasetError: a picture has no features, or they cannot be read safely.
+    """
+    from advl_pipeline.datasets.registry import open_dataset
+
+    with interruptible():
+        dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
+        return import_features(config, dataset)
+
+
+def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
+    """As `run_import`, with the dataset open."""
+    with ExitStack() as stack:
+        if config.source.is_dir():
+            files: FeatureFiles = FeatureFolder(config.source)
+        elif config.source.is_file():
+            files = FeatureHdf5(config.source, stack)
+        else:
+            raise ConfigError("There is nothing to import.", where=str(config.source))
+        tower = ImportedTower(files, dataset.image_units(), where=str(config.source))
+        tokens = ("boxes" if tower.are_boxes else "grid") if tower.has_tokens else "none"
+        settings = {
+            "teacher": f"import:{config.name}",
+            "dataset": config.dataset,
+            "split": config.split,
+            "output": config.output or default_output(f"import:{config.name}", config.dataset, config.split),
+            "modality": "image",
+            "image_tokens": tokens,
+            "dtype": config.dtype,
+            "confidence": False,
+            "num_workers": 1,
+            "data_root": config.data_root,
+        }
+        extraction = build_config(ExtractConfig, settings)
+        return extract(extraction, Teacher(name=extraction.teacher, image=tower), dataset)
+
+
+def _checked(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float32]:
+    if values.ndim == 3 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim not in (1, 2) or values.shape[-1] == 0 or values.dtype.kind not in "fiu":
+        raise DatasetError(
+            "Features must be numbers of shape (rows, width) or (width,).",
+            where=str(path),
+            why=f"{values.dtype} of shape {values.shape}",
+        )
+    return values.astype(np.float32)

@@ -1,0 +1,122 @@
+"""`advl cache verify`: the bytes, and on request some units encoded again by the teacher.
+
+Shapes: M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from advl_pipeline.cache.files import read_json
+from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.records import PROVENANCE_FILE
+from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
+from advl_pipeline.configuration import build_config
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
+from advl_pipeline.extraction.run import open_inputs
+from advl_pipeline.extraction.sources import Source, open_sources
+from advl_pipeline.teachers.interface import Teacher
+
+COSINE_TOLERANCE = 1e-3
+"""Largest 1 - cosine between a stored row and the same row computed again, alone in its batch, on any machine."""
+
+_NORM_TOLERANCE = 1e-2
+_INT8_COSINE_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    """Findings of the bytes and of the units that were computed again; `worst` is the largest 1 - cosine met."""
+
+    report: VerifyReport
+    recomputed: int
+    worst: float
+
+
+def run_verify(config: VerifyConfig) -> VerifyResult:
+    """Check a cache.
+
+    Raises:
+        ConfigError: there is no cache.
+        WeightsUnavailable: units are to be computed again, and the teacher is not at hand.
+    """
+    total = sum(path.stat().st_size for path in config.cache.rglob("*") if path.is_file())
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
+        report = verify_cache(config.cache, progress=bar.update)
+    if not config.recompute or not report.is_sound:
+        return VerifyResult(report=report, recomputed=0, worst=0.0)
+    settings = read_json(config.cache, PROVENANCE_FILE)["config"]
+    given = {"weights": config.weights, "data_root": config.data_root}
+    extraction = build_config(
+        ExtractConfig, settings, {key: value for key, value in given.items() if value is not None}
+    )
+    teacher, dataset = open_inputs(extraction)
+    return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
+
+
+def recompute(
+    report: VerifyReport, config: ExtractConfig, teacher: Teacher, dataset: Dataset, *, count: int, seed: int
+) -> VerifyResult:
+    """Encode `count` sampled units of each modality again and compare them with what is stored."""
+    cache = open_cache(report.path)
+    findings = list(report.findings)
+    worst = 0.0
+    recomputed = 0
+    for source in open_sources(
+        teacher, dataset, modality=config.modality, image_tokens=config.image_tokens != "none"
+    ):
+        store = cache.stores()[source.modality]
+        tolerance = _INT8_COSINE_TOLERANCE if config.dtype == "int8" else COSINE_TOLERANCE
+        chosen = np.random.default_rng(seed).permutation(len(source.unit_ids()))[:count]
+        for unit in np.sort(chosen).tolist():
+            error = _unit_error(source, store, unit)
+            if error is None:
+                continue
+            recomputed += 1
+            worst = max(worst, error)
+            if error > tolerance:
+                unit_id = source.unit_ids()[unit].tobytes().hex()
+                findings.append(
+                    Finding(
+                        path=f"{source.modality}/tokens/values",
+                        problem=f"unit {unit_id} is not what the teacher gives: 1 - cosine {error:.2g} > {tolerance}",
+                    )
+                )
+    return VerifyResult(
+        report=VerifyReport(
+            path=report.path, files=report.files, num_bytes=report.num_bytes, findings=tuple(findings)
+        ),
+        recomputed=recomputed,
+        worst=worst,
+    )
+
+
+def _unit_error(source: Source, store: FeatureStore, unit: int) -> float | None:
+    unit_id = source.unit_ids()[unit].tobytes().hex()
+    if unit_id in store.quarantined:
+        return None
+    encoded = source.tower.encode(source.prepare([unit], skip_unreadable=False).prepared)
+    pairs = [(store.global_features([unit_id]), encoded.global_ND.numpy())]
+    if store.has_tokens:
+        pairs.append((store.token_features([unit_id])[0], encoded.token_values[0].numpy()))
+    return max(row_error(stored, computed) for stored, computed in pairs)
+
+
+def row_error(stored_MD: npt.NDArray[np.generic], computed_MD: npt.NDArray[np.float32]) -> float:
+    """Return the largest 1 - cosine over rows, or 2 where the shapes or the norms (by over one percent) differ."""
+    if stored_MD.shape != computed_MD.shape:
+        return 2.0
+    if len(stored_MD) == 0:
+        return 0.0
+    left_MD, right_MD = stored_MD.astype(np.float64), computed_MD.astype(np.float64)
+    left_M, right_M = np.linalg.norm(left_MD, axis=1), np.linalg.norm(right_MD, axis=1)
+    if (np.abs(left_M - right_M) > _NORM_TOLERANCE * np.maximum(right_M, 1e-6)).any():
+        return 2.0
+    scale_M = np.where(left_M * right_M > 0, left_M * right_M, 1.0)
+    cosine_M = np.where(right_M > 0, (left_MD * right_MD).sum(axis=1) / scale_M, 1.0)
+    return float(max(0.0, (1.0 - cosine_M).max()))

@@ -1,0 +1,197 @@
+"""`advl cache`: commands that inspect, check, mend and convert caches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from advl_pipeline.cache.config import CacheBenchConfig, ExportConfig, InfoConfig, PruneConfig
+from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.group("cache")
+def command() -> None:
+    """Inspect, verify, repair, convert or measure a teacher feature cache.
+
+    \b
+    advl cache info caches/minilm-l6/scenes-vcr/train
+    advl cache verify caches/minilm-l6/scenes-vcr/train --recompute 8
+    """
+
+
+@command.command("info")
+@config_options(InfoConfig, arguments=("cache",))
+@json_option
+def info(as_json: bool, **flags: Any) -> None:
+    """Say what a cache holds, finished or not.
+
+    \b
+    advl cache info caches/minilm-l6/scenes-vcr/train
+    """
+    from advl_pipeline.cache.info import run_info
+
+    result = run_info(config_from_flags(InfoConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    state = "complete" if result.is_complete else "not finished: the command that began it resumes"
+    teacher, dataset = result.identity["teacher"], result.identity["dataset"]
+    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {result.stored_dtype}")
+    click.echo(f"teacher {teacher['name']}, dataset {dataset['name']}, split {dataset['split']}")
+    for name, item in result.modalities.items():
+        tokens = f"{item.num_token_rows} token rows of {item.token_dim}" if item.token_dim else "no token features"
+        click.echo(
+            f"{name}: {item.num_units} units of {item.global_dim}, {tokens}, "
+            f"{item.committed_shards} of {item.num_shards} shards, {item.clipped} values clipped"
+        )
+        for unit, reason in item.quarantined.items():
+            click.echo(f"  not readable: {unit} ({reason})")
+    for item_set in result.confidences:
+        click.echo(f"confidence {item_set['key']}: {item_set['num_examples']} examples, {item_set['identity']}")
+
+
+@command.command("verify")
+@config_options(VerifyConfig, arguments=("cache",))
+@json_option
+def verify(as_json: bool, **flags: Any) -> int:
+    """Check every byte, every record, and on request some units with the teacher. Exit code 4 if not sound.
+
+    \b
+    advl cache verify caches/minilm-l6/scenes-vcr/train
+    advl cache verify caches/minilm-l6/scenes-vcr/train --recompute 8 --json
+    """
+    from advl_pipeline.cache.verify import describe_findings
+    from advl_pipeline.extraction.recompute import run_verify
+
+    result = run_verify(config_from_flags(VerifyConfig, flags))
+    report = result.report
+    if as_json:
+        print_json(
+            {
+                "path": report.path,
+                "is_sound": report.is_sound,
+                "num_files": len(report.files),
+                "num_bytes": report.num_bytes,
+                "findings": [dataclasses.asdict(finding) for finding in report.findings],
+                "recomputed": result.recomputed,
+                "worst_cosine_error": result.worst,
+            }
+        )
+        return 0 if report.is_sound else 4
+    if not report.is_sound:
+        raise describe_findings(report)
+    click.echo(f"sound: {len(report.files)} files, {report.num_bytes / 1e6:.1f} MB")
+    if result.recomputed:
+        click.echo(f"{result.recomputed} units computed again, largest 1 - cosine {result.worst:.2g}")
+    return 0
+
+
+@command.command("repair")
+@config_options(RepairConfig, arguments=("cache",))
+@json_option
+def repair(as_json: bool, **flags: Any) -> None:
+    """Redo what is damaged or unfinished, and nothing else.
+
+    \b
+    advl cache repair caches/minilm-l6/scenes-vcr/train
+    """
+    from advl_pipeline.extraction.repair import run_repair
+
+    result = run_repair(config_from_flags(RepairConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    for path, problem in result.findings:
+        click.echo(f"{path}: {problem}")
+    if not result.findings:
+        click.echo("sound: nothing to repair")
+        return
+    click.echo(
+        f"repaired {len(result.findings)} finding(s), {result.encoded_units} units encoded again, "
+        + ("every byte as it was" if result.is_identical else "some bytes differ from what was recorded before")
+    )
+
+
+@command.command("export")
+@config_options(ExportConfig, arguments=("cache",))
+@json_option
+def export(as_json: bool, **flags: Any) -> None:
+    """Write a cache's features as HDF5, safetensors or Parquet.
+
+    \b
+    advl cache export caches/minilm-l6/scenes-vcr/train --to hdf5 --output features.h5
+    """
+    from advl_pipeline.cache.export import run_export
+
+    result = run_export(config_from_flags(ExportConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
+    click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
+
+
+@command.command("import")
+@config_options(ImportConfig, arguments=("source",))
+@json_option
+def import_(as_json: bool, **flags: Any) -> None:
+    """Make a cache from picture features that exist: an HDF5 file, or a folder of .npy or .pt files.
+
+    \b
+    advl cache import region_features.h5 --name vinvl --dataset vqa-v2 --split train
+    """
+    from advl_pipeline.extraction.imported import run_import
+
+    result = run_import(config_from_flags(ImportConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
+
+
+@command.command("prune")
+@config_options(PruneConfig, arguments=("cache",))
+@json_option
+def prune(as_json: bool, **flags: Any) -> None:
+    """Remove sets of confidences, leftovers of stopped runs, or the whole cache.
+
+    \b
+    advl cache prune caches/minilm-l6/scenes-vcr/train --all-confidences
+    advl cache prune caches/minilm-l6/scenes-vcr/train --all
+    """
+    from advl_pipeline.cache.prune import run_prune
+
+    config: PruneConfig = config_from_flags(PruneConfig, flags)
+    result = run_prune(config)
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    verb = "would remove" if config.dry_run else "removed"
+    click.echo(f"{verb} {', '.join(result.removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")
+
+
+@command.command("bench")
+@config_options(CacheBenchConfig, arguments=("cache",))
+@json_option
+def bench(as_json: bool, **flags: Any) -> None:
+    """Measure how fast a cache is opened and read on this machine.
+
+    \b
+    advl cache bench caches/minilm-l6/scenes-vcr/train
+    """
+    from advl_pipeline.cache.bench import run_cache_bench
+
+    result = run_cache_bench(config_from_flags(CacheBenchConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    click.echo(f"opened in {result.open_seconds * 1e3:.1f} ms")
+    for rate in result.rates:
+        click.echo(
+            f"{rate.modality:<6} {rate.way:<8} {rate.units_per_second:>10.0f} units/s "
+            f"{rate.bytes_per_second / 1e6:>8.0f} MB/s"
+        )

@@ -1,0 +1,140 @@
+"""A cache made to harm is refused before anything is allocated or read by its sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advl_pipeline.cache.files import safe_path
+from advl_pipeline.cache.layout import parse_metadata, single_shard
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import seal
+from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.errors import AdvlError, CorruptCache
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """Whatever would allocate by a forged size fails at once instead of filling the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def reseal(cache: Path, changes: dict[str, bytes], record_changes: Callable[[dict[str, Any]], None]) -> None:
+    """Forge files and the complete record, seals and digests included."""
+    for name, content in changes.items():
+        (cache / name).write_bytes(content)
+    complete = json.loads((cache / "records/complete.json").read_text())
+    del complete["record_sha256"]
+    for name, content in changes.items():
+        complete["files"][name] = [len(content), hashlib.sha256(content).hexdigest()]
+    record_changes(complete)
+    (cache / "records/complete.json").write_bytes(seal(complete))
+
+
+def forge_array(cache: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
+    """Change the rows of an array that lies in one shard, and make every record agree."""
+    meta = json.loads((cache / name / "zarr.json").read_text())
+    spec = single_shard(name, tuple(meta["shape"]), meta["data_type"])
+    path = spec.shard_path(0)
+    content = bytearray((cache / path).read_bytes())
+    rows = np.frombuffer(content, meta["data_type"], count=meta["shape"][0])
+    change(rows)
+    reseal(cache, {path: bytes(content)}, lambda record: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("text/tokens/starts", 2**50),
+        ("text/tokens/starts", -5),
+        ("text/tokens/lengths", 2**30),
+        ("text/tokens/lengths", -1),
+        ("text/index/unit", 2**50),
+        ("text/index/unit", -7),
+    ],
+)
+def test_positions_that_overrun_are_refused(cache_path: Path, name: str, value: int) -> None:
+    forge_array(cache_path, name, lambda rows: rows.__setitem__(slice(None), value))
+    store = open_cache(cache_path).text
+    assert store is not None
+    with pytest.raises(CorruptCache):
+        store.token_features(list(store.ids))
+    assert not verify_cache(cache_path).is_sound
+
+
+def test_units_that_overlap_are_named(cache_path: Path) -> None:
+    forge_array(cache_path, "text/tokens/starts", lambda rows: rows.__setitem__(1, rows[0]))
+    assert "text/tokens/starts" in verify_cache(cache_path).bad_paths()
+
+
+@pytest.mark.parametrize("num_units", [2**60, 2**31, -1, 0, "many", 10**400])
+def test_huge_or_senseless_counts_are_refused(cache_path: Path, num_units: Any) -> None:
+    plan = json.loads((cache_path / "records/plan.json").read_text())
+    del plan["record_sha256"]
+    plan["modalities"]["text"]["num_units"] = num_units
+    reseal(cache_path, {"records/plan.json": seal(plan)}, lambda record: None)
+    with pytest.raises(CorruptCache):
+        open_cache(cache_path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "text/../../outside", "a//b", "."])
+def test_names_that_leave_the_cache_are_refused(cache_path: Path, name: str) -> None:
+    with pytest.raises(CorruptCache):
+        safe_path(cache_path, name)
+    reseal(cache_path, {}, lambda record: record["files"].update({name: [5, "0" * 64]}))
+    with pytest.raises(CorruptCache):
+        open_cache(cache_path)
+    assert not verify_cache(cache_path).is_sound
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"{}",
+        b"null",
+        b'{"files": {"a": [1]}}',
+        b"\xff\xfe",
+        b'{"record_sha256": "0"}',
+        b'{"a": NaN, "record_sha256": "x"}',
+        b"",
+    ],
+)
+@pytest.mark.parametrize("name", ["records/complete.json", "records/plan.json", "identity.json"])
+def test_nonsense_in_metadata_is_an_error_with_a_name(cache_path: Path, name: str, content: bytes) -> None:
+    (cache_path / name).write_bytes(content)
+    with pytest.raises(AdvlError) as caught:
+        open_cache(cache_path)
+    assert str(cache_path) in str(caught.value)
+    assert not verify_cache(cache_path).is_sound
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [2**60, 4]},
+        {"shape": [10]},
+        {"shape": [-1, 16]},
+        {"data_type": "object"},
+        {"codecs": []},
+        {"codecs": [{"name": "pickle"}]},
+        {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 16]}}},
+        {"extra": 1},
+    ],
+)
+def test_metadata_of_arrays_is_exact(cache_path: Path, change: dict[str, Any]) -> None:
+    raw = (cache_path / "text/tokens/values/zarr.json").read_bytes()
+    assert parse_metadata(raw, path="text/tokens/values", where="here").dtype == "float16"
+    with pytest.raises(CorruptCache):
+        parse_metadata(json.dumps(json.loads(raw) | change).encode(), path="text/tokens/values", where="here")

@@ -1,0 +1,190 @@
+"""Properties of identity, placement, order, index, quantisation and moments."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advl_pipeline.cache.identity import canonical_json, differences, digest, require_identity
+from advl_pipeline.cache.index import build_index, ids_to_bytes, look_up
+from advl_pipeline.cache.moments import mean_and_variance, sums
+from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
+from advl_pipeline.cache.quantise import from_int8, is_finite, to_float16, to_int8
+from advl_pipeline.cache.ragged import place
+from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+plain = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12
+)
+settings_dicts = st.dictionaries(st.text(), plain, max_size=5)
+
+
+def strictly_equal(left: Any, right: Any) -> bool:
+    """Equality that tells 1 from 1.0 and from true, and 0.0 from -0.0."""
+    return repr(sort_keys(left)) == repr(sort_keys(right))
+
+
+def sort_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: sort_keys(value[key]) for key in sorted(value)}
+    return [sort_keys(item) for item in value] if isinstance(value, list) else value
+
+
+@given(settings_dicts)
+def test_canonical_form_survives_a_round_trip(value: dict[str, Any]) -> None:
+    assert canonical_json(json.loads(canonical_json(value))) == canonical_json(value)
+    assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
+
+
+@given(settings_dicts, settings_dicts)
+def test_distinct_settings_have_distinct_digests(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert (digest(left) == digest(right)) == strictly_equal(left, right)
+
+
+@pytest.mark.parametrize("value", [{"a": float("nan")}, {1: "a"}, {"a": {1, 2}}, {"a": np.float32(1)}, {"a": b"x"}])
+def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        canonical_json(value)
+
+
+@given(settings_dicts, settings_dicts)
+def test_differences_are_complete_and_symmetric(left: dict[str, Any], right: dict[str, Any]) -> None:
+    rows = differences(left, right)
+    assert {row.path for row in rows} == {row.path for row in differences(right, left)}
+    assert differences(left, left) == ()
+
+
+def test_identity_mismatch_shows_both_columns() -> None:
+    with pytest.raises(IdentityMismatch) as caught:
+        require_identity(
+            {"teacher": {"layer": 6}}, {"teacher": {"layer": 5, "x": 1}}, where="here", next_command="advl extract"
+        )
+    lines = [line.split() for line in str(caught.value).splitlines()]
+    assert ["teacher.layer", "6", "5"] in lines
+    assert ["teacher.x", "(absent)", "1"] in lines
+    require_identity({"a": 1}, {"a": 1, "b": 2}, where="", next_command="", partial=True)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(20, 64))
+def test_placement_holds_the_contract(lengths: list[int], shard_rows: int) -> None:
+    lengths_N = np.array(lengths, np.int32)
+    placement = place(lengths_N, shard_rows=shard_rows)
+    taken = np.zeros(placement.num_rows, int)
+    assert placement.first_unit_S1[0] == 0
+    assert placement.first_unit_S1[-1] == len(lengths)
+    for shard in range(placement.num_shards):
+        units = placement.units_of(shard)
+        assert len(units)
+        for unit in units:
+            start, length = int(placement.starts_N[unit]), int(lengths_N[unit])
+            assert shard * shard_rows <= start
+            assert start + length <= (shard + 1) * shard_rows
+            taken[start : start + max(1, length)] += 1
+        # Less slack than the next unit would need.
+        if units.stop < len(lengths):
+            assert placement.rows_used_S[shard] + max(1, lengths[units.stop]) > shard_rows
+    assert taken.max() == 1
+    assert taken.sum() == placement.rows_used_S.sum()
+
+
+@pytest.mark.parametrize("lengths", [[], [-1], [65]])
+def test_impossible_placements_are_refused(lengths: list[int]) -> None:
+    with pytest.raises(ConfigError):
+        place(np.array(lengths, np.int32), shard_rows=64)
+
+
+@given(st.integers(0, 300), st.integers(0, 5), st.integers(0, 5), st.integers(1, 7), st.integers(1, 9))
+def test_every_item_once_per_epoch(size: int, seed: int, epoch: int, world_size: int, batch_size: int) -> None:
+    order = epoch_order(size, seed=seed, epoch=epoch)
+    np.testing.assert_array_equal(order, epoch_order(size, seed=seed, epoch=epoch))
+    ranks = [rank_slice(order, rank=r, world_size=world_size, batch_size=batch_size) for r in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = [int(item) for batches in ranks for batch in batches for item in batch]
+    assert sorted(seen) == list(range(size))
+
+
+def test_epochs_and_seeds_differ_and_mix_globally() -> None:
+    orders = [epoch_order(10_000, seed=seed, epoch=epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    for left, right in [(0, 1), (0, 2), (1, 2)]:
+        assert (orders[left] == orders[right]).mean() < 0.01
+    # The mean distance between where an item lies and where it is read is a third of the data for a full shuffle.
+    assert np.abs(orders[0] - np.arange(10_000)).mean() == pytest.approx(10_000 / 3, rel=0.03)
+
+
+def test_state_of_another_source_is_refused() -> None:
+    state = OrderState(epoch=2, consumed=30).to_dict(source="a")
+    assert OrderState.from_dict(state, source="a") == OrderState(epoch=2, consumed=30)
+    with pytest.raises(IdentityMismatch):
+        OrderState.from_dict(state, source="b")
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=60, unique=True), st.data())
+def test_look_up_finds_what_is_readable(ids: list[bytes], data: st.DataObject) -> None:
+    unit_ids_N16 = ids_to_bytes([item.hex() for item in ids])
+    readable = data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
+    if not any(readable):
+        readable[0] = True
+    prefix_U, unit_U = build_index(unit_ids_N16, np.array(readable))
+    wanted = data.draw(st.lists(st.sampled_from(ids) | st.binary(min_size=16, max_size=16), min_size=1, max_size=20))
+    found = look_up(ids_to_bytes([item.hex() for item in wanted]), unit_ids_N16, prefix_U, unit_U)
+    place_of = {item: number for number, item in enumerate(ids) if readable[number]}
+    assert found.tolist() == [place_of.get(item, -1) for item in wanted]
+
+
+def test_ids_that_share_a_prefix_are_told_apart() -> None:
+    ids = [(b"\x01" * 8 + bytes([number]) * 8).hex() for number in range(5)]
+    unit_ids_N16 = ids_to_bytes(ids)
+    prefix_U, unit_U = build_index(unit_ids_N16, np.ones(5, bool))
+    assert look_up(unit_ids_N16[::-1], unit_ids_N16, prefix_U, unit_U).tolist() == [4, 3, 2, 1, 0]
+    other = ids_to_bytes([(b"\x01" * 8 + b"\x09" * 8).hex()])
+    assert look_up(other, unit_ids_N16, prefix_U, unit_U).tolist() == [-1]
+
+
+@pytest.mark.parametrize("position", [-1, 5, 2**40])
+def test_index_that_points_outside_is_refused(position: int) -> None:
+    unit_ids_N16 = ids_to_bytes(["00" * 16, "ff" * 16])
+    prefix_U, _ = build_index(unit_ids_N16, np.ones(2, bool))
+    with pytest.raises(CorruptCache):
+        look_up(unit_ids_N16, unit_ids_N16, prefix_U, np.array([position, 1]))
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+def test_int8_keeps_the_direction(seed: int, scale: float) -> None:
+    values_MD = (np.random.default_rng(seed).standard_normal((5, 64)) * scale).astype(np.float32)
+    codes_MD, scale_M = to_int8(values_MD)
+    back_MD = from_int8(codes_MD, scale_M).astype(np.float32)
+    cosine_M = (values_MD * back_MD).sum(1) / np.linalg.norm(values_MD, axis=1) / np.linalg.norm(back_MD, axis=1)
+    assert cosine_M.min() > 0.9995
+    assert np.abs(back_MD - values_MD).max() <= np.abs(values_MD).max() * (0.5 / 127 + 1e-3)
+
+
+def test_rows_of_zeros_and_large_values() -> None:
+    codes_MD, scale_M = to_int8(np.zeros((2, 4), np.float32))
+    assert not from_int8(codes_MD, scale_M).any()
+    narrow, clipped = to_float16(np.array([[1e6, -1e6, 65504.0, 1.5]], np.float32))
+    assert clipped == 2
+    assert narrow.tolist() == [[65504.0, -65504.0, 65504.0, 1.5]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_finiteness(value: float) -> None:
+    large = np.full((4, 4), 3e38, np.float32)
+    assert is_finite(large)
+    large[1, 2] = value
+    assert not is_finite(large)
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 40), min_size=1, max_size=5))
+def test_moments_are_those_of_all_rows(seed: int, sizes: list[int]) -> None:
+    generator = np.random.default_rng(seed)
+    parts = [generator.normal(3.0, 2.0, (size, 7)).astype(np.float16) for size in sizes]
+    mean_D, variance_D = mean_and_variance(map(sums, parts), count=sum(sizes), width=7)
+    whole = np.concatenate(parts).astype(np.float64)
+    np.testing.assert_allclose(mean_D, whole.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(variance_D, whole.var(axis=0), rtol=1e-4, atol=1e-6)
