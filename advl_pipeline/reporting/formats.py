@@ -46,7 +46,7 @@ def as_text(result: StudyResult) -> str:
 def as_markdown(result: StudyResult) -> str:
     """Render verdicts and tables as Markdown."""
     lines = [
-        f"# {result.study.title or result.study.name}",
+        f"# {_md(result.study.title or result.study.name)}",
         "",
         "| claim | setting | verdict | why |",
         "|---|---|---|---|",

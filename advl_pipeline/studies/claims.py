@@ -29,6 +29,7 @@ SUPPORTED: Outcome = "supported"
 NOT_SUPPORTED: Outcome = "not supported"
 UNDECIDED: Outcome = "undecided at this size"
 SIGNIFICANT = 0.05
+_NOTHING_FINISHED = "no cell of this comparison is finished"
 
 _STATEMENTS = {
     "C1": "{focus} beats {baseline} at full data.",
@@ -111,7 +112,6 @@ def _collect(draft: _Draft, result: StudyResult) -> None:
 def _full_data(draft: _Draft, result: StudyResult) -> None:
     places = _in_domain(draft, result)
     if not places:
-        draft.lacks.append("no cell of this comparison is finished")
         return
     largest = max(place.size for place in places)
     for place in (place for place in places if place.size == largest):
@@ -288,7 +288,7 @@ def _judge(draft: _Draft, study: StudyConfig, adjusted: Sequence[float | None]) 
     if failed:
         outcome, reason = NOT_SUPPORTED, f"A gain of {study.margin:g} is ruled out: {failed[0].name}."
     elif not tests:
-        outcome, reason = UNDECIDED, f"Not tested: {draft.lacks[0]}."
+        outcome, reason = UNDECIDED, f"Not tested: {(draft.lacks or [_NOTHING_FINISHED])[0]}."
     elif open_tests:
         outcome, reason = UNDECIDED, _why_open(open_tests[0], study)
     elif draft.lacks:

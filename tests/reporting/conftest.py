@@ -1,8 +1,8 @@
-"""Make the synthetic executor of the studies' tests importable here too."""
+"""Make the helpers of this folder, and the synthetic executor of the studies' tests, importable by name."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "studies")]

@@ -1,0 +1,324 @@
+"""The report: valid and self-contained, its numbers those of the study, its texts never markup."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import synthetic_runs
+from page_reader import Element, read_page
+from small_vcr import write_vcr
+from synthetic_runs import write_study_file
+
+from advl_pipeline.errors import ConfigError, StorageError
+from advl_pipeline.reporting import wording
+from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.report import run_report
+from advl_pipeline.reporting.tables import LONG_COLUMNS
+from advl_pipeline.studies.claims import judge_claims
+from advl_pipeline.studies.config import StudyRunConfig
+from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.run import run_study
+
+HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
+
+
+def make_study(folder: Path, *, num_seeds: int = 2, extra: str = "", **lines: str) -> StudyResult:
+    return run_study(
+        StudyRunConfig(
+            study=str(write_study_file(folder, num_seeds=num_seeds, extra=extra, **lines)),
+            output=folder / "study",
+            caches=folder / "caches",
+        ),
+        execute=synthetic_runs.execute,
+        prepare=synthetic_runs.prepare,
+    )
+
+
+@pytest.fixture(scope="module")
+def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
+    """A study on drawn VCR items, with examples and selected words; returns it and the data root."""
+    folder = tmp_path_factory.mktemp("vcr")
+    write_vcr(folder / "data", num_items=synthetic_runs.NUM_ITEMS, hostile="<b>&")
+    result = make_study(folder, num_seeds=5, dataset='"vcr"', test_sets='["val", "test-shift"]')
+    cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
+    words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(synthetic_runs.NUM_ITEMS)}
+    (result.folder / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
+    return result, folder / "data"
+
+
+@pytest.fixture(scope="module")
+def page_text(vcr: tuple[StudyResult, Path]) -> str:
+    result, data_root = vcr
+    report = run_report(ReportConfig(study=result.folder, data_root=data_root))
+    return report.output.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(page_text: str) -> Element:
+    return read_page(page_text)
+
+
+def test_ids_are_unique_and_references_meet_them(page: Element) -> None:
+    elements = page.everything()
+    ids = [element.attributes["id"] for element in elements if "id" in element.attributes]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r"[A-Za-z][\w.-]*", name) for name in ids)
+    for element in elements:
+        for name in element.attributes.get("aria-labelledby", "").split():
+            assert name in ids
+        if element.tag == "a":
+            assert element.attributes["href"].removeprefix("#") in ids
+
+
+def test_every_picture_has_a_text_alternative(page: Element) -> None:
+    pictures = page.find("svg")
+    assert len(pictures) > 30
+    for picture in pictures:
+        if picture.attributes.get("aria-hidden") == "true":
+            continue
+        assert picture.attributes["role"] == "img"
+        title = picture.find("title")[0]
+        assert title.attributes["id"] in picture.attributes["aria-labelledby"].split()
+        assert title.text
+    for figure in page.find("figure"):
+        assert figure.find("figcaption")[0].text
+        assert all(
+            svg.find("desc")[0].text for svg in figure.find("svg") if svg.attributes.get("aria-hidden") != "true"
+        )
+
+
+def test_nothing_is_loaded_from_anywhere(page: Element, page_text: str) -> None:
+    assert "url(" not in page_text
+    assert "@import" not in page_text
+    for element in page.everything():
+        for name, value in element.attributes.items():
+            if name in {"src", "href", "xlink:href", "data", "action", "poster", "srcset"}:
+                assert value.startswith(("#", "data:")), (element.tag, value[:60])
+            assert name != "style"
+            assert not name.startswith("on")
+    policy = page.find("meta", **{"http-equiv": "Content-Security-Policy"})[0].attributes["content"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    figures = page.find("figure")
+    assert len(figures) >= 6
+    for figure in figures:
+        runs = [code.text for code in figure.find("p", class_="runs")[0].find("code")]
+        assert runs
+        assert all((vcr[0].folder / run / "result.json").exists() for run in runs)
+
+
+def test_sections_come_in_order_with_verdicts_first(page: Element) -> None:
+    headings = [section.attributes["id"] for section in page.find("main")[0].find("section")]
+    assert headings == [
+        "verdicts", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples", "cost",
+        "repeat",
+    ]  # fmt: skip
+
+
+def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    shown = page.find("article", class_="verdict")
+    verdicts = judge_claims(vcr[0])
+    assert len(shown) == len(verdicts) == 5
+    for article, verdict in zip(shown, verdicts, strict=True):
+        assert article.find("p", class_="badge")[0].text == verdict.outcome
+        assert article.find("span", class_="claim")[0].text == verdict.claim
+        assert [p.text for p in article.find("p", class_="test-name")] == [test.name for test in verdict.tests]
+        for numbers, test in zip(article.find("p", class_="numbers"), verdict.tests, strict=True):
+            assert wording.signed(test.mean) in numbers.text
+            assert wording.interval(test.interval) in numbers.text
+
+
+def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    result = vcr[0]
+    table = page.find("table", class_="main")[0]
+    sets = [cell.text for cell in table.find("thead")[0].find("th")][1:]
+    assert sets == ["val", "test-shift"]
+    shots, seen = 0, 0
+    for row in table.find("tbody")[0].find("tr"):
+        heading = row.find("th")[0].text
+        if "size" in row.attributes["class"].split():
+            shots = int(heading.split()[0])
+            continue
+        label = heading.removesuffix(" control")
+        method = next(name for name in result.study.methods if result.study.variant(name).label == label)
+        assert ("control" in row.attributes["class"].split()) == (method == "advl-shuffled")
+        for name, cell in zip(sets, row.find("td"), strict=True):
+            place = next(item for item in result.places() if (item.test_set, item.shots) == (name, shots))
+            standing = result.standing(place, method)
+            assert standing is not None
+            assert cell.find("span", class_="accuracy")[0].text == wording.spread(standing.accuracy)
+            contrast = result.contrast(place, method, "plain")
+            if method != "plain":
+                assert contrast is not None
+                gain = cell.find("span", class_="gain")[0]
+                assert gain.find("b")[0].text == wording.signed(contrast.comparison.effect.points)
+                assert wording.interval(contrast.comparison.joint_interval) in gain.text
+                assert wording.p_value(contrast.seed_p_adjusted) in cell.find("span", class_="p")[0].text
+            seen += 1
+    assert seen == len(result.standings) == 16
+
+
+def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    figure = page.find("figure", id="accuracy-0-q2a")[0]
+    rows = [[cell.text for cell in row.find("td")] for row in figure.find("tbody")[0].find("tr")]
+    expected = {
+        (s.place.test_set, vcr[0].study.variant(s.method).label, str(s.place.shots), wording.percent(s.accuracy.mean))
+        for s in vcr[0].standings
+    }
+    assert {tuple(row[:4]) for row in rows} == expected
+
+
+def test_examples_show_both_answers_and_the_selected_words(page: Element) -> None:
+    examples = page.find("article", class_="example")
+    assert len(examples) == 6
+    assert sum("won" in item.attributes["class"].split() for item in examples) == 3
+    for example in examples:
+        assert example.find("image")[0].attributes["href"].startswith("data:image/jpeg;base64,")
+        tags = [tag.text for tag in example.find("span", class_="tag")]
+        assert sorted(tags) == ["ADVL", "plain", "right answer"]
+        right = next(item for item in example.find("li") if "right" in item.attributes["class"].split())
+        winner = "ADVL" if "won" in example.attributes["class"].split() else "plain"
+        assert winner in right.text
+        assert example.find("mark")[0].text == "Why"
+        assert "<b>&" in example.find("p", class_="context")[0].text
+
+
+def test_commands_and_caches_are_listed(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    text = page.find("section", id="repeat")[0].text
+    assert all(cell.command in text for cell in vcr[0].cells)
+    assert "efficientnet-lite0" in text
+    assert "advl extract" in text
+
+
+def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:
+    quoted = json.dumps(HOSTILE)
+    result = make_study(
+        tmp_path,
+        num_seeds=1,
+        title=quoted,
+        question=quoted,
+        methods='["plain", "advl", "mine"]',
+        test_sets='["test", "test-shift"]',
+        extra=f"[variants.mine]\nmethod = 'advl'\nlabel = {quoted}\nnote = {quoted}\n[[settings]]\nname = {quoted}\n",
+    )
+    text = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
+    page = read_page(text)
+    assert len(page.find("script")) == 1
+    assert not page.find("img")
+    assert "alert" not in page.find("script")[0].text
+    assert page.find("h1")[0].text == HOSTILE
+    assert "49" not in page.find("h1")[0].text
+    for form in ("md", "latex"):
+        table = run_report(ReportConfig(study=result.folder, to=form)).output.read_text(encoding="utf-8")
+        assert form != "md" or "<script>" not in table
+        assert form != "latex" or r"\&amp;\{\{ 7*7 \}\}" in table
+
+
+def test_a_study_of_three_seeds_claims_nothing_and_a_missing_dataset_is_said(tmp_path: Path) -> None:
+    result = make_study(tmp_path, num_seeds=3)
+    report = run_report(ReportConfig(study=result.folder, data_root=tmp_path / "nowhere"))
+    page = read_page(report.output.read_text(encoding="utf-8"))
+    badges = {badge.text for badge in page.find("p", class_="badge")}
+    assert badges == {"undecided at this size"}
+    assert "cannot be shown" in page.find("section", id="examples")[0].text
+
+
+def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
+    result = make_study(tmp_path, num_seeds=2)
+    for cell in result.cells[3:]:
+        shutil.rmtree(result.folder / cell.run)
+    text = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
+    assert "13 of 16 runs are not finished" in read_page(text).text
+    for cell in result.cells[:3]:
+        shutil.rmtree(result.folder / cell.run)
+    page = read_page(run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8"))
+    assert not page.find("table", class_="main")
+    assert len(page.find("article", class_="verdict")) == 5
+
+
+def test_several_settings_and_metrics_each_get_their_figures(tmp_path: Path) -> None:
+    extra = (
+        '[[settings]]\nname = "a b"\ntasks = ["vcr-q2a", "vcr-qa2r"]\n'
+        '[[settings]]\nname = "a-b"\nteachers = ["minilm-l6"]\n'
+    )
+    result = make_study(tmp_path, extra=extra)
+    page = read_page(run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8"))
+    assert len(page.find("table", class_="main")) == 4
+    captions = [item.find("b")[0].text for item in page.find("figcaption")]
+    assert "Gain over plain: a b." in captions
+    assert "Gain over plain: a-b." in captions
+
+
+def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
+    result = vcr[0]
+    text = {
+        form: run_report(ReportConfig(study=result.folder, to=form, output=tmp_path / f"report.{form}"))
+        .output.read_text(encoding="utf-8")
+        for form in ("csv", "json", "md", "latex")
+    }  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(text["csv"])))
+    document = json.loads(text["json"])
+    assert tuple(rows[0]) == LONG_COLUMNS
+    assert len(rows) == len(document["table"]) == len(result.standings)
+    for row, record, standing in zip(rows, document["table"], result.standings, strict=True):
+        assert float(row["accuracy_percent"]) == record["accuracy_percent"] == standing.accuracy.mean
+        contrast = result.contrast(standing.place, standing.method, "plain")
+        assert (row["gain_points"] == "") == (contrast is None)
+        if contrast is not None:
+            assert float(row["gain_points"]) == contrast.comparison.effect.points
+            assert float(row["gain_relative_percent"]) == contrast.comparison.effect.relative_percent
+        assert wording.spread(standing.accuracy) in text["md"]
+        assert wording.spread(standing.accuracy).replace("±", r"$\pm$") in text["latex"]
+    assert [item["outcome"] for item in document["verdicts"]] == [item.outcome for item in judge_claims(result)]
+    assert text["latex"].count(r"\begin{tabular}") == text["latex"].count(r"\end{tabular}") == 1
+
+
+def test_reports_are_reproducible(vcr: tuple[StudyResult, Path], page_text: str, tmp_path: Path) -> None:
+    again = run_report(ReportConfig(study=vcr[0].folder, data_root=vcr[1], output=tmp_path / "again.html"))
+    assert again.output.read_text(encoding="utf-8") == page_text
+
+
+def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) -> None:
+    with pytest.raises(ConfigError, match="holds no study"):
+        run_report(ReportConfig(study=tmp_path))
+    blocked = tmp_path / "file"
+    blocked.write_text("", encoding="utf-8")
+    with pytest.raises(StorageError, match="cannot be written"):
+        run_report(ReportConfig(study=vcr[0].folder, to="csv", output=blocked / "report.csv"))
+
+
+def browse(path: Path, profile: Path) -> subprocess.CompletedProcess[str]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: the page is checked as text only")
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--enable-logging=stderr", f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--dump-dom",
+    ]  # fmt: skip
+    return subprocess.run([chromium, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+
+
+def test_chromium_opens_the_page_without_a_console_message(page_text: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page_text, encoding="utf-8")
+    seen = browse(path, tmp_path / "profile")
+    assert "CONSOLE" not in seen.stderr
+    assert 'aria-pressed="false"' in seen.stdout
+    # The same browser does complain about a script that the page's own policy does not know.
+    path.write_text(page_text.replace("</body>", "<script>nothing()</script></body>"), encoding="utf-8")
+    assert "CONSOLE" in browse(path, tmp_path / "profile").stderr
+
+
+def test_gathering_again_gives_the_same_result(vcr: tuple[StudyResult, Path]) -> None:
+    assert gather_study(vcr[0].folder).contrasts == vcr[0].contrasts
