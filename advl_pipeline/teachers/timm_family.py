@@ -10,6 +10,7 @@ import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
 from advl_pipeline.teachers.efficientnet_lite import is_lukemelas_state, timm_state
+from advl_pipeline.teachers.hub import hub_obstacle
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
@@ -51,19 +52,23 @@ def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) 
 
 def _from_hub(architecture: str, options: OpenOptions) -> Any:
     import timm
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return timm.create_model(architecture, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        lines = str(error).strip().splitlines()
-        known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
-        repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
-        raise WeightsUnavailable(
-            f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
-            where=f"hub repository {repository}",
-            why=lines[0] if lines else type(error).__name__,
-            next_command=f"where there is a network: hf download {repository} model.safetensors; then --weights FILE",
-        ) from None
+    known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    repository = (known.hf_hub_id if known else None) or f"timm/{architecture}"
+    is_cached = isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+    why = "" if is_cached else hub_obstacle()
+    if not why:
+        try:
+            return timm.create_model(architecture, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise WeightsUnavailable(
+        f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
+        where=f"hub repository {repository}",
+        why=why,
+        next_command=f"where there is a network: hf download {repository} model.safetensors; then --weights FILE",
+    )
 
 
 def _weights_file(weights: Path, options: OpenOptions) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.teachers.hub import hub_obstacle
 from advl_pipeline.teachers.options import OpenOptions
 
 _POOLER = "pooler."
@@ -56,15 +57,16 @@ def load_part(load: Callable[..., Any], source: TransformersSource, options: Ope
         WeightsUnavailable: files are missing, damaged, or need a package that is not installed.
         ConfigError: the files are of a model that the installed transformers does not know.
     """
-    attempts = [True] if source.local else [True, False]
-    for local_only in attempts:
+    for local_only in [True] if source.local else [True, False]:
+        if not local_only and (obstacle := hub_obstacle()):
+            raise _unavailable(source, options, obstacle)
         try:
             with _quiet():
                 return load(source.place, revision=source.revision or "main", local_files_only=local_only, **settings)
         except OSError as error:
-            if local_only and len(attempts) > 1:
+            if local_only and not source.local:
                 continue
-            raise _unavailable(source, options, error) from None
+            raise _unavailable(source, options, _first_line(error)) from None
         except ImportError as error:
             raise WeightsUnavailable(
                 f"Teacher {options.name!r} needs a package that is not installed.",
@@ -125,31 +127,36 @@ def load_model(
 
 
 def sibling(source: TransformersSource, name: str) -> Path | None:
-    """Return a small file that lies beside the model's config, or None when there is none."""
+    """Return a small file that lies beside the model's config, or None when there is none.
+
+    Where the hub cannot be reached, a file that is not in its cache counts as none.
+    """
     if source.local:
         path = Path(source.place) / name
         return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    cached = try_to_load_from_cache(source.place, name, revision=source.revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is not None or hub_obstacle():
+        return None
     try:
         return Path(hf_hub_download(source.place, name, revision=source.revision))
-    except LocalEntryNotFoundError:
-        # Offline with a cached model: the hub's cache keeps no record of files that do not exist.
-        return None
-    except EntryNotFoundError:
+    except (EntryNotFoundError, LocalEntryNotFoundError):
         return None
 
 
-def _unavailable(source: TransformersSource, options: OpenOptions, error: OSError) -> WeightsUnavailable:
+def _unavailable(source: TransformersSource, options: OpenOptions, why: str) -> WeightsUnavailable:
     if source.local:
         return WeightsUnavailable(
-            f"The files of teacher {options.name!r} are incomplete.", where=source.place, why=_first_line(error)
+            f"The files of teacher {options.name!r} are incomplete.", where=source.place, why=why
         )
     return WeightsUnavailable(
         f"The weights of teacher {options.name!r} are not on this machine and could not be fetched.",
         where=f"hub repository {source.place}",
-        why=_first_line(error),
+        why=why,
         next_command=f"where there is a network: hf download {source.place} --local-dir DIR; then --weights DIR",
     )
 

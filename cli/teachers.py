@@ -1,0 +1,108 @@
+"""`advl teachers`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from advl_pipeline.teachers.check_config import CheckTeacherConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.group("teachers")
+def command() -> None:
+    """List teachers, show one, check that its weights are at hand.
+
+    \b
+    advl teachers list
+    advl teachers show clip-vit-l
+    advl teachers check minilm-l6
+    """
+
+
+@command.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the teachers known by name, and the forms of names that open any other.
+
+    \b
+    advl teachers list
+    advl teachers list --json
+    """
+    from advl_pipeline.teachers.catalogue import DOORS
+    from advl_pipeline.teachers.inspection import list_teachers
+
+    summaries = list_teachers()
+    if as_json:
+        print_json({"teachers": [dataclasses.asdict(summary) for summary in summaries], "doors": DOORS})
+        return
+    click.echo(f"{'name':<18} {'towers':<11} {'weights':<12} about")
+    for summary in summaries:
+        weights = (
+            "plug-in" if summary.at_hand is None else "at hand" if summary.at_hand else f"{summary.megabytes} MB"
+        )
+        click.echo(f"{summary.name:<18} {', '.join(summary.modalities):<11} {weights:<12} {summary.about}")
+    for form, meaning in DOORS.items():
+        click.echo(f"{form:<43} {meaning}")
+
+
+@command.command("show")
+@click.argument("name")
+@json_option
+def show_command(name: str, as_json: bool) -> None:
+    """Show what a teacher's features are, their size, and whether its weights are at hand. Nothing is loaded.
+
+    \b
+    advl teachers show clip-vit-l
+    advl teachers show efficientnet-lite0 --json
+    """
+    from advl_pipeline.teachers.inspection import show_teacher
+
+    details = show_teacher(name)
+    if as_json:
+        print_json(dataclasses.asdict(details))
+        return
+    click.echo(f"{details.summary.name}: {details.summary.about}")
+    click.echo(f"  source     {details.source} ({details.summary.licence})")
+    click.echo(f"  weights    {details.how_to_get or 'at hand'}")
+    click.echo(f"  global     {details.global_feature}")
+    if details.long_texts:
+        click.echo(f"  long texts {details.long_texts}")
+    for size in details.features:
+        click.echo(f"  {size.feature:<28} width {size.width:>5}, {size.num_bytes:>8} bytes per {size.per} (float16)")
+    if not details.features:
+        click.echo(f"  sizes are known once it is opened: advl teachers check {name}")
+
+
+@command.command("check")
+@config_options(CheckTeacherConfig, arguments=("name",))
+@json_option
+def check_command(as_json: bool, **flags: Any) -> int:
+    """Open a teacher and try it on a few made-up units: widths, batch invariance, float16 range, speed.
+
+    Exits with 6 when its weights are not at hand and with 1 when it misbehaves.
+
+    \b
+    advl teachers check minilm-l6
+    advl teachers check hf:ORG/MODEL --weights FOLDER
+    """
+    config: CheckTeacherConfig = config_from_flags(CheckTeacherConfig, flags)
+    from advl_pipeline.teachers.check import run_check_teacher
+
+    result = run_check_teacher(config)
+    if as_json:
+        print_json({**dataclasses.asdict(result), "is_good": result.is_good})
+        return 0 if result.is_good else 1
+    for tower in result.towers:
+        click.echo(f"{result.name}, {tower.modality} tower: parameters {tower.parameters[:16]}")
+        click.echo(f"  widths             {tower.global_dim} global, {tower.token_dim} tokens")
+        click.echo(f"  largest value      {tower.largest_value:.4g} (float16 holds 65504)")
+        click.echo(f"  batch invariance   {tower.batch_difference:.1e} of the largest value")
+        click.echo(f"  speed here         {tower.units_per_second:.1f} units/s")
+        for problem in tower.problems:
+            click.echo(f"  problem: {problem}")
+    click.echo("good" if result.is_good else "not good")
+    return 0 if result.is_good else 1

@@ -1,0 +1,135 @@
+"""`advl teachers list`, `show` and `check`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from advl_pipeline.datasets.records import text_unit
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.teachers import check, hub
+from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS
+from advl_pipeline.teachers.check import run_check_teacher
+from advl_pipeline.teachers.check_config import CheckTeacherConfig
+from advl_pipeline.teachers.inspection import list_teachers, show_teacher
+from advl_pipeline.teachers.interface import EncodedBatch, Teacher
+
+
+def advl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "advl_cli", "teachers", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_list_and_show_tell_without_loading_a_model() -> None:
+    code = (
+        "import sys; from advl_pipeline.teachers.inspection import list_teachers, show_teacher;"
+        "list_teachers(); show_teacher('clip-vit-l'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_list_as_text_and_as_json() -> None:
+    text = advl("list").stdout
+    assert all(name in text for name in [*CATALOGUE, *DOORS])
+    listed = json.loads(advl("list", "--json").stdout)
+    assert [entry["name"] for entry in listed["teachers"]] == [summary.name for summary in list_teachers()]
+
+
+def test_show_states_sizes_and_policies() -> None:
+    details = show_teacher("clip-vit-l")
+    sizes = {size.feature: (size.width, size.num_bytes, size.per) for size in details.features}
+    assert sizes["image global"] == (768, 1536, "picture")
+    assert sizes["image tokens, grid 16 x 16"] == (1024, 16 * 16 * 1024 * 2, "picture")
+    assert sizes["text tokens"] == (768, 1536 + 8, "word piece")
+    assert "77" in details.long_texts
+    assert "hf download openai/clip-vit-large-patch14" in details.how_to_get
+    assert "random weights" in show_teacher("random:clip-vit-l@3").summary.about
+    assert show_teacher("timm:resnet18").features == ()
+    with pytest.raises(ConfigError, match="clip-vit-l"):
+        show_teacher("clip-vit")
+
+
+def test_check_passes_a_good_teacher(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
+    config = hf.BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+    )
+    folder, _, _ = text_folder(hf.BertModel, config, "wordpiece")
+    result = run_check_teacher(CheckTeacherConfig(name="hf:local/model", weights=folder))
+    assert result.is_good
+    assert [(tower.modality, tower.global_dim) for tower in result.towers] == [("text", 32)]
+    # Weights of another width than the catalogue states are reported.
+    other = run_check_teacher(CheckTeacherConfig(name="roberta-b", weights=folder))
+    assert not other.is_good
+    assert "768" in other.towers[0].problems[0]
+
+
+class Flawed:
+    """A text tower whose features depend on the batch, overflow float16, or are not finite."""
+
+    global_dim = token_dim = 2
+
+    def __init__(self, flaw: str) -> None:
+        self.flaw = flaw
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, units: Any) -> Any:
+        tower = text_tower_of_words()
+        return tower.prepare(units)
+
+    def encode(self, units: Any) -> EncodedBatch:
+        value = {"batch": float(len(units)), "range": 1e6, "nan": float("nan"), "rows": 1.0}[self.flaw]
+        extra = 1 if self.flaw == "rows" else 0
+        return EncodedBatch(
+            global_ND=torch.full((len(units), 2), value),
+            token_values=[torch.full((unit.num_tokens + extra, 2), value) for unit in units],
+        )
+
+
+def text_tower_of_words() -> Any:
+    from tiny_extraction import TinyTextTower
+
+    return TinyTextTower()
+
+
+@pytest.mark.parametrize(
+    ("flaw", "complaint"),
+    [("batch", "change with its batch"), ("range", "float16"), ("nan", "not finite"), ("rows", "token rows")],
+)
+def test_check_finds_what_is_wrong(flaw: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Teacher(name="flawed", text=Flawed(flaw))
+    monkeypatch.setattr(check, "open_teacher", lambda name, **settings: teacher)
+    result = run_check_teacher(CheckTeacherConfig(name="flawed"))
+    assert not result.is_good
+    assert any(complaint in problem for problem in result.towers[0].problems)
+
+
+def test_exit_codes() -> None:
+    assert advl("show", "minilm").returncode == 2
+    assert "minilm-l6" in advl("show", "minilm").stderr
+    missing = advl("check", "roberta-b", "--weights", "nowhere")
+    assert missing.returncode == 6
+    assert "Traceback" not in missing.stderr
+
+
+def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "127.0.0.1" in hub.hub_obstacle()
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy"})
+    assert hub.hub_obstacle() == ""
+
+
+def test_the_texts_of_a_check_are_canonical() -> None:
+    assert all(text_unit(text).text == text for text in check.TEXTS)
