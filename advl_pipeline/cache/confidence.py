@@ -6,7 +6,6 @@ where the key is the beginning of the identity's digest. Sets are added at any t
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -129,4 +128,12 @@ def list_confidence(cache_path: Path) -> list[dict[str, Any]]:
 def remove_confidence(cache_path: Path, key: str) -> None:
     """Remove a set: its record first, so that it is never half there."""
     (cache_path / confidence_record_path(key)).unlink(missing_ok=True)
-    shutil.rmtree(os.fspath(cache_path / "confidence" / key), ignore_errors=True)
+    shutil.rmtree(cache_path / "confidence" / key, ignore_errors=True)
+    if not any((cache_path / "records").glob("confidence-*.json")):
+        shutil.rmtree(cache_path / "confidence", ignore_errors=True)
+
+
+def unfinished_confidences(cache_path: Path) -> list[str]:
+    """Return the keys of sets that were begun and never committed."""
+    folders = [path.name for path in sorted((cache_path / "confidence").glob("*")) if path.is_dir()]
+    return [key for key in folders if not (cache_path / confidence_record_path(key)).exists()]

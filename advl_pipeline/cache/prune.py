@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.cache.claims import claim
-from advl_pipeline.cache.confidence import list_confidence, remove_confidence
+from advl_pipeline.cache.confidence import list_confidence, remove_confidence, unfinished_confidences
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.files import WORK_FOLDER, remove_work
 from advl_pipeline.cache.reader import require_cache
@@ -35,12 +35,13 @@ def run_prune(config: PruneConfig) -> PruneResult:
     if config.all:
         return _remove_all(root, dry_run=config.dry_run)
     known = [str(item["key"]) for item in list_confidence(root)]
-    keys = known if config.all_confidences else list(config.confidence)
-    for key in keys:
+    chosen = known if config.all_confidences else list(config.confidence)
+    for key in chosen:
         if key not in known:
             raise ConfigError(
                 f"There is no set of confidences {key!r}.", where=str(root), why=suggest_names(key, known)
             )
+    keys = [*chosen, *unfinished_confidences(root)]
     leftovers = (root / WORK_FOLDER).is_dir() and (root / COMPLETE_RECORD).is_file()
     targets = [root / "confidence" / key for key in keys] + ([root / WORK_FOLDER] if leftovers else [])
     size = sum(map(_size, targets))

@@ -1,0 +1,242 @@
+"""The commands on caches do what they say, in text and in JSON, with the documented exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from advl_cli.main import main
+from safetensors.numpy import load_file
+from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+
+from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.configuration import build_config
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.extraction import recompute as recompute_module
+from advl_pipeline.extraction import repair as repair_module
+from advl_pipeline.extraction.config import ImportConfig
+from advl_pipeline.extraction.imported import import_features
+from advl_pipeline.extraction.recompute import recompute
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    tiny_extract(folder / "data", folder / "cache")
+    return folder
+
+
+@pytest.fixture
+def cache(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine / "cache", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run the command line; returns exit code, stdout and stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+def test_info(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = advl(capsys, "cache", "info", cache)
+    assert code == 0
+    assert "complete" in out
+    assert "40 units" in out
+    code, out, _ = advl(capsys, "cache", "info", cache, "--json")
+    found = json.loads(out)
+    assert found["modalities"]["image"]["committed_shards"] == found["modalities"]["image"]["num_shards"]
+    (cache / "records/complete.json").unlink()
+    (cache / "records/text-00002.json").unlink()
+    assert "not finished" in advl(capsys, "cache", "info", cache)[1]
+
+
+def test_info_without_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = advl(capsys, "cache", "info", tmp_path)
+    assert (code, out) == (2, "")
+    assert "no cache here" in err
+
+
+def test_verify(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert advl(capsys, "cache", "verify", cache)[0] == 0
+    content = bytearray((cache / "image/global/c/0/0").read_bytes())
+    content[5] ^= 1
+    (cache / "image/global/c/0/0").write_bytes(content)
+    code, _, err = advl(capsys, "cache", "verify", cache)
+    assert code == 4
+    assert "image/global/c/0/0: its content changed" in err
+    assert "advl cache repair" in err
+    code, out, _ = advl(capsys, "cache", "verify", cache, "--json")
+    assert code == 4
+    assert json.loads(out)["findings"] == [{"path": "image/global/c/0/0", "problem": "its content changed"}]
+
+
+def test_verify_with_the_teacher(
+    pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = [(tiny_teacher(), TinyDataset(pristine / "data"))]
+    monkeypatch.setattr(recompute_module, "open_inputs", lambda config: opened[0])
+    code, out, _ = advl(capsys, "cache", "verify", cache, "--recompute", 5, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["recomputed"] == 10
+    assert 0 <= found["worst_cosine_error"] < 1e-3
+    report = verify_cache(cache)
+    other = recompute(
+        report, tiny_config(cache), tiny_teacher(seed=9), TinyDataset(pristine / "data"), count=3, seed=0
+    )
+    assert not other.report.is_sound
+
+
+def test_repair(
+    pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_module, "open_inputs", lambda config: (tiny_teacher(), TinyDataset(pristine / "data")))
+    assert "nothing to repair" in advl(capsys, "cache", "repair", cache)[1]
+    (cache / "text/tokens/values/c/1/0").unlink()
+    code, out, _ = advl(capsys, "cache", "repair", cache)
+    assert code == 0
+    assert "every byte as it was" in out
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+
+
+def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [{"seed": seed} for seed in range(3)]
+    for identity in sets:
+        write_confidence(cache, identity, ["a"], np.array([0.5], np.float32))
+    keys = [path.name for path in sorted((cache / "confidence").iterdir()) if path.is_dir()]
+    code, _, err = advl(capsys, "cache", "prune", cache, "--confidence", "0123")
+    assert code == 2
+    assert "no set of confidences" in err
+    assert "would remove" in advl(capsys, "cache", "prune", cache, "--all-confidences", "--dry-run")[1]
+    advl(capsys, "cache", "prune", cache, "--confidence", keys[0])
+    assert sum(read_confidence(cache, identity) is not None for identity in sets) == 2
+    (cache / ".work/tmp").mkdir(parents=True)
+    (cache / ".work/tmp/left-over").write_bytes(b"x")
+    (cache / "confidence/0000000000000000").mkdir()
+    (cache / "confidence/0000000000000000/zarr.json").write_bytes(b"{}")
+    assert not verify_cache(cache).is_sound
+    advl(capsys, "cache", "prune", cache, "--all-confidences")
+    assert verify_cache(cache).is_sound
+    assert not (cache / ".work").exists()
+    advl(capsys, "cache", "prune", cache, "--all")
+    assert not cache.exists()
+
+
+def test_bench(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = advl(capsys, "cache", "bench", cache, "--seconds", 0.05, "--json")
+    assert code == 0
+    rates = json.loads(out)["rates"]
+    assert {(rate["modality"], rate["way"]) for rate in rates} == {
+        (modality, way) for modality in ("image", "text") for way in ("thread", "inline", "look-up")
+    }
+    assert all(rate["units_per_second"] > 0 for rate in rates)
+
+
+def test_export_to_hdf5(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "features.h5"
+    assert advl(capsys, "cache", "export", cache, "--to", "hdf5", "--output", output)[0] == 0
+    store = open_cache(cache).text
+    assert store is not None
+    with h5py.File(output) as file:
+        ids = [name.decode() for name in file["text/unit_id"][:]]
+        np.testing.assert_array_equal(file["text/token_values"][:], store.token_features(ids)[0])
+        np.testing.assert_array_equal(file["text/char_spans"][:], store.char_spans(ids))
+        assert "image/char_spans" not in file
+    code, _, err = advl(capsys, "cache", "export", cache, "--output", output)
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_export_to_safetensors_and_parquet(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_cache(cache).image
+    assert store is not None
+    ids = list(store.ids)
+    values, lengths = store.token_features(ids)
+    assert advl(capsys, "cache", "export", cache, "--to", "safetensors", "--output", tmp_path / "st")[0] == 0
+    content = load_file(tmp_path / "st/image-00000.safetensors")
+    np.testing.assert_array_equal(content["token_values"], values)
+    assert [row.tobytes().hex() for row in content["unit_id"]] == ids
+    assert advl(capsys, "cache", "export", cache, "--to", "parquet", "--output", tmp_path / "pq")[0] == 0
+    table = pq.read_table(tmp_path / "pq/image.parquet")
+    assert table["unit_id"].to_pylist() == ids
+    assert [len(rows) for rows in table["tokens"].to_pylist()] == lengths.tolist()
+    np.testing.assert_array_equal(
+        np.array([row for rows in table["tokens"].to_pylist() for row in rows], np.float16), values
+    )
+
+
+@pytest.mark.parametrize("form", ["npy", "pt", "hdf5", "hdf5-groups"])
+def test_import(tmp_path: Path, form: str) -> None:
+    dataset = TinyDataset(tmp_path / "data", num_images=6)
+    generator = np.random.default_rng(0)
+    features = {
+        unit.path.stem: generator.standard_normal((len(unit.boxes_R4), 5)).astype(np.float32) + 1
+        for unit in dataset.image_units()
+    }
+    # Pictures without boxes have no rows to take a mean of.
+    features = {name: rows if len(rows) else np.ones((1, 5), np.float32) for name, rows in features.items()}
+    source = tmp_path / "features"
+    if form.startswith("hdf5"):
+        with h5py.File(source, "w") as file:
+            for name, rows in features.items():
+                file[f"{name}/features" if form == "hdf5-groups" else name] = rows
+    else:
+        source.mkdir()
+        for name, rows in features.items():
+            if form == "npy":
+                np.save(source / f"{name}.npy", rows)
+            else:
+                torch.save(torch.from_numpy(rows), source / f"{name}.pt")
+    config = build_config(
+        ImportConfig, {"source": source, "name": "mine", "dataset": "tiny", "output": tmp_path / "cache"}
+    )
+    import_features(config, dataset)
+    store = open_cache(tmp_path / "cache").image
+    assert store is not None
+    for unit in dataset.image_units():
+        rows = features[unit.path.stem]
+        np.testing.assert_array_equal(store.token_features([unit.unit_id])[0], rows.astype(np.float16))
+        np.testing.assert_allclose(store.global_features([unit.unit_id])[0], rows.mean(axis=0), atol=2e-3)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("was-run"),))
+
+
+def test_import_never_unpickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = TinyDataset(tmp_path / "data", num_images=1)
+    name = dataset.image_units()[0].path.stem
+    for number, save in enumerate(
+        (lambda path: torch.save(Evil(), path), lambda path: np.save(path, np.array([Evil()])))
+    ):
+        source = tmp_path / f"features-{number}"
+        source.mkdir()
+        save(source / (f"{name}.npy" if number else f"{name}.pt"))
+        config = build_config(ImportConfig, {"source": source, "name": "evil", "dataset": "tiny"})
+        with pytest.raises(DatasetError, match="cannot be read"):
+            import_features(config, dataset)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_import_names_what_is_missing(tmp_path: Path) -> None:
+    dataset = TinyDataset(tmp_path / "data", num_images=2)
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features" / f"{dataset.image_units()[0].path.stem}.npy", np.ones(3, np.float32))
+    config = build_config(ImportConfig, {"source": tmp_path / "features", "name": "mine", "dataset": "tiny"})
+    with pytest.raises(DatasetError) as caught:
+        import_features(config, dataset)
+    assert dataset.image_units()[1].path.name in caught.value.why
