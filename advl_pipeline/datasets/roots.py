@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from advl_pipeline.errors import DatasetError
 
@@ -31,10 +31,8 @@ def index_folder(data_root: Path, dataset_folder: Path) -> Path:
 
 def is_safe_name(name: str) -> bool:
     """Tell whether a relative file name stays inside its folder: not absolute, no `..`, no drive, no NUL."""
-    if not name or "\0" in name or "\\" in name or ":" in name.split("/", 1)[0]:
-        return False
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    parts = name.split("/")
+    return bool(parts[0]) and ".." not in parts and ":" not in parts[0] and "\0" not in name and "\\" not in name
 
 
 def require_file(path: Path, *, dataset: str) -> Path:

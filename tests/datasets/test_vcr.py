@@ -149,7 +149,8 @@ BAD_RECORDS = [
     (spoil("question", []), "has no words"),
     (spoil("answer_choices", [["a"]] * 3), "not a list of 4 choices"),
     (spoil("rationale_choices", ["a"] * 4), "not a list of tokens"),
-    (spoil("objects", ["person", 3]), "'objects' is not a list of texts"),
+    (lambda record: record.update(img_fn="a.jpg", objects=["person", 3]), "'objects' is not a list of texts"),
+    (spoil("img_fn", ["a.jpg"]), "'img_fn' is not a text"),
     (spoil("objects", ["person", "person", "wineglass", "cat"]), "objects differ from those of another question"),
 ]
 
@@ -159,8 +160,7 @@ def test_a_bad_record_is_named_or_skipped(tmp_path: Path, change: Callable[[Any]
     good = records()
     bad = vcr_record(9)
     change(bad)
-    write_vcr(tmp_path, good)
-    file = tmp_path / "vcr" / "val.jsonl"
+    file = write_vcr(tmp_path, good)
     lines = file.read_text().splitlines()
     lines[9] = json.dumps(bad)
     file.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,130 @@
+"""Time and memory of indexing a synthetic VCR annotation file of the official size (212,923 questions).
+
+    python -m benchmarks.vcr_index [--questions N] [--json]
+
+Bounds: the first opening below 10 s and 1 GB of resident memory; every later one, and so every epoch, parses nothing.
+The file is generated into a temporary folder (about 430 MB) and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+QUESTIONS = 212_923
+QUESTIONS_PER_PICTURE = 2.65
+MAX_SECONDS = 10.0
+MAX_BYTES = 1 << 30
+_WORDS = "the person is going to leave because they want some water near an old table and look very angry now".split()
+
+
+def write_annotations(path: Path, questions: int, seed: int = 0) -> None:
+    """Write questions with the lengths of the real ones: 7 words, answers of 8, rationales of 16, nine objects."""
+    rng = random.Random(seed)
+
+    def sentence(mean: int) -> list[Any]:
+        words: list[Any] = rng.choices(_WORDS, k=max(2, int(rng.gauss(mean, mean / 3))))
+        words[rng.randrange(len(words))] = [rng.randrange(5)]
+        return [*words, "."]
+
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(questions):
+            picture = int(number / QUESTIONS_PER_PICTURE)
+            base = f"lsmdc_{picture % 97:04d}_SYNTHETIC_MOVIE/{picture:06d}_SYNTHETIC_MOVIE_00.00.00.000@0"
+            answers = [sentence(8) for _ in range(4)]
+            rationales = [sentence(16) for _ in range(4)]
+            record = {
+                "movie": "SYNTHETIC_MOVIE",
+                "objects": ["person"] * 5 + ["chair", "bottle", "car", "dog"],
+                "interesting_scores": [0],
+                "answer_likelihood": "possible",
+                "img_fn": f"{base}.jpg",
+                "metadata_fn": f"{base}.json",
+                "answer_orig": " ".join(map(str, answers[0])),
+                "question_orig": "",
+                "rationale_orig": " ".join(map(str, rationales[0])),
+                "question": ["Why", "is", [1], *sentence(4)],
+                "answer_match_iter": [3, 0, 2, 1],
+                "answer_sources": [3287, 0, 10184, 2260],
+                "answer_choices": answers,
+                "answer_label": rng.randrange(4),
+                "rationale_choices": rationales,
+                "rationale_sources": [0, 5521, 10140, 6281],
+                "rationale_match_iter": [1, 2, 3, 0],
+                "rationale_label": rng.randrange(4),
+                "img_id": f"train-{picture}",
+                "question_number": 0,
+                "annot_id": f"train-{number}",
+                "match_fold": f"train-{number % 11}",
+                "match_index": number,
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def measure(root: Path) -> dict[str, float]:
+    """Open the split once, in a process of its own; returns seconds and peak memory."""
+    from advl_pipeline.datasets.registry import open_dataset
+
+    began = time.perf_counter()
+    dataset = open_dataset("vcr", split="train", data_root=root)
+    opened = time.perf_counter()
+    ids = dataset.example_ids
+    return {
+        "seconds": opened - began,
+        "seconds_to_list_ids": time.perf_counter() - opened,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "num_examples": len(ids),
+    }
+
+
+def run(questions: int = QUESTIONS) -> dict[str, Any]:
+    """Generate the file and measure a first and a second opening."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "vcr").mkdir()
+        annotations = root / "vcr" / "train.jsonl"
+        write_annotations(annotations, questions)
+        size = annotations.stat().st_size
+        openings = []
+        for _ in range(2):
+            with context.Pool(1) as pool:
+                openings.append(pool.apply(measure, (root,)))
+        index = sum(file.stat().st_size for file in (root / ".index").rglob("*") if file.is_file())
+    return {
+        "questions": questions,
+        "file_bytes": size,
+        "index_bytes": index,
+        "first": openings[0],
+        "second": openings[1],
+        "within_bounds": openings[0]["seconds"] < MAX_SECONDS and openings[0]["peak_bytes"] < MAX_BYTES,
+    }
+
+
+def main() -> int:
+    """Print the measurement; exit code 1 when a bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = run(options.questions)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        first, second = result["first"], result["second"]
+        print(f"VCR annotations: {result['questions']:,} questions, {result['file_bytes'] / 1e6:,.0f} MB")
+        print(f"  first opening   {first['seconds']:6.2f} s, peak {first['peak_bytes'] / 2**20:,.0f} MiB")
+        print(f"  second opening  {second['seconds']:6.2f} s, peak {second['peak_bytes'] / 2**20:,.0f} MiB")
+        print(f"  index           {result['index_bytes'] / 2**20:,.0f} MiB")
+    return 0 if result["within_bounds"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
