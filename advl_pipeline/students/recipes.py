@@ -52,7 +52,7 @@ class Recipe:
     lr_scales: tuple[ScaleRule, ...] = ()
     clip_norm: float = 0.0
     schedule: Schedule = "linear"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[float, ...] = ()
     lr_floor: float = 0.0
     warmup: float = 0.0
     num_steps: int = 0
@@ -151,8 +151,8 @@ def group_parameters(
 def learning_rate_at(step: int, recipe: Recipe, *, num_steps: int) -> float:
     """Return the base learning rate of optimiser step `step`, counted from 0.
 
-    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (counted in
-    steps). Never below `lr_floor`, which step 0 of a warm-up therefore gets (UNITER: 1e-8).
+    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
+    all steps). Never below `lr_floor`, which step 0 of a warm-up therefore gets (UNITER: 1e-8).
     """
     warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * num_steps
     if step < warmup:
@@ -160,7 +160,7 @@ def learning_rate_at(step: int, recipe: Recipe, *, num_steps: int) -> float:
     elif recipe.schedule == "linear":
         factor = max(0.0, (num_steps - step) / max(1.0, num_steps - warmup))
     elif recipe.schedule == "steps":
-        factor = 0.1 ** sum(step >= milestone for milestone in recipe.milestones)
+        factor = 0.1 ** sum(step >= milestone * num_steps for milestone in recipe.milestones)
     else:
         factor = 1.0
     value = recipe.learning_rate * factor

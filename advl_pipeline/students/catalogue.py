@@ -1,0 +1,97 @@
+"""What `advl students` answers: the students there are, one in detail, whether a checkpoint fits one.
+
+What was proven of each family is data (`data/students.toml`). Results are plain JSON types.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.students.recipes import describe, load_recipe, recipe_names
+from advl_pipeline.students.registry import student_names
+
+CATALOGUE_PACKAGE = "advl_data"
+SIZES = ("tiny", "small", "base", "large", "vcr")
+"""What may follow a family's name; a name without a size has the size "base" in recipes."""
+
+
+def families() -> dict[str, dict[str, Any]]:
+    """Return what is known of each family: title, visual input, weights, reference, proof, largest, unproven."""
+    text = (resources.files(CATALOGUE_PACKAGE) / "students.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+def list_students() -> list[dict[str, Any]]:
+    """Return name and family of every student, plug-ins included, without building any."""
+    known = families()
+    return [
+        {"name": name, "family": family_of(name), **known.get(family_of(name), {"title": "plug-in"})}
+        for name in student_names()
+    ]
+
+
+def show_student(name: str) -> dict[str, Any]:
+    """Return architecture, parameters, recipes with sources, and what was proven of one student.
+
+    Raises:
+        ConfigError: unknown name. WeightsUnavailable: its tokenizer is not at hand.
+    """
+    from advl_pipeline.students.registry import build_student
+
+    _require_known(name)
+    student = build_student(name)
+    family, size = family_of(name), size_of(name)
+    recipes = {
+        task: [{"key": key, "value": value, "source": source} for key, value, source in describe(recipe)]
+        for recipe_family, task, recipe_size in recipe_names()
+        if recipe_family == family and recipe_size == size
+        for recipe in (load_recipe(recipe_family, task, recipe_size),)
+    }
+    return {
+        "name": name,
+        "family": family,
+        **families().get(family, {"title": "plug-in"}),
+        "num_parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "hidden_size": student.hidden_size,
+        "pooled_size": student.pooled_size,
+        "config": student.config_dict(),
+        "recipes": recipes,
+    }
+
+
+def check_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
+    """Return what became of every key of a checkpoint; the student is built with random weights first.
+
+    Raises:
+        ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
+    """
+    from advl_pipeline.students.checkpoints import KeyRules, load_file
+    from advl_pipeline.students.registry import build_student
+
+    _require_known(name)
+    student = build_student(name)
+    rules: KeyRules = getattr(student, "rules", KeyRules())
+    return {"student": name, **load_file(student, checkpoint, rules).to_dict()}
+
+
+def family_of(name: str) -> str:
+    """Return a student's name without its size."""
+    stem, _, size = name.rpartition("-")
+    return stem if stem and size in SIZES else name
+
+
+def size_of(name: str) -> str:
+    """Return the size at the end of a student's name, "base" where it has none."""
+    family = family_of(name)
+    return "base" if family == name else name[len(family) + 1 :]
+
+
+def _require_known(name: str) -> None:
+    if name not in student_names():
+        raise ConfigError(
+            f"Unknown student {name!r}.", why=suggest_names(name, student_names()), next_command="advl students list"
+        )

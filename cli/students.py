@@ -1,0 +1,109 @@
+"""`advl students`: list students, show one, check a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import json_option, print_json
+
+
+@click.group("students")
+def command() -> None:
+    """List students, show one, check a checkpoint.
+
+    \b
+    advl students list
+    advl students show uniter-base
+    advl students load-check uniter-base uniter-base.pt
+    """
+
+
+@command.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the students that `--student` takes, with what each one sees.
+
+    \b
+    advl students list
+    """
+    from advl_pipeline.students.catalogue import list_students
+
+    students = list_students()
+    if as_json:
+        print_json(students)
+        return
+    width = max(len(item["name"]) for item in students)
+    for item in students:
+        click.echo(f"{item['name']:{width}}  {item['title']}, {item.get('visual', 'visual input of its own')}")
+
+
+@command.command("show")
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show one student: architecture, recipes with the source of each number, what was proven of it.
+
+    \b
+    advl students show uniter-tiny
+    advl students show meter-tiny --json
+    """
+    from advl_pipeline.students.catalogue import show_student
+
+    shown = show_student(name)
+    if as_json:
+        print_json(shown)
+        return
+    click.echo(f"{shown['name']}: {shown['title']}, {shown['num_parameters'] / 1e6:.1f} M parameters")
+    for key in ("visual", "weights", "reference", "proof", "largest", "unproven"):
+        if key in shown:
+            click.echo(f"  {key}: {shown[key]}")
+    click.echo("architecture:")
+    for key, value in shown["config"].items():
+        click.echo(f"  {key}: {value}")
+    for task, rows in shown["recipes"].items():
+        click.echo(f"recipe for {task}:")
+        for row in rows:
+            click.echo(f"  {row['key']} = {row['value']}  ({row['source']})")
+
+
+@command.command("load-check")
+@click.argument("name")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@json_option
+def load_check(name: str, checkpoint: Path, as_json: bool) -> int:
+    """Read a checkpoint into a student and name every key that does not fit. Exit code 2 if it does not fill it.
+
+    \b
+    advl students load-check uniter-base uniter-base.pt
+    advl students load-check vilt vilt-b32-mlm/ --json
+    """
+    from advl_pipeline.students.catalogue import check_checkpoint
+
+    report = check_checkpoint(name, checkpoint)
+    fills = not (report["missing"] or report["reinitialised"])
+    if as_json:
+        print_json(report)
+        return 0 if fills else 2
+    click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded, {_half(report)}")
+    _print_keys("missing from the file", report["missing"])
+    _print_keys("unexpected in the file", report["unexpected"])
+    _print_keys("of another shape, left at fresh values", report["reinitialised"])
+    _print_keys("fitted to another size", report["resized"])
+    _print_keys("absent from the file as they may be", report["fresh"])
+    _print_keys("set aside (heads, pretraining objectives)", report["ignored"])
+    click.echo(f"{'fills' if fills else 'does not fill'} {name}")
+    return 0 if fills else 2
+
+
+def _half(report: dict[str, Any]) -> str:
+    return f"{report['num_half_precision']} of the file's in half precision, widened to float32"
+
+
+def _print_keys(label: str, keys: list[str] | tuple[str, ...]) -> None:
+    if keys:
+        click.echo(f"{len(keys)} {label}:")
+        for key in keys:
+            click.echo(f"  {key}")

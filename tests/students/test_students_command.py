@@ -1,0 +1,100 @@
+"""`advl students` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from advl_cli.main import main
+
+from advl_pipeline.students.catalogue import families, family_of, list_students
+from advl_pipeline.students.registry import build_student
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one invocation left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Advl = Callable[..., Outcome]
+
+
+@pytest.fixture
+def advl(capsys: pytest.CaptureFixture[str]) -> Advl:
+    """Run `advl students ...` in this process: importing torch once is enough."""
+
+    def run(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as stopped:
+            main(["students", *arguments])
+        printed = capsys.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return Outcome(returncode=stopped.value.code, stdout=printed.out, stderr=printed.err)
+
+    return run
+
+
+def test_list_names_every_student_and_each_has_a_proof(advl: Advl) -> None:
+    result = advl("list", "--json")
+    assert result.returncode == 0, result.stderr
+    listed = json.loads(result.stdout)
+    assert [item["name"] for item in listed] == [item["name"] for item in list_students()]
+    assert {family_of(item["name"]) for item in listed} == set(families())
+    for item in listed:
+        assert item["proof"]
+        assert item["unproven"]
+        assert item.get("largest", 0.0) < 2e-5
+
+
+def test_show_prints_architecture_and_recipe_sources(advl: Advl) -> None:
+    result = advl("show", "meter-tiny", "--json")
+    assert result.returncode == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["pooled_size"] == 2 * shown["hidden_size"]
+    assert shown["recipes"] == {}
+    assert "hidden_size: 32" in advl("show", "uniter-tiny").stdout
+
+
+def test_an_unknown_student_is_a_usage_error_with_a_suggestion(advl: Advl) -> None:
+    result = advl("show", "unitter-base")
+    assert result.returncode == 2
+    assert "uniter-base" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_load_check_names_the_keys(advl: Advl, tmp_path: Path) -> None:
+    state = {
+        f"uniter.{key.removeprefix('model.')}": value
+        for key, value in build_student("uniter-tiny").state_dict().items()
+    }
+    gone = "uniter.pooler.dense.bias"
+    del state[gone]
+    torch.save(
+        {**state, "uniter.extra.weight": torch.zeros(1), "vqa_output.0.bias": torch.zeros(2)}, tmp_path / "a.pt"
+    )
+    result = advl("load-check", "uniter-tiny", str(tmp_path / "a.pt"), "--json")
+    assert result.returncode == 2, result.stderr
+    report = json.loads(result.stdout)
+    assert report["missing"] == ["model.pooler.dense.bias"]
+    assert report["unexpected"] == ["model.extra.weight"]
+    assert report["ignored"] == ["vqa_output.0.bias"]
+    text = advl("load-check", "uniter-tiny", str(tmp_path / "a.pt")).stdout
+    assert "does not fill uniter-tiny" in text
+    state[gone] = torch.zeros(32)
+    torch.save(state, tmp_path / "b.pt")
+    whole = advl("load-check", "uniter-tiny", str(tmp_path / "b.pt"))
+    assert whole.returncode == 0
+    assert "fills uniter-tiny" in whole.stdout
+
+
+def test_load_check_of_a_missing_file_says_what_to_do(advl: Advl, tmp_path: Path) -> None:
+    result = advl("load-check", "uniter-tiny", str(tmp_path / "absent.pt"))
+    assert result.returncode == 6
+    assert "next:" in result.stderr

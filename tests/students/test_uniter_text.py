@@ -1,0 +1,105 @@
+"""UNITER's rows equal its own collate: special tokens, types, person tokens; texts are cut only when asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.text_rows import Part
+from advl_pipeline.students.uniter import Uniter
+
+CLS_ID, SEP_ID = 101, 102
+
+
+@pytest.fixture(scope="module")
+def student() -> Uniter:
+    built = build_student("uniter-tiny")
+    assert isinstance(built, Uniter)
+    return built
+
+
+def part(token_ids: list[int]) -> Part:
+    return Part(token_ids=token_ids, spans=[(0, 0)] * len(token_ids))
+
+
+@pytest.mark.parametrize("task", ["qa", "qar"])
+def test_rows_equal_the_original_collate(
+    task: str, student: Uniter, reference: Callable[[str], Mapping[str, torch.Tensor]], assets: Path
+) -> None:
+    expected = reference("uniter_data/vcr_collate_expected.npz")
+    items: dict[str, Any] = json.loads((assets / "uniter_data" / "vcr_items.json").read_text())
+    assert (student.tokenizer.cls_id, student.tokenizer.sep_id) == (CLS_ID, SEP_ID)
+    row = 0
+    for item in items.values():
+        answers = item["input_ids_as"]
+        context = [part(item["input_ids"])]
+        if task == "qar":
+            context.append(part(answers[item["qa_target"]]))
+        for choice in answers if task == "qa" else item["input_ids_rs"]:
+            made = student.lay_out([*context, part(choice)], "vcr-q2a")
+            length = len(made.token_ids)
+            assert made.token_ids == expected[f"{task}/input_ids"][row][:length].tolist()
+            assert made.types == expected[f"{task}/txt_type_ids"][row][:length].tolist()
+            assert not expected[f"{task}/input_ids"][row][length:].any()
+            row += 1
+    assert row == 8
+
+
+def example(text: str, tags: tuple[ObjectTag, ...] = (), context_length: int = 0) -> Example:
+    unit = ImageUnit(
+        unit_id="u",
+        path=Path("absent.png"),
+        width=10,
+        height=10,
+        boxes_R4=np.zeros((3, 4), dtype=np.float32),
+        box_labels=("person", "dog", "person"),
+    )
+    candidate = Candidate(text_unit=text_unit(text), context_length=context_length, tags=tags)
+    return Example(example_id="e", task="vcr-q2a", image=unit, candidates=(candidate,), label=0)
+
+
+def test_a_person_is_one_token_and_other_objects_are_words(student: Uniter) -> None:
+    text = "Why is person_0 near the dog ? person_2 , maybe ."
+    spans = [(text.index(word), text.index(word) + len(word)) for word in ("person_0", "dog", "person_2")]
+    tags = tuple(ObjectTag(start=start, end=end, box=box) for box, (start, end) in enumerate(spans))
+    tensors, num_cut = student.collate_texts([example(text, tags, context_length=text.index(" person_2"))])
+    ids, places = tensors["token_ids_NL"][0].tolist(), tensors["char_spans_NL2"][0].tolist()
+    first_person = student.config.vocab_size
+    assert num_cut == 0
+    assert [place for token, place in zip(ids, places, strict=True) if token >= first_person] == [
+        list(spans[0]),
+        list(spans[2]),
+    ]
+    assert [token - first_person for token in ids if token >= first_person] == [0, 2]
+    assert list(spans[1]) in places
+
+
+def test_people_beyond_the_table_share_its_last_token(student: Uniter) -> None:
+    many = example("person_90 waits .", (ObjectTag(start=0, end=9, box=90),))
+    image = dataclasses.replace(many.image, boxes_R4=np.zeros((91, 4), dtype=np.float32), box_labels=("person",) * 91)
+    tensors, _ = student.collate_texts([dataclasses.replace(many, image=image)])
+    assert tensors["token_ids_NL"].max() == student.config.vocab_size + 80
+
+
+def test_long_texts_are_an_error_unless_cutting_is_asked_for() -> None:
+    long = example("why " * 50 + "because " * 10, context_length=199)
+    with pytest.raises(DatasetError, match="this student takes 20"):
+        build_student("uniter-tiny", overrides={"max_text_length": 20}).collate([long])
+    cutting = build_student("uniter-tiny", overrides={"max_text_length": 20, "overlong": "cut"})
+    assert isinstance(cutting, Uniter)
+    tensors, num_cut = cutting.collate_texts([long])
+    assert num_cut == 60 + 4 - 20
+    assert tensors["token_mask_NL"].sum() == 19
+    spans = tensors["char_spans_NL2"][0]
+    answer = [list(span) for span in spans.tolist() if span[0] >= 200]
+    assert len(answer) == 8
