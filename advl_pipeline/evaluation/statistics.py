@@ -240,7 +240,7 @@ def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatAr
 
 
 def compare(
-    treated_SN: FloatArray, baseline_SN: FloatArray, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
+    treated_SN: FloatArray, baseline_SN: FloatArray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> PairedComparison:
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
 

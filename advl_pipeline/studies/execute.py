@@ -19,8 +19,8 @@ from advl_pipeline.studies.run_folder import evaluation_file
 CellExecutor = Callable[[Cell, StudyConfig], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
 
-CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], None]
-"""Makes sure that a cache exists; does nothing when it is complete."""
+CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
+"""Makes sure that a cache exists. Returns the seconds that extracting took, None when nothing was left to extract."""
 
 
 def execute_cell(cell: Cell, study: StudyConfig) -> None:
@@ -43,7 +43,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
         )
 
 
-def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> None:
+def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
     """Extract a cache; several processes that need the same one share its shards."""
     from advl_pipeline.extraction.config import ExtractConfig
     from advl_pipeline.extraction.run import run_extract
@@ -55,7 +55,8 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
         "output": need.path,
         "data_root": data_root,
     }
-    run_extract(build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]"))
+    result = run_extract(build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]"))
+    return result.seconds if result.encoded_units else None
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""The study folder: study.json (the study as it was resolved) and cells/ID/ (one run folder per cell).
+"""The study folder: study.json (the study as it was resolved), cells/ID/ (one run folder per cell), and extraction/
+(the time that each cache took which this study had to extract).
 
 A folder copied from another machine gathers there: nothing in it refers to a path outside.
 """
@@ -13,9 +14,10 @@ from advl_pipeline.atomic import write_text
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.plan import Plan, build_plan
+from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
 
 STUDY_FILE = "study.json"
+EXTRACTION_FOLDER = "extraction"
 
 
 def default_folder(study: StudyConfig) -> Path:
@@ -33,6 +35,23 @@ def write_study(folder: Path, plan: Plan, *, digests: dict[Path, str], caches: P
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / STUDY_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:
+    """Record how long a cache took to extract: caches themselves keep no times, so that equal ones are equal."""
+    path = _extraction_file(folder, need.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"teacher": need.teacher, "cache": str(need.path), "seconds": seconds}) + "\n")
+
+
+def read_extraction_seconds(folder: Path, cache: Path) -> float | None:
+    """Return how long a cache took, or None when this study found it complete."""
+    path = _extraction_file(folder, cache)
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else None
+
+
+def _extraction_file(folder: Path, cache: Path) -> Path:
+    return folder / EXTRACTION_FOLDER / ("-".join(cache.parts[-3:]) + ".json")
 
 
 def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:

@@ -16,7 +16,7 @@ from advl_pipeline.evaluation.calibration import reliability, top_confidence
 from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, trends, vision_use
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
-from advl_pipeline.studies.folder import read_study_folder
+from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
     CacheRecord,
@@ -64,7 +64,7 @@ def gather_study(folder: Path) -> StudyResult:
         costs=_costs(done, results),
         weights=_weights(done),
         calibrations=_calibrations(plan, sizes, evaluations),
-        caches=_caches(done),
+        caches=_caches(folder, done),
         environments=_environments(done),
     )
 
@@ -224,20 +224,27 @@ def _calibrations(
     )
 
 
-def _caches(cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
+def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
     """Caches that the runs read, each identity once; how they were made is added where they still lie."""
     found: dict[str, CacheRecord] = {}
     for cell in cells:
         path = cell.run / "caches.json"
         for entry in read_json(path) if path.exists() else ():
             key = json.dumps(entry["identity"], sort_keys=True)
-            provenance = Path(entry["path"]) / PROVENANCE_FILE
+            cache = Path(entry["path"])
+            provenance = cache / PROVENANCE_FILE
             found[key] = CacheRecord(
-                path=str(entry["path"]),
+                path=str(cache),
+                seconds=read_extraction_seconds(folder, cache),
+                num_bytes=_bytes(cache) if cache.exists() else None,
                 identity=entry["identity"],
                 provenance=read_json(provenance) if provenance.exists() else {},
             )
     return tuple(found.values())
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:

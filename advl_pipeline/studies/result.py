@@ -164,9 +164,14 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheRecord:
-    """A teacher cache that runs of the study read: its identity, and what is known of its making."""
+    """A teacher cache that runs of the study read: its identity, and what is known of its making.
+
+    `seconds` is None when the study found the cache complete; `num_bytes` is None where the cache no longer lies.
+    """
 
     path: str
+    seconds: float | None
+    num_bytes: int | None
     identity: Mapping[str, Any]
     provenance: Mapping[str, Any]
 

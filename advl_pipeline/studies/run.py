@@ -21,7 +21,7 @@ from advl_pipeline.studies.execute import (
     is_finished,
     prepare_cache,
 )
-from advl_pipeline.studies.folder import default_folder, write_study
+from advl_pipeline.studies.folder import default_folder, write_extraction, write_study
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import Cell, Plan, build_plan
 from advl_pipeline.studies.result import StudyResult
@@ -65,16 +65,18 @@ def run_study(
     plan = build_plan(study, folder=folder, caches=config.caches, data_root=config.data_root, init_digests=digests)
     write_study(folder, plan, digests=digests, caches=config.caches, command=shlex.join(sys.argv))
     if not all(is_finished(cell) for cell in plan.cells):
-        _prepare(plan, config, prepare)
+        _prepare(plan, config, folder, prepare)
         _run_cells(plan, config, folder, execute, report_failure)
     return gather_study(folder)
 
 
-def _prepare(plan: Plan, config: StudyRunConfig, prepare: CachePreparer) -> None:
+def _prepare(plan: Plan, config: StudyRunConfig, folder: Path, prepare: CachePreparer) -> None:
     needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
     for need in plan.caches:
         if need.path in needed:
-            prepare(need, plan.study, config.data_root)
+            seconds = prepare(need, plan.study, config.data_root)
+            if seconds is not None:
+                write_extraction(folder, need, seconds)
 
 
 def _run_cells(

@@ -198,7 +198,8 @@ def test_commands_and_caches_are_listed(page: Element, vcr: tuple[StudyResult, P
     text = page.find("section", id="repeat")[0].text
     assert all(cell.command in text for cell in vcr[0].cells)
     assert "efficientnet-lite0" in text
-    assert "advl extract" in text
+    costs = page.find("section", id="cost")[0].text
+    assert "12 s" in costs
 
 
 def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:

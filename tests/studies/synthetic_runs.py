@@ -111,10 +111,11 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
     write_json(folder / f"{test_set}.json", {"dataset": cell.finetune.dataset, "split": test_set, "metrics": metrics})
 
 
-def prepare(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> None:
+def prepare(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
     """Pretend that the cache was extracted."""
     write_json(need.path / "identity.json", {"teacher": need.teacher})
-    write_json(need.path / "records" / "provenance.json", {"seconds": 12.5, "command": "advl extract"})
+    write_json(need.path / "records" / "provenance.json", {"config": {"teacher": need.teacher}})
+    return 12.5
 
 
 def write_json(path: Path, value: Any) -> None:

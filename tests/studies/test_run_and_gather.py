@@ -141,7 +141,8 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
     assert all(sum(item.shares) == pytest.approx(1) for item in result.weights)
     assert {item.method for item in result.calibrations} == set(result.study.methods)
     assert len(result.caches) == 2
-    assert result.caches[0].provenance["seconds"] == 12.5
+    assert [cache.seconds for cache in result.caches] == [12.5, 12.5]
+    assert all(cache.num_bytes for cache in result.caches)
     assert len(result.environments) == 1
     assert "command" not in result.environments[0]
 
