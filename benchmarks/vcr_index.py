@@ -122,10 +122,8 @@ def main() -> int:
         first, second = result["first"], result["second"]
         print(f"VCR annotations: {result['questions']:,} questions, {result['file_bytes'] / 1e6:,.0f} MB")
         for name, one in (("first", first), ("second", second)):
-            peak = one["peak_bytes"] / 2**20
-            print(
-                f"  {name + ' opening':<16}{one['seconds']:6.2f} s ({one['cpu_seconds']:.2f} s of CPU), {peak:,.0f} MiB"
-            )
+            cpu, peak = one["cpu_seconds"], one["peak_bytes"] / 2**20
+            print(f"  {name + ' opening':<16}{one['seconds']:6.2f} s ({cpu:.2f} s of CPU), {peak:,.0f} MiB")
         print(f"  index           {result['index_bytes'] / 2**20:,.0f} MiB")
     return 0 if result["within_bounds"] else 1
 
