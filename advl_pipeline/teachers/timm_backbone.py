@@ -30,6 +30,7 @@ class TimmBackbone(VisionBackbone):
             },
             device=device,
             dtype=dtype,
+            folds_batch_norms=True,
         )
 
     def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:

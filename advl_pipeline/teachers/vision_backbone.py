@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.teachers.digest import parameter_digest
+from advl_pipeline.teachers.folding import fold_batch_norms
 from advl_pipeline.teachers.pixels import PixelSettings
 
 
@@ -36,6 +37,7 @@ class VisionBackbone(ABC):
         description: dict[str, Any],
         device: torch.device,
         dtype: torch.dtype,
+        folds_batch_norms: bool = False,
     ) -> None:
         """Freeze and move a network.
 
@@ -44,6 +46,7 @@ class VisionBackbone(ABC):
             settings: its preprocessing.
             description: library, architecture, which features are taken.
             device, dtype: where and in what it computes.
+            folds_batch_norms: fold batch norms into convolutions for speed; the network maps pixels to one tensor.
         """
         self.settings = settings
         self.device = device
@@ -53,8 +56,11 @@ class VisionBackbone(ABC):
             "compute_dtype": str(dtype).removeprefix("torch."),
         }
         self._dtype = dtype
+        generator = torch.Generator().manual_seed(0)
+        noise_1CHW = torch.rand(1, 3, settings.height, settings.width, generator=generator)
+        folded = fold_batch_norms(network.eval(), noise_1CHW) if folds_batch_norms else network.eval()
         # Channels last is the layout that convolutions on CPUs and tensor cores are fastest in.
-        frozen: Any = network.eval().requires_grad_(False)
+        frozen: Any = folded.requires_grad_(False)
         self.network: Any = frozen.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         probe = self(torch.zeros(1, 3, settings.height, settings.width, device=device))
         self.global_dim: int = probe.global_ND.shape[1]
