@@ -28,7 +28,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +81,7 @@ class ModernVBert(PixelStudent):
 
     def __init__(self, name: str, config: ModernVBertConfig) -> None:
         super().__init__(name, config)
-        self.model = ModernVBertModel(modernvbert_config(config, pad_id=self.tokenizer.pad_id))
+        self.model = ModernVBertModel(modernvbert_config(config, self.tokenizer))
 
     @property
     def num_visual(self) -> int:
@@ -135,7 +135,7 @@ class ModernVBert(PixelStudent):
         return torch.cat([states[:, :1], states[:, end:]], dim=1), states[:, 1:end]
 
 
-def modernvbert_config(config: ModernVBertConfig, *, pad_id: int) -> HfModernVBertConfig:
+def modernvbert_config(config: ModernVBertConfig, tokenizer: TextTokenizer) -> HfModernVBertConfig:
     """Return transformers' configuration of the same architecture."""
     return HfModernVBertConfig(
         image_token_id=config.vocab_size - 1,
@@ -151,7 +151,11 @@ def modernvbert_config(config: ModernVBertConfig, *, pad_id: int) -> HfModernVBe
             "mlp_dropout": config.dropout,
             "attention_dropout": config.dropout,
             "max_position_embeddings": config.max_positions,
-            "pad_token_id": pad_id,
+            "pad_token_id": tokenizer.pad_id,
+            "cls_token_id": tokenizer.cls_id,
+            "bos_token_id": tokenizer.cls_id,
+            "sep_token_id": tokenizer.sep_id,
+            "eos_token_id": tokenizer.sep_id,
         },
         vision_config={
             "model_type": "siglip_vision_model",

@@ -99,7 +99,7 @@ def test_bridgetower_equals_transformers() -> None:
 def test_modernvbert_and_its_head_equal_transformers() -> None:
     student = build_student("modernvbert-tiny").eval()
     assert isinstance(student, ModernVBert)
-    config = modernvbert_config(student.config, pad_id=student.tokenizer.pad_id)
+    config = modernvbert_config(student.config, student.tokenizer)
     config.num_labels = 3
     theirs = ModernVBertForSequenceClassification(config).eval()
     require_complete(load_into(student, theirs.state_dict(), ModernVBert.rules, source="transformers"))
