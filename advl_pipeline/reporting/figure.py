@@ -28,7 +28,6 @@ class Figure:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     runs: tuple[str, ...]
-    wide: bool = False
 
 
 def distinct(items: Iterable[str]) -> tuple[str, ...]:

@@ -81,7 +81,8 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
         if tick <= item.edges[-1]:
             canvas.text(x(tick), _HEIGHT - _BOTTOM + 15, f"{tick:g}", "tick", anchor="middle")
     canvas.line(x(item.mean), _TOP, x(item.mean), y(0), "mean")
-    canvas.text(x(item.mean) + 5, _TOP + 6, f"mean {item.mean:.2f}", "value")
+    side, anchor_at = (5, "start") if item.mean < 0.7 * item.edges[-1] else (-5, "end")
+    canvas.text(x(item.mean) + side, _TOP + 6, f"mean {item.mean:.2f}", "value", anchor=anchor_at)
     canvas.text(_WIDTH / 2 + _LEFT / 2, _HEIGHT - 4, "confidence weight", "axis", anchor="middle")
     return canvas.render()
 
@@ -151,6 +152,6 @@ def _reliability(item: Calibration, style: Look, *, identifier: str) -> str:
         radius = 2.5 + 7 * (b.count / total) ** 0.5
         canvas.marker(x(b.confidence), y(b.accuracy), style.shape, style.point, radius=radius)
     canvas.close_group()
-    canvas.text(x(0.03), y(0.94), f"ECE {item.reliability.expected_error:.1f}", "value")
+    canvas.text(x(0.98), y(0.05), f"ECE {item.reliability.expected_error:.1f}", "value", anchor="end")
     canvas.text((x(0) + x(1)) / 2, side - 4, "confidence %", "axis", anchor="middle")
     return canvas.render()

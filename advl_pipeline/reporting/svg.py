@@ -89,10 +89,12 @@ def logarithmic(domain: tuple[float, float], target: tuple[float, float]) -> Sca
 
 
 def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Return round numbers that cover [low, high], with steps of 1, 2, 2.5 or 5 times a power of ten."""
-    span = max(high - low, 1e-9)
+    """Return at least two round numbers that cover [low, high], with steps of 1, 2, 2.5 or 5 times a power of ten."""
+    span = (high - low) or 1.0
     raw = span / max(1, about - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    if first == last:
+        first, last = first - 1, last + 1
     return [round(index * step, 10) for index in range(first, last + 1)]

@@ -63,7 +63,13 @@ def run_study(
     folder = config.output or default_folder(study)
     digests = init_digests(study)
     plan = build_plan(study, folder=folder, caches=config.caches, data_root=config.data_root, init_digests=digests)
-    write_study(folder, plan, digests=digests, caches=config.caches, command=shlex.join(sys.argv))
+    write_study(
+        folder,
+        plan,
+        digests=digests,
+        caches=config.caches,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
     if not all(is_finished(cell) for cell in plan.cells):
         _prepare(plan, config, folder, prepare)
         _run_cells(plan, config, folder, execute, report_failure)
