@@ -15,7 +15,6 @@ import hashlib
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from advl_pipeline.datasets.pictures import picture_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import index_unwritable
 
@@ -209,24 +208,3 @@ def _read(path: Path, name: str, picture: bool) -> FileFacts:
         raise Malformed(f"{name} cannot be read: {error.strerror}") from None
     width, height = picture_size(path, name) if picture else (0, 0)
     return FileFacts(state.digest(), width, height)
-
-
-def picture_size(path: Path, name: str) -> tuple[int, int]:
-    """Return width and height from a picture's header; nothing is decoded.
-
-    Raises:
-        Malformed: not a picture, an empty file, or more pixels than Pillow thinks safe (a decompression bomb).
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.size
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        empty = path.stat().st_size == 0
-        raise Malformed(
-            f"{name} is {'empty' if empty else 'not a readable picture'}"
-            + ("" if empty else f": {type(error).__name__}")
-        ) from None

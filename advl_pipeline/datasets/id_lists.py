@@ -67,6 +67,28 @@ def _read(path: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
+def read_pairs(path: Path) -> npt.NDArray[np.int64]:
+    """Read VQA v2's complementary pairs: a JSON list of [question_id, question_id].
+
+    Returns:
+        (pairs, 2) int64.
+
+    Raises:
+        DatasetError: missing or malformed.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError("The list of pairs cannot be read.", where=str(path), why=str(error)) from None
+    pairs: list[Any] = value if isinstance(value, list) else [None]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(item) is int for item in pair):
+            raise DatasetError(
+                "The list of pairs is malformed.", where=str(path), why=f"{pair!r} is not [question_id, question_id]"
+            )
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
 def _is_held_out(image_name: str) -> bool:
     digest = hashlib.blake2b(image_name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64

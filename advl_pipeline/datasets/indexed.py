@@ -17,10 +17,12 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from advl_pipeline.datasets.columns import Columns, open_columns
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.interface import QuestionTable
+from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, refuse
 from advl_pipeline.datasets.records import (
     UNIT_ID_LENGTH,
@@ -225,6 +227,32 @@ class IndexedDataset(ABC):
         """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
         return TextUnits(self)
 
+    def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, list[Problem]]:
+        """Look at every picture of the split.
+
+        Args:
+            deep: decode each picture and check its boxes; else only see whether it is there and not empty.
+            progress: show a bar on stderr.
+
+        Returns:
+            (number of pictures, what is wrong with them).
+        """
+        problems = []
+        images = tqdm(self._used_images, desc=f"{self.name} {self.split}", unit="picture", disable=not progress)
+        for image in images:
+            name = self._image_name(image)
+            try:
+                if deep:
+                    self._make_unit(image)
+                    decode_picture(self._source.pictures / name, name)
+                else:
+                    for file in (name, *self._side_files(image)):
+                        require_content(self._source.pictures / file, file)
+            except Malformed as error:
+                problems.append(self._picture_problem(image, error))
+        self._files.flush()
+        return len(images), problems
+
     @cached_property
     def _text_columns(self) -> Columns:
         key = {
@@ -261,8 +289,12 @@ class IndexedDataset(ABC):
         return self._last_row[2][choice].text_unit
 
     @cached_property
-    def _used_images(self) -> list[int]:
-        return list(dict.fromkeys(self._image_number(int(row)) for row in self._rows))
+    def _used_images(self) -> dict[int, int]:
+        """Pictures in use, in order of first appearance -> the first row that uses each."""
+        first_rows: dict[int, int] = {}
+        for row in self._rows.tolist():
+            first_rows.setdefault(self._image_number(row), row)
+        return first_rows
 
     def _image(self, row: int) -> ImageUnit:
         return self._unit(self._image_number(row))
@@ -294,8 +326,7 @@ class IndexedDataset(ABC):
         )
 
     def _picture_problem(self, image: int, error: Malformed) -> Problem:
-        rows = (int(row) for row in self._rows if self._image_number(int(row)) == image)
-        used_by = next((self._where(row) for row in rows), "")
+        used_by = self._where(self._used_images[image])
         return Problem(file=str(self._source.pictures), line=0, why=f"{error} (used by {used_by})")
 
     def _settle(self, rows: npt.NDArray[np.int64], problems: Sequence[Problem]) -> None:
@@ -304,7 +335,7 @@ class IndexedDataset(ABC):
         if self._source.on_error == "fail":
             if problems:
                 raise refuse(self.name, problems)
-        else:
+        elif self._source.on_error == "skip":
             problems = [*problems, *self._drop_rows_of_bad_pictures()]
         self.skipped = tuple(problems)
         if not len(self._rows):

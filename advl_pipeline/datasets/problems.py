@@ -8,7 +8,9 @@ from typing import Literal
 
 from advl_pipeline.errors import DatasetError
 
-OnError = Literal["fail", "skip"]
+OnError = Literal["fail", "skip", "list"]
+"""Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look
+at no picture (`advl datasets check` does that itself)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,14 +13,14 @@ from advl_pipeline.datasets.id_lists import vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import index_folder, resolve_data_root
+from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, LabelOrder, SnliVeDataset, SnliVeFiles
 from advl_pipeline.datasets.vcr import Conditioning, VcrDataset, VcrFiles
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.datasets.vqa import VqaDataset, VqaFiles, vocabulary_of
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
-from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
+from advl_pipeline.errors import ConfigError, suggest_names
 
 TASKS: Mapping[str, tuple[Task, ...]] = {
     "scenes-vcr": ("vcr-q2a", "vcr-qa2r"),
@@ -119,7 +119,7 @@ def open_dataset(
 def _open_scenes(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     corpus = root / layout.FOLDER
     if not corpus.is_dir():
-        raise DatasetError(
+        raise DatasetMissing(
             "The built-in corpus has not been built.",
             where=str(corpus),
             next_command="advl datasets build scenes",
@@ -172,7 +172,7 @@ def _source(name: str, split: str, root: Path, options: ReadOptions) -> Source:
     facts = load_card(name).facts
     folder = root / facts["folder"]
     if not folder.is_dir():
-        raise DatasetError(
+        raise DatasetMissing(
             f"The dataset {name} is not there.",
             where=str(folder),
             why="the folder does not exist; the data root is $ADVL_DATA, or datasets/",

@@ -12,6 +12,10 @@ DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"
 
 
+class DatasetMissing(DatasetError):
+    """A file or folder of a dataset is not there."""
+
+
 def resolve_data_root(data_root: Path | None) -> Path:
     """Return the folder of the datasets: the one given, else `$ADVL_DATA`, else `datasets/`."""
     if data_root is not None:
@@ -39,10 +43,10 @@ def require_file(path: Path, *, dataset: str) -> Path:
     """Return `path` if it is a file.
 
     Raises:
-        DatasetError: it is not there; the next step is named.
+        DatasetMissing: it is not there; the next step is named.
     """
     if not path.is_file():
-        raise DatasetError(
+        raise DatasetMissing(
             f"A file of the dataset {dataset} is missing.",
             where=str(path),
             next_command=f"advl datasets card {dataset}   (what to download and where to put it)",

