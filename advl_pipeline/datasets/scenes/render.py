@@ -1,8 +1,8 @@
 """Draw a scene with whole-number arithmetic alone, so that every machine gets the same pixels.
 
-Where arrays are float64, they hold whole numbers below 2**53: sums and products are exact in any order, so the
-matrix products are too. Legend: pictures are uint8 (H, W, 3); sprites uint8 (H, W, 4) with premultiplied alpha.
-Coordinates inside sprites are fixed-point with `_FRACTION` bits.
+Where arrays are floating, they hold whole numbers below 2**24 (float32) or 2**53 (float64): sums and products are
+exact in any order, so the matrix products are too. Legend: pictures are uint8 (H, W, 3); sprites uint8 (H, W, 4) with
+premultiplied alpha. Coordinates inside sprites are fixed-point with `_FRACTION` bits.
 """
 
 from __future__ import annotations
@@ -52,6 +52,18 @@ class Drawing:
     boxes: tuple[Box, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """Artwork ready to be put down: pixels, where their upper left corner goes and the visible part's box.
+
+    Both places are relative to the centre of the thing.
+    """
+
+    pixels: Sprite
+    corner: tuple[int, int]
+    box: Box
+
+
 def draw_scene(things: Sequence[Thing], style: Style, draws: Draws) -> Drawing:
     """Draw things on a soft background; the draws decide the background alone."""
     picture = background(draws)
@@ -69,19 +81,19 @@ def background(draws: Draws) -> Picture:
             [[channel + draws.between(-_VARIATION, _VARIATION) for channel in base] for _ in range(_KNOTS)]
             for _ in range(_KNOTS)
         ],
-        dtype=np.float64,
+        dtype=np.float32,
     )
     weights = _knot_weights()
-    blended = np.moveaxis(weights @ np.moveaxis(grid, 2, 0) @ weights.T, 0, 2)
-    return (blended.astype(np.int64) // PICTURE_SIDE**2).clip(0, 255).astype(np.uint8)
+    channels = (weights @ np.moveaxis(grid, 2, 0) @ weights.T).astype(np.int32) // PICTURE_SIDE**2
+    return np.ascontiguousarray(np.moveaxis(np.minimum(channels, 255), 0, 2), dtype=np.uint8)
 
 
 @functools.cache
-def _knot_weights() -> npt.NDArray[np.float64]:
+def _knot_weights() -> npt.NDArray[np.float32]:
     """Whole-number weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
     position = np.arange(PICTURE_SIDE) * (_KNOTS - 1)
     knot, part = position // PICTURE_SIDE, position % PICTURE_SIDE
-    weights = np.zeros((PICTURE_SIDE, _KNOTS))
+    weights = np.zeros((PICTURE_SIDE, _KNOTS), dtype=np.float32)
     weights[np.arange(PICTURE_SIDE), knot] = PICTURE_SIDE - part
     weights[np.arange(PICTURE_SIDE), knot + 1] = part
     return weights
@@ -89,27 +101,21 @@ def _knot_weights() -> npt.NDArray[np.float64]:
 
 def _paste(picture: Picture, thing: Thing, style: Style) -> Box:
     stamp = turned(thing.kind, style, thing.spot.size, thing.spot.tilt)
-    top, left = thing.spot.centre[1] - stamp.shape[0] // 2, thing.spot.centre[0] - stamp.shape[1] // 2
-    area = picture[top : top + stamp.shape[0], left : left + stamp.shape[1]]
-    alpha = stamp[..., 3:].astype(np.int32)
-    area[...] = (stamp[..., :3] + (area * (255 - alpha) + 127) // 255).clip(0, 255)
-    solid = stamp[..., 3] >= _VISIBLE
-    rows, columns = np.nonzero(solid.any(axis=1))[0], np.nonzero(solid.any(axis=0))[0]
-    return (
-        left + int(columns[0]),
-        top + int(rows[0]),
-        left + int(columns[-1]) + 1,
-        top + int(rows[-1]) + 1,
-    )
+    x, y = thing.spot.centre
+    left, top = x + stamp.corner[0], y + stamp.corner[1]
+    height, width = stamp.pixels.shape[:2]
+    area = picture[top : top + height, left : left + width]
+    # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest whole number for n up to 255 * 255.
+    shown = area * (255 - stamp.pixels[..., 3:].astype(np.uint32)) + 128
+    area[...] = stamp.pixels[..., :3] + ((shown + (shown >> 8)) >> 8)
+    x1, y1, x2, y2 = stamp.box
+    return (x + x1, y + y1, x + x2, y + y2)
 
 
-@functools.lru_cache(maxsize=8192)
-def turned(kind: Kind, style: Style, size: int, tilt: int) -> Sprite:
-    """Return a kind's artwork with its longer side scaled to `size` pixels and turned by `tilt` degrees.
-
-    The result is a square that holds the turned artwork.
-    """
-    sprite = scaled(load_sprite(kind, style), size)
+@functools.lru_cache(maxsize=4096)
+def turned(kind: Kind, style: Style, size: int, tilt: int) -> Stamp:
+    """Return a kind's artwork with its longer side scaled to `size` pixels and turned by `tilt` degrees."""
+    sprite = _scaled_artwork(kind, style, size)
     height, width = sprite.shape[:2]
     padded = np.zeros((height + 2, width + 2, 4), dtype=np.int32)
     padded[1:-1, 1:-1] = sprite
@@ -120,7 +126,27 @@ def turned(kind: Kind, style: Style, size: int, tilt: int) -> Sprite:
     # Turning the picture counter-clockwise means looking up each pixel clockwise; y grows downwards.
     source_x = ((x * cosine - y * sine) >> _FRACTION) + (width + 1) * _ONE // 2
     source_y = ((x * sine + y * cosine) >> _FRACTION) + (height + 1) * _ONE // 2
-    return _bilinear(padded, source_x, source_y).astype(np.uint8)
+    pixels = _bilinear(padded, source_x.astype(np.int32), source_y.astype(np.int32)).astype(np.uint8)
+    x1, y1, x2, y2 = _extent(pixels, 1)
+    seen = _extent(pixels, _VISIBLE)
+    half = side // 2
+    return Stamp(
+        pixels=np.ascontiguousarray(pixels[y1:y2, x1:x2]),
+        corner=(x1 - half, y1 - half),
+        box=(seen[0] - half, seen[1] - half, seen[2] - half, seen[3] - half),
+    )
+
+
+def _extent(pixels: Sprite, least: int) -> Box:
+    """Return the box of the pixels with at least this alpha."""
+    seen = pixels[..., 3] >= least
+    rows, columns = np.nonzero(seen.any(axis=1))[0], np.nonzero(seen.any(axis=0))[0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@functools.lru_cache(maxsize=2048)
+def _scaled_artwork(kind: Kind, style: Style, size: int) -> Sprite:
+    return scaled(load_sprite(kind, style), size)
 
 
 def scaled(sprite: Sprite, size: int) -> Sprite:
@@ -143,15 +169,15 @@ def _overlaps(new: int, old: int) -> npt.NDArray[np.float64]:
 
 
 def _bilinear(
-    padded: npt.NDArray[np.int32], x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]
+    padded: npt.NDArray[np.int32], x: npt.NDArray[np.int32], y: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int32]:
     """Sample at fixed-point positions; the outermost pixels of `padded` are transparent and stand for the outside."""
     height, width = padded.shape[:2]
     x = np.clip(x, 0, (width - 1) * _ONE - 1)
     y = np.clip(y, 0, (height - 1) * _ONE - 1)
     corner = (y >> _FRACTION) * width + (x >> _FRACTION)
-    right = ((x & (_ONE - 1)) >> (_FRACTION - _WEIGHT_BITS)).astype(np.int32)[..., None]
-    down = ((y & (_ONE - 1)) >> (_FRACTION - _WEIGHT_BITS)).astype(np.int32)[..., None]
+    right = ((x & (_ONE - 1)) >> (_FRACTION - _WEIGHT_BITS))[..., None]
+    down = ((y & (_ONE - 1)) >> (_FRACTION - _WEIGHT_BITS))[..., None]
     full = 1 << _WEIGHT_BITS
     flat = padded.reshape(-1, padded.shape[2])
     upper = flat[corner] * (full - right) + flat[corner + 1] * right

@@ -1,9 +1,10 @@
 """Questions, answers and rationales in the format of VCR.
 
 A pair of twins gives four questions with one set of four answers: descriptions of both subjects and both partners.
-Each answer is right once and wrong three times, so no model of the answers alone can beat chance, and as question
-and answers say nothing about the picture, neither can one that reads both. Of the four rationales two facts are
-true or false independently, and the right answer says nothing about either.
+All four speak alike: by keywords, or by plain names. Each answer is right once and wrong three times, so no model of
+the answers alone can beat chance, and as question and answers say nothing about the picture, neither can one that
+reads both. Of the four rationales two facts are true or false independently, and the right answer says nothing about
+either.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ _ANSWERS: Final = (
     "{a} , {b} and the like .",
     "{hypernym_phrase} : think of {a} and {b} .",
 )
+_PLAIN_ANSWERS: Final = (
+    "It is {own} .",
+    "{own} .",
+    "That is {own} .",
+)
+_PLAIN_SETS: Final = 2
+_SETS: Final = 5
+"""So many sets of answers in so many name kinds plainly: what a student that knows captions alone can answer."""
+
 _TAG_RATIONALES: Final = (
     "{it} is {phrase} {neighbour} .",
     "There is something {phrase} {neighbour} , and that is {it} .",
@@ -87,7 +97,8 @@ def tokens(text: str) -> list[str | list[int]]:
 
 def _twin_items(twins: Twins, draws: Draws) -> Iterator[dict[str, Any]]:
     cast = [kind for task in twins.scenes for kind in (task.subject, task.partner)]
-    answers = {kind.code: (describe(kind, twins.rivals, draws), draws.pick(_ANSWERS)) for kind in cast}
+    plain = draws.below(_SETS) < _PLAIN_SETS
+    answers = {kind.code: _answer(kind, twins.rivals, draws, plain=plain) for kind in cast}
     questions = _RELATION_QUESTIONS if twins.relational else _TAG_QUESTIONS
     # One wording for each part, so that the twins' questions differ in their tags alone.
     wordings = (draws.pick(questions), draws.pick(questions))
@@ -96,13 +107,16 @@ def _twin_items(twins: Twins, draws: Draws) -> Iterator[dict[str, Any]]:
             yield {
                 "scene": task,
                 "question": _question(task, target, wording),
-                "answers": [
-                    (description.fill(template), description.kind.code == target.code)
-                    for description, template in draws.shuffled(list(answers.values()))
-                ],
+                "answers": [(answer, code == target.code) for code, answer in draws.shuffled(list(answers.items()))],
                 "rationales": draws.shuffled(_rationales(task, other, target, twins.rivals, draws)),
                 "question_type": "relation" if twins.relational else "tag",
             }
+
+
+def _answer(kind: Kind, rivals: Sequence[Kind], draws: Draws, *, plain: bool) -> str:
+    if plain:
+        return draws.pick(_PLAIN_ANSWERS).format(own=kind.noun_phrase)
+    return describe(kind, rivals, draws).fill(draws.pick(_ANSWERS))
 
 
 def _question(task: TaskScene, target: Kind, wording: str) -> str:

@@ -1,0 +1,237 @@
+"""How far one gets without the picture: the figures in the card of the corpus.
+
+Log-linear models over words, word pairs and, for multiple choice, pairs of a context word and a choice word; fitted
+on train and scored on test. Run as a program it prints the figures for a built corpus:
+
+    python -m advl_pipeline.datasets.scenes.text_only datasets/scenes
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, sparse
+
+from advl_pipeline.datasets.scenes import layout
+from advl_pipeline.datasets.scenes.snli_ve_items import LABELS
+from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
+
+Floats = npt.NDArray[np.float64]
+
+_MIN_COUNT: Final = 2
+_PENALTY: Final = 1e-3
+_STEPS: Final = 60
+_SOFT_STEP: Final = 0.3
+"""VQA score per annotator who gave the answer, up to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextOnlyFigure:
+    """Percent right. `baseline` is chance for multiple choice, else the best constant per question type."""
+
+    num_items: int
+    accuracy: float
+    baseline: float
+
+    @property
+    def standard_error(self) -> float:
+        """Of the baseline, in percent points."""
+        share = self.baseline / 100
+        return float(100 * np.sqrt(share * (1 - share) / self.num_items))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Item:
+    """Words of each choice (classification has one), the label or the score of each answer, and the question type."""
+
+    choices: tuple[tuple[str, ...], ...]
+    scores: tuple[tuple[str, float], ...]
+    question_type: str
+
+
+def measure_text_only(folder: Path, *, split: str = "test") -> dict[str, TextOnlyFigure]:
+    """Fit on train and score on `split`, for "vcr-q2a", "vcr-qa2r", "vqa", "snli-ve".
+
+    "snli-ve-container" is no model of texts: it knows whether the picture holds a closed box, and nothing else.
+    """
+    figures = {
+        name: _choice_figure(_vcr(folder, "train", rationale), _vcr(folder, split, rationale))
+        for name, rationale in (("vcr-q2a", False), ("vcr-qa2r", True))
+    }
+    figures["vqa"] = _class_figure(_vqa(folder, "train"), _vqa(folder, split))
+    figures["snli-ve"] = _class_figure(_snli_ve(folder, "train"), _snli_ve(folder, split))
+    figures["snli-ve-container"] = _constant_figure(
+        _containers(folder, "train"), _containers(folder, split), figures["snli-ve"].baseline
+    )
+    return figures
+
+
+def _vcr(folder: Path, split: str, rationale: bool) -> list[_Item]:
+    items: list[_Item] = []
+    for line in _lines(folder / layout.vcr_annotations(split)):
+        context = _flat(line["question"])
+        label = line["rationale_label" if rationale else "answer_label"]
+        if rationale:
+            context += _flat(line["answer_choices"][line["answer_label"]])
+        choices = [_flat(choice) for choice in line["rationale_choices" if rationale else "answer_choices"]]
+        items.append(
+            _Item(
+                choices=tuple(
+                    (*_grams(choice), *(f"{one}|{other}" for one in context for other in choice))
+                    for choice in choices
+                ),
+                scores=((str(label), 1.0),),
+                question_type="",
+            )
+        )
+    return items
+
+
+def _vqa(folder: Path, split: str) -> list[_Item]:
+    questions = json.loads((folder / layout.vqa_questions(split)).read_text(encoding="utf-8"))["questions"]
+    annotations = json.loads((folder / layout.vqa_annotations(split)).read_text(encoding="utf-8"))["annotations"]
+    items: list[_Item] = []
+    for question, annotation in zip(questions, annotations, strict=True):
+        votes = Counter(answer["answer"] for answer in annotation["answers"])
+        items.append(
+            _Item(
+                choices=(tuple(_grams(question["question"].rstrip("?").lower().split())),),
+                scores=tuple((answer, min(1.0, _SOFT_STEP * count)) for answer, count in votes.most_common()),
+                question_type=annotation["question_type"],
+            )
+        )
+    return items
+
+
+def _snli_ve(folder: Path, split: str) -> list[_Item]:
+    return [
+        _Item(
+            choices=(tuple(_grams(line["sentence2"].rstrip(".").lower().split())),),
+            scores=((line["gold_label"], 1.0),),
+            question_type=line["question_type"],
+        )
+        for line in _lines(folder / layout.snli_ve_annotations(split))
+    ]
+
+
+def _containers(folder: Path, split: str) -> list[_Item]:
+    names = {f" {kind.name}" for kind in load_vocabulary().containers}
+    return [
+        _Item(
+            choices=((),),
+            scores=((line["gold_label"], 1.0),),
+            question_type=f"{line['question_type']} {any(name in line['sentence1'] for name in names)}",
+        )
+        for line in _lines(folder / layout.snli_ve_annotations(split))
+    ]
+
+
+def _choice_figure(train: Sequence[_Item], test: Sequence[_Item]) -> TextOnlyFigure:
+    num_choices = len(train[0].choices)
+    labels = np.array([int(item.scores[0][0]) for item in train])
+    columns = _columns(train)
+    features = _matrix(train, columns)
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        logits = (features @ weights).reshape(-1, num_choices)
+        probability = _softmax(logits)
+        value = -np.log(probability[np.arange(len(labels)), labels]).mean() + _PENALTY * (weights @ weights)
+        probability[np.arange(len(labels)), labels] -= 1
+        return float(value), features.T @ probability.ravel() / len(labels) + 2 * _PENALTY * weights
+
+    weights = _minimise(loss, len(columns))
+    logits = (_matrix(test, columns) @ weights).reshape(-1, num_choices)
+    right = logits.argmax(axis=1) == np.array([int(item.scores[0][0]) for item in test])
+    return TextOnlyFigure(num_items=len(test), accuracy=float(100 * right.mean()), baseline=100 / num_choices)
+
+
+def _class_figure(train: Sequence[_Item], test: Sequence[_Item]) -> TextOnlyFigure:
+    answers = sorted({answer for item in train for answer, _ in item.scores[:1]} | set(LABELS))
+    index = {answer: position for position, answer in enumerate(answers)}
+    labels = np.array([index[item.scores[0][0]] for item in train])
+    columns = _columns(train)
+    features = _matrix(train, columns)
+    shape = (len(columns), len(answers))
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weights = flat.reshape(shape)
+        probability = _softmax(features @ weights)
+        value = -np.log(probability[np.arange(len(labels)), labels]).mean() + _PENALTY * (flat @ flat)
+        probability[np.arange(len(labels)), labels] -= 1
+        gradient = features.T @ probability / len(labels) + 2 * _PENALTY * weights
+        return float(value), np.asarray(gradient).ravel()
+
+    weights = _minimise(loss, shape[0] * shape[1]).reshape(shape)
+    chosen = (_matrix(test, columns) @ weights).argmax(axis=1)
+    scores = [dict(item.scores).get(answers[position], 0.0) for item, position in zip(test, chosen, strict=True)]
+    return TextOnlyFigure(
+        num_items=len(test), accuracy=float(100 * np.mean(scores)), baseline=_constant_accuracy(train, test)
+    )
+
+
+def _constant_figure(train: Sequence[_Item], test: Sequence[_Item], baseline: float) -> TextOnlyFigure:
+    return TextOnlyFigure(num_items=len(test), accuracy=_constant_accuracy(train, test), baseline=baseline)
+
+
+def _constant_accuracy(train: Sequence[_Item], test: Sequence[_Item]) -> float:
+    """Score of the answer that is the most frequent in train, per question type."""
+    counts: dict[str, Counter[str]] = {}
+    for item in train:
+        counts.setdefault(item.question_type, Counter())[item.scores[0][0]] += 1
+    best = {question_type: counter.most_common(1)[0][0] for question_type, counter in counts.items()}
+    return float(100 * np.mean([dict(item.scores).get(best[item.question_type], 0.0) for item in test]))
+
+
+def _minimise(loss: Callable[[Floats], tuple[float, Floats]], size: int) -> Floats:
+    result = optimize.minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS})
+    weights: Floats = result.x
+    return weights
+
+
+def _softmax(logits: Floats) -> Floats:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return probability
+
+
+def _columns(items: Sequence[_Item]) -> dict[str, int]:
+    counts = Counter(gram for item in items for choice in item.choices for gram in set(choice))
+    return {gram: column for column, gram in enumerate(sorted(g for g, n in counts.items() if n >= _MIN_COUNT))}
+
+
+def _matrix(items: Sequence[_Item], columns: dict[str, int]) -> sparse.csr_array:
+    """Return the presence of each feature, one row per choice."""
+    rows = [
+        sorted({columns[gram] for gram in choice if gram in columns}) for item in items for choice in item.choices
+    ]
+    starts = np.cumsum([0, *map(len, rows)])
+    values = np.ones(int(starts[-1]))
+    flat = np.array([column for row in rows for column in row], dtype=np.int64)
+    return sparse.csr_array((values, flat, starts), shape=(len(rows), len(columns)))
+
+
+def _grams(words: Sequence[str]) -> list[str]:
+    return [*words, *(f"{one} {other}" for one, other in itertools.pairwise(words))]
+
+
+def _flat(tokens: Iterable[str | list[int]]) -> list[str]:
+    return [token if isinstance(token, str) else f"[{token[0]}]" for token in tokens]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    measured = measure_text_only(Path(sys.argv[1]))
+    document = {name: asdict(figure) | {"standard_error": figure.standard_error} for name, figure in measured.items()}
+    print(json.dumps(document, indent=1))
