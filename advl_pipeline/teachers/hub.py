@@ -13,9 +13,13 @@ TIMEOUT_SECONDS = 10.0
 def hub_obstacle() -> str:
     """Return why the hub cannot be reached from here, or "" when nothing speaks against trying.
 
-    A proxy is trusted to reach it, and `HF_HUB_OFFLINE` is left to the hub's own library.
+    A proxy is trusted to reach it.
     """
-    if os.environ.get("HF_HUB_OFFLINE") or "https" in getproxies():
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if "https" in getproxies():
         return ""
     address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
