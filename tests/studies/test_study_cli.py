@@ -47,11 +47,12 @@ def test_a_finished_study_prints_verdicts_and_table_and_runs_nothing(
 
 def test_dry_run_prints_the_grid_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_study_file(tmp_path, num_seeds=2)
-    assert call("study", str(path), "--output", str(tmp_path / "study"), "--dry-run") == 0
+    folders = ("--output", str(tmp_path / "study"), "--caches", str(tmp_path / "caches"))
+    assert call("study", str(path), *folders, "--dry-run") == 0
     printed = capsys.readouterr().out
     assert "16 cells" in printed
-    assert "cache to extract: caches/minilm-l6/scenes-vcr/train" in printed
-    assert call("study", str(path), "--output", str(tmp_path / "study"), "--dry-run", "--json") == 0
+    assert f"cache to extract: {tmp_path}/caches/minilm-l6/scenes-vcr/train" in printed
+    assert call("study", str(path), *folders, "--dry-run", "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_left"] == 16
     assert not (tmp_path / "study").exists()
 
