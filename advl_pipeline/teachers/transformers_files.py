@@ -72,7 +72,7 @@ def load_part(load: Callable[..., Any], source: TransformersSource, options: Ope
                 f"Teacher {options.name!r} needs a package that is not installed.",
                 where=source.place,
                 why=_first_line(error),
-                next_command="pip install sentencepiece protobuf tiktoken",
+                next_command="pip install sentencepiece protobuf tiktoken    (the extra `sentencepiece`)",
             ) from None
         except (RuntimeError, UnpicklingError) as error:
             raise WeightsUnavailable(
