@@ -98,6 +98,8 @@ class Meter(PixelStudent):
                 intermediate_size=config.intermediate_size,
                 max_position_embeddings=config.max_positions,
                 type_vocab_size=1,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
                 layer_norm_eps=1e-5,
                 pad_token_id=self.tokenizer.pad_id,
             ),

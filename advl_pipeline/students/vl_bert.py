@@ -92,7 +92,7 @@ class VlBert(RegionStudent):
             dropout=config.dropout,
             visual_scale_init=config.visual_scale_init,
         )
-        self.image_feature_extractor = ObjectDownsample(config.hidden_size, config.feature_size)
+        self.image_feature_extractor = ObjectDownsample(config.hidden_size, config.feature_size, config.dropout)
         self.object_linguistic_embeddings = nn.Embedding(1, config.hidden_size)
         initialise_bert(self.image_feature_extractor)
         initialise_bert(self.object_linguistic_embeddings)

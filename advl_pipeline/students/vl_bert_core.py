@@ -107,7 +107,7 @@ def coordinate_embedding(corners_NR4: torch.Tensor) -> torch.Tensor:
 class ObjectDownsample(nn.Module):
     """Linear over [coordinate embedding, feature], then ReLU; the original calls the layer `obj_downsample.1`."""
 
-    def __init__(self, hidden_size: int, feature_size: int, dropout: float = 0.1) -> None:
+    def __init__(self, hidden_size: int, feature_size: int, dropout: float) -> None:
         super().__init__()
         self.obj_downsample = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(COORDINATE_SIZE + feature_size, hidden_size), nn.ReLU()

@@ -133,7 +133,7 @@ class Vqa(Vcr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image_feature_extractor = ObjectDownsample(24, 2048)
+        self.image_feature_extractor = ObjectDownsample(24, 2048, 0.1)
         self.final_mlp = nn.Sequential(nn.Dropout(0.1), nn.Linear(24, 11))
 
 

@@ -1,0 +1,79 @@
+"""Recomputed layers give the same gradients; low-rank updates train little and merge into a plain student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
+from advl_pipeline.students.registry import build_student, student_names
+
+TINY = [name for name in student_names() if name.endswith("-tiny") and not name.startswith("villa")]
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> list[Example]:
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(tmp_path / "p.png")
+    unit = ImageUnit(
+        unit_id="u",
+        path=tmp_path / "p.png",
+        width=40,
+        height=30,
+        boxes_R4=np.array([[1, 2, 20, 22]], dtype=np.float32),
+    )
+    candidate = Candidate(text_unit=text_unit("What colour is it?"))
+    return [Example(example_id="e", task="vqa", image=unit, candidates=(candidate,), label=0)]
+
+
+def without_dropout(name: str) -> Student:
+    torch.manual_seed(0)
+    overrides = {"dropout": 0.0}
+    return build_student(name, overrides=overrides).train()
+
+
+def gradients(student: Student, examples: list[Example]) -> dict[str, torch.Tensor]:
+    student.encode(student.collate(examples)).pooled_NP.square().sum().backward()
+    return {name: value.grad for name, value in student.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_recomputed_layers_give_the_same_gradients(name: str, examples: list[Example]) -> None:
+    plain, recomputing = without_dropout(name), without_dropout(name)
+    if name == "lxmert-tiny":
+        with pytest.raises(ConfigError, match="cannot recompute"):
+            enable_gradient_checkpointing(recomputing)
+        return
+    assert enable_gradient_checkpointing(recomputing) >= 1
+    expected = gradients(plain, examples)
+    found = gradients(recomputing, examples)
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_low_rank_updates_train_and_merge(name: str, examples: list[Example]) -> None:
+    student = without_dropout(name).eval()
+    names = set(student.state_dict())
+    batch = student.collate(examples)
+    before = student.encode(batch).pooled_NP.detach()
+    num_trained = add_lora(student, rank=2, alpha=4.0)
+    assert 0 < num_trained < 0.1 * sum(parameter.numel() for parameter in student.parameters())
+    torch.testing.assert_close(student.encode(batch).pooled_NP.detach(), before)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    changed = student.encode(batch).pooled_NP.detach()
+    assert (changed - before).abs().max() > 1e-5
+    merge_lora(student)
+    assert set(student.state_dict()) == names
+    torch.testing.assert_close(student.encode(batch).pooled_NP.detach(), changed, atol=1e-5, rtol=1e-4)
+    assert all(parameter.requires_grad for parameter in student.parameters())
