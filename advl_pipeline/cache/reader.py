@@ -11,7 +11,7 @@ import stat as stat_mode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.stream import BatchStream
+
+_SAMPLED_UNITS = 32
 
 Features = npt.NDArray[Any]
 
@@ -149,8 +151,7 @@ class FeatureStore:
         self._unit_U = self._array(index["unit"]).whole() if index else np.zeros(0, np.int64)
         stored = plan.stored_dtype
         self._global = self._array(
-            schema.global_spec(modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=stored),
-            random_access=True,
+            schema.global_spec(modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=stored)
         )
         self._tokens: dict[str, MappedArray] = {}
         if shape.token_dim is not None:
@@ -163,8 +164,9 @@ class FeatureStore:
                 stored=stored,
                 shard_rows=plan.shard_rows,
             )
-            self._tokens = {name: self._array(spec, random_access=True) for name, spec in specs.items()}
+            self._tokens = {name: self._array(spec) for name, spec in specs.items()}
         self.has_tokens = bool(self._tokens)
+        self._memory: Literal["holds", "fits", "exceeds"] | None = None
         self.has_spans = "char_spans" in self._tokens
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
         moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
@@ -182,6 +184,10 @@ class FeatureStore:
     def ids(self) -> UnitIds:
         """The ids of all readable units, in the order in which they are stored."""
         return UnitIds(self._unit_ids_N16, self._order_U)
+
+    def ids_at(self, positions_Q: npt.NDArray[np.int64]) -> UnitIds:
+        """Return the ids of units by position, decoded when asked for."""
+        return UnitIds(self._unit_ids_N16, positions_Q)
 
     @property
     def quarantined(self) -> Mapping[str, str]:
@@ -262,17 +268,41 @@ class FeatureStore:
         self.announce_positions(self.positions(ids))
 
     def announce_positions(self, positions_Q: npt.NDArray[np.int64]) -> None:
-        """As `announce`, by position; runs of neighbouring units are announced at once."""
-        for position in positions_Q.tolist():
-            self._global.announce(position, position + 1)
-        values = self._tokens.get("values")
-        if values is None:
+        """As `announce`, by position.
+
+        Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
+        at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
+        where a sample of the store was in memory when the epoch began.
+        """
+        if self._memory is None:
+            self.begin_epoch()
+        if self._memory == "holds":
             return
-        for start, length in zip(
-            self._starts_N[positions_Q].tolist(), self._lengths_N[positions_Q].tolist(), strict=True
-        ):
-            if length:
+        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q]
+        values = self._tokens.get("values")
+        if self._memory == "fits":
+            self._global.announce_blocks(positions_Q, positions_Q + 1)
+            if values is not None:
+                values.announce_blocks(start_Q, start_Q + length_Q)
+            return
+        for position, start, length in zip(positions_Q.tolist(), start_Q.tolist(), length_Q.tolist(), strict=True):
+            self._global.announce(position, position + 1)
+            if values is not None and length:
                 values.announce(start, start + length)
+
+    def begin_epoch(self) -> None:
+        """Look anew at how the store relates to memory, and forget what was announced."""
+        num_bytes = sum(
+            entry.num_bytes for name, entry in self._files.items() if name.startswith(f"{self.modality}/")
+        )
+        sample_Q = np.linspace(0, self._shape.num_units - 1, _SAMPLED_UNITS).astype(np.int64)
+        array, rows = (self._tokens["values"], self._starts_N[sample_Q]) if self._tokens else (self._global, sample_Q)
+        if all(map(array.is_resident, rows.tolist())):
+            self._memory = "holds"
+        else:
+            self._memory = "fits" if 2 * num_bytes < available_memory() else "exceeds"
+        for item in (self._global, *self._tokens.values()):
+            item.forget_announcements()
 
     def batches(self, batch_size: int, **options: Any) -> BatchStream:
         """Stream padded torch batches of all units; see `stream.BatchStream`."""
@@ -355,14 +385,23 @@ class FeatureStore:
         raw = require_recorded(self._root, name, self._files)
         return parse_metadata(raw, path=f"{self.modality}/tokens/values", where=str(self._root / name)).shape[0]
 
-    def _array(self, spec: ArraySpec, *, random_access: bool = False) -> MappedArray:
+    def _array(self, spec: ArraySpec) -> MappedArray:
         # Opened only if its metadata is, to the byte, what the plan implies.
         raw = require_recorded(self._root, spec.metadata_path, self._files)
         if raw != spec.metadata():
             raise CorruptCache(
                 "An array is not what the plan of the cache says.", where=str(self._root / spec.metadata_path)
             )
-        return MappedArray(self._root, spec, random_access=random_access)
+        return MappedArray(self._root, spec)
+
+
+def available_memory() -> int:
+    """Return how many bytes the kernel could give without swapping; 0 where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def require_cache(root: Path) -> None:

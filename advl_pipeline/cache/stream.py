@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from advl_pipeline.cache.reader import FeatureStore
 class FeatureBatch:
     """One batch, zero-padded; `token_BMD` and `mask_BM` are None where the store has no token features."""
 
-    ids: list[str]
+    ids: Sequence[str]
     global_BD: torch.Tensor
     token_BMD: torch.Tensor | None
     mask_BM: torch.Tensor | None
@@ -74,7 +74,6 @@ class BatchStream:
         self._announce_ahead = announce_ahead
         self._bytes_in_flight = bytes_in_flight
         self._state = OrderState(epoch=epoch)
-        self._ids = store.ids
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands, as plain types."""
@@ -94,6 +93,7 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         plan = self._plan()
+        self._store.begin_epoch()
         source = self._read_ahead(plan) if self._bytes_in_flight else self._read(plan)
         for batch in source:
             consumed = min(len(self._store), self._state.consumed + self._batch_size * self._world_size)
@@ -122,7 +122,7 @@ class BatchStream:
                 announced.append(following)
             if announced:
                 announced.popleft()
-            yield read_batch(self._store, batch, ids=[self._ids[int(item)] for item in batch], tokens=self._tokens)
+            yield read_batch(self._store, batch, tokens=self._tokens)
 
     def _read_ahead(self, plan: list[npt.NDArray[np.int64]]) -> Iterator[FeatureBatch]:
         gate = _ByteGate(self._bytes_in_flight)
@@ -152,9 +152,10 @@ class BatchStream:
             thread.join()
 
 
-def read_batch(store: FeatureStore, order_B: npt.NDArray[np.int64], *, ids: list[str], tokens: bool) -> FeatureBatch:
+def read_batch(store: FeatureStore, order_B: npt.NDArray[np.int64], *, tokens: bool) -> FeatureBatch:
     """Read and pad one batch; `order_B` counts readable units in the order of the store."""
     position_B = store.readable_positions(order_B)
+    ids = store.ids_at(position_B)
     global_BD = torch.from_numpy(store.global_rows(position_B))
     if not tokens:
         return FeatureBatch(ids=ids, global_BD=global_BD, token_BMD=None, mask_BM=None)
