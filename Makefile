@@ -32,14 +32,14 @@ demo-inputs: $(STAMP)
 
 demo: demo-inputs ## The main job, end to end, on the built-in corpus (minutes, CPU)
 	$(ADVL) study demo
-	$(ADVL) report studies/demo
+	$(ADVL) report runs/studies/demo
 
 vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
 	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
-		$(ADVL) study vcr-lowshot && $(ADVL) report studies/vcr-lowshot; \
+		$(ADVL) study vcr-lowshot && $(ADVL) report runs/studies/vcr-lowshot; \
 	else \
 		echo "VCR is not under $(SCENES_DATA)/vcr (README: datasets); running the same study on the VCR-format scenes"; \
-		$(MAKE) demo-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report studies/scenes-vcr-lowshot; \
+		$(MAKE) demo-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
 	fi
 
 test: $(STAMP) lint types unit wheel ## Lint, types, tests, and the wheel from outside the tree

@@ -3,7 +3,11 @@
 A BERT-family encoder over word pieces, one whole-picture token and one token per box. It sees a region only
 through its own trainable patch encoder of a small crop and through seven box coordinates, and its word vectors
 start at random: nothing in it comes from a teacher. A word piece that names an object by tag also receives that
-object's visual embedding, as in VL-BERT. Dropout and layer norm follow UNITER.
+object's visual state where text and picture meet, in the manner of VL-BERT. Dropout and layer norm follow UNITER.
+
+Two things differ from UNITER because of its size. In the lower layers text and picture attend only to themselves, so
+that pretraining can align words and regions before they are mixed; and word vectors are narrow and projected up, as
+in ALBERT, because a full-width table would be most of the model.
 
 Shapes: N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width, S crop side.
 """
@@ -38,13 +42,15 @@ TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 class ScenesSmallConfig:
     """Architecture of `scenes-small`."""
 
-    hidden_size: int = option(128, help="Width H.")
-    num_layers: int = option(3, help="Encoder layers.")
+    hidden_size: int = option(96, help="Width H.")
+    word_size: int = option(48, help="Width of the word vectors before they are projected up.")
+    num_separate_layers: int = option(1, help="Lower layers, in which each modality attends to itself.")
+    num_joint_layers: int = option(2, help="Upper layers, in which all attend to all.")
     num_heads: int = option(4, help="Attention heads.")
-    intermediate_size: int = option(256, help="Width of the feed-forward layers.")
+    intermediate_size: int = option(192, help="Width of the feed-forward layers.")
     dropout: float = option(0.1, help="Dropout of states and attention.")
     max_text_length: int = option(64, help="Word pieces of one sequence; longer texts are an error, never cut.")
-    crop_size: int = option(16, help="Side S of the crops that the patch encoder sees, in pixels.")
+    crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.")
 
 
 @dataclass(kw_only=True)
@@ -75,7 +81,7 @@ class ScenesSmall(Student):
         width = config.hidden_size
         bert = BertConfig(
             hidden_size=width,
-            num_hidden_layers=config.num_layers,
+            num_hidden_layers=config.num_separate_layers + config.num_joint_layers,
             num_attention_heads=config.num_heads,
             intermediate_size=config.intermediate_size,
             hidden_dropout_prob=config.dropout,
@@ -83,7 +89,8 @@ class ScenesSmall(Student):
             layer_norm_eps=1e-12,
             attn_implementation="sdpa",
         )
-        self.word_embedding = nn.Embedding(word_pieces.num_tokens, width)
+        self.word_embedding = nn.Embedding(word_pieces.num_tokens, config.word_size)
+        self.word_projection = nn.Linear(config.word_size, width)
         self.position_embedding = nn.Embedding(config.max_text_length, width)
         self.type_embedding = nn.Embedding(3, width)
         self.text_norm = nn.LayerNorm(width, eps=1e-12)
@@ -155,12 +162,13 @@ class ScenesSmall(Student):
         need_relevance: bool = False,
     ) -> StudentOutput:
         assert isinstance(batch, ScenesSmallBatch)
-        visual_NRH = self._embed_visual(batch, perturbation)
-        text_NLH = self._embed_text(batch, visual_NRH, perturbation, tags_visible=not mask_visual)
+        text_NLH, visual_NRH = self._lower_layers(batch, perturbation)
+        if not mask_visual:
+            text_NLH = text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
         num_text = text_NLH.shape[1]
-        x_NTH = self.dropout(torch.cat([text_NLH, visual_NRH], dim=1))
-        bias = attention_bias(batch.token_mask_NL, batch.visual_mask_NR, separate=mask_visual, dtype=x_NTH.dtype)
-        *first, last = self.encoder.layer
+        x_NTH = torch.cat([text_NLH, visual_NRH], dim=1)
+        bias = attention_bias(batch, separate=mask_visual, dtype=x_NTH.dtype)
+        *first, last = self.encoder.layer[self.config.num_separate_layers :]
         for layer in first:
             x_NTH = layer(x_NTH, bias)
         relevance = attention_mass(last.attention.self, x_NTH, bias, num_text) if need_relevance else None
@@ -172,6 +180,21 @@ class ScenesSmall(Student):
             image_state_NH=x_NTH[:, num_text],
             relevance_NL=relevance,
         )
+
+    def separate_states(self, batch: ScenesSmallBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return text states (N, L, H) and visual states (N, R, H) before the modalities meet."""
+        return self._lower_layers(batch, None)
+
+    def _lower_layers(
+        self, batch: ScenesSmallBatch, perturbation: Perturbation | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        text_NLH = self._embed_text(batch, perturbation)
+        num_text = text_NLH.shape[1]
+        x_NTH = self.dropout(torch.cat([text_NLH, self._embed_visual(batch, perturbation)], dim=1))
+        bias = attention_bias(batch, separate=True, dtype=x_NTH.dtype)
+        for layer in self.encoder.layer[: self.config.num_separate_layers]:
+            x_NTH = layer(x_NTH, bias)
+        return x_NTH[:, :num_text], x_NTH[:, num_text:]
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
@@ -190,38 +213,32 @@ class ScenesSmall(Student):
         box = self.box_norm(self.box_encoder(batch.positions_NR7))
         return self.visual_norm(patch + box + self.type_embedding.weight[VISUAL_TYPE])  # type: ignore[no-any-return]
 
-    def _embed_text(
-        self,
-        batch: ScenesSmallBatch,
-        visual_NRH: torch.Tensor,
-        perturbation: Perturbation | None,
-        *,
-        tags_visible: bool,
-    ) -> torch.Tensor:
+    def _embed_text(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
         words = self.word_embedding(batch.token_ids_NL)
         if perturbation is not None and perturbation.text_NLE is not None:
             words = words + perturbation.text_NLE
         positions = self.position_embedding.weight[: words.shape[1]]
-        embedded = words + positions + self.type_embedding(batch.types_NL)
-        if tags_visible:
-            index = batch.tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
-            embedded = embedded + visual_NRH.gather(1, index) * (batch.tag_NL >= 0)[..., None]
+        embedded = self.word_projection(words) + positions + self.type_embedding(batch.types_NL)
         return self.text_norm(embedded)  # type: ignore[no-any-return]
 
 
-def attention_bias(
-    text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor, *, separate: bool, dtype: torch.dtype
-) -> torch.Tensor:
+def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
+    """Return (N, L, H): the visual state that each word piece refers to by tag, 0 for the others."""
+    index = tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
+    return visual_NRH.gather(1, index) * (tag_NL >= 0)[..., None]
+
+
+def attention_bias(batch: StudentBatch, *, separate: bool, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive attention mask (N, 1, 1 or T, T).
 
     With `separate`, text attends only to text and the picture only to itself.
     """
-    visible_NT = torch.cat([text_mask_NL, visual_mask_NR], dim=1)
+    visible_NT = torch.cat([batch.token_mask_NL, batch.visual_mask_NR], dim=1)
     allowed = visible_NT[:, None, None, :]
     if separate:
-        is_text = torch.cat([torch.ones_like(text_mask_NL), torch.zeros_like(visual_mask_NR)], dim=1)
-        allowed = allowed & (is_text[:, None, :, None] == is_text[:, None, None, :])
-    # The lowest finite value instead of -inf: a padded picture row that may attend to nothing stays finite.
+        is_text_T = torch.arange(visible_NT.shape[1], device=visible_NT.device) < batch.token_mask_NL.shape[1]
+        allowed = allowed & (is_text_T[:, None] == is_text_T[None, :])
+    # The lowest finite value instead of -inf: a row that may attend to nothing stays finite.
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 

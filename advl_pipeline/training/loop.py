@@ -141,6 +141,7 @@ def build_optimizer(config: FinetuneConfig, model: FinetuneModel, *, train_stude
         ],
         betas=(0.9, 0.98),
         eps=1e-6,
+        fused=True,
     )
 
 
@@ -195,7 +196,7 @@ def _summarise(collected: list[tuple[float, LossTerms]], num_examples: int) -> d
         for kind, values in (("raw", terms.raw), ("weighted", terms.weighted)):
             for name, value in values.items():
                 key = f"{kind}/{name}"
-                record[key] = record.get(key, 0.0) + share * float(value)
+                record[key] = record.get(key, 0.0) + share * float(value.detach())
         if terms.num_correct is not None:
             record["correct"] = record.get("correct", 0.0) + float(terms.num_correct) / num_examples
     for name in collected[0][1].weights:

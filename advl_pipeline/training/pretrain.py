@@ -100,9 +100,9 @@ class _PairBatch:
 
 
 def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> dict[str, float]:
-    heads = PretrainHeads(student, student.word_pieces.num_tokens)
+    heads = PretrainHeads(student)
     parameters = [*student.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     num_steps = config.warmup_steps + config.joint_steps
     losses: dict[str, float] = {}
     student.train()
@@ -142,7 +142,7 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
 
 
 def _contrast(student: ScenesSmall, heads: PretrainHeads, batch: _PairBatch) -> torch.Tensor:
-    return heads.contrast(student.encode(batch.plain, mask_visual=True), batch.plain, batch.phrases)
+    return heads.contrast(*student.separate_states(batch.plain), batch.plain, batch.phrases)
 
 
 def _joint(
@@ -174,7 +174,7 @@ def _joint(
         visual_mask_NR=batch.plain.visual_mask_NR[picture],
         box_index_NR=batch.plain.box_index_NR[picture],
     )
-    return {"words": words, "matching": heads.match(student.encode(mixed), is_pair)}
+    return {"words": words, "matching": heads.match(student.encode(mixed), mixed, batch.phrases, is_pair)}
 
 
 def _replaced(batch: ScenesSmallBatch, **tensors: torch.Tensor) -> StudentBatch:

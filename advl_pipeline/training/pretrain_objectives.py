@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
-from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import StudentBatch, StudentOutput
+from advl_pipeline.students.scenes_small import ScenesSmall
 
 
 @dataclass(kw_only=True)
@@ -56,31 +57,28 @@ def without_tags(example: Example) -> Example:
 class PretrainHeads(nn.Module):
     """Heads of the three objectives; none of them is kept with the student."""
 
-    def __init__(self, student: Student, num_tokens: int, contrast_size: int = 128) -> None:
+    def __init__(self, student: ScenesSmall) -> None:
         super().__init__()
         width = student.hidden_size
-        self.phrase = nn.Linear(width, contrast_size)
-        self.region = nn.Linear(width, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
-        self.word_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.word_bias = nn.Parameter(torch.zeros(num_tokens))
+        word_size = student.config.word_size
+        self.word_transform = nn.Sequential(nn.Linear(width, word_size), nn.GELU(), nn.LayerNorm(word_size))
+        self.word_bias = nn.Parameter(torch.zeros(student.word_pieces.num_tokens))
         self.matching = nn.Linear(student.pooled_size, 2)
+        self.phrase_matching = nn.Linear(width, 2)
 
-    def contrast(self, output: StudentOutput, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
+    def contrast(
+        self, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets
+    ) -> torch.Tensor:
         """Return symmetric InfoNCE between phrases and their boxes over the batch.
 
-        Boxes that another phrase calls by the same wording are no negatives.
+        The states themselves are aligned, without a projection in between, so that the attention of the joint layers
+        finds a word's region by likeness. Boxes that another phrase calls by the same wording are no negatives.
         """
-        inside_QL = (batch.char_spans_NL2[phrases.caption_Q, :, 0] >= phrases.span_Q2[:, :1]) & (
-            batch.char_spans_NL2[phrases.caption_Q, :, 1] <= phrases.span_Q2[:, 1:]
-        )
-        inside_QL &= batch.char_spans_NL2[phrases.caption_Q, :, 1] > batch.char_spans_NL2[phrases.caption_Q, :, 0]
-        weights_QL = inside_QL.float()
-        states_QLH = output.text_states_NLH[phrases.caption_Q]
-        phrase_QH = (states_QLH * weights_QL[..., None]).sum(1) / weights_QL.sum(1, keepdim=True).clamp(min=1)
-        region_QH = output.visual_states_NRH[phrases.caption_Q, phrases.visual_token_Q]
-        phrase = functional.normalize(self.phrase(phrase_QH), dim=-1)
-        region = functional.normalize(self.region(region_QH), dim=-1)
+        phrase_QH = phrase_states(text_NLH, batch, phrases)
+        region_QH = visual_NRH[phrases.caption_Q, phrases.visual_token_Q]
+        phrase = functional.normalize(phrase_QH, dim=-1)
+        region = functional.normalize(region_QH, dim=-1)
         logits_QQ = phrase @ region.T / self.log_temperature.exp().clamp(min=0.01)
         same = phrases.wording_Q[:, None] == phrases.wording_Q[None, :]
         same &= ~torch.eye(len(same), dtype=torch.bool)
@@ -98,9 +96,26 @@ class PretrainHeads(nn.Module):
         states = self.word_transform(output.text_states_NLH[where])
         return functional.cross_entropy(states @ word_vectors.T + self.word_bias, targets_NL[where])
 
-    def match(self, output: StudentOutput, is_pair_N: torch.Tensor) -> torch.Tensor:
-        """Return cross-entropy of whether caption and picture belong together."""
-        return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long())
+    def match(
+        self, output: StudentOutput, batch: StudentBatch, phrases: PhraseTargets, is_pair_N: torch.Tensor
+    ) -> torch.Tensor:
+        """Return cross-entropy of whether the picture is the caption's, from the pooled state and from each phrase.
+
+        One decision per caption teaches attention slowly; one per phrase says where to look.
+        """
+        phrase_QH = phrase_states(output.text_states_NLH, batch, phrases)
+        is_pair_Q = is_pair_N[phrases.caption_Q].long()
+        of_phrases = functional.cross_entropy(self.phrase_matching(phrase_QH), is_pair_Q)
+        return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long()) + of_phrases
+
+
+def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
+    """Return (Q, H): the mean state of the tokens of each phrase."""
+    spans_QL2 = batch.char_spans_NL2[phrases.caption_Q]
+    inside_QL = (spans_QL2[..., 0] >= phrases.span_Q2[:, :1]) & (spans_QL2[..., 1] <= phrases.span_Q2[:, 1:])
+    weights_QL = (inside_QL & (spans_QL2[..., 1] > spans_QL2[..., 0])).float()
+    summed_QH = (text_NLH[phrases.caption_Q] * weights_QL[..., None]).sum(1)
+    return summed_QH / weights_QL.sum(1, keepdim=True).clamp(min=1)
 
 
 def mask_words(
