@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +21,7 @@ from advl_pipeline.datasets.scenes.render import Box, draw_scene
 from advl_pipeline.datasets.scenes.scene import Scene
 
 _SCENES_PER_JOB: Final = 100
+_WATCH_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +62,29 @@ def split_jobs(
             captions=captions,
             scenes=tuple(scenes[start : start + _SCENES_PER_JOB]),
         )
+
+
+@contextmanager
+def drawing_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes that draw. An error drops the jobs that wait; a builder's death ends its processes."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey, initargs=(os.getpid(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _obey(builder: int) -> None:
+    """Leave Ctrl-C to the builder, and end when it is gone (a pool's processes would wait for ever)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == builder:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_job(job: DrawingJob) -> list[tuple[int, tuple[Box, ...]]]:
