@@ -94,7 +94,7 @@ def read_pair_labels(path: Path) -> dict[str, str]:
         DatasetError: missing, malformed, or a pair twice.
     """
     if path.suffix == ".csv":
-        rows = [cells for _, cells in _csv_rows(path)]
+        rows = [cells for _, cells in read_csv_rows(path)]
         records: list[Any] = [dict(zip(rows[0], cells, strict=False)) for cells in rows[1:]]
     elif path.suffix == ".jsonl":
         lines = enumerate(_text(path).split("\n"), 1)
@@ -115,7 +115,7 @@ def read_pair_labels(path: Path) -> dict[str, str]:
 
 def _read_csv_scores(path: Path, ids: Sequence[str]) -> npt.NDArray[np.float64]:
     rows: list[tuple[str, list[float]]] = []
-    for number, cells in _csv_rows(path):
+    for number, cells in read_csv_rows(path):
         if not rows and not _is_number(cells[-1]):
             continue
         if len(cells) not in (NUM_CHOICES, NUM_CHOICES + 1):
@@ -165,8 +165,12 @@ def _text(path: Path) -> str:
         raise malformed(path, f"not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of the rows of a CSV file that are not empty."""
+def read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) of the rows of a CSV file that are not empty.
+
+    Raises:
+        DatasetError: missing, not UTF-8 or not CSV.
+    """
     reader = csv.reader(io.StringIO(_text(path), newline=""))
     try:
         for cells in reader:

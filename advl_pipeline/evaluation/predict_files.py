@@ -1,0 +1,95 @@
+"""`run_predict`: a finished run's predictions on a split, in the form that the leaderboards take.
+
+Legend: N questions, A = C = 4 answers and choices, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.registry import TASKS, open_dataset
+from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.runner import predict_scores
+from advl_pipeline.evaluation.submission import (
+    write_snli_ve_predictions,
+    write_vcr_submission,
+    write_vqa_submission,
+)
+from advl_pipeline.evaluation.submission_config import PredictConfig
+from advl_pipeline.training.run import read_config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictResult:
+    """The checked file and the number of questions in it."""
+
+    path: Path
+    dataset: str
+    split: str
+    num_items: int
+
+
+def run_predict(config: PredictConfig) -> PredictResult:
+    """Predict a split and write the file; it is read back and checked before this returns.
+
+    Raises:
+        ConfigError: no such run or split, or the run lacks one of VCR's two tasks.
+        WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
+    """
+    trained_on = read_config(config.run)
+    dataset_name, _, split = config.split.rpartition("/")
+    name = dataset_name or trained_on["dataset"]
+    tasks = TASKS.get(name, ())
+    is_vcr = "vcr-q2a" in tasks
+    untrained = set(tasks) - set(trained_on["task"] or tasks)
+    if is_vcr and untrained:
+        raise ConfigError(
+            "A VCR submission needs both tasks.",
+            where=str(config.run),
+            why=f"the run was not trained on {', '.join(sorted(untrained))}",
+        )
+    dataset = open_dataset(name, split=split, data_root=config.data_root, conditioning="all" if is_vcr else None)
+    folder = config.run / "predictions"
+    path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predict = _predict_vcr if is_vcr else _predict_classes
+    return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, dataset, path))
+
+
+def _predict_vcr(config: PredictConfig, dataset: IndexedDataset, path: Path) -> int:
+    """Score the 20 sequences of each question; examples lie as answer, then rationales given answer 0 to 3."""
+    per_question = 1 + NUM_CHOICES
+    annot_ids = [question_of(name) for name in dataset.example_ids[::per_question]]
+    answers = [dataset[index] for index in range(0, len(dataset), per_question)]
+    rationales = [dataset[index] for index in range(len(dataset)) if index % per_question]
+    answer_scores_NC = predict_scores(config.run, dataset, answers, batch_size=config.batch_size)
+    rationale_scores = predict_scores(config.run, dataset, rationales, batch_size=config.batch_size)
+    write_vcr_submission(path, annot_ids, answer_scores_NC, rationale_scores.reshape(-1, NUM_CHOICES, NUM_CHOICES))
+    return len(annot_ids)
+
+
+def _predict_classes(config: PredictConfig, dataset: IndexedDataset, path: Path) -> int:
+    examples = [dataset[index] for index in range(len(dataset))]
+    scores_NK = predict_scores(config.run, dataset, examples, batch_size=config.batch_size)
+    (task,) = dataset.tasks
+    called = predicted_names(dataset.example_ids, scores_NK, dataset.label_names(task))
+    if task == "vqa":
+        write_vqa_submission(path, {int(question_id): answer for question_id, answer in called.items()})
+    else:
+        write_snli_ve_predictions(path, called)
+    return len(called)
+
+
+def predicted_names(
+    example_ids: Sequence[str], scores_NK: npt.NDArray[np.floating], label_names: tuple[str, ...]
+) -> Mapping[str, str]:
+    """Return example id -> name of the class with the first maximum."""
+    chosen = scores_NK.argmax(axis=1).tolist()
+    return {name: label_names[label] for name, label in zip(example_ids, chosen, strict=True)}

@@ -1,0 +1,19 @@
+"""What `advl predict` writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.configuration import option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig:
+    """Configuration of `advl predict`."""
+
+    run: Path = option(help="Run folder of a finished finetuning.")
+    split: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.")
+    output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    batch_size: int = option(64, help="Examples per forward pass.")

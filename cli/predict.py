@@ -1,0 +1,33 @@
+"""`advl predict`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.evaluation.submission_config import PredictConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("predict")
+@config_options(PredictConfig, arguments=("run",))
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Write the predictions of a run in the form the leaderboards take, and check the file.
+
+    VCR: CSV of 1 + 20 columns. VQA: EvalAI's JSON. SNLI-VE: CSV of pairID and label.
+
+    \b
+    advl predict runs/vcr-advl --split test
+    advl predict runs/vqa-advl --split test --output vqa_test2015.json
+    """
+    from advl_pipeline.evaluation.predict_files import run_predict
+
+    result = run_predict(config_from_flags(PredictConfig, flags))
+    if as_json:
+        print_json(config_to_dict(result))
+    else:
+        click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")

@@ -1,0 +1,112 @@
+"""Mirrors of the official downloads go the whole way through the command line, from check to score."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from advl_cli.main import main
+from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("official data")
+    for split in ("train", "val"):
+        write_vcr(folder, [vcr_record(number, split=split) for number in range(8)], split=split)
+    write_vcr(folder, [vcr_record(number, split="test", labelled=False) for number in range(11)], split="test")
+    write_vcr(
+        folder,
+        [vcr_record(number) for number in range(6)],
+        file="shortcut/rule_based/val_rule_singular.jsonl",
+    )
+    for split in ("train", "val", "test"):
+        write_vqa(folder, split=split, count=30)
+    write_vqa_cp(folder)
+    for name in ("train", "dev", "test"):
+        write_snli_ve(folder, name=name, count=12)
+    return folder
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
+    """Run a command that must succeed and return its JSON."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in (*arguments, "--json")])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    return json.loads(printed.out)
+
+
+CASES = [
+    ("vcr", ["val", "rule-singular"], {"q2a", "qa2r", "q2ar"}, 11),
+    ("vqa-v2", ["val"], {"vqa"}, 30),
+    ("vqa-cp-v2", ["val"], {"vqa"}, 120),
+    ("snli-ve", ["val"], {"snli_ve"}, 12),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sets", "metrics", "num_test"), CASES, ids=[case[0] for case in CASES])
+def test_the_whole_way(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    sets: list[str],
+    metrics: set[str],
+    num_test: int,
+) -> None:
+    monkeypatch.setenv("ADVL_DATA", str(root))
+    assert advl(capsys, "datasets", "check", name, "--deep")["usable"]
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    advl(capsys, "extract", "--teacher", "minilm-l6", "--dataset", name, "--output", cache, "--no-confidence")
+    finetune = ["finetune", "--dataset", name, "--cache", cache, "--method", "naive-kd", "--shots", 4]
+    advl(capsys, *finetune, "--num-steps", 2, "--batch-size", 2, "--output", run)
+    evaluated = advl(capsys, "evaluate", "--run", run, *(word for one in sets for word in ("--on", one)))
+    documents = evaluated.get("sets", evaluated)
+    for one in sets:
+        assert set(documents[one]["metrics"]) == metrics
+    predicted = advl(capsys, "predict", run, "--split", "test")
+    assert predicted["num_items"] == num_test
+    if name == "vcr":
+        with Path(predicted["path"]).open(newline="") as file:
+            rows = list(csv.reader(file))
+        assert [row[0] for row in rows[1:]] == [f"test-{number}" for number in range(11)]
+        scored = score_vcr(capsys, root, run, tmp_path)
+        assert scored == pytest.approx({"num_items": 8, **documents["val"]["metrics"]})
+    elif name == "snli-ve":
+        predicted = advl(capsys, "predict", run, "--split", "val")
+        annotations = root / "snli-ve" / "snli_ve_dev.jsonl"
+        arguments = ["--annotations", annotations, "--results", predicted["path"]]
+        scored = advl(capsys, "score", "snli-ve", *arguments)
+        assert scored["accuracy"] == pytest.approx(documents["val"]["metrics"]["snli_ve"])
+    elif name == "vqa-v2":
+        predicted = advl(capsys, "predict", run, "--split", "val")
+        folder = root / "vqa-v2"
+        questions = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
+        annotations = folder / "v2_mscoco_val2014_annotations.json"
+        arguments = ["--questions", questions, "--annotations", annotations, "--results", predicted["path"]]
+        assert advl(capsys, "score", "vqa", *arguments)["num_items"] == 30
+
+
+def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder: Path) -> Any:
+    """Predict val with all 20 sequences, cut the answers and the rightly conditioned rationales out, score them."""
+    predicted = advl(capsys, "predict", run, "--split", "val")
+    with Path(predicted["path"]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    annotations = root / "vcr" / "val.jsonl"
+    label_of = {
+        record["annot_id"]: record["answer_label"] for record in map(json.loads, annotations.read_text().splitlines())
+    }
+    for part, prefix in (("answers", "answer"), ("rationales", "rationale_conditioned_on_a{}")):
+        with (folder / f"{part}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            for row in rows:
+                stem = prefix.format(label_of[row["annot_id"]])
+                writer.writerow([row["annot_id"], *(row[f"{stem}_{choice}"] for choice in range(4))])
+    files = ["--answers", folder / "answers.csv", "--rationales", folder / "rationales.csv"]
+    return advl(capsys, "score", "vcr", "--annotations", annotations, *files)

@@ -1,0 +1,91 @@
+"""Leaderboard files are the official writer's, and no damaged file is called done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.submission import (
+    VCR_COLUMNS,
+    check_vcr_submission,
+    check_vqa_submission,
+    write_snli_ve_predictions,
+    write_vcr_submission,
+    write_vqa_submission,
+)
+
+ASSETS = Path(__file__).parents[1] / "assets" / "vcr"
+
+
+def scores_of_twenty() -> tuple[list[str], np.ndarray, np.ndarray]:
+    document = json.loads((ASSETS / "uniter_test_scores.json").read_text())
+    scores = np.array(list(document.values()))
+    return list(document), scores[:, :4], scores[:, 4:].reshape(-1, 4, 4)
+
+
+def test_vcr_file_is_uniters_byte_for_byte(tmp_path: Path) -> None:
+    ids, answers, rationales = scores_of_twenty()
+    write_vcr_submission(tmp_path / "vcr.csv", ids, answers, rationales)
+    assert (tmp_path / "vcr.csv").read_bytes() == (ASSETS / "uniter_submission_expected.csv").read_bytes()
+    write_vcr_submission(tmp_path / "half.csv", ids, answers.astype(np.float32), rationales.astype(np.float32))
+    assert (tmp_path / "half.csv").read_bytes() == (ASSETS / "uniter_submission_expected.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("annot_id,answer_0", "annot_id,answer_1", "header"),
+        ("test-0,", "test-1,", "on line"),
+        ("test-0,", "test-7,", "lacks test-0"),
+        ("2.0637", "nan", "not a finite number"),
+        ("2.0637", "inf", "not a finite number"),
+        ("2.0637", "x", "not a finite number"),
+        ("2.0637,", "", "20 columns, expected 21"),
+    ],
+)
+def test_damaged_vcr_files_are_named(tmp_path: Path, old: str, new: str, why: str) -> None:
+    file = tmp_path / "vcr.csv"
+    text = (ASSETS / "uniter_submission_expected.csv").read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(DatasetError) as caught:
+        check_vcr_submission(file, scores_of_twenty()[0])
+    assert why in caught.value.why
+    assert str(file) in caught.value.where
+
+
+def test_scores_that_are_not_finite_are_never_submitted(tmp_path: Path) -> None:
+    ids, answers, rationales = scores_of_twenty()
+    answers[1, 2] = np.inf
+    with pytest.raises(DatasetError):
+        write_vcr_submission(tmp_path / "vcr.csv", ids, answers, rationales)
+    with pytest.raises(DatasetError, match="no number"):
+        write_vcr_submission(tmp_path / "vcr.csv", ["test", *ids[1:]], rationales[:, 0], rationales)
+
+
+def test_the_header_is_the_leaderboards() -> None:
+    assert len(VCR_COLUMNS) == 21
+    assert VCR_COLUMNS[5] == "rationale_conditioned_on_a0_0"
+    assert VCR_COLUMNS[-1] == "rationale_conditioned_on_a3_3"
+
+
+def test_vqa_file(tmp_path: Path) -> None:
+    file = tmp_path / "vqa.json"
+    write_vqa_submission(file, {3: "café", 1: "yes"})
+    assert json.loads(file.read_text(encoding="utf-8")) == [
+        {"question_id": 3, "answer": "café"},
+        {"question_id": 1, "answer": "yes"},
+    ]
+    with pytest.raises(DatasetError) as caught:
+        check_vqa_submission(file, [1, 3, 4])
+    assert "lacks 4" in caught.value.why
+
+
+def test_snli_ve_file_survives_awkward_ids(tmp_path: Path) -> None:
+    file = tmp_path / "snli.csv"
+    write_snli_ve_predictions(file, {'1.jpg#0r1n,"x"': "neutral", "2.jpg#0r1n": "entailment"})
+    assert file.read_text().splitlines()[0] == "pairID,label"
