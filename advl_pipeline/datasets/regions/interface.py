@@ -1,0 +1,104 @@
+"""What every file of region features gives. Legend: R regions, F feature width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.boxes import TOLERANCE
+from advl_pipeline.datasets.problems import Malformed
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegionFeatures:
+    """Regions of one picture.
+
+    `features_RF` float32; `boxes_R4` float32 (x1, y1, x2, y2) in pixels of the picture of `width` x `height`.
+    `confidence_R` is the detector's, where the file has it. `whole_F` is the feature of the whole picture, where
+    the file has it. `box_index_R` int64 is the row of the dataset's own boxes that a region stands for, -1 for
+    detected ones.
+    """
+
+    features_RF: Floats
+    boxes_R4: Floats
+    width: int
+    height: int
+    box_index_R: npt.NDArray[np.int64]
+    confidence_R: Floats | None = None
+    whole_F: Floats | None = None
+
+
+class RegionReader(Protocol):
+    """Region features by name of the picture, as its format names pictures."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def names(self) -> Iterable[str]:
+        """Names of the pictures in the file."""
+        ...
+
+    def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
+        """Read the regions of one picture.
+
+        Args:
+            name: of the picture in this format, see `naming`.
+            width, height: of the picture in pixels; formats that store shares of the picture are scaled by them.
+
+        Raises:
+            DatasetError: there is no such picture, its entry is damaged, holds a value that is not finite, or is
+                for a picture of another size.
+        """
+        ...
+
+
+def make_regions(
+    *,
+    features_RF: Floats,
+    boxes_R4: Floats,
+    size: tuple[int, int],
+    stated_size: tuple[int, int] | None = None,
+    confidence_R: Floats | None = None,
+    whole_F: Floats | None = None,
+) -> RegionFeatures:
+    """Check arrays and make regions of them.
+
+    Args:
+        size: (width, height) of the picture.
+        stated_size: of the picture that the file was computed from, where the file says it.
+
+    Raises:
+        Malformed: shapes that do not fit, values that are not finite, boxes outside the picture, another size.
+    """
+    if stated_size is not None and stated_size != size:
+        raise Malformed(
+            f"its features are for a picture of {stated_size[0]}x{stated_size[1]}, the picture is {size[0]}x{size[1]}"
+        )
+    if features_RF.ndim != 2 or boxes_R4.shape != (len(features_RF), 4):
+        raise Malformed(f"features of shape {features_RF.shape} and boxes of shape {boxes_R4.shape} do not fit")
+    if confidence_R is not None and confidence_R.shape != (len(features_RF),):
+        raise Malformed(f"{len(features_RF)} regions and confidences of shape {confidence_R.shape}")
+    for what, array in (("features", features_RF), ("boxes", boxes_R4), ("confidences", confidence_R)):
+        if array is not None and not np.isfinite(array).all():
+            raise Malformed(f"its {what} hold a value that is not finite")
+    x1, y1, x2, y2 = boxes_R4.T
+    # Half-precision shares of a large picture are off by up to 2^-11 of its side.
+    reach_x, reach_y = TOLERANCE + size[0] / 2048, TOLERANCE + size[1] / 2048
+    inside = (x1 >= -reach_x) & (y1 >= -reach_y) & (x2 <= size[0] + reach_x) & (y2 <= size[1] + reach_y)
+    if not (inside & (x1 <= x2) & (y1 <= y2)).all():
+        row = int(np.flatnonzero(~(inside & (x1 <= x2) & (y1 <= y2)))[0])
+        raise Malformed(f"box {row} lies outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
+    return RegionFeatures(
+        features_RF=np.ascontiguousarray(features_RF, dtype=np.float32),
+        boxes_R4=np.ascontiguousarray(boxes_R4, dtype=np.float32),
+        width=size[0],
+        height=size[1],
+        box_index_R=np.full(len(features_RF), -1, dtype=np.int64),
+        confidence_R=confidence_R,
+        whole_F=whole_F,
+    )

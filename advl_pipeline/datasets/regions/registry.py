@@ -1,0 +1,128 @@
+"""Open a file or folder of region features by what it is, and ask it for the pictures of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.datasets.regions.interface import RegionFeatures, RegionReader
+from advl_pipeline.datasets.regions.naming import Naming, name_of
+from advl_pipeline.datasets.regions.per_picture import PerPictureRegions
+from advl_pipeline.datasets.regions.tsv import TsvRegions
+from advl_pipeline.errors import DatasetError
+
+
+class PictureRegions:
+    """Regions of the pictures of a dataset.
+
+    Args:
+        reader: of the file.
+        naming: how the file names pictures.
+        vcr_prefix: see `naming.name_of`.
+        ground_truth: the file holds features of the dataset's own boxes, row by row.
+    """
+
+    def __init__(
+        self, reader: RegionReader, *, naming: Naming, vcr_prefix: str = "", ground_truth: bool = False
+    ) -> None:
+        self.reader = reader
+        self._naming: Naming = naming
+        self._vcr_prefix = vcr_prefix
+        self._ground_truth = ground_truth
+
+    def regions(self, unit: ImageUnit) -> RegionFeatures:
+        """Return the regions of a picture.
+
+        Raises:
+            DatasetError: there are none, they are damaged or for another size, or ground-truth rows are not as many
+                as the picture's boxes.
+        """
+        name = name_of(unit.path, self._naming, vcr_prefix=self._vcr_prefix)
+        found = self.reader.read(name, width=unit.width, height=unit.height)
+        if not self._ground_truth:
+            return found
+        if len(found.boxes_R4) != len(unit.boxes_R4):
+            raise DatasetError(
+                "Features of ground-truth boxes do not fit the dataset's boxes.",
+                where=name,
+                why=f"{len(found.boxes_R4)} regions, the picture has {len(unit.boxes_R4)} boxes",
+            )
+        return dataclasses.replace(found, box_index_R=np.arange(len(found.boxes_R4), dtype=np.int64))
+
+
+def join_regions(first: RegionFeatures, second: RegionFeatures) -> RegionFeatures:
+    """Return the regions of both, as UNITER joins ground-truth and detected boxes of VCR.
+
+    Raises:
+        DatasetError: they are of pictures of two sizes or have features of two widths.
+    """
+    if (first.width, first.height, first.features_RF.shape[1]) != (
+        second.width,
+        second.height,
+        second.features_RF.shape[1],
+    ):
+        raise DatasetError("Region features of two pictures or two detectors cannot be joined.")
+    confidences = (first.confidence_R, second.confidence_R)
+    both = [confidence for confidence in confidences if confidence is not None]
+    return RegionFeatures(
+        features_RF=np.concatenate([first.features_RF, second.features_RF]),
+        boxes_R4=np.concatenate([first.boxes_R4, second.boxes_R4]),
+        width=first.width,
+        height=first.height,
+        box_index_R=np.concatenate([first.box_index_R, second.box_index_R]),
+        confidence_R=np.concatenate(both) if len(both) == len(confidences) else None,
+    )
+
+
+def open_regions(path: Path, *, index: Path) -> RegionReader:
+    """Open region features.
+
+    Args:
+        path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.pkl` or `.json` beside it); folder with
+            `data.mdb`; or folder of `.npz` or `.json` files.
+        index: folder for indices, such as `roots.index_folder` gives.
+
+    Raises:
+        DatasetError: nothing of these is there.
+    """
+    if path.suffix == ".tsv":
+        return TsvRegions(path, index=index)
+    if path.suffix in (".h5", ".hdf5"):
+        from advl_pipeline.datasets.regions.hdf5 import Hdf5Regions
+
+        return Hdf5Regions(path, index=_index_beside(path))
+    if (path / "data.mdb").is_file():
+        try:
+            from advl_pipeline.datasets.regions.uniter_lmdb import UniterRegions
+        except ImportError as error:
+            raise DatasetError(
+                "Reading UNITER's LMDB needs packages that are not installed.",
+                where=str(path),
+                why=str(error),
+                next_command="pip install 'advl-pipeline[uniter]'",
+            ) from None
+        return UniterRegions(path)
+    for suffix in (".npz", ".json"):
+        if path.is_dir() and next(path.rglob(f"*{suffix}"), None) is not None:
+            return PerPictureRegions(path, suffix=suffix)
+    raise DatasetError(
+        "There are no region features in a known format.",
+        where=str(path),
+        why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz or .json files",
+    )
+
+
+def _index_beside(path: Path) -> Path:
+    """Return the one index file of an HDF5 file; BUTD names it after the split and the number of boxes."""
+    found = sorted(file for file in path.parent.glob("*imgid2idx.*") if file.suffix in (".pkl", ".json"))
+    own = [file for file in found if file.name.startswith(path.stem)] or found
+    if len(own) != 1:
+        raise DatasetError(
+            "The index of region features is missing or not the only one.",
+            where=str(path.parent),
+            why=f"found {', '.join(file.name for file in own) or 'no *imgid2idx.pkl or .json'}",
+        )
+    return own[0]

@@ -1,0 +1,115 @@
+"""TSV of bottom-up attention (6 columns) and of LXMERT (10 columns), one picture per line, arrays in base64.
+
+BUTD: image_id, image_w, image_h, num_boxes, boxes, features. LXMERT: img_id, img_h, img_w, objects_id, objects_conf,
+attrs_id, attrs_conf, num_boxes, boxes, features. The files reach tens of gigabytes: they are scanned once for the
+offsets of their lines, and a line is decoded when its picture is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.fingerprint import FileDigests
+from advl_pipeline.datasets.line_files import MappedLines, scan_lines
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.regions.encoded import decode_floats, positive
+from advl_pipeline.datasets.regions.interface import RegionFeatures, make_regions
+from advl_pipeline.errors import DatasetError
+
+_BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+_LXMERT = (
+    "img_id",
+    "image_h",
+    "image_w",
+    "objects_id",
+    "objects_conf",
+    "attrs_id",
+    "attrs_conf",
+    "num_boxes",
+    "boxes",
+    "features",
+)
+_LAYOUTS = {len(_BUTD): _BUTD, len(_LXMERT): _LXMERT}
+
+
+class TsvRegions:
+    """Regions of a TSV file.
+
+    Args:
+        path: of the file.
+        index: folder for the index of line offsets.
+
+    Raises:
+        DatasetError: missing, a line of another number of columns, or a picture twice; the line is named.
+    """
+
+    def __init__(self, path: Path, *, index: Path) -> None:
+        self._path = path
+        digests = FileDigests(path.parent, index)
+        try:
+            digest = digests.facts(path.name).digest
+        except Malformed as error:
+            raise DatasetError("A file of region features cannot be read.", where=str(path), why=str(error)) from None
+        digests.flush()
+        columns = open_columns(index, {"index": "regions-tsv", "file": digest.hex()}, lambda: _scan(path))
+        names = StringColumn(columns, "name")
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._columns = columns
+        self._lines = MappedLines(path)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def names(self) -> Iterable[str]:
+        return self._rows.keys()
+
+    def read(self, name: str, *, width: int, height: int) -> RegionFeatures:
+        if name not in self._rows:
+            raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no line for {name}")
+        row = self._rows[name]
+        data = self._lines.read(int(self._columns["offset"][row]), int(self._columns["length"][row]))
+        try:
+            return _parse(data, (width, height))
+        except Malformed as error:
+            where = f"{self._path}:{int(self._columns['line'][row])}"
+            raise DatasetError("Region features are malformed.", where=where, why=f"{name}: {error}") from None
+
+
+def _scan(path: Path) -> Columns:
+    rows: dict[str, tuple[int, int, int]] = {}
+    for line in scan_lines(path):
+        name = line.data.split(b"\t", 1)[0].decode("utf-8", "replace")
+        num_columns = line.data.count(b"\t") + 1
+        why = ""
+        if num_columns not in _LAYOUTS:
+            why = f"{num_columns} columns, expected {' or '.join(map(str, _LAYOUTS))}"
+        elif name in rows:
+            why = f"picture {name} was on line {rows[name][0]} already"
+        if why:
+            raise DatasetError("Region features are malformed.", where=f"{path}:{line.number}", why=why)
+        rows[name] = (line.number, line.offset, len(line.data))
+    table = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3)
+    return {
+        "line": table[:, 0],
+        "offset": table[:, 1],
+        "length": table[:, 2],
+        **StringColumn.encode("name", rows),
+    }
+
+
+def _parse(data: bytes, size: tuple[int, int]) -> RegionFeatures:
+    cells = data.rstrip(b"\r\n").split(b"\t")
+    fields = dict(zip(_LAYOUTS[len(cells)], cells, strict=True))
+    count = positive(fields["num_boxes"], "num_boxes")
+    confidence = fields.get("objects_conf")
+    return make_regions(
+        features_RF=decode_floats(fields["features"], rows=count, what="features"),
+        boxes_R4=decode_floats(fields["boxes"], rows=count, what="boxes"),
+        size=size,
+        stated_size=(positive(fields["image_w"], "image_w"), positive(fields["image_h"], "image_h")),
+        confidence_R=None if confidence is None else decode_floats(confidence, rows=count, what="confidences")[:, 0],
+    )
