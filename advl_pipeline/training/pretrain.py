@@ -1,8 +1,8 @@
 """`run_pretrain`: make the demo student a vision-language model pretrained on image-text pairs, and on nothing more.
 
-First region-phrase contrast alone, then masked words, image-text matching and contrast together: masked words and
-matching alone do not ground words in regions at this size. The result is stored once and identified by its dataset's
-content and its settings, as a cache is.
+First region-phrase contrast alone, then contrast, masked words, image-text matching and naming of regions together:
+masked words and matching alone do not ground words in regions at this size. The result is stored once and identified
+by its dataset's content and its settings, as a cache is.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from advl_pipeline.training.pretrain_objectives import (
     PretrainHeads,
     mask_words,
     phrase_targets,
+    region_questions,
     swap_pictures,
     without_tags,
 )
@@ -92,11 +93,12 @@ def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any
 
 @dataclass(kw_only=True)
 class _PairBatch:
-    """Captions with their own pictures: `tagged` shows each phrase its box, `plain` does not."""
+    """Captions with their own pictures, their phrases, and questions about a region of each."""
 
-    plain: ScenesSmallBatch
-    tagged: ScenesSmallBatch
+    captions: ScenesSmallBatch
     phrases: PhraseTargets
+    questions: ScenesSmallBatch
+    is_named: torch.Tensor
 
 
 def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> dict[str, float]:
@@ -111,10 +113,15 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
         for step in range(num_steps):
             positions = positions_of_step(len(dataset), step=step, batch_size=config.batch_size, seed=config.seed)
             examples = [dataset[int(position)] for position in positions]
-            plain = student.collate([without_tags(example) for example in examples])
-            tagged = student.collate(examples)
-            phrases = phrase_targets(examples, plain.box_index_NR)
-            yield _PairBatch(plain=plain, tagged=tagged, phrases=phrases)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            captions = student.collate([without_tags(example) for example in examples])
+            asked, is_named = region_questions(examples, generator)
+            yield _PairBatch(
+                captions=captions,
+                phrases=phrase_targets(examples, captions.box_index_NR),
+                questions=student.collate(asked),
+                is_named=is_named,
+            )
 
     with (
         Prefetcher(batches) as prefetched,
@@ -142,7 +149,7 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
 
 
 def _contrast(student: ScenesSmall, heads: PretrainHeads, batch: _PairBatch) -> torch.Tensor:
-    return heads.contrast(*student.separate_states(batch.plain), batch.plain, batch.phrases)
+    return heads.contrast(*student.separate_states(batch.captions), batch.captions, batch.phrases)
 
 
 def _joint(
@@ -152,9 +159,7 @@ def _joint(
     batch: _PairBatch,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
-    # Half of the steps show a masked phrase its box by tag, so that tags mean something before finetuning.
-    use_tags = bool(torch.rand(1, generator=generator) < 0.5)
-    shown = batch.tagged if use_tags else batch.plain
+    shown = batch.captions
     maskable = shown.char_spans_NL2[..., 1] > shown.char_spans_NL2[..., 0]
     masked_ids, targets = mask_words(
         shown.token_ids_NL,
@@ -166,15 +171,19 @@ def _joint(
     words = heads.masked_words(
         student.encode(_replaced(shown, token_ids_NL=masked_ids)), student.word_embedding.weight, targets
     )
-    picture, is_pair = swap_pictures(batch.plain.num_sequences, generator)
+    picture, is_pair = swap_pictures(shown.num_sequences, generator)
     mixed = _replaced(
-        batch.plain,
-        crops_NRP=batch.plain.crops_NRP[picture],
-        positions_NR7=batch.plain.positions_NR7[picture],
-        visual_mask_NR=batch.plain.visual_mask_NR[picture],
-        box_index_NR=batch.plain.box_index_NR[picture],
+        shown,
+        crops_NRP=shown.crops_NRP[picture],
+        positions_NR7=shown.positions_NR7[picture],
+        visual_mask_NR=shown.visual_mask_NR[picture],
+        box_index_NR=shown.box_index_NR[picture],
     )
-    return {"words": words, "matching": heads.match(student.encode(mixed), mixed, batch.phrases, is_pair)}
+    return {
+        "words": words,
+        "matching": heads.match(student.encode(mixed), mixed, batch.phrases, is_pair),
+        "naming": heads.name(student.encode(batch.questions), batch.is_named),
+    }
 
 
 def _replaced(batch: ScenesSmallBatch, **tensors: torch.Tensor) -> StudentBatch:

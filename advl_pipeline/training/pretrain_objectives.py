@@ -1,4 +1,4 @@
-"""Objectives of the image-text pretraining: region-phrase contrast, masked words, image-text matching.
+"""Objectives of the image-text pretraining: region-phrase contrast, masked words, matching, naming of regions.
 
 Shapes: N captions, L tokens, R visual tokens, Q phrases of the batch, G boxes of the batch, H width, E common space.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 from advl_pipeline.students.scenes_small import ScenesSmall
@@ -54,6 +54,46 @@ def without_tags(example: Example) -> Example:
     return replace(example, candidates=tuple(replace(candidate, tags=()) for candidate in example.candidates))
 
 
+def region_questions(examples: Sequence[Example], generator: torch.Generator) -> tuple[list[Example], torch.Tensor]:
+    """Ask of one box per picture whether a phrase names it: "object 3" against "a cat".
+
+    The phrase is the box's own, another one of the same caption, or one of another caption, so that the answer needs
+    the box and not only the picture. The tag is the context of the candidate, the phrase its answer.
+
+    Returns:
+        Examples, and (n,) bool, whether the phrase is the box's own.
+    """
+    asked, is_named = [], []
+    for row, example in enumerate(examples):
+        (caption,) = example.candidates
+        own = caption.tags[_draw(len(caption.tags), generator)]
+        phrase = caption.text[own.start : own.end]
+        wrong = _draw(4, generator)
+        if wrong < 2:
+            (other,) = (example if wrong == 0 else examples[(row + 1) % len(examples)]).candidates
+            tag = other.tags[_draw(len(other.tags), generator)]
+            phrase = other.text[tag.start : tag.end]
+        name = f"object {own.box + 1}"
+        asked.append(
+            replace(
+                example,
+                candidates=(
+                    Candidate(
+                        text_unit=text_unit(f"{name} {phrase}"),
+                        context_length=len(name),
+                        tags=(ObjectTag(start=0, end=len(name), box=own.box),),
+                    ),
+                ),
+            )
+        )
+        is_named.append(phrase.lower() == caption.text[own.start : own.end].lower())
+    return asked, torch.tensor(is_named)
+
+
+def _draw(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (1,), generator=generator))
+
+
 class PretrainHeads(nn.Module):
     """Heads of the three objectives; none of them is kept with the student."""
 
@@ -66,6 +106,7 @@ class PretrainHeads(nn.Module):
         self.word_bias = nn.Parameter(torch.zeros(student.word_pieces.num_tokens))
         self.matching = nn.Linear(student.pooled_size, 2)
         self.phrase_matching = nn.Linear(width, 2)
+        self.naming = nn.Linear(student.pooled_size, 2)
 
     def contrast(
         self, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets
@@ -107,6 +148,10 @@ class PretrainHeads(nn.Module):
         is_pair_Q = is_pair_N[phrases.caption_Q].long()
         of_phrases = functional.cross_entropy(self.phrase_matching(phrase_QH), is_pair_Q)
         return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long()) + of_phrases
+
+    def name(self, output: StudentOutput, is_named_N: torch.Tensor) -> torch.Tensor:
+        """Return cross-entropy of whether the phrase names the box (see `region_questions`)."""
+        return functional.cross_entropy(self.naming(output.pooled_NP), is_named_N.long())
 
 
 def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
