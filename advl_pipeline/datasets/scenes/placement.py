@@ -19,7 +19,7 @@ SIZES: Final = (48, 52, 56, 60, 64, 68, 72)
 """Longer side of a thing before it is turned."""
 
 TILTS: Final = (-12, -8, -4, 0, 4, 8, 12)
-"""Degrees, counter-clockwise."""
+"""Degrees, clockwise."""
 
 _MARGIN: Final = 2
 _REACH: Final = (24, 40)

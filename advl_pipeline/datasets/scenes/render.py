@@ -123,7 +123,7 @@ def turned(kind: Kind, style: Style, size: int, tilt: int) -> Stamp:
     steps = (2 * np.arange(side, dtype=np.int64) + 1 - side) * _ONE // 2
     cosine, sine = _COSINES[abs(tilt)], _SINES[abs(tilt)] * (1 if tilt >= 0 else -1)
     x, y = steps[None, :], steps[:, None]
-    # Turning the picture counter-clockwise means looking up each pixel clockwise; y grows downwards.
+    # Each pixel is looked up where it was before the thing was turned; y grows downwards.
     source_x = ((x * cosine - y * sine) >> _FRACTION) + (width + 1) * _ONE // 2
     source_y = ((x * sine + y * cosine) >> _FRACTION) + (height + 1) * _ONE // 2
     pixels = _bilinear(padded, source_x.astype(np.int32), source_y.astype(np.int32)).astype(np.uint8)

@@ -1,0 +1,117 @@
+"""The frozen vocabulary: regenerated from its sources, clean, and drawn by both art styles."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from advl_pipeline.datasets.scenes.annotations import clean_keywords, make_vocabulary
+from advl_pipeline.datasets.scenes.artwork import Style, load_sprite
+from advl_pipeline.datasets.scenes.packages import require_package
+from advl_pipeline.datasets.scenes.vocabulary import VOCABULARY_FILE, load_vocabulary, read_data
+from advl_pipeline.datasets.scenes.wording import telling_keywords
+from advl_pipeline.errors import DatasetError
+
+VOCABULARY = load_vocabulary()
+
+
+def test_frozen_file_is_what_the_sources_give() -> None:
+    frozen = json.loads(read_data(VOCABULARY_FILE))
+    assert frozen["provenance"] == {name: importlib.metadata.version(name) for name in frozen["provenance"]}
+    assert make_vocabulary() == frozen
+
+
+def test_numbers_are_those_of_the_card() -> None:
+    assert (len(VOCABULARY.labelled), len(VOCABULARY.unseen), len(VOCABULARY.containers)) == (136, 44, 2)
+
+
+def test_kinds_are_distinct() -> None:
+    for values in ([kind.code for kind in VOCABULARY.kinds], [kind.name for kind in VOCABULARY.kinds]):
+        assert max(Counter(values).values()) == 1
+
+
+def test_no_keyword_is_a_plain_name_or_repeats_its_own() -> None:
+    names = {kind.name for kind in VOCABULARY.kinds}
+    for kind in VOCABULARY.kinds:
+        assert not set(kind.keywords) & names
+        assert not {word for keyword in kind.keywords for word in keyword.split()} & set(kind.name.split())
+        assert all(keyword.isascii() and keyword == keyword.lower() for keyword in kind.keywords)
+
+
+def test_every_kind_that_is_asked_about_has_a_sibling_that_it_can_be_told_from() -> None:
+    for pool in (VOCABULARY.labelled, VOCABULARY.unseen):
+        families = Counter(kind.family.subcategory for kind in pool)
+        with_siblings = [kind for kind in pool if families[kind.family.subcategory] > 1]
+        assert len(with_siblings) >= 0.97 * len(pool)
+        for kind in with_siblings:
+            siblings = [other for other in pool if other.family == kind.family and other.code != kind.code]
+            assert any(len(telling_keywords(kind, [sibling])) >= 2 for sibling in siblings), kind.name
+
+
+def test_unseen_families_are_those_of_labelled_kinds() -> None:
+    assert {kind.family for kind in VOCABULARY.unseen} <= {kind.family for kind in VOCABULARY.labelled}
+
+
+def test_articles() -> None:
+    phrases = {kind.name: kind.noun_phrase for kind in VOCABULARY.kinds}
+    assert phrases["owl"] == "an owl"
+    assert phrases["hourglass"] == "an hourglass"
+    assert phrases["bread"] == "some bread"
+    assert phrases["cat"] == "a cat"
+
+
+def test_cleaning_drops_what_says_nothing() -> None:
+    kept = clean_keywords(
+        [
+            "Striped",
+            "zebra_crossing",
+            "ZEBRAS",
+            ":D",
+            "8ball",
+            "mammal",
+            "it",
+            "stripes",
+            "owl",
+            "café",
+            "junk",
+            "wild",
+        ],
+        name="zebra",
+        hypernym="mammal",
+        dropped=frozenset({"junk"}),
+        names=["zebra", "owl"],
+    )
+    assert kept == ["striped", "wild"]
+
+
+def test_cleaning_keeps_one_word_of_each_stem() -> None:
+    kept = clean_keywords(
+        ["stripes", "stripe"], name="zebra", hypernym="mammal", dropped=frozenset(), names=["zebra"]
+    )
+    assert kept == ["stripe"]
+
+
+@pytest.mark.parametrize("style", ["twemoji", "openmoji"])
+def test_both_styles_draw_every_kind_and_none_alike(style: Style) -> None:
+    seen = set()
+    for kind in VOCABULARY.kinds:
+        sprite = load_sprite(kind, style)
+        alpha = sprite[..., 3]
+        assert alpha.max() == 255, kind.name
+        assert (alpha > 0).mean() > 0.1, kind.name
+        assert (sprite[..., :3] <= alpha[..., None]).all(), kind.name
+        # Trimmed: something is visible on every side.
+        assert all(side.any() for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])), kind.name
+        seen.add(np.ascontiguousarray(sprite).tobytes())
+    assert len(seen) == len(VOCABULARY.kinds)
+
+
+def test_a_missing_package_is_named_with_the_way_out() -> None:
+    with pytest.raises(DatasetError, match="not installed") as caught:
+        require_package("no_such_package_of_emoji")
+    assert "no_such_package_of_emoji" in str(caught.value)
+    assert "demo" in caught.value.next_command
