@@ -114,9 +114,9 @@ class ShardBuffer:
         if not self._filled_N.all():
             raise ValueError(f"shard {self.shard} lacks unit {self.units[int(self._filled_N.argmin())]}")
 
-    def token_rows(self, name: str) -> npt.NDArray[Any]:
-        """Return the rows of one token array: "values", "scales" or "char_spans"."""
-        return self._tokens[name]
+    def token_rows(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Return the rows of the token arrays: "values", "scales" or "char_spans"."""
+        return self._tokens
 
     def staged(self) -> dict[str, npt.NDArray[Any]]:
         """Return what the shard adds to the per-unit tables, computed from the stored form."""

@@ -189,23 +189,43 @@ class CacheWriter:
     def commit_shard(self, modality: str, buffer: ShardBuffer) -> None:
         """Write a shard's files, what it adds to the tables, and last its record."""
         buffer.require_filled()
-        self.stage(modality, buffer.shard, buffer.staged())
-        files = {
-            spec.shard_path(buffer.shard): publish_shard(self.root, spec, buffer.shard, buffer.token_rows(name))
-            for name, spec in self.token_specs(modality).items()
-        }
-        units = buffer.units
-        record = ShardRecord(
-            modality=modality,
-            shard=buffer.shard,
-            first_unit=units.start,
-            num_units=len(units),
-            rows=int(self.placement(modality).rows_used_S[buffer.shard]),
+        self.commit_rows(
+            modality,
+            buffer.shard,
+            tables=buffer.staged(),
+            token_rows=buffer.token_rows(),
             clipped=buffer.clipped,
             quarantined=buffer.quarantined,
-            files=files,
         )
-        publish_if_changed(self.root, shard_record_path(modality, buffer.shard), [render_shard(record)])
+
+    def commit_rows(
+        self,
+        modality: str,
+        shard: int,
+        *,
+        tables: Mapping[str, Array],
+        token_rows: Mapping[str, Array],
+        clipped: int = 0,
+        quarantined: Mapping[str, str] | None = None,
+    ) -> None:
+        """As `commit_shard`, from arrays in stored form: `shard_buffer.staged_content`, and rows per token array."""
+        self.stage(modality, shard, tables)
+        placement = self.placement(modality)
+        units = placement.units_of(shard)
+        record = ShardRecord(
+            modality=modality,
+            shard=shard,
+            first_unit=units.start,
+            num_units=len(units),
+            rows=int(placement.rows_used_S[shard]),
+            clipped=clipped,
+            quarantined=quarantined or {},
+            files={
+                spec.shard_path(shard): publish_shard(self.root, spec, shard, token_rows[name])
+                for name, spec in self.token_specs(modality).items()
+            },
+        )
+        publish_if_changed(self.root, shard_record_path(modality, shard), [render_shard(record)])
 
     def stage(self, modality: str, shard: int, content: Mapping[str, Array]) -> None:
         """Keep what a shard adds to the tables, flushed, until the cache is finalised."""

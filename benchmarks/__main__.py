@@ -1,0 +1,138 @@
+"""`make bench`: build the same data in each format, measure, and print every goal as passed or missed.
+
+python -m benchmarks [--quick] [--folder DIR] [--json FILE] [--only reading,writing,scale]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpus import pictures, texts
+from benchmarks.reading import INLINE, STREAM, Rate, measure_reading, sequential_cold_share
+from benchmarks.scale import opening_seconds, streaming_memory
+from benchmarks.writing import measure_writing
+
+_OURS = (STREAM, INLINE, "ours, by id")
+_LIMIT = "np.memmap"
+_SECTIONS = ("reading", "writing", "scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A measured figure and what it should be: at least, or at most."""
+
+    name: str
+    value: float
+    target: float
+    at_least: bool = True
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+    def line(self) -> str:
+        bound = "at least" if self.at_least else "at most"
+        return f"{'pass' if self.is_met else 'MISS'}  {self.name}: {self.value:.2f} ({bound} {self.target})"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="A few minutes: less data, fewer rounds.")
+    parser.add_argument("--folder", type=Path, help="Where to build the data [default: a temporary folder].")
+    parser.add_argument("--json", type=Path, help="Also write the figures to this file.")
+    parser.add_argument("--only", default=",".join(_SECTIONS), help="Sections to run, separated by commas.")
+    options = parser.parse_args()
+    sections = options.only.split(",")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        figures: dict[str, Any] = {}
+        goals: list[Goal] = []
+        if "reading" in sections:
+            goals += _reading(folder, options.quick, figures)
+        if "writing" in sections:
+            goals += _writing(folder, options.quick, figures)
+        if "scale" in sections:
+            goals += _scale(folder, options.quick, figures)
+    print("\n".join(goal.line() for goal in goals))
+    print(f"{sum(goal.is_met for goal in goals)} of {len(goals)} goals met")
+    if options.json:
+        content = figures | {"goals": [asdict(goal) | {"is_met": goal.is_met} for goal in goals]}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _reading(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    goals: list[Goal] = []
+    corpora = (texts(5_000 if quick else 40_000), pictures(1_000 if quick else 10_000))
+    rounds, seconds = (3, 1.0) if quick else (5, 4.0)
+    for corpus in corpora:
+        print(f"\n{corpus.name}: {len(corpus)} units, {corpus.num_bytes / 1e9:.2f} GB, shuffled padded batches of 64")
+        rates = {
+            rate.name: rate
+            for rate in measure_reading(corpus, folder, rounds=rounds, seconds=seconds, say=lambda line: print(line))
+        }
+        print(f"{'thousand units/s':<24}{'warm':>8}{'cold':>8}")
+        for rate in sorted(rates.values(), key=lambda rate: -rate.warm):
+            print(f"{rate.name:<24}{rate.warm / 1e3:>8.1f}{rate.cold / 1e3:>8.1f}")
+        figures[corpus.name] = [asdict(rate) for rate in rates.values()]
+        for state, limit_target, peer_target in (("warm", 0.95, 1.5), ("cold", 1.9, 1.4)):
+            speed: Callable[[Rate], float] = _speed_of(state)
+            ours = max(speed(rates[name]) for name in _OURS)
+            peers = [speed(rate) for name, rate in rates.items() if name not in (*_OURS, _LIMIT)]
+            goals.append(
+                Goal(
+                    name=f"{corpus.name}, {state}, against np.memmap",
+                    value=ours / speed(rates[_LIMIT]),
+                    target=limit_target,
+                )
+            )
+            goals.append(
+                Goal(
+                    name=f"{corpus.name}, {state}, against the best peer", value=ours / max(peers), target=peer_target
+                )
+            )
+    share = sequential_cold_share(corpora[0], folder, rounds=rounds)
+    figures["sequential_cold_share_of_dd"] = share
+    return [*goals, Goal(name="sequential cold reading, share of dd", value=share, target=0.85)]
+
+
+def _speed_of(state: str) -> Callable[[Rate], float]:
+    return lambda rate: float(getattr(rate, state))
+
+
+def _writing(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    from advl_pipeline.teachers.registry import open_teacher
+
+    rates = measure_writing(open_teacher("minilm-l6"), folder, num_texts=1_500 if quick else 12_000)
+    figures["writing"] = asdict(rates)
+    print(
+        f"\nextraction with minilm-l6, texts/s: bare {rates.bare:.0f}, extract {rates.extract:.0f} ({rates.extract_unique:.0f} unique), "
+        f"naive {rates.naive:.0f}; a text that occurs again counts for naive and extract"
+    )
+    return [
+        Goal(
+            name="extraction, share of the bare forward passes", value=rates.extract_unique / rates.bare, target=0.95
+        ),
+        Goal(name="extraction against the naive loop", value=rates.extract / rates.naive, target=2.5),
+    ]
+
+
+def _scale(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    num_units = 1_000_000 if quick else 10_000_000
+    opened = opening_seconds(num_units, folder / f"wide-{num_units}")
+    small, large = streaming_memory(folder / "memory", num_units=500 if quick else 4_000)
+    figures["scale"] = {"num_units": num_units, "open_seconds": opened, "memory_1x": small, "memory_10x": large}
+    return [
+        Goal(name=f"milliseconds to open {num_units} units", value=opened * 1e3, target=50.0, at_least=False),
+        Goal(name="memory of streaming 10x the data, ratio", value=large / small, target=1.1, at_least=False),
+    ]
+
+
+if __name__ == "__main__":
+    main()

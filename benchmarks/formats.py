@@ -1,0 +1,344 @@
+"""The same features in our cache and in the formats people use, each with a way to read a batch of units.
+
+Shapes: M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_pipeline.cache.index import ids_to_bytes
+from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
+from benchmarks.corpus import DIM, Corpus
+
+Rows = npt.NDArray[np.float16]
+
+
+class Format(ABC):
+    """One way to store features. `needs` is the library that must be installed."""
+
+    name: ClassVar[str]
+    needs: ClassVar[str] = ""
+
+    @classmethod
+    def is_available(cls) -> bool:
+        return not cls.needs or importlib.util.find_spec(cls.needs) is not None
+
+    @classmethod
+    def folder_name(cls) -> str:
+        return cls.name
+
+    def close(self) -> None:
+        """Let go of files; formats that only map files have nothing to do."""
+        return
+
+    @abstractmethod
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        """Write the corpus."""
+
+    @abstractmethod
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        """Open what `build` wrote."""
+
+    @abstractmethod
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        """Return the (M, D) features of each unit."""
+
+
+class Memmap(Format):
+    """One flat `.npy`, memory-mapped: the usual code, and the limit when everything is in memory."""
+
+    name = "np.memmap"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        flat = np.lib.format.open_memmap(
+            folder / "values.npy", mode="w+", dtype=np.float16, shape=(int(corpus.lengths_N.sum()), DIM)
+        )
+        row = 0
+        for rows in corpus.units():
+            flat[row : row + len(rows)] = rows
+            row += len(rows)
+        flat.flush()
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        self._flat = np.load(folder / "values.npy", mmap_mode="r")
+        self._ends = np.cumsum(corpus.lengths_N)
+        self._lengths = corpus.lengths_N
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        return [self._flat[self._ends[unit] - self._lengths[unit] : self._ends[unit]] for unit in units]
+
+
+class Ours(Format):
+    """A cache of this project, read by id."""
+
+    name = "ours, by id"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        plan = ModalityPlan(
+            unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
+            lengths_N=corpus.lengths_N,
+            global_dim=DIM,
+            token_dim=DIM,
+            spans=False,
+        )
+        begin_cache(
+            folder,
+            identity={"corpus": corpus.name},
+            provenance={},
+            stored_dtype="float16",
+            shard_rows=65536,
+            modalities={"text": plan},
+        )
+        writer = CacheWriter(folder)
+        units = corpus.units()
+        for shard in range(writer.placement("text").num_shards):
+            buffer = writer.new_buffer("text", shard)
+            for unit in buffer.units:
+                rows = next(units).astype(np.float32)
+                buffer.put(unit, global_D=rows[0], values_MD=rows, spans_M2=None, stats={})
+            writer.commit_shard("text", buffer)
+        writer.finalise()
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        store = open_cache(folder).text
+        if store is None:
+            raise ValueError(f"{folder} holds no texts")
+        self.store: FeatureStore = store
+        self._ids = [corpus.unit_id(number) for number in range(len(corpus))]
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        values, lengths = self.store.token_features([self._ids[unit] for unit in units])
+        return np.split(values, np.cumsum(lengths)[:-1])
+
+
+class Hdf5(Format):
+    """One contiguous data set in HDF5."""
+
+    name = "h5py"
+    needs = "h5py"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        import h5py
+
+        with h5py.File(folder / "values.h5", "w") as file:
+            values = file.create_dataset("values", (int(corpus.lengths_N.sum()), DIM), "f2")
+            row = 0
+            for rows in corpus.units():
+                values[row : row + len(rows)] = rows
+                row += len(rows)
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        import h5py
+
+        self._file = h5py.File(folder / "values.h5", "r")
+        self._values = self._file["values"]
+        self._ends = np.cumsum(corpus.lengths_N).tolist()
+        self._lengths = corpus.lengths_N.tolist()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        return [self._values[self._ends[unit] - self._lengths[unit] : self._ends[unit]] for unit in units]
+
+
+class Lmdb(Format):
+    """One LMDB value per unit."""
+
+    name = "LMDB"
+    needs = "lmdb"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        import lmdb
+
+        environment = lmdb.open(str(folder), map_size=4 * corpus.num_bytes + (1 << 30))
+        with environment.begin(write=True) as transaction:
+            for number, rows in enumerate(corpus.units()):
+                transaction.put(number.to_bytes(8, "big"), rows.tobytes())
+        environment.close()
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        import lmdb
+
+        self._environment = lmdb.open(str(folder), readonly=True, lock=False, readahead=False)
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        with self._environment.begin(buffers=True) as transaction:
+            return [
+                np.frombuffer(transaction.get(int(unit).to_bytes(8, "big")) or b"", np.float16)
+                .reshape(-1, DIM)
+                .copy()
+                for unit in units
+            ]
+
+
+class SafetensorsFiles(Format):
+    """One safetensors file per unit."""
+
+    name = "safetensors per unit"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        from safetensors.numpy import save_file
+
+        for number, rows in enumerate(corpus.units()):
+            save_file({"x": np.ascontiguousarray(rows)}, folder / f"{number}.safetensors")
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        self._folder = folder
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        from safetensors.numpy import load_file
+
+        return [load_file(self._folder / f"{unit}.safetensors")["x"] for unit in units]
+
+
+class NumpyFiles(Format):
+    """One `.npy` per unit."""
+
+    name = "one .npy per unit"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        for number, rows in enumerate(corpus.units()):
+            np.save(folder / f"{number}.npy", rows)
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        self._folder = folder
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        return [np.load(self._folder / f"{unit}.npy") for unit in units]
+
+
+class TorchFiles(Format):
+    """One `.pt` per unit."""
+
+    name = "one .pt per unit"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        for number, rows in enumerate(corpus.units()):
+            torch.save(torch.from_numpy(rows.copy()), folder / f"{number}.pt")
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        self._folder = folder
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        return [torch.load(self._folder / f"{unit}.pt", weights_only=True).numpy() for unit in units]
+
+
+class ZarrPython(Format):
+    """Our own cache read row by row with zarr-python."""
+
+    name = "zarr-python"
+
+    @classmethod
+    def folder_name(cls) -> str:
+        return Ours.name
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        Ours().build(folder, corpus)
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        import zarr
+
+        group = zarr.open_group(folder, mode="r")
+        self._values: Any = group["text/tokens/values"]
+        self._starts = np.asarray(group["text/tokens/starts"])
+        self._lengths = corpus.lengths_N
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        return [self._values[self._starts[unit] : self._starts[unit] + self._lengths[unit]] for unit in units]
+
+
+class HfDatasets(Format):
+    """HF datasets with flat Arrow lists."""
+
+    name = "HF datasets"
+    needs = "datasets"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        import pyarrow as pa
+
+        import datasets
+
+        writer = None
+        rows: list[Any] = []
+        path = folder / "data.arrow"
+
+        def table() -> pa.Table:
+            return pa.table({"x": pa.array([item.reshape(-1) for item in rows], pa.large_list(pa.float16()))})
+
+        with pa.OSFile(str(path), "wb") as sink:
+            for item in corpus.units():
+                rows.append(item)
+                if len(rows) == 1000:
+                    writer = writer or pa.ipc.new_stream(sink, table().schema)
+                    writer.write_table(table())
+                    rows = []
+            if rows:
+                writer = writer or pa.ipc.new_stream(sink, table().schema)
+                writer.write_table(table())
+            if writer is not None:
+                writer.close()
+        datasets.Dataset.from_file(str(path))
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        import datasets
+
+        self._data = datasets.Dataset.from_file(str(folder / "data.arrow")).with_format("arrow")
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        column = self._data[list(map(int, units))]["x"].combine_chunks()
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        offsets = column.offsets.to_numpy() - column.offsets[0].as_py()
+        return [flat[a:b].reshape(-1, DIM) for a, b in itertools.pairwise(offsets)]
+
+
+class LitData(Format):
+    """LitData's optimised chunks, read by index."""
+
+    name = "litdata"
+    needs = "litdata"
+
+    def build(self, folder: Path, corpus: Corpus) -> None:
+        from litdata.streaming import BinaryWriter
+
+        writer = BinaryWriter(str(folder), chunk_bytes="64MB")
+        for number, rows in enumerate(corpus.units()):
+            writer.add_item(number, {"x": torch.from_numpy(rows.copy())})
+        writer.done()
+        writer.merge()
+
+    def open(self, folder: Path, corpus: Corpus) -> None:
+        from litdata import StreamingDataset
+
+        self._data = StreamingDataset(str(folder))
+
+    def read(self, units: Sequence[int]) -> list[Rows]:
+        return [self._data[int(unit)]["x"].numpy() for unit in units]
+
+
+FORMATS: tuple[type[Format], ...] = (
+    Memmap,
+    Ours,
+    HfDatasets,
+    Lmdb,
+    SafetensorsFiles,
+    Hdf5,
+    LitData,
+    NumpyFiles,
+    TorchFiles,
+    ZarrPython,
+)

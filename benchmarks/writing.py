@@ -1,0 +1,139 @@
+"""Extraction against the bare forward passes on the same batches, and against the loop that people write first."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from advl_pipeline.cache.ragged import place
+from advl_pipeline.configuration import build_config
+from advl_pipeline.datasets.records import Example, ImageUnit, Task, TextUnit, text_unit
+from advl_pipeline.extraction.batches import plan_batches
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import extract
+from advl_pipeline.teachers.interface import Teacher
+
+_BATCH_SIZE = 32
+_SHARD_ROWS = 32768
+_WORDS = (
+    "why is person1 looking at the person2 because she wants to leave a party before it gets too late and he is "
+    "worried about what will happen next in this small room with many old books on their shelves near window"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteRates:
+    """Texts per second: unique ones of the bare forwards and of the extraction; all of the dataset's, of which the
+    extraction encodes each once, of the extraction and of the naive loop."""
+
+    bare: float
+    extract_unique: float
+    extract: float
+    naive: float
+
+
+class VcrLikeTexts:
+    """Question and answer texts with lengths spread as in VCR; every fourth text occurs again."""
+
+    name, split, text_style = "vcr-like", "train", "plain"
+    tasks: tuple[Task, ...] = ("vcr-q2a",)
+
+    def __init__(self, num_texts: int) -> None:
+        generator = np.random.default_rng(0)
+        self.in_dataset_order: list[TextUnit] = []
+        while len(self.in_dataset_order) < num_texts:
+            question = self._sentence(generator, int(np.clip(generator.gamma(6, 1.2), 3, 20)))
+            for _ in range(4):
+                answer = self._sentence(generator, int(np.clip(generator.gamma(2.5, 4.0), 2, 50)))
+                self.in_dataset_order.append(text_unit(f"{question} {answer}"))
+            if generator.random() < 0.3:
+                self.in_dataset_order += self.in_dataset_order[-4:]
+        self._unique = list({unit.unit_id: unit for unit in self.in_dataset_order}.values())
+
+    @staticmethod
+    def _sentence(generator: np.random.Generator, length: int) -> str:
+        return " ".join(generator.choice(_WORDS, length).tolist())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Example:
+        raise IndexError(index)
+
+    @property
+    def example_ids(self) -> Sequence[str]:
+        return []
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        del task
+        return ()
+
+    def content_digest(self) -> str:
+        return str(len(self.in_dataset_order))
+
+    def image_units(self) -> Sequence[ImageUnit]:
+        return []
+
+    def text_units(self) -> Sequence[TextUnit]:
+        return self._unique
+
+
+def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int) -> WriteRates:
+    """Run the three ways over the same texts, one after another.
+
+    The bare forwards run on batches made ready before, composed as the extraction composes them.
+    """
+    dataset = VcrLikeTexts(num_texts)
+    tower: Any = teacher.text
+    units = dataset.text_units()
+    prepared = tower.prepare(units)
+    lengths_N = np.array([item.num_tokens for item in prepared], np.int32)
+    placement = place(lengths_N, shard_rows=_SHARD_ROWS)
+    batches = [
+        [prepared[unit] for unit in batch]
+        for shard in range(placement.num_shards)
+        for batch in plan_batches(placement.units_of(shard), lengths_N, batch_size=_BATCH_SIZE)
+    ]
+    tower.encode(batches[0])
+    begin = time.perf_counter()
+    for batch in batches:
+        tower.encode(batch)
+    bare = time.perf_counter() - begin
+
+    target = folder / "extract"
+    shutil.rmtree(target, ignore_errors=True)
+    settings = {
+        "teacher": "bench",
+        "dataset": dataset.name,
+        "output": target,
+        "batch_size": _BATCH_SIZE,
+        "shard_rows": _SHARD_ROWS,
+        "confidence": False,
+        "modality": "text",
+    }
+    result = extract(build_config(ExtractConfig, settings), teacher, dataset)
+    extracted = sum(result.stage_seconds.values())
+
+    naive_folder = folder / "naive"
+    shutil.rmtree(naive_folder, ignore_errors=True)
+    naive_folder.mkdir(parents=True)
+    begin = time.perf_counter()
+    for first in range(0, len(dataset.in_dataset_order), _BATCH_SIZE):
+        chosen = dataset.in_dataset_order[first : first + _BATCH_SIZE]
+        encoded = tower.encode(tower.prepare(chosen))
+        rows = torch.nn.utils.rnn.pad_sequence(list(encoded.token_values), batch_first=True)
+        torch.save({"tokens": rows, "global": encoded.global_ND}, naive_folder / f"{first}.pt")
+    naive = time.perf_counter() - begin
+    return WriteRates(
+        bare=len(units) / bare,
+        extract_unique=len(units) / extracted,
+        extract=len(dataset.in_dataset_order) / extracted,
+        naive=len(dataset.in_dataset_order) / naive,
+    )
