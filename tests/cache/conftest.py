@@ -6,7 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_extraction import tiny_extract
+
+# A busy machine is no failure.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")
