@@ -179,9 +179,11 @@ class FileDigests:
         return FileFacts(bytes(row["digest"]), int(row["width"]), int(row["height"]))
 
     def _load(self) -> npt.NDArray[Any]:
-        if self._table is None:
-            self._table = _open_table(self._table_path)
-        return self._table
+        # The threads of `warm` read while its caller flushes and drops the table: look at the field once.
+        table = self._table
+        if table is None:
+            table = self._table = _open_table(self._table_path)
+        return table
 
 
 def _open_table(path: Path) -> npt.NDArray[Any]:
