@@ -10,6 +10,7 @@ import click
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.check_config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.evaluation.hypothesis_only_config import HardSubsetConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 
@@ -124,6 +125,29 @@ def build_scenes(as_json: bool, **flags: Any) -> None:
     for name, counts in result.counts.items():
         click.echo(f"  {name:<28} " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
     click.echo(f"  content digest {result.digest}")
+
+
+@command.command("hard-subset")
+@config_options(HardSubsetConfig, arguments=("name",))
+@json_option
+def hard_subset(as_json: bool, **flags: Any) -> None:
+    """List the pairs of a split that a model of the hypothesis alone, fitted on train, gets wrong.
+
+    `advl evaluate --on test-hard` then scores on them.
+
+    \b
+    advl datasets hard-subset snli-ve --split test
+    """
+    from advl_pipeline.evaluation.hypothesis_only import run_hard_subset
+
+    result = run_hard_subset(config_from_flags(HardSubsetConfig, flags))
+    if as_json:
+        print_json(config_to_dict(result))
+        return
+    click.echo(
+        f"hypothesis alone: {result.accuracy:.1f} % of {result.num_pairs:,} pairs; {result.num_hard:,} are hard"
+    )
+    click.echo(f"written to {result.path}")
 
 
 @command.command("subset")

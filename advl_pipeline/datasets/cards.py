@@ -37,7 +37,7 @@ class Card:
         return self.splits[name]
 
 
-CARD_NAMES = ("scenes", "snli-ve", "vcr", "vqa-cp-v2", "vqa-v2")
+CARD_NAMES = ("scenes", "snli-ve", "vcr", "vqa-cp-v2", "vqa-v2", "vqa-vs")
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from advl_pipeline.datasets.columns import StringColumn
 from advl_pipeline.datasets.indexed import Source
-from advl_pipeline.datasets.roots import require_file
+from advl_pipeline.datasets.roots import DatasetMissing, require_file
 from advl_pipeline.datasets.vqa import VqaFiles, open_vqa_columns
 from advl_pipeline.errors import DatasetError
 
@@ -65,6 +65,26 @@ def _read(path: Path) -> frozenset[int]:
             why="expected a JSON list of ids, or of objects with a question_id",
         )
     return frozenset(ids)
+
+
+def read_pair_ids(source: Source, name: str) -> frozenset[str]:
+    """Read the pair ids of a subset of SNLI-VE, as `advl datasets hard-subset` writes them.
+
+    Raises:
+        DatasetError: missing or malformed.
+    """
+    path = source.folder / name
+    if not path.is_file():
+        raise DatasetMissing(
+            f"The list of pairs of {source.dataset} {source.split} has not been made.",
+            where=str(path),
+            next_command=f"advl datasets hard-subset {source.dataset} --split {source.split.removesuffix('-hard')}",
+        )
+    try:
+        return frozenset(str(pair_id) for pair_id in json.loads(path.read_text(encoding="utf-8"))["pair_ids"])
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DatasetError("The list of pairs is malformed.", where=str(path), why=why) from None
 
 
 def read_pairs(path: Path) -> npt.NDArray[np.int64]:

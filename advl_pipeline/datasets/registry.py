@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from advl_pipeline.datasets.captions import CaptionDataset
 from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.id_lists import vqa_part
+from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
@@ -30,6 +30,7 @@ TASKS: Mapping[str, tuple[Task, ...]] = {
     "vcr": ("vcr-q2a", "vcr-qa2r"),
     "vqa-v2": ("vqa",),
     "vqa-cp-v2": ("vqa",),
+    "vqa-vs": ("vqa",),
     "snli-ve": ("snli-ve",),
 }
 """Dataset name -> the tasks it is opened for unless fewer are asked for."""
@@ -218,8 +219,10 @@ def _open_vqa(name: str, split: str, root: Path, options: ReadOptions) -> Indexe
 
 def _open_snli_ve(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     facts = load_card(name).split(split)
+    source = _source(name, split, root, options)
+    keep = read_pair_ids(source, facts["ids"]) if "ids" in facts else None
     files = SnliVeFiles(annotations=facts["annotations"])
-    return SnliVeDataset(_source(name, split, root, options), files, label_order=options.label_order)
+    return SnliVeDataset(source, files, label_order=options.label_order, keep=keep)
 
 
 def _vqa_files(facts: Mapping[str, Any]) -> VqaFiles:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,10 @@ LABEL_ORDERS: Mapping[str, tuple[str, ...]] = {
 
 STORED_ORDER = LABEL_ORDERS["uniter"]
 """Order of the class numbers in the index, whatever order a dataset is opened with."""
+
+
+_PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
+"""Spellings of the picture's field: of the generator, of the older files (sic), of e-SNLI-VE."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +99,12 @@ class SnliVeDataset(IndexedDataset):
     def label_names(self, task: Task) -> tuple[str, ...]:
         return self._order
 
+    def hypotheses_and_labels(self) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Return all hypotheses and their classes in the order of `label_names`; no picture is touched."""
+        rows = self._rows.tolist()
+        labels = [self._label(row, self._variants[0])[0] for row in rows]
+        return [self._candidates(row, self._variants[0])[0].text for row in rows], np.array(labels, dtype=np.int64)
+
     def question_table(self) -> QuestionTable:
         """Cells are the three classes."""
         return QuestionTable(
@@ -143,9 +155,9 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
     hypotheses: list[str] = []
     rows: list[tuple[int, int, int]] = []
     problems: list[tuple[int, str]] = []
-    for line in scan_lines(path):
+    for number, parse in _records(path):
         try:
-            record = parse_object(line.data)
+            record = parse()
             pair_id = text_field(record, "pairID")
             hypothesis = text_field(record, "sentence2")
             label = gold_label(record)
@@ -153,11 +165,11 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
             if pair_id in pair_ids:
                 raise Malformed(f"pairID {pair_id!r} was used on line {pair_ids[pair_id]} already")
         except Malformed as error:
-            problems.append((line.number, str(error)))
+            problems.append((number, str(error)))
             continue
-        pair_ids[pair_id] = line.number
+        pair_ids[pair_id] = number
         hypotheses.append(hypothesis)
-        rows.append((line.number, STORED_ORDER.index(label), images.setdefault(image, len(images))))
+        rows.append((number, STORED_ORDER.index(label), images.setdefault(image, len(images))))
     table = np.array(rows, dtype=np.int64).reshape(-1, 3)
     return {
         "line": table[:, 0],
@@ -169,6 +181,40 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
         **StringColumn.encode("image", images),
         **StringColumn.encode("problem", [why for _, why in problems]),
     }
+
+
+def _records(path: Path) -> Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]:
+    """Yield line numbers and what parses the line: of JSONL, or of e-SNLI-VE's CSV in the field names of SNLI-VE."""
+    if path.suffix != ".csv":
+        for line in scan_lines(path):
+            yield line.number, partial(parse_object, line.data)
+        return
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                yield reader.line_num, partial(_refuse, f"not CSV: {error}")
+                return
+            if row is None:
+                return
+            yield reader.line_num, partial(_csv_record, row)
+
+
+def _csv_record(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if any(isinstance(value, str) and not value.isascii() and _is_broken(value) for value in row.values()):
+        raise Malformed("the line is not UTF-8")
+    return {**row, "sentence2": row.get("hypothesis")}
+
+
+def _is_broken(text: str) -> bool:
+    """Tell whether a byte was kept as a surrogate because it is not UTF-8."""
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def _refuse(why: str) -> Mapping[str, Any]:
+    raise Malformed(why)
 
 
 def gold_label(record: Mapping[str, Any]) -> str:
@@ -184,12 +230,12 @@ def gold_label(record: Mapping[str, Any]) -> str:
 
 
 def flickr_id(record: Mapping[str, Any]) -> str:
-    """Return the picture's id, without ".jpg", from either spelling of its field, or from `pairID`.
+    """Return the picture's id, without ".jpg", from any spelling of its field, or from `pairID`.
 
     Raises:
         Malformed: there is none, or it would lead out of the folder.
     """
-    value = record.get("Flickr30K_ID", record.get("Flikr30kID"))
+    value = next((record[name] for name in _PICTURE_FIELDS if record.get(name) is not None), None)
     if value is None:
         name, mark, _ = str(record.get("pairID", "")).partition(".jpg")
         value = name if mark else None

@@ -32,12 +32,16 @@ from advl_pipeline.datasets.vqa_annotations import (
 from advl_pipeline.datasets.vqa_answers import build_vocabulary, soft_target
 from advl_pipeline.errors import DatasetError
 
+EITHER_FOLDER = "trainval2014"
+_FOLDERS = ("train2014", "val2014")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VqaFiles:
     """Files of a split, relative to the dataset folder.
 
-    `subtype` names the picture folder ("train2014"); None where every item names its own in `coco_split` (VQA-CP).
+    `subtype` names the picture folder ("train2014"); None where every item names its own in `coco_split` (VQA-CP);
+    `EITHER_FOLDER` where nothing does (VQA-VS) and the picture lies in train2014 or in val2014.
     `boxes` is a file of boxes (`boxes.read_box_file`), which only the built-in corpus has.
     """
 
@@ -155,7 +159,12 @@ class VqaDataset(IndexedDataset):
         return int(self._columns["image_number"][row])
 
     def _image_name(self, image: int) -> str:
-        return self._image_names[image]
+        name = self._image_names[image]
+        if not name.startswith(EITHER_FOLDER):
+            return name
+        # COCO numbers its pictures across both folders, so that at most one of these files exists.
+        names = [name.replace(EITHER_FOLDER, folder) for folder in _FOLDERS]
+        return next((name for name in names if (self._source.pictures / name).is_file()), names[0])
 
     def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
         if not self._boxes:
@@ -309,6 +318,6 @@ def _check_question(item: Any) -> tuple[int, int, str]:
 
 def _coco_split(item: Mapping[str, Any]) -> str:
     folder = item.get("coco_split")
-    if folder not in ("train2014", "val2014"):
+    if folder not in _FOLDERS:
         raise Malformed(f"field 'coco_split' is {folder!r}, not train2014 or val2014")
     return str(folder)

@@ -4,7 +4,7 @@
       annotators are not all the same; a unanimous "yes" is compared as it is, so that "Yes" scores 0.
 2017  (a4f1afd, which most re-implementations copy) always normalises the prediction; of the ground truth it strips
       the punctuation only, and only where the raw answers differ.
-vqa-vs  min(k / 3, 1) of the k annotators who agree, without leaving one out, normalised as 2021 (VQA-VS's metric).
+vqa-vs  min(k / 3, 1) of the k annotators who gave exactly the predicted answer; nothing is normalised (VQA-VS).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _comparable(prediction: str, truth: GroundTruth, mode: VqaMode) -> tuple[str
             answers = [strip_punctuation(other) for other in answers]
         return normalise_answer(answer), answers
     answers = [clean_answer(other) for other in truth.answers]
-    if len(set(answers)) > 1:
+    if mode == "2021" and len(set(answers)) > 1:
         return normalise_answer(answer), [normalise_answer(other) for other in answers]
     return answer, answers
 

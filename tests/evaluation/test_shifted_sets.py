@@ -1,0 +1,170 @@
+"""Shifted sets: read as published, made where the project makes them, compared on the same questions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from advl_cli.main import main
+from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
+
+from advl_pipeline.datasets.cards import CARD_NAMES, load_card
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.hypothesis_only import fit, hashed_words
+from advl_pipeline.evaluation.items import ItemScores
+from advl_pipeline.evaluation.shift import shift_drop
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, printed.out, printed.err
+
+
+def test_vqa_vs_looks_for_its_pictures_in_both_folders(tmp_path: Path) -> None:
+    questions, annotations = vqa_items(12, first_image=700)
+    for part, stem in (("Training", "Training"), ("OOD-Test/QT+KW", "OOD-Test-QT+KW")):
+        folder = tmp_path / "vqa-vs" / part
+        folder.mkdir(parents=True)
+        (folder / f"{stem}-Ques.json").write_text(json.dumps(questions))
+        (folder / f"{stem}-Ans.json").write_text(json.dumps(annotations))
+    for image in range(700, 704):
+        subtype = "train2014" if image % 2 else "val2014"
+        write_picture(tmp_path / "vqa-v2" / subtype / f"COCO_{subtype}_{image:012d}.jpg", shade=image)
+    dataset = open_dataset("vqa-vs", split="ood-qt-kw", data_root=tmp_path)
+    assert [unit.path.parent.name for unit in dataset.image_units()] == ["val2014", "train2014"] * 2
+    (tmp_path / "vqa-v2" / "val2014" / "COCO_val2014_000000000702.jpg").unlink()
+    with pytest.raises(DatasetError) as caught:
+        open_dataset("vqa-vs", split="ood-qt-kw", data_root=tmp_path).image_units()
+    assert "000000000702.jpg is missing" in caught.value.why
+
+
+def write_esnlive(root: Path, rows: list[dict[str, str]]) -> Path:
+    file = root / "snli-ve" / "esnlive_test.csv"
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, ["", "pairID", "Flickr30kID", "hypothesis", "gold_label", "explanation"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def esnlive_rows(count: int) -> list[dict[str, str]]:
+    records = [snli_ve_record(number) for number in range(count)]
+    return [
+        {
+            "": str(number),
+            "pairID": record["pairID"],
+            "Flickr30kID": record["pairID"].partition("#")[0],
+            "hypothesis": f'{record["sentence2"]} He says, "wait".',
+            "gold_label": record["gold_label"],
+            "explanation": "two\nlines",
+        }
+        for number, record in enumerate(records)
+    ]
+
+
+def test_e_snli_ve_reads_its_csv(tmp_path: Path) -> None:
+    write_snli_ve(tmp_path)
+    rows = esnlive_rows(6)
+    file = write_esnlive(tmp_path, rows)
+    dataset = open_dataset("snli-ve", split="e-test", data_root=tmp_path)
+    assert dataset.example_ids == tuple(row["pairID"] for row in rows)
+    assert dataset[1].candidates[0].text == 'Two friends wait for bus 1. He says, "wait".'
+    assert [dataset[index].label for index in range(3)] == [1, 2, 0]
+    original = open_dataset("snli-ve", split="test", data_root=tmp_path)
+    assert dataset[3].image.unit_id == original[3].image.unit_id
+    rows[2]["gold_label"] = "unsure"
+    write_esnlive(tmp_path, rows)
+    with pytest.raises(DatasetError) as caught:
+        open_dataset("snli-ve", split="e-test", data_root=tmp_path)
+    assert caught.value.where == f"{file}:7"  # records span two lines each
+    file.write_bytes(file.read_bytes().replace(b"bus 1", b"bus \xff"))
+    dataset = open_dataset("snli-ve", split="e-test", data_root=tmp_path, on_error="skip")
+    assert len(dataset) == 4
+    assert "the line is not UTF-8" in [problem.why for problem in dataset.skipped]
+
+
+def biased_records(count: int, *, first: int = 0) -> list[dict[str, Any]]:
+    """Pairs whose label three in four hypotheses give away."""
+    give_away = {"entailment": "outdoors", "neutral": "friends", "contradiction": "nobody"}
+    labels = list(give_away)
+    records = []
+    for number in range(first, first + count):
+        record = snli_ve_record(number)
+        label = record["gold_label"]
+        word = give_away[label] if number % 4 else give_away[labels[(labels.index(label) + 1) % 3]]
+        records.append(record | {"sentence2": f"Someone is {word} at place {number % 7}."})
+    return records
+
+
+def test_hard_pairs_are_those_that_the_hypothesis_gives_away_wrongly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_snli_ve(tmp_path, name="train", count=120)
+    write_snli_ve(tmp_path, name="test", count=24)
+    write_lines(tmp_path / "snli-ve" / "snli_ve_train.jsonl", biased_records(120))
+    write_lines(tmp_path / "snli-ve" / "snli_ve_test.jsonl", biased_records(24))
+    code, _, err = advl(capsys, "datasets", "check", "snli-ve", "--split", "test-hard", "--data-root", tmp_path)
+    assert code == 5
+    code, out, _ = advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert (result["num_pairs"], result["num_hard"], result["accuracy"]) == (24, 6, 75.0)
+    hard = open_dataset("snli-ve", split="test-hard", data_root=tmp_path)
+    assert hard.example_ids == tuple(
+        record["pairID"] for number, record in enumerate(biased_records(24)) if number % 4 == 0
+    )
+    first = Path(result["path"]).read_bytes()
+    advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path)
+    assert Path(result["path"]).read_bytes() == first
+    for arguments in (["--split", "train"], ["--split", "e-test"]):
+        code, _, err = advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path, *arguments)
+        assert code in (2, 5), err
+
+
+def test_an_unmade_list_says_how_to_make_it(tmp_path: Path) -> None:
+    write_snli_ve(tmp_path)
+    with pytest.raises(DatasetError) as caught:
+        open_dataset("snli-ve", split="test-hard", data_root=tmp_path)
+    assert "advl datasets hard-subset snli-ve --split test" in caught.value.next_command
+
+
+def test_the_model_learns_words_and_pairs() -> None:
+    texts = ["a dog runs", "a cat sits", "dog a runs", "cat a sits"] * 5
+    labels = np.array([0, 1, 1, 0] * 5)
+    weights = fit(texts, labels, num_classes=2, penalty=1e-6)
+    called = np.asarray(hashed_words(texts) @ weights).argmax(axis=1)
+    assert called.tolist() == labels.tolist()
+
+
+def test_a_drop_is_over_the_same_questions() -> None:
+    original = ItemScores(question_ids=("a", "b", "c", "d"), score=np.array([1, 1, 0, 0], dtype=np.float32))
+    shifted = ItemScores(question_ids=("d", "b", "a", "new"), score=np.array([1, 0, 0, 1], dtype=np.float32))
+    drop = shift_drop(original, shifted)
+    assert drop.num_items == 3
+    assert drop.original == pytest.approx(200 / 3)
+    assert drop.shifted == pytest.approx(100 / 3)
+    assert drop.points == pytest.approx(100 / 3)
+    assert drop.relative == pytest.approx(50.0)
+    assert drop.original_n.tolist() == [0, 1, 1]
+    with pytest.raises(DatasetError, match="in common"):
+        shift_drop(original, ItemScores(question_ids=("x",), score=np.ones(1, dtype=np.float32)))
+
+
+def test_cards_say_what_a_shifted_set_shifts_and_compares_with() -> None:
+    shifted = 0
+    for name in CARD_NAMES:
+        card = load_card(name)
+        for split, facts in card.splits.items():
+            if "compare_with" in facts:
+                assert facts["compare_with"] in card.splits, f"{name} {split}"
+                assert facts["shift"]
+                shifted += 1
+    assert shifted >= 20
