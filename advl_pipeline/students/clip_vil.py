@@ -30,7 +30,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.lay_outs import pair_row
-from advl_pipeline.students.region_source import PixelGrid
+from advl_pipeline.students.region_source import PixelGrid, RegionSource
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
 from advl_pipeline.students.text_rows import Part, TextRow
 
@@ -136,8 +136,10 @@ class ClipVil(RegionStudent):
 
     def __init__(self, name: str, config: ClipVilConfig) -> None:
         super().__init__(name, config)
-        self.regions = PixelGrid(config.feature_size, config.grid_side)
         self.model = ClipVilModel(config)
+
+    def pixel_regions(self) -> RegionSource:
+        return PixelGrid(self.config.feature_size, self.config.grid_side)
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         return pair_row(parts, self.tokenizer)

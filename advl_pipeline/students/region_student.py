@@ -8,11 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.datasets.roots import index_folder, resolve_data_root
+from advl_pipeline.students.detector_regions import open_detector_regions
 from advl_pipeline.students.interface import Perturbation, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
@@ -23,6 +27,10 @@ class RegionStudentConfig(TextStudentConfig):
     """Settings of every region student."""
 
     feature_size: int = option(2048, help="Width F of the region features.")
+    regions: Path | None = option(None, help="Detector's features; without, small crops through a fixed projection.")
+    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first.")
+    region_naming: Literal["number", "stem", "uniter"] = option("stem", help="How those files name pictures.")
+    region_split: str = option("", help="Split in UNITER's names of VCR pictures, such as val.")
 
 
 @dataclass(kw_only=True)
@@ -57,7 +65,11 @@ class RegionStudent(TextStudent):
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
-        self.regions: RegionSource = PixelRegions(config.feature_size)
+        self.regions: RegionSource = self._open_regions()
+
+    def pixel_regions(self) -> RegionSource:
+        """Return the detector-free source."""
+        return PixelRegions(self.config.feature_size)
 
     def regions_of(self, unit: ImageUnit) -> Regions:
         """Return the regions that the student sees of a picture."""
@@ -90,6 +102,19 @@ class RegionStudent(TextStudent):
             whole_first=all(item.whole_first for item in regions),
             packed_size=int((text["token_mask_NL"].sum(1) + visual_mask_NR.sum(1)).max()),
             num_cut=num_cut,
+        )
+
+    def _open_regions(self) -> RegionSource:
+        config = self.config
+        if config.regions is None:
+            return self.pixel_regions()
+        return open_detector_regions(
+            config.regions,
+            ground_truth=config.ground_truth_regions,
+            naming=config.region_naming,
+            split=config.region_split,
+            feature_size=config.feature_size,
+            index=index_folder(resolve_data_root(None), config.regions),
         )
 
     def zero_perturbation(self, batch: RegionBatch, *, text: bool = True, visual: bool = True) -> Perturbation:

@@ -1,0 +1,107 @@
+"""Region features that a detector computed, as a student's source of regions.
+
+One file of detected regions, and for VCR a file of the dataset's own boxes before it, as UNITER joins them.
+
+Shapes: R regions of a picture, F feature width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.datasets.regions.interface import RegionFeatures
+from advl_pipeline.datasets.regions.naming import Naming
+from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.region_source import Regions
+
+
+class DetectorRegions:
+    """The source over files of region features.
+
+    Args:
+        detected: regions that a detector found.
+        ground_truth: features of the dataset's own boxes, put first, or None.
+        feature_size: F, the width that the student expects.
+    """
+
+    def __init__(
+        self, detected: PictureRegions, *, ground_truth: PictureRegions | None = None, feature_size: int
+    ) -> None:
+        self.feature_size = feature_size
+        self._detected = detected
+        self._ground_truth = ground_truth
+
+    def regions(self, unit: ImageUnit) -> Regions:
+        """Return ground-truth regions, then detected ones; before them the whole picture where the file has it.
+
+        Raises:
+            DatasetError: as the reader says. ConfigError: the features have another width than the student expects.
+        """
+        found = self._detected.regions(unit)
+        if self._ground_truth is not None:
+            found = join_regions(self._ground_truth.regions(unit), found)
+        if found.features_RF.shape[1] != self.feature_size:
+            raise ConfigError(
+                "The region features have another width than the student expects.",
+                where=str(unit.path),
+                why=f"{found.features_RF.shape[1]} in the file, feature_size = {self.feature_size}",
+            )
+        return _as_regions(found)
+
+
+def open_detector_regions(
+    detected: Path,
+    *,
+    ground_truth: Path | None,
+    naming: Naming,
+    split: str,
+    feature_size: int,
+    index: Path,
+) -> DetectorRegions:
+    """Open files of region features for a student.
+
+    Args:
+        detected: file or folder, see `datasets.regions.registry.open_regions`.
+        ground_truth: the same for the dataset's own boxes.
+        naming: how the files name pictures.
+        split: of VCR in UNITER's names, such as "val"; "" for other datasets.
+        feature_size: F.
+        index: folder for indices.
+    """
+    prefixes = (f"vcr_{split}_", f"vcr_gt_{split}_") if split and naming == "uniter" else ("", "")
+    own = None
+    if ground_truth is not None:
+        reader = open_regions(ground_truth, index=index)
+        own = PictureRegions(reader, naming=naming, vcr_prefix=prefixes[1], ground_truth=True)
+    return DetectorRegions(
+        PictureRegions(open_regions(detected, index=index), naming=naming, vcr_prefix=prefixes[0]),
+        ground_truth=own,
+        feature_size=feature_size,
+    )
+
+
+def _as_regions(found: RegionFeatures) -> Regions:
+    features, box_index = found.features_RF, found.box_index_R
+    size: npt.NDArray[np.float32] = np.array([found.width, found.height] * 2, dtype=np.float32)
+    corners: npt.NDArray[np.float32] = found.boxes_R4 / size
+    if found.whole_F is not None:
+        features = np.concatenate([found.whole_F[None], features])
+        corners = np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), corners])
+        box_index = np.concatenate([np.array([-1]), box_index])
+    return Regions(
+        features_RF=features,
+        positions_R7=_positions(corners),
+        box_index_R=box_index,
+        whole_first=found.whole_F is not None,
+    )
+
+
+def _positions(corners_R4: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    sides_R2 = corners_R4[:, 2:] - corners_R4[:, :2]
+    joined = np.concatenate([corners_R4, sides_R2, sides_R2[:, :1] * sides_R2[:, 1:]], axis=1)
+    return joined.astype(np.float32)
