@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from advl_pipeline.evaluation.scoring_config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.evaluation.scoring_config import (
+    ScoreShiftConfig,
+    ScoreSnliVeConfig,
+    ScoreVcrConfig,
+    ScoreVqaConfig,
+)
 
 from .options import config_from_flags, config_options, json_option, print_json
 
@@ -101,3 +107,25 @@ def snli_ve(as_json: bool, **flags: Any) -> None:
     click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in result.label_names))
     for name, row in zip(result.label_names, confusion, strict=True):
         click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
+
+
+@command.command("shift")
+@config_options(ScoreShiftConfig)
+@json_option
+def shift(as_json: bool, **flags: Any) -> None:
+    """Compare a shifted set with its original on the questions that both hold.
+
+    \b
+    advl score shift --run runs/vcr-advl --on rule-singular
+    """
+    from advl_pipeline.evaluation.shift import run_score_shift
+
+    result = run_score_shift(config_from_flags(ScoreShiftConfig, flags))
+    if as_json:
+        print_json(config_to_dict(result))
+        return
+    click.echo(f"{result.original_set} -> {result.shifted_set}, on the same questions of this one run")
+    for metric, drop in result.drops.items():
+        low, high = drop.interval.low, drop.interval.high
+        change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}], p {drop.significance.p_value:.3g}"
+        click.echo(f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}")

@@ -36,3 +36,12 @@ class ScoreSnliVeConfig:
 
     annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.")
     results: Path = option(help="Predictions: JSON list, JSONL or CSV with pairID and label.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreShiftConfig:
+    """Configuration of `advl score shift`."""
+
+    run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.")
+    on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.")
+    original: str | None = option(None, help="Set to compare with [default: the one that the dataset's card names].")

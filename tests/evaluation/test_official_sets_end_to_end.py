@@ -70,6 +70,10 @@ def test_the_whole_way(
     documents = evaluated.get("sets", evaluated)
     for one in sets:
         assert set(documents[one]["metrics"]) == metrics
+    if len(sets) > 1:
+        compared = advl(capsys, "score", "shift", "--run", run, "--on", sets[1])
+        assert compared["original_set"] == sets[0]
+        assert compared["drops"]["q2a"]["num_items"] == 6
     predicted = advl(capsys, "predict", run, "--split", "test")
     assert predicted["num_items"] == num_test
     if name == "vcr":

@@ -151,9 +151,10 @@ def test_a_drop_is_over_the_same_questions() -> None:
     assert drop.num_items == 3
     assert drop.original == pytest.approx(200 / 3)
     assert drop.shifted == pytest.approx(100 / 3)
-    assert drop.points == pytest.approx(100 / 3)
-    assert drop.relative == pytest.approx(50.0)
-    assert drop.original_n.tolist() == [0, 1, 1]
+    assert drop.change.points == pytest.approx(-100 / 3)
+    assert drop.change.relative_percent == pytest.approx(-50.0)
+    assert drop.interval.low <= drop.change.points <= drop.interval.high
+    assert 0.0 < drop.significance.p_value <= 1.0
     with pytest.raises(DatasetError, match="in common"):
         shift_drop(original, ItemScores(question_ids=("x",), score=np.ones(1, dtype=np.float32)))
 
