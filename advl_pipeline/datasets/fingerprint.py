@@ -97,6 +97,10 @@ class FileDigests:
     def warm(self, names: Sequence[str], *, picture: bool = False) -> None:
         """Learn many files with a few threads; a file that cannot be read is left for `facts` to name."""
         missing = [name for name in names if not ((known := self._fresh.get(name)) and (known.width or not picture))]
+        if not missing:
+            return
+        # The threads find the table loaded: NumPy parses headers with `ast`, whose state CPython 3.11 shares among them.
+        self._load()
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(missing), _WINDOW):
                 part = missing[start : start + _WINDOW]
@@ -115,8 +119,8 @@ class FileDigests:
         """
         if not self._unsaved:
             return
-        self._table = None
-        rows = {(int(row["key"]), int(row["check"])): tuple(row) for row in self._load()} | self._unsaved
+        newest = _open_table(self._table_path)
+        rows = {(int(row["key"]), int(row["check"])): tuple(row) for row in newest} | self._unsaved
         table = np.array([rows[key] for key in sorted(rows)], dtype=FACTS)
         draft = self._table_path.with_name(f"{_TABLE}.{uuid.uuid4().hex}.draft.npy")
         try:
@@ -128,7 +132,7 @@ class FileDigests:
                 draft.unlink()
             raise index_unwritable(self._table_path.parent, error) from None
         self._unsaved = {}
-        self._table = None
+        self._table = table
 
     def _learn(self, name: str, found: tuple[FileFacts, tuple[Any, ...] | None]) -> FileFacts:
         facts, row = found

@@ -1,0 +1,283 @@
+"""Whatever is done to a file, a reader gives the true items or an error that names the file: nothing else escapes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_mirrors import (
+    snli_ve_record,
+    vcr_metadata,
+    vcr_record,
+    write_snli_ve,
+    write_vcr,
+    write_vqa,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.problems import OnError
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.regions.registry import open_regions
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.prediction_files import read_choice_scores, read_pair_labels, read_vqa_results
+
+fuzz = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+scalars = st.none() | st.booleans() | st.integers(-3, 20_000) | st.floats() | st.text(max_size=4)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """Cut a file off, overwrite some of its bytes, or repeat a part of it."""
+    kind = draw(st.sampled_from(["cut", "overwrite", "repeat"]))
+    place, length = draw(st.floats(0, 1)), draw(st.integers(1, 12))
+    noise = draw(st.binary(min_size=length, max_size=length))
+
+    def damage(data: bytes) -> bytes:
+        at = int(place * len(data))
+        if kind == "cut":
+            return data[:at]
+        if kind == "overwrite":
+            return data[:at] + noise + data[at + length :]
+        return data[: at + length] + data[at:]
+
+    return damage
+
+
+@dataclass
+class Mirror:
+    """One split on disk, what it truly holds, and a way to change one file for the length of a block."""
+
+    root: Path
+    name: str
+    split: str
+    file: Path
+    truth: dict[str, Example]
+
+    @contextmanager
+    def changed(self, file: Path, content: bytes) -> Iterator[None]:
+        original = file.read_bytes()
+        file.write_bytes(content)
+        try:
+            yield
+        finally:
+            file.write_bytes(original)
+
+    def outcome(self, on_error: OnError) -> dict[str, Example] | None:
+        return outcome(self.root, self.name, self.split, on_error)
+
+
+def everything(dataset: IndexedDataset) -> dict[str, Example]:
+    examples = [dataset[index] for index in range(len(dataset))]
+    assert list(dataset.example_ids) == [example.example_id for example in examples]
+    assert all(unit.text for unit in dataset.text_units())
+    dataset.image_units()
+    dataset.content_digest()
+    dataset.question_table()
+    return {example.example_id: example for example in examples}
+
+
+def outcome(root: Path, name: str, split: str, on_error: OnError) -> dict[str, Example] | None:
+    """Read everything; None when that is refused, as it should be, with a `DatasetError` that says where and why."""
+    try:
+        return everything(open_dataset(name, split=split, data_root=root, on_error=on_error))
+    except DatasetError as error:
+        refused = error
+    assert refused.where
+    assert refused.why or refused.next_command
+    return None
+
+
+def same(one: Example, other: Example) -> bool:
+    return (one.label, one.soft_label, one.candidates, one.image.unit_id) == (
+        other.label,
+        other.soft_label,
+        other.candidates,
+        other.image.unit_id,
+    )
+
+
+def mirror(root: Path, name: str, split: str, file: Path) -> Mirror:
+    truth = outcome(root, name, split, "fail")
+    assert truth is not None
+    return Mirror(root, name, split, file, truth)
+
+
+@pytest.fixture(scope="module")
+def vcr(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
+    root = tmp_path_factory.mktemp("vcr")
+    return mirror(root, "vcr", "val", write_vcr(root, [vcr_record(number) for number in range(4)]))
+
+
+@pytest.fixture(scope="module")
+def vqa(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
+    root = tmp_path_factory.mktemp("vqa")
+    for split in ("train", "val"):
+        write_vqa(root, split=split, count=6)
+    return mirror(root, "vqa-v2", "val", root / "vqa-v2" / "v2_mscoco_val2014_annotations.json")
+
+
+@pytest.fixture(scope="module")
+def snli_ve(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
+    root = tmp_path_factory.mktemp("snli_ve")
+    return mirror(root, "snli-ve", "test", write_snli_ve(root, count=4))
+
+
+def lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+@fuzz
+@given(damage=damages())
+def test_damaged_annotation_files(
+    vcr: Mirror, vqa: Mirror, snli_ve: Mirror, damage: Callable[[bytes], bytes]
+) -> None:
+    for one in (vcr, vqa, snli_ve):
+        with one.changed(one.file, damage(one.file.read_bytes())):
+            one.outcome("fail")
+            one.outcome("skip")
+
+
+@fuzz
+@given(field=st.sampled_from([*vcr_record(0), "unknown"]), value=anything, row=st.integers(0, 3))
+def test_any_value_in_any_field_of_vcr(vcr: Mirror, field: str, value: Any, row: int) -> None:
+    records = [vcr_record(number) for number in range(4)]
+    records[row][field] = value
+    with vcr.changed(vcr.file, lines(records)):
+        vcr.outcome("fail")
+        left = vcr.outcome("skip") or {}
+    for number in range(4):
+        for task in ("vcr-q2a", "vcr-qa2r"):
+            name = f"val-{number}:{task}"
+            # What is left of the other questions is still true, unless the change gave one of them's id away.
+            if number != row and name in left and field != "annot_id":
+                assert same(left[name], vcr.truth[name])
+
+
+@fuzz
+@given(field=st.sampled_from(["names", "boxes", "segms", "width", "height"]), value=anything)
+def test_any_value_in_any_field_of_vcr_metadata(vcr: Mirror, field: str, value: Any) -> None:
+    record = vcr_record(0)
+    file = vcr.root / "vcr" / "vcr1images" / record["metadata_fn"]
+    with vcr.changed(file, json.dumps(vcr_metadata(record) | {field: value}).encode()):
+        vcr.outcome("fail")
+        left = vcr.outcome("skip")
+    assert left is not None
+    for number in (2, 3):
+        assert same(left[f"val-{number}:vcr-q2a"], vcr.truth[f"val-{number}:vcr-q2a"])
+    for example in left.values():
+        boxes = example.image.boxes_R4
+        assert np.isfinite(boxes).all()
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+
+
+@fuzz
+@given(field=st.sampled_from(list(snli_ve_record(0))), value=anything)
+def test_any_value_in_any_field_of_snli_ve(snli_ve: Mirror, field: str, value: Any) -> None:
+    records = [snli_ve_record(number) for number in range(4)]
+    records[1][field] = value
+    with snli_ve.changed(snli_ve.file, lines(records)):
+        snli_ve.outcome("fail")
+        left = snli_ve.outcome("skip")
+    assert left is not None
+    for number in (0, 2, 3):
+        name = records[number]["pairID"]
+        assert name not in left or same(left[name], snli_ve.truth[name])
+
+
+@fuzz
+@given(
+    part=st.sampled_from(["questions", "annotations"]),
+    field=st.sampled_from(
+        ["question_id", "image_id", "question", "answers", "answer_type", "multiple_choice_answer"]
+    ),
+    value=anything,
+)
+def test_any_value_in_any_field_of_vqa(vqa: Mirror, part: str, field: str, value: Any) -> None:
+    questions = vqa.root / "vqa-v2" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    file = questions if part == "questions" else vqa.file
+    document = json.loads(file.read_text())
+    touched = str(document[part][2]["question_id"])
+    document[part][2][field] = value
+    with vqa.changed(file, json.dumps(document).encode()):
+        vqa.outcome("fail")
+        left = vqa.outcome("skip") or {}
+    for name, example in left.items():
+        if name in vqa.truth and name != touched:
+            assert example.candidates == vqa.truth[name].candidates
+
+
+@fuzz
+@given(damage=damages())
+def test_damaged_pictures(vcr: Mirror, damage: Callable[[bytes], bytes]) -> None:
+    picture = vcr.root / "vcr" / "vcr1images" / vcr_record(0)["img_fn"]
+    with vcr.changed(picture, damage(picture.read_bytes())):
+        vcr.outcome("fail")
+        vcr.outcome("skip")
+        dataset = open_dataset("vcr", split="val", data_root=vcr.root, on_error="list")
+        count, problems = dataset.picture_problems(deep=True)
+    assert count == 2
+    assert len(problems) <= 1
+
+
+def write_regions(root: Path, kind: str) -> tuple[Path, Path, str]:
+    """Write region features; returns what to open, the file to damage, and the picture's name."""
+    features = np.arange(24, dtype=np.float32).reshape(3, 8)
+    boxes = np.array([[0, 0, 9, 9]] * 3, dtype=np.float32)
+    encoded = {"boxes": base64.b64encode(boxes).decode(), "features": base64.b64encode(features).decode()}
+    if kind == "tsv":
+        file = root / "r.tsv"
+        file.write_text("\t".join(["7", "10", "10", "3", encoded["boxes"], encoded["features"]]) + "\n")
+        return file, file, "7"
+    home = root / kind
+    home.mkdir()
+    file = home / f"7.{kind}"
+    if kind == "npz":
+        np.savez(file, features=features, boxes=boxes)
+    else:
+        file.write_text(json.dumps({"num_boxes": 3, **encoded}))
+    return home, file, "7"
+
+
+@pytest.mark.parametrize("kind", ["tsv", "npz", "json"])
+@fuzz
+@given(damage=damages())
+def test_damaged_region_features(kind: str, damage: Callable[[bytes], bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        opened, file, name = write_regions(root, kind)
+        file.write_bytes(damage(file.read_bytes()))
+        try:
+            found = open_regions(opened, index=root / "index").read(name, width=10, height=10)
+        except DatasetError:
+            return
+        assert np.isfinite(found.features_RF).all()
+        assert found.boxes_R4.shape == (len(found.features_RF), 4)
+
+
+@fuzz
+@given(value=anything, suffix=st.sampled_from([".json", ".jsonl", ".csv", ".npy"]))
+def test_any_prediction_file(value: Any, suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"predictions{suffix}"
+        file.write_text(json.dumps(value))
+        for read in (read_vqa_results, read_pair_labels, lambda path: read_choice_scores(path, ["a", "b"])):
+            with contextlib.suppress(DatasetError):
+                read(file)
