@@ -99,7 +99,7 @@ class FileDigests:
         missing = [name for name in names if not ((known := self._fresh.get(name)) and (known.width or not picture))]
         if not missing:
             return
-        # The threads find the table loaded: NumPy parses headers with `ast`, whose state CPython 3.11 shares among them.
+        # Threads find the table loaded: NumPy parses headers with `ast`, whose state CPython 3.11 shares among them.
         self._load()
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(missing), _WINDOW):
@@ -119,9 +119,7 @@ class FileDigests:
         """
         if not self._unsaved:
             return
-        newest = _open_table(self._table_path)
-        rows = {(int(row["key"]), int(row["check"])): tuple(row) for row in newest} | self._unsaved
-        table = np.array([rows[key] for key in sorted(rows)], dtype=FACTS)
+        table = _merge(_open_table(self._table_path), np.array(list(self._unsaved.values()), dtype=FACTS))
         draft = self._table_path.with_name(f"{_TABLE}.{uuid.uuid4().hex}.draft.npy")
         try:
             draft.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +195,15 @@ def _open_table(path: Path) -> npt.NDArray[Any]:
     except (OSError, ValueError, EOFError):
         return np.zeros(0, dtype=FACTS)
     return table if table.dtype == FACTS and table.ndim == 1 else np.zeros(0, dtype=FACTS)
+
+
+def _merge(older: npt.NDArray[Any], newer: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the rows of both by key, of equal keys the newer one."""
+    both = np.concatenate([older, newer])
+    both = both[np.lexsort((np.arange(len(both)), both["check"], both["key"]))]
+    last = np.ones(len(both), dtype=bool)
+    last[:-1] = (both["key"][:-1] != both["key"][1:]) | (both["check"][:-1] != both["check"][1:])
+    return both[last]
 
 
 def _key(name: str) -> tuple[int, int]:
