@@ -56,21 +56,43 @@ def parse_boxes(value: Any, width: Any, height: Any) -> PictureBoxes:
     return PictureBoxes(width, height, boxes_R4)
 
 
-@dataclass(frozen=True, slots=True)
-class VcrMetadata:
-    """A VCR metadata file: names and boxes by tag, and per object a list of polygons (K, 2) in pixels."""
-
-    names: tuple[str, ...]
-    boxes: PictureBoxes
-    polygons: tuple[tuple[npt.NDArray[np.float32], ...], ...]
+Polygons = tuple[tuple[npt.NDArray[np.float32], ...], ...]
+"""Per object a list of polygons (K, 2) in pixels; an object may have none."""
 
 
-def read_vcr_metadata(path: Path, name: str) -> VcrMetadata:
-    """Read a metadata file of VCR.
+def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes]:
+    """Read names and boxes, by tag, from a metadata file of VCR.
 
     Raises:
         Malformed: missing or malformed; `name` is in the message.
     """
+    record = _read_object(path, name)
+    names = record.get("names")
+    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+        raise Malformed(f"{name}: names are not a list of texts")
+    try:
+        boxes = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
+    except Malformed as error:
+        raise Malformed(f"{name}: {error}") from None
+    if len(names) != len(boxes.boxes_R4):
+        raise Malformed(f"{name}: {len(names)} names and {len(boxes.boxes_R4)} boxes")
+    return tuple(names), boxes
+
+
+def read_vcr_polygons(path: Path, name: str) -> Polygons:
+    """Read the polygons of the objects, by tag, from a metadata file of VCR.
+
+    Raises:
+        Malformed: missing or malformed; `name` is in the message.
+    """
+    names, _ = read_vcr_boxes(path, name)
+    try:
+        return _parse_polygons(_read_object(path, name).get("segms", []), len(names))
+    except Malformed as error:
+        raise Malformed(f"{name}: {error}") from None
+
+
+def _read_object(path: Path, name: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes().decode("utf-8"))
     except OSError:
@@ -79,20 +101,10 @@ def read_vcr_metadata(path: Path, name: str) -> VcrMetadata:
         raise Malformed(f"{name} is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise Malformed(f"{name} is not an object")
-    names = record.get("names")
-    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
-        raise Malformed(f"{name}: names are not a list of texts")
-    try:
-        boxes = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
-        polygons = _parse_polygons(record.get("segms", []), len(names))
-    except Malformed as error:
-        raise Malformed(f"{name}: {error}") from None
-    if len(names) != len(boxes.boxes_R4):
-        raise Malformed(f"{name}: {len(names)} names and {len(boxes.boxes_R4)} boxes")
-    return VcrMetadata(tuple(names), boxes, polygons)
+    return record
 
 
-def _parse_polygons(value: Any, count: int) -> tuple[tuple[npt.NDArray[np.float32], ...], ...]:
+def _parse_polygons(value: Any, count: int) -> Polygons:
     if value == []:
         return ((),) * count
     if not isinstance(value, list) or len(value) != count:
