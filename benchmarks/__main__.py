@@ -109,7 +109,7 @@ def _speed_of(state: str) -> Callable[[Rate], float]:
 def _writing(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
     from advl_pipeline.teachers.registry import open_teacher
 
-    rates = measure_writing(open_teacher("minilm-l6"), folder, num_texts=1_500 if quick else 12_000)
+    rates = measure_writing(open_teacher("minilm-l6"), folder, num_texts=400 if quick else 4_000)
     figures["writing"] = asdict(rates)
     print(
         "\nextraction of VCR-like texts with minilm-l6; every text counts, the extraction encodes repeated ones once"

@@ -313,7 +313,7 @@ class LitData(Format):
     needs = "litdata"
 
     def build(self, folder: Path, corpus: Corpus) -> None:
-        from litdata.streaming import BinaryWriter
+        from litdata.streaming.writer import BinaryWriter
 
         writer = BinaryWriter(str(folder), chunk_bytes="64MB")
         for number, rows in enumerate(corpus.units()):

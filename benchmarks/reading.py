@@ -9,7 +9,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from benchmarks.formats import FORMATS, Format, Ours
 BATCH_SIZE = 64
 STREAM = "ours, streamed"
 INLINE = "ours, in line"
+_MANY = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,9 @@ def measure_reading(
             target = folder / corpus.name / kind.folder_name()
             # What is mapped cannot be dropped, so every reading opens anew.
             drop_pages(target)
-            cold[name].append(_rate(name, kind, target, corpus, number, seconds))
+            cold[name].append(_rate(name, kind, target, corpus, number, seconds=seconds, epochs=1))
             load_pages(target)
-            warm[name].append(_rate(name, kind, target, corpus, number, seconds))
+            warm[name].append(_rate(name, kind, target, corpus, number, seconds=seconds, epochs=_MANY))
             drop_pages(target)
     return [Rate(name=name, warm=statistics.median(warm[name]), cold=statistics.median(cold[name])) for name in kinds]
 
@@ -122,28 +123,31 @@ def load_pages(folder: Path) -> None:
                     pass
 
 
-def _rate(name: str, kind: type[Format], target: Path, corpus: Corpus, seed: int, seconds: float) -> float:
+def _rate(
+    name: str, kind: type[Format], target: Path, corpus: Corpus, seed: int, *, seconds: float, epochs: int
+) -> float:
     item = kind()
     item.open(target, corpus)
-    if name in (STREAM, INLINE) and isinstance(item, Ours):
-        bytes_in_flight = 64 << 20 if name == STREAM else 0
-        stream = item.store.batches(BATCH_SIZE, seed=seed, bytes_in_flight=bytes_in_flight)
-        batches = (len(batch.ids) for batch in stream)
-    else:
-        batches = _padded_batches(item, corpus, seed)
     begin = time.perf_counter()
     units = 0
-    for count in batches:
-        units += count
+    for epoch in range(epochs):
+        for count in _epoch(name, item, corpus, seed + epoch):
+            units += count
+            if time.perf_counter() - begin >= seconds:
+                break
         if time.perf_counter() - begin >= seconds:
             break
     elapsed = time.perf_counter() - begin
-    batches.close()
     item.close()
     return units / elapsed
 
 
-def _padded_batches(item: Format, corpus: Corpus, seed: int) -> Generator[int, None, None]:
+def _epoch(name: str, item: Format, corpus: Corpus, seed: int) -> Iterator[int]:
+    if name in (STREAM, INLINE) and isinstance(item, Ours):
+        bytes_in_flight = 64 << 20 if name == STREAM else 0
+        for batch in item.store.batches(BATCH_SIZE, seed=seed, bytes_in_flight=bytes_in_flight):
+            yield len(batch.ids)
+        return
     order = epoch_order(len(corpus), seed=seed, epoch=0)
     for first in range(0, len(order), BATCH_SIZE):
         chosen = order[first : first + BATCH_SIZE].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit, Task, TextUnit, t
 from advl_pipeline.extraction.batches import plan_batches
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import extract
-from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.teachers.interface import PreparedUnit, Teacher
 
 _BATCH_SIZE = 32
 _SHARD_ROWS = 32768
@@ -85,15 +86,14 @@ class VcrLikeTexts:
         return self._unique
 
 
-def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int) -> WriteRates:
-    """Run the three ways over the same texts, one after another.
+def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int, rounds: int = 3) -> WriteRates:
+    """Run the three ways over the same texts, in turn, several times; returns medians.
 
     The bare forwards run on batches made ready before, composed as the extraction composes them.
     """
     dataset = VcrLikeTexts(num_texts)
     tower: Any = teacher.text
-    units = dataset.text_units()
-    prepared = tower.prepare(units)
+    prepared = tower.prepare(dataset.text_units())
     lengths_N = np.array([item.num_tokens for item in prepared], np.int32)
     placement = place(lengths_N, shard_rows=_SHARD_ROWS)
     batches = [
@@ -102,11 +102,32 @@ def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int) -> WriteR
         for batch in plan_batches(placement.units_of(shard), lengths_N, batch_size=_BATCH_SIZE)
     ]
     tower.encode(batches[0])
+    seconds = [
+        (
+            _bare_seconds(tower, batches),
+            _extract_seconds(teacher, dataset, folder),
+            _naive_seconds(tower, dataset, folder),
+        )
+        for _ in range(rounds)
+    ]
+    bare, extracted, naive = (statistics.median(column) for column in zip(*seconds, strict=True))
+    num_unique, num_all = len(dataset.text_units()), len(dataset.in_dataset_order)
+    return WriteRates(
+        bare=num_unique / bare,
+        extract_unique=num_unique / extracted,
+        extract=num_all / extracted,
+        naive=num_all / naive,
+    )
+
+
+def _bare_seconds(tower: Any, batches: Sequence[Sequence[PreparedUnit]]) -> float:
     begin = time.perf_counter()
     for batch in batches:
         tower.encode(batch)
-    bare = time.perf_counter() - begin
+    return time.perf_counter() - begin
 
+
+def _extract_seconds(teacher: Teacher, dataset: VcrLikeTexts, folder: Path) -> float:
     target = folder / "extract"
     shutil.rmtree(target, ignore_errors=True)
     settings = {
@@ -119,21 +140,16 @@ def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int) -> WriteR
         "modality": "text",
     }
     result = extract(build_config(ExtractConfig, settings), teacher, dataset)
-    extracted = sum(result.stage_seconds.values())
+    return sum(result.stage_seconds.values())
 
-    naive_folder = folder / "naive"
-    shutil.rmtree(naive_folder, ignore_errors=True)
-    naive_folder.mkdir(parents=True)
+
+def _naive_seconds(tower: Any, dataset: VcrLikeTexts, folder: Path) -> float:
+    target = folder / "naive"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     begin = time.perf_counter()
     for first in range(0, len(dataset.in_dataset_order), _BATCH_SIZE):
-        chosen = dataset.in_dataset_order[first : first + _BATCH_SIZE]
-        encoded = tower.encode(tower.prepare(chosen))
+        encoded = tower.encode(tower.prepare(dataset.in_dataset_order[first : first + _BATCH_SIZE]))
         rows = torch.nn.utils.rnn.pad_sequence(list(encoded.token_values), batch_first=True)
-        torch.save({"tokens": rows, "global": encoded.global_ND}, naive_folder / f"{first}.pt")
-    naive = time.perf_counter() - begin
-    return WriteRates(
-        bare=len(units) / bare,
-        extract_unique=len(units) / extracted,
-        extract=len(dataset.in_dataset_order) / extracted,
-        naive=len(dataset.in_dataset_order) / naive,
-    )
+        torch.save({"tokens": rows, "global": encoded.global_ND}, target / f"{first}.pt")
+    return time.perf_counter() - begin
