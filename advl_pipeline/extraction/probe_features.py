@@ -84,7 +84,8 @@ class ProbeFeatures:
         )
         pictures = [("image", global_RD)]
         if regions:
-            pictures.append(("regions", _region_rows(regions, examples)))
+            pictures.append(("tagged boxes", _region_rows(regions, examples, tagged=True)))
+            pictures.append(("other boxes", _region_rows(regions, examples, tagged=False)))
         for name, feature_RD in pictures:
             blocks.append(_project(feature_RD, IMAGE_DIM, name))
             blocks.append(_signs_product(feature_RD, SKETCH_DIM, f"{name} interaction") * partner)
@@ -120,31 +121,33 @@ def _global_rows(stores: Sequence[FeatureStore], ids: Sequence[str]) -> Array:
     return np.concatenate(parts, axis=1)[[row_of[unit_id] for unit_id in ids]]
 
 
-def _region_rows(stores: Sequence[FeatureStore], examples: Sequence[Example]) -> Array:
-    """Return, per candidate, the mean over the boxes that its text tags, or over all boxes when it tags none."""
+def _region_rows(stores: Sequence[FeatureStore], examples: Sequence[Example], *, tagged: bool) -> Array:
+    """Return, per candidate, the mean over the boxes that its text tags, or over those that it does not; (rows, D).
+
+    Standardised; zeros where there are no such boxes.
+    """
+    rows_of = [
+        _chosen_boxes(candidate, len(example.image.boxes_R4), tagged=tagged)
+        for example in examples
+        for candidate in example.candidates
+    ]
+    images_of = [example.image.unit_id for example in examples for _ in example.candidates]
     images = {example.image.unit_id: len(example.image.boxes_R4) for example in examples}
     starts = dict(zip(images, itertools.accumulate(images.values(), initial=0), strict=False))
     parts = []
     for store in stores:
         values_MD = np.asarray(store.token_features(list(images))[0], np.float32)
-        pooled = [
-            _mean_rows(values_MD, starts[example.image.unit_id], len(example.image.boxes_R4), candidate)
-            for example in examples
-            for candidate in example.candidates
-        ]
-        present = np.array([len(example.image.boxes_R4) > 0 for example in examples for _ in example.candidates])
-        standardised = _standardise(np.stack(pooled), store.token_mean, store.token_variance)
-        parts.append(standardised * present[:, None].astype(np.float32))
+        pooled_RD = np.tile(np.asarray(store.token_mean, np.float32), (len(rows_of), 1))
+        for row, (image, boxes) in enumerate(zip(images_of, rows_of, strict=True)):
+            if boxes:
+                pooled_RD[row] = values_MD[[starts[image] + box for box in boxes]].mean(axis=0)
+        parts.append(_standardise(pooled_RD, store.token_mean, store.token_variance))
     return np.concatenate(parts, axis=1)
 
 
-def _mean_rows(values_MD: Array, start: int, count: int, candidate: Candidate) -> Array:
-    if not count:
-        return np.zeros(values_MD.shape[1], np.float32)
-    tagged = sorted({tag.box for tag in candidate.tags})
-    rows = values_MD[[start + box for box in tagged]] if tagged else values_MD[start : start + count]
-    mean: Array = rows.mean(axis=0)
-    return mean
+def _chosen_boxes(candidate: Candidate, num_boxes: int, *, tagged: bool) -> list[int]:
+    named = {tag.box for tag in candidate.tags}
+    return [box for box in range(num_boxes) if (box in named) == tagged]
 
 
 def _has_boxes(store: FeatureStore, examples: Sequence[Example]) -> bool:

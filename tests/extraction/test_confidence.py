@@ -52,13 +52,16 @@ class FakeStore:
 
 
 class FakeDataset:
-    """Pictures of two objects; the question tags one and asks what it is; both kinds are among the choices."""
+    """Pictures of two objects; the question tags one and asks what it is, or with `other` what the other one is; both
+    kinds are among the choices."""
 
     name = "fake"
     split = "train"
     text_style = "plain"
 
-    def __init__(self, num: int, *, task: Task = "vcr-q2a", seed: int = 0, labelled: bool = True) -> None:
+    def __init__(
+        self, num: int, *, task: Task = "vcr-q2a", seed: int = 0, labelled: bool = True, other: bool = False
+    ) -> None:
         generator = np.random.default_rng(seed)
         self.tasks = (task,)
         self.examples: list[Example] = []
@@ -83,7 +86,7 @@ class FakeDataset:
                 )
                 for kind in order
             ]
-            label = order.index(kinds[tagged]) if labelled else None
+            label = order.index(kinds[1 - tagged if other else tagged]) if labelled else None
             soft: tuple[tuple[int, float], ...] = ()
             if task == "snli-ve":
                 choices, label = choices[:1], int(order[0] in kinds)
@@ -158,6 +161,12 @@ def test_the_vision_probe_knows_kinds_by_the_boxes_that_are_asked_about() -> Non
     assert 0.35 < without["vision"].mean() < 0.6
     # Texts alone cannot tell which kind is in the picture.
     assert with_boxes["text"].mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_vision_probe_also_sees_the_boxes_that_are_not_tagged() -> None:
+    """A question that names one object and asks about the other one."""
+    dataset = FakeDataset(300, other=True)
+    assert confidences(dataset, caches_of(dataset))["vision"].mean() > 0.75
 
 
 def test_the_joint_probe_uses_both_teachers() -> None:
