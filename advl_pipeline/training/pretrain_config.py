@@ -19,7 +19,7 @@ class PretrainConfig:
     student: str = option("scenes-small", help="Student to pretrain.")
     seed: int = option(0, help="Chooses initialisation, order and masks.")
     warmup_steps: int = option(250, help="Steps of region-phrase contrast alone.")
-    joint_steps: int = option(500, help="Steps of all objectives together: contrast, masked words, matching, naming.")
+    joint_steps: int = option(700, help="Steps of all objectives together: contrast, masked words, matching, naming.")
     batch_size: int = option(64, help="Pairs per step.")
     learning_rate: float = option(1e-3, help="Peak learning rate.")
     weight_decay: float = option(0.01, help="AdamW weight decay.")
