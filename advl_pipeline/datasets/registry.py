@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from advl_pipeline.datasets.captions import CaptionDataset
 from advl_pipeline.datasets.cards import load_card
@@ -73,6 +73,14 @@ def splits_of(name: str) -> tuple[str, ...]:
     if name.startswith(SCENES_PREFIX):
         return layout.TASK_SPLITS
     return tuple(load_card(name).splits)
+
+
+def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
+    """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
+    if name.startswith(SCENES_PREFIX):
+        return "2021"
+    mode: Literal["2021", "2017", "vqa-vs"] = load_card(name).facts.get("vqa_mode", "2021")
+    return mode
 
 
 def open_dataset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from advl_pipeline.configuration import option
 
@@ -18,5 +19,8 @@ class EvaluateConfig:
     )
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     batch_size: int = option(64, help="Examples per forward pass.")
+    vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
+        None, help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most]."
+    )
     swap_images: bool = option(True, help="Also measure accuracy with every picture swapped for another one.")
     device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

@@ -1,18 +1,27 @@
 """Scores per item: what paired statistics are made of.
 
-Shapes: n items, C candidates or classes.
+Shapes: n items, C candidates or classes, K answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.vqa_annotations import GroundTruth
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy
+
+
+class AnsweredDataset(Protocol):
+    """A VQA split with its annotators' answers."""
+
+    def ground_truth(self, example_id: str) -> GroundTruth: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +38,7 @@ def question_id(example: Example) -> str:
 
 
 def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32]) -> ItemScores:
-    """Score the first maximum of each row: 1 or 0 against a label, the soft score of the answer for VQA.
+    """Score the first maximum of each row against the label: 1 or 0.
 
     Raises:
         DatasetError: an item without a label.
@@ -37,17 +46,39 @@ def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32])
     chosen = scores_nC.argmax(1)
     values = np.zeros(len(examples), dtype=np.float32)
     for row, (example, choice) in enumerate(zip(examples, chosen.tolist(), strict=True)):
-        if example.task == "vqa":
-            values[row] = dict(example.soft_label).get(choice, 0.0)
-        elif example.label is None:
+        if example.label is None:
             raise DatasetError(
                 "An item has no label, so it cannot be scored.",
                 where=example.example_id,
                 next_command="advl predict writes what a leaderboard takes",
             )
-        else:
-            values[row] = float(choice == example.label)
+        values[row] = float(choice == example.label)
     return ItemScores(question_ids=tuple(question_id(example) for example in examples), score=values)
+
+
+def score_answers(
+    examples: Sequence[Example],
+    scores_nK: npt.NDArray[np.float32],
+    *,
+    answers: Sequence[str],
+    dataset: AnsweredDataset,
+    mode: VqaMode,
+) -> ItemScores:
+    """Score the answer of each row's first maximum as the official VQA evaluator does, against what annotators said.
+
+    Args:
+        answers: of the run's head, by class; another dataset's vocabulary does not matter.
+
+    Raises:
+        DatasetError: the split has no public answers.
+    """
+    values = [
+        question_accuracy(answers[choice], dataset.ground_truth(example.example_id), mode)
+        for example, choice in zip(examples, scores_nK.argmax(1).tolist(), strict=True)
+    ]
+    return ItemScores(
+        question_ids=tuple(question_id(example) for example in examples), score=np.array(values, dtype=np.float32)
+    )
 
 
 def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:

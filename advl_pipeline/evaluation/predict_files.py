@@ -16,7 +16,8 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import TASKS, open_dataset
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.runner import predict_scores
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.runner import require_same_labels, score_matrix
 from advl_pipeline.evaluation.submission import (
     write_snli_ve_predictions,
     write_vcr_submission,
@@ -69,17 +70,21 @@ def _predict_vcr(config: PredictConfig, dataset: IndexedDataset, path: Path) -> 
     annot_ids = [question_of(name) for name in dataset.example_ids[::per_question]]
     answers = [dataset[index] for index in range(0, len(dataset), per_question)]
     rationales = [dataset[index] for index in range(len(dataset)) if index % per_question]
-    answer_scores_NC = predict_scores(config.run, dataset, answers, batch_size=config.batch_size)
-    rationale_scores = predict_scores(config.run, dataset, rationales, batch_size=config.batch_size)
+    finished = load_run(config.run)
+    require_same_labels(dataset, finished)
+    answer_scores_NC = score_matrix(finished, answers, config.batch_size)
+    rationale_scores = score_matrix(finished, rationales, config.batch_size)
     write_vcr_submission(path, annot_ids, answer_scores_NC, rationale_scores.reshape(-1, NUM_CHOICES, NUM_CHOICES))
     return len(annot_ids)
 
 
 def _predict_classes(config: PredictConfig, dataset: IndexedDataset, path: Path) -> int:
     examples = [dataset[index] for index in range(len(dataset))]
-    scores_NK = predict_scores(config.run, dataset, examples, batch_size=config.batch_size)
+    finished = load_run(config.run)
+    require_same_labels(dataset, finished)
+    scores_NK = score_matrix(finished, examples, config.batch_size)
     (task,) = dataset.tasks
-    called = predicted_names(dataset.example_ids, scores_NK, dataset.label_names(task))
+    called = predicted_names(dataset.example_ids, scores_NK, finished.label_names[task])
     if task == "vqa":
         write_vqa_submission(path, {int(question_id): answer for question_id, answer in called.items()})
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy.typing as npt
 from advl_pipeline.atomic import write_text
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
+from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import ItemScores, joint_items, score_items
+from advl_pipeline.evaluation.items import ItemScores, joint_items, score_answers, score_items
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
+from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.training.run import read_config
 
 METRIC_OF_TASK: Mapping[Task, str] = {"vcr-q2a": "q2a", "vcr-qa2r": "qa2r", "vqa": "vqa", "snli-ve": "snli_ve"}
@@ -51,7 +54,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
             data_root=config.data_root,
             tasks=tuple(trained_on["task"]),
         )
-        _require_same_labels(dataset, finished)
+        require_same_labels(dataset, finished)
         sets[name] = _evaluate_set(config, finished, dataset, name)
     return EvaluateResult(run=config.run, sets=sets)
 
@@ -62,19 +65,21 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     swapped_metrics: dict[str, float] = {}
     items: dict[str, ItemScores] = {}
     swapped_items: dict[str, ItemScores] = {}
+    mode = config.vqa_mode or vqa_mode_of(dataset.name)
     others = swapped_pictures(dataset.image_units(), seed=0) if config.swap_images else {}
     for task in dataset.tasks:
         examples = [dataset[index] for index in _positions(dataset, task)]
         metric = METRIC_OF_TASK[task]
-        scores = _stack(finished, examples, config.batch_size)
-        items[metric] = score_items(examples, scores)
+        scores = score_matrix(finished, examples, config.batch_size)
+        score = _scorer(dataset, finished, mode) if task == "vqa" else score_items
+        items[metric] = score(examples, scores)
         arrays[f"scores/{task}"] = scores
         arrays[f"example_ids/{task}"] = np.array([example.example_id for example in examples])
         if task != "vqa":
             arrays[f"labels/{task}"] = np.array([example.label for example in examples], dtype=np.int64)
         if config.swap_images:
             moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
-            swapped_items[metric] = score_items(examples, _stack(finished, moved, config.batch_size))
+            swapped_items[metric] = score(examples, score_matrix(finished, moved, config.batch_size))
     for found, percent, prefix in (
         (items, metrics, "item"),
         (swapped_items, swapped_metrics, "item_swapped"),
@@ -92,6 +97,8 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
         "num_items": {metric: len(one.score) for metric, one in items.items()},
         "metrics": metrics,
     }
+    if "vqa" in metrics:
+        document["vqa_mode"] = mode
     if config.swap_images:
         document["use_of_vision"] = {
             metric: {"swapped": swapped_metrics[metric], "drop": metrics[metric] - swapped_metrics[metric]}
@@ -101,20 +108,12 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     return document
 
 
-def predict_scores(
-    run: Path, dataset: Dataset, examples: Sequence[Example], *, batch_size: int = 64
-) -> npt.NDArray[np.float32]:
-    """Return (num_examples, C or K) scores of a finished run; all examples must be of one task.
+def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size: int) -> npt.NDArray[np.float32]:
+    """Return (num_examples, C or K) scores; all examples must be of one task.
 
     Raises:
-        ConfigError: the dataset's classes are not the run's.
+        DatasetError: there are no examples.
     """
-    finished = load_run(run)
-    _require_same_labels(dataset, finished)
-    return _stack(finished, examples, batch_size)
-
-
-def _stack(finished: FinishedRun, examples: Sequence[Example], batch_size: int) -> npt.NDArray[np.float32]:
     if not examples:
         raise DatasetError("The test set has no items.")
     # Items of like length share a batch, which keeps padding low; the order is restored afterwards.
@@ -126,17 +125,34 @@ def _stack(finished: FinishedRun, examples: Sequence[Example], batch_size: int) 
     return stacked
 
 
+def _scorer(
+    dataset: Dataset, finished: FinishedRun, mode: VqaMode
+) -> Callable[[Sequence[Example], npt.NDArray[np.float32]], ItemScores]:
+    """Return what scores VQA's answers, those of the run's own head, by the official evaluator."""
+    if not isinstance(dataset, VqaDataset):
+        raise DatasetError(f"{dataset.name} holds no annotators' answers.")
+    return partial(score_answers, answers=finished.label_names["vqa"], dataset=dataset, mode=mode)
+
+
 def _positions(dataset: Dataset, task: Task) -> list[int]:
     if len(dataset.tasks) == 1:
         return list(range(len(dataset)))
     return [index for index in range(len(dataset)) if dataset[index].task == task]
 
 
-def _require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
+def require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
+    """Refuse a set whose tasks the run has no head for, or whose classes are others.
+
+    Raises:
+        ConfigError: as said.
+    """
     for task in dataset.tasks:
         head = "vcr" if task in MULTIPLE_CHOICE_TASKS else task
-        names = tuple(dataset.label_names(task))
-        if head not in finished.label_names or finished.label_names[head] != names:
+        fits = head in finished.label_names
+        # An answer is an answer whatever the vocabulary of the set: a run keeps its own.
+        if fits and task != "vqa":
+            fits = finished.label_names[head] == tuple(dataset.label_names(task))
+        if not fits:
             raise ConfigError(
                 f"The run has no head for {task} with this set's classes.",
                 where=f"{dataset.name}/{dataset.split}",
