@@ -1,6 +1,6 @@
 """`make bench`: build the same data in each format, measure, and print every goal as passed or missed.
 
-python -m benchmarks [--quick] [--folder DIR] [--json FILE] [--only reading,writing,scale]
+python -m benchmarks [--quick] [--folder DIR] [--json FILE] [--only reading,writing,scale,readers]
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import vcr_index
 from benchmarks.corpus import pictures, texts
 from benchmarks.reading import INLINE, STREAM, Rate, measure_reading, sequential_cold_share
 from benchmarks.scale import opening_seconds, streaming_memory
+from benchmarks.vcr_index import measure_vcr_index
 from benchmarks.writing import measure_writing
 
 _OURS = (STREAM, INLINE, "ours, by id")
 _LIMIT = "np.memmap"
-_SECTIONS = ("reading", "writing", "scale")
+_SECTIONS = ("reading", "writing", "scale", "readers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +62,27 @@ def main() -> None:
             goals += _writing(folder, options.quick, figures)
         if "scale" in sections:
             goals += _scale(folder, options.quick, figures)
+        if "readers" in sections:
+            goals += _readers(options.quick, figures)
     print("\n".join(goal.line() for goal in goals))
     print(f"{sum(goal.is_met for goal in goals)} of {len(goals)} goals met")
     if options.json:
         content = figures | {"goals": [asdict(goal) | {"is_met": goal.is_met} for goal in goals]}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _readers(quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    """Index a synthetic VCR annotation file of the official size."""
+    found = measure_vcr_index(vcr_index.QUESTIONS // 10 if quick else vcr_index.QUESTIONS)
+    figures["vcr_index"] = found
+    first, second = found["first"], found["second"]
+    print(f"\nVCR annotations: {found['questions']:,} questions, {found['file_bytes'] / 1e6:,.0f} MB")
+    print(f"first opening {first['seconds']:.2f} s, of which {first['cpu_seconds']:.2f} s computing")
+    return [
+        Goal(name="index VCR, seconds", value=first["seconds"], target=vcr_index.MAX_SECONDS, at_least=False),
+        Goal(name="index VCR, GiB", value=first["peak_bytes"] / 2**30, target=1.0, at_least=False),
+        Goal(name="open indexed VCR, seconds", value=second["seconds"], target=1.0, at_least=False),
+    ]
 
 
 def _reading(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:

@@ -85,7 +85,7 @@ def measure(root: Path) -> dict[str, float]:
     }
 
 
-def run(questions: int = QUESTIONS) -> dict[str, Any]:
+def measure_vcr_index(questions: int = QUESTIONS) -> dict[str, Any]:
     """Generate the file and measure a first and a second opening."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=QUESTIONS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    result = run(options.questions)
+    result = measure_vcr_index(options.questions)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
