@@ -76,7 +76,10 @@ class CaptionDataset(IndexedDataset):
         caption = text_field(record, "caption")
         if normalise_text(caption) != caption:
             raise Malformed("the caption is not in normal form, so that the phrases' characters mean nothing")
-        tags = tuple(_phrase(item, caption, len(boxes.boxes_R4)) for item in record.get("phrases", ()))
+        phrases = record.get("phrases", [])
+        if not isinstance(phrases, list):
+            raise Malformed("field 'phrases' is not a list")
+        tags = tuple(_phrase(item, caption, len(boxes.boxes_R4)) for item in phrases)
         known = self._images_by_name.setdefault(image, len(self._images_by_name))
         if known == len(self._image_boxes):
             self._image_boxes.append(boxes)
