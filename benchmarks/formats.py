@@ -269,9 +269,8 @@ class HfDatasets(Format):
     needs = "datasets"
 
     def build(self, folder: Path, corpus: Corpus) -> None:
-        import pyarrow as pa
-
         import datasets
+        import pyarrow as pa
 
         writer = None
         rows: list[Any] = []

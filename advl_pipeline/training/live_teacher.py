@@ -92,7 +92,7 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
         name=identity["name"],
         image=image,
         text=text,
-        image_tokens_are_boxes=identity["image_tokens"] in ("boxes", "grid-boxes"),
+        image_tokens_are_boxes=identity["image_tokens"] in ("boxes", "boxes-roi"),
         aligned=identity["aligned"],
     )
 

@@ -77,7 +77,7 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
         name=teacher["name"],
         image=cache.image,
         text=cache.text,
-        image_tokens_are_boxes=teacher["image_tokens"] in ("boxes", "grid-boxes"),
+        image_tokens_are_boxes=teacher["image_tokens"] in ("boxes", "boxes-roi"),
         aligned=teacher["aligned"],
     )
 

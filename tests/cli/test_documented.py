@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from advl_cli.reference import render_reference
-
 from advl_pipeline import errors
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,6 +9,7 @@ import time
 
 import click
 import pytest
+
 from advl_cli.main import COMMANDS, group, main
 
 

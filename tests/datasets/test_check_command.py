@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from advl_cli.main import main
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
 
+from advl_cli.main import main
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import run_check
 from advl_pipeline.datasets.check_config import CheckConfig

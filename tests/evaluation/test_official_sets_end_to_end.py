@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from advl_cli.main import main
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
+
+from advl_cli.main import main
 
 
 @pytest.fixture(scope="module")

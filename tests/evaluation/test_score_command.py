@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from advl_cli.main import main
 from dataset_mirrors import snli_ve_record, write_lines
+
+from advl_cli.main import main
 
 ASSETS = Path(__file__).parents[1] / "assets"
 VQA = ASSETS / "vqa_eval"

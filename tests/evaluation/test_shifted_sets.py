@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from advl_cli.main import main
 from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
 
+from advl_cli.main import main
 from advl_pipeline.datasets.cards import CARD_NAMES, load_card
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError

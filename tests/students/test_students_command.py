@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from advl_cli.main import main
 
+from advl_cli.main import main
 from advl_pipeline.students.catalogue import families, family_of, list_students
 from advl_pipeline.students.registry import build_student
 

@@ -17,10 +17,10 @@ import click
 import numpy as np
 import pytest
 import synthetic_runs
-from advl_cli.options import config_from_flags, config_options
 from scipy import stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
+from advl_cli.options import config_from_flags, config_options
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.folder import read_study_folder

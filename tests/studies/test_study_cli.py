@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import synthetic_runs
-from advl_cli.main import main
 from synthetic_runs import write_study_file
 
+from advl_cli.main import main
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.run import run_study
 
