@@ -41,6 +41,8 @@ def command(as_json: bool, **flags: Any) -> None:
         return
     shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())
     click.echo(f"encoded {result.encoded_units} units in {result.seconds:.1f} s ({shares})")
+    if result.skipped:
+        click.echo(f"{result.skipped} malformed items were left out: advl datasets check {config.dataset}")
     if result.quarantined:
         click.echo(f"{result.quarantined} pictures could not be read: advl cache info {result.path}")
     if result.clipped:

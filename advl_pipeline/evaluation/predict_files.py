@@ -56,7 +56,14 @@ def run_predict(config: PredictConfig) -> PredictResult:
             where=str(config.run),
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
-    dataset = open_dataset(name, split=split, data_root=config.data_root, conditioning="all" if is_vcr else None)
+    dataset = open_dataset(
+        name,
+        split=split,
+        data_root=config.data_root,
+        text_style=trained_on["text_style"],
+        label_order=trained_on["label_order"],
+        conditioning="all" if is_vcr else None,
+    )
     folder = config.run / "predictions"
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.configuration import option
+from advl_pipeline.datasets.vcr_text import TextStyle
 
 Modality = Literal["both", "image", "text"]
 
@@ -19,6 +20,7 @@ class ExtractConfig:
     dataset: str = option(help="Dataset; see `advl datasets list`.")
     split: str = option("train", help="Split of the dataset.")
     output: Path | None = option(None, help="Folder of the cache [default: caches/TEACHER/DATASET/SPLIT].")
+    text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["boxes", "boxes-roi", "grid", "none"] = option(
         "boxes", help="Token features of a picture: one per box, or one per grid cell."
@@ -29,7 +31,9 @@ class ExtractConfig:
     batch_size: int = option(32, help="Units per forward pass.")
     shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.")
     num_workers: int = option(2, help="Threads that decode and tokenise ahead of the teacher.")
-    on_error: Literal["fail", "skip"] = option("fail", help="What to do about a picture that cannot be read.")
+    on_error: Literal["fail", "skip"] = option(
+        "fail", help="What to do about malformed items and pictures that cannot be read."
+    )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.")
     folds: int = option(5, help="Folds of the cross-fitted confidence.")
     seed: int = option(0, help="Seed of the folds.")

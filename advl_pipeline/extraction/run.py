@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.extraction.config import ExtractConfig, default_output
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
@@ -47,7 +48,8 @@ class ExtractResult:
 
     `estimates` and `free_bytes` are filled when the plan was made by this call or only asked for. `encoded_units`
     counts units that this call encoded, `stage_seconds` where its time went. `quarantined` counts pictures that
-    could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples.
+    could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples,
+    `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
     """
 
     path: Path
@@ -60,6 +62,7 @@ class ExtractResult:
     quarantined: int = 0
     clipped: int = 0
     confidences: int = 0
+    skipped: int = 0
 
 
 def run_extract(config: ExtractConfig) -> ExtractResult:
@@ -75,15 +78,21 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
     """
     with interruptible():
         teacher, dataset = open_inputs(config)
-        return extract(config, teacher, dataset)
+        return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
 
 
-def open_inputs(config: ExtractConfig) -> tuple[Teacher, Dataset]:
+def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset]:
     """Open the teacher and the dataset by their names."""
     from advl_pipeline.datasets.registry import open_dataset
     from advl_pipeline.teachers.registry import open_teacher
 
-    dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
+    dataset = open_dataset(
+        config.dataset,
+        split=config.split,
+        data_root=config.data_root,
+        text_style=config.text_style,
+        on_error=config.on_error,
+    )
     teacher = open_teacher(
         config.teacher,
         weights=config.weights,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.configuration import option
+from advl_pipeline.datasets.vcr_text import TextStyle
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
 TeacherControl = Literal["none", "shuffle"]
@@ -22,6 +23,14 @@ class FinetuneConfig:
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     split: str = option("train", help="Split to train on.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
+    text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
+    label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.")
+    answers: Path | None = option(
+        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built by the rules]."
+    )
+    on_error: Literal["fail", "skip"] = option(
+        "fail", help="What to do about malformed items: as it was when the caches were extracted."
+    )
     student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
     init: Path | None = option(None, help="Pretrained student folder or checkpoint file.")
     method: Method = option("advl", help="What is done with the teachers.")

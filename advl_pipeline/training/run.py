@@ -51,11 +51,15 @@ class FinetuneResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What the phases train on: positions in the split of the labelled subset and of the adapt step's inputs."""
+    """What the phases train on: positions in the split of the labelled subset and of the adapt step's inputs.
+
+    `num_skipped` counts what the dataset left out as malformed.
+    """
 
     dataset: Dataset
     labelled: list[int]
     adapt: list[int]
+    num_skipped: int
 
 
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -108,13 +112,27 @@ def build_finetune_model(
 
 
 def _open_inputs(config: FinetuneConfig) -> _Inputs:
-    dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root, tasks=config.task)
+    dataset = open_dataset(
+        config.dataset,
+        split=config.split,
+        data_root=config.data_root,
+        tasks=config.task,
+        text_style=config.text_style,
+        label_order=config.label_order,
+        answers=config.answers,
+        on_error=config.on_error,
+    )
     everything = list(range(len(dataset)))
     if config.shots is None:
-        return _Inputs(dataset=dataset, labelled=everything, adapt=everything)
+        return _Inputs(dataset=dataset, labelled=everything, adapt=everything, num_skipped=len(dataset.skipped))
     chosen = set(nested_subset(dataset, config.shots, config.seed))
     labelled = [index for index, name in enumerate(dataset.example_ids) if name in chosen]
-    return _Inputs(dataset=dataset, labelled=labelled, adapt=everything if config.adapt_on == "inputs" else labelled)
+    return _Inputs(
+        dataset=dataset,
+        labelled=labelled,
+        adapt=everything if config.adapt_on == "inputs" else labelled,
+        num_skipped=len(dataset.skipped),
+    )
 
 
 def _open_signals(
@@ -258,6 +276,7 @@ def _summary(
         "seed": config.seed,
         "num_steps": config.num_steps,
         "num_labelled": len(inputs.labelled),
+        "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),
         "seconds": seconds,
         "seconds_per_step": computed / max(1, num_steps),
