@@ -60,8 +60,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
         name,
         split=split,
         data_root=config.data_root,
-        text_style=trained_on["text_style"],
-        label_order=trained_on["label_order"],
+        text_style=trained_on.get("text_style"),
+        label_order=trained_on.get("label_order", "uniter"),
         conditioning="all" if is_vcr else None,
     )
     folder = config.run / "predictions"

@@ -53,8 +53,8 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
             split=split,
             data_root=config.data_root,
             tasks=tuple(trained_on["task"]),
-            text_style=trained_on["text_style"],
-            label_order=trained_on["label_order"],
+            text_style=trained_on.get("text_style"),
+            label_order=trained_on.get("label_order", "uniter"),
         )
         require_same_labels(dataset, finished)
         sets[name] = _evaluate_set(config, finished, dataset, name)
