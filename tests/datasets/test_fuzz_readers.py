@@ -33,7 +33,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.prediction_files import read_choice_scores, read_pair_labels, read_vqa_results
 
-fuzz = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 scalars = st.none() | st.booleans() | st.integers(-3, 20_000) | st.floats() | st.text(max_size=4)
 anything = st.recursive(
