@@ -1,0 +1,56 @@
+"""Token buckets equal the original sampler, keep their bounds, and leave little padding."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.token_buckets import padding_share, token_batches
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_equal_to_the_original_sampler(drop_last: bool, assets: Path) -> None:
+    case: dict[str, Any] = json.loads((assets / "uniter_data" / "token_bucket_sampler.json").read_text())
+    batches = token_batches(
+        case["lens"],
+        max_tokens=case["batch_size"],
+        bucket_size=case["bucket_size"],
+        seed=case["seed"],
+        multiple=case["size_multiple"],
+        drop_last=drop_last,
+    )
+    assert batches == case["batches_droplast" if drop_last else "batches_keep"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=200),
+    bucket_size=st.integers(8, 64),
+    seed=st.integers(0, 5),
+)
+def test_every_item_once_and_no_batch_over_the_bound(lengths: list[int], bucket_size: int, seed: int) -> None:
+    batches = token_batches(lengths, max_tokens=1000, bucket_size=bucket_size, seed=seed)
+    assert sorted(item for batch in batches for item in batch) == list(range(len(lengths)))
+    assert all(max(lengths[item] for item in batch) * len(batch) <= 1000 for batch in batches)
+
+
+def test_padding_is_little_at_lengths_like_vcrs() -> None:
+    """Texts of 12 to 60 tokens and 10 to 60 regions a sequence, UNITER's bucket of 8192."""
+    generator = random.Random(0)
+    lengths = [generator.randint(12, 60) + generator.randint(10, 60) for _ in range(4000)]
+    batches = token_batches(lengths, max_tokens=4000, bucket_size=8192, seed=0)
+    assert padding_share(batches, lengths) < 0.1
+    arrival = [list(range(start, start + 32)) for start in range(0, 4000, 32)]
+    assert padding_share(arrival, lengths) > 0.3
+
+
+def test_a_group_that_cannot_fit_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="longer than a batch"):
+        token_batches([500] * 8, max_tokens=1000, bucket_size=8, seed=0)
