@@ -8,12 +8,12 @@ Shapes: n questions that both sets hold.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -112,17 +112,17 @@ def _original_of(dataset: str, shifted_set: str) -> str:
 def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
     path = run / "evaluation" / f"{name.replace('/', '--')}.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            metrics = [key.removeprefix("item/") for key in arrays.files if key.startswith("item/")]
-            return {
-                metric: ItemScores(
-                    question_ids=tuple(map(str, arrays[f"item_ids/{metric}"])), score=arrays[f"item/{metric}"]
-                )
-                for metric in metrics
-            }
+        arrays = read_array_archive(path)
+        metrics = [key.removeprefix("item/") for key in arrays if key.startswith("item/")]
+        return {
+            metric: ItemScores(
+                question_ids=tuple(map(str, arrays[f"item_ids/{metric}"])), score=arrays[f"item/{metric}"]
+            )
+            for metric in metrics
+        }
     except FileNotFoundError:
         why = "it was not evaluated"
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, DamagedArchive, KeyError) as error:
         why = str(error)
     raise ConfigError(
         f"The scores of the set {name} cannot be read.",

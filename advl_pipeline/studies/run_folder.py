@@ -6,7 +6,6 @@ Shapes: N items of a test set, C candidates or classes.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.array_archives import read_array_archive
 from advl_pipeline.errors import ConfigError
 
 FloatArray = npt.NDArray[np.float64]
@@ -79,9 +79,8 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         return None
     summary = read_json(summary_path)
     try:
-        with arrays_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return _evaluation(summary, {name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        return _evaluation(summary, read_array_archive(arrays_path))
+    except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             "The item scores of a run cannot be read.",
             where=str(arrays_path),

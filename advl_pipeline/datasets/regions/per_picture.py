@@ -8,7 +8,6 @@ with `image_h`. JSON: `num_boxes`, `boxes` and `features` in base64 of float32, 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.regions.encoded import decode_floats, positive
 from advl_pipeline.datasets.regions.interface import RegionFeatures, make_regions
@@ -73,10 +73,9 @@ def regions_of_arrays(file: IO[bytes], size: tuple[int, int], *, rows: int | Non
         Malformed: not an archive of plain arrays, or arrays that do not fit.
     """
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name != "soft_labels"}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, AttributeError) as error:
-        raise Malformed(f"not an archive of arrays: {error}") from None
+        arrays = read_array_archive(file, wanted=lambda name: name != "soft_labels")
+    except DamagedArchive as error:
+        raise Malformed(str(error)) from None
     return regions_of(arrays, size, rows=rows)
 
 
