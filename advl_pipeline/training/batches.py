@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import TaskTargets, collate_targets
 
 ANNOUNCE_AHEAD = 8
-"""Batches whose units the kernel is told about before they are read."""
+"""Optimiser steps whose examples are read, and whose units the kernel is told about, before they are needed."""
 
 
 @dataclass(kw_only=True)
@@ -100,15 +101,14 @@ def training_batches(
         shares = split_for_rank(positions, accumulate=accumulate, rank=rank, world_size=world_size)
         return [[dataset[indices[position]] for position in share] for share in shares]
 
-    announced = steps.start
-    for step in steps:
-        if source is not None and announced <= step + 1:
-            last = min(steps.stop, announced + ANNOUNCE_AHEAD)
-            source.announce(
-                [example for ahead in range(announced, last) for part in parts(ahead) for example in part]
-            )
-            announced = last
-        yield [_collate(examples, dataset, student, source, labelled=labelled) for examples in parts(step)]
+    remaining = iter(steps)
+    waiting: deque[list[list[Example]]] = deque()
+    for _ in steps:
+        while len(waiting) < ANNOUNCE_AHEAD and (step := next(remaining, None)) is not None:
+            waiting.append(parts(step))
+            if source is not None:
+                source.announce([example for part in waiting[-1] for example in part])
+        yield [_collate(examples, dataset, student, source, labelled=labelled) for examples in waiting.popleft()]
 
 
 def _collate(
