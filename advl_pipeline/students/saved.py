@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
+from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.students.interface import Student
+from advl_pipeline.tensor_files import save_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "student.json"
@@ -29,14 +28,11 @@ def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -
         origin: what it was made from, such as the identity of its pretraining.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
-    partial = folder / (WEIGHTS_FILE + ".partial")
-    save_file(tensors, partial)
-    partial.replace(folder / WEIGHTS_FILE)
+    save_tensors(folder / WEIGHTS_FILE, student.state_dict())
     description = {
         "student": student.name,
         "config": student.config_dict(),
-        "parameters_digest": parameters_digest(student),
+        "parameters_digest": parameter_digest(student.state_dict()),
         "origin": dict(origin),
     }
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
@@ -89,19 +85,9 @@ def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Calla
             raise IdentityMismatch(
                 "The weights do not fit the student.", where=str(folder / WEIGHTS_FILE), why=str(error)
             ) from None
-        if parameters_digest(student) != description["parameters_digest"]:
+        if parameter_digest(student.state_dict()) != description["parameters_digest"]:
             raise IdentityMismatch(
                 "The weights file is not the one that student.json describes.", where=str(folder / WEIGHTS_FILE)
             )
 
     return description["config"], load
-
-
-def parameters_digest(module: nn.Module) -> str:
-    """Return the hexadecimal SHA-256 over names, types, shapes and bytes of parameters and buffers, sorted."""
-    state = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        tensor = value.detach().cpu().contiguous()
-        state.update(f"{key}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        state.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return state.hexdigest()

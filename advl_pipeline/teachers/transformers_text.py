@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from advl_pipeline.teachers.digest import parameter_digest
+from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.teachers.text_tower import TextFeatures
 
 Pooling = Literal["mean", "first"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advl_pipeline.teachers.digest import parameter_digest
+from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.teachers.folding import fold_batch_norms
 from advl_pipeline.teachers.pixels import PixelSettings
 

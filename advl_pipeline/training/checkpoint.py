@@ -11,21 +11,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from advl_pipeline.errors import CorruptCache
+from advl_pipeline.tensor_files import save_tensors
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, phase: str) -> None:
     """Write the state after `step` optimiser steps of a phase."""
-    tensors = {f"model/{key}": value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"step": str(step), "phase": phase})
-    partial.replace(path)
+            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
+    save_tensors(path, tensors, metadata={"step": str(step), "phase": phase})
 
 
 def read_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:

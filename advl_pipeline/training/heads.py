@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.atomic import write_text
@@ -14,6 +14,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students.interface import Student
+from advl_pipeline.tensor_files import save_tensors
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.targets import head_name
 
@@ -33,10 +34,7 @@ def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
 
 def save_heads(folder: Path, model: FinetuneModel, dataset: Dataset) -> None:
     """Write the heads with the meaning of their classes."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.heads.state_dict().items()}
-    partial = folder / (HEADS_FILE + ".partial")
-    save_file(tensors, partial)
-    partial.replace(folder / HEADS_FILE)
+    save_tensors(folder / HEADS_FILE, model.heads.state_dict())
     description = {
         head_name(task): {"task": task, "label_names": list(dataset.label_names(task))} for task in dataset.tasks
     }

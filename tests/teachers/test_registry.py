@@ -10,11 +10,11 @@ import torch
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.packages import package_folder
 from advl_pipeline.teachers import registry
 from advl_pipeline.teachers.catalogue import CATALOGUE
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
-from advl_pipeline.teachers.packages import package_folder
 from advl_pipeline.teachers.registry import open_teacher
 
 DESIGNED = (

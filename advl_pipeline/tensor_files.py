@@ -1,0 +1,19 @@
+"""Named tensors on disk: safetensors files that are either whole or absent, never a pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, from any device, beside their place and rename the file into it."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(on_cpu, partial, metadata=None if metadata is None else dict(metadata))
+    partial.replace(path)
