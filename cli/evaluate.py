@@ -27,9 +27,9 @@ def command(as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json({"run": str(result.run), "sets": result.sets})
         return
-    click.echo(f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'swapped %':>10} {'drop':>6}")
+    click.echo(f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11}  points lost when the picture is")
     for name, document in result.sets.items():
         for metric, value in document["metrics"].items():
-            use = document.get("use_of_vision", {}).get(metric)
-            swapped = f"{use['swapped']:>10.2f} {use['drop']:>6.2f}" if use else f"{'-':>10} {'-':>6}"
-            click.echo(f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {swapped}")
+            use = document.get("use_of_vision", {}).get(metric, {})
+            lost = "  ".join(f"{kind} {found['drop']:.2f}" for kind, found in use.items())
+            click.echo(f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f}  {lost}".rstrip())

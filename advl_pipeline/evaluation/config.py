@@ -8,6 +8,9 @@ from typing import Literal
 
 from advl_pipeline.configuration import option
 
+Probe = Literal["swapped", "blanked", "removed", "none"]
+"""How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
@@ -22,5 +25,11 @@ class EvaluateConfig:
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
         None, help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most]."
     )
-    swap_images: bool = option(True, help="Also measure accuracy with every picture swapped for another one.")
+    probe: tuple[Probe, ...] = option(
+        ("swapped", "blanked", "removed"),
+        help="Use of vision: also score with every picture swapped for another one, blanked, or removed; repeatable.",
+    )
+    probe_on: tuple[str, ...] = option(
+        (), help="Test sets that are probed so; repeatable [default: the first one of --on]."
+    )
     device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.vqa_annotations import GroundTruth
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy
 
 
@@ -26,10 +26,16 @@ class AnsweredDataset(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemScores:
-    """One score in [0, 1] per question, with the questions' ids."""
+    """One score in [0, 1] per question, with the questions' ids.
+
+    `pictures` names the picture that each question is about: questions on one picture are not independent of one
+    another. `strata` are their question types.
+    """
 
     question_ids: tuple[str, ...]
     score: npt.NDArray[np.float32]
+    pictures: tuple[str, ...] = ()
+    strata: tuple[str, ...] = ()
 
 
 def question_id(example: Example) -> str:
@@ -41,9 +47,9 @@ def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32])
     """Score the first maximum of each row against the label: 1 or 0.
 
     Raises:
-        DatasetError: an item without a label.
+        DatasetError: an item without a label. ConfigError: a score that is not a number.
     """
-    chosen = scores_nC.argmax(1)
+    chosen = first_maximum(scores_nC, [example.example_id for example in examples])
     values = np.zeros(len(examples), dtype=np.float32)
     for row, (example, choice) in enumerate(zip(examples, chosen.tolist(), strict=True)):
         if example.label is None:
@@ -53,7 +59,25 @@ def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32])
                 next_command="advl predict writes what a leaderboard takes",
             )
         values[row] = float(choice == example.label)
-    return ItemScores(question_ids=tuple(question_id(example) for example in examples), score=values)
+    return _item_scores(examples, values)
+
+
+def first_maximum(scores_nC: npt.NDArray[np.floating], names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return (n,) the position of the first maximum of each row; -inf marks candidates that an item lacks.
+
+    Raises:
+        ConfigError: a row holds a NaN, as of a run that diverged; the maximum would be where the NaN is.
+    """
+    bad = np.flatnonzero(np.isnan(scores_nC).any(axis=1))
+    if bad.size:
+        raise ConfigError(
+            f"The student's scores are not numbers for {bad.size} of {len(scores_nC)} items, so they answer nothing.",
+            where=names[int(bad[0])],
+            why="NaN among its scores: the run has most likely diverged",
+            next_command="look at metrics.jsonl of the run; train again with a lower --learning-rate",
+        )
+    chosen: npt.NDArray[np.int64] = scores_nC.argmax(axis=1)
+    return chosen
 
 
 def score_answers(
@@ -70,26 +94,34 @@ def score_answers(
         answers: of the run's head, by class; another dataset's vocabulary does not matter.
 
     Raises:
-        DatasetError: the split has no public answers.
+        DatasetError: the split has no public answers. ConfigError: a score that is not a number.
     """
+    chosen = first_maximum(scores_nK, [example.example_id for example in examples])
     values = [
         question_accuracy(answers[choice], dataset.ground_truth(example.example_id), mode)
-        for example, choice in zip(examples, scores_nK.argmax(1).tolist(), strict=True)
+        for example, choice in zip(examples, chosen.tolist(), strict=True)
     ]
-    return ItemScores(
-        question_ids=tuple(question_id(example) for example in examples), score=np.array(values, dtype=np.float32)
-    )
+    return _item_scores(examples, np.array(values, dtype=np.float32))
 
 
 def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
     """Return Q->AR: right only where answer and rationale of a question are both right."""
     rationale_of = dict(zip(rationales.question_ids, rationales.score.tolist(), strict=True))
-    kept = [
-        (question, score * rationale_of[question])
-        for question, score in zip(answers.question_ids, answers.score.tolist(), strict=True)
-        if question in rationale_of
-    ]
+    kept = [row for row, question in enumerate(answers.question_ids) if question in rationale_of]
     return ItemScores(
-        question_ids=tuple(question for question, _ in kept),
-        score=np.array([score for _, score in kept], dtype=np.float32),
+        question_ids=tuple(answers.question_ids[row] for row in kept),
+        score=np.array(
+            [float(answers.score[row]) * rationale_of[answers.question_ids[row]] for row in kept], dtype=np.float32
+        ),
+        pictures=tuple(answers.pictures[row] for row in kept),
+        strata=tuple(answers.strata[row] for row in kept),
+    )
+
+
+def _item_scores(examples: Sequence[Example], values_n: npt.NDArray[np.float32]) -> ItemScores:
+    return ItemScores(
+        question_ids=tuple(question_id(example) for example in examples),
+        score=values_n,
+        pictures=tuple(example.image.unit_id for example in examples),
+        strata=tuple(example.stratum for example in examples),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,11 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.prefetch import Prefetcher
+from advl_pipeline.training.run import read_config
 from advl_pipeline.training.targets import head_name, shape_logits
+
+View = Literal["shown", "blanked", "removed"]
+"""The true picture, one that shows nothing, or none: the student with its text alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +37,30 @@ class FinishedRun:
     heads: nn.ModuleDict
     label_names: dict[str, tuple[str, ...]]
     device: torch.device
+    hides_picture: bool = False
+    """Whether the run trained a text-only student: it is not shown pictures here either."""
 
     @torch.inference_mode()
-    def scores(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield one row of scores per example: (C,) candidate logits or (K,) class logits.
+    def scores(
+        self, examples: Iterable[Example], *, batch_size: int, views: Sequence[View] = ("shown",)
+    ) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
+        """Yield, per example and for each view, one row of scores: (C,) candidate logits or (K,) class logits.
 
-        A batch holds one task; runs of examples of one task are cut into batches in the order given.
+        A batch holds one task; runs of examples of one task are cut into batches in the order given. All views are
+        computed from one reading of the example.
         """
         with Prefetcher(lambda: self._batches(examples, batch_size)) as batches:
             for task, is_choice, batch in batches:
                 moved = batch.to(self.device)
-                pooled = self.student.encode(moved).pooled_NP
-                logits = shape_logits(self.heads[head_name(task)](pooled), batch.num_candidates, is_choice)
-                yield from logits.float().cpu().numpy()
+                yield from zip(*(self._logits(moved, task, is_choice, view) for view in views), strict=True)
+
+    def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
+        pooled_NP = self.student.encode(
+            batch.blanked() if view == "blanked" else batch, mask_visual=self.hides_picture or view == "removed"
+        ).pooled_NP
+        logits = shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
+        rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()
+        return rows
 
     def _batches(self, examples: Iterable[Example], batch_size: int) -> Iterator[tuple[str, bool, StudentBatch]]:
         for part in _same_task_batches(examples, batch_size):
@@ -62,7 +78,11 @@ def load_run(folder: Path, *, device: str = "cpu") -> FinishedRun:
     heads, label_names = load_heads(folder, student)
     target = torch.device(device)
     return FinishedRun(
-        student=student.eval().to(target), heads=heads.eval().to(target), label_names=label_names, device=target
+        student=student.eval().to(target),
+        heads=heads.eval().to(target),
+        label_names=label_names,
+        device=target,
+        hides_picture=bool(read_config(folder).get("hide_picture", False)),
     )
 
 

@@ -16,6 +16,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import TASKS, open_dataset
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import require_same_labels, score_matrix
 from advl_pipeline.evaluation.submission import (
@@ -103,5 +104,5 @@ def predicted_names(
     example_ids: Sequence[str], scores_NK: npt.NDArray[np.floating], label_names: tuple[str, ...]
 ) -> Mapping[str, str]:
     """Return example id -> name of the class with the first maximum."""
-    chosen = scores_NK.argmax(axis=1).tolist()
+    chosen = first_maximum(scores_NK, example_ids).tolist()
     return {name: label_names[label] for name, label in zip(example_ids, chosen, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,16 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.config import EvaluateConfig, Probe
 from advl_pipeline.evaluation.items import ItemScores, joint_items, score_answers, score_items
-from advl_pipeline.evaluation.predict import FinishedRun, load_run
+from advl_pipeline.evaluation.predict import FinishedRun, View, load_run
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.training.run import read_config
 
 METRIC_OF_TASK: Mapping[Task, str] = {"vcr-q2a": "q2a", "vcr-qa2r": "qa2r", "vqa": "vqa", "snli-ve": "snli_ve"}
+_TRUE_PICTURE = ""
+_VIEWS: tuple[View, ...] = ("blanked", "removed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,51 +66,81 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
 
 def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, name: str) -> dict[str, Any]:
     arrays: dict[str, npt.NDArray[Any]] = {}
-    metrics: dict[str, float] = {}
-    swapped_metrics: dict[str, float] = {}
-    items: dict[str, ItemScores] = {}
-    swapped_items: dict[str, ItemScores] = {}
+    items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
-    others = swapped_pictures(dataset.image_units(), seed=0) if config.swap_images else {}
+    probes = _probes(config, finished, name)
+    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else {}
+    views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if view in probes))
+    seconds, num_scored = 0.0, 0
     for task in dataset.tasks:
         examples = [dataset[index] for index in _positions(dataset, task)]
         metric = METRIC_OF_TASK[task]
-        scores = score_matrix(finished, examples, config.batch_size)
         score = _scorer(dataset, finished, mode) if task == "vqa" else score_items
-        items[metric] = score(examples, scores)
-        arrays[f"scores/{task}"] = scores
+        began = time.perf_counter()
+        shown, *spoilt = score_matrices(finished, examples, config.batch_size, views)
+        seconds, num_scored = seconds + time.perf_counter() - began, num_scored + len(examples)
+        items[_TRUE_PICTURE][metric] = score(examples, shown)
+        for view, scores in zip(views[1:], spoilt, strict=True):
+            items.setdefault(view, {})[metric] = score(examples, scores)
+        if "swapped" in probes:
+            moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
+            (scores,) = score_matrices(finished, moved, config.batch_size, ("shown",))
+            items.setdefault("swapped", {})[metric] = score(examples, scores)
+        arrays[f"scores/{task}"] = shown
         arrays[f"example_ids/{task}"] = np.array([example.example_id for example in examples])
         if task != "vqa":
             arrays[f"labels/{task}"] = np.array([example.label for example in examples], dtype=np.int64)
-        if config.swap_images:
-            moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
-            swapped_items[metric] = score(examples, score_matrix(finished, moved, config.batch_size))
-    for found, percent, prefix in (
-        (items, metrics, "item"),
-        (swapped_items, swapped_metrics, "item_swapped"),
-    ):
+    percents: dict[str, dict[str, float]] = {}
+    for kind, found in items.items():
         if {"q2a", "qa2r"} <= set(found):
             found["q2ar"] = joint_items(found["q2a"], found["qa2r"])
+        prefix = f"item_{kind}" if kind else "item"
         for metric, one in found.items():
             arrays[f"{prefix}/{metric}"] = one.score
             arrays[f"{prefix}_ids/{metric}"] = np.array(one.question_ids)
-            percent[metric] = 100.0 * float(one.score.mean())
+            percents.setdefault(kind, {})[metric] = 100.0 * float(one.score.mean())
+    for metric, one in items[_TRUE_PICTURE].items():
+        arrays[f"pictures/{metric}"] = np.array(one.pictures)
+        arrays[f"strata/{metric}"] = np.array(one.strata)
+    metrics = percents.pop(_TRUE_PICTURE)
     document: dict[str, Any] = {
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
-        "num_items": {metric: len(one.score) for metric, one in items.items()},
+        "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
+        # Every view costs one pass over the same batches.
+        "milliseconds_per_item": 1000.0 * seconds / (num_scored * len(views)),
+        "by_question_type": {metric: _by_stratum(one) for metric, one in items[_TRUE_PICTURE].items()},
     }
     if "vqa" in metrics:
         document["vqa_mode"] = mode
-    if config.swap_images:
+    if percents:
         document["use_of_vision"] = {
-            metric: {"swapped": swapped_metrics[metric], "drop": metrics[metric] - swapped_metrics[metric]}
+            metric: {
+                kind: {"accuracy": spoilt_percents[metric], "drop": metrics[metric] - spoilt_percents[metric]}
+                for kind, spoilt_percents in percents.items()
+            }
             for metric in metrics
         }
     _write(config.run, name, document, arrays)
     return document
+
+
+def _probes(config: EvaluateConfig, finished: FinishedRun, name: str) -> tuple[Probe, ...]:
+    """Return how the pictures of a set are spoilt; a text-only student has no use of vision to measure."""
+    if finished.hides_picture or name not in (config.probe_on or config.on[:1]):
+        return ()
+    return tuple(dict.fromkeys(probe for probe in config.probe if probe != "none"))
+
+
+def _by_stratum(one: ItemScores) -> dict[str, dict[str, float]]:
+    """Accuracy in percent and number of items of each question type."""
+    strata = np.array(one.strata)
+    return {
+        name: {"accuracy": 100.0 * float(one.score[strata == name].mean()), "num_items": int((strata == name).sum())}
+        for name in sorted(set(one.strata))
+    }
 
 
 def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size: int) -> npt.NDArray[np.float32]:
@@ -116,14 +149,28 @@ def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size:
     Raises:
         DatasetError: there are no examples.
     """
+    (scores,) = score_matrices(finished, examples, batch_size, ("shown",))
+    return scores
+
+
+def score_matrices(
+    finished: FinishedRun, examples: Sequence[Example], batch_size: int, views: Sequence[View]
+) -> list[npt.NDArray[np.float32]]:
+    """As `score_matrix`, once for each view of the pictures.
+
+    Raises:
+        DatasetError: there are no examples.
+    """
     if not examples:
         raise DatasetError("The test set has no items.")
     # Items of like length share a batch, which keeps padding low; the order is restored afterwards.
     order = sorted(range(len(examples)), key=lambda index: max(len(c.text) for c in examples[index].candidates))
-    rows = list(finished.scores((examples[index] for index in order), batch_size=batch_size))
-    stacked = np.full((len(rows), max(len(row) for row in rows)), -np.inf, dtype=np.float32)
-    for index, row in zip(order, rows, strict=True):
-        stacked[index, : len(row)] = row
+    rows = list(finished.scores((examples[index] for index in order), batch_size=batch_size, views=views))
+    width = max(len(row[0]) for row in rows)
+    stacked = [np.full((len(rows), width), -np.inf, dtype=np.float32) for _ in views]
+    for index, by_view in zip(order, rows, strict=True):
+        for matrix, row in zip(stacked, by_view, strict=True):
+            matrix[index, : len(row)] = row
     return stacked
 
 

@@ -1,4 +1,8 @@
-"""Does the student use the picture? The same items with every picture swapped for another one of the test set."""
+"""Does the student use the picture? The same items with every picture swapped for another one of the test set.
+
+The other two probes need no other picture: the student is given one that shows nothing (`StudentBatch.blanked`), or
+its text alone (`encode(..., mask_visual=True)`).
+"""
 
 from __future__ import annotations
 

@@ -32,4 +32,6 @@ def forecast_as_text(forecast: Forecast) -> str:
     lines.append(f"disk: {disk}, {wording.size(forecast.bytes_free)} free")
     lines += [f"cache to extract: {path}" for path in forecast.missing_caches]
     lines += [f"pretrained student missing: {path}" for path in forecast.missing_inits]
+    if forecast.missing_dataset:
+        lines.append(f"dataset missing: {forecast.missing_dataset}")
     return "\n".join(lines)

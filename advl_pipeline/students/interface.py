@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.errors import ConfigError
 
 
 @dataclass(kw_only=True)
@@ -25,6 +26,11 @@ class StudentBatch:
     for, -1 for whole-image tokens, grid cells and padding. Students subclass it to add their own tensors;
     `to` moves every tensor field.
     """
+
+    picture_field: ClassVar[str] = ""
+    """The tensor that holds what pictures show, apart from where their boxes lie."""
+    blank_value: ClassVar[int] = 0
+    """What that tensor holds where a picture shows nothing."""
 
     num_candidates: tuple[int, ...]
     """Sequences of each of the B examples; they lie next to one another."""
@@ -45,6 +51,21 @@ class StudentBatch:
             if isinstance(value, torch.Tensor):
                 setattr(self, item.name, value.to(device, non_blocking=True))
         return self
+
+    def blanked(self) -> Self:
+        """Return the batch with pictures that show nothing; boxes, tags and masks stay.
+
+        Raises:
+            ConfigError: the batch does not say which of its tensors holds the pictures.
+        """
+        if not self.picture_field:
+            raise ConfigError(
+                f"{type(self).__name__} does not say where its pictures are, so they cannot be blanked.",
+                why="its class sets no picture_field",
+                next_command="advl evaluate --probe swapped --probe removed ...",
+            )
+        content = torch.full_like(getattr(self, self.picture_field), self.blank_value)
+        return replace(self, **{self.picture_field: content})  # type: ignore[arg-type]
 
 
 @dataclass(kw_only=True)

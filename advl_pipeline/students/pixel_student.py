@@ -11,6 +11,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class PixelBatch(StudentBatch):
 
     `pixels_B3SS` is uint8 RGB. `num_cut` counts tokens cut by policy.
     """
+
+    picture_field: ClassVar[str] = "pixels_B3SS"
+    blank_value: ClassVar[int] = 127
 
     types_NL: torch.Tensor
     pool_index_N: torch.Tensor

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -40,6 +40,8 @@ class RegionBatch(StudentBatch):
     `features_BRF` and `positions_BR7` are float32; `pool_index_N` int64. `num_cut` counts tokens cut by policy.
     `packed_size` is the largest sum of tokens and regions: the width of a batch packed without gaps.
     """
+
+    picture_field: ClassVar[str] = "features_BRF"
 
     types_NL: torch.Tensor
     pool_index_N: torch.Tensor

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -60,6 +60,9 @@ class ScenesSmallBatch(StudentBatch):
     `tag_NL` (int64) is the visual token that a word piece refers to by tag, or -1. `crops_NRP` (uint8) are
     flattened crops, P = 3 * S * S. `positions_NR7` is float32.
     """
+
+    picture_field: ClassVar[str] = "crops_NRP"
+    blank_value: ClassVar[int] = 127
 
     types_NL: torch.Tensor
     tag_NL: torch.Tensor

@@ -18,6 +18,8 @@ from typing import Any
 
 from advl_pipeline.configuration import build_config, option, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies.variants import Variant, find_variant
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -196,6 +198,8 @@ def _check(study: StudyConfig, where: str) -> None:
         if _shots(FULL if shots == FULL else _number(shots, where), where) not in study.shots:
             raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
         _check_training(table, where=f"{where} [at-shots.{shots}]")
+    build_config(EvaluateConfig, {"run": "any"}, study.evaluation, where=f"{where} [evaluation]")
+    build_config(ExtractConfig, {"teacher": "any", "dataset": "any"}, study.extraction, where=f"{where} [extraction]")
     for setting in study.settings:
         _check_training(setting.training, where=f"{where} [settings.training]")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.plan import CacheNeed, Cell
+from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, trained_on
 from advl_pipeline.studies.run_folder import evaluation_file
 
 CellExecutor = Callable[[Cell, StudyConfig], None]
@@ -21,6 +21,10 @@ CellExecutor = Callable[[Cell, StudyConfig], None]
 
 CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
 """Makes sure that a cache exists. Returns the seconds that extracting took, None when nothing was left to extract."""
+
+
+DatasetDigester = Callable[[str, str, Path | None], str]
+"""Digest of the content of a dataset's split, given the folder of the datasets. Raises `DatasetError`."""
 
 
 def execute_cell(cell: Cell, study: StudyConfig) -> None:
@@ -36,6 +40,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
         run_evaluate(
             build_config(
                 EvaluateConfig,
+                {"probe_on": cell.test_sets[:1]},
                 study.evaluation,
                 {"run": cell.run, "on": missing, "data_root": cell.finetune.data_root},
                 where=f"{study.source} [evaluation]",
@@ -87,6 +92,41 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
     return {
         setting.init: _digest(_weight_files(setting.init)) for setting in study.settings if setting.init is not None
     }
+
+
+def dataset_digests(
+    study: StudyConfig, data_root: Path | None, digest: DatasetDigester, *, recorded: Mapping[str, str]
+) -> dict[str, str]:
+    """Digest every split that the study trains on, so that a rebuilt dataset makes other cells.
+
+    Args:
+        study: the study.
+        data_root: folder of the datasets.
+        digest: of one split.
+        recorded: what the study folder remembers; it serves where the datasets are not at hand, so that a finished
+            study can be looked at anywhere.
+
+    Returns:
+        "dataset/split" -> digest.
+
+    Raises:
+        DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
+    """
+    cells = build_plan(study, folder=Path()).cells
+    splits = {trained_on(cell.finetune): (cell.finetune.dataset, cell.finetune.split) for cell in cells}
+    try:
+        return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}
+    except DatasetError:
+        if splits.keys() - recorded.keys():
+            raise
+        return {name: recorded[name] for name in splits}
+
+
+def digest_dataset(dataset: str, split: str, data_root: Path | None) -> str:
+    """Return the content digest of a split."""
+    from advl_pipeline.datasets.registry import open_dataset
+
+    return open_dataset(dataset, split=split, data_root=data_root).content_digest()
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:

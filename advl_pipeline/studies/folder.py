@@ -24,11 +24,20 @@ def default_folder(study: StudyConfig) -> Path:
     return Path("runs") / "studies" / study.name
 
 
-def write_study(folder: Path, plan: Plan, *, digests: dict[Path, str], caches: Path, command: str) -> None:
+def write_study(
+    folder: Path,
+    plan: Plan,
+    *,
+    digests: dict[Path, str],
+    dataset_digests: dict[str, str],
+    caches: Path,
+    command: str,
+) -> None:
     """Record the study, so that the folder alone says what it holds."""
     record = {
         "study": config_to_dict(plan.study),
         "init_digests": {str(path): digest for path, digest in digests.items()},
+        "dataset_digests": dataset_digests,
         "caches": str(caches),
         "command": command,
         "cells": {cell.cell_id: cell.title for cell in plan.cells},
@@ -54,6 +63,18 @@ def _extraction_file(folder: Path, cache: Path) -> Path:
     return folder / EXTRACTION_FOLDER / ("-".join(cache.parts[-3:]) + ".json")
 
 
+def recorded_dataset_digests(folder: Path) -> dict[str, str]:
+    """Return the digests of the splits that the folder's study was trained on; none for a new folder.
+
+    Raises:
+        ConfigError: the record of the study is damaged.
+    """
+    if not (folder / STUDY_FILE).exists():
+        return {}
+    _, record = read_study_folder(folder)
+    return {str(name): str(digest) for name, digest in record.get("dataset_digests", {}).items()}
+
+
 def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:
     """Rebuild the plan of a study folder; also returns its record.
 
@@ -65,6 +86,7 @@ def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         study = build_config(StudyConfig, record["study"], where=str(path))
         digests = {Path(name): str(digest) for name, digest in record["init_digests"].items()}
+        dataset_digests = {str(name): str(digest) for name, digest in record.get("dataset_digests", {}).items()}
         caches = Path(record["caches"])
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
@@ -75,4 +97,5 @@ def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError("The record of the study is damaged.", where=str(path), why=repr(error)) from error
-    return build_plan(study, folder=folder, caches=caches, init_digests=digests), record
+    plan = build_plan(study, folder=folder, caches=caches, init_digests=digests, dataset_digests=dataset_digests)
+    return plan, record

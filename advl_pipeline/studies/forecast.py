@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.studies.config import StudyRunConfig, load_study
-from advl_pipeline.studies.execute import init_digests, is_finished, missing_inits
-from advl_pipeline.studies.folder import default_folder
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, load_study
+from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
+from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests
 from advl_pipeline.studies.plan import Cell, build_plan
 
 
@@ -32,6 +33,7 @@ class Forecast:
     cells: tuple[CellForecast, ...]
     missing_caches: tuple[Path, ...]
     missing_inits: tuple[Path, ...]
+    missing_dataset: str
     seconds_left: float | None
     bytes_left: int | None
     bytes_free: int
@@ -55,12 +57,14 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
     study = load_study(config.study)
     folder = config.output or default_folder(study)
     absent = tuple(missing_inits(study))
+    content, missing_dataset = _dataset_digests(study, config.data_root, folder)
     plan = build_plan(
         study,
         folder=folder,
         caches=config.caches,
         data_root=config.data_root,
         init_digests={} if absent else init_digests(study),
+        dataset_digests=content,
     )
     timings = [timing for cell in plan.cells if is_finished(cell) for timing in [_measured(cell)]]
     cells = tuple(
@@ -76,6 +80,7 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
         cells=cells,
         missing_caches=tuple(need.path for need in plan.caches if not (need.path / "identity.json").exists()),
         missing_inits=absent,
+        missing_dataset=missing_dataset,
         seconds_left=sum(known) if len(known) == len(left) else None,
         bytes_left=None if size is None else size * len(left),
         bytes_free=shutil.disk_usage(existing).free,
@@ -83,6 +88,15 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
         if timings
         else "no cell is finished yet: nothing measured",
     )
+
+
+def _dataset_digests(study: StudyConfig, data_root: Path | None, folder: Path) -> tuple[dict[str, str], str]:
+    """Return the digests, or what is missing: a grid can be looked at before its data are there."""
+    try:
+        recorded = recorded_dataset_digests(folder)
+        return dataset_digests(study, data_root, digest_dataset, recorded=recorded), ""
+    except DatasetError as error:
+        return {}, error.what + (f" ({error.where})" if error.where else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

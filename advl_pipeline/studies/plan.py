@@ -1,7 +1,8 @@
 """The grid as a pure function of the study: which cells there are, and what each is called.
 
 A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers and of
-nothing else: no path, no time, no position in the grid. Adding a method, a seed or a test set to a study therefore
+nothing else: the content of the training split and of the pretrained student, but no path, no time, no position in
+the grid. Adding a method, a seed or a test set to a study therefore
 leaves the finished cells valid, and two studies that share a cell agree on its id.
 """
 
@@ -77,6 +78,7 @@ def build_plan(
     caches: Path = Path("caches"),
     data_root: Path | None = None,
     init_digests: Mapping[Path, str] | None = None,
+    dataset_digests: Mapping[str, str] | None = None,
 ) -> Plan:
     """Lay out the grid.
 
@@ -89,12 +91,16 @@ def build_plan(
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
         data_root: folder of the datasets.
         init_digests: digest of each pretrained student's content; without one its path stands for it.
+        dataset_digests: "dataset/split" -> digest of the content that is trained on; without one the name stands
+            for it.
 
     Raises:
         ConfigError: the overrides of a cell contradict each other.
     """
     cells = [
-        _cell(study, setting, method, shots, seed, folder, caches, data_root, init_digests or {})
+        _cell(
+            study, setting, method, shots, seed, folder, caches, data_root, init_digests or {}, dataset_digests or {}
+        )
         for seed in study.seeds
         for setting in study.settings
         for shots in study.shots
@@ -119,6 +125,7 @@ def _cell(
     caches: Path,
     data_root: Path | None,
     init_digests: Mapping[Path, str],
+    dataset_digests: Mapping[str, str],
 ) -> Cell:
     variant = study.variant(method)
     teachers = _teachers(variant, setting)
@@ -155,6 +162,7 @@ def _cell(
         teachers,
         extraction=study.extraction,
         init_digest=init_digests.get(setting.init) if setting.init else None,
+        dataset_digest=dataset_digests.get(trained_on(config)),
     )
     config = build_config(
         FinetuneConfig,
@@ -182,15 +190,23 @@ def cell_identity(
     *,
     extraction: Mapping[str, Any],
     init_digest: str | None,
+    dataset_digest: str | None,
 ) -> str:
     """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers."""
     described = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_IN_IDENTITY}
     described["init"] = init_digest or (str(config.init) if config.init else None)
+    if dataset_digest is not None:
+        described["dataset_digest"] = dataset_digest
     if teachers:
         described["teachers"] = list(teachers)
         described["extraction"] = {key: extraction[key] for key in sorted(extraction)}
     text = json.dumps(described, sort_keys=True, separators=(",", ":"), default=list)
     return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
+
+
+def trained_on(config: FinetuneConfig) -> str:
+    """Return the split that a run trains on, as "dataset/split"."""
+    return f"{config.dataset}/{config.split}"
 
 
 def _cache_path(caches: Path, teacher: str, dataset: str, split: str) -> Path:

@@ -16,12 +16,15 @@ from advl_pipeline.studies.config import StudyRunConfig, load_study
 from advl_pipeline.studies.execute import (
     CachePreparer,
     CellExecutor,
+    DatasetDigester,
+    dataset_digests,
+    digest_dataset,
     execute_cell,
     init_digests,
     is_finished,
     prepare_cache,
 )
-from advl_pipeline.studies.folder import default_folder, write_extraction, write_study
+from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, write_extraction, write_study
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import Cell, Plan, build_plan
 from advl_pipeline.studies.result import StudyResult
@@ -41,6 +44,7 @@ def run_study(
     *,
     execute: CellExecutor = execute_cell,
     prepare: CachePreparer = prepare_cache,
+    digest: DatasetDigester = digest_dataset,
     report_failure: Callable[[Failure], None] | None = None,
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
@@ -53,20 +57,31 @@ def run_study(
         config: which study, and where.
         execute: runs one cell; replaced in tests and by schedulers.
         prepare: makes sure that a cache exists.
+        digest: of a dataset's content.
         report_failure: called for each failed cell with `keep_going`.
 
     Raises:
         ConfigError: the study cannot be used.
+        DatasetError: a dataset that it trains on is missing or malformed.
         AdvlError: what a cell raised, unless `keep_going`.
     """
     study = load_study(config.study)
     folder = config.output or default_folder(study)
     digests = init_digests(study)
-    plan = build_plan(study, folder=folder, caches=config.caches, data_root=config.data_root, init_digests=digests)
+    content = dataset_digests(study, config.data_root, digest, recorded=recorded_dataset_digests(folder))
+    plan = build_plan(
+        study,
+        folder=folder,
+        caches=config.caches,
+        data_root=config.data_root,
+        init_digests=digests,
+        dataset_digests=content,
+    )
     write_study(
         folder,
         plan,
         digests=digests,
+        dataset_digests=content,
         caches=config.caches,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )

@@ -59,6 +59,13 @@ SHIPPED: Mapping[str, Variant] = MappingProxyType(
         "plain-two-step": _variant(
             "plain-two-step", "control", "plain, two steps", "The same two steps and budget without teacher terms."
         ),
+        "plain-no-picture": _variant(
+            "plain",
+            "control",
+            "plain, no picture",
+            "A student that never sees a picture, in training or in evaluation: what the texts alone give away.",
+            hide_picture=True,
+        ),
         "naive-kd": _variant("naive-kd", "method", "naive KD", "All tokens, every weight 1, one step."),
         "advl": _variant("advl", "method", "ADVL", "Both pathways, selection, confidence weights, two steps."),
         "advl-shuffled": _variant(

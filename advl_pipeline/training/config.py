@@ -89,4 +89,8 @@ class FinetuneConfig:
     teacher_control: TeacherControl = option(
         "none", help="Control: permute the teacher's features over units; a cache of `random:NAME` is the other one."
     )
+    hide_picture: bool = option(
+        False,
+        help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation.",
+    )
     live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")

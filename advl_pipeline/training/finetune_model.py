@@ -16,7 +16,7 @@ from torch import nn
 
 from advl_pipeline.distillation.distiller import Distiller, example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.training.targets import (
     TaskTargets,
     head_name,
@@ -49,8 +49,11 @@ class LossTerms:
 class FinetuneModel(nn.Module):
     """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused)."""
 
-    def __init__(self, student: Student, heads: Mapping[str, nn.Module], distiller: Distiller) -> None:
+    def __init__(
+        self, student: Student, heads: Mapping[str, nn.Module], distiller: Distiller, *, hide_picture: bool = False
+    ) -> None:
         super().__init__()
+        self.hide_picture = hide_picture
         self.student = student
         self.heads = nn.ModuleDict(dict(heads))
         self.distiller = distiller
@@ -104,7 +107,7 @@ class FinetuneModel(nn.Module):
             terms.weighted["contrast"] = contrast
             terms.raw["contrast"] = contrast.detach()
         if signal is not None:
-            output = self.student.encode(batch, need_relevance=self.distiller.needs_relevance)
+            output = self._encode(batch, need_relevance=self.distiller.needs_relevance)
             distilled = self.distiller.terms(
                 output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
             )
@@ -123,7 +126,7 @@ class FinetuneModel(nn.Module):
         strength: float,
         generator: torch.Generator | None,
     ) -> LossTerms:
-        output = self.student.encode(batch, need_relevance=signal is not None and self.distiller.needs_relevance)
+        output = self._encode(batch, need_relevance=signal is not None and self.distiller.needs_relevance)
         head = self.heads[head_name(task)]
         logits = shape_logits(head(output.pooled_NP), batch.num_candidates, targets.is_choice)
         loss = task_loss(logits, targets)
@@ -145,6 +148,9 @@ class FinetuneModel(nn.Module):
             terms.raw[name] = value_B.detach().mean()
             terms.weights[name] = weights_B
         return terms
+
+    def _encode(self, batch: StudentBatch, *, need_relevance: bool) -> StudentOutput:
+        return self.student.encode(batch, mask_visual=self.hide_picture, need_relevance=need_relevance)
 
     @staticmethod
     def _right_mask(batch: StudentBatch, right_B: torch.Tensor, targets: TaskTargets) -> torch.Tensor:

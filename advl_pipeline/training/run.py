@@ -108,7 +108,7 @@ def build_finetune_model(
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
     )
-    return FinetuneModel(student, heads, distiller)
+    return FinetuneModel(student, heads, distiller, hide_picture=config.hide_picture)
 
 
 def _open_inputs(config: FinetuneConfig) -> _Inputs:

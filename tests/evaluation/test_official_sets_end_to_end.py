@@ -68,7 +68,7 @@ def test_the_whole_way(
     finetune = ["finetune", "--dataset", name, "--cache", cache, "--method", "naive-kd", "--shots", 4]
     advl(capsys, *finetune, "--num-steps", 2, "--batch-size", 2, "--output", run)
     evaluated = advl(
-        capsys, "evaluate", "--run", run, "--no-swap-images", *(word for one in sets for word in ("--on", one))
+        capsys, "evaluate", "--run", run, "--probe", "none", *(word for one in sets for word in ("--on", one))
     )
     documents = evaluated.get("sets", evaluated)
     for one in sets:

@@ -39,6 +39,7 @@ def make_study(folder: Path, *, num_seeds: int = 2, extra: str = "", **lines: st
         ),
         execute=synthetic_runs.execute,
         prepare=synthetic_runs.prepare,
+        digest=synthetic_runs.digest,
     )
 
 

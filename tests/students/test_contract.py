@@ -248,6 +248,22 @@ def test_mask_visual_hides_the_text_from_the_picture(student: Student, examples:
     close(visual, visual[:1].expand_as(visual))
 
 
+def test_blanked_pictures_show_nothing_but_their_boxes(
+    student: Student, examples: list[Example], tmp_path: Path
+) -> None:
+    repainted = [
+        dataclasses.replace(item, image=picture(tmp_path / f"b{index}.png", 70 + index, item.image.boxes_R4.tolist()))
+        for index, item in enumerate(examples)
+    ]
+    batches = [student.collate(items) for items in (examples, repainted)]
+    with torch.no_grad():
+        seen, other = (student.encode(batch).pooled_NP for batch in batches)
+        blank, other_blank = (student.encode(batch.blanked()).pooled_NP for batch in batches)
+    close(other_blank, blank)
+    assert (other - seen).abs().max() > 1e-4
+    assert (blank - seen).abs().max() > 1e-4
+
+
 def test_relevance_is_a_share_of_attention(student: Student, examples: list[Example]) -> None:
     batch, plain = encode(student, examples)
     output = student.encode(batch, need_relevance=True)

@@ -24,6 +24,7 @@ def gathered(folder: Path, *, num_seeds: int = 8, gains: dict[str, float] | None
         ),
         execute=lambda cell, study: synthetic_runs.execute(cell, study, gains=gains or GAINS),
         prepare=synthetic_runs.prepare,
+        digest=synthetic_runs.digest,
     )
 
 

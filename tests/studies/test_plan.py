@@ -68,6 +68,16 @@ def test_another_pretrained_student_makes_other_cells(tmp_path: Path) -> None:
     assert not ids(one) & ids(two)
 
 
+def test_rebuilt_data_make_other_cells(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    plans = [
+        build_plan(study, folder=tmp_path, dataset_digests={"scenes-vcr/train": content}) for content in ("a", "b")
+    ]
+    assert not ids(plans[0]) & ids(plans[1])
+    other = build_plan(study, folder=tmp_path, dataset_digests={"scenes-vcr/train": "a", "scenes-vqa/train": "c"})
+    assert ids(other) == ids(plans[0])
+
+
 def test_variants_win_over_general_overrides(tmp_path: Path) -> None:
     extra = (
         "[training]\nnum_steps = 50\nselection = 'prior'\n[at-shots.400]\nnum_steps = 90\n"

@@ -46,6 +46,7 @@ def run(
         config,
         execute=lambda cell, study: synthetic_runs.execute(cell, study, gains=gains),
         prepare=synthetic_runs.prepare,
+        digest=synthetic_runs.digest,
     )
 
 
@@ -162,7 +163,10 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
     def refuse(cell: Cell, study: StudyConfig) -> None:
         raise AssertionError(cell.title)
 
-    assert run_study(config, execute=refuse, prepare=synthetic_runs.prepare).num_finished == 8
+    assert (
+        run_study(config, execute=refuse, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest).num_finished
+        == 8
+    )
     assert stamps == {path: path.stat().st_mtime_ns for path in first.folder.rglob("result.json")}
 
 
@@ -177,7 +181,7 @@ def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path
         ran.append((cell.seed, cell.method))
         synthetic_runs.execute(cell, study)
 
-    run_study(config, execute=record, prepare=synthetic_runs.prepare)
+    run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
     assert {seed for seed, _ in ran} == {1}
     assert len(ran) == 8
 
@@ -191,10 +195,16 @@ def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
     path = str(write_study_file(tmp_path, num_seeds=1))
     config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches")
     with pytest.raises(DatasetError, match=r"scenes-1\.png"):
-        run_study(config, execute=fail, prepare=synthetic_runs.prepare)
+        run_study(config, execute=fail, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
     failures: list[Failure] = []
     config = StudyRunConfig(study=path, output=tmp_path / "study", caches=tmp_path / "caches", keep_going=True)
-    result = run_study(config, execute=fail, prepare=synthetic_runs.prepare, report_failure=failures.append)
+    result = run_study(
+        config,
+        execute=fail,
+        prepare=synthetic_runs.prepare,
+        digest=synthetic_runs.digest,
+        report_failure=failures.append,
+    )
     assert [cell.state for cell in result.cells].count("finished") == 6
     assert len(failures) == 2
     assert all("scenes-1.png" in failure.message for failure in failures)
@@ -219,7 +229,7 @@ def execute(cell, study):
 folder = Path(sys.argv[2])
 run_study(
     StudyRunConfig(study=str(folder / "trial.toml"), output=folder / "study", caches=folder / "caches"),
-    execute=execute, prepare=synthetic_runs.prepare,
+    execute=execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest,
 )
 """
 
@@ -354,4 +364,6 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
     config = StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches")
     assert forecast_study(config).missing_inits == (tmp_path / "student",)
     with pytest.raises(ConfigError, match="advl pretrain"):
-        run_study(config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare)
+        run_study(
+            config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
+        )

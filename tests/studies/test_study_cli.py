@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         execute=synthetic_runs.execute,
         prepare=synthetic_runs.prepare,
+        digest=synthetic_runs.digest,
     )
     return folder
 
@@ -55,6 +56,15 @@ def test_dry_run_prints_the_grid_and_writes_nothing(tmp_path: Path, capsys: pyte
     assert call("study", str(path), *folders, "--dry-run", "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_left"] == 16
     assert not (tmp_path / "study").exists()
+
+
+def test_a_study_without_its_dataset_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_study_file(tmp_path, num_seeds=2)
+    where = ("--output", str(tmp_path / "study"), "--data-root", str(tmp_path / "nowhere"))
+    assert call("study", str(path), *where) == 5
+    assert "advl datasets build scenes" in capsys.readouterr().err
+    assert call("study", str(path), *where, "--dry-run") == 0
+    assert "dataset missing:" in capsys.readouterr().out
 
 
 def test_shipped_studies_are_listed_with_their_question(capsys: pytest.CaptureFixture[str]) -> None:
