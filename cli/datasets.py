@@ -14,6 +14,9 @@ from advl_pipeline.evaluation.hypothesis_only_config import HardSubsetConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 
+MAX_SHOWN = 20
+"""Problems shown per split; all are counted, and `--json` lists them."""
+
 
 @click.group("datasets")
 def command() -> None:
@@ -85,14 +88,16 @@ def check(as_json: bool, **flags: Any) -> int:
             if split.status == "missing":
                 click.echo(f"  {split.split:<20} missing    {split.problems[0].file}")
                 continue
-            counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {split.num_problems:,} problems"
+            counts = f"{split.num_items:,} items, {split.num_pictures:,} pictures, {len(split.problems):,} problems"
             click.echo(f"  {split.split:<20} {split.status:<10} {counts}")
             for note in split.notes:
                 click.echo(f"    {note}")
-            for problem in split.problems:
+            for problem in split.problems[:MAX_SHOWN]:
                 click.echo(f"    {problem.where}: {problem.why}")
-            if split.num_problems > len(split.problems):
-                click.echo(f"    ... {split.num_problems - len(split.problems):,} more")
+            if len(split.problems) > MAX_SHOWN:
+                click.echo(f"    ... {len(split.problems) - MAX_SHOWN:,} more (--json lists all)")
+        for command in dict.fromkeys(split.next_command for split in result.splits if split.status == "missing"):
+            click.echo(f"  next: {command}")
     return 0 if result.usable else 5
 
 

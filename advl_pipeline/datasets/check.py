@@ -24,26 +24,23 @@ from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
 
 Status = Literal["ok", "differs", "missing", "malformed"]
 
-MAX_LISTED = 20
-"""Problems listed per split; all are counted."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitCheck:
     """What was found of one split.
 
     `differs` means that everything reads, but counts or fields are not those of the card. `expected` holds the card's
-    counts under the names of the attributes they belong to.
+    counts under the names of the attributes they belong to. `next_command` mends a split that is not to be opened.
     """
 
     split: str
     status: Status
     num_items: int = 0
     num_pictures: int = 0
-    num_problems: int = 0
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
+    next_command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,9 +106,9 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         return SplitCheck(
             split=split,
             status="missing" if isinstance(error, DatasetMissing) else "malformed",
-            num_problems=1,
             problems=(problem,),
             expected=expected,
+            next_command=error.next_command,
         )
     num_pictures, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
     problems = [*dataset.skipped, *picture_problems]
@@ -133,8 +130,7 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         status=status,
         num_items=num_items,
         num_pictures=num_pictures,
-        num_problems=len(problems),
-        problems=tuple(problems[:MAX_LISTED]),
+        problems=tuple(problems),
         notes=tuple(notes),
         expected=expected,
     )

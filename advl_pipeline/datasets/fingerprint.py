@@ -18,13 +18,14 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.pictures import picture_size
+from advl_pipeline.datasets.pictures import decode_picture, picture_size
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import index_unwritable
 
@@ -38,9 +39,11 @@ FACTS = np.dtype(
         ("digest", "u1", (32,)),
         ("width", "<i4"),
         ("height", "<i4"),
+        ("decoded", "u1"),
     ]
 )
-"""One row per file; width and height are 0 for files that are no pictures."""
+"""One row per file; width and height are 0 where nobody asked for a picture's size, decoded is 1 where all its pixels
+were."""
 
 _IDENTIFYING = ("key", "check", "size", "mtime_ns", "ctime_ns")
 _TABLE = "files.npy"
@@ -51,13 +54,31 @@ _THREADS = 4
 _WINDOW = 256
 
 
+class Depth(IntEnum):
+    """How far a file is looked into: its bytes, a picture's header too, all of a picture's pixels too."""
+
+    BYTES = 0
+    HEADER = 1
+    PIXELS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """SHA-256 digest of a file's bytes; size of a picture in pixels, (0, 0) for other files."""
+    """SHA-256 digest of a file's bytes; size of a picture in pixels, (0, 0) where it was not asked for.
+
+    `decoded` says that all pixels of the picture were decoded once, so that it is not cut off.
+    """
 
     digest: bytes
     width: int = 0
     height: int = 0
+    decoded: bool = False
+
+    @property
+    def depth(self) -> Depth:
+        if self.decoded:
+            return Depth.PIXELS
+        return Depth.HEADER if self.width else Depth.BYTES
 
 
 class FileDigests:
@@ -80,31 +101,31 @@ class FileDigests:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_table": None}
 
-    def facts(self, name: str, *, picture: bool = False) -> FileFacts:
+    def facts(self, name: str, depth: Depth = Depth.BYTES) -> FileFacts:
         """Return the facts of one file.
 
         Args:
             name: relative to the folder.
-            picture: also read the size of the picture from its header.
+            depth: how far to look into it at least.
 
         Raises:
-            Malformed: the file is missing, empty, or not a picture that Pillow can open.
+            Malformed: the file is missing, empty, or not a picture that Pillow can open, or at `PIXELS` decode.
         """
         known = self._fresh.get(name)
-        if known is not None and (known.width or not picture):
+        if known is not None and known.depth >= depth:
             return known
-        return self._learn(name, self._determine(name, picture))
+        return self._learn(name, self._determine(name, depth))
 
-    def warm(self, names: Sequence[str], *, picture: bool = False) -> None:
+    def warm(self, names: Sequence[str], depth: Depth = Depth.BYTES) -> None:
         """Learn many files with a few threads; a file that cannot be read is left for `facts` to name."""
         self._recall(names)
-        missing = [name for name in names if not ((known := self._fresh.get(name)) and (known.width or not picture))]
+        missing = [name for name in names if not ((known := self._fresh.get(name)) and known.depth >= depth)]
         if not missing:
             return
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(missing), _WINDOW):
                 part = missing[start : start + _WINDOW]
-                for name, found in zip(part, pool.map(lambda name: self._attempt(name, picture), part), strict=True):
+                for name, found in zip(part, pool.map(lambda name: self._attempt(name, depth), part), strict=True):
                     if found is not None:
                         self._learn(name, found)
         self.flush()
@@ -152,9 +173,12 @@ class FileDigests:
         found = table[places]
         equal = np.logical_and.reduce([found[name] == asked[name] for name in _IDENTIFYING])
         digests, widths, heights = found["digest"].tobytes(), found["width"].tolist(), found["height"].tolist()
+        decoded = found["decoded"].astype(bool).tolist()
         for position in np.flatnonzero(equal).tolist():
             digest = digests[32 * position : 32 * position + 32]
-            self._fresh[wanted[position][0]] = FileFacts(digest, widths[position], heights[position])
+            self._fresh[wanted[position][0]] = FileFacts(
+                digest, widths[position], heights[position], decoded[position]
+            )
 
     def _learn(self, name: str, found: tuple[FileFacts, tuple[Any, ...] | None]) -> FileFacts:
         facts, row = found
@@ -165,13 +189,13 @@ class FileDigests:
                 self.flush()
         return facts
 
-    def _attempt(self, name: str, picture: bool) -> tuple[FileFacts, tuple[Any, ...] | None] | None:
+    def _attempt(self, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None] | None:
         try:
-            return self._determine(name, picture)
+            return self._determine(name, depth)
         except Malformed:
             return None
 
-    def _determine(self, name: str, picture: bool) -> tuple[FileFacts, tuple[Any, ...] | None]:
+    def _determine(self, name: str, depth: Depth) -> tuple[FileFacts, tuple[Any, ...] | None]:
         """Return the facts, and the row to record when they were read anew from a file that lies still."""
         path = self.folder / name
         try:
@@ -180,13 +204,14 @@ class FileDigests:
             raise Malformed(f"{name} is missing") from None
         key = _key(name)
         facts = self._remembered(key, status)
-        if facts is not None and (facts.width or not picture):
+        if facts is not None and facts.depth >= depth:
             return facts, None
-        facts = _read(path, name, picture)
+        facts = _read(path, name, depth)
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) <= _RACY_NS:
             return facts, None
         times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        return facts, (*key, *times, np.frombuffer(facts.digest, np.uint8), facts.width, facts.height)
+        digest = np.frombuffer(facts.digest, np.uint8)
+        return facts, (*key, *times, digest, facts.width, facts.height, facts.decoded)
 
     def _remembered(self, key: tuple[int, int], status: os.stat_result) -> FileFacts | None:
         table = self._load()
@@ -202,7 +227,7 @@ class FileDigests:
             status.st_ctime_ns,
         ):
             return None
-        return FileFacts(bytes(row["digest"]), int(row["width"]), int(row["height"]))
+        return FileFacts(bytes(row["digest"]), int(row["width"]), int(row["height"]), bool(row["decoded"]))
 
     def _load(self) -> npt.NDArray[Any]:
         # The threads of `warm` read while its caller flushes and drops the table: look at the field once.
@@ -235,7 +260,7 @@ def _key(name: str) -> tuple[int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 
-def _read(path: Path, name: str, picture: bool) -> FileFacts:
+def _read(path: Path, name: str, depth: Depth) -> FileFacts:
     state = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -243,5 +268,7 @@ def _read(path: Path, name: str, picture: bool) -> FileFacts:
                 state.update(block)
     except OSError as error:
         raise Malformed(f"{name} cannot be read: {error.strerror}") from None
-    width, height = picture_size(path, name) if picture else (0, 0)
-    return FileFacts(state.digest(), width, height)
+    width, height = picture_size(path, name) if depth >= Depth.HEADER else (0, 0)
+    if depth >= Depth.PIXELS:
+        decode_picture(path, name)
+    return FileFacts(state.digest(), width, height, depth >= Depth.PIXELS)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.datasets.columns import Columns, open_columns
-from advl_pipeline.datasets.fingerprint import FileDigests
+from advl_pipeline.datasets.fingerprint import Depth, FileDigests
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, refuse
@@ -64,7 +64,9 @@ class Source:
         try:
             digest = digests.facts(name).digest
         except Malformed as error:
-            raise refuse(self.dataset, [Problem(file=str(self.folder / name), line=0, why=str(error))]) from None
+            raise refuse(
+                self.dataset, self.split, [Problem(file=str(self.folder / name), line=0, why=str(error))]
+            ) from None
         digests.flush()
         return digest
 
@@ -206,7 +208,7 @@ class IndexedDataset(ABC):
                 for name in (self._image_name(image), *self._side_files(image)):
                     state.update(self._files.facts(name).digest)
             except Malformed as error:
-                raise refuse(self.name, [self._picture_problem(image, error)]) from None
+                raise refuse(self.name, self.split, [self._picture_problem(image, error)]) from None
         return state.hexdigest()
 
     def image_units(self) -> Sequence[ImageUnit]:
@@ -216,7 +218,7 @@ class IndexedDataset(ABC):
             DatasetError: a picture or its boxes are missing or malformed.
         """
         images = self._used_images
-        self._files.warm([self._image_name(image) for image in images], picture=True)
+        self._files.warm([self._image_name(image) for image in images], Depth.HEADER)
         units: dict[str, ImageUnit] = {}
         for image in images:
             unit = self._unit(image)
@@ -305,13 +307,13 @@ class IndexedDataset(ABC):
             try:
                 known = self._make_unit(image)
             except Malformed as error:
-                raise refuse(self.name, [self._picture_problem(image, error)]) from None
+                raise refuse(self.name, self.split, [self._picture_problem(image, error)]) from None
             self._images[image] = known
         return known
 
     def _make_unit(self, image: int) -> ImageUnit:
         name = self._image_name(image)
-        facts = self._files.facts(name, picture=True)
+        facts = self._files.facts(name, Depth.HEADER)
         boxes_R4, box_labels, stated = self._boxes_of(image)
         if stated is not None and stated != (facts.width, facts.height):
             sizes = f"{stated[0]}x{stated[1]}, the picture is {facts.width}x{facts.height}"
@@ -327,14 +329,15 @@ class IndexedDataset(ABC):
 
     def _picture_problem(self, image: int, error: Malformed) -> Problem:
         used_by = self._where(self._used_images[image])
-        return Problem(file=str(self._source.pictures), line=0, why=f"{error} (used by {used_by})")
+        file = self._source.pictures / self._image_name(image)
+        return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
 
     def _settle(self, rows: npt.NDArray[np.int64], problems: Sequence[Problem]) -> None:
         """Accept the rows of an index: fail on its problems, or leave them out along with rows of bad pictures."""
         self._rows = rows
         if self._source.on_error == "fail":
             if problems:
-                raise refuse(self.name, problems)
+                raise refuse(self.name, self.split, problems)
         elif self._source.on_error == "skip":
             problems = [*problems, *self._drop_rows_of_bad_pictures()]
         self.skipped = tuple(problems)
@@ -347,10 +350,12 @@ class IndexedDataset(ABC):
             )
 
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:
-        self._files.warm([self._image_name(image) for image in self._used_images], picture=True)
+        # A picture that is cut off has a sound header, and whoever skips it must skip it in both phases.
+        self._files.warm([self._image_name(image) for image in self._used_images], Depth.PIXELS)
         problems = {}
         for image in self._used_images:
             try:
+                self._files.facts(self._image_name(image), Depth.PIXELS)
                 self._images[image] = self._make_unit(image)
             except Malformed as error:
                 problems[image] = self._picture_problem(image, error)

@@ -10,6 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.errors import DatasetError
+
+PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a damaged picture, depending on its format."""
 
 
 def require_content(path: Path, name: str) -> None:
@@ -46,6 +50,17 @@ def decode_picture(path: Path, name: str) -> None:
         image.load()
 
 
+def unreadable_picture(path: Path, error: Exception) -> DatasetError:
+    """Return the error for a picture that was taken for sound and turns out not to be."""
+    return DatasetError(
+        "A picture cannot be read.",
+        where=str(path),
+        why=f"{type(error).__name__}: {error}",
+        next_command="replace the file and give the command again; or leave such pictures out, in caches and runs "
+        "made anew with --on-error skip",
+    )
+
+
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     require_content(path, name)
@@ -56,6 +71,5 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
                 yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        # Pillow raises each of these for one damaged format or another.
+    except PICTURE_ERRORS as error:
         raise Malformed(f"{name} is not a readable picture: {error}") from None

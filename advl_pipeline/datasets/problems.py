@@ -30,7 +30,7 @@ class Malformed(Exception):
     """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
 
 
-def refuse(dataset: str, problems: Sequence[Problem]) -> DatasetError:
+def refuse(dataset: str, split: str, problems: Sequence[Problem]) -> DatasetError:
     """Return the error that names the first problem and counts the others."""
     first = problems[0]
     others = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
@@ -38,5 +38,6 @@ def refuse(dataset: str, problems: Sequence[Problem]) -> DatasetError:
         f"The dataset {dataset} is malformed.",
         where=first.where,
         why=first.why + others,
-        next_command=f"advl datasets check {dataset}   (lists all; `--on-error skip` leaves them out, counted)",
+        next_command=f"advl datasets check {dataset} --split {split} --deep   (lists all; extract and finetune leave "
+        "them out, counted, with --on-error skip)",
     )

@@ -162,7 +162,7 @@ class VcrDataset(IndexedDataset):
         try:
             return read_vcr_polygons(self._source.pictures / name, name)
         except Malformed as error:
-            raise refuse(self.name, [self._picture_problem(self._image_number(row), error)]) from None
+            raise refuse(self.name, self.split, [self._picture_problem(self._image_number(row), error)]) from None
 
     def _where(self, row: int) -> str:
         return f"{self._path}:{int(self._columns['line'][row])}"

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import DatasetError
 
 CROP_MARGIN = 0.1
 """Context added around a box on each side, as a share of the box."""
@@ -46,8 +46,8 @@ class RegionPixels:
         try:
             with Image.open(unit.path) as file:
                 picture = file.convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
-            raise DatasetError("A picture cannot be read.", where=str(unit.path), why=str(error)) from None
+        except PICTURE_ERRORS as error:
+            raise unreadable_picture(unit.path, error) from None
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import DatasetError
 from advl_pipeline.students.region_pixels import RegionPixels, box_positions
 
 CROP_SIZE = 16
@@ -105,8 +105,8 @@ def read_square(unit: ImageUnit, size: int) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(unit.path) as file:
             picture = file.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DatasetError("A picture cannot be read.", where=str(unit.path), why=str(error)) from None
+    except PICTURE_ERRORS as error:
+        raise unreadable_picture(unit.path, error) from None
     return np.asarray(picture)
 
 

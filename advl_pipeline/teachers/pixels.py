@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
 from advl_pipeline.errors import DatasetError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -86,14 +87,8 @@ def read_picture(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
                 picture = Image.alpha_composite(white, rgba).convert("RGB")
             else:
                 picture = opened.convert("RGB")
-    # Pillow reports a damaged picture in all of these ways, depending on its format.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(
-            "A picture cannot be read.",
-            where=str(path),
-            why=f"{type(error).__name__}: {error}",
-            next_command="replace the file, or leave such pictures out with `--on-error skip`",
-        ) from None
+    except PICTURE_ERRORS as error:
+        raise unreadable_picture(path, error) from None
     if width and height and picture.size != (width, height):
         raise DatasetError(
             "A picture does not have the size that its dataset states, so its boxes cannot be trusted.",

@@ -13,7 +13,7 @@ import pytest
 from dataset_mirrors import write_picture
 
 from advl_pipeline.datasets import fingerprint
-from advl_pipeline.datasets.fingerprint import FileDigests, FileFacts
+from advl_pipeline.datasets.fingerprint import Depth, FileDigests, FileFacts
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
 
@@ -24,9 +24,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     original = fingerprint._read
 
-    def counted(path: Path, name: str, picture: bool) -> FileFacts:
+    def counted(path: Path, name: str, depth: Depth) -> FileFacts:
         names.append(name)
-        return original(path, name, picture)
+        return original(path, name, depth)
 
     monkeypatch.setattr(fingerprint, "_read", counted)
     monkeypatch.setattr(fingerprint, "_RACY_NS", 0)
@@ -96,12 +96,29 @@ def test_pictures_have_sizes_and_other_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"text")
     digests = FileDigests(tmp_path, tmp_path / "index")
-    facts = digests.facts("p.jpg", picture=True)
+    facts = digests.facts("p.jpg", Depth.HEADER)
     assert (facts.width, facts.height) == (30, 20)
     assert digests.facts("text.jpg").width == 0
     for name, why in (("empty.jpg", "is empty"), ("text.jpg", "not a readable picture"), ("no.jpg", "is missing")):
         with pytest.raises(Malformed, match=why):
-            digests.facts(name, picture=True)
+            digests.facts(name, Depth.HEADER)
+
+
+def test_a_picture_that_is_cut_off_is_told_by_its_pixels_alone(tmp_path: Path, reads: list[str]) -> None:
+    for name in ("whole.jpg", "cut.jpg"):
+        write_picture(tmp_path / name, size=(200, 200))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-100])
+    time.sleep(0.02)
+    for _ in range(2):
+        digests = FileDigests(tmp_path, tmp_path / "index")
+        digests.warm(["whole.jpg", "cut.jpg"], Depth.HEADER)
+        assert digests.facts("cut.jpg", Depth.HEADER).width == 200
+        digests.warm(["whole.jpg", "cut.jpg"], Depth.PIXELS)
+        assert digests.facts("whole.jpg", Depth.PIXELS).decoded
+        with pytest.raises(Malformed, match="truncated"):
+            digests.facts("cut.jpg", Depth.PIXELS)
+        digests.flush()
+    assert reads.count("whole.jpg") == 2  # its header, then its pixels, and never again
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
@@ -114,7 +131,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "bomb.png").write_bytes(data)
     with pytest.raises(Malformed, match="decompression bomb"):
-        FileDigests(tmp_path, tmp_path / "index").facts("bomb.png", picture=True)
+        FileDigests(tmp_path, tmp_path / "index").facts("bomb.png", Depth.HEADER)
 
 
 def test_an_index_that_cannot_be_written_says_what_to_set(tmp_path: Path, reads: list[str]) -> None:

@@ -125,7 +125,10 @@ def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder:
 def test_bad_items_are_left_out_alike_in_both_phases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [vcr_record(number, split="train") for number in range(8)]
     annotations = write_vcr(tmp_path, records, split="train")
-    (tmp_path / "vcr" / "vcr1images" / records[2]["img_fn"]).write_bytes(b"")
+    pictures = tmp_path / "vcr" / "vcr1images"
+    (pictures / records[2]["img_fn"]).write_bytes(b"")
+    cut_off = pictures / records[4]["img_fn"]
+    cut_off.write_bytes(cut_off.read_bytes()[:-200])
     records[7]["answer_label"] = 9
     annotations.write_text("".join(json.dumps(record) + "\n" for record in records))
     cache, run = tmp_path / "cache", tmp_path / "run"
@@ -136,7 +139,7 @@ def test_bad_items_are_left_out_alike_in_both_phases(tmp_path: Path, capsys: pyt
         main([str(argument) for argument in extract])
     assert stopped.value.code == 5
     assert f"{annotations}:8" in capsys.readouterr().err
-    assert advl(capsys, *extract, "--on-error", "skip")["skipped"] == 2
+    assert advl(capsys, *extract, "--on-error", "skip")["skipped"] == 3
     summary = advl(capsys, *finetune, "--on-error", "skip")
-    assert json.loads((run / "result.json").read_text())["num_skipped"] == 2, summary
-    assert json.loads((run / "result.json").read_text())["num_labelled"] == 10
+    assert json.loads((run / "result.json").read_text())["num_skipped"] == 3, summary
+    assert json.loads((run / "result.json").read_text())["num_labelled"] == 6
