@@ -1,26 +1,35 @@
-"""Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views."""
+"""Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views or decoded.
+
+Shapes: Q units asked for, C inner chunks of a shard.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.cache.compression import decompress_into
 from advl_pipeline.cache.files import safe_path
-from advl_pipeline.cache.layout import DTYPES, ArraySpec
+from advl_pipeline.cache.layout import ABSENT_CHUNK, DTYPES, ArraySpec
 from advl_pipeline.errors import CorruptCache
 
 Rows = npt.NDArray[Any]
+Positions = npt.NDArray[np.int64]
 
 BLOCK_BYTES = 1 << 20
 """What is read ahead at once where a whole epoch fits into memory: large enough for disks to run at full speed."""
 
+_BLOCKS_PER_SHARD = 1 << 17
 
-class MappedArray:
+
+class CacheArray(ABC):
     """One array of a cache, read-only. Nothing is opened before it is asked for.
 
     Mapping a shard checks its length and its index first, so a file that was cut short or replaced by another is an
@@ -32,7 +41,6 @@ class MappedArray:
             raise CorruptCache("An array of the cache has impossible sizes.", where=str(root / spec.path))
         self.spec = spec
         self._root = root
-        self._views: dict[int, Rows] = {}
         self._maps: dict[int, mmap.mmap] = {}
         self._paths: dict[int, Path] = {}
         self._announced: set[int] = set()
@@ -40,15 +48,21 @@ class MappedArray:
     def __len__(self) -> int:
         return self.spec.shape[0]
 
+    @abstractmethod
     def shard(self, shard: int) -> Rows:
-        """Return the rows that a shard file holds, as a view."""
-        view = self._views.get(shard)
-        return self._map(shard) if view is None else view
+        """Return the rows that a shard file holds."""
 
-    def rows(self, first: int, after: int) -> Rows:
-        """Return rows [first, after), which must lie in one shard, as a view."""
-        shard, offset = divmod(first, self.spec.shard_rows)
-        return self.shard(shard)[offset : offset + after - first]
+    @abstractmethod
+    def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
+        """Return rows [first, first + length) for each pair; each stretch must lie in one shard."""
+
+    @abstractmethod
+    def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
+        """Return where in a shard's file the rows [first, after) of that shard begin and end."""
+
+    @abstractmethod
+    def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
+        """Take a newly mapped file, or raise `CorruptCache`."""
 
     def whole(self) -> Rows:
         """Return all rows: a view when the array lies in one shard, else a copy."""
@@ -58,7 +72,107 @@ class MappedArray:
             [self.shard(shard)[: self.spec.valid_rows(shard)] for shard in range(self.spec.num_shards)]
         )
 
-    def gather(self, positions_Q: npt.NDArray[np.int64]) -> Rows:
+    def announce(self, first_Q: Positions, length_Q: Positions) -> None:
+        """Tell the kernel that exactly these stretches of rows are wanted soon."""
+        shard_Q = first_Q // self.spec.shard_rows
+        for shard in np.unique(shard_Q).tolist():
+            here = shard_Q == shard
+            for begin, end in zip(*self._stretch_bytes(shard, first_Q[here], length_Q[here]), strict=True):
+                self._advise(shard, begin, end)
+
+    def announce_blocks(self, first_Q: Positions, length_Q: Positions) -> None:
+        """As `announce`, in whole blocks, each of which is told once."""
+        shard_Q = first_Q // self.spec.shard_rows
+        for shard in np.unique(shard_Q).tolist():
+            here = shard_Q == shard
+            for begin, end in zip(*self._stretch_bytes(shard, first_Q[here], length_Q[here]), strict=True):
+                for number in range(begin // BLOCK_BYTES, max(end - 1, begin) // BLOCK_BYTES + 1):
+                    if (key := shard * _BLOCKS_PER_SHARD + number) not in self._announced:
+                        self._announced.add(key)
+                        self._advise(shard, number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
+
+    def forget_announcements(self) -> None:
+        """Let every block be announced again; what was read may have left memory since."""
+        self._announced.clear()
+
+    def is_resident(self, row: int) -> bool:
+        """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""
+        shard = row // self.spec.shard_rows
+        begin_Q, _ = self._stretch_bytes(shard, np.array([row]), np.array([1]))
+        descriptor = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.preadv(descriptor, [bytearray(1)], begin_Q[0], os.RWF_NOWAIT) == 1
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _stretch_bytes(self, shard: int, first_Q: Positions, length_Q: Positions) -> tuple[list[int], list[int]]:
+        self._map(shard)
+        offset_Q = first_Q - shard * self.spec.shard_rows
+        begin_Q, end_Q = self._bytes_of(shard, offset_Q, offset_Q + length_Q)
+        return begin_Q.tolist(), end_Q.tolist()
+
+    def _advise(self, shard: int, begin: int, end: int) -> None:
+        mapped = self._maps[shard]
+        begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        end = min(end, len(mapped))
+        if begin < end:
+            mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+
+    def _map(self, shard: int) -> mmap.mmap:
+        if (mapped := self._maps.get(shard)) is not None:
+            return mapped
+        path = safe_path(self._root, self.spec.shard_path(shard))
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < self.spec.footer_bytes:
+                raise bad_shard("A shard has the wrong length.", path, f"{size} bytes")
+            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        self._accept(shard, mapped, path)
+        self._paths[shard] = path
+        self._maps[shard] = mapped
+        return mapped
+
+
+class MappedArray(CacheArray):
+    """An uncompressed array: a shard's payload is one block of rows, and rows are views of it."""
+
+    def __init__(self, root: Path, spec: ArraySpec) -> None:
+        super().__init__(root, spec)
+        self._views: dict[int, Rows] = {}
+
+    def shard(self, shard: int) -> Rows:
+        """Return the rows that a shard file holds, as a view."""
+        view = self._views.get(shard)
+        if view is None:
+            self._map(shard)
+            view = self._views[shard]
+        return view
+
+    def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
+        """As the base says; views."""
+        if self.spec.num_shards == 1:
+            whole = self.shard(0)
+            return [
+                whole[first:after]
+                for first, after in zip(first_Q.tolist(), (first_Q + length_Q).tolist(), strict=True)
+            ]
+        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
+        return [
+            self.shard(shard)[first:after]
+            for shard, first, after in zip(
+                shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
+            )
+        ]
+
+    def gather(self, positions_Q: Positions) -> Rows:
         """Return a copy of the rows at the given positions."""
         if self.spec.num_shards == 1:
             return self.shard(0)[positions_Q]
@@ -69,76 +183,91 @@ class MappedArray:
             gathered[here] = self.shard(int(shard))[offset_Q[here]]
         return gathered
 
-    def announce(self, first: int, after: int) -> None:
-        """Tell the kernel that rows [first, after) of one shard are wanted soon."""
-        shard, offset = divmod(first, self.spec.shard_rows)
-        self._advise(shard, offset * self.spec.row_bytes, (offset + after - first) * self.spec.row_bytes)
+    def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
+        return first_Q * self.spec.row_bytes, after_Q * self.spec.row_bytes
 
-    def announce_blocks(self, first_Q: npt.NDArray[np.int64], after_Q: npt.NDArray[np.int64]) -> None:
-        """As `announce` for several stretches of rows, in whole blocks, each of which is told once."""
-        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
-        row_bytes = self.spec.row_bytes
-        begin_Q = offset_Q * row_bytes // BLOCK_BYTES
-        end_Q = np.maximum((offset_Q + (after_Q - first_Q)) * row_bytes - 1, 0) // BLOCK_BYTES
-        base_Q = shard_Q * self._blocks_per_shard
-        for block in np.concatenate([base_Q + begin_Q, base_Q + end_Q]).tolist():
-            if block not in self._announced:
-                self._announced.add(block)
-                shard, number = divmod(block, self._blocks_per_shard)
-                self._advise(shard, number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
-
-    def forget_announcements(self) -> None:
-        """Let every block be announced again; what was read may have left memory since."""
-        self._announced.clear()
-
-    def is_resident(self, row: int) -> bool:
-        """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""
-        shard, offset = divmod(row, self.spec.shard_rows)
-        self.shard(shard)
-        descriptor = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.preadv(descriptor, [bytearray(1)], offset * self.spec.row_bytes, os.RWF_NOWAIT) == 1
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-
-    @property
-    def _blocks_per_shard(self) -> int:
-        return -(-self.spec.shard_rows * self.spec.row_bytes // BLOCK_BYTES)
-
-    def _advise(self, shard: int, begin: int, end: int) -> None:
-        self.shard(shard)
-        mapped = self._maps[shard]
-        begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        end = min(end, len(mapped))
-        if begin < end:
-            mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
-
-    def _map(self, shard: int) -> Rows:
-        spec, path = self.spec, safe_path(self._root, self.spec.shard_path(shard))
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise _bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != spec.file_bytes(shard):
-                raise _bad_shard(
-                    "A shard has the wrong length.", path, f"{size} bytes instead of {spec.file_bytes(shard)}"
-                )
-            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
+    def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
+        spec = self.spec
+        if len(mapped) != spec.file_bytes(shard):
+            raise bad_shard(
+                "A shard has the wrong length.", path, f"{len(mapped)} bytes instead of {spec.file_bytes(shard)}"
+            )
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
-            raise _bad_shard("The index of a shard is damaged.", path, "")
-        view = np.frombuffer(
-            mapped, DTYPES[spec.dtype], count=spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
+            raise bad_shard("The index of a shard is damaged.", path, "")
+        count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
+        view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
+        self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
+
+
+class CompressedArray(CacheArray):
+    """A compressed array: the inner chunks that hold the rows are decoded, once per call."""
+
+    def __init__(self, root: Path, spec: ArraySpec) -> None:
+        super().__init__(root, spec)
+        self._chunk_ends: dict[int, Positions] = {}
+
+    def shard(self, shard: int) -> Rows:
+        """Return the rows that a shard file holds, decoded."""
+        return self._decode(shard, 0, self.spec.stored_chunks(shard))
+
+    def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
+        """As the base says; decoded."""
+        spec = self.spec
+        shard_Q, offset_Q = np.divmod(first_Q, spec.shard_rows)
+        decoded: dict[tuple[int, int], Rows] = {}
+        found: list[Rows] = []
+        for shard, first, length in zip(shard_Q.tolist(), offset_Q.tolist(), length_Q.tolist(), strict=True):
+            chunks = range(first // spec.inner_rows, max(first + length - 1, first) // spec.inner_rows + 1)
+            for chunk in chunks:
+                if (shard, chunk) not in decoded:
+                    decoded[shard, chunk] = self._decode(shard, chunk, chunk + 1)
+            parts = [decoded[shard, chunk] for chunk in chunks]
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            skipped = first - chunks.start * spec.inner_rows
+            found.append(rows[skipped : skipped + length])
+        return found
+
+    def _decode(self, shard: int, first_chunk: int, after_chunk: int) -> Rows:
+        spec, mapped, ends_C1 = self.spec, self._map(shard), self._chunk_ends[shard]
+        rows = np.empty(((after_chunk - first_chunk) * spec.inner_rows, *spec.shape[1:]), DTYPES[spec.dtype])
+        target = rows.reshape(-1).view(np.uint8)
+        for number, chunk in enumerate(range(first_chunk, after_chunk)):
+            frame = mapped[int(ends_C1[chunk]) : int(ends_C1[chunk + 1])]
+            try:
+                decompress_into(frame, target[number * spec.chunk_bytes : (number + 1) * spec.chunk_bytes])
+            except ValueError as error:
+                raise bad_shard("A compressed chunk is damaged.", self._paths[shard], str(error)) from None
+        return rows
+
+    def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
+        ends_C1 = self._chunk_ends[shard]
+        last_Q = np.maximum(after_Q - 1, first_Q) // self.spec.inner_rows
+        return ends_C1[first_Q // self.spec.inner_rows], ends_C1[last_Q + 1]
+
+    def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
+        spec = self.spec
+        payload = len(mapped) - spec.footer_bytes
+        footer = mapped[payload:]
+        index_C2 = np.frombuffer(footer[:-4], "<u8").reshape(-1, 2)
+        present = spec.stored_chunks(shard)
+        lengths_C = index_C2[:present, 1]
+        sound = (
+            int(google_crc32c.value(footer[:-4])) == int.from_bytes(footer[-4:], "little")
+            and (index_C2[present:] == ABSENT_CHUNK).all()
+            and (lengths_C <= payload).all()
+            and int(lengths_C.sum()) == payload
+            and footer == spec.footer(shard, lengths_C)
         )
-        view = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
-        self._views[shard], self._maps[shard], self._paths[shard] = view, mapped, path
-        return view
+        if not sound:
+            raise bad_shard("The index of a shard is damaged.", path, "")
+        self._chunk_ends[shard] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_C.astype(np.int64))])
 
 
-def _bad_shard(what: str, path: Path, why: str) -> CorruptCache:
+def open_array(root: Path, spec: ArraySpec) -> CacheArray:
+    """Return the array that a layout describes."""
+    return MappedArray(root, spec) if spec.compression == "none" else CompressedArray(root, spec)
+
+
+def bad_shard(what: str, path: Path, why: str) -> CorruptCache:
+    """Return the error that names a shard."""
     return CorruptCache(what, where=str(path), why=why, next_command="advl cache repair CACHE")

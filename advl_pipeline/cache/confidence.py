@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache.checks import require_recorded
 from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, publish_if_changed
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import group_metadata, single_shard
-from advl_pipeline.cache.reader import require_recorded
+from advl_pipeline.cache.publishing import publish_array
 from advl_pipeline.cache.records import confidence_record_path, files_from_json, files_to_json, seal, unseal
-from advl_pipeline.cache.writer import publish_array
 from advl_pipeline.errors import CorruptCache
 
 KEY_DIGITS = 16

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import list_confidence
 from advl_pipeline.cache.config import InfoConfig
 from advl_pipeline.cache.files import read_json
-from advl_pipeline.cache.reader import require_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE, PROVENANCE_FILE, load_complete
 from advl_pipeline.cache.writer import CacheWriter
 

@@ -1,8 +1,9 @@
 """Layout of one array of a cache: Zarr v3 metadata, file names, and the shape of a shard file.
 
-Every array uses the standard sharding codec, uncompressed, with inner chunks that span all columns. So a shard file
-is its rows, one contiguous row-major block, followed by the codec's index: 16 bytes (offset, length) for each inner
-chunk and a CRC-32C. Inner chunks wholly beyond the end of the array are absent from the last shard.
+Every array uses the standard sharding codec with inner chunks that span all columns. A shard file is its inner chunks
+in order, followed by the codec's index: 16 bytes (offset, length) for each inner chunk and a CRC-32C. Uncompressed,
+that is one contiguous row-major block of rows. Inner chunks wholly beyond the end of the array are absent from the
+last shard.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
 
+from advl_pipeline.cache.compression import ZSTD_CODEC, Compression
 from advl_pipeline.errors import CorruptCache
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -38,6 +41,7 @@ class ArraySpec:
     dtype: str
     shard_rows: int
     inner_rows: int
+    compression: Compression = "none"
 
     def is_plausible(self) -> bool:
         """Whether a cache could have such an array; asked before anything is allocated or mapped by its sizes."""
@@ -81,18 +85,34 @@ class ArraySpec:
     def payload_bytes(self, shard: int) -> int:
         return self.stored_rows(shard) * self.row_bytes
 
-    def footer(self, shard: int) -> bytes:
-        """The sharding codec's index of a shard file, with its checksum."""
-        chunk_bytes = self.inner_rows * self.row_bytes
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of an inner chunk, uncompressed."""
+        return self.inner_rows * self.row_bytes
+
+    def stored_chunks(self, shard: int) -> int:
+        """Inner chunks that a shard file holds."""
+        return self.stored_rows(shard) // self.inner_rows
+
+    @property
+    def footer_bytes(self) -> int:
+        return self.shard_rows // self.inner_rows * 16 + 4
+
+    def footer(self, shard: int, lengths_C: npt.NDArray[np.uint64] | None = None) -> bytes:
+        """The sharding codec's index of a shard file, with its checksum; `lengths_C`: of compressed chunks."""
+        present = self.stored_chunks(shard)
+        if lengths_C is None:
+            lengths_C = np.full(present, self.chunk_bytes, np.uint64)
         index = np.full((self.shard_rows // self.inner_rows, 2), ABSENT_CHUNK, "<u8")
-        present = self.stored_rows(shard) // self.inner_rows
-        index[:present, 0] = np.arange(present, dtype=np.uint64) * np.uint64(chunk_bytes)
-        index[:present, 1] = chunk_bytes
+        index[0, 0] = 0
+        index[1:present, 0] = np.cumsum(lengths_C[:-1])
+        index[:present, 1] = lengths_C
         body = index.tobytes()
         return body + int(google_crc32c.value(body)).to_bytes(4, "little")
 
     def file_bytes(self, shard: int) -> int:
-        return self.payload_bytes(shard) + self.shard_rows // self.inner_rows * 16 + 4
+        """Size of an uncompressed shard file."""
+        return self.payload_bytes(shard) + self.footer_bytes
 
     def metadata(self) -> bytes:
         """The array's `zarr.json`."""
@@ -111,7 +131,7 @@ class ArraySpec:
                         "name": "sharding_indexed",
                         "configuration": {
                             "chunk_shape": [self.inner_rows, *columns],
-                            "codecs": [_LITTLE_ENDIAN],
+                            "codecs": [_LITTLE_ENDIAN, *([ZSTD_CODEC] if self.compression == "zstd" else [])],
                             "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
                             "index_location": "end",
                         },
@@ -150,12 +170,14 @@ def parse_metadata(raw: bytes, *, path: str, where: str) -> ArraySpec:
     try:
         content = json.loads(raw)
         chunks = content["chunk_grid"]["configuration"]["chunk_shape"]
+        inner = content["codecs"][0]["configuration"]
         spec = ArraySpec(
             path=path,
             shape=tuple(int(size) for size in content["shape"]),
             dtype=str(content["data_type"]),
             shard_rows=int(chunks[0]),
-            inner_rows=int(content["codecs"][0]["configuration"]["chunk_shape"][0]),
+            inner_rows=int(inner["chunk_shape"][0]),
+            compression="zstd" if len(inner["codecs"]) > 1 else "none",
         )
         accepted = spec.is_plausible() and json.loads(spec.metadata()) == content
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:

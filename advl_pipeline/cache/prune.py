@@ -6,11 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.claims import claim
 from advl_pipeline.cache.confidence import list_confidence, remove_confidence, unfinished_confidences
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.files import WORK_FOLDER, remove_work
-from advl_pipeline.cache.reader import require_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.errors import ConfigError, suggest_names
 

@@ -5,43 +5,40 @@ Shapes: N units, Q ids asked for, M token rows, D feature width.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat as stat_mode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray
-from advl_pipeline.cache.files import WORK_FOLDER, read_json, read_small
+from advl_pipeline.cache.arrays import CacheArray, MappedArray, open_array
+from advl_pipeline.cache.checks import require_cache, require_recorded, require_sizes
+from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
 from advl_pipeline.cache.layout import ArraySpec, parse_metadata
 from advl_pipeline.cache.provenance import extract_command
-from advl_pipeline.cache.quantise import from_int8
+from advl_pipeline.cache.readahead import Readahead
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
     PROVENANCE_FILE,
     CompleteRecord,
-    Files,
     ModalityRecord,
     PlanRecord,
     load_complete,
     load_plan,
 )
+from advl_pipeline.cache.token_rows import Allocate, TokenRows
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.stream import BatchStream
-
-_SAMPLED_UNITS = 32
 
 Features = npt.NDArray[Any]
 
@@ -112,7 +109,7 @@ def open_cache(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
         require_identity(
             expect, identity, where=str(root), next_command=extract_command(root, renew=True), partial=True
         )
-    _require_sizes(root, complete.files)
+    require_sizes(root, complete.files)
     stores = {name: FeatureStore(root, name, shape, plan, complete) for name, shape in plan.modalities.items()}
     return TeacherCache(
         path=root,
@@ -141,36 +138,32 @@ class FeatureStore:
         self._shape = shape
         self._files = complete.files
         self._quarantined = complete.quarantined.get(modality, {})
-        self._shard_rows = plan.shard_rows
         planned = schema.plan_specs(modality, shape.num_units)
-        self._unit_ids_N16 = self._array(planned["unit_id"]).whole()
-        self._starts_N = self._array(planned["starts"]).whole()
-        self._lengths_N = self._array(planned["lengths"]).whole()
+        self._unit_ids_N16 = self._table(planned["unit_id"]).whole()
+        starts_N, lengths_N = self._table(planned["starts"]).whole(), self._table(planned["lengths"]).whole()
         index = schema.index_specs(modality, shape.num_units - len(self._quarantined))
-        self._prefix_U = self._array(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
-        self._unit_U = self._array(index["unit"]).whole() if index else np.zeros(0, np.int64)
-        stored = plan.stored_dtype
-        self._global = self._array(
-            schema.global_spec(modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=stored)
-        )
-        self._tokens: dict[str, MappedArray] = {}
-        if shape.token_dim is not None:
-            self._num_rows = self._declared_rows()
-            specs = schema.token_specs(
-                modality,
-                num_rows=self._num_rows,
-                token_dim=shape.token_dim,
-                spans=shape.spans,
-                stored=stored,
-                shard_rows=plan.shard_rows,
+        self._prefix_U = self._table(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
+        self._unit_U = self._table(index["unit"]).whole() if index else np.zeros(0, np.int64)
+        self._global = self._table(
+            schema.global_spec(
+                modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=plan.stored_dtype
             )
-            self._tokens = {name: self._array(spec) for name, spec in specs.items()}
-        self.has_tokens = bool(self._tokens)
-        self._memory: Literal["holds", "fits", "exceeds"] | None = None
-        self.has_spans = "char_spans" in self._tokens
+        )
+        self._tokens = TokenRows(
+            self._token_arrays(plan), starts_N=starts_N, lengths_N=lengths_N, where=root / modality / "tokens"
+        )
+        self._readahead = Readahead(
+            self._global,
+            self._tokens,
+            num_units=shape.num_units,
+            num_bytes=sum(item.num_bytes for name, item in self._files.items() if name.startswith(f"{modality}/")),
+        )
+        self.has_tokens = bool(self._tokens.arrays)
+        self.has_spans = "char_spans" in self._tokens.arrays
+        self.has_kept = "kept" in self._tokens.arrays
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
         moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
-        vectors = {name: np.array(self._array(spec).whole()) for name, spec in moments.items()}
+        vectors = {name: np.array(self._table(spec).whole()) for name, spec in moments.items()}
         none = np.zeros(0, np.float32)
         self.global_mean: npt.NDArray[np.float32] = vectors["global_mean"]
         self.global_variance: npt.NDArray[np.float32] = vectors["global_variance"]
@@ -210,10 +203,7 @@ class FeatureStore:
         One unit alone is a view into the cache; several are copied together. Features stored as int8 come as float16.
         """
         positions_Q = self.positions(ids)
-        values = self._collect("values", positions_Q)
-        if "scales" in self._tokens:
-            values = from_int8(values, self._collect("scales", positions_Q))
-        return values, self._lengths_N[positions_Q]
+        return self._tokens.values(positions_Q), self._tokens.lengths(positions_Q)
 
     def readable_positions(self, order_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Turn places in `ids` into positions in the store."""
@@ -223,18 +213,14 @@ class FeatureStore:
         """As `global_features`, by position."""
         return self._global.gather(positions_Q)
 
-    def padded_tokens(self, positions_Q: npt.NDArray[np.int64]) -> tuple[Features, npt.NDArray[np.int32]]:
-        """Return token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,)."""
-        length_Q = self._lengths_N[positions_Q]
-        views = self._views("values", positions_Q)
-        longest = int(length_Q.max(initial=0))
-        dtype = np.dtype(np.float16) if "scales" in self._tokens else self._tokens["values"].shard(0).dtype
-        padded_QMD = np.empty((len(positions_Q), longest, self.token_dim), dtype)
-        scales = self._views("scales", positions_Q) if "scales" in self._tokens else [None] * len(views)
-        for row_MD, view, scale in zip(padded_QMD, views, scales, strict=True):
-            row_MD[: len(view)] = view if scale is None else from_int8(view, scale)
-            row_MD[len(view) :] = 0
-        return padded_QMD, length_Q
+    def padded_tokens(
+        self, positions_Q: npt.NDArray[np.int64], allocate: Allocate = np.empty
+    ) -> tuple[Features, npt.NDArray[np.int32]]:
+        """Return token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,).
+
+        `allocate(shape, dtype)` gives the memory that they are written into.
+        """
+        return self._tokens.padded(positions_Q, allocate)
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
@@ -242,11 +228,21 @@ class FeatureStore:
             raise ConfigError(
                 f"The {self.modality} tokens of this cache have no character spans.", where=str(self._root)
             )
-        return self._collect("char_spans", self.positions(ids))
+        return self._tokens.collect("char_spans", self.positions(ids))
+
+    def kept_tokens(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return, for the rows of `token_features(ids)`, which of the teacher's tokens each is, (M,), from 0.
+
+        Raises:
+            ConfigError: the cache holds all tokens.
+        """
+        if not self.has_kept:
+            raise ConfigError(f"This cache holds all {self.modality} tokens.", where=str(self._root))
+        return self._tokens.collect("kept", self.positions(ids))
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return how many token rows each unit has, (Q,), without touching the features."""
-        return self._lengths_N[self.positions(ids)]
+        return self._tokens.lengths(self.positions(ids))
 
     def stat_names(self) -> list[str]:
         """Return the names of the per-unit statistics."""
@@ -261,48 +257,19 @@ class FeatureStore:
         """Return a per-unit statistic, (Q,) float32, such as "norm", "entropy" or "margin"."""
         if name not in self.stat_names():
             raise ConfigError(f"This cache has no statistic {name!r}; it has {', '.join(self.stat_names())}.")
-        return self._array(schema.stat_spec(self.modality, name, self._shape.num_units)).gather(self.positions(ids))
+        return self._table(schema.stat_spec(self.modality, name, self._shape.num_units)).gather(self.positions(ids))
 
     def announce(self, ids: Sequence[str]) -> None:
         """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on."""
         self.announce_positions(self.positions(ids))
 
     def announce_positions(self, positions_Q: npt.NDArray[np.int64]) -> None:
-        """As `announce`, by position.
-
-        Where the whole store fits into free memory, the blocks around the units are announced, large enough to read
-        at the disk's full speed: the epoch wants all of them. Otherwise exactly the units are. Nothing is announced
-        where a sample of the store was in memory when the epoch began.
-        """
-        if self._memory is None:
-            self.begin_epoch()
-        if self._memory == "holds":
-            return
-        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q]
-        values = self._tokens.get("values")
-        if self._memory == "fits":
-            self._global.announce_blocks(positions_Q, positions_Q + 1)
-            if values is not None:
-                values.announce_blocks(start_Q, start_Q + length_Q)
-            return
-        for position, start, length in zip(positions_Q.tolist(), start_Q.tolist(), length_Q.tolist(), strict=True):
-            self._global.announce(position, position + 1)
-            if values is not None and length:
-                values.announce(start, start + length)
+        """As `announce`, by position; `readahead.Readahead` says how."""
+        self._readahead.announce(positions_Q)
 
     def begin_epoch(self) -> None:
         """Look anew at how the store relates to memory, and forget what was announced."""
-        num_bytes = sum(
-            entry.num_bytes for name, entry in self._files.items() if name.startswith(f"{self.modality}/")
-        )
-        sample_Q = np.linspace(0, self._shape.num_units - 1, _SAMPLED_UNITS).astype(np.int64)
-        array, rows = (self._tokens["values"], self._starts_N[sample_Q]) if self._tokens else (self._global, sample_Q)
-        if all(map(array.is_resident, rows.tolist())):
-            self._memory = "holds"
-        else:
-            self._memory = "fits" if 2 * num_bytes < available_memory() else "exceeds"
-        for item in (self._global, *self._tokens.values()):
-            item.forget_announcements()
+        self._readahead.begin_epoch()
 
     def batches(self, batch_size: int, **options: Any) -> BatchStream:
         """Stream padded torch batches of all units; see `stream.BatchStream`."""
@@ -337,119 +304,32 @@ class FeatureStore:
             else extract_command(self._root),
         )
 
-    def _views(self, name: str, positions_Q: npt.NDArray[np.int64]) -> list[Features]:
-        self._require_tokens()
-        array = self._tokens[name]
-        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q]
-        shard_Q = start_Q // self._shard_rows
-        if len(start_Q) and (
-            start_Q.min() < 0
-            or length_Q.min() < 0
-            or ((start_Q + length_Q) > np.minimum((shard_Q + 1) * self._shard_rows, self._num_rows)).any()
-        ):
-            raise CorruptCache(
-                "A unit's rows lie outside its shard.",
-                where=f"{self._root}/{self.modality}/tokens",
-                next_command=f"advl cache repair {self._root}",
-            )
-        offset_Q = start_Q - shard_Q * self._shard_rows
-        if array.spec.num_shards == 1:
-            whole = array.shard(0)
-            return [
-                whole[first:after]
-                for first, after in zip(offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True)
-            ]
-        return [
-            array.shard(shard)[first:after]
-            for shard, first, after in zip(
-                shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
-            )
-        ]
+    def _token_arrays(self, plan: PlanRecord) -> dict[str, CacheArray]:
+        if self._shape.token_dim is None:
+            return {}
+        name = f"{self.modality}/tokens/values"
+        raw = require_recorded(self._root, f"{name}/zarr.json", self._files)
+        declared = parse_metadata(raw, path=name, where=f"{self._root}/{name}/zarr.json")
+        specs = schema.token_specs(
+            self.modality,
+            num_rows=declared.shape[0],
+            token_dim=self._shape.token_dim,
+            spans=self._shape.spans,
+            kept=self._shape.kept,
+            stored=plan.stored_dtype,
+            shard_rows=plan.shard_rows,
+            compression=plan.compression,
+        )
+        return {name: open_array(self._root, self._sound(spec)) for name, spec in specs.items()}
 
-    def _collect(self, name: str, positions_Q: npt.NDArray[np.int64]) -> Features:
-        views = self._views(name, positions_Q)
-        if len(views) == 1:
-            return views[0]
-        return np.concatenate(views) if views else self._tokens[name].shard(0)[:0]
+    def _table(self, spec: ArraySpec) -> MappedArray:
+        return MappedArray(self._root, self._sound(spec))
 
-    def _require_tokens(self) -> None:
-        if not self._tokens:
-            raise ConfigError(
-                f"This cache holds no {self.modality} token features.",
-                where=str(self._root),
-                next_command="extract again with --image-tokens boxes or grid",
-            )
-
-    def _declared_rows(self) -> int:
-        name = f"{self.modality}/tokens/values/zarr.json"
-        raw = require_recorded(self._root, name, self._files)
-        return parse_metadata(raw, path=f"{self.modality}/tokens/values", where=str(self._root / name)).shape[0]
-
-    def _array(self, spec: ArraySpec) -> MappedArray:
+    def _sound(self, spec: ArraySpec) -> ArraySpec:
         # Opened only if its metadata is, to the byte, what the plan implies.
         raw = require_recorded(self._root, spec.metadata_path, self._files)
         if raw != spec.metadata():
             raise CorruptCache(
                 "An array is not what the plan of the cache says.", where=str(self._root / spec.metadata_path)
             )
-        return MappedArray(self._root, spec)
-
-
-def available_memory() -> int:
-    """Return how many bytes the kernel could give without swapping; 0 where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
-
-
-def require_cache(root: Path) -> None:
-    """Raise `ConfigError` when a folder holds neither a cache nor a started one."""
-    if not (root / IDENTITY_FILE).exists() and not (root / "records").exists():
-        raise ConfigError(
-            "There is no cache here.",
-            where=str(root),
-            why="a stopped extraction had not begun to write" if (root / WORK_FOLDER).exists() else "",
-            next_command="advl extract --teacher NAME --dataset NAME --split SPLIT",
-        )
-
-
-def require_recorded(root: Path, name: str, files: Files) -> bytes:
-    """Read a metadata file whose content must be what the commit record says; raises `CorruptCache`."""
-    raw = read_small(root, name)
-    entry = files.get(name)
-    if entry is None or (len(raw), hashlib.sha256(raw).hexdigest()) != (entry.num_bytes, entry.sha256):
-        raise CorruptCache(
-            "A file of the cache is not what its commit record says.",
-            where=str(root / name),
-            next_command=f"advl cache repair {root}",
-        )
-    return raw
-
-
-def _require_sizes(root: Path, files: Files) -> None:
-    base = os.path.realpath(root)
-    for folder in {name.rpartition("/")[0] for name in files}:
-        if ".." in folder.split("/") or os.path.realpath(f"{base}/{folder}").rstrip("/") != f"{base}/{folder}".rstrip(
-            "/"
-        ):
-            raise CorruptCache("A folder of the cache is a link to elsewhere.", where=f"{root}/{folder}")
-    for name, entry in files.items():
-        try:
-            found = os.stat(f"{base}/{name}", follow_symlinks=False)  # noqa: PTH116
-        except OSError:
-            raise _damaged(root, name, "it is missing") from None
-        if not stat_mode.S_ISREG(found.st_mode):
-            raise _damaged(root, name, "it is not a plain file")
-        if found.st_size != entry.num_bytes:
-            raise _damaged(root, name, f"it has {found.st_size} bytes instead of {entry.num_bytes}")
-
-
-def _damaged(root: Path, name: str, why: str) -> CorruptCache:
-    return CorruptCache(
-        "A file of the cache is damaged.",
-        where=str(root / name),
-        why=why,
-        next_command=f"advl cache repair {root}",
-    )
+        return spec

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.files import FileEntry, read_small
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import render_json
@@ -35,18 +36,23 @@ Files = Mapping[str, FileEntry]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModalityRecord:
-    """Shape of one modality: units, feature widths (token_dim None: no token features), whether tokens have spans."""
+    """Shape of one modality: units, feature widths (token_dim None: no token features), whether tokens have spans.
+
+    `kept`: only some of the teacher's token rows were stored, and which is recorded.
+    """
 
     num_units: int
     global_dim: int
     token_dim: int | None
     spans: bool
+    kept: bool = False
 
     def is_plausible(self) -> bool:
         """Whether a cache could have such a modality; asked before anything is sized by it."""
         widths = [self.global_dim] if self.token_dim is None else [self.global_dim, self.token_dim]
         sizes_are_sane = all(type(width) is int and 0 < width <= _MAX_WIDTH for width in widths)
-        return type(self.num_units) is int and 0 < self.num_units <= _MAX_UNITS and sizes_are_sane
+        flags_are_sane = type(self.spans) is bool and type(self.kept) is bool
+        return flags_are_sane and type(self.num_units) is int and 0 < self.num_units <= _MAX_UNITS and sizes_are_sane
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +64,7 @@ class PlanRecord:
     shard_rows: int
     modalities: Mapping[str, ModalityRecord]
     files: Files
+    compression: Compression = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,12 +136,14 @@ def render_plan(record: PlanRecord) -> bytes:
             "identity_sha256": record.identity_sha256,
             "stored_dtype": record.stored_dtype,
             "shard_rows": record.shard_rows,
+            **({} if record.compression == "none" else {"compression": record.compression}),
             "modalities": {
                 name: {
                     "num_units": shape.num_units,
                     "global_dim": shape.global_dim,
                     "token_dim": shape.token_dim,
                     "spans": shape.spans,
+                    **({"kept": True} if shape.kept else {}),
                 }
                 for name, shape in record.modalities.items()
             },
@@ -188,6 +197,7 @@ def load_plan(root: Path) -> PlanRecord:
         if (
             not all(name in MODALITIES and shape.is_plausible() for name, shape in modalities.items())
             or content["stored_dtype"] not in get_args(StoredDtype)
+            or content.get("compression", "none") not in get_args(Compression)
             or type(shard_rows) is not int
             or shard_rows < 1
         ):
@@ -198,6 +208,7 @@ def load_plan(root: Path) -> PlanRecord:
             shard_rows=shard_rows,
             modalities=modalities,
             files=files_from_json(content["files"]),
+            compression=content.get("compression", "none"),
         )
 
 

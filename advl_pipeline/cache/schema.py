@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.index import ID_BYTES
 from advl_pipeline.cache.layout import ArraySpec, single_shard
 from advl_pipeline.cache.quantise import StoredDtype
@@ -10,6 +11,9 @@ TABLE_ROWS = 65536
 """Most units per shard file of `global`."""
 
 _TARGET_INNER_BYTES = 1 << 19
+
+_COMPRESSED_INNER_BYTES = 1 << 16
+"""A unit is read by decoding whole inner chunks, so compressed ones are small."""
 
 
 def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
@@ -22,14 +26,29 @@ def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
 
 
 def token_specs(
-    modality: str, *, num_rows: int, token_dim: int, spans: bool, stored: StoredDtype, shard_rows: int
+    modality: str,
+    *,
+    num_rows: int,
+    token_dim: int,
+    spans: bool,
+    kept: bool,
+    stored: StoredDtype,
+    shard_rows: int,
+    compression: Compression,
 ) -> dict[str, ArraySpec]:
-    """Arrays with one row per token, all cut into the same shards."""
+    """Arrays with one row per token, all cut into the same shards; only the values are ever compressed."""
     inner = _inner_rows(token_dim, shard_rows, num_rows)
+    small = _inner_rows(token_dim, shard_rows, num_rows, target=_COMPRESSED_INNER_BYTES)
 
     def spec(name: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
+        compressed = name == "values" and compression != "none"
         return ArraySpec(
-            path=f"{modality}/tokens/{name}", shape=shape, dtype=dtype, shard_rows=shard_rows, inner_rows=inner
+            path=f"{modality}/tokens/{name}",
+            shape=shape,
+            dtype=dtype,
+            shard_rows=shard_rows,
+            inner_rows=small if compressed else inner,
+            compression=compression if compressed else "none",
         )
 
     specs = {"values": spec("values", (num_rows, token_dim), stored)}
@@ -37,6 +56,8 @@ def token_specs(
         specs["scales"] = spec("scales", (num_rows,), "float32")
     if spans:
         specs["char_spans"] = spec("char_spans", (num_rows, 2), "int32")
+    if kept:
+        specs["kept"] = spec("kept", (num_rows,), "int32")
     return specs
 
 
@@ -77,9 +98,9 @@ def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
     }
 
 
-def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
-    # The largest power of two that divides the shard, of about half a mebibyte and no more than hold all rows.
+def _inner_rows(width: int, shard_rows: int, num_rows: int, *, target: int = _TARGET_INNER_BYTES) -> int:
+    # The largest power of two that divides the shard, of about the target size and no more than hold all rows.
     inner = 1
-    while shard_rows % (inner * 2) == 0 and inner * width * 2 < _TARGET_INNER_BYTES and inner < num_rows:
+    while shard_rows % (inner * 2) == 0 and inner * width * 2 < target and inner < num_rows:
         inner *= 2
     return inner

@@ -72,6 +72,8 @@ class ShardBuffer:
                 self._tokens["scales"] = np.zeros(rows, np.float32)
             if shape.spans:
                 self._tokens["char_spans"] = np.zeros((rows, 2), np.int32)
+            if shape.kept:
+                self._tokens["kept"] = np.zeros(rows, np.int32)
 
     def put(
         self,
@@ -81,8 +83,9 @@ class ShardBuffer:
         values_MD: npt.NDArray[np.float32],
         spans_M2: npt.NDArray[np.int32] | None,
         stats: Mapping[str, float],
+        kept_M: npt.NDArray[np.int32] | None = None,
     ) -> None:
-        """Store one unit's features.
+        """Store one unit's features; `kept_M` says which of the teacher's tokens its rows are, where some were kept.
 
         Raises:
             AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
@@ -103,6 +106,10 @@ class ShardBuffer:
             if spans_M2 is None or spans_M2.shape != (len(values_MD), 2):
                 raise AdvlError("The teacher gave no character span for each token.", where=f"unit {unit}")
             self._tokens["char_spans"][rows] = spans_M2
+        if "kept" in self._tokens:
+            if kept_M is None or len(kept_M) != len(values_MD):
+                raise ValueError(f"which tokens of unit {unit} were kept must be said, one number per row")
+            self._tokens["kept"][rows] = kept_M
 
     def quarantine(self, unit: int, reason: str) -> None:
         """Leave a unit's rows at zero and list it as unreadable."""
@@ -115,7 +122,7 @@ class ShardBuffer:
             raise ValueError(f"shard {self.shard} lacks unit {self.units[int(self._filled_N.argmin())]}")
 
     def token_rows(self) -> Mapping[str, npt.NDArray[Any]]:
-        """Return the rows of the token arrays: "values", "scales" or "char_spans"."""
+        """Return the rows of the token arrays: "values", "scales", "char_spans" or "kept"."""
         return self._tokens
 
     def staged(self) -> dict[str, npt.NDArray[Any]]:

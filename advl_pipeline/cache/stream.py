@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.cache.buffers import BufferPool
 from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
 from advl_pipeline.cache.reader import FeatureStore
 
@@ -74,6 +75,7 @@ class BatchStream:
         self._announce_ahead = announce_ahead
         self._bytes_in_flight = bytes_in_flight
         self._state = OrderState(epoch=epoch)
+        self._buffers = BufferPool()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the stream stands, as plain types."""
@@ -122,7 +124,7 @@ class BatchStream:
                 announced.append(following)
             if announced:
                 announced.popleft()
-            yield read_batch(self._store, batch, tokens=self._tokens)
+            yield read_batch(self._store, batch, tokens=self._tokens, buffers=self._buffers)
 
     def _read_ahead(self, plan: list[npt.NDArray[np.int64]]) -> Iterator[FeatureBatch]:
         gate = _ByteGate(self._bytes_in_flight)
@@ -152,14 +154,16 @@ class BatchStream:
             thread.join()
 
 
-def read_batch(store: FeatureStore, order_B: npt.NDArray[np.int64], *, tokens: bool) -> FeatureBatch:
+def read_batch(
+    store: FeatureStore, order_B: npt.NDArray[np.int64], *, tokens: bool, buffers: BufferPool
+) -> FeatureBatch:
     """Read and pad one batch; `order_B` counts readable units in the order of the store."""
     position_B = store.readable_positions(order_B)
     ids = store.ids_at(position_B)
     global_BD = torch.from_numpy(store.global_rows(position_B))
     if not tokens:
         return FeatureBatch(ids=ids, global_BD=global_BD, token_BMD=None, mask_BM=None)
-    token_BMD, length_B = store.padded_tokens(position_B)
+    token_BMD, length_B = store.padded_tokens(position_B, buffers.allocate)
     mask_BM = np.arange(token_BMD.shape[1]) < length_B[:, None]
     return FeatureBatch(
         ids=ids, global_BD=global_BD, token_BMD=torch.from_numpy(token_BMD), mask_BM=torch.from_numpy(mask_BM)

@@ -14,14 +14,14 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache.arrays import MappedArray, open_array
+from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import confidence_key
 from advl_pipeline.cache.files import FileEntry, hash_file, read_json, safe_path
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.index import UnitIds, build_index
 from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.quantise import is_finite
-from advl_pipeline.cache.reader import require_cache
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
@@ -240,7 +240,7 @@ def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Fin
 
 
 def _not_finite(root: Path, spec: ArraySpec) -> list[Finding]:
-    array = MappedArray(root, spec)
+    array = open_array(root, spec)
     return [
         Finding(path=spec.shard_path(shard), problem="it holds values that are not finite")
         for shard in range(spec.num_shards)

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache.arrays import MappedArray, open_array
+from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.files import (
     WORK_FOLDER,
-    Buffer,
     FileEntry,
     flush_folder,
     move_into_place,
@@ -31,8 +31,9 @@ from advl_pipeline.cache.files import (
 )
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
-from advl_pipeline.cache.layout import DTYPES, ArraySpec, group_metadata, render_json
+from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
 from advl_pipeline.cache.moments import mean_and_variance
+from advl_pipeline.cache.publishing import publish_array, publish_shard
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.cache.records import (
@@ -63,7 +64,7 @@ Array = npt.NDArray[Any]
 class ModalityPlan:
     """What one modality will hold: ids of N units as (N, 16) uint8, their token counts (N,), and feature widths.
 
-    `token_dim` is None where the teacher gives no token features.
+    `token_dim` is None where the teacher gives no token features; `kept` says that only some of them are stored.
     """
 
     unit_ids_N16: npt.NDArray[np.uint8]
@@ -71,10 +72,15 @@ class ModalityPlan:
     global_dim: int
     token_dim: int | None
     spans: bool
+    kept: bool = False
 
     def record(self) -> ModalityRecord:
         return ModalityRecord(
-            num_units=len(self.lengths_N), global_dim=self.global_dim, token_dim=self.token_dim, spans=self.spans
+            num_units=len(self.lengths_N),
+            global_dim=self.global_dim,
+            token_dim=self.token_dim,
+            spans=self.spans,
+            kept=self.kept,
         )
 
 
@@ -86,6 +92,7 @@ def begin_cache(
     stored_dtype: StoredDtype,
     shard_rows: int,
     modalities: Mapping[str, ModalityPlan],
+    compression: Compression = "none",
 ) -> None:
     """Write everything that is known before encoding; the plan record comes last."""
     files = {
@@ -107,27 +114,9 @@ def begin_cache(
         shard_rows=shard_rows,
         modalities={name: modality.record() for name, modality in modalities.items()},
         files=files,
+        compression=compression,
     )
     publish_if_changed(root, PLAN_RECORD, [render_plan(record)])
-
-
-def publish_array(root: Path, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:
-    """Write an array's metadata and shards, leaving files alone that already hold the same; returns their entries."""
-    files = {spec.metadata_path: publish_if_changed(root, spec.metadata_path, [spec.metadata()])}
-    for shard in range(spec.num_shards):
-        first = shard * spec.shard_rows
-        files[spec.shard_path(shard)] = publish_shard(root, spec, shard, rows[first : first + spec.shard_rows])
-    return files
-
-
-def publish_shard(root: Path, spec: ArraySpec, shard: int, rows: Array) -> FileEntry:
-    """Write one shard file: its rows, zeros up to a whole inner chunk, the index."""
-    payload = np.ascontiguousarray(rows, DTYPES[spec.dtype])
-    slack = spec.payload_bytes(shard) - payload.nbytes
-    if slack < 0 or payload.shape[1:] != spec.shape[1:]:
-        raise ValueError(f"{spec.path}: {payload.shape} is not shard {shard} of {spec}")
-    parts: list[Buffer] = [payload.reshape(-1).view(np.uint8).data, bytes(slack), spec.footer(shard)]
-    return publish_if_changed(root, spec.shard_path(shard), parts)
 
 
 class CacheWriter:
@@ -162,8 +151,10 @@ class CacheWriter:
             num_rows=self.placement(modality).num_rows,
             token_dim=shape.token_dim,
             spans=shape.spans,
+            kept=shape.kept,
             stored=self.stored,
             shard_rows=self.plan.shard_rows,
+            compression=self.plan.compression,
         )
 
     def is_committed(self, modality: str, shard: int) -> bool:
@@ -262,7 +253,7 @@ class CacheWriter:
         )
         global_ND = MappedArray(self.root, spec).gather(position_N)
         rows = {
-            name: MappedArray(self.root, spec).shard(shard)[: int(placement.rows_used_S[shard])]
+            name: open_array(self.root, spec).shard(shard)[: int(placement.rows_used_S[shard])]
             for name, spec in self.token_specs(modality).items()
         }
         own = {name: MappedArray(self.root, spec).gather(position_N) for name, spec in stats.items()}

@@ -97,7 +97,7 @@ def test_stopping_early_leaves_no_thread(store: FeatureStore) -> None:
 
 
 def test_errors_of_the_thread_reach_the_loop(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(positions: np.ndarray) -> None:
+    def broken(positions: np.ndarray, allocate: object) -> None:
         raise OSError("gone")
 
     monkeypatch.setattr(store, "padded_tokens", broken)

@@ -1,0 +1,43 @@
+"""Writing arrays: metadata and whole shard files, each flushed and shown by rename, sound ones left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.compression import compress
+from advl_pipeline.cache.files import Buffer, FileEntry, publish_if_changed
+from advl_pipeline.cache.layout import DTYPES, ArraySpec
+
+Array = npt.NDArray[Any]
+
+
+def publish_array(root: Path, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:
+    """Write an array's metadata and shards, leaving files alone that already hold the same; returns their entries."""
+    files = {spec.metadata_path: publish_if_changed(root, spec.metadata_path, [spec.metadata()])}
+    for shard in range(spec.num_shards):
+        first = shard * spec.shard_rows
+        files[spec.shard_path(shard)] = publish_shard(root, spec, shard, rows[first : first + spec.shard_rows])
+    return files
+
+
+def publish_shard(root: Path, spec: ArraySpec, shard: int, rows: Array) -> FileEntry:
+    """Write one shard file: its rows, zeros up to a whole inner chunk, the index; compressed where it says so."""
+    payload = np.ascontiguousarray(rows, DTYPES[spec.dtype])
+    slack = spec.payload_bytes(shard) - payload.nbytes
+    if slack < 0 or payload.shape[1:] != spec.shape[1:]:
+        raise ValueError(f"{spec.path}: {payload.shape} is not shard {shard} of {spec}")
+    parts: list[Buffer] = [payload.reshape(-1).view(np.uint8).data, bytes(slack), spec.footer(shard)]
+    if spec.compression != "none":
+        parts = _compressed(spec, shard, payload)
+    return publish_if_changed(root, spec.shard_path(shard), parts)
+
+
+def _compressed(spec: ArraySpec, shard: int, payload: Array) -> list[Buffer]:
+    whole = np.zeros(spec.payload_bytes(shard), np.uint8)
+    whole[: payload.nbytes] = payload.reshape(-1).view(np.uint8)
+    frames = [compress(chunk) for chunk in whole.reshape(-1, spec.chunk_bytes)]
+    return [*frames, spec.footer(shard, np.array([len(frame) for frame in frames], np.uint64))]

@@ -1,0 +1,100 @@
+"""The ragged token rows of a modality: which rows a unit has, collected or padded, checked to lie within its shard.
+
+Shapes: N units, Q units asked for, M token rows, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.arrays import CacheArray
+from advl_pipeline.cache.layout import DTYPES
+from advl_pipeline.cache.quantise import from_int8
+from advl_pipeline.errors import ConfigError, CorruptCache
+
+Rows = npt.NDArray[Any]
+Positions = npt.NDArray[np.int64]
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Rows]
+
+
+class TokenRows:
+    """Arrays with one row per token ("values", "scales", "char_spans", "kept"), none where there are no tokens."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, CacheArray],
+        *,
+        starts_N: npt.NDArray[np.int64],
+        lengths_N: npt.NDArray[np.int32],
+        where: Path,
+    ) -> None:
+        self.arrays = arrays
+        self._starts_N = starts_N
+        self._lengths_N = lengths_N
+        self._where = where
+
+    def bounds(self, positions_Q: Positions) -> tuple[Positions, Positions]:
+        """Return first row and number of rows of units.
+
+        Raises:
+            CorruptCache: a unit's rows lie outside its shard.
+        """
+        start_Q, length_Q = self._starts_N[positions_Q], self._lengths_N[positions_Q].astype(np.int64)
+        if len(start_Q) and self.arrays:
+            spec = self.arrays["values"].spec
+            shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
+            outside = start_Q.min() < 0 or length_Q.min() < 0
+            if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
+                raise CorruptCache(
+                    "A unit's rows lie outside its shard.",
+                    where=str(self._where),
+                    next_command="advl cache repair CACHE",
+                )
+        return start_Q, length_Q
+
+    def lengths(self, positions_Q: Positions) -> npt.NDArray[np.int32]:
+        """Return how many rows units have, (Q,)."""
+        return self._lengths_N[positions_Q]
+
+    def collect(self, name: str, positions_Q: Positions) -> Rows:
+        """Return the rows of units one after another; of one unit a view where the array is not compressed."""
+        array = self._array(name)
+        parts = array.stretches(*self.bounds(positions_Q))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
+
+    def values(self, positions_Q: Positions) -> Rows:
+        """Return the features of units one after another, (M, D); stored int8 codes come as float16."""
+        values = self.collect("values", positions_Q)
+        return from_int8(values, self.collect("scales", positions_Q)) if "scales" in self.arrays else values
+
+    def padded(self, positions_Q: Positions, allocate: Allocate) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Return features zero-padded to the longest unit, (Q, M, D), written once into what `allocate` gives."""
+        array = self._array("values")
+        start_Q, length_Q = self.bounds(positions_Q)
+        longest = int(length_Q.max(initial=0))
+        is_coded = "scales" in self.arrays
+        dtype = np.dtype(np.float16) if is_coded else DTYPES[array.spec.dtype]
+        padded_QMD = allocate((len(positions_Q), longest, array.spec.shape[1]), dtype)
+        rows = array.stretches(start_Q, length_Q)
+        scales = self._array("scales").stretches(start_Q, length_Q) if is_coded else None
+        for number, (target_MD, rows_MD, length) in enumerate(zip(padded_QMD, rows, length_Q.tolist(), strict=True)):
+            target_MD[:length] = rows_MD if scales is None else from_int8(rows_MD, scales[number])
+            if length < longest:
+                target_MD[length:] = 0
+        return padded_QMD, self.lengths(positions_Q)
+
+    def _array(self, name: str) -> CacheArray:
+        if not self.arrays:
+            raise ConfigError(
+                "This cache holds no token features of this modality.",
+                where=str(self._where),
+                next_command="extract again with --image-tokens boxes or grid",
+            )
+        return self.arrays[name]
