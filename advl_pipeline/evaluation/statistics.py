@@ -2,7 +2,7 @@
 
 Shapes: S seeds, N test items, K shot sizes. `difference_SN[s, n]` is the score of one method minus the score of
 another on item n, both trained with seed s; scores lie in [0, 1]. Test items are the same for every seed (a crossed
-design), so seeds and items are resampled independently of each other.
+design), so seeds and items are resampled independently of each other. Items on one picture are resampled together.
 
 Everything the module returns is in *points* (percentage points of accuracy) unless its name says
 `relative_percent`; the two are never added, averaged or compared.
@@ -27,6 +27,8 @@ FloatArray = npt.NDArray[np.float64]
 EXACT_UP_TO = 14
 """Differences other than zero up to which a sign-flip test enumerates all sign patterns (16,384)."""
 
+_FEW_DISTINCT = 512
+_RESAMPLES_AT_ONCE = 250
 _GRAIN = 1e-6
 """Differences nearer than this are one value: item scores are stored as float32."""
 
@@ -75,6 +77,29 @@ class Effect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ItemGroups:
+    """Which items are not independent (`group_N`, such as questions on one picture), and their types (`stratum_N`).
+
+    Both are int64 and number groups and strata from 0 without gaps.
+    """
+
+    group_N: npt.NDArray[np.int64]
+    stratum_N: npt.NDArray[np.int64]
+
+
+def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int = 16) -> ItemGroups:
+    """Number groups and strata by name.
+
+    More than `max_strata` types, as VQA's 65, are not held fixed: most would be missing from a resample's pictures.
+    """
+    _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    _, stratum_N = np.unique(np.asarray(strata), return_inverse=True)
+    if stratum_N.max(initial=0) >= max_strata:
+        stratum_N = np.zeros_like(stratum_N)
+    return ItemGroups(group_N=group_N.astype(np.int64), stratum_N=stratum_N.astype(np.int64))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PairedComparison:
     """One method against another over the same seeds and the same items."""
 
@@ -85,7 +110,9 @@ class PairedComparison:
     seed_t: Significance | None
     seed_sign_flip: Significance
     item_test: Significance
-    """Sign-flip test over items of the difference averaged over seeds: these seeds are taken as given."""
+    """Sign-flip test over items of the difference averaged over seeds: these seeds are taken as given.
+
+    Items of one group are flipped together."""
     item_interval: Interval
     """Bootstrap over items alone: these seeds are taken as given."""
     joint_interval: Interval
@@ -182,6 +209,7 @@ def paired_bootstrap(
 def hierarchical_bootstrap(
     difference_SN: FloatArray,
     *,
+    groups: ItemGroups | None = None,
     level: float = 0.95,
     resamples: int = 4000,
     seed: int = 0,
@@ -189,10 +217,21 @@ def hierarchical_bootstrap(
 ) -> Interval:
     """Percentile bootstrap interval, in points, of the mean difference over resampled seeds and resampled items.
 
-    Items with the same differences in every seed are exchangeable, so their multiplicities are drawn together from
-    one multinomial: the cost follows the number of distinct columns, not the number of items. With S seeds the
-    share of the variance that seeds contribute is understated by (S - 1) / S, as in any bootstrap of S values;
-    the t interval over seeds (`summarise`) does not share this flaw, and a verdict asks for both.
+    Items of one group, such as the questions on one picture, are drawn together: they are not independent of one
+    another. With strata, each resample's means per stratum are weighted by the strata's true shares
+    (post-stratification), so that a resample does not gain by holding more questions of an easy type.
+
+    Groups with the same content are exchangeable, so their multiplicities are drawn together. With S seeds the share
+    of the variance that seeds contribute is understated by (S - 1) / S, as in any bootstrap of S values; the t
+    interval over seeds (`summarise`) does not share this flaw, and a verdict asks for both.
+
+    Args:
+        difference_SN: differences of item scores.
+        groups: which items belong together; None for items that are all apart.
+        level: of the interval.
+        resamples: number of resamples.
+        seed: of the resampling.
+        resample_seeds: whether seeds are resampled too.
 
     Raises:
         ValueError: there is no item or no seed.
@@ -200,10 +239,19 @@ def hierarchical_bootstrap(
     num_seeds, num_items = difference_SN.shape
     if num_seeds == 0 or num_items == 0:
         raise ValueError("a bootstrap needs at least one seed and one item")
-    columns_SU, counts_U = np.unique(np.round(difference_SN / _GRAIN), axis=1, return_counts=True)
+    content_GF, share_H = _group_content(difference_SN, groups)
+    distinct_UF, counts_U = np.unique(content_GF, axis=0, return_counts=True)
     random = np.random.default_rng(seed)
-    items_BU = random.multinomial(num_items, counts_U / num_items, size=resamples)
-    means_BS = items_BU @ (columns_SU * _GRAIN).T / num_items
+    draws = (
+        _draw_groups(counts_U, min(_RESAMPLES_AT_ONCE, resamples - start), random) @ distinct_UF
+        for start in range(0, resamples, _RESAMPLES_AT_ONCE)
+    )
+    content_BF = np.concatenate(list(draws)).reshape(resamples, 1 + num_seeds, len(share_H))
+    size_BH, sum_BSH = content_BF[:, 0], content_BF[:, 1:] * _GRAIN
+    # A stratum that a resample lacks is left out of it, and the shares of the others grow.
+    weight_BH = share_H * (size_BH > 0)
+    weight_BH /= weight_BH.sum(axis=1, keepdims=True)
+    means_BS = np.einsum("bsh,bh->bs", sum_BSH, weight_BH / np.maximum(size_BH, 1))
     if resample_seeds:
         weights_BS = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
         means_B = (means_BS * weights_BS).sum(axis=1) / num_seeds
@@ -211,6 +259,34 @@ def hierarchical_bootstrap(
         means_B = means_BS.mean(axis=1)
     low, high = np.quantile(100.0 * means_B, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(low=float(low), high=float(high), level=level)
+
+
+def _group_content(difference_SN: FloatArray, groups: ItemGroups | None) -> tuple[FloatArray, FloatArray]:
+    """Return (G, (1 + S) * H): items of each group per stratum, then sums of differences; and the strata's shares."""
+    num_items = difference_SN.shape[1]
+    group_N = np.arange(num_items) if groups is None else groups.group_N
+    stratum_N = np.zeros(num_items, dtype=np.int64) if groups is None else groups.stratum_N
+    num_groups, num_strata = int(group_N.max()) + 1, int(stratum_N.max()) + 1
+    rows_SN = np.vstack([np.ones(num_items), np.round(difference_SN / _GRAIN)])
+    cell_N = group_N * num_strata + stratum_N
+    summed = [np.bincount(cell_N, weights=row, minlength=num_groups * num_strata) for row in rows_SN]
+    content_GRH = np.stack(summed).reshape(len(summed), num_groups, num_strata).transpose(1, 0, 2)
+    content_GF: FloatArray = content_GRH.reshape(num_groups, -1).astype(np.float64)
+    share_H: FloatArray = np.bincount(stratum_N, minlength=num_strata) / num_items
+    return content_GF, share_H
+
+
+def _draw_groups(counts_U: npt.NDArray[np.int64], resamples: int, random: np.random.Generator) -> FloatArray:
+    """Draw as many groups as there are, with replacement; return (B, U) how often each distinct one came."""
+    num_groups = int(counts_U.sum())
+    if len(counts_U) <= _FEW_DISTINCT:
+        few_BU: FloatArray = random.multinomial(num_groups, counts_U / num_groups, size=resamples).astype(np.float64)
+        return few_BU
+    place_G = np.repeat(np.arange(len(counts_U)), counts_U)
+    drawn_BG = place_G[random.integers(num_groups, size=(resamples, num_groups))]
+    cells = drawn_BG + len(counts_U) * np.arange(resamples)[:, None]
+    many_BU = np.bincount(cells.ravel(), minlength=resamples * len(counts_U))
+    return many_BU.reshape(resamples, len(counts_U)).astype(np.float64)
 
 
 def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
@@ -240,9 +316,23 @@ def slope_per_doubling(shots_K: Sequence[float], gain_SK: FloatArray) -> FloatAr
 
 
 def compare(
-    treated_SN: FloatArray, baseline_SN: FloatArray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    treated_SN: FloatArray,
+    baseline_SN: FloatArray,
+    *,
+    groups: ItemGroups | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> PairedComparison:
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
+
+    Args:
+        treated_SN: item scores of the one.
+        baseline_SN: item scores of the other.
+        groups: which items belong together; None for items that are all apart.
+        level: of the intervals.
+        resamples: of the bootstraps.
+        seed: of the resampling.
 
     Raises:
         ValueError: the two were not scored on the same seeds and items.
@@ -258,11 +348,20 @@ def compare(
         seed_spread=summarise(per_seed, level=level),
         seed_t=paired_t_test(per_seed),
         seed_sign_flip=sign_flip_test(per_seed_S, seed=seed),
-        item_test=sign_flip_test(difference_SN.mean(axis=0), seed=seed),
+        item_test=sign_flip_test(_sum_by_group(difference_SN.mean(axis=0), groups), seed=seed),
         item_interval=hierarchical_bootstrap(
-            difference_SN, level=level, resamples=resamples, seed=seed, resample_seeds=False
+            difference_SN, groups=groups, level=level, resamples=resamples, seed=seed, resample_seeds=False
         ),
-        joint_interval=hierarchical_bootstrap(difference_SN, level=level, resamples=resamples, seed=seed),
+        joint_interval=hierarchical_bootstrap(
+            difference_SN, groups=groups, level=level, resamples=resamples, seed=seed
+        ),
         num_seeds=difference_SN.shape[0],
         num_items=difference_SN.shape[1],
     )
+
+
+def _sum_by_group(difference_N: FloatArray, groups: ItemGroups | None) -> FloatArray:
+    if groups is None:
+        return difference_N
+    sums: FloatArray = np.bincount(groups.group_N, weights=difference_N).astype(np.float64)
+    return sums

@@ -200,6 +200,74 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
     )
 
 
+def text_share_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
+    """Accuracy where the text alone suffices and where it does not; None without a text-only student."""
+    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
+    shares = [
+        item
+        for item in result.text_shares
+        if (item.place.setting, item.place.metric, item.place.test_set) == (setting, metric, reference)
+    ]
+    if not shares:
+        return None
+    ends = [end for item in shares for end in (item.on_given.mean, item.on_rest.mean)]
+    ticks = nice_ticks(min(ends), max(ends))
+    identifier = f"textshare-{anchor(result, setting, metric)}"
+    panels = []
+    for number, shots in enumerate(dict.fromkeys(item.place.shots for item in shares)):
+        inside = [item for item in shares if item.place.shots == shots]
+        panels.append(
+            Panel(
+                heading=f"{wording.shots_text(shots)}: text alone {wording.percent(inside[0].share.mean)} % right",
+                svg=_dumbbells(
+                    [
+                        (item.method, item.on_rest.mean, item.on_given.mean, wording.percent(item.on_rest.mean))
+                        for item in inside
+                    ],
+                    look,
+                    ticks,
+                    identifier=f"{identifier}-{number}",
+                    title=f"Accuracy where the text alone fails and where it suffices, {wording.shots_text(shots)}",
+                ),
+            )
+        )
+    rows = tuple(
+        (
+            look[item.method].label,
+            shots_label(item.place.shots),
+            wording.spread(item.share),
+            wording.spread(item.on_given),
+            wording.spread(item.on_rest),
+            wording.signed(item.change.mean) if item.change else "",
+            wording.interval(item.change.interval) if item.change else "",
+        )
+        for item in shares
+    )
+    return Figure(
+        identifier=identifier,
+        title="What the texts alone give away",
+        caption=(
+            f"{wording.metric_name(metric)} on {reference}, split by what a text-only student of the same seed, "
+            f"trained on the same questions without pictures ({look[shares[0].text_only].label}), gets right: "
+            "accuracy on the items that it gets wrong (filled) and on those that it gets right (hollow). The number "
+            "is the former: only there can a picture have helped."
+        ),
+        panels=tuple(panels),
+        series=distinct(item.method for item in shares),
+        columns=(
+            "method",
+            "shots",
+            "text alone right, %",
+            "accuracy there",
+            "accuracy elsewhere",
+            "elsewhere minus the baseline's",
+            "95 % interval",
+        ),
+        rows=rows,
+        runs=_runs(result, setting, metric),
+    )
+
+
 def _dumbbells(
     items: Sequence[tuple[str, float, float, str]],
     look: Mapping[str, Look],

@@ -22,7 +22,14 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.examples import ExampleSet
 from advl_pipeline.reporting.figure import Figure, anchor
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
-from advl_pipeline.reporting.figures_rows import drop_figure, forest_axis, forest_row, mini_bar, vision_figure
+from advl_pipeline.reporting.figures_rows import (
+    drop_figure,
+    forest_axis,
+    forest_row,
+    mini_bar,
+    text_share_figure,
+    vision_figure,
+)
 from advl_pipeline.reporting.figures_training import calibration_figure, weight_figure
 from advl_pipeline.reporting.look import Look, looks
 from advl_pipeline.reporting.tables import wide_tables
@@ -170,7 +177,9 @@ def _sections(result: StudyResult, look: dict[str, Look]) -> list[Section]:
         "accuracy": [accuracy_figure(result, look, setting=s, metric=m) for s, m in pairs],
         "gain": [gain_figure(result, look, setting=s, metric=m) for s, m in pairs],
         "shift": [drop_figure(result, look, setting=s, metric=m) for s, m in pairs],
-        "vision": [vision_figure(result, look, setting=s, metric=m) for s, m in pairs],
+        "vision": [
+            draw(result, look, setting=s, metric=m) for s, m in pairs for draw in (vision_figure, text_share_figure)
+        ],
         "weights": [weight_figure(result, look, setting=setting.name) for setting in result.study.settings],
         "calibration": [calibration_figure(result, look, setting=s, metric=m) for s, m in pairs],
     }

@@ -20,8 +20,11 @@ from advl_pipeline.evaluation.statistics import (
     summarise,
 )
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.result import Contrast, Place, ShiftDrop, Standing, Trend, VisionUse
+from advl_pipeline.studies.result import Contrast, Place, ShiftDrop, Standing, TextShare, Trend, VisionUse
 from advl_pipeline.studies.scores import WITH_PICTURE, Series, Table, common_seeds
+
+_RIGHT = 0.5
+"""Score from which an item counts as answered rightly: VQA's scores lie between 0 and 1."""
 
 
 def standings(table: Table) -> tuple[Standing, ...]:
@@ -69,7 +72,7 @@ def _family(
                         baseline=baseline,
                         family=family,
                         seeds=seeds,
-                        comparison=compare(one.of(seeds), other.of(seeds)),
+                        comparison=compare(one.of(seeds), other.of(seeds), groups=one.groups),
                         seed_p_adjusted=None,
                         item_p_adjusted=None,
                         family_size=0,
@@ -199,6 +202,55 @@ def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
             )
         )
     return tuple(found)
+
+
+def text_shares(study: StudyConfig, table: Table) -> tuple[TextShare, ...]:
+    """Split every test set by what a text-only student gets right, and score every other method on both parts."""
+    blind = [name for name in study.methods if study.variant(name).training.get("hide_picture")]
+    found = []
+    for place in dict.fromkeys(place for place, _, _ in table):
+        for text_only in blind:
+            text = table.get((place, text_only, WITH_PICTURE))
+            for method in study.methods:
+                series = table.get((place, method, WITH_PICTURE))
+                if text is None or series is None or method in blind:
+                    continue
+                parts = _parts(text, series)
+                if not parts:
+                    continue
+                baseline = study.baseline_of(method)
+                other = table.get((place, baseline, WITH_PICTURE))
+                rest = {seed: on_rest for seed, (_, _, on_rest) in parts.items()}
+                base = {seed: on_rest for seed, (_, _, on_rest) in _parts(text, other).items()} if other else {}
+                change = _paired_change(rest, base) if baseline != method else ()
+                found.append(
+                    TextShare(
+                        place=place,
+                        text_only=text_only,
+                        method=method,
+                        seeds=tuple(parts),
+                        share=summarise([share for share, _, _ in parts.values()]),
+                        on_given=summarise([on_given for _, on_given, _ in parts.values()]),
+                        on_rest=summarise(list(rest.values())),
+                        baseline=baseline if change else None,
+                        change=summarise(change) if change else None,
+                    )
+                )
+    return tuple(found)
+
+
+def _parts(text: Series, series: Series) -> dict[int, tuple[float, float, float]]:
+    """Seed -> percent of items that the text alone gets right, and the accuracy on those and on the others."""
+    parts = {}
+    for seed in common_seeds(text, series):
+        (given_N,), (score_N,) = text.of([seed]) >= _RIGHT, series.of([seed])
+        if given_N.any() and not given_N.all():
+            parts[seed] = (
+                100.0 * float(given_N.mean()),
+                100.0 * float(score_N[given_N].mean()),
+                100.0 * float(score_N[~given_N].mean()),
+            )
+    return parts
 
 
 def _use(table: Table, place: Place, method: str, kind: str) -> dict[int, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
-from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, trends, vision_use
+from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, text_shares, trends, vision_use
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
@@ -61,6 +61,7 @@ def gather_study(folder: Path) -> StudyResult:
         trends=trends(plan.study, table),
         drops=shift_drops(plan.study, table),
         vision=vision_use(plan.study, table),
+        text_shares=text_shares(plan.study, table),
         costs=_costs(done, results),
         weights=_weights(done),
         calibrations=_calibrations(plan, sizes, evaluations),

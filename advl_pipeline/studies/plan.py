@@ -26,7 +26,7 @@ CELLS_FOLDER = "cells"
 ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
-_NOT_IN_IDENTITY = ("output", "cache", "data_root", "resume", "checkpoint_every", "init")
+_NOT_IN_IDENTITY = ("output", "cache", "data_root", "resume", "checkpoint_every", "tensorboard", "init")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

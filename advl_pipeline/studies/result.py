@@ -124,6 +124,26 @@ class VisionUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TextShare:
+    """How much of a test set its texts alone give away, and where a method is right.
+
+    `share` is the percentage of items that the text-only student of the same seed gets right; `on_given` and
+    `on_rest` are the method's accuracies on those items and on the others. `change` is `on_rest` minus the
+    baseline's.
+    """
+
+    place: Place
+    text_only: str
+    method: str
+    seeds: tuple[int, ...]
+    share: Spread
+    on_given: Spread
+    on_rest: Spread
+    baseline: str | None
+    change: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """What training a method costs, over the seeds of one shot size. Times in seconds, memory in bytes."""
 
@@ -189,6 +209,7 @@ class StudyResult:
     trends: tuple[Trend, ...]
     drops: tuple[ShiftDrop, ...]
     vision: tuple[VisionUse, ...]
+    text_shares: tuple[TextShare, ...]
     costs: tuple[Cost, ...]
     weights: tuple[WeightHistogram, ...]
     calibrations: tuple[Calibration, ...]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from advl_pipeline.array_archives import read_array_archive
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.statistics import ItemGroups, item_groups
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,6 +36,8 @@ class Evaluation:
     """Kind of spoilt picture -> metric -> item scores."""
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
+    groups: Mapping[str, ItemGroups]
+    """Metric -> which items show one picture, and their question types, where the evaluation wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +93,10 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
 
 
 def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Evaluation:
-    """Sort arrays by their names: item/METRIC, item_KIND/METRIC, each with its ids, and scores/TASK."""
+    """Sort arrays by their names: item/METRIC, item_KIND/METRIC, each with its ids, and scores/TASK.
+
+    pictures/METRIC and strata/METRIC tell which items belong together.
+    """
     ids: dict[str, tuple[str, ...]] = {}
     items: dict[str, FloatArray] = {}
     spoilt: dict[str, dict[str, FloatArray]] = {}
@@ -108,7 +114,12 @@ def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any
             spoilt.setdefault(group.removeprefix(f"{_ITEM}_"), {})[key] = array.astype(np.float64)
         elif group == _SCORES:
             scores[key] = array
-    return Evaluation(summary=summary, ids=ids, items=items, spoilt=spoilt, scores=scores)
+    groups = {
+        metric: item_groups(arrays[f"pictures/{metric}"].tolist(), arrays[f"strata/{metric}"].tolist())
+        for metric in items
+        if f"pictures/{metric}" in arrays
+    }
+    return Evaluation(summary=summary, ids=ids, items=items, spoilt=spoilt, scores=scores, groups=groups)
 
 
 def _ids(arrays: Mapping[str, npt.NDArray[Any]], name: str, array: npt.NDArray[Any]) -> tuple[str, ...]:

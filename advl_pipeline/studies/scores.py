@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.statistics import ItemGroups
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import Place
@@ -25,11 +26,15 @@ WITH_PICTURE = ""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """One method at one place: item scores of each finished seed, in the order of the seeds."""
+    """One method at one place: item scores of each finished seed, in the order of the seeds.
+
+    `groups` says which items show one picture; None where the evaluation did not write it.
+    """
 
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
     items_SN: FloatArray
+    groups: ItemGroups | None
 
     @property
     def percents(self) -> tuple[float, ...]:
@@ -64,6 +69,7 @@ def build_table(
     """
     rows: dict[tuple[Place, str, str], list[tuple[int, str, FloatArray]]] = {}
     orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]] = {}
+    groups: dict[tuple[str, str, str], ItemGroups | None] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:
             evaluation = evaluations.get((cell.cell_id, test_set))
@@ -77,7 +83,10 @@ def build_table(
                         why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
                         next_command=f"advl evaluate --run {cell.run} --on {test_set}",
                     )
-                order = _order(orders, (cell.setting, test_set, metric), evaluation.ids[metric], cell.run)
+                key = (cell.setting, test_set, metric)
+                order = _order(orders, key, evaluation.ids[metric], cell.run)
+                # The first run read gives the order of the items, and with it their groups.
+                groups.setdefault(key, evaluation.groups.get(metric))
                 place = Place(
                     setting=cell.setting,
                     metric=metric,
@@ -95,6 +104,7 @@ def build_table(
             seeds=tuple(seed for seed, _, _ in found),
             runs=tuple(f"cells/{cell_id}" for _, cell_id, _ in found),
             items_SN=np.stack([values for _, _, values in found]),
+            groups=groups[key[0].setting, key[0].test_set, key[0].metric],
         )
         for key, found in rows.items()
     }

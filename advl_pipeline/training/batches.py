@@ -108,12 +108,13 @@ def training_batches(
             waiting.append(parts(step))
             if source is not None:
                 source.announce([example for part in waiting[-1] for example in part])
-        yield [_collate(examples, dataset, student, source, labelled=labelled) for examples in waiting.popleft()]
+        yield [collate_batch(examples, dataset, student, source, labelled=labelled) for examples in waiting.popleft()]
 
 
-def _collate(
+def collate_batch(
     examples: list[Example], dataset: Dataset, student: Student, source: SignalSource | None, *, labelled: bool
 ) -> TrainingBatch:
+    """Return the batch of examples of one task; with `labelled`, with the teachers' confidences."""
     batch = student.collate(examples)
     signal = source.signal(examples, batch, with_confidence=labelled) if source else None
     return TrainingBatch(

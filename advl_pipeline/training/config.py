@@ -49,6 +49,8 @@ class FinetuneConfig:
     checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.")
     resume: bool = option(True, help="Continue an interrupted run in the output folder.")
 
+    tensorboard: bool = option(False, help="Also log for TensorBoard, into tensorboard/ of the run folder.")
+
     distill_weight: float = option(1.0, help="lambda: strength of the distillation terms beside the task loss.")
     distill_decay: Literal["none", "linear", "cosine"] = option(
         "none", help="Schedule of lambda over the finetune step, down to 0 at its end."

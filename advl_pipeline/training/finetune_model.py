@@ -33,12 +33,14 @@ Phase = Literal["adapt", "finetune"]
 class LossTerms:
     """Scalars to be added up, raw terms for the log, and the weights and words behind them.
 
-    `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached.
+    `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached. `confidence` is
+    the probability of the ground truth: "student", and of the teachers by modality.
     """
 
     weighted: dict[str, torch.Tensor] = field(default_factory=dict)
     raw: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    confidence: dict[str, torch.Tensor] = field(default_factory=dict)
     num_correct: torch.Tensor | None = None
 
     @property
@@ -107,7 +109,7 @@ class FinetuneModel(nn.Module):
             terms.weighted["contrast"] = contrast
             terms.raw["contrast"] = contrast.detach()
         if signal is not None:
-            output = self._encode(batch, need_relevance=self.distiller.needs_relevance)
+            output = self.encode(batch, need_relevance=self.distiller.needs_relevance)
             distilled = self.distiller.terms(
                 output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
             )
@@ -126,7 +128,7 @@ class FinetuneModel(nn.Module):
         strength: float,
         generator: torch.Generator | None,
     ) -> LossTerms:
-        output = self._encode(batch, need_relevance=signal is not None and self.distiller.needs_relevance)
+        output = self.encode(batch, need_relevance=signal is not None and self.distiller.needs_relevance)
         head = self.heads[head_name(task)]
         logits = shape_logits(head(output.pooled_NP), batch.num_candidates, targets.is_choice)
         loss = task_loss(logits, targets)
@@ -136,6 +138,7 @@ class FinetuneModel(nn.Module):
         if signal is None or strength == 0.0:
             return terms
         confidence_B = student_confidence(logits, targets)
+        terms.confidence = {"student": confidence_B, **signal.confidence}
         right_B = right_sequences(targets, batch.num_candidates).to(confidence_B.device)
         distilled = self.distiller.terms(
             output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
@@ -149,7 +152,8 @@ class FinetuneModel(nn.Module):
             terms.weights[name] = weights_B
         return terms
 
-    def _encode(self, batch: StudentBatch, *, need_relevance: bool) -> StudentOutput:
+    def encode(self, batch: StudentBatch, *, need_relevance: bool) -> StudentOutput:
+        """Run the student, without its picture where the run hides it."""
         return self.student.encode(batch, mask_visual=self.hide_picture, need_relevance=need_relevance)
 
     @staticmethod

@@ -200,13 +200,20 @@ def _summarise(collected: list[tuple[float, LossTerms]], num_examples: int) -> d
         if terms.num_correct is not None:
             record["correct"] = record.get("correct", 0.0) + float(terms.num_correct) / num_examples
     for name in collected[0][1].weights:
-        weights = torch.cat([terms.weights[name].float().cpu() for _, terms in collected])
-        top = max(1.0, float(weights.max()))
-        counts = torch.histc(weights, bins=HISTOGRAM_BINS, min=0.0, max=top)
-        record[f"weights/{name}"] = {
-            "mean": float(weights.mean()),
-            "max": float(weights.max()),
-            "bin_width": top / HISTOGRAM_BINS,
-            "counts": counts.long().tolist(),
-        }
+        record[f"weights/{name}"] = _histogram([terms.weights[name] for _, terms in collected])
+    for name in collected[0][1].confidence:
+        record[f"confidence/{name}"] = _histogram([terms.confidence[name] for _, terms in collected])
     return record
+
+
+def _histogram(values: list[torch.Tensor]) -> dict[str, Any]:
+    """Bins of equal width from 0 to the largest value, at least to 1."""
+    joined = torch.cat([value.float().cpu() for value in values])
+    top = max(1.0, float(joined.max()))
+    counts = torch.histc(joined, bins=HISTOGRAM_BINS, min=0.0, max=top)
+    return {
+        "mean": float(joined.mean()),
+        "max": float(joined.max()),
+        "bin_width": top / HISTOGRAM_BINS,
+        "counts": counts.long().tolist(),
+    }

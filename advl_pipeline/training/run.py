@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,12 @@ from advl_pipeline.training.heads import build_heads, save_heads
 from advl_pipeline.training.live_teacher import live_teacher
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, resolve_method
+from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.run_folder import RunFolder
+from advl_pipeline.training.selected_words import SELECTED_WORDS_FILE, selected_words, selects_words
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
+from advl_pipeline.training.tensorboard import require_tensorboard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +73,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder of another run. DatasetError, CorruptCache, WeightsUnavailable: as they say.
     """
     method = resolve_method(config)
+    if config.tensorboard:
+        require_tensorboard()
     folder = RunFolder(config.output)
     folder.open(config_to_dict(config), resume=config.resume)
     if (finished := folder.read_result()) is not None:
@@ -84,7 +89,11 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
         save_student(folder.path, model.student, origin=origin)
         save_heads(folder.path, model, inputs.dataset)
-        summary = _summary(config, model, inputs, timings, time.perf_counter() - began)
+        if source is not None and selects_words(model):
+            words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
+            folder.write_json(SELECTED_WORDS_FILE, words)
+        parts = _measure_parts(config, method, model, inputs, source, accelerator)
+        summary = _summary(config, model, inputs, timings, time.perf_counter() - began) | parts
         folder.write_json("result.json", summary)
         folder.checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -202,6 +211,8 @@ def _train(
     resumed_phase = checkpoint[1] if checkpoint else "adapt"
     first_step = done + (method.num_adapt_steps if resumed_phase == "finetune" else 0)
     folder.keep_metrics_before(first_step)
+    if config.tensorboard and accelerator.is_main_process:
+        folder.open_tensorboard(first_step=first_step)
     if checkpoint:
         restore(checkpoint[2], model, None)
     timings: dict[str, PhaseTiming] = {}
@@ -226,7 +237,36 @@ def _train(
                 checkpoint=checkpoint[2] if checkpoint and inside else None,
                 progress=bar.update,
             )
+    folder.close()
     return timings
+
+
+def _measure_parts(
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    model: FinetuneModel,
+    inputs: _Inputs,
+    source: SignalSource | None,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Return what is added to the summary: the cost of each part, or nothing for a very short run."""
+    repeats = num_repeats(config.num_steps)
+    if repeats == 0:
+        return {}
+    size = max(1, config.batch_size // (config.accumulate * accelerator.num_processes))
+    task = inputs.dataset[inputs.labelled[0]].task
+    examples = [inputs.dataset[position] for position in inputs.labelled[: 2 * size]]
+    with accelerator.autocast():
+        costs = measure_parts(
+            model,
+            inputs.dataset,
+            [example for example in examples if example.task == task][:size],
+            source,
+            device=accelerator.device,
+            repeats=repeats,
+            contrasts=method.num_adapt_steps > 0 and method.settings.adapt_objective == "contrastive",
+        )
+    return {"parts": asdict(costs)}
 
 
 def _batch_maker(

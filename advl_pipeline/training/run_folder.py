@@ -1,7 +1,8 @@
 """The run folder: everything that a finetuning run leaves behind, and what lets it resume.
 
-config.json · environment.json · caches.json · metrics.jsonl · checkpoint.safetensors (while it runs) ·
-model.safetensors and student.json · result.json (last) · evaluation/ (written by `advl evaluate`).
+config.json · environment.json · caches.json · metrics.jsonl · tensorboard/ (where asked for) ·
+checkpoint.safetensors (while it runs) · model.safetensors and student.json · selected_words.json (of methods that
+select words) · result.json (last) · evaluation/ (written by `advl evaluate`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLog
 
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
 
-# These say where a run reads and writes and how it is cut into pieces, not what it computes.
-_FREE_KEYS = frozenset({"output", "data_root", "resume", "checkpoint_every"})
+# These say where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.
+_FREE_KEYS = frozenset({"output", "data_root", "resume", "checkpoint_every", "tensorboard"})
 
 
 class RunFolder:
@@ -32,6 +34,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoint = path / "checkpoint.safetensors"
         self.result = path / "result.json"
+        self.tensorboard: TensorBoardLog | None = None
 
     def open(self, config: Mapping[str, Any], *, resume: bool) -> None:
         """Create the folder, or check that an existing one belongs to the same configuration.
@@ -86,10 +89,21 @@ class RunFolder:
                 kept.append(line + "\n")
         write_text(self.metrics, "".join(kept))
 
+    def open_tensorboard(self, *, first_step: int) -> None:
+        """Log for TensorBoard as well, from a step on."""
+        self.tensorboard = TensorBoardLog(self.path / TENSORBOARD_FOLDER, first_step=first_step)
+
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append records to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
+        if self.tensorboard is not None:
+            self.tensorboard.log(records)
+
+    def close(self) -> None:
+        """Finish the log for TensorBoard, where there is one."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
 
 def describe_environment() -> dict[str, Any]:

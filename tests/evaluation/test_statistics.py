@@ -124,6 +124,56 @@ def test_joint_bootstrap_equals_naive_resampling() -> None:
     )
 
 
+def test_grouped_bootstrap_equals_naive_resampling_of_pictures() -> None:
+    random = np.random.default_rng(5)
+    names = np.repeat([f"picture {index}" for index in range(40)], random.integers(1, 6, size=40))
+    strata = random.choice(["why", "what"], size=len(names), p=[0.3, 0.7])
+    difference_SN = (
+        random.choice([-1.0, 0.0, 1.0], size=(3, len(names)))
+        + np.repeat(random.normal(size=40), np.unique(names, return_counts=True)[1])
+        + (strata == "why") * 2.0
+    )
+    rows_of = {name: np.flatnonzero(names == name) for name in np.unique(names)}
+    share = {name: float(np.mean(strata == name)) for name in ("why", "what")}
+    draws = []
+    for _ in range(3000):
+        seeds = random.integers(3, size=3)
+        rows = np.concatenate([rows_of[name] for name in random.choice(list(rows_of), size=len(rows_of))])
+        means = {name: difference_SN[seeds][:, rows[strata[rows] == name]].mean() for name in share}
+        draws.append(100 * sum(share[name] * means[name] for name in share))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    groups = s.item_groups(names.tolist(), strata.tolist())
+    ours = s.hierarchical_bootstrap(difference_SN, groups=groups, resamples=3000)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.05 * (high - low))
+    assert ours.contains(100 * difference_SN.mean())
+
+
+def test_repeated_questions_on_a_picture_add_no_certainty() -> None:
+    random = np.random.default_rng(6)
+    pictures_SG = random.choice([-1.0, 0.0, 1.0], size=(1, 80), p=[0.2, 0.4, 0.4])
+    difference_SN = np.repeat(pictures_SG, 9, axis=1)
+    groups = s.item_groups([str(index) for index in np.repeat(np.arange(80), 9)], [""] * 720)
+    once, apart, together = (
+        s.compare(difference, np.zeros_like(difference), groups=grouped)
+        for difference, grouped in ((pictures_SG, None), (difference_SN, None), (difference_SN, groups))
+    )
+    assert together.item_test.p_value == once.item_test.p_value
+    ends = [(item.item_interval.low, item.item_interval.high) for item in (together, once)]
+    assert ends[0] == pytest.approx(ends[1])
+    width = once.item_interval.high - once.item_interval.low
+    assert apart.item_interval.high - apart.item_interval.low == pytest.approx(width / 3, rel=0.15)
+
+
+def test_shares_of_question_types_are_held_fixed_unless_there_are_too_many() -> None:
+    strata = ["easy", "hard"] * 50
+    difference_SN = np.array([[1.0, 0.0] * 50])
+    names = [str(index) for index in range(100)]
+    fixed = s.hierarchical_bootstrap(difference_SN, groups=s.item_groups(names, strata))
+    assert (fixed.low, fixed.high) == pytest.approx((50.0, 50.0))
+    free = s.hierarchical_bootstrap(difference_SN, groups=s.item_groups(names, strata, max_strata=1))
+    assert free.high - free.low > 10
+
+
 def test_item_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(17)
     covered = [
@@ -193,4 +243,8 @@ def test_a_benchmark_sized_comparison_is_quick() -> None:
     baseline = random.integers(0, 2, size=(5, 26_534)).astype(np.float64)
     result = s.compare(treated, baseline)
     assert result.num_items == 26_534
+    pictures = [str(number) for number in random.integers(9_929, size=26_534)]
+    types = [str(number) for number in random.integers(7, size=26_534)]
+    grouped = s.compare(treated, baseline, groups=s.item_groups(pictures, types))
+    assert grouped.joint_interval.contains(result.effect.points)
     assert result.joint_interval.contains(result.effect.points)

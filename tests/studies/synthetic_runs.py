@@ -105,6 +105,8 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
             found["q2ar"] = found["q2a"] * found["qa2r"]
         for metric, values in found.items():
             arrays[f"{prefix}/{metric}"], arrays[f"{prefix}_ids/{metric}"] = values, names
+            arrays[f"pictures/{metric}"] = np.array([f"picture {index // 3}" for index in range(NUM_ITEMS)])
+            arrays[f"strata/{metric}"] = np.array([("why", "what")[index % 2] for index in range(NUM_ITEMS)])
     folder = cell.run / "evaluation"
     np.savez_compressed(folder / f"{test_set}.npz", **arrays)
     metrics = {metric: 100 * float(values.mean()) for metric, values in items.items()}

@@ -1,0 +1,66 @@
+"""Which words a finished run distils, on a few of its training examples: for people to look at.
+
+Shapes: N sequences, W words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.signals import SignalSource
+
+SELECTED_WORDS_FILE = "selected_words.json"
+MAX_EXAMPLES = 24
+
+SelectedWords = dict[str, list[list[list[int]]]]
+"""Example id -> per candidate the [start, end) characters of each word that is distilled."""
+
+
+def selects_words(model: FinetuneModel) -> bool:
+    """Whether the run distils some words and not others."""
+    return bool(model.distiller.text) and model.distiller.settings.selection != "all"
+
+
+@torch.inference_mode()
+def selected_words(
+    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+) -> SelectedWords:
+    """Select words as the last training step would have, with dropout off.
+
+    Args:
+        model: as trained.
+        dataset: the training split.
+        positions: of the examples that were trained on; those with the smallest hash of their ids are taken.
+        source: of the teachers' signals.
+        device: that the model is on.
+    """
+    ids = dataset.example_ids
+    ranked = sorted(positions, key=lambda position: hashlib.blake2b(ids[position].encode()).digest())
+    found: SelectedWords = {}
+    was_training = model.training
+    model.eval()
+    for position in ranked[:MAX_EXAMPLES]:
+        example = dataset[position]
+        batch = collate_batch([example], dataset, model.student, source, labelled=False).to(device)
+        assert batch.signal is not None
+        output = model.encode(batch.student, need_relevance=model.distiller.needs_relevance)
+        every_N = torch.ones(batch.student.num_sequences, dtype=torch.bool, device=device)
+        generator = torch.Generator().manual_seed(position)
+        selected_NW = model.distiller.terms(
+            output, batch.student, batch.signal, every_N, generator=generator
+        ).selected_NW
+        if selected_NW is None:
+            continue
+        found[example.example_id] = [
+            [list(span) for span, kept in zip(word_spans(candidate.text), row, strict=False) if kept]
+            for candidate, row in zip(example.candidates, selected_NW.tolist(), strict=True)
+        ]
+    model.train(was_training)
+    return found

@@ -1,0 +1,146 @@
+"""What a run leaves besides its student: selected words, confidences, costs of the parts, the log for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.part_costs import num_repeats
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.selected_words import SELECTED_WORDS_FILE
+from advl_pipeline.training.tensorboard import TensorBoardLog
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", selection_rho=0.3, num_steps=2))
+    found = json.loads((tmp_path / "run" / SELECTED_WORDS_FILE).read_text(encoding="utf-8"))
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    assert set(found) == set(dataset.example_ids)
+    for index in range(len(dataset)):
+        example = dataset[index]
+        for candidate, spans in zip(example.candidates, found[example.example_id], strict=True):
+            words = [list(span) for span in word_spans(candidate.text)]
+            assert [span for span in words if span in spans] == spans
+            # A third of the words, rounded up; words that no token of the student stands for cannot be selected.
+            assert len(spans) <= -(-3 * len(words) // 10)
+            assert spans
+    for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
+        run_finetune(small_corpus.config(tmp_path / name, num_steps=2, **changes))
+        assert not (tmp_path / name / SELECTED_WORDS_FILE).exists()
+
+
+def test_confidences_behind_the_weights_are_logged(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", steps="one", num_steps=2))
+    for record in metrics(tmp_path / "run"):
+        for name in ("student", "vision", "text"):
+            histogram = record[f"confidence/{name}"]
+            assert sum(histogram["counts"]) == 4
+            assert 0 < histogram["mean"] <= histogram["max"] <= 1
+            assert histogram["bin_width"] == pytest.approx(0.05)
+
+
+def test_the_cost_of_each_part_is_measured_and_changes_nothing(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [num_repeats(steps) for steps in (6, 49, 50, 100, 1000)] == [0, 0, 1, 2, 5]
+    without = run_finetune(small_corpus.config(tmp_path / "without")).summary
+    assert "parts" not in without
+    monkeypatch.setattr("advl_pipeline.training.run.num_repeats", lambda num_steps: 1)
+    parts = run_finetune(small_corpus.config(tmp_path / "with")).summary["parts"]
+    assert set(parts["milliseconds"]) == {"reading", "student", "vision", "text", "contrast"}
+    assert all(value > 0 for value in parts["milliseconds"].values())
+    assert parts["num_examples"] == 4
+    # One picture's vector and its boxes' rows (1280 wide, two bytes) at least; four texts of 384 at least.
+    assert parts["bytes_per_example"]["efficientnet-lite0"] >= 2 * 1280
+    assert parts["bytes_per_example"]["minilm-l6"] >= 4 * 2 * 384
+    plain = run_finetune(small_corpus.config(tmp_path / "plain", method="plain", cache=())).summary["parts"]
+    assert (set(plain["milliseconds"]), plain["bytes_per_example"]) == ({"student"}, {})
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("without", "with"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_tensorboard_gets_what_the_json_lines_get(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", tensorboard=True))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    logged = metrics(tmp_path / "run")
+    for name in ("raw/text", "raw/task", "learning_rate", "lambda"):
+        expected = [(record["step"], record[name]) for record in logged if name in record]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+    weights = events.Histograms("weights/text")
+    assert [event.histogram_value.num for event in weights] == [4.0] * len(weights)
+
+
+def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) -> None:
+    for first, value in ((0, 1.0), (2, 7.0)):
+        log = TensorBoardLog(tmp_path, first_step=first)
+        log.log([{"step": step, "phase": "finetune", "raw/task": value} for step in range(first, first + 4)])
+        log.close()
+        time.sleep(1.1)  # Event files are named by the second.
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("raw/task")]
+    assert found == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
+
+
+def test_without_tensorboard_the_run_says_so_before_it_begins(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match="not installed") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", tensorboard=True))
+    assert "[tensorboard]" in refused.value.next_command
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_distilled_student_is_a_plain_student_at_inference(small_corpus: Any, tmp_path: Path) -> None:
+    """As many parameters, the same outputs from a student that never heard of a teacher, and no more time."""
+    for method in ("plain", "advl"):
+        cache = small_corpus.caches if method == "advl" else ()
+        run_finetune(small_corpus.config(tmp_path / method, method=method, cache=cache, num_steps=2))
+    stored = {method: load_file(tmp_path / method / "model.safetensors") for method in ("plain", "advl")}
+    assert {name: value.shape for name, value in stored["plain"].items()} == {
+        name: value.shape for name, value in stored["advl"].items()
+    }
+    finished = {method: load_run(tmp_path / method) for method in ("plain", "advl")}
+    sizes = [
+        sum(p.numel() for module in (run.student, run.heads) for p in module.parameters())
+        for run in finished.values()
+    ]
+    assert sizes[0] == sizes[1]
+
+    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    examples = [dataset[index] for index in range(len(dataset))]
+    fresh = build_student("scenes-small").eval()
+    fresh.load_state_dict(stored["advl"])
+    batch = fresh.collate(examples)
+    with torch.inference_mode():
+        expected = fresh.encode(batch).pooled_NP
+        assert torch.equal(finished["advl"].student.encode(batch).pooled_NP, expected)
+        seconds: dict[str, list[float]] = {"plain": [], "advl": []}
+        for _ in range(15):
+            for method, run in finished.items():
+                began = time.perf_counter()
+                run.student.encode(batch)
+                seconds[method].append(time.perf_counter() - began)
+    # The fastest of many passes: a busy machine slows both, and only ever slows.
+    assert min(seconds["advl"]) / min(seconds["plain"]) == pytest.approx(1.0, abs=0.5)
