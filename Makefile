@@ -10,8 +10,11 @@ SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 100 --num-compositional 40
 DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --output caches/demo
 
+# What `make study` runs, one after another; each resumes where it stopped, and finished runs are never run again.
+STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
+
 .DEFAULT_GOAL := help
-.PHONY: docs help install demo scenes-inputs vcr-lowshot test lint format types unit wheel bench chaos clean
+.PHONY: docs help install demo scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,6 +48,9 @@ vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes 
 		echo "VCR is not under $(SCENES_DATA)/vcr (README: datasets); running the same study on the VCR-format scenes"; \
 		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
 	fi
+
+study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others
+	@for name in $(STUDIES); do $(ADVL) study "$$name" && $(ADVL) report "runs/studies/$$name" || exit 1; done
 
 test: $(STAMP) lint types unit wheel ## Lint, types, tests, and the wheel from outside the tree
 

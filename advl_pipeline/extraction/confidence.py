@@ -155,15 +155,18 @@ def confidence_identity(
     """Return everything that changes a set's numbers, as plain JSON types; not the order of the examples."""
     examples = _examples_of(dataset, sorted(example_ids))
     truth = [[example.example_id, example.label, [list(pair) for pair in example.soft_label]] for example in examples]
+    tasks = {example.task for example in examples}
     identity: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "estimator": estimator,
         "view": view,
         "dataset": dataset.name,
         "split": dataset.split,
-        "tasks": sorted({example.task for example in examples}),
+        "tasks": sorted(tasks),
         "examples": hashlib.sha256("\n".join(sorted(example_ids)).encode()).hexdigest(),
         "truth": digest(truth),
+        # A label is a position: in another order or vocabulary it names another class.
+        "label_names": digest([list(dataset.label_names(task)) for task in dataset.tasks if task in tasks]),
         "caches": [cache.identity_digest for cache in caches],
     }
     if estimator != "zero-shot":

@@ -34,6 +34,7 @@ from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
+from advl_pipeline.extraction.journal import record_extraction
 from advl_pipeline.extraction.progress import Progress, Stage
 from advl_pipeline.extraction.sources import Source, open_sources
 from advl_pipeline.teachers.interface import Teacher
@@ -132,12 +133,15 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
         remove_work(root)
     complete = load_complete(root)
+    seconds = time.perf_counter() - begun
+    if encoded:
+        record_extraction(root, seconds=seconds, num_units=encoded, device=config.device)
     return ExtractResult(
         path=root,
         estimates=plan.estimates,
         free_bytes=plan.free_bytes,
         encoded_units=encoded,
-        seconds=time.perf_counter() - begun,
+        seconds=seconds,
         stage_seconds={str(stage): seconds for stage, seconds in stage_seconds.items()},
         quarantined=sum(map(len, complete.quarantined.values())),
         clipped=sum(complete.clipped.values()),

@@ -21,4 +21,4 @@ class ReportConfig:
     data_root: Path | None = option(
         None, help="Folder of the datasets, for examples [default: $ADVL_DATA or datasets/]."
     )
-    num_examples: int = option(6, help="Examples shown where the two students differ; 0 for none.")
+    num_examples: int = option(6, help="Examples shown of differing answers, and of selected words; 0 for none.")

@@ -1,8 +1,8 @@
 """Examples where two students of one seed answer differently: picture, candidates, both answers.
 
 They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
-chose them. Where a run stored `selected_words.json` (example id -> one list of [start, end) character spans per
-candidate), the words are marked.
+chose them. Training examples are shown with the words that the focus method distils, as its run stored them in
+`selected_words.json` (example id -> one list of [start, end) character spans per candidate).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownExample:
-    """One example of the page. `picture` is a data URI."""
+    """One example of the page. `picture` is a data URI; `focus_is_right` is None where no student answered."""
 
     example_id: str
     picture: str
@@ -73,7 +73,7 @@ class ShownExample:
     boxes: tuple[Box, ...]
     context: tuple[Piece, ...]
     choices: tuple[Choice, ...]
-    focus_is_right: bool
+    focus_is_right: bool | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +88,46 @@ class ExampleSet:
     num_both_wrong: int
     examples: tuple[ShownExample, ...]
     missing: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordSet:
+    """Training examples of one setting with the words that a run distils, and why there are none if so."""
+
+    setting: str
+    where: str
+    run: str
+    examples: tuple[ShownExample, ...]
+    missing: str
+
+
+def collect_words(result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int) -> WordSet | None:
+    """Render training examples of the smallest size and first seed; None when the focus method selects no words."""
+    done = [cell for cell in _finished(result, setting) if cell.method == result.study.focus]
+    files = [(cell, result.folder / cell.run / SELECTED_WORDS_FILE) for cell in done]
+    cell, path = next(((cell, path) for cell, path in files if path.exists()), (None, None))
+    if cell is None or path is None or limit == 0:
+        return None
+    selected: dict[str, list[list[list[int]]]] = read_json(path)
+    config = read_json(result.folder / cell.run / "config.json")
+    examples: tuple[ShownExample, ...] = ()
+    missing = ""
+    try:
+        dataset = _open(config, config["dataset"], config["split"], tuple(config["task"]), data_root)
+        found = [_find(dataset, name, "") for name in list(selected)[:limit]]
+        examples = tuple(
+            _render(example, _truth_name(dataset, example), None, None, selected[example.example_id])
+            for example in found
+        )
+    except AdvlError as error:
+        missing = error.what + (f" ({error.where})" if error.where else "")
+    return WordSet(
+        setting=setting.name,
+        where=f"{config['split']}, {wording.shots_text(cell.shots)}, seed {cell.seed}",
+        run=cell.run,
+        examples=examples,
+        missing=missing,
+    )
 
 
 def collect_examples(
@@ -116,15 +156,18 @@ def collect_examples(
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
-        dataset = _open(setting, task, test_set, data_root)
-        selected = _selected_words(result.folder / focus_cell.run)
+        name, _, split = test_set.rpartition("/")
+        runs = [result.folder / cell.run for cell in pair]
+        config = read_json(runs[1] / "config.json")
+        dataset = _open(config, name or setting.dataset, split, (task,), data_root)
+        classes = [_answers_of(run, task) if _is_classified(dataset, task) else () for run in runs]
         examples = tuple(
             _render(
-                _find(dataset, ids[row], task),
-                _class_names(dataset, task),
-                int(chosen_baseline[row]),
-                int(chosen_focus[row]),
-                selected,
+                example := _find(dataset, ids[row], task),
+                _truth_name(dataset, example),
+                _answer(int(chosen_baseline[row]), classes[0]),
+                _answer(int(chosen_focus[row]), classes[1]),
+                [],
                 focus_is_right=bool(focus_right[row] > baseline_right[row]),
             )
             for row in shown
@@ -145,8 +188,7 @@ def collect_examples(
 
 def _pair(result: StudyResult, setting: Setting) -> tuple[CellRecord, CellRecord] | None:
     """Baseline and focus run of the smallest size and the first seed that finished both."""
-    done = [cell for cell in result.cells if cell.setting == setting.name and cell.state == "finished"]
-    done.sort(key=lambda cell: (cell.shots is None, cell.shots or 0, cell.seed))
+    done = _finished(result, setting)
     for focus in done:
         if focus.method != result.study.focus:
             continue
@@ -154,6 +196,12 @@ def _pair(result: StudyResult, setting: Setting) -> tuple[CellRecord, CellRecord
             if (other.method, other.shots, other.seed) == (result.study.baseline, focus.shots, focus.seed):
                 return other, focus
     return None
+
+
+def _finished(result: StudyResult, setting: Setting) -> list[CellRecord]:
+    """Finished cells, the smallest size and the first seed first."""
+    done = [cell for cell in result.cells if cell.setting == setting.name and cell.state == "finished"]
+    return sorted(done, key=lambda cell: (cell.shots is None, cell.shots or 0, cell.seed))
 
 
 def _order(baseline: Evaluation, focus: Evaluation, metric: str) -> list[int]:
@@ -171,45 +219,68 @@ def _draw(rows: np.ndarray, ids: Sequence[str], number: int) -> list[int]:
     return ranked[:number]
 
 
-def _open(setting: Setting, task: str, test_set: str, data_root: Path | None) -> Dataset:
-    dataset, _, split = test_set.rpartition("/")
-    return open_dataset(dataset or setting.dataset, split=split, data_root=data_root, tasks=(task,))
+def _open(
+    config: Mapping[str, Any], name: str, split: str, tasks: tuple[str, ...], data_root: Path | None
+) -> Dataset:
+    """Open a split as the run read its own: the same wording, order of classes and answer list."""
+    answers = config.get("answers")
+    return open_dataset(
+        name,
+        split=split,
+        data_root=data_root,
+        tasks=tasks,
+        text_style=config.get("text_style"),
+        label_order=config.get("label_order", "uniter"),
+        answers=Path(answers) if answers else None,
+        on_error=config.get("on_error", "fail"),
+    )
 
 
-def _class_names(dataset: Dataset, task: str) -> tuple[str, ...]:
-    known = next(name for name in dataset.tasks if name == task)
-    return dataset.label_names(known)
+def _is_classified(dataset: Dataset, task: str) -> bool:
+    return any(dataset.label_names(name) for name in dataset.tasks if name == task)
+
+
+def _answers_of(run: Path, task: str) -> tuple[str, ...]:
+    """Class names of a run's own head: its answers mean what they meant in training."""
+    names: list[str] = read_json(run / "heads.json")[task]["label_names"]
+    return tuple(names)
+
+
+def _answer(choice: int, classes: tuple[str, ...]) -> int | str:
+    """Return what a student answered: a class by name, or a candidate by position."""
+    return classes[choice] if classes else choice
+
+
+def _truth_name(dataset: Dataset, example: Example) -> int | str | None:
+    """Return the right answer: a class by name, or a candidate by position; None where it is not known."""
+    names, best = dataset.label_names(example.task), _best(example)
+    return names[best] if names and best is not None else best
 
 
 def _find(dataset: Dataset, item_id: str, task: str) -> Example:
-    """Return an example by the id of its question."""
+    """Return an example by its id or by the id of its question."""
+    ids = list(dataset.example_ids)
     for name in (item_id, f"{item_id}:{task}"):
-        if name in dataset.example_ids:
-            return dataset[list(dataset.example_ids).index(name)]
+        if name in ids:
+            return dataset[ids.index(name)]
     raise DatasetError("The dataset has no such item any more.", where=item_id)
-
-
-def _selected_words(run: Path) -> Mapping[str, list[list[list[int]]]]:
-    path = run / SELECTED_WORDS_FILE
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
-    return found
 
 
 def _render(
     example: Example,
-    class_names: tuple[str, ...],
-    by_baseline: int,
-    by_focus: int,
-    selected: Mapping[str, list[list[list[int]]]],
+    truth: int | str | None,
+    by_baseline: int | str | None,
+    by_focus: int | str | None,
+    spans: Sequence[Sequence[Sequence[int]]],
     *,
-    focus_is_right: bool,
+    focus_is_right: bool | None = None,
 ) -> ShownExample:
-    spans = selected.get(example.example_id, [])
     picture, width, height = _picture(example.image.path)
     first = example.candidates[0]
-    if class_names:
-        shown = dict.fromkeys([index for index in (_best(example), by_baseline, by_focus) if index is not None])
-        texts = [(index, _pieces(class_names[index], 0, len(class_names[index]), [])) for index in shown]
+    texts: list[tuple[int | str, tuple[Piece, ...]]]
+    if len(example.candidates) == 1:
+        names = dict.fromkeys(name for name in (truth, by_baseline, by_focus) if name is not None)
+        texts = [(name, (Piece(text=str(name), selected=False),)) for name in names]
         context = _pieces(first.text, 0, len(first.text), spans[0] if spans else [])
     else:
         texts = [
@@ -225,13 +296,8 @@ def _render(
         boxes=_boxes(example.image, {tag.box for c in example.candidates for tag in c.tags}, width),
         context=context,
         choices=tuple(
-            Choice(
-                pieces=pieces,
-                right=index == _best(example),
-                by_baseline=index == by_baseline,
-                by_focus=index == by_focus,
-            )
-            for index, pieces in texts
+            Choice(pieces=pieces, right=name == truth, by_baseline=name == by_baseline, by_focus=name == by_focus)
+            for name, pieces in texts
         ),
         focus_is_right=focus_is_right,
     )

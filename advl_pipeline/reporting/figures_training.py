@@ -22,14 +22,14 @@ def weight_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
         return None
     panels = tuple(
         Panel(
-            heading=f"{item.modality}, {wording.shots_text(item.shots)}",
+            heading=f"{_what(item)}, {wording.shots_text(item.shots)}",
             svg=_histogram(item, look[item.method], identifier=f"weights-{anchor(result, setting)}-{number}"),
         )
         for number, item in enumerate(histograms)
     )
     rows = tuple(
         (
-            item.modality,
+            _what(item),
             shots_label(item.shots),
             f"{item.mean:.2f}",
             f"{100 * item.shares[-1]:.0f} %",
@@ -46,16 +46,28 @@ def weight_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
         identifier=f"weights-{anchor(result, setting)}",
         title="How much each instance is distilled",
         caption=(
-            "Confidence weights given in the finetune step, pooled over seeds and logged steps. With the default "
-            "ratio, a weight above 1 means that the teacher was surer of the right answer than the student. If "
-            "nearly all lie at one value, weighting does nothing."
+            "Confidence weights w given in the finetune step, and the probabilities of the right answer behind them, "
+            "of the student (c_S) and of the teachers' cross-fitted probes (c_T), pooled over seeds and steps. With "
+            "the default ratio c_T / c_S, a weight above 1 means that the teacher was surer of the right answer than "
+            "the student. If nearly all lie at one value, weighting does nothing; if c_T lies at chance, it follows "
+            "the student alone."
         ),
         panels=panels,
         series=(result.study.focus,),
-        columns=("pathway", "shots", "mean weight", "share in the top bin", "weights"),
+        columns=("quantity", "shots", "mean", "share in the top bin", "count"),
         rows=rows,
         runs=distinct(runs),
     )
+
+
+def _what(item: WeightHistogram) -> str:
+    if item.quantity == "weight":
+        return f"w, {item.modality}"
+    return "c_S, student" if item.modality == "student" else f"c_T, {item.modality}"
+
+
+def _axis(item: WeightHistogram) -> str:
+    return "confidence weight" if item.quantity == "weight" else "probability of the right answer"
 
 
 def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
@@ -64,9 +76,9 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
         width=_WIDTH,
         height=_HEIGHT,
         identifier=identifier,
-        title=f"Confidence weights of the {item.modality} pathway at {wording.shots_text(item.shots)}",
+        title=f"Distribution of {_what(item)} at {wording.shots_text(item.shots)}",
         description=(
-            f"{item.count} weights between 0 and {item.edges[-1]:.2g} with mean {item.mean:.2f}; "
+            f"{item.count} values between 0 and {item.edges[-1]:.2g} with mean {item.mean:.2f}; "
             f"{100 * item.shares[-1]:.0f} % lie in the top bin."
         ),
     )
@@ -83,7 +95,7 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
     canvas.line(x(item.mean), _TOP, x(item.mean), y(0), "mean")
     side, anchor_at = (5, "start") if item.mean < 0.7 * item.edges[-1] else (-5, "end")
     canvas.text(x(item.mean) + side, _TOP + 6, f"mean {item.mean:.2f}", "value", anchor=anchor_at)
-    canvas.text(_WIDTH / 2 + _LEFT / 2, _HEIGHT - 4, "confidence weight", "axis", anchor="middle")
+    canvas.text(_WIDTH / 2 + _LEFT / 2, _HEIGHT - 4, _axis(item), "axis", anchor="middle")
     return canvas.render()
 
 

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.examples import ExampleSet
+from advl_pipeline.reporting.examples import ExampleSet, WordSet
 from advl_pipeline.reporting.figure import Figure, anchor
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
 from advl_pipeline.reporting.figures_rows import (
@@ -38,6 +38,15 @@ from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import StudyResult
 
 _OUTCOME_CLASS = {SUPPORTED: "supported", NOT_SUPPORTED: "failed", UNDECIDED: "undecided"}
+
+
+PART_NAMES = {
+    "student": "student and task",
+    "vision": "vision pathway",
+    "text": "language pathway",
+    "contrast": "contrast (adapt step)",
+    "reading": "reading features (behind)",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +80,7 @@ class Section:
     figures: tuple[Figure, ...]
 
 
-def render_page(result: StudyResult, examples: Sequence[ExampleSet]) -> str:
+def render_page(result: StudyResult, examples: Sequence[ExampleSet], words: Sequence[WordSet]) -> str:
     """Render the report of a study as one HTML document."""
     look = looks(result.study)
     verdicts = judge_claims(result)
@@ -102,6 +111,8 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet]) -> str:
         bars=_bars(result),
         sections=_sections(result, look),
         examples=examples,
+        words=words,
+        parts=PART_NAMES,
         cost_share=_cost_shares(result),
         caches=[_pretty(dataclasses.asdict(cache)) for cache in result.caches],
         environments=[_pretty(dict(item)) for item in result.environments],

@@ -51,11 +51,17 @@ def _render(result: StudyResult, config: ReportConfig) -> str:
         return as_latex(result)
     if config.to == "md":
         return as_markdown(result)
-    from advl_pipeline.reporting.examples import collect_examples
+    from advl_pipeline.reporting.examples import collect_examples, collect_words
     from advl_pipeline.reporting.page import render_page
 
     examples = [
         collect_examples(result, setting, data_root=config.data_root, limit=config.num_examples)
         for setting in result.study.settings
     ]
-    return render_page(result, [item for item in examples if item is not None])
+    words = [
+        collect_words(result, setting, data_root=config.data_root, limit=config.num_examples)
+        for setting in result.study.settings
+    ]
+    return render_page(
+        result, [item for item in examples if item is not None], [item for item in words if item is not None]
+    )

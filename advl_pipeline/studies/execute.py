@@ -20,7 +20,7 @@ CellExecutor = Callable[[Cell, StudyConfig], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
 
 CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
-"""Makes sure that a cache exists. Returns the seconds that extracting took, None when nothing was left to extract."""
+"""Makes sure that a cache exists. Returns the seconds that extracting took, now or earlier, None if unknown."""
 
 
 DatasetDigester = Callable[[str, str, Path | None], str]
@@ -51,6 +51,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
 def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
     """Extract a cache; several processes that need the same one share its shards."""
     from advl_pipeline.extraction.config import ExtractConfig
+    from advl_pipeline.extraction.journal import extraction_seconds
     from advl_pipeline.extraction.run import run_extract
 
     values: Mapping[str, Any] = {
@@ -60,8 +61,8 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
         "output": need.path,
         "data_root": data_root,
     }
-    result = run_extract(build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]"))
-    return result.seconds if result.encoded_units else None
+    run_extract(build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]"))
+    return extraction_seconds(need.path)
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 """The study folder: study.json (the study as it was resolved), cells/ID/ (one run folder per cell), and extraction/
-(the time that each cache took which this study had to extract).
+(the time that each cache took, whoever extracted it).
 
 A folder copied from another machine gathers there: nothing in it refers to a path outside.
 """
@@ -54,7 +54,7 @@ def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:
 
 
 def read_extraction_seconds(folder: Path, cache: Path) -> float | None:
-    """Return how long a cache took, or None when this study found it complete."""
+    """Return how long a cache took, or None where nobody noted it."""
     path = _extraction_file(folder, cache)
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else None
 

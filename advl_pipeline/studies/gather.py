@@ -28,7 +28,7 @@ from advl_pipeline.studies.result import (
     StudyResult,
     WeightHistogram,
 )
-from advl_pipeline.studies.run_folder import Evaluation, WeightBins, read_json, read_weights
+from advl_pipeline.studies.run_folder import Evaluation, Quantity, WeightBins, read_json, read_weights
 from advl_pipeline.studies.scores import build_table, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -62,7 +62,7 @@ def gather_study(folder: Path) -> StudyResult:
         drops=shift_drops(plan.study, table),
         vision=vision_use(plan.study, table),
         text_shares=text_shares(plan.study, table),
-        costs=_costs(done, results),
+        costs=_costs(done, results, evaluations),
         weights=_weights(done),
         calibrations=_calibrations(plan, sizes, evaluations),
         caches=_caches(folder, done),
@@ -124,10 +124,21 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, int | None], list[Cel
     return groups
 
 
-def _costs(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> tuple[Cost, ...]:
+def _costs(
+    cells: Sequence[Cell],
+    results: Mapping[str, Mapping[str, Any]],
+    evaluations: Mapping[tuple[str, str], Evaluation],
+) -> tuple[Cost, ...]:
     found = []
     for (setting, method, shots), group in _groups(cells).items():
         runs = [results[cell.cell_id] for cell in group]
+        parts = [run["parts"] for run in runs if "parts" in run]
+        per_item = [
+            float(evaluation.summary["milliseconds_per_item"])
+            for cell in group
+            for name in cell.test_sets
+            if (evaluation := evaluations.get((cell.cell_id, name))) and "milliseconds_per_item" in evaluation.summary
+        ]
         found.append(
             Cost(
                 setting=setting,
@@ -140,23 +151,32 @@ def _costs(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> t
                 peak_memory_bytes=max(int(run["peak_memory_bytes"]) for run in runs),
                 student_parameters=int(runs[0]["student_parameters"]),
                 training_only_parameters=int(runs[0]["training_only_parameters"]),
+                milliseconds_per_item=float(np.mean(per_item)) if per_item else None,
+                part_milliseconds=_means([part["milliseconds"] for part in parts]),
+                bytes_per_example=_means([part["bytes_per_example"] for part in parts]),
             )
         )
     return tuple(found)
 
 
+def _means(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each entry over the tables, whose keys are the same."""
+    return {key: float(np.mean([table[key] for table in tables])) for key in (tables[0] if tables else ())}
+
+
 def _weights(cells: Sequence[Cell]) -> tuple[WeightHistogram, ...]:
     found = []
     for (setting, method, shots), group in _groups(cells).items():
-        pooled: dict[str, list[WeightBins]] = {}
+        pooled: dict[tuple[Quantity, str], list[WeightBins]] = {}
         for cell in group:
-            for modality, bins in read_weights(cell.run).items():
-                pooled.setdefault(modality, []).extend(bins)
-        for modality, bins in pooled.items():
+            for key, bins in read_weights(cell.run).items():
+                pooled.setdefault(key, []).extend(bins)
+        for (quantity, modality), bins in sorted(pooled.items(), reverse=True):
             edges, shares, mean, count = pool_histograms(bins)
             if count:
                 found.append(
                     WeightHistogram(
+                        quantity=quantity,
                         setting=setting,
                         method=method,
                         shots=shots,

@@ -157,11 +157,22 @@ class Cost:
     peak_memory_bytes: int
     student_parameters: int
     training_only_parameters: int
+    milliseconds_per_item: float | None
+    """Inference, mean over test sets; None where it was not measured."""
+    part_milliseconds: Mapping[str, float]
+    """Part of a training step -> ms of a micro-batch; empty for very short runs."""
+    bytes_per_example: Mapping[str, float]
+    """Teacher -> bytes of features read for one example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightHistogram:
-    """Confidence weights given during finetuning, pooled over seeds; shares of the bins sum to 1."""
+    """Confidence weights of the finetune step, or the confidences behind them, pooled over seeds.
+
+    `quantity` says which; `modality` is the pathway or probe, or "student". Shares of the bins sum to 1.
+    """
+
+    quantity: Literal["weight", "confidence"]
 
     setting: str
     method: str
@@ -186,7 +197,7 @@ class Calibration:
 class CacheRecord:
     """A teacher cache that runs of the study read: its identity, and what is known of its making.
 
-    `seconds` is None when the study found the cache complete; `num_bytes` is None where the cache no longer lies.
+    `seconds` is None where nobody noted how long it took; `num_bytes` is None where the cache no longer lies.
     """
 
     path: str

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from advl_pipeline.evaluation.statistics import ItemGroups, item_groups
 
 FloatArray = npt.NDArray[np.float64]
 
+Quantity = Literal["weight", "confidence"]
+
+_QUANTITIES: Mapping[str, Quantity] = {"weights": "weight", "confidence": "confidence"}
 _ITEM = "item"
 _SCORES = "scores"
 
@@ -130,13 +133,16 @@ def _ids(arrays: Mapping[str, npt.NDArray[Any]], name: str, array: npt.NDArray[A
     return ids
 
 
-def read_weights(run: Path) -> dict[str, list[WeightBins]]:
-    """Return the histograms of confidence weights of the finetune step: modality -> one per logged step.
+def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:
+    """Return the histograms of confidence weights, and of confidences, of the finetune step.
+
+    Returns:
+        (quantity, modality) -> one per logged step.
 
     Raises:
         ConfigError: metrics.jsonl is damaged.
     """
-    found: dict[str, list[WeightBins]] = {}
+    found: dict[tuple[Quantity, str], list[WeightBins]] = {}
     path = run / "metrics.jsonl"
     if not path.exists():
         return found
@@ -148,7 +154,8 @@ def read_weights(run: Path) -> dict[str, list[WeightBins]]:
         if record.get("phase") != "finetune":
             continue
         for key, value in record.items():
-            if key.startswith("weights/"):
+            group, _, modality = key.partition("/")
+            if group in _QUANTITIES:
                 bins = WeightBins(bin_width=float(value["bin_width"]), counts=tuple(value["counts"]))
-                found.setdefault(key.removeprefix("weights/"), []).append(bins)
+                found.setdefault((_QUANTITIES[group], modality), []).append(bins)
     return found

@@ -302,7 +302,10 @@ def test_identity_names_what_changes_the_numbers() -> None:
     }
     base = confidence_identity(**usual)
     assert confidence_identity(**{**usual, "example_ids": dataset.example_ids[::-1]}) == base
+    renamed = FakeDataset(20)
+    renamed.label_names = lambda task: ("other", "names")  # type: ignore[method-assign]
     changes: list[dict[str, Any]] = [
+        {"dataset": renamed},
         {"example_ids": dataset.example_ids[1:]},
         {"folds": 4},
         {"seed": 1},

@@ -48,7 +48,8 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     """A study on drawn VCR items, with examples and selected words; returns it and the data root."""
     folder = tmp_path_factory.mktemp("vcr")
     write_vcr(folder / "data", num_items=synthetic_runs.NUM_ITEMS, hostile="<b>&")
-    result = make_study(folder, num_seeds=5, dataset='"vcr"', test_sets='["val", "test-shift"]')
+    extra = "[training]\nsplit = 'val'\n"
+    result = make_study(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
     cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(synthetic_runs.NUM_ITEMS)}
     (result.folder / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
@@ -122,7 +123,7 @@ def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[Study
 def test_sections_come_in_order_with_verdicts_first(page: Element) -> None:
     headings = [section.attributes["id"] for section in page.find("main")[0].find("section")]
     assert headings == [
-        "verdicts", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples", "cost",
+        "verdicts", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples", "words", "cost",
         "repeat",
     ]  # fmt: skip
 
@@ -180,8 +181,8 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
     assert {tuple(row[:4]) for row in rows} == expected
 
 
-def test_examples_show_both_answers_and_the_selected_words(page: Element) -> None:
-    examples = page.find("article", class_="example")
+def test_examples_show_both_answers(page: Element) -> None:
+    examples = page.find("section", id="examples")[0].find("article", class_="example")
     assert len(examples) == 6
     assert sum("won" in item.attributes["class"].split() for item in examples) == 3
     for example in examples:
@@ -191,8 +192,34 @@ def test_examples_show_both_answers_and_the_selected_words(page: Element) -> Non
         right = next(item for item in example.find("li") if "right" in item.attributes["class"].split())
         winner = "ADVL" if "won" in example.attributes["class"].split() else "plain"
         assert winner in right.text
-        assert example.find("mark")[0].text == "Why"
         assert "<b>&" in example.find("p", class_="context")[0].text
+
+
+def test_training_examples_show_the_selected_words(page: Element) -> None:
+    examples = page.find("section", id="words")[0].find("article", class_="example")
+    assert len(examples) == 6
+    for example in examples:
+        assert [mark.text for mark in example.find("mark")] == ["Why"]
+        assert [tag.text for tag in example.find("span", class_="tag")] == ["right answer"]
+
+
+def test_confidences_are_drawn_beside_the_weights(page: Element) -> None:
+    figure = page.find("section", id="weights")[0]
+    headings = [item.text for item in figure.find("p", class_="panel-title")]
+    named = {heading.rsplit(", ", 1)[0] for heading in headings}
+    assert named == {"w, vision", "w, text", "c_S, student", "c_T, vision", "c_T, text"}
+
+
+def test_the_cost_of_each_part_and_of_inference_is_told(page: Element) -> None:
+    tables = page.find("section", id="cost")[0].find("table")
+    training, parts = tables[1], tables[2]
+    assert all(row.find("td")[-1].text == "1.50" for row in training.find("tbody")[0].find("tr"))
+    rows = {
+        row.find("th")[0].text: [cell.text for cell in row.find("td")] for row in parts.find("tbody")[0].find("tr")
+    }
+    assert rows["plain"][1:] == ["70.0", "–", "–", "–", "–", "–"]
+    assert rows["ADVL"][1:-1] == ["70.0", "2.0", "3.0", "60.0", "5.0"]
+    assert "minilm-l6 2 KB" in rows["ADVL"][-1]
 
 
 def test_commands_and_caches_are_listed(page: Element, vcr: tuple[StudyResult, Path]) -> None:

@@ -56,6 +56,12 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
     with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for step in range(0, 30, 10):
             record: dict[str, Any] = {"step": step, "phase": "adapt" if step == 0 else "finetune", "raw/task": 1.0}
+            if cell.teachers and record["phase"] == "finetune":
+                for name in ("student", "vision", "text"):
+                    counts, _ = np.histogram(random.beta(2, 3, 16), bins=20, range=(0, 1))
+                    record[f"confidence/{name}"] = {
+                        "mean": 0.4, "max": 1.0, "bin_width": 0.05, "counts": counts.tolist(),
+                    }  # fmt: skip
             if cell.teachers:
                 for modality in ("vision", "text"):
                     counts, _ = np.histogram(np.clip(random.gamma(4, 0.22, 16), 0, 2), bins=20, range=(0, 2))
@@ -73,6 +79,13 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
             "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
             "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,
             "training_only_parameters": 300_000 if cell.teachers else 0,
+            "parts": {
+                "num_examples": 16,
+                "milliseconds": {"student": 70.0} | (
+                    {"vision": 2.0, "text": 3.0, "contrast": 60.0, "reading": 5.0} if cell.teachers else {}
+                ),
+                "bytes_per_example": dict.fromkeys(cell.teachers, 2000.0),
+            },
         },
     )  # fmt: skip
 
@@ -110,7 +123,10 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
     folder = cell.run / "evaluation"
     np.savez_compressed(folder / f"{test_set}.npz", **arrays)
     metrics = {metric: 100 * float(values.mean()) for metric, values in items.items()}
-    write_json(folder / f"{test_set}.json", {"dataset": cell.finetune.dataset, "split": test_set, "metrics": metrics})
+    write_json(
+        folder / f"{test_set}.json",
+        {"dataset": cell.finetune.dataset, "split": test_set, "metrics": metrics, "milliseconds_per_item": 1.5},
+    )
 
 
 def prepare(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
