@@ -123,8 +123,8 @@ def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[Study
 def test_sections_come_in_order_with_verdicts_first(page: Element) -> None:
     headings = [section.attributes["id"] for section in page.find("main")[0].find("section")]
     assert headings == [
-        "verdicts", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples", "words", "cost",
-        "repeat",
+        "verdicts", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples", "words",
+        "cost", "repeat",
     ]  # fmt: skip
 
 
