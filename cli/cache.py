@@ -40,7 +40,8 @@ def info(as_json: bool, **flags: Any) -> None:
         return
     state = "complete" if result.is_complete else "not finished: the command that began it resumes"
     teacher, dataset = result.identity["teacher"], result.identity["dataset"]
-    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {result.stored_dtype}")
+    stored = result.stored_dtype + (f", {result.compression}" if result.compression != "none" else "")
+    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {stored}")
     click.echo(f"teacher {teacher['name']}, dataset {dataset['name']}, split {dataset['split']}")
     for name, item in result.modalities.items():
         tokens = f"{item.num_token_rows} token rows of {item.token_dim}" if item.token_dim else "no token features"

@@ -67,6 +67,8 @@ def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
             arrays["token_values"], arrays["token_lengths"] = store.token_features(chosen)
             if store.has_spans:
                 arrays["char_spans"] = store.char_spans(chosen)
+            if store.has_kept:
+                arrays["token_kept"] = store.kept_tokens(chosen)
         yield chosen, arrays
 
 
@@ -134,6 +136,8 @@ def _to_parquet(cache: TeacherCache, output: Path) -> list[Path]:
                 columns["tokens"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["token_values"]))
                 if "char_spans" in arrays:
                     columns["char_spans"] = pa.ListArray.from_arrays(offsets, _fixed_rows(pa, arrays["char_spans"]))
+                if "token_kept" in arrays:
+                    columns["token_kept"] = pa.ListArray.from_arrays(offsets, pa.array(arrays["token_kept"]))
             table = pa.table(columns).replace_schema_metadata({"identity": canonical_json(cache.identity).decode()})
             file = file or pq.ParquetWriter(path, table.schema)
             file.write_table(table)

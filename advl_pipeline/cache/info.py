@@ -37,6 +37,7 @@ class CacheInfo:
     is_complete: bool
     num_bytes: int
     stored_dtype: str
+    compression: str
     shard_rows: int
     modalities: Mapping[str, ModalityInfo]
     confidences: tuple[Mapping[str, Any], ...]
@@ -73,6 +74,7 @@ def run_info(config: InfoConfig) -> CacheInfo:
         is_complete=complete is not None,
         num_bytes=sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
         stored_dtype=writer.stored,
+        compression=writer.plan.compression,
         shard_rows=writer.plan.shard_rows,
         modalities=modalities,
         confidences=tuple(list_confidence(root)),

@@ -65,6 +65,12 @@ class TeacherCache:
         return str(self.identity["teacher"]["name"])
 
     @property
+    def kept_share(self) -> float | None:
+        """The share of each text's words whose tokens were stored; None where all tokens were."""
+        kept = (self.identity["teacher"].get("text") or {}).get("kept_tokens")
+        return None if kept is None else float(kept["share"])
+
+    @property
     def identity_digest(self) -> str:
         """Hexadecimal SHA-256 of the identity."""
         return digest(self.identity)

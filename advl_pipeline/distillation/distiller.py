@@ -217,6 +217,7 @@ class Distiller(nn.Module):
                 alpha=self.settings.selection_alpha,
                 rho=self.settings.selection_rho,
                 generator=generator,
+                counted_NW=signal.words.word_mask_NW & seen_NW if one.is_selected else None,
             )
             projections = self.text[key]
             assert isinstance(projections, TextProjections)

@@ -8,11 +8,17 @@ Shapes: N sequences, W words.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 Selection = Literal["adaptive", "prior", "visual", "random", "all"]
+
+_ROUNDING = 1e-6
+"""Of a product such as 0.3 * 10, which must not be rounded up to 4."""
 
 
 def min_max_scale(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
@@ -33,6 +39,7 @@ def select_words(
     alpha: float,
     rho: float,
     generator: torch.Generator | None = None,
+    counted_NW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (N, W) bool: the words that are distilled.
 
@@ -46,6 +53,7 @@ def select_words(
         alpha: share of the prior.
         rho: share of the words kept, rounded up; at least one word of a row that has any.
         generator: of `random`.
+        counted_NW: bool, the words that `rho` is a share of, where the cache holds only some of them; else `mask_NW`.
     """
     if kind == "all":
         return mask_NW
@@ -57,11 +65,17 @@ def select_words(
     else:
         relevance = min_max_scale(relevance_NW, mask_NW)
         score = relevance if kind == "visual" else alpha * prior + (1.0 - alpha) * relevance
-    return _top_share(score, mask_NW, rho)
+    return _top_share(score, mask_NW, mask_NW if counted_NW is None else counted_NW, rho)
 
 
-def _top_share(score_NW: torch.Tensor, mask_NW: torch.Tensor, rho: float) -> torch.Tensor:
-    num_kept = torch.ceil(rho * mask_NW.sum(1) - 1e-6).long()
+def top_words(prior_W: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.int64]:
+    """Return, ascending, the words that `select_words("prior", rho=share)` keeps where every word exists."""
+    count = math.ceil(share * len(prior_W) - _ROUNDING)
+    return np.sort(np.argsort(-prior_W, kind="stable")[:count])
+
+
+def _top_share(score_NW: torch.Tensor, mask_NW: torch.Tensor, counted_NW: torch.Tensor, rho: float) -> torch.Tensor:
+    num_kept = torch.ceil(rho * counted_NW.sum(1) - _ROUNDING).long()
     # A stable sort keeps the earlier word on a tie, whatever the padding behind it.
     order = score_NW.masked_fill(~mask_NW, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)

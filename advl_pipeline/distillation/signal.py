@@ -28,12 +28,14 @@ class TextSignal:
     """One text teacher on the sequences of a batch, pooled to words; float32, standardised where so configured.
 
     `relevance_NW` is the cosine of each word and the picture in an aligned pair of towers, None otherwise.
+    `is_selected`: the teacher's features hold only the words with the highest prior.
     """
 
     global_ND: torch.Tensor
     words_NWD: torch.Tensor | None = None
     word_mask_NW: torch.Tensor | None = None
     relevance_NW: torch.Tensor | None = None
+    is_selected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,12 @@ class ExtractConfig:
         "boxes", help="Token features of a picture: one per box, or one per grid cell."
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
+    compression: Literal["none", "zstd"] = option(
+        "none", help="Codec of stored token features; zstd is slower to read."
+    )
+    select_tokens: float | None = option(
+        None, help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %)."
+    )
     compute_dtype: Literal["fp32", "bf16"] = option("fp32", help="What the teacher computes in.")
     device: str = option("cpu", help="Where the teacher computes, such as cpu or cuda:0.")
     batch_size: int = option(32, help="Units per forward pass.")

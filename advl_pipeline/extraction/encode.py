@@ -109,6 +109,7 @@ def _putting(buffer: ShardBuffer, batch: PreparedBatch, encoded: EncodedBatch | 
                 global_D=global_ND[row],
                 values_MD=encoded.token_values[row].numpy(),
                 spans_M2=prepared.char_spans_M2,
+                kept_M=prepared.kept_M,
                 stats={name: values[row] for name, values in stats.items()},
             )
 

@@ -35,5 +35,7 @@ def build_identity(
             "text_style": dataset.text_style,
             "content_digest": dataset.content_digest(),
         },
-        "storage": {"dtype": config.dtype},
+        # What is off is left out, so that a new option leaves the identities of caches without it alone.
+        "storage": {"dtype": config.dtype}
+        | ({"compression": config.compression} if config.compression != "none" else {}),
     }

@@ -67,9 +67,7 @@ def recompute(
     findings = list(report.findings)
     worst = 0.0
     recomputed = 0
-    for source in open_sources(
-        teacher, dataset, modality=config.modality, image_tokens=config.image_tokens != "none"
-    ):
+    for source in open_sources(config, teacher, dataset):
         store = cache.stores()[source.modality]
         tolerance = _INT8_COSINE_TOLERANCE if config.dtype == "int8" else COSINE_TOLERANCE
         chosen = np.random.default_rng(seed).permutation(len(source.unit_ids()))[:count]

@@ -97,7 +97,7 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
 
 
 def _mend(config: ExtractConfig, root: Path, teacher: Teacher, dataset: Dataset, report: VerifyReport) -> int:
-    sources = open_sources(teacher, dataset, modality=config.modality, image_tokens=config.image_tokens != "none")
+    sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
     _require_origin(root, identity)
     provenance = recover_provenance(root)

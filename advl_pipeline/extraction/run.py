@@ -108,7 +108,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     """As `run_extract`, with a teacher and a dataset that are open already."""
     begun = time.perf_counter()
     root = config.output or default_output(config.teacher, config.dataset, config.split)
-    sources = open_sources(teacher, dataset, modality=config.modality, image_tokens=config.image_tokens != "none")
+    sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
     plan = Plan(estimates=(), free_bytes=None)
     if (root / PLAN_RECORD).is_file():
@@ -187,6 +187,7 @@ def make_plan(
                 global_dim=source.tower.global_dim,
                 token_dim=source.tower.token_dim if source.has_tokens else None,
                 spans=source.modality == "text",
+                kept=source.modality == "text" and config.select_tokens is not None,
             )
             for source in sources
         }
@@ -199,6 +200,7 @@ def make_plan(
                     stored_dtype=config.dtype,
                     shard_rows=config.shard_rows,
                     modalities=modalities,
+                    compression=config.compression,
                 )
     return Plan(estimates=estimates, free_bytes=free_bytes)
 

@@ -13,6 +13,8 @@ from advl_pipeline.cache.index import ids_to_bytes
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.token_selection import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
 
 _TOKENISE_UNITS = 1024
@@ -114,24 +116,30 @@ class TextSource:
         return PreparedBatch(units=list(units), prepared=prepared, unreadable={})
 
 
-def open_sources(teacher: Teacher, dataset: Dataset, *, modality: str, image_tokens: bool) -> list[Source]:
+def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> list[Source]:
     """Return the modalities to extract.
 
     Raises:
-        ConfigError: the teacher lacks the tower that was asked for.
+        ConfigError: the teacher lacks the tower that was asked for, or a share of words that is none.
         DatasetError: the split has nothing to encode.
     """
+    modality = config.modality
     sources: list[Source] = []
     if teacher.image is not None and modality in ("both", "image"):
         pictures = dataset.image_units()
         if len(pictures):
-            sources.append(ImageSource(teacher.image, pictures, has_tokens=image_tokens))
+            sources.append(ImageSource(teacher.image, pictures, has_tokens=config.image_tokens != "none"))
     if teacher.text is not None and modality in ("both", "text"):
         texts = dataset.text_units()
         if len(texts):
-            sources.append(TextSource(teacher.text, texts))
+            tower = teacher.text
+            if config.select_tokens is not None:
+                tower = SelectingTextTower(tower, fit_split_prior(dataset), share=config.select_tokens)
+            sources.append(TextSource(tower, texts))
     if (modality == "image" and teacher.image is None) or (modality == "text" and teacher.text is None):
         raise ConfigError(f"Teacher {teacher.name!r} has no {modality} tower.", where="--modality")
+    if config.select_tokens is not None and not any(source.modality == "text" for source in sources):
+        raise ConfigError("There are no text tokens to select from.", where="--select-tokens")
     if not sources:
         raise DatasetError(
             "There is nothing to extract.",

@@ -21,12 +21,14 @@ class PreparedUnit:
     """One unit ready for the forward pass: `inputs` are CPU tensors without a batch axis.
 
     `num_tokens` is how many token rows the unit will have: known before the forward, so that shards can be planned.
-    `char_spans_M2` (int32, text only) gives the characters of the unit's text that each token row covers.
+    `char_spans_M2` (int32, text only) gives the characters of the unit's text that each token row covers. Where only
+    some of the tower's tokens become rows, `kept_M` (int32, ascending) says which.
     """
 
     inputs: Mapping[str, torch.Tensor]
     num_tokens: int
     char_spans_M2: npt.NDArray[np.int32] | None = None
+    kept_M: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.errors import ConfigError, IdentityMismatch
 
 
 def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
@@ -35,4 +36,36 @@ def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
                 why="\n         ".join(lines),
                 next_command=f"advl extract --teacher {cache.identity['teacher']['name']} --dataset {dataset.name} "
                 f"--split {dataset.split}",
+            )
+
+
+def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:
+    """Refuse token selections that a cache with only some of the words cannot serve.
+
+    `prior` gives what a full cache gives; `adaptive` chooses among the words that were kept. The others would
+    quietly become something else: `all` would not be all, `random` and `visual` would be the prior's choice.
+
+    Raises:
+        ConfigError: with the command that extracts all tokens.
+    """
+    if settings.pathway == "vision":
+        return
+    for cache in caches:
+        share = cache.kept_share
+        if share is None:
+            continue
+        again = f"advl extract --teacher {cache.teacher_name} ... without --select-tokens"
+        if settings.selection not in ("adaptive", "prior"):
+            raise ConfigError(
+                f"This cache cannot serve the token selection {settings.selection!r}.",
+                where=str(cache.path),
+                why=f"it holds only the {share:g} of each text's words with the highest prior",
+                next_command=f"{again}, or --selection prior",
+            )
+        if settings.selection_rho > share:
+            raise ConfigError(
+                f"This cache holds fewer words than a selection of {settings.selection_rho:g} of them takes.",
+                where=str(cache.path),
+                why=f"it holds {share:g} of each text's words",
+                next_command=f"{again}, or --selection-rho {share:g}",
             )

@@ -7,6 +7,7 @@ a pass over the whole split.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.extraction.token_selection import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.training.signals import Array, TeacherFeatures
@@ -76,6 +78,9 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
     teacher = open_teacher(
         identity["name"], image_tokens=identity["image_tokens"] or "none", dtype=identity["compute_dtype"]
     )
+    if cache.kept_share is not None and teacher.text is not None:
+        selecting = SelectingTextTower(teacher.text, fit_split_prior(dataset), share=cache.kept_share)
+        teacher = replace(teacher, text=selecting)
     for modality, tower in (("image", teacher.image), ("text", teacher.text)):
         if tower is not None and identity[modality] is not None and tower.describe() != identity[modality]:
             raise IdentityMismatch(
@@ -94,6 +99,7 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
         text=text,
         image_tokens_are_boxes=identity["image_tokens"] in ("boxes", "boxes-roi"),
         aligned=identity["aligned"],
+        words_are_selected=cache.kept_share is not None,
     )
 
 

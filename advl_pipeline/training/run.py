@@ -29,7 +29,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
-from advl_pipeline.training.compatibility import check_caches
+from advl_pipeline.training.compatibility import check_caches, check_selection
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads, save_heads
@@ -152,6 +152,7 @@ def _open_signals(
         return None
     caches = [open_cache(path) for path in config.cache]
     check_caches(caches, inputs.dataset)
+    check_selection(caches, method.settings)
     folder.write_json("caches.json", [{"path": str(cache.path), "identity": cache.identity} for cache in caches])
     teachers: list[TeacherFeatures] = [
         live_teacher(cache, inputs.dataset) if config.live else cached_teacher(cache) for cache in caches

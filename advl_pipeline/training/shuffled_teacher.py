@@ -64,4 +64,5 @@ def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
         text=ShuffledFeatures(text, seed=seed) if isinstance(text, FeatureStore) else None,
         image_tokens_are_boxes=teacher.image_tokens_are_boxes,
         aligned=teacher.aligned,
+        words_are_selected=teacher.words_are_selected,
     )

@@ -68,6 +68,7 @@ class TeacherFeatures:
     text: UnitFeatures | None
     image_tokens_are_boxes: bool
     aligned: bool
+    words_are_selected: bool = False
 
 
 def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
@@ -79,6 +80,7 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
         text=cache.text,
         image_tokens_are_boxes=teacher["image_tokens"] in ("boxes", "boxes-roi"),
         aligned=teacher["aligned"],
+        words_are_selected=cache.kept_share is not None,
     )
 
 
@@ -202,6 +204,7 @@ class SignalSource:
             words_NWD=self._scaled(raw_NWD, store.token_mean, store.token_variance),
             word_mask_NW=mask_NW,
             relevance_NW=self._relevance(teacher, examples, raw_NWD),
+            is_selected=teacher.words_are_selected,
         )
 
     def _relevance(

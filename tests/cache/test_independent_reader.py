@@ -1,4 +1,4 @@
-"""A reader written after `docs/cache-format.md` alone, with numpy and json, reads what ours reads."""
+"""A reader written after `docs/cache-format.md` alone, with numpy, json and a zstd decoder, reads what ours reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numcodecs import zstd
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import open_cache
@@ -32,7 +33,10 @@ def read_array(root: Path, name: str) -> np.ndarray:
             first = shard * shard_rows + number * inner[0]
             if offset == 2**64 - 1 or first >= shape[0]:
                 continue
-            chunk = np.frombuffer(raw[offset : offset + length], dtype).reshape(inner)
+            content = raw[offset : offset + length]
+            if [step["name"] for step in codec["configuration"]["codecs"]] == ["bytes", "zstd"]:
+                content = zstd.decompress(content)
+            chunk = np.frombuffer(content, dtype).reshape(inner)
             result[first : first + inner[0]] = chunk[: shape[0] - first]
     return result
 
@@ -55,12 +59,24 @@ def read_cache(root: Path, modality: str) -> dict[str, dict[str, Any]]:
             scales = read_array(root, f"{modality}/tokens/scales")[rows]
             values = (values.astype(np.float32) * scales[:, None]).astype(np.float16)
         units[unit_id] = {"global": arrays["global"][number], "tokens": values}
+        if (root / modality / "tokens/kept").exists():
+            units[unit_id]["kept"] = read_array(root, f"{modality}/tokens/kept")[rows]
     return units
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_independent_reader_agrees(tmp_path: Path, dtype: str) -> None:
-    tiny_extract(tmp_path / "data", tmp_path / "cache", dtype=dtype)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "float16"},
+        {"dtype": "int8"},
+        {"compression": "zstd"},
+        {"select_tokens": 0.3},
+        {"dtype": "int8", "compression": "zstd", "select_tokens": 0.5},
+    ],
+    ids=str,
+)
+def test_independent_reader_agrees(tmp_path: Path, changes: dict[str, Any]) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", **changes)
     cache = open_cache(tmp_path / "cache")
     for modality, store in cache.stores().items():
         units = read_cache(tmp_path / "cache", modality)
@@ -68,3 +84,5 @@ def test_independent_reader_agrees(tmp_path: Path, dtype: str) -> None:
         for unit_id, features in units.items():
             np.testing.assert_array_equal(store.global_features([unit_id])[0], features["global"])
             np.testing.assert_array_equal(store.token_features([unit_id])[0], features["tokens"])
+            if store.has_kept:
+                np.testing.assert_array_equal(store.kept_tokens([unit_id]), features["kept"])

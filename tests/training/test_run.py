@@ -23,6 +23,8 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrix
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
@@ -79,6 +81,51 @@ def test_cached_and_live_teachers_give_the_same_loss(small_corpus: Any, tmp_path
         for key in ("raw/vision", "raw/text", "weighted/vision", "weighted/text"):
             # Features are stored in half precision.
             assert cached.get(key) == pytest.approx(live.get(key), rel=5e-3), key
+
+
+@pytest.fixture(scope="module")
+def selected_cache(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text cache of the small corpus that holds the half of each text's words with the highest prior."""
+    output = tmp_path_factory.mktemp("selected") / "cache"
+    run_extract(
+        ExtractConfig(
+            teacher="minilm-l6",
+            dataset="scenes-vcr",
+            data_root=small_corpus.data_root,
+            output=output,
+            folds=2,
+            select_tokens=0.5,
+        )
+    )
+    return output
+
+
+def test_selected_tokens_give_the_loss_of_the_same_selection(
+    small_corpus: Any, selected_cache: Path, tmp_path: Path
+) -> None:
+    # Moments are of what is stored, so only unscaled targets can agree.
+    options = {"num_steps": 3, "selection": "prior", "target_norm": "none", "method": "advl"}
+    for name, cache, live in (
+        ("full", small_corpus.caches[0], False),
+        ("selected", selected_cache, False),
+        ("live", selected_cache, True),
+    ):
+        run_finetune(small_corpus.config(tmp_path / name, cache=(cache,), live=live, **options))
+    for full, selected, live in zip(*(losses(tmp_path / n) for n in ("full", "selected", "live")), strict=True):
+        assert selected["raw/text"] == pytest.approx(full["raw/text"], rel=1e-3)
+        assert selected["raw/text"] == pytest.approx(live["raw/text"], rel=5e-3)
+
+
+@pytest.mark.parametrize("selection", ["all", "random", "visual"])
+def test_selections_that_need_all_tokens_refuse_some(
+    small_corpus: Any, selected_cache: Path, tmp_path: Path, selection: str
+) -> None:
+    config = small_corpus.config(tmp_path / "run", cache=(selected_cache,), num_steps=2)
+    with pytest.raises(ConfigError, match="cannot serve") as caught:
+        run_finetune(replace(config, selection=selection))
+    assert "select-tokens" in caught.value.next_command
+    with pytest.raises(ConfigError, match="fewer words"):
+        run_finetune(replace(config, output=tmp_path / "more", selection_rho=0.6))
 
 
 CHANGES: dict[str, dict[str, Any]] = {
