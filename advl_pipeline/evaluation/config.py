@@ -32,4 +32,12 @@ class EvaluateConfig:
     probe_on: tuple[str, ...] = option(
         (), help="Test sets that are probed so; repeatable [default: the first one of --on]."
     )
+    regions: Path | None = option(
+        None,
+        help="Region features of the sets, where they lie elsewhere than the run's; {split} as in `advl finetune`.",
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the sets' own boxes, likewise.")
+    region_split: str | None = option(
+        None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the set's split]."
+    )
     device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

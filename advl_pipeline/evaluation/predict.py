@@ -5,11 +5,11 @@ Shapes: B examples, C candidates, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.run import read_config
+from advl_pipeline.training.student_options import student_options
 from advl_pipeline.training.targets import head_name, shape_logits
 
 View = Literal["shown", "blanked", "removed"]
@@ -68,13 +69,18 @@ class FinishedRun:
             yield task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part)
 
 
-def load_run(folder: Path, *, device: str = "cpu") -> FinishedRun:
+def load_run(folder: Path, *, device: str = "cpu", overrides: Mapping[str, Any] | None = None) -> FinishedRun:
     """Load what `advl finetune` left.
+
+    Args:
+        folder: of the run.
+        device: where the student computes.
+        overrides: settings of the student that differ from training, such as the region features of another split.
 
     Raises:
         WeightsUnavailable: the run is not finished.
     """
-    student = build_student(read_description(folder)["student"], weights=folder)
+    student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     heads, label_names = load_heads(folder, student)
     target = torch.device(device)
     return FinishedRun(
@@ -84,6 +90,36 @@ def load_run(folder: Path, *, device: str = "cpu") -> FinishedRun:
         device=target,
         hides_picture=bool(read_config(folder).get("hide_picture", False)),
     )
+
+
+class RegionOptions(Protocol):
+    """Options of a command that reads a split, about the student's region features."""
+
+    @property
+    def regions(self) -> Path | None: ...
+    @property
+    def ground_truth_regions(self) -> Path | None: ...
+    @property
+    def region_split(self) -> str | None: ...
+
+
+def options_for_split(
+    trained_on: Mapping[str, Any], given: RegionOptions, *, dataset: str, split: str
+) -> dict[str, Any]:
+    """Return the student's settings for reading a split: the run's, and over them those of the command.
+
+    Args:
+        trained_on: configuration of the run.
+        given: options of the command.
+        dataset: that is read.
+        split: of it.
+    """
+    changed = {
+        key: value
+        for key in ("regions", "ground_truth_regions", "region_split")
+        if (value := getattr(given, key)) is not None
+    }
+    return student_options({**trained_on, **changed}, dataset=dataset, split=split)
 
 
 def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator[Sequence[Example]]:

@@ -21,7 +21,7 @@ from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
 from advl_pipeline.evaluation.items import ItemScores, joint_items, score_answers, score_items
-from advl_pipeline.evaluation.predict import FinishedRun, View, load_run
+from advl_pipeline.evaluation.predict import FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.training.run import read_config
@@ -47,7 +47,8 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         DatasetError: a test set that is missing or has no labels.
     """
     trained_on = read_config(config.run)
-    finished = load_run(config.run, device=config.device)
+    finished: FinishedRun | None = None
+    loaded_with: dict[str, Any] = {}
     sets: dict[str, dict[str, Any]] = {}
     for name in config.on:
         dataset_name, _, split = name.rpartition("/")
@@ -59,6 +60,9 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
             text_style=trained_on.get("text_style"),
             label_order=trained_on.get("label_order", "uniter"),
         )
+        options = options_for_split(trained_on, config, dataset=dataset.name, split=split)
+        if finished is None or options != loaded_with:
+            finished, loaded_with = load_run(config.run, device=config.device, overrides=options), options
         require_same_labels(dataset, finished)
         sets[name] = _evaluate_set(config, finished, dataset, name)
     return EvaluateResult(run=config.run, sets=sets)

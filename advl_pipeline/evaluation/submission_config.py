@@ -17,3 +17,10 @@ class PredictConfig:
     output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     batch_size: int = option(64, help="Examples per forward pass.")
+    regions: Path | None = option(
+        None, help="Region features of the split, where they lie elsewhere than the run's; {split} as in `finetune`."
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the split's own boxes, likewise.")
+    region_split: str | None = option(
+        None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the split]."
+    )

@@ -7,6 +7,7 @@ from collections import Counter
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.forecast import Forecast
+from advl_pipeline.training.config import planned_steps
 
 
 def forecast_as_text(forecast: Forecast) -> str:
@@ -21,7 +22,7 @@ def forecast_as_text(forecast: Forecast) -> str:
         f"  {setting}  {method:<{width}}  {shots:>6} shots  seeds {' '.join(names)}"
         for (setting, method, shots), names in seeds.items()
     ]
-    steps = Counter(item.cell.finetune.num_steps for item in forecast.cells if not item.finished)
+    steps = Counter(planned_steps(item.cell.finetune) for item in forecast.cells if not item.finished)
     lines.append(
         f"left: {forecast.num_left} cells"
         + "".join(f", {number} of {count} steps" for count, number in sorted(steps.items()))

@@ -52,7 +52,9 @@ class BertAdamW(torch.optim.Optimizer):
         state["step"] += 1
         state["first"].mul_(beta1).add_(gradient, alpha=1.0 - beta1)
         state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-        correction = math.sqrt(1.0 - beta2 ** state["step"]) / (1.0 - beta1 ** state["step"])
+        # A checkpoint gives the count back as a tensor, whose powers would be rounded to float32.
+        count = int(state["step"])
+        correction = math.sqrt(1.0 - beta2**count) / (1.0 - beta1**count)
         denominator = state["second"].sqrt().add_(group["eps"])
         parameter.addcdiv_(state["first"], denominator, value=-group["lr"] * correction)
         if group["weight_decay"]:

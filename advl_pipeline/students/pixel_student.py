@@ -76,6 +76,9 @@ class PixelStudent(TextStudent):
         """R: visual tokens of every picture."""
         return self.num_class_tokens + (self.config.image_size // self.config.patch_size) ** 2
 
+    def num_visual_of(self, unit: ImageUnit) -> int:
+        return self.num_visual
+
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         text, num_cut = self.collate_texts(examples)
         num_sequences = len(text["token_ids_NL"])

@@ -12,13 +12,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.students.recipe_terms import Optimiser, Schedule, TaskLoss
 
 RECIPE_PACKAGE = "advl_data"
-
-Schedule = Literal["linear", "steps", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +35,15 @@ class Recipe:
     """One recipe. `batch_size` counts what `batch_unit` says, on one device, before accumulation.
 
     `warmup` is in optimiser steps when at least 1, else a share of all steps. Exactly one of `num_steps` and
-    `num_epochs` is positive. `no_decay` is searched in parameter names. `sources` maps each key to its origin.
-    `adversarial` holds VILLA's numbers, empty elsewhere.
+    `num_epochs` is positive. `no_decay` is searched in parameter names. `accumulation` says whether the gradients of
+    a device's micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each
+    key to its origin. `adversarial` holds VILLA's numbers, empty elsewhere.
     """
 
     student: str
     task: str
     size: str
-    optimiser: Literal["bert-adamw", "adamw", "bert-adam", "sgd"]
+    optimiser: Optimiser
     learning_rate: float
     weight_decay: float
     no_decay: str = ""
@@ -60,14 +62,45 @@ class Recipe:
     batch_size: int = 0
     batch_unit: Literal["tokens", "examples"] = "examples"
     accumulate: int = 1
+    accumulation: Literal["mean", "sum"] = "mean"
     num_devices: int = 1
     dropout: float = 0.1
     max_text_length: int = 0
     image_size: int = 0
     seed: int = 0
-    loss: str = ""
+    loss: TaskLoss
     adversarial: Mapping[str, Any]
     sources: Mapping[str, str]
+
+
+class GroupRules(Protocol):
+    """What parameter groups follow from: a recipe, or the settings of a run."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def head_lr_scale(self) -> float: ...
+    @property
+    def lr_scales(self) -> tuple[ScaleRule, ...]: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def no_decay(self) -> str | None: ...
+
+
+class ScheduleNumbers(Protocol):
+    """What the learning rate of a step follows from."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def milestones(self) -> tuple[float, ...]: ...
+    @property
+    def lr_floor(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,15 +148,33 @@ def load_recipe(student: str, task: str, size: str, overrides: Mapping[str, Any]
             if key not in ("from", "elsewhere"):
                 values[key] = value
                 sources[key] = f"{document['repository']}: {elsewhere.get(key, table['from'])}"
-    for key, value in (overrides or {}).items():
-        if key not in Recipe.__dataclass_fields__:
-            raise ConfigError(f"A recipe has no key {key!r}.", why=suggest_names(key, Recipe.__dataclass_fields__))
-        values[key], sources[key] = value, "override"
-    return _build(student, task, size, values, sources)
+    changed = dict(overrides or {})
+    sources |= dict.fromkeys(changed, "override")
+    return _build(student, task, size, {**values, **changed}, sources, where=f"data/recipes/{student}.toml")
+
+
+def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe | None = None) -> Recipe:
+    """Return the recipe of a user's file: a flat table of keys, on top of the published one where there is one.
+
+    Raises:
+        ConfigError: the file is not there or not TOML, names no key of a recipe, or lacks one that is needed.
+    """
+    table = read_toml(path)
+    values = {} if base is None else {name: getattr(base, name) for name in base.sources}
+    sources = {} if base is None else dict(base.sources)
+    needed = ("optimiser", "learning_rate", "weight_decay", "loss")
+    if missing := [key for key in needed if key not in {**values, **table}]:
+        raise ConfigError(
+            f"The recipe lacks {', '.join(missing)}.",
+            where=str(path),
+            why=f"{student} has no published recipe for {task} that would give it",
+        )
+    sources |= dict.fromkeys(table, str(path))
+    return _build(student, task, size, {**values, **table}, sources, where=str(path))
 
 
 def group_parameters(
-    encoder_names: Iterable[str], head_names: Iterable[str], recipe: Recipe
+    encoder_names: Iterable[str], head_names: Iterable[str], recipe: GroupRules
 ) -> tuple[ParameterGroup, ...]:
     """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
 
@@ -148,7 +199,7 @@ def group_parameters(
     )
 
 
-def learning_rate_at(step: int, recipe: Recipe, *, num_steps: int) -> float:
+def learning_rate_at(step: int, recipe: ScheduleNumbers, *, num_steps: int) -> float:
     """Return the base learning rate of optimiser step `step`, counted from 0.
 
     Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
@@ -185,11 +236,10 @@ def _read(student: str) -> dict[str, Any]:
     )
 
 
-def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str]) -> Recipe:
-    values.setdefault("adversarial", {})
-    for key in ("betas", "milestones"):
-        if key in values:
-            values[key] = tuple(values[key])
-    if "lr_scales" in values:
-        values["lr_scales"] = tuple(ScaleRule(pattern=pattern, scale=scale) for pattern, scale in values["lr_scales"])
-    return Recipe(student=student, task=task, size=size, sources=sources, **values)
+def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:
+    rules = [
+        rule if isinstance(rule, ScaleRule) else ScaleRule(pattern=rule[0], scale=rule[1])
+        for rule in values.get("lr_scales", ())
+    ]
+    own = {"student": student, "task": task, "size": size, "sources": sources}
+    return build_config(Recipe, {"adversarial": {}}, {**values, "lr_scales": rules}, own, where=where)

@@ -77,6 +77,9 @@ class RegionStudent(TextStudent):
         """Return the regions that the student sees of a picture."""
         return self.regions.regions(unit)
 
+    def num_visual_of(self, unit: ImageUnit) -> int:
+        return len(self.regions_of(unit).features_RF)
+
     def collate(self, examples: Sequence[Example]) -> RegionBatch:
         text, num_cut = self.collate_texts(examples)
         num_candidates = tuple(len(example.candidates) for example in examples)

@@ -34,10 +34,13 @@ def two_way_choice(two_way_N2: torch.Tensor, is_right_N: torch.Tensor) -> torch.
 
 
 def sigmoid_choice(scores_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
-    """Return the mean sigmoid cross-entropy over all candidates: VCR of VL-BERT."""
-    return functional.binary_cross_entropy_with_logits(
-        scores_BC, functional.one_hot(label_B, scores_BC.shape[1]).to(scores_BC.dtype)
-    )
+    """Return the mean sigmoid cross-entropy over all candidates: VCR of VL-BERT.
+
+    Candidates that an example lacks have the score -inf and do not count.
+    """
+    present_BC = scores_BC > -torch.inf
+    is_right_BC = functional.one_hot(label_B, scores_BC.shape[1]).to(scores_BC.dtype)
+    return functional.binary_cross_entropy_with_logits(scores_BC[present_BC], is_right_BC[present_BC])
 
 
 def softmax_choice(scores_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:

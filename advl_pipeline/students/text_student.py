@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from advl_pipeline.configuration import config_to_dict, option
-from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, fit_parts, load_text_tokenizer
 
@@ -50,6 +50,10 @@ class TextStudent(Student):
     @abstractmethod
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """Put the parts of one candidate between the student's special tokens."""
+
+    @abstractmethod
+    def num_visual_of(self, unit: ImageUnit) -> int:
+        """Return the visual tokens of a picture, padding aside."""
 
     @property
     def num_special(self) -> int:

@@ -13,6 +13,7 @@ from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, load_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests
 from advl_pipeline.studies.plan import Cell, build_plan
+from advl_pipeline.training.config import planned_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +133,7 @@ def _seconds(cell: Cell, timings: Sequence[_Timing]) -> float | None:
         return None
     per_step = sum(timing.per_step for timing in pool) / len(pool)
     around = sum(timing.around for timing in pool) / len(pool)
-    return per_step * cell.finetune.num_steps + around
+    return per_step * planned_steps(cell.finetune) + around
 
 
 def _cell_bytes(cells: Sequence[Cell]) -> int | None:

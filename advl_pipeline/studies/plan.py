@@ -21,6 +21,7 @@ from advl_pipeline.extraction.config import default_output
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run_identity import run_identity
 
 CELLS_FOLDER = "cells"
 ID_LENGTH = 12
@@ -193,7 +194,8 @@ def cell_identity(
     dataset_digest: str | None,
 ) -> str:
     """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers."""
-    described = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_IN_IDENTITY}
+    described = run_identity(config_to_dict(config))
+    described = {key: value for key, value in described.items() if key not in _NOT_IN_IDENTITY}
     described["init"] = init_digest or (str(config.init) if config.init else None)
     if dataset_digest is not None:
         described["dataset_digest"] = dataset_digest

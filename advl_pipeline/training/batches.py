@@ -1,4 +1,4 @@
-"""Training batches: a pure order over the examples, cut into micro-batches, collated on the background thread."""
+"""Training batches: the examples of each step, read, announced and collated on the background thread."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from advl_pipeline.cache.order import epoch_order
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.training.batch_order import BatchOrder
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import TaskTargets, collate_targets
 
@@ -46,26 +44,6 @@ class TrainingBatch:
         )
 
 
-def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the positions of the examples of optimiser step `step`: a pure function, so any step can be resumed at.
-
-    The stream is the concatenation of epochs, each a permutation of all examples, so every example comes exactly
-    once per epoch; a batch may span two epochs.
-    """
-    first = step * batch_size
-    epochs = range(first // num_examples, (first + batch_size - 1) // num_examples + 1)
-    stream = np.concatenate([epoch_order(num_examples, seed=seed, epoch=epoch) for epoch in epochs])
-    offset = first - epochs.start * num_examples
-    return stream[offset : offset + batch_size]
-
-
-def split_for_rank(
-    positions: npt.NDArray[np.int64], *, accumulate: int, rank: int, world_size: int
-) -> list[npt.NDArray[np.int64]]:
-    """Cut one optimiser step's examples into the micro-batches of one rank; together the ranks see each once."""
-    return [part for part in np.array_split(np.array_split(positions, world_size)[rank], accumulate) if len(part)]
-
-
 def training_batches(
     dataset: Dataset,
     indices: Sequence[int],
@@ -73,12 +51,8 @@ def training_batches(
     source: SignalSource | None,
     *,
     steps: range,
-    batch_size: int,
-    accumulate: int,
-    seed: int,
+    order: BatchOrder,
     labelled: bool,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> Iterator[list[TrainingBatch]]:
     """Yield, for each optimiser step, the micro-batches of this rank.
 
@@ -88,18 +62,12 @@ def training_batches(
         student: whose `collate` is used.
         source: of the teachers' signals, None for methods without.
         steps: the steps to yield, such as from a checkpoint's step on.
-        batch_size: examples per step over all ranks.
-        accumulate: micro-batches per step and rank.
-        seed: of the order.
+        order: which examples a step takes, by position in `indices`.
         labelled: whether confidences in the ground truth are looked up.
-        rank: of this process.
-        world_size: number of processes.
     """
 
     def parts(step: int) -> list[list[Example]]:
-        positions = positions_of_step(len(indices), step=step, batch_size=batch_size, seed=seed)
-        shares = split_for_rank(positions, accumulate=accumulate, rank=rank, world_size=world_size)
-        return [[dataset[indices[position]] for position in share] for share in shares]
+        return [[dataset[indices[position]] for position in share] for share in order.micro_batches(step)]
 
     remaining = iter(steps)
     waiting: deque[list[list[Example]]] = deque()

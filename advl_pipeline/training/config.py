@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.students.recipe_terms import AdversarialModality, LearningRateSchedule, Optimiser, TaskLoss
+
+PLAIN: Mapping[str, float] = {
+    "num_steps": 300,
+    "batch_size": 16,
+    "accumulate": 1,
+    "learning_rate": 5e-4,
+    "head_lr_scale": 1.0,
+    "weight_decay": 0.01,
+    "warmup_fraction": 0.1,
+    "clip_norm": 2.0,
+}
+"""What stands for options that are left to a recipe, where there is none."""
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
 TeacherControl = Literal["none", "shuffle"]
@@ -33,18 +47,87 @@ class FinetuneConfig:
     )
     student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
     init: Path | None = option(None, help="Pretrained student folder or checkpoint file.")
+    fresh_heads: bool = option(False, help="Start the task's head anew even where the checkpoint holds one.")
+    tokenizer: str | None = option(
+        None, help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the student's own]."
+    )
+    regions: Path | None = option(
+        None,
+        help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; "
+        "{split} in the path stands for the split. Without, a region student sees small crops.",
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first, likewise.")
+    region_naming: Literal["number", "stem", "uniter"] | None = option(
+        None, help="How those files name pictures [default: stem]."
+    )
+    region_split: str | None = option(
+        None, help="Split in UNITER's names of VCR pictures [default: the split that is read]."
+    )
+    student_option: tuple[str, ...] = option(
+        (), help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.", metavar="KEY=VALUE"
+    )
     method: Method = option("advl", help="What is done with the teachers.")
     shots: int | None = option(None, help="Train on a nested, class-balanced subset of this many questions.")
     seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.")
 
-    num_steps: int = option(300, help="Optimiser steps in total, both steps of the method together.")
-    batch_size: int = option(16, help="Examples per optimiser step.")
-    accumulate: int = option(1, help="Micro-batches that one optimiser step is split into.")
-    learning_rate: float = option(5e-4, help="Peak learning rate of the student.")
-    head_lr_scale: float = option(1.0, help="Learning rate of head and projections relative to the student's.")
-    weight_decay: float = option(0.01, help="AdamW weight decay.")
-    warmup_fraction: float = option(0.1, help="Share of each step's budget spent warming up the learning rate.")
-    clip_norm: float = option(2.0, help="Gradient norm to clip at; 0 turns clipping off.")
+    recipe: str = option(
+        "auto",
+        help="How the student's authors finetuned it: auto (the published recipe where there is one), none, or a "
+        "TOML file of its keys. An option given here wins over it.",
+    )
+    num_steps: int | None = option(
+        None,
+        help="Optimiser steps in total, both steps of the method together [default: the recipe's at full data, else "
+        "300].",
+    )
+    batch_size: int | None = option(None, help="Examples per optimiser step [default: the recipe's, else 16].")
+    batch_tokens: int | None = option(
+        None, help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's]."
+    )
+    accumulate: int | None = option(
+        None, help="Micro-batches that one optimiser step is split into [default: the recipe's, else 1]."
+    )
+    optimiser: Optimiser | None = option(None, help="Optimiser [default: the recipe's, else adamw].")
+    learning_rate: float | None = option(
+        None, help="Peak learning rate of the student [default: the recipe's, else 5e-4]."
+    )
+    head_lr_scale: float | None = option(
+        None,
+        help="Learning rate of head and projections relative to the student's [default: the recipe's, else 1].",
+    )
+    weight_decay: float | None = option(None, help="Weight decay [default: the recipe's, else 0.01].")
+    schedule: LearningRateSchedule | None = option(
+        None, help="Learning rate after warming up [default: the recipe's, else linear-nonzero]."
+    )
+    warmup_fraction: float | None = option(
+        None,
+        help="Share of each step's budget spent warming up the learning rate [default: the recipe's, else 0.1].",
+    )
+    clip_norm: float | None = option(
+        None, help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else 2]."
+    )
+    task_loss: TaskLoss | None = option(
+        None,
+        help="Loss of the task [default: the recipe's, else softmax-choice, and soft-target-bce for VQA].",
+    )
+    adversarial: AdversarialModality | None = option(
+        None, help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's]."
+    )
+    adversarial_norm: Literal["l2", "linf"] | None = option(
+        None, help="Norm of its gradient steps and of the ball [default: the recipe's, else l2]."
+    )
+    adversarial_max_norm: float | None = option(
+        None, help="Radius of the ball that perturbations stay in, 0 for none [default: the recipe's, else 0]."
+    )
+    adversarial_learning_rate: float | None = option(
+        None, help="Step size of the perturbations [default: the recipe's, else 1e-3]."
+    )
+    adversarial_steps: int | None = option(
+        None, help="Adversarial passes per micro-batch [default: the recipe's, else 3]."
+    )
+    adversarial_kl_weight: float | None = option(
+        None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5]."
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="Mixed precision, by accelerate.")
     checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.")
     resume: bool = option(True, help="Continue an interrupted run in the output folder.")
@@ -96,3 +179,8 @@ class FinetuneConfig:
         help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation.",
     )
     live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")
+
+
+def planned_steps(config: FinetuneConfig) -> int:
+    """Return the optimiser steps that a run is planned for; a recipe's own number is known only with its data."""
+    return int(PLAIN["num_steps"]) if config.num_steps is None else config.num_steps

@@ -16,14 +16,15 @@ from torch import nn
 
 from advl_pipeline.distillation.distiller import Distiller, example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.recipe_terms import TaskLoss
 from advl_pipeline.training.targets import (
     TaskTargets,
     head_name,
     right_sequences,
+    score_task,
     shape_logits,
     student_confidence,
-    task_loss,
 )
 
 Phase = Literal["adapt", "finetune"]
@@ -42,6 +43,8 @@ class LossTerms:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     confidence: dict[str, torch.Tensor] = field(default_factory=dict)
     num_correct: torch.Tensor | None = None
+    compared: torch.Tensor | None = None
+    """Logits that adversarial finetuning compares with the clean pass's."""
 
     @property
     def total(self) -> torch.Tensor:
@@ -49,16 +52,27 @@ class LossTerms:
 
 
 class FinetuneModel(nn.Module):
-    """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused)."""
+    """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused).
+
+    `trainable` names the parameters that may learn: all of them but what the student came with frozen.
+    """
 
     def __init__(
-        self, student: Student, heads: Mapping[str, nn.Module], distiller: Distiller, *, hide_picture: bool = False
+        self,
+        student: Student,
+        heads: Mapping[str, nn.Module],
+        distiller: Distiller,
+        *,
+        task_loss: TaskLoss,
+        hide_picture: bool = False,
     ) -> None:
         super().__init__()
         self.hide_picture = hide_picture
         self.student = student
         self.heads = nn.ModuleDict(dict(heads))
         self.distiller = distiller
+        self.task_loss: TaskLoss = task_loss
+        self.trainable = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
 
     def forward(
         self,
@@ -71,6 +85,7 @@ class FinetuneModel(nn.Module):
         strength: float,
         image_ids_B: torch.Tensor,
         generator: torch.Generator | None = None,
+        perturbation: Perturbation | None = None,
     ) -> LossTerms:
         """Return the loss terms of one batch.
 
@@ -83,10 +98,11 @@ class FinetuneModel(nn.Module):
             strength: lambda.
             image_ids_B: int64, equal where two examples show the same picture.
             generator: of random choices inside the method.
+            perturbation: of the student's inputs in the finetune step.
         """
         if phase == "adapt":
             return self._adapt(batch, targets, signal, image_ids_B, generator)
-        return self._finetune(batch, targets, signal, task, strength, generator)
+        return self._finetune(batch, targets, signal, task, strength, generator, perturbation)
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
         """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
@@ -127,17 +143,19 @@ class FinetuneModel(nn.Module):
         task: str,
         strength: float,
         generator: torch.Generator | None,
+        perturbation: Perturbation | None,
     ) -> LossTerms:
-        output = self.encode(batch, need_relevance=signal is not None and self.distiller.needs_relevance)
+        need_relevance = signal is not None and self.distiller.needs_relevance
+        output = self.encode(batch, perturbation=perturbation, need_relevance=need_relevance)
         head = self.heads[head_name(task)]
-        logits = shape_logits(head(output.pooled_NP), batch.num_candidates, targets.is_choice)
-        loss = task_loss(logits, targets)
-        terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()})
+        scored = score_task(self.task_loss, head, output.pooled_NP, batch.num_candidates, targets)
+        logits, loss = scored.logits, scored.loss
+        terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()}, compared=scored.compared)
         if targets.label_B is not None:
             terms.num_correct = (logits.detach().argmax(1) == targets.label_B).sum()
         if signal is None or strength == 0.0:
             return terms
-        confidence_B = student_confidence(logits, targets)
+        confidence_B = student_confidence(self.task_loss, logits, targets)
         terms.confidence = {"student": confidence_B, **signal.confidence}
         right_B = right_sequences(targets, batch.num_candidates).to(confidence_B.device)
         distilled = self.distiller.terms(
@@ -152,9 +170,13 @@ class FinetuneModel(nn.Module):
             terms.weights[name] = weights_B
         return terms
 
-    def encode(self, batch: StudentBatch, *, need_relevance: bool) -> StudentOutput:
+    def encode(
+        self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None
+    ) -> StudentOutput:
         """Run the student, without its picture where the run hides it."""
-        return self.student.encode(batch, mask_visual=self.hide_picture, need_relevance=need_relevance)
+        return self.student.encode(
+            batch, perturbation=perturbation, mask_visual=self.hide_picture, need_relevance=need_relevance
+        )
 
     @staticmethod
     def _right_mask(batch: StudentBatch, right_B: torch.Tensor, targets: TaskTargets) -> torch.Tensor:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from advl_pipeline.students.interface import Perturbation, Student
+from advl_pipeline.training.adversarial_step import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.checkpoint import restore, save_checkpoint
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, LossTerms, Phase
+from advl_pipeline.training.optimiser import build_optimizer, rate_factor
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.run_folder import RunFolder
-from advl_pipeline.training.schedule import distillation_strength, linear_warmup_decay
+from advl_pipeline.training.schedule import distillation_strength
+from advl_pipeline.training.settings import TrainingSettings
 
 HISTOGRAM_BINS = 20
 _PHASE_SEED = {"adapt": 1, "finetune": 2}
@@ -48,6 +53,7 @@ class PhaseTiming:
 
 def run_phase(
     config: FinetuneConfig,
+    settings: TrainingSettings,
     plan: PhasePlan,
     model: FinetuneModel,
     accelerator: Accelerator,
@@ -62,6 +68,7 @@ def run_phase(
 
     Args:
         config: of the run.
+        settings: what it trains with.
         plan: of the phase.
         model: trained in place.
         accelerator: device, precision and data parallelism.
@@ -71,7 +78,7 @@ def run_phase(
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
     """
-    optimizer = build_optimizer(config, model, train_student=_trains_student(model, plan.phase))
+    optimizer = build_optimizer(settings, model, train_student=_trains_student(model, plan.phase))
     if checkpoint is not None:
         restore(checkpoint, model, optimizer)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -83,7 +90,7 @@ def run_phase(
     with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
         for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
             step_began, waited_before = time.perf_counter(), batches.seconds_waited
-            factor = linear_warmup_decay(step, num_steps=plan.num_steps, warmup_fraction=config.warmup_fraction)
+            factor = rate_factor(settings, step, num_steps=plan.num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
             strength = distillation_strength(
@@ -91,14 +98,14 @@ def run_phase(
             )
             seed_step(config.seed, plan.phase, step, accelerator.process_index)
             record, num_examples = _optimiser_step(
-                wrapped, optimizer, accelerator, micro_batches, config, plan.phase, strength
+                wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength
             )
             timing.num_steps += 1
             timing.num_examples += num_examples
             record |= {
                 "step": plan.first_logged_step + step,
                 "phase": plan.phase,
-                "learning_rate": peak[0] * factor,
+                "learning_rate": settings.learning_rate * factor,
                 "lambda": strength,
                 "seconds": time.perf_counter() - step_began,
                 "seconds_waited": batches.seconds_waited - waited_before,
@@ -113,36 +120,6 @@ def run_phase(
         timing.seconds_waited = batches.seconds_waited
     timing.seconds = time.perf_counter() - began
     return timing
-
-
-def build_optimizer(config: FinetuneConfig, model: FinetuneModel, *, train_student: bool) -> torch.optim.AdamW:
-    """Return AdamW with the groups of the field: no decay for biases and norms, another rate for fresh parts."""
-    fresh = {id(parameter) for part in (model.heads, model.distiller) for parameter in part.parameters()}
-    no_decay = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if name == "bias" or isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)) or parameter.ndim == 0
-    }
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        is_fresh = id(parameter) in fresh
-        parameter.requires_grad_(is_fresh or train_student)
-        if parameter.requires_grad:
-            groups.setdefault((is_fresh, id(parameter) in no_decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": config.learning_rate * (config.head_lr_scale if is_fresh else 1.0),
-                "weight_decay": 0.0 if undecayed else config.weight_decay,
-            }
-            for (is_fresh, undecayed), parameters in groups.items()
-        ],
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        fused=True,
-    )
 
 
 def seed_step(seed: int, phase: Phase, step: int, rank: int) -> None:
@@ -160,7 +137,7 @@ def _optimiser_step(
     optimizer: Any,
     accelerator: Accelerator,
     micro_batches: list[TrainingBatch],
-    config: FinetuneConfig,
+    settings: TrainingSettings,
     phase: Phase,
     strength: float,
 ) -> tuple[dict[str, Any], int]:
@@ -170,24 +147,51 @@ def _optimiser_step(
     collected: list[tuple[float, LossTerms]] = []
     for batch in micro_batches:
         moved = batch.to(accelerator.device)
-        terms: LossTerms = wrapped(
-            moved.student,
-            moved.targets,
-            moved.signal,
-            task=moved.task,
-            phase=phase,
-            strength=strength,
-            image_ids_B=moved.image_ids_B,
-            generator=generator,
-        )
         share = len(batch.example_ids) / num_examples
-        accelerator.backward(terms.total * share)
+        run_model = partial(_run_model, wrapped, moved, phase=phase, strength=strength, generator=generator)
+
+        def backward(loss: torch.Tensor, scale: float = share * settings.loss_scale, **options: bool) -> None:
+            accelerator.backward(loss * scale, **options)
+
+        if settings.adversarial is not None and phase == "finetune":
+            student: Student = accelerator.unwrap_model(wrapped).student
+            two_way = settings.task_loss == "two-way-choice"
+            terms = adversarial_terms(
+                run_model, student, moved.student, settings.adversarial, is_two_way=two_way, backward=backward
+            )
+        else:
+            terms = run_model()
+            backward(terms.total)
         collected.append((share, terms))
     record: dict[str, Any] = {}
-    if config.clip_norm > 0:
-        record["grad_norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), config.clip_norm))
+    if settings.clip_norm > 0:
+        record["grad_norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
     optimizer.step()
     return record | _summarise(collected, num_examples), num_examples
+
+
+def _run_model(
+    wrapped: nn.Module,
+    batch: TrainingBatch,
+    *,
+    phase: Phase,
+    strength: float,
+    generator: torch.Generator,
+    perturbation: Perturbation | None = None,
+    clean: bool = True,
+) -> LossTerms:
+    terms: LossTerms = wrapped(
+        batch.student,
+        batch.targets,
+        batch.signal if clean else None,
+        task=batch.task,
+        phase=phase,
+        strength=strength,
+        image_ids_B=batch.image_ids_B,
+        generator=generator,
+        perturbation=perturbation,
+    )
+    return terms
 
 
 def _summarise(collected: list[tuple[float, LossTerms]], num_examples: int) -> dict[str, Any]:

@@ -39,8 +39,12 @@ class ResolvedMethod:
     num_finetune_steps: int
 
 
-def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
+def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     """Fill the options that follow the method, and split the budget over the two steps.
+
+    Args:
+        config: of the run.
+        num_steps: optimiser steps of both steps together.
 
     Raises:
         ConfigError: options that contradict each other.
@@ -49,15 +53,15 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
     steps = config.steps or defaults["steps"]
     if not 0.0 < config.adapt_fraction < 1.0:
         raise ConfigError("adapt-fraction must lie between 0 and 1.", why=f"got {config.adapt_fraction!r}")
-    if config.num_steps < 2:
-        raise ConfigError("num-steps must be at least 2.", why=f"got {config.num_steps!r}")
+    if num_steps < 2:
+        raise ConfigError("num-steps must be at least 2.", why=f"got {num_steps!r}")
     if defaults["teachers"] and not config.cache:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
             next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
             "then advl finetune --cache DIR ...",
         )
-    num_adapt = max(1, round(config.num_steps * config.adapt_fraction)) if steps == "two" else 0
+    num_adapt = max(1, round(num_steps * config.adapt_fraction)) if steps == "two" else 0
     return ResolvedMethod(
         uses_teachers=defaults["teachers"],
         steps=steps,
@@ -76,5 +80,5 @@ def resolve_method(config: FinetuneConfig) -> ResolvedMethod:
             adapt_objective=config.adapt_objective,
         ),
         num_adapt_steps=num_adapt,
-        num_finetune_steps=config.num_steps - num_adapt,
+        num_finetune_steps=num_steps - num_adapt,
     )

@@ -21,7 +21,7 @@ from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures
-from advl_pipeline.training.targets import head_name, right_sequences, shape_logits, task_loss
+from advl_pipeline.training.targets import head_name, right_sequences, score_task
 
 STEPS_PER_REPEAT = 50
 MAX_REPEATS = 5
@@ -113,8 +113,9 @@ def _wait_for(device: torch.device) -> None:
 def _task_step(model: FinetuneModel, batch: TrainingBatch) -> None:
     needs_relevance = batch.signal is not None and model.distiller.needs_relevance
     output = model.encode(batch.student, need_relevance=needs_relevance)
-    logits = model.heads[head_name(batch.task)](output.pooled_NP)
-    task_loss(shape_logits(logits, batch.student.num_candidates, batch.targets.is_choice), batch.targets).backward()  # type: ignore[no-untyped-call]
+    head, num_candidates = model.heads[head_name(batch.task)], batch.student.num_candidates
+    scored = score_task(model.task_loss, head, output.pooled_NP, num_candidates, batch.targets)
+    scored.loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _pathway_step(model: FinetuneModel, batch: TrainingBatch, output: StudentOutput, part: str) -> None:

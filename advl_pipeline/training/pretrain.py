@@ -26,7 +26,7 @@ from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, read_description, save_student
 from advl_pipeline.students.scenes_small import ScenesSmall, ScenesSmallBatch
-from advl_pipeline.training.batches import positions_of_step
+from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.pretrain_config import PretrainConfig
 from advl_pipeline.training.pretrain_objectives import (

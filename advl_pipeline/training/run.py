@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import sys
@@ -25,22 +26,30 @@ from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.adversarial_step import require_perturbable
+from advl_pipeline.training.batch_order import GROUP_SIZE
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.compatibility import check_caches, check_selection
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig, planned_steps
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads, save_heads
+from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
 from advl_pipeline.training.live_teacher import live_teacher
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, resolve_method
+from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.run_folder import RunFolder
 from advl_pipeline.training.selected_words import SELECTED_WORDS_FILE, selected_words, selects_words
+from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
+from advl_pipeline.training.student_options import recipe_options, student_options
+from advl_pipeline.training.targets import head_name, require_fitting_loss
 from advl_pipeline.training.tensorboard import require_tensorboard
 
 
@@ -72,7 +81,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
         folder of another run. DatasetError, CorruptCache, WeightsUnavailable: as they say.
     """
-    method = resolve_method(config)
+    resolve_method(config, num_steps=planned_steps(config))
     if config.tensorboard:
         require_tensorboard()
     folder = RunFolder(config.output)
@@ -82,9 +91,22 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     began = time.perf_counter()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     inputs = _open_inputs(config)
+    chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
+    settings = resolve_settings(
+        config,
+        chosen,
+        task=head_name(inputs.dataset.tasks[0]),
+        num_labelled=len(inputs.labelled),
+        world_size=accelerator.num_processes,
+    )
+    method = resolve_method(config, num_steps=settings.num_steps)
     source = _open_signals(config, method, inputs, folder)
-    model = build_finetune_model(config, method, inputs.dataset, source)
-    timings = _train(config, method, model, accelerator, folder, inputs, source)
+    model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
+    origins = {name: dataclasses.asdict(head) for name, head in heads.items()}
+    if accelerator.is_main_process:
+        folder.write_json("settings.json", {**settings.to_dict(), "heads": origins})
+        _say(settings, heads)
+    timings = _train(config, settings, method, model, accelerator, folder, inputs, source)
     if accelerator.is_main_process:
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
         save_student(folder.path, model.student, origin=origin)
@@ -92,8 +114,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         if source is not None and selects_words(model):
             words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
             folder.write_json(SELECTED_WORDS_FILE, words)
-        parts = _measure_parts(config, method, model, inputs, source, accelerator)
-        summary = _summary(config, model, inputs, timings, time.perf_counter() - began) | parts
+        parts = _measure_parts(settings, method, model, inputs, source, accelerator)
+        summary = _summary(config, settings, model, inputs, timings, time.perf_counter() - began) | parts
         folder.write_json("result.json", summary)
         folder.checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -103,13 +125,28 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
 
 
 def build_finetune_model(
-    config: FinetuneConfig, method: ResolvedMethod, dataset: Dataset, source: SignalSource | None
-) -> FinetuneModel:
-    """Build student, heads and projections; the same seed gives the same student and heads for every method."""
+    config: FinetuneConfig,
+    settings: TrainingSettings,
+    chosen: ChosenRecipe,
+    method: ResolvedMethod,
+    dataset: Dataset,
+    source: SignalSource | None,
+) -> tuple[FinetuneModel, dict[str, HeadOrigin]]:
+    """Build student, heads and projections, and say where the heads come from.
+
+    The same seed gives the same student and heads for every method.
+    """
     torch.manual_seed(config.seed)
-    student = build_student(config.student, weights=config.init)
+    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    overrides = {**recipe_options(chosen, config.init), **options}
+    student = build_student(config.student, weights=config.init, overrides=overrides)
+    if settings.adversarial is not None:
+        require_perturbable(student)
     torch.manual_seed(config.seed + 1)
     heads = build_heads(student, dataset)
+    for task in dataset.tasks:
+        require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
+    origins = fill_heads(heads, student, dataset, config)
     torch.manual_seed(config.seed + 2)
     distiller = Distiller(
         method.settings,
@@ -117,7 +154,14 @@ def build_finetune_model(
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
     )
-    return FinetuneModel(student, heads, distiller, hide_picture=config.hide_picture)
+    return FinetuneModel(
+        student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture
+    ), origins
+
+
+def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin]) -> None:
+    for line in (settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in heads.items())):
+        tqdm.write(line, file=sys.stderr)
 
 
 def _open_inputs(config: FinetuneConfig) -> _Inputs:
@@ -196,6 +240,7 @@ def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
 
 def _train(
     config: FinetuneConfig,
+    settings: TrainingSettings,
     method: ResolvedMethod,
     model: FinetuneModel,
     accelerator: Accelerator,
@@ -218,7 +263,7 @@ def _train(
         restore(checkpoint[2], model, None)
     timings: dict[str, PhaseTiming] = {}
     with tqdm(
-        total=config.num_steps, initial=first_step, desc=config.method, unit="step", disable=not sys.stderr.isatty()
+        total=settings.num_steps, initial=first_step, desc=config.method, unit="step", disable=not sys.stderr.isatty()
     ) as bar:
         for plan in phases:
             if plan.num_steps == 0 or (plan.phase == "adapt" and resumed_phase == "finetune"):
@@ -229,11 +274,12 @@ def _train(
                 continue
             timings[plan.phase] = run_phase(
                 config,
+                settings,
                 plan,
                 model,
                 accelerator,
                 folder,
-                _batch_maker(config, plan, model.student, accelerator, inputs, source),
+                _batch_maker(config, settings, plan, model.student, accelerator, inputs, source),
                 start_step=start,
                 checkpoint=checkpoint[2] if checkpoint and inside else None,
                 progress=bar.update,
@@ -243,7 +289,7 @@ def _train(
 
 
 def _measure_parts(
-    config: FinetuneConfig,
+    settings: TrainingSettings,
     method: ResolvedMethod,
     model: FinetuneModel,
     inputs: _Inputs,
@@ -251,10 +297,12 @@ def _measure_parts(
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Return what is added to the summary: the cost of each part, or nothing for a very short run."""
-    repeats = num_repeats(config.num_steps)
+    repeats = num_repeats(settings.num_steps)
     if repeats == 0:
         return {}
-    size = max(1, config.batch_size // (config.accumulate * accelerator.num_processes))
+    size = GROUP_SIZE
+    if settings.batch_unit == "examples":
+        size = max(1, settings.batch_size // (settings.accumulate * accelerator.num_processes))
     task = inputs.dataset[inputs.labelled[0]].task
     examples = [inputs.dataset[position] for position in inputs.labelled[: 2 * size]]
     with accelerator.autocast():
@@ -272,6 +320,7 @@ def _measure_parts(
 
 def _batch_maker(
     config: FinetuneConfig,
+    settings: TrainingSettings,
     plan: PhasePlan,
     student: Student,
     accelerator: Accelerator,
@@ -279,20 +328,19 @@ def _batch_maker(
     source: SignalSource | None,
 ) -> Any:
     adapt = plan.phase == "adapt"
+    indices, order = order_examples(
+        settings,
+        student,
+        inputs.dataset,
+        inputs.adapt if adapt else inputs.labelled,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
 
     def make(steps: range) -> Iterator[list[TrainingBatch]]:
         return training_batches(
-            inputs.dataset,
-            inputs.adapt if adapt else inputs.labelled,
-            student,
-            source,
-            steps=steps,
-            batch_size=config.batch_size,
-            accumulate=config.accumulate,
-            seed=config.seed,
-            labelled=not adapt,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            inputs.dataset, indices, student, source, steps=steps, order=order, labelled=not adapt
         )
 
     return make
@@ -300,6 +348,7 @@ def _batch_maker(
 
 def _summary(
     config: FinetuneConfig,
+    settings: TrainingSettings,
     model: FinetuneModel,
     inputs: _Inputs,
     timings: dict[str, PhaseTiming],
@@ -315,7 +364,8 @@ def _summary(
         "dataset": config.dataset,
         "shots": config.shots,
         "seed": config.seed,
-        "num_steps": config.num_steps,
+        "num_steps": settings.num_steps,
+        "recipe": settings.line(),
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),

@@ -1,8 +1,9 @@
 """The run folder: everything that a finetuning run leaves behind, and what lets it resume.
 
-config.json · environment.json · caches.json · metrics.jsonl · tensorboard/ (where asked for) ·
-checkpoint.safetensors (while it runs) · model.safetensors and student.json · selected_words.json (of methods that
-select words) · result.json (last) · evaluation/ (written by `advl evaluate`).
+config.json · environment.json · settings.json (what it trains with, and where each number came from) · caches.json ·
+metrics.jsonl · tensorboard/ (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
+student.json · selected_words.json (of methods that select words) · result.json (last) · evaluation/ (written by
+`advl evaluate`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.training.run_identity import run_identity
 from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLog
 
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
@@ -44,14 +46,15 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.exists() and resume:
-            found = json.loads(self.config.read_text(encoding="utf-8"))
+            found = run_identity(json.loads(self.config.read_text(encoding="utf-8")))
+            asked = run_identity(config)
             differing = sorted(
                 key
-                for key in {*found, *config} - _FREE_KEYS
-                if found.get(key, "(absent)") != config.get(key, "(absent)")
+                for key in {*found, *asked} - _FREE_KEYS
+                if found.get(key, "(absent)") != asked.get(key, "(absent)")
             )
             if differing:
-                lines = [f"{key}: here {found.get(key)!r}, asked for {config.get(key)!r}" for key in differing]
+                lines = [f"{key}: here {found.get(key)!r}, asked for {asked.get(key)!r}" for key in differing]
                 raise IdentityMismatch(
                     "The run folder holds a run with other settings.",
                     where=str(self.path),

@@ -1,7 +1,7 @@
 """What the task asks of a batch: targets, loss and the student's confidence, by kind of task.
 
-Losses are the ones that the students' originals use: softmax cross-entropy over the candidates or classes, and
-for VQA's soft labels binary cross-entropy summed over the answers.
+The loss is one of `students/task_losses.py`, by name. Whatever it is, the prediction is the first maximum of the
+logits: of a candidate's own logit (the second of the two for UNITER's VCR) or of a class's.
 Shapes: B examples, N sequences, C candidates, K classes.
 """
 
@@ -11,11 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.students.recipe_terms import TaskLoss
+from advl_pipeline.students.task_losses import (
+    sigmoid_choice,
+    soft_target_bce,
+    soft_target_kl,
+    softmax_choice,
+    two_way_choice,
+)
 
 
 @dataclass(kw_only=True)
@@ -67,18 +76,84 @@ def shape_logits(logits_NK: torch.Tensor, num_candidates: Sequence[int], is_choi
     return torch.nn.utils.rnn.pad_sequence(list(scores), batch_first=True, padding_value=-torch.inf)
 
 
-def task_loss(logits_BK: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
-    """Return the scalar task loss of a batch."""
-    if targets.scores_BK is not None:
-        return functional.binary_cross_entropy_with_logits(logits_BK, targets.scores_BK) * logits_BK.shape[1]
-    assert targets.label_B is not None
-    return functional.cross_entropy(logits_BK, targets.label_B)
+@dataclass(kw_only=True)
+class TaskScores:
+    """Logits (B, C) or (B, K), scalar loss, and the logits (N, 2), (B, C) or (B, K) that a divergence compares."""
+
+    logits: torch.Tensor
+    loss: torch.Tensor
+    compared: torch.Tensor
 
 
-def student_confidence(logits_BK: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
-    """Return (B,): the probability that the student gives to the ground truth, without gradient."""
+def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
+    """Refuse a loss that the task's labels or the student's head do not allow.
+
+    Raises:
+        ConfigError: as said.
+    """
+    is_choice = task in MULTIPLE_CHOICE_TASKS
+    if kind == "two-way-choice" and is_choice and not hasattr(head, "two_way"):
+        raise ConfigError(
+            "This student's head gives one logit per candidate.",
+            why="two-way-choice needs two",
+            next_command="--task-loss sigmoid-choice judges candidates one by one as well",
+        )
+    allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
+    if is_choice:
+        allowed = ("softmax-choice", "sigmoid-choice", "two-way-choice")
+    elif task != "vqa":
+        allowed = (*allowed, "softmax-choice")
+    if kind not in allowed:
+        raise ConfigError(f"The loss {kind} does not fit {task}.", why=f"there are: {', '.join(allowed)}")
+
+
+def score_task(
+    kind: TaskLoss, head: nn.Module, pooled_NP: torch.Tensor, num_candidates: Sequence[int], targets: TaskTargets
+) -> TaskScores:
+    """Return logits and loss of a batch.
+
+    Args:
+        kind: the loss.
+        head: of the task.
+        pooled_NP: pooled states.
+        num_candidates: sequences of each example.
+        targets: of the batch.
+    """
+    if kind == "two-way-choice":
+        two_way: torch.Tensor = head.two_way(pooled_NP)  # type: ignore[operator]
+        assert targets.label_B is not None
+        right_N = torch.zeros(len(two_way), dtype=torch.bool, device=two_way.device)
+        right_N[right_sequences(targets, num_candidates)] = True
+        logits = shape_logits(two_way[:, 1:], num_candidates, True)
+        return TaskScores(logits=logits, loss=two_way_choice(two_way, right_N), compared=two_way)
+    logits = shape_logits(head(pooled_NP), num_candidates, targets.is_choice)
+    return TaskScores(logits=logits, loss=_loss(kind, logits, targets), compared=logits)
+
+
+def _loss(kind: TaskLoss, logits: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
+    if kind == "softmax-choice":
+        assert targets.label_B is not None
+        return softmax_choice(logits, targets.label_B)
+    if kind == "sigmoid-choice":
+        assert targets.label_B is not None
+        return sigmoid_choice(logits, targets.label_B)
+    scores_BK = targets.scores_BK
+    if scores_BK is None:
+        assert targets.label_B is not None
+        scores_BK = functional.one_hot(targets.label_B, logits.shape[1]).to(logits.dtype)
+    return soft_target_bce(logits, scores_BK) if kind == "soft-target-bce" else soft_target_kl(logits, scores_BK)
+
+
+def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
+    """Return (B,): the probability that the student gives to the ground truth, without gradient.
+
+    Candidates and classes compete (softmax) whatever the loss, as they do for the teachers' probe; VQA's answers are
+    judged one by one (sigmoid) unless they are trained as one distribution.
+    """
     logits = logits_BK.detach()
     if targets.scores_BK is not None:
+        if kind == "soft-target-kl":
+            logits = torch.logit(torch.softmax(logits.float(), dim=1), eps=1e-7)
         return soft_label_confidence(logits, targets.scores_BK)
     assert targets.label_B is not None
     return choice_confidence(logits, targets.label_B)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from small_corpus import SmallCorpus, build_small_corpus
 
+from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training.run import run_finetune
 
@@ -22,10 +23,23 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> None:
+    recipe = choose_recipe(name, "vcr", "auto").recipe
     result = run_finetune(
-        corpus.config(tmp_path / "run", student=name, task=(), num_steps=4, adapt_fraction=0.5, batch_size=2)
+        corpus.config(
+            tmp_path / "run",
+            student=name,
+            task=(),
+            num_steps=4,
+            adapt_fraction=0.5,
+            # Where its authors finetuned it on VCR, batches are theirs too.
+            batch_size=2 if recipe is None else None,
+        )
     )
     assert result.summary["status"] == "done"
+    written = json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))["settings"]
+    expected = ("softmax-choice", "adamw") if recipe is None else (recipe.loss, recipe.optimiser)
+    assert (written["task_loss"]["value"], written["optimiser"]["value"]) == expected
+    assert bool(written["adversarial"]["value"]) == (name == "villa-tiny")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line) for line in lines]
     assert {entry["phase"] for entry in logged} == {"adapt", "finetune"}

@@ -51,7 +51,7 @@ def test_overrides_win_and_say_so() -> None:
 def test_a_recipe_that_nobody_published_is_refused(student: str, task: str, size: str) -> None:
     with pytest.raises(ConfigError, match="No recipe"):
         load_recipe(student, task, size)
-    with pytest.raises(ConfigError, match="no key"):
+    with pytest.raises(ConfigError, match="Unknown key"):
         load_recipe("uniter", "vqa", "base", {"learning_rat": 1.0})
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.studies.config import METRICS_OF_TASK, StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell
+from advl_pipeline.training.config import planned_steps
 
 NUM_ITEMS = 240
 GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}
@@ -74,7 +75,7 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
     write_json(
         run / "result.json",
         {
-            "status": "done", "method": cell.finetune.method, "num_steps": cell.finetune.num_steps,
+            "status": "done", "method": cell.finetune.method, "num_steps": planned_steps(cell.finetune),
             "seconds": 30.0, "seconds_per_step": 0.09 if cell.teachers else 0.08, "wait_share": 0.02,
             "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
             "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,

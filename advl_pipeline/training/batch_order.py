@@ -1,0 +1,148 @@
+"""Which examples an optimiser step takes: pure functions of the step, so that any step can be resumed at.
+
+Both orders concatenate epochs; in each, every example comes exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.order import epoch_order
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.token_buckets import token_batches
+
+BUCKET_SIZE = 8192
+"""Examples that are sorted by length together: UNITER's `BUCKET_SIZE` (`utils/const.py`)."""
+
+GROUP_SIZE = 8
+"""Examples that join a batch at once, as in UNITER's sampler; halved until a group of the longest fits."""
+
+Positions = npt.NDArray[np.int64]
+
+
+class BatchOrder(Protocol):
+    """Gives the micro-batches of an optimiser step."""
+
+    def micro_batches(self, step: int) -> list[Positions]:
+        """Return positions of the examples, micro-batch by micro-batch, for this rank."""
+        ...
+
+
+class ExampleOrder:
+    """Batches of a number of examples.
+
+    Args:
+        num_examples: there are.
+        batch_size: examples per optimiser step over all ranks.
+        accumulate: micro-batches per step and rank.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, num_examples: int, *, batch_size: int, accumulate: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._accumulate = accumulate
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+
+    def micro_batches(self, step: int) -> list[Positions]:
+        positions = positions_of_step(self._num_examples, step=step, batch_size=self._batch_size, seed=self._seed)
+        return split_for_rank(positions, accumulate=self._accumulate, rank=self._rank, world_size=self._world_size)
+
+
+class TokenOrder:
+    """Batches of a number of padded tokens, examples of like length together.
+
+    Args:
+        sizes: tokens of each example.
+        max_tokens: of one micro-batch: its longest example times the number of its examples.
+        accumulate: micro-batches per optimiser step over all ranks; never more than an epoch has.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: an example alone is over the bound, or there are fewer micro-batches than processes.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        max_tokens: int,
+        accumulate: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._sizes = sizes
+        self._max_tokens = max_tokens
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._group = GROUP_SIZE
+        while self._group > 1 and self._group * max(sizes) > max_tokens:
+            self._group //= 2
+        self._epochs: list[list[list[int]]] = []
+        self.accumulate = max(world_size, min(accumulate, len(self._epoch(0))))
+        if len(self._epoch(0)) < world_size:
+            raise ConfigError(
+                "There are fewer micro-batches than processes.",
+                why=f"{len(sizes)} examples make {len(self._epoch(0))} of {max_tokens} tokens",
+                next_command="lower --batch-tokens",
+            )
+
+    def micro_batches(self, step: int) -> list[Positions]:
+        first = step * self.accumulate
+        found: list[Positions] = []
+        epoch = passed = 0
+        while len(found) < self.accumulate:
+            batches = self._epoch(epoch)
+            start = first + len(found) - passed
+            if start < len(batches):
+                wanted = self.accumulate - len(found)
+                found += [np.array(batch, dtype=np.int64) for batch in batches[start : start + wanted]]
+            else:
+                passed += len(batches)
+                epoch += 1
+        return found[self._rank :: self._world_size]
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        while len(self._epochs) <= epoch:
+            self._epochs.append(
+                token_batches(
+                    self._sizes,
+                    max_tokens=self._max_tokens,
+                    bucket_size=BUCKET_SIZE,
+                    seed=self._seed * 1_000_003 + len(self._epochs),
+                    multiple=self._group,
+                )
+            )
+        return self._epochs[epoch]
+
+
+def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: int) -> Positions:
+    """Return the positions of the examples of optimiser step `step`.
+
+    The stream is the concatenation of epochs, each a permutation of all examples, so every example comes exactly
+    once per epoch; a batch may span two epochs.
+    """
+    first = step * batch_size
+    epochs = range(first // num_examples, (first + batch_size - 1) // num_examples + 1)
+    stream = np.concatenate([epoch_order(num_examples, seed=seed, epoch=epoch) for epoch in epochs])
+    offset = first - epochs.start * num_examples
+    return stream[offset : offset + batch_size]
+
+
+def split_for_rank(positions: Positions, *, accumulate: int, rank: int, world_size: int) -> list[Positions]:
+    """Cut one optimiser step's examples into the micro-batches of one rank; together the ranks see each once."""
+    return [part for part in np.array_split(np.array_split(positions, world_size)[rank], accumulate) if len(part)]

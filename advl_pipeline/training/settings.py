@@ -1,0 +1,226 @@
+"""What a run trains with, and where each number came from: ADVL's defaults, then the recipe, then the options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.adversarial import AdversarialConfig
+from advl_pipeline.students.recipe_choice import ChosenRecipe
+from advl_pipeline.students.recipe_terms import LearningRateSchedule, Optimiser, TaskLoss
+from advl_pipeline.students.recipes import Recipe, ScaleRule
+from advl_pipeline.training.config import PLAIN, FinetuneConfig
+
+ADVERSARIAL_LEARNING_RATE = 1e-3
+"""VILLA's for VQA and SNLI-VE at size base."""
+
+OURS = "ADVL's default"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """The decided numbers of one run.
+
+    `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
+    `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
+    `no_decay` is searched in parameter names; None spares biases and norms by kind of module. `warmup` is in steps
+    when at least 1, else a share. `max_text_tokens` leaves longer examples out of training, 0 for none.
+    `loss_scale` multiplies every gradient (recipes that add up micro-batches instead of averaging). `sources` says
+    where each field came from.
+    """
+
+    num_steps: int
+    batch_unit: Literal["examples", "tokens"]
+    batch_size: int
+    accumulate: int
+    max_text_tokens: int
+    optimiser: Optimiser
+    learning_rate: float
+    head_lr_scale: float
+    lr_scales: tuple[ScaleRule, ...]
+    weight_decay: float
+    no_decay: str | None
+    betas: tuple[float, float]
+    eps: float
+    momentum: float
+    schedule: LearningRateSchedule
+    milestones: tuple[float, ...]
+    lr_floor: float
+    warmup: float
+    clip_norm: float
+    loss_scale: float
+    task_loss: TaskLoss
+    adversarial: AdversarialConfig | None
+    note: str
+    sources: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return each setting with its value and source, and the note on the recipe, as plain JSON types."""
+        plain = config_to_dict(self)
+        described = {key: {"value": plain[key], "source": source} for key, source in self.sources.items()}
+        return {"recipe": self.note, "settings": described}
+
+    def line(self) -> str:
+        """Return one line for people: which recipe, and what the options changed of it."""
+        flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
+        given = [f"{flag} {getattr(self, key)}" for flag, key in flags.items() if flag != "--adversarial"]
+        adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
+        return (
+            f"{self.note}; given: {', '.join(sorted(given)) or 'nothing'}; "
+            f"{self.task_loss}, {self.optimiser}{adversarial}, {self.num_steps} steps"
+        )
+
+
+def resolve_settings(
+    config: FinetuneConfig, chosen: ChosenRecipe, *, task: str, num_labelled: int, world_size: int = 1
+) -> TrainingSettings:
+    """Decide every number of a run.
+
+    Args:
+        config: options; those that are None were not given.
+        chosen: recipe of the student on the task.
+        task: vcr, vqa or snli-ve.
+        num_labelled: labelled examples that are trained on.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: options that contradict each other.
+    """
+    values: dict[str, Any] = {
+        **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
+        "warmup": PLAIN["warmup_fraction"],
+        "batch_unit": "examples",
+        "max_text_tokens": 0,
+        "optimiser": "adamw",
+        "lr_scales": (),
+        "no_decay": None,
+        "betas": (0.9, 0.98),
+        "eps": 1e-6,
+        "momentum": 0.0,
+        "schedule": "linear-nonzero",
+        "milestones": (),
+        "lr_floor": 0.0,
+        "loss_scale": 1.0,
+        "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
+    }
+    sources = dict.fromkeys(values, OURS)
+    if chosen.recipe is not None:
+        found = _of_recipe(config, chosen.recipe, num_labelled, world_size)
+        values |= found
+        sources |= {key: _source_of(key, chosen.recipe) for key in found}
+    given = _of_options(config, chosen.recipe)
+    values |= {key: value for key, (value, _) in given.items()}
+    sources |= {key: source for key, (_, source) in given.items()}
+    values["adversarial"], sources["adversarial"] = _adversarial(config, chosen.recipe)
+    if values["schedule"] == "steps" and not values["milestones"]:
+        raise ConfigError(
+            "The schedule of steps needs milestones.",
+            next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
+        )
+    for key in ("num_steps", "batch_size", "accumulate"):
+        if values[key] < 1:
+            raise ConfigError(f"{key.replace('_', '-')} must be at least 1.", why=f"got {values[key]!r}")
+    return TrainingSettings(note=chosen.note, sources=sources, **values)
+
+
+def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int) -> dict[str, Any]:
+    same = (
+        "optimiser", "learning_rate", "head_lr_scale", "lr_scales", "weight_decay", "no_decay", "betas", "eps",
+        "momentum", "schedule", "milestones", "lr_floor", "clip_norm", "batch_unit",
+    )  # fmt: skip
+    values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
+    values["task_loss"] = recipe.loss
+    values["loss_scale"] = float(recipe.accumulate) if recipe.accumulation == "sum" else 1.0
+    micro_batches = recipe.accumulate * recipe.num_devices
+    if recipe.batch_unit == "tokens":
+        values["batch_size"], values["accumulate"] = recipe.batch_size, micro_batches
+        values["max_text_tokens"] = recipe.max_text_length
+    elif recipe.batch_size:
+        values["batch_size"] = min(recipe.batch_size * micro_batches, num_labelled)
+        values["accumulate"] = max(1, micro_batches // world_size)
+    # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
+    values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
+    if config.shots is None:
+        if recipe.num_steps:
+            values["num_steps"] = recipe.num_steps
+        elif recipe.num_epochs and recipe.batch_unit == "examples":
+            batch_size = config.batch_size or values.get("batch_size", PLAIN["batch_size"])
+            values["num_steps"] = math.ceil(recipe.num_epochs * num_labelled / batch_size)
+    return values
+
+
+def _source_of(key: str, recipe: Recipe) -> str:
+    name = {"task_loss": "loss", "max_text_tokens": "max_text_length", "loss_scale": "accumulation"}.get(key, key)
+    if key == "num_steps" and not recipe.num_steps:
+        name = "num_epochs"
+    return recipe.sources.get(
+        name, f"not stated by the recipe of {recipe.student}: its optimiser's or loop's default"
+    )
+
+
+def _of_options(config: FinetuneConfig, recipe: Recipe | None) -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for name in (
+        "num_steps", "accumulate", "optimiser", "learning_rate", "head_lr_scale", "weight_decay", "schedule",
+        "clip_norm", "task_loss",
+    ):  # fmt: skip
+        if (value := getattr(config, name)) is not None:
+            found[name] = (value, f"--{name.replace('_', '-')}")
+    if config.warmup_fraction is not None:
+        found["warmup"] = (config.warmup_fraction, "--warmup-fraction")
+    if config.batch_size is not None and config.batch_tokens is not None:
+        raise ConfigError("--batch-size and --batch-tokens exclude each other.")
+    for option, unit in (("batch_size", "examples"), ("batch_tokens", "tokens")):
+        if (value := getattr(config, option)) is not None:
+            source = f"--{option.replace('_', '-')}"
+            accumulate = config.accumulate or 1
+            found |= {"batch_size": (value, source), "batch_unit": (unit, source)}
+            found.setdefault("accumulate", (accumulate, source))
+            if unit == "examples":
+                found["max_text_tokens"] = (0, source)
+    if "accumulate" in found and recipe is not None and recipe.accumulation == "sum":
+        found["loss_scale"] = (float(found["accumulate"][0]), found["accumulate"][1])
+    return found
+
+
+def _adversarial(config: FinetuneConfig, recipe: Recipe | None) -> tuple[AdversarialConfig | None, str]:
+    published = AdversarialConfig(**recipe.adversarial) if recipe is not None and recipe.adversarial else None
+    changes = {
+        "norm": config.adversarial_norm,
+        "max_norm": config.adversarial_max_norm,
+        "num_steps": config.adversarial_steps,
+        "kl_weight": config.adversarial_kl_weight,
+    }
+    given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+    rate = config.adversarial_learning_rate
+    modality = config.adversarial
+    if modality == "none" or (modality is None and published is None):
+        if given or rate is not None:
+            raise ConfigError(
+                "Options of adversarial finetuning are given, but it is off.",
+                next_command="add --adversarial text, image or both",
+            )
+        return None, OURS if modality is None else "--adversarial"
+    base = published or AdversarialConfig()
+    if modality is None and rate is None and not given:
+        assert recipe is not None
+        return base, recipe.sources["adversarial"]
+    # A modality that the recipe leaves alone learns at the other one's rate.
+    usual = max(base.text_learning_rate, base.visual_learning_rate) or ADVERSARIAL_LEARNING_RATE
+    rate = usual if rate is None else rate
+    uses_text = base.text_learning_rate > 0 if modality is None else modality in ("text", "both")
+    uses_image = base.visual_learning_rate > 0 if modality is None else modality in ("image", "both")
+    made = dataclasses.replace(
+        base,
+        text_learning_rate=rate if uses_text else 0.0,
+        visual_learning_rate=rate if uses_image else 0.0,
+        **given,
+    )
+    if made.num_steps < 1 or rate <= 0:
+        raise ConfigError("Adversarial finetuning needs at least one step, of a size above 0.")
+    return made, "--adversarial"

@@ -1,0 +1,71 @@
+"""From the options of a run to the settings of its student: region features, tokenizer, what a recipe says of it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.recipe_choice import ChosenRecipe
+from advl_pipeline.students.saved import DESCRIPTION_FILE
+
+SPLIT = "{split}"
+"""Stands for the split in paths of region features."""
+
+VCR_DATASETS = "vcr"
+
+
+def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> dict[str, Any]:
+    """Return the settings that a run's options give its student, for reading a split.
+
+    Args:
+        config: plain configuration of the run (`config_to_dict`, or what its folder holds).
+        dataset: that is read.
+        split: of it.
+
+    Raises:
+        ConfigError: a setting that is not KEY=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for text in config.get("student_option") or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
+        found[key.replace("-", "_")] = _parse(value)
+    for key in ("regions", "ground_truth_regions"):
+        if config.get(key):
+            found[key] = str(config[key]).replace(SPLIT, split)
+    for key in ("tokenizer", "region_naming"):
+        if config.get(key):
+            found[key] = config[key]
+    if config.get("region_split"):
+        found["region_split"] = config["region_split"]
+    elif found.get("region_naming") == "uniter" and dataset.endswith(VCR_DATASETS):
+        found["region_split"] = split
+    return found
+
+
+def recipe_options(chosen: ChosenRecipe, init: Path | None) -> dict[str, Any]:
+    """Return the settings of the architecture that a recipe states.
+
+    A recipe of another size says nothing about them, and a saved student has its own except for dropout.
+    """
+    recipe = chosen.recipe
+    if recipe is None or not chosen.is_own_size:
+        return {}
+    keys = ["dropout"]
+    if init is None or not (init / DESCRIPTION_FILE).is_file():
+        keys.append("image_size")
+        # Counted in tokens of a batch, a text's length is a bound on what is trained on (`TrainingSettings`).
+        if recipe.batch_unit == "examples":
+            keys.append("max_text_length")
+    return {key: getattr(recipe, key) for key in keys if key in recipe.sources}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,176 @@
+"""From a person's own files to a run and its evaluation: an original checkpoint, region features, a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.student_options import student_options
+
+FEATURE_SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as UNITER writes it, with heads for VCR, three classes under VQA's name, and pretraining parts."""
+    torch.manual_seed(5)
+    student = build_student("uniter-tiny")
+    state = {
+        name.replace("model.", "uniter.", 1).replace("LayerNorm.weight", "LayerNorm.gamma"): value
+        for name, value in student.state_dict().items()
+    }
+    for prefix, task, classes in (("vcr_output.", "vcr-q2a", 1), ("vqa_output.", "snli-ve", 3)):
+        head = student.build_head(task, classes).state_dict()
+        state |= {prefix + name.removeprefix("net."): value for name, value in head.items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "uniter-tiny.pt"
+    torch.save({"model_state": state}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def features(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of .npz files per split, as an extractor writes them."""
+    root = tmp_path_factory.mktemp("features")
+    for split in ("train", "test"):
+        (root / split).mkdir()
+        dataset = open_dataset("scenes-vcr", split=split, data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+        for unit in dataset.image_units():
+            count = len(unit.boxes_R4)
+            noise = np.random.default_rng(count).standard_normal((count, FEATURE_SIZE)).astype(np.float32)
+            np.savez(root / split / f"{unit.path.stem}.npz", features=noise, boxes=unit.boxes_R4)
+    return root
+
+
+def settings(small_corpus: Any, output: Path, **changes: Any) -> Any:
+    base = {"student": "uniter-tiny", "method": "plain", "cache": (), "num_steps": 2, "batch_size": 2}
+    return small_corpus.config(output, **{**base, **changes})
+
+
+def heads_of(folder: Path) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["heads"]
+    return found
+
+
+def test_one_command_from_files_to_evaluation(
+    small_corpus: Any, checkpoint: Path, features: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run_finetune(
+        settings(
+            small_corpus,
+            run,
+            init=checkpoint,
+            regions=features / "{split}",
+            region_naming="stem",
+            tokenizer="minilm-l6",
+        )
+    )
+    saved = json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]
+    assert saved["regions"] == str(features / "train")
+    assert heads_of(run)["vcr"] == {"origin": "checkpoint", "why": "of as many classes"}
+    evaluate = {"run": run, "data_root": small_corpus.data_root, "probe": ()}
+    document = run_evaluate(EvaluateConfig(on=("test",), **evaluate)).sets["test"]
+    assert document["num_items"] == {"q2a": 8}
+    scores = np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"]
+    # The training pictures' features hold none of the test set's: they are looked up by the split that is read.
+    with pytest.raises(DatasetError):
+        run_evaluate(EvaluateConfig(on=("test",), regions=features / "train", **evaluate))
+    run_evaluate(EvaluateConfig(on=("test",), regions=features / "test", **evaluate))
+    np.testing.assert_array_equal(np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"], scores)
+
+
+def test_real_features_and_crops_give_different_runs(small_corpus: Any, features: Path, tmp_path: Path) -> None:
+    for name, options in (("crops", {}), ("features", {"regions": features / "train"})):
+        run_finetune(settings(small_corpus, tmp_path / name, **options))
+    first, second = (
+        load_file(tmp_path / name / "model.safetensors")["model.img_embeddings.img_linear.weight"]
+        for name in ("crops", "features")
+    )
+    assert not torch.equal(first, second)
+
+
+def untrained_head(small_corpus: Any, output: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """Return the heads of a run that learns next to nothing."""
+    run_finetune(settings(small_corpus, output, learning_rate=1e-12, **changes))
+    return load_file(output / "heads.safetensors")
+
+
+def test_heads_are_kept_started_anew_when_asked_or_when_classes_differ(
+    small_corpus: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    state = torch.load(checkpoint, weights_only=True)["model_state"]
+    kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint)
+    torch.testing.assert_close(kept["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-6, rtol=0)
+    asked = untrained_head(small_corpus, tmp_path / "asked", init=checkpoint, fresh_heads=True)
+    assert not torch.allclose(asked["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-4)
+    assert heads_of(tmp_path / "asked")["vcr"] == {"origin": "fresh", "why": "--fresh-heads"}
+    untrained_head(small_corpus, tmp_path / "vqa", init=checkpoint, dataset="scenes-vqa", task=())
+    (vqa,) = heads_of(tmp_path / "vqa").values()
+    assert vqa["origin"] == "fresh"
+    assert "3.weight (file (3, " in vqa["why"]
+
+
+def test_snli_ves_classes_must_have_the_checkpoints_order(
+    small_corpus: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = {"init": checkpoint, "dataset": "scenes-snli-ve", "task": ()}
+    run_finetune(settings(small_corpus, tmp_path / "own", **options))
+    assert heads_of(tmp_path / "own")["snli-ve"]["origin"] == "checkpoint"
+    with pytest.raises(ConfigError, match="another order"):
+        run_finetune(settings(small_corpus, tmp_path / "other", label_order="meter", **options))
+    run_finetune(settings(small_corpus, tmp_path / "fresh", label_order="meter", fresh_heads=True, **options))
+
+
+def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(settings(small_corpus, tmp_path / "first"))
+    first = load_file(tmp_path / "first" / "heads.safetensors")
+    second = untrained_head(small_corpus, tmp_path / "second", init=tmp_path / "first", seed=3)
+    torch.testing.assert_close(second["vcr.net.3.weight"], first["vcr.net.3.weight"], atol=1e-6, rtol=0)
+    assert heads_of(tmp_path / "second")["vcr"]["origin"] == "checkpoint"
+    untrained_head(small_corpus, tmp_path / "third", init=tmp_path / "first", dataset="scenes-snli-ve", task=())
+    assert heads_of(tmp_path / "third")["snli-ve"]["origin"] == "fresh"
+
+
+def test_pixel_students_and_scenes_small_refuse_adversarial_finetuning(small_corpus: Any, tmp_path: Path) -> None:
+    for student, words in (("vilt-tiny", "takes no adversarial"), ("scenes-small", "cannot be finetuned adv")):
+        with pytest.raises(ConfigError, match=words):
+            run_finetune(settings(small_corpus, tmp_path / student, student=student, adversarial="text"))
+    with pytest.raises(ConfigError, match="no batches by tokens"):
+        run_finetune(settings(small_corpus, tmp_path / "b", student="scenes-small", batch_size=None, batch_tokens=99))
+
+
+def test_options_of_the_student_are_read_for_the_split() -> None:
+    options = {
+        "regions": "db/vcr_{split}",
+        "ground_truth_regions": "db/vcr_gt_{split}",
+        "region_naming": "uniter",
+        "tokenizer": "folder",
+        "student_option": ["num_layers=3", "overlong=cut"],
+    }
+    assert student_options(options, dataset="vcr", split="val") == {
+        "num_layers": 3,
+        "overlong": "cut",
+        "regions": "db/vcr_val",
+        "ground_truth_regions": "db/vcr_gt_val",
+        "tokenizer": "folder",
+        "region_naming": "uniter",
+        "region_split": "val",
+    }
+    assert "region_split" not in student_options(options, dataset="vqa-v2", split="val")
+    assert (
+        student_options({**options, "region_split": "train"}, dataset="vcr", split="val")["region_split"] == "train"
+    )
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        student_options({"student_option": ["num_layers"]}, dataset="vcr", split="val")

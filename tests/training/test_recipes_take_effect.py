@@ -1,0 +1,282 @@
+"""Recipes take effect in the loop, options win over them, and a run says where every number came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.bert_adam import BertAdam
+from advl_pipeline.students.bert_adamw import BertAdamW
+from advl_pipeline.students.recipe_choice import choose_recipe
+from advl_pipeline.students.recipe_terms import Optimiser
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.batch_order import TokenOrder
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.optimiser import build_optimizer, rate_factor
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.run_identity import run_identity
+from advl_pipeline.training.settings import TrainingSettings, resolve_settings
+
+
+def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:
+    return FinetuneConfig(dataset="vcr", output=Path("run"), student=student, **changes)
+
+
+def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
+    options = config(student, **changes)
+    return resolve_settings(
+        options, choose_recipe(student, task, options.recipe), task=task, num_labelled=num_labelled
+    )
+
+
+def test_uniters_numbers_are_the_runs() -> None:
+    made = settle("uniter-base", "vcr")
+    assert (made.optimiser, made.learning_rate, made.betas, made.eps) == ("bert-adamw", 6e-5, (0.9, 0.98), 1e-6)
+    assert (made.batch_unit, made.batch_size, made.accumulate) == ("tokens", 4000, 20)
+    assert (made.num_steps, made.warmup, made.clip_norm, made.max_text_tokens) == (8000, 0.1, 2.0, 220)
+    assert (made.task_loss, made.loss_scale, made.adversarial) == ("two-way-choice", 5.0, None)
+    assert all(
+        "UNITER" in source or "not stated" in source for key, source in made.sources.items() if key != "adversarial"
+    )
+
+
+def test_options_win_and_say_so() -> None:
+    made = settle("uniter-base", "vcr", learning_rate=6e-5, batch_size=32, task_loss="softmax-choice", clip_norm=0.0)
+    assert (made.batch_unit, made.batch_size, made.accumulate, made.loss_scale) == ("examples", 32, 1, 1.0)
+    assert (made.task_loss, made.clip_norm, made.max_text_tokens) == ("softmax-choice", 0.0, 0)
+    # Given at the recipe's own value, it is given all the same.
+    assert made.sources["learning_rate"] == "--learning-rate"
+    for flag in ("--learning-rate 6e-05", "--batch-size 32", "--task-loss softmax-choice", "--clip-norm 0.0"):
+        assert flag in made.line()
+    described = made.to_dict()["settings"]
+    assert described["optimiser"] == {"value": "bert-adamw", "source": made.sources["optimiser"]}
+
+
+def test_low_shot_runs_keep_the_users_budget_and_epochs_become_steps() -> None:
+    assert settle("uniter-base", "vcr", shots=100, num_labelled=200).num_steps == 300
+    assert settle("uniter-base", "vcr", shots=100, num_labelled=200, num_steps=77).num_steps == 77
+    made = settle("vl-bert-base", "vcr", num_labelled=6400)
+    assert (made.batch_size, made.num_steps, made.optimiser, made.momentum) == (64, 2000, "sgd", 0.9)
+    assert settle("vl-bert-base", "vcr", shots=10, num_labelled=20).batch_size == 20
+
+
+def test_no_recipe_is_advls_own_numbers() -> None:
+    plain = settle("scenes-small", "vcr")
+    asked = settle("uniter-base", "vcr", recipe="none")
+    for key, value in config_to_dict(plain).items():
+        if key not in ("note", "sources"):
+            assert config_to_dict(asked)[key] == value, key
+    assert (plain.optimiser, plain.no_decay, plain.task_loss) == ("adamw", None, "softmax-choice")
+    assert settle("lxmert", "snli-ve").note == "no recipe is published for lxmert on snli-ve"
+
+
+def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('learning_rate = 1e-3\nloss = "softmax-choice"\n', encoding="utf-8")
+    made = settle("uniter-base", "vcr", recipe=str(file))
+    assert (made.learning_rate, made.task_loss, made.optimiser) == (1e-3, "softmax-choice", "bert-adamw")
+    assert made.sources["learning_rate"] == str(file)
+    with pytest.raises(ConfigError, match="lacks optimiser"):
+        settle("modernvbert", "vcr", recipe=str(file))
+    file.write_text("learning_rat = 1e-3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="Unknown key") as wrong:
+        settle("uniter-base", "vcr", recipe=str(file))
+    assert "learning_rate" in wrong.value.why
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="exclude"):
+        settle("uniter-base", "vcr", batch_size=2, batch_tokens=100)
+    with pytest.raises(ConfigError, match="milestones"):
+        settle("uniter-base", "vcr", schedule="steps")
+    with pytest.raises(ConfigError, match="it is off"):
+        settle("uniter-base", "vcr", adversarial_steps=2)
+
+
+def test_villas_variants_are_options() -> None:
+    published = settle("villa-base", "vqa").adversarial
+    assert published is not None
+    assert (published.text_learning_rate, published.visual_learning_rate, published.num_steps) == (1e-3, 0.0, 3)
+    changes: list[dict[str, Any]] = [
+        {"adversarial": "text"},
+        {"adversarial": "image"},
+        {"adversarial": "both"},
+        {"adversarial": "both", "adversarial_norm": "linf"},
+        {"adversarial": "both", "adversarial_max_norm": 0.15},
+    ]
+    made = [settle("villa-base", "vqa", **change).adversarial for change in changes]
+    assert len({str(item) for item in made}) == 5
+    assert made[1] is not None
+    assert (made[1].text_learning_rate, made[1].visual_learning_rate) == (0.0, 1e-3)
+    assert settle("villa-base", "vqa", adversarial="none").adversarial is None
+    assert settle("uniter-base", "vqa", adversarial="text").adversarial is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("bert-adamw", BertAdamW),
+        ("bert-adam", BertAdam),
+        ("sgd", torch.optim.SGD),
+    ],
+)
+def test_the_optimiser_is_the_named_one_with_the_recipes_groups(
+    name: Optimiser, kind: type[torch.optim.Optimizer]
+) -> None:
+    student = build_student("uniter-tiny")
+    method = resolve_method(config(method="plain"), num_steps=10)
+    distiller = Distiller(method.settings, {}, hidden_size=student.hidden_size, pooled_size=student.pooled_size)
+    heads = {"vqa": student.build_head("vqa", 5)}
+    model = FinetuneModel(student, heads, distiller, task_loss="soft-target-bce")
+    settings = settle("uniter-base", "vqa", optimiser=name)
+    optimiser = build_optimizer(settings, model, train_student=True)
+    assert type(optimiser) is kind
+    rate_of = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
+    named = dict(model.named_parameters())
+    assert len(rate_of) == len(named)
+    assert rate_of[id(named["heads.vqa.2.weight"])] == (pytest.approx(8e-4), 0.01)
+    assert rate_of[id(named["student.model.img_embeddings.img_layer_norm.weight"])] == (8e-5, 0.01)
+    assert rate_of[id(named["student.model.embeddings.LayerNorm.weight"])] == (8e-5, 0.0)
+    frozen = build_optimizer(settings, model, train_student=False)
+    fresh = {id(value) for name, value in named.items() if not name.startswith("student.")}
+    assert {id(value) for group in frozen.param_groups for value in group["params"]} == fresh
+    again = build_optimizer(settings, model, train_student=True)
+    assert sum(len(group["params"]) for group in again.param_groups) == len(named)
+
+
+def test_bert_adam_is_lxmerts_formula() -> None:
+    weight = torch.tensor([1.0, -2.0], requires_grad=True)
+    optimiser = BertAdam([weight], 0.1, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01)
+    expected, first, second = weight.detach().clone(), torch.zeros(2), torch.zeros(2)
+    for gradient in (torch.tensor([0.5, -1.0]), torch.tensor([0.25, 3.0])):
+        weight.grad = gradient
+        optimiser.step()
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        expected = expected - 0.1 * (first / (second.sqrt() + 1e-6) + 0.01 * expected)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_rates_warm_up_and_fall_as_the_recipe_says() -> None:
+    uniter = settle("uniter-base", "vcr")
+    assert [rate_factor(uniter, step, num_steps=1000) for step in (0, 49, 99)] == pytest.approx([0.01, 0.5, 1.0])
+    assert rate_factor(uniter, 549, num_steps=1000) == pytest.approx(0.5)
+    steps = settle("vl-bert-base", "vcr", num_labelled=64_000)
+    factors = [rate_factor(steps, step, num_steps=20_000) for step in (499, 5000, 13_999, 18_000)]
+    assert factors == pytest.approx([0.5, 1.0, 0.1, 0.01])
+    # A budget shorter than VL-BERT's 1000 steps of warming up spends a tenth of it.
+    assert rate_factor(steps, 9, num_steps=100) == pytest.approx(1.0)
+
+
+def test_token_batches_stay_under_the_bound_and_cover_each_epoch_once() -> None:
+    sizes = [int(value) for value in np.random.default_rng(0).integers(5, 60, 100)]
+    order = TokenOrder(sizes, max_tokens=300, accumulate=3, seed=1)
+    stream = [batch for step in range(30) for batch in order.micro_batches(step)]
+    assert all(len(batch) * max(sizes[item] for item in batch) <= 300 for batch in stream)
+    epoch, seen = [], 0
+    while seen < 100:
+        epoch.append(stream[len(epoch)])
+        seen += len(epoch[-1])
+    assert sorted(np.concatenate(epoch).tolist()) == list(range(100))
+    again = TokenOrder(sizes, max_tokens=300, accumulate=3, seed=1)
+    assert [part.tolist() for part in again.micro_batches(17)] == [part.tolist() for part in order.micro_batches(17)]
+    ranks = [
+        TokenOrder(sizes, max_tokens=300, accumulate=4, seed=1, rank=rank, world_size=2).micro_batches(2)
+        for rank in (0, 1)
+    ]
+    whole = TokenOrder(sizes, max_tokens=300, accumulate=4, seed=1).micro_batches(2)
+    assert [part.tolist() for part in whole] == [part.tolist() for pair in zip(*ranks, strict=True) for part in pair]
+    assert TokenOrder(sizes, max_tokens=300, accumulate=10_000, seed=1).accumulate < 100
+    with pytest.raises(ConfigError, match="longer than a batch"):
+        TokenOrder(sizes, max_tokens=30, accumulate=1, seed=1)
+
+
+def test_a_run_from_before_there_were_recipes_is_the_same_run() -> None:
+    new = config_to_dict(config("scenes-small"))
+    old = run_identity(new)
+    assert "recipe" not in old
+    assert run_identity(old) == run_identity(new)
+    assert old["learning_rate"] == 5e-4
+    assert run_identity(config_to_dict(config("scenes-small", learning_rate=5e-4))) == old
+    assert run_identity(config_to_dict(config("scenes-small", task_loss="sigmoid-choice"))) != old
+    assert run_identity(config_to_dict(config("uniter-base"))) != run_identity(
+        config_to_dict(config("uniter-base", recipe="none"))
+    )
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "recipe": {"recipe": "none"},
+    "task-loss": {"task_loss": "softmax-choice"},
+    "optimiser": {"optimiser": "sgd"},
+    "learning-rate": {"learning_rate": 1e-2},
+    "head-lr-scale": {"head_lr_scale": 100.0},
+    "weight-decay": {"weight_decay": 30.0},
+    "schedule": {"schedule": "constant"},
+    "warmup": {"warmup_fraction": 0.9},
+    "clip-norm": {"clip_norm": 1e-4, "optimiser": "sgd", "learning_rate": 0.1},
+    "batch-size": {"batch_size": 3},
+    "batch-tokens": {"batch_tokens": 300},
+    "accumulate": {"accumulate": 1, "batch_tokens": 400},
+    "adversarial": {"adversarial": "text"},
+    "student-option": {"student_option": ("num_layers=1",)},
+}
+
+
+@pytest.fixture(scope="module")
+def losses_of(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("uniter")
+
+    def run(name: str, **changes: Any) -> list[float]:
+        settings: dict[str, Any] = {
+            "student": "uniter-tiny", "method": "plain", "cache": (), "num_steps": 4, "batch_size": None
+        }  # fmt: skip
+        run_finetune(small_corpus.config(folder / name, **{**settings, **changes}))
+        lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["weighted/task"] for line in lines]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(losses_of: Any) -> list[float]:
+    found: list[float] = losses_of("reference")
+    return found
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_option_changes_a_run_by_recipe(name: str, losses_of: Any, reference: list[float]) -> None:
+    assert losses_of(name, **CHANGES[name]) != reference
+
+
+def test_the_run_folder_says_where_numbers_come_from(
+    small_corpus: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = small_corpus.config(
+        tmp_path / "run", student="villa-tiny", method="plain", cache=(), num_steps=2, batch_size=None, task=()
+    )
+    result = run_finetune(options)
+    written = json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))
+    assert written["settings"]["num_steps"] == {"value": 2, "source": "--num-steps"}
+    assert "train-vcr-base-4gpu-adv.json" in written["settings"]["learning_rate"]["source"]
+    assert written["settings"]["adversarial"]["value"]["num_steps"] == 3
+    assert written["heads"] == {"vcr": {"origin": "fresh", "why": "no checkpoint is given"}}
+    assert "recipe villa vcr base" in capfd.readouterr().err
+    assert "adversarial (3 passes)" in result.summary["recipe"]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["raw/divergence"] >= 0 for record in logged)
+    again = dataclasses.replace(options, output=tmp_path / "again")
+    run_finetune(again)
+    assert (tmp_path / "again" / "heads.safetensors").read_bytes() == (
+        tmp_path / "run" / "heads.safetensors"
+    ).read_bytes()

@@ -1,0 +1,84 @@
+"""Task losses by name: two-way per candidate, one by one, one-hot; and which fit which task and head."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.recipe_terms import TaskLoss
+from advl_pipeline.students.uniter_heads import TwoWayChoiceHead
+from advl_pipeline.training.targets import (
+    TaskTargets,
+    require_fitting_loss,
+    score_task,
+    student_confidence,
+)
+
+CHOICE = TaskTargets(is_choice=True, label_B=torch.tensor([1, 2]), scores_BK=None)
+CLASSES = TaskTargets(is_choice=False, label_B=torch.tensor([1, 2]), scores_BK=None)
+
+
+def test_two_way_choice_is_uniters_loss_and_scores_by_the_second_logit() -> None:
+    torch.manual_seed(0)
+    head, pooled = TwoWayChoiceHead(8), torch.randn(7, 8)
+    scored = score_task("two-way-choice", head, pooled, (4, 3), CHOICE)
+    two_way = head.two_way(pooled)
+    right = torch.tensor([0, 1, 0, 0, 0, 0, 1])
+    torch.testing.assert_close(scored.loss, functional.cross_entropy(two_way, right))
+    torch.testing.assert_close(scored.logits[0], two_way[:4, 1])
+    torch.testing.assert_close(scored.logits[1, :3], two_way[4:, 1])
+    assert scored.logits[1, 3] == -torch.inf
+    # What inference computes is the same score.
+    torch.testing.assert_close(head(pooled)[:, 0], two_way[:, 1])
+    softmax = score_task("softmax-choice", head, pooled, (4, 3), CHOICE)
+    torch.testing.assert_close(softmax.logits, scored.logits)
+    assert not torch.isclose(softmax.loss, scored.loss)
+
+
+def test_sigmoid_choice_leaves_out_candidates_that_are_not_there() -> None:
+    head, pooled = nn.Linear(8, 1), torch.randn(7, 8)
+    scored = score_task("sigmoid-choice", head, pooled, (4, 3), CHOICE)
+    right = torch.tensor([0.0, 1, 0, 0, 0, 0, 1])
+    torch.testing.assert_close(scored.loss, functional.binary_cross_entropy_with_logits(head(pooled)[:, 0], right))
+
+
+def test_one_hot_bce_for_classes_is_uniters_snli_ve() -> None:
+    head, pooled = nn.Linear(8, 3), torch.randn(2, 8)
+    scored = score_task("soft-target-bce", head, pooled, (1, 1), CLASSES)
+    one_hot = torch.tensor([[0.0, 1, 0], [0, 0, 1]])
+    torch.testing.assert_close(scored.loss, 3 * functional.binary_cross_entropy_with_logits(head(pooled), one_hot))
+
+
+def test_confidence_of_answers_trained_as_one_distribution_is_a_softmax() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    targets = TaskTargets(is_choice=False, label_B=None, scores_BK=torch.tensor([[1.0, 0.0, 0.0]]))
+    assert student_confidence("soft-target-kl", logits, targets).item() == pytest.approx(
+        torch.softmax(logits, 1)[0, 0].item(), abs=1e-5
+    )
+    assert student_confidence("soft-target-bce", logits, targets).item() == pytest.approx(
+        torch.sigmoid(logits)[0, 0].item()
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "head"),
+    [
+        ("two-way-choice", "vcr-q2a", nn.Linear(8, 1)),
+        ("two-way-choice", "vqa", nn.Linear(8, 5)),
+        ("softmax-choice", "vqa", nn.Linear(8, 5)),
+        ("soft-target-bce", "vcr-q2a", nn.Linear(8, 1)),
+        ("sigmoid-choice", "snli-ve", nn.Linear(8, 3)),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused(kind: TaskLoss, task: str, head: nn.Module) -> None:
+    with pytest.raises(ConfigError):
+        require_fitting_loss(kind, task, head)
+
+
+def test_losses_that_fit_are_allowed() -> None:
+    require_fitting_loss("two-way-choice", "vcr-qa2r", TwoWayChoiceHead(8))
+    require_fitting_loss("soft-target-kl", "vqa", nn.Linear(8, 5))
+    require_fitting_loss("softmax-choice", "snli-ve", nn.Linear(8, 3))
