@@ -8,7 +8,7 @@ import click
 
 from advl_pipeline.evaluation.config import EvaluateConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_from_flags, config_options, json_option, print_confusion, print_json
 
 
 @click.command("evaluate")
@@ -33,3 +33,8 @@ def command(as_json: bool, **flags: Any) -> None:
             use = document.get("use_of_vision", {}).get(metric, {})
             lost = "  ".join(f"{kind} {found['drop']:.2f}" for kind, found in use.items())
             click.echo(f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f}  {lost}".rstrip())
+        if "vqa_mode" in document:
+            types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())
+            click.echo(f"  evaluator {document['vqa_mode']}; {types}")
+        if "confusion" in document:
+            print_confusion(**document["confusion"])

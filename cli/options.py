@@ -6,7 +6,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -59,6 +59,13 @@ def json_option(function: Function) -> Function:
 def print_json(value: Any) -> None:
     """Print a JSON document on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+    """Print a confusion matrix: rows are true classes."""
+    click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in label_names))
+    for name, row in zip(label_names, counts, strict=True):
+        click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
 
 
 def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Function], Function]:

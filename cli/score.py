@@ -14,7 +14,7 @@ from advl_pipeline.evaluation.scoring_config import (
     ScoreVqaConfig,
 )
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_from_flags, config_options, json_option, print_confusion, print_json
 
 
 @click.group("score")
@@ -104,9 +104,7 @@ def snli_ve(as_json: bool, **flags: Any) -> None:
         )
         return
     click.echo(f"SNLI-VE accuracy, {len(result.right_N)} pairs: {result.accuracy:.2f}")
-    click.echo("  true \\ called   " + " ".join(f"{name:>13}" for name in result.label_names))
-    for name, row in zip(result.label_names, confusion, strict=True):
-        click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
+    print_confusion(result.label_names, confusion)
 
 
 @command.command("shift")

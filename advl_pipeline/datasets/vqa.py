@@ -215,12 +215,20 @@ def vocabulary_of(splits: Sequence[tuple[Source, VqaFiles]], *, min_occurrences:
     """Build the answer vocabulary of the annotations of several splits.
 
     Raises:
-        DatasetError: a file is missing.
+        DatasetError: a file is missing, or no answer occurs often enough.
     """
     counts: list[tuple[str, int]] = []
     for source, files in splits:
         counts += most_common_answers(open_vqa_columns(source, files)[0])
-    return build_vocabulary(counts, min_occurrences=min_occurrences)
+    answers = build_vocabulary(counts, min_occurrences=min_occurrences)
+    if not answers:
+        raise DatasetError(
+            "The annotations give no answer vocabulary.",
+            where=", ".join(f"{source.folder / str(files.annotations)}" for source, files in splits),
+            why=f"no answer is the most common one of {min_occurrences} questions or more",
+            next_command="give a list of answers: --answers FILE (JSON)",
+        )
+    return answers
 
 
 class _Codes(dict[str, int]):

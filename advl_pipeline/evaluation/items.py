@@ -104,6 +104,16 @@ def score_answers(
     return _item_scores(examples, np.array(values, dtype=np.float32))
 
 
+def concatenate_items(parts: Sequence[ItemScores]) -> ItemScores:
+    """Return the items of all parts in order."""
+    return ItemScores(
+        question_ids=tuple(name for part in parts for name in part.question_ids),
+        score=np.concatenate([part.score for part in parts]),
+        pictures=tuple(name for part in parts for name in part.pictures),
+        strata=tuple(name for part in parts for name in part.strata),
+    )
+
+
 def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
     """Return Q->AR: right only where answer and rationale of a question are both right."""
     rationale_of = dict(zip(rationales.question_ids, rationales.score.tolist(), strict=True))

@@ -18,7 +18,7 @@ from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
-from advl_pipeline.evaluation.runner import require_same_labels, score_matrix
+from advl_pipeline.evaluation.runner import example_parts, require_same_labels, score_matrix
 from advl_pipeline.evaluation.submission import (
     write_snli_ve_predictions,
     write_vcr_submission,
@@ -69,7 +69,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     path.parent.mkdir(parents=True, exist_ok=True)
     predict = _predict_vcr if is_vcr else _predict_classes
-    finished = load_run(config.run, overrides=options_for_split(trained_on, config, dataset=name, split=split))
+    options = options_for_split(trained_on, config, dataset=name, split=split)
+    finished = load_run(config.run, device=config.device, overrides=options)
     require_same_labels(dataset, finished)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
 
@@ -78,19 +79,22 @@ def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedD
     """Score the 20 sequences of each question; examples lie as answer, then rationales given answer 0 to 3."""
     per_question = 1 + NUM_CHOICES
     annot_ids = [question_of(name) for name in dataset.example_ids[::per_question]]
-    answers = [dataset[index] for index in range(0, len(dataset), per_question)]
-    rationales = [dataset[index] for index in range(len(dataset)) if index % per_question]
-    answer_scores_NC = score_matrix(finished, answers, config.batch_size)
-    rationale_scores = score_matrix(finished, rationales, config.batch_size)
-    write_vcr_submission(path, annot_ids, answer_scores_NC, rationale_scores.reshape(-1, NUM_CHOICES, NUM_CHOICES))
+    answers, rationales = [], []
+    for part in example_parts(dataset, multiple_of=per_question):
+        answers.append(score_matrix(finished, part[::per_question], config.batch_size))
+        conditioned = [example for index, example in enumerate(part) if index % per_question]
+        scores = score_matrix(finished, conditioned, config.batch_size)
+        rationales.append(scores.reshape(-1, NUM_CHOICES, NUM_CHOICES))
+    write_vcr_submission(path, annot_ids, np.concatenate(answers), np.concatenate(rationales))
     return len(annot_ids)
 
 
 def _predict_classes(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
-    examples = [dataset[index] for index in range(len(dataset))]
-    scores_NK = score_matrix(finished, examples, config.batch_size)
     (task,) = dataset.tasks
-    called = predicted_names(dataset.example_ids, scores_NK, finished.label_names[task])
+    called: dict[str, str] = {}
+    for part in example_parts(dataset):
+        scores_NK = score_matrix(finished, part, config.batch_size)
+        called |= predicted_names([example.example_id for example in part], scores_NK, finished.label_names[task])
     if task == "vqa":
         write_vqa_submission(path, {int(question_id): answer for question_id, answer in called.items()})
     else:

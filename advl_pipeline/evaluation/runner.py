@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.evaluation.breakdown import accuracy_by, accuracy_by_answer_type, confusion
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
-from advl_pipeline.evaluation.items import ItemScores, joint_items, score_answers, score_items
+from advl_pipeline.evaluation.items import ItemScores, concatenate_items, joint_items, score_answers, score_items
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.evaluation.vqa import VqaMode
@@ -29,6 +30,9 @@ from advl_pipeline.training.run import read_config
 METRIC_OF_TASK: Mapping[Task, str] = {"vcr-q2a": "q2a", "vcr-qa2r": "qa2r", "vqa": "vqa", "snli-ve": "snli_ve"}
 _TRUE_PICTURE = ""
 _VIEWS: tuple[View, ...] = ("blanked", "removed")
+
+EXAMPLES_AT_ONCE = 8192
+"""Examples that are held at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,39 +77,26 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
     probes = _probes(config, finished, name)
-    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else {}
-    views: tuple[View, ...] = ("shown", *(view for view in _VIEWS if view in probes))
-    seconds, num_scored = 0.0, 0
-    for task in dataset.tasks:
-        examples = [dataset[index] for index in _positions(dataset, task)]
-        metric = METRIC_OF_TASK[task]
-        score = _scorer(dataset, finished, mode) if task == "vqa" else score_items
-        began = time.perf_counter()
-        shown, *spoilt = score_matrices(finished, examples, config.batch_size, views)
-        seconds, num_scored = seconds + time.perf_counter() - began, num_scored + len(examples)
-        items[_TRUE_PICTURE][metric] = score(examples, shown)
-        for view, scores in zip(views[1:], spoilt, strict=True):
-            items.setdefault(view, {})[metric] = score(examples, scores)
-        if "swapped" in probes:
-            moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
-            (scores,) = score_matrices(finished, moved, config.batch_size, ("shown",))
-            items.setdefault("swapped", {})[metric] = score(examples, scores)
-        arrays[f"scores/{task}"] = shown
-        arrays[f"example_ids/{task}"] = np.array([example.example_id for example in examples])
+    scored = _score_set(config, finished, dataset, probes, mode)
+    for task, one in scored.items():
+        for kind, parts in one.items.items():
+            items.setdefault(kind, {})[METRIC_OF_TASK[task]] = concatenate_items(parts)
+        arrays[f"scores/{task}"] = _concatenate_scores(one.shown)
+        arrays[f"example_ids/{task}"] = np.array(one.example_ids)
         if task != "vqa":
-            arrays[f"labels/{task}"] = np.array([example.label for example in examples], dtype=np.int64)
+            arrays[f"labels/{task}"] = np.array(one.labels, dtype=np.int64)
     percents: dict[str, dict[str, float]] = {}
     for kind, found in items.items():
         if {"q2a", "qa2r"} <= set(found):
             found["q2ar"] = joint_items(found["q2a"], found["qa2r"])
         prefix = f"item_{kind}" if kind else "item"
-        for metric, one in found.items():
-            arrays[f"{prefix}/{metric}"] = one.score
-            arrays[f"{prefix}_ids/{metric}"] = np.array(one.question_ids)
-            percents.setdefault(kind, {})[metric] = 100.0 * float(one.score.mean())
-    for metric, one in items[_TRUE_PICTURE].items():
-        arrays[f"pictures/{metric}"] = np.array(one.pictures)
-        arrays[f"strata/{metric}"] = np.array(one.strata)
+        for metric, one_metric in found.items():
+            arrays[f"{prefix}/{metric}"] = one_metric.score
+            arrays[f"{prefix}_ids/{metric}"] = np.array(one_metric.question_ids)
+            percents.setdefault(kind, {})[metric] = 100.0 * float(one_metric.score.mean())
+    for metric, one_metric in items[_TRUE_PICTURE].items():
+        arrays[f"pictures/{metric}"] = np.array(one_metric.pictures)
+        arrays[f"strata/{metric}"] = np.array(one_metric.strata)
     metrics = percents.pop(_TRUE_PICTURE)
     document: dict[str, Any] = {
         "dataset": dataset.name,
@@ -114,11 +105,19 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
         "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
         # Every view costs one pass over the same batches.
-        "milliseconds_per_item": 1000.0 * seconds / (num_scored * len(views)),
-        "by_question_type": {metric: _by_stratum(one) for metric, one in items[_TRUE_PICTURE].items()},
+        "milliseconds_per_item": 1000.0
+        * sum(one.seconds for one in scored.values())
+        / (sum(len(one.example_ids) for one in scored.values()) * len(_views(probes))),
+        "by_question_type": {
+            metric: accuracy_by(one.strata, one.score) for metric, one in items[_TRUE_PICTURE].items()
+        },
     }
     if "vqa" in metrics:
         document["vqa_mode"] = mode
+        document["by_answer_type"] = accuracy_by_answer_type(items[_TRUE_PICTURE]["vqa"], _answered(dataset))
+    if "snli_ve" in metrics:
+        names = dataset.label_names("snli-ve")
+        document["confusion"] = confusion(arrays["scores/snli-ve"], arrays["labels/snli-ve"], names)
     if percents:
         document["use_of_vision"] = {
             metric: {
@@ -131,20 +130,72 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     return document
 
 
+@dataclass(kw_only=True)
+class _Scored:
+    """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are."""
+
+    shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    items: dict[str, list[ItemScores]] = field(default_factory=dict)
+    example_ids: list[str] = field(default_factory=list)
+    labels: list[int | None] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def _score_set(
+    config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, probes: Sequence[Probe], mode: VqaMode
+) -> dict[Task, _Scored]:
+    """Score a set part by part, each part with all of its views; an example is read once."""
+    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else {}
+    views = _views(probes)
+    scored: dict[Task, _Scored] = {task: _Scored() for task in dataset.tasks}
+    for part in example_parts(dataset):
+        for task, kept in scored.items():
+            examples = [example for example in part if example.task == task]
+            if not examples:
+                continue
+            score = _scorer(dataset, finished, mode) if task == "vqa" else score_items
+            began = time.perf_counter()
+            matrices = score_matrices(finished, examples, config.batch_size, views)
+            kept.seconds += time.perf_counter() - began
+            kept.shown.append(matrices[0])
+            kept.example_ids += [example.example_id for example in examples]
+            kept.labels += [example.label for example in examples]
+            for kind, scores in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
+                kept.items.setdefault(kind, []).append(score(examples, scores))
+            if others:
+                moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
+                (scores,) = score_matrices(finished, moved, config.batch_size, ("shown",))
+                kept.items.setdefault("swapped", []).append(score(examples, scores))
+    return scored
+
+
+def _views(probes: Sequence[Probe]) -> tuple[View, ...]:
+    return ("shown", *(view for view in _VIEWS if view in probes))
+
+
+def example_parts(dataset: Dataset, *, multiple_of: int = 1) -> Iterator[list[Example]]:
+    """Yield the examples of a split in order, some thousand at a time: a whole test set need not fit in memory.
+
+    Args:
+        multiple_of: examples that must not be parted; all parts but the last are multiples of it.
+    """
+    size = EXAMPLES_AT_ONCE // multiple_of * multiple_of
+    for start in range(0, len(dataset), size):
+        yield [dataset[index] for index in range(start, min(start + size, len(dataset)))]
+
+
+def _concatenate_scores(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return all rows; -inf fills the places of candidates that a part does not have."""
+    width = max(part.shape[1] for part in parts)
+    wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in parts]
+    return np.concatenate(wide)
+
+
 def _probes(config: EvaluateConfig, finished: FinishedRun, name: str) -> tuple[Probe, ...]:
     """Return how the pictures of a set are spoilt; a text-only student has no use of vision to measure."""
     if finished.hides_picture or name not in (config.probe_on or config.on[:1]):
         return ()
     return tuple(dict.fromkeys(probe for probe in config.probe if probe != "none"))
-
-
-def _by_stratum(one: ItemScores) -> dict[str, dict[str, float]]:
-    """Accuracy in percent and number of items of each question type."""
-    strata = np.array(one.strata)
-    return {
-        name: {"accuracy": 100.0 * float(one.score[strata == name].mean()), "num_items": int((strata == name).sum())}
-        for name in sorted(set(one.strata))
-    }
 
 
 def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size: int) -> npt.NDArray[np.float32]:
@@ -182,15 +233,13 @@ def _scorer(
     dataset: Dataset, finished: FinishedRun, mode: VqaMode
 ) -> Callable[[Sequence[Example], npt.NDArray[np.float32]], ItemScores]:
     """Return what scores VQA's answers, those of the run's own head, by the official evaluator."""
+    return partial(score_answers, answers=finished.label_names["vqa"], dataset=_answered(dataset), mode=mode)
+
+
+def _answered(dataset: Dataset) -> VqaDataset:
     if not isinstance(dataset, VqaDataset):
         raise DatasetError(f"{dataset.name} holds no annotators' answers.")
-    return partial(score_answers, answers=finished.label_names["vqa"], dataset=dataset, mode=mode)
-
-
-def _positions(dataset: Dataset, task: Task) -> list[int]:
-    if len(dataset.tasks) == 1:
-        return list(range(len(dataset)))
-    return [index for index in range(len(dataset)) if dataset[index].task == task]
+    return dataset
 
 
 def require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:

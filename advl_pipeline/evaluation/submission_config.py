@@ -24,3 +24,4 @@ class PredictConfig:
     region_split: str | None = option(
         None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the split]."
     )
+    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

@@ -237,3 +237,11 @@ def test_skipping_needs_something_left(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no usable item") as caught:
         open_vqa(tmp_path, "test", on_error="skip")
     assert "3 items were skipped" in caught.value.why
+
+
+def test_annotations_that_give_no_vocabulary_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_vqa(tmp_path, split=split, count=3)
+    with pytest.raises(DatasetError, match="no answer vocabulary") as caught:
+        open_vqa(tmp_path, "train").label_names("vqa")
+    assert "--answers" in caught.value.next_command
