@@ -1,4 +1,4 @@
-"""The command reference, `docs/cli.md`, written from the commands themselves (`make docs`)."""
+"""What `make docs` writes: the command reference, `docs/cli.md`, and the README's table of students."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from .main import group
+
+TABLE_START, TABLE_END = "<!-- students: written by `make docs` -->", "<!-- end of students -->"
 
 HEADER = """# Command reference
 
@@ -66,5 +68,15 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def with_student_table(readme: str) -> str:
+    """Return the README with its table of students as `data/students.toml` has it."""
+    from advl_pipeline.students.catalogue import student_table
+
+    before, _, rest = readme.partition(TABLE_START)
+    _, _, after = rest.partition(TABLE_END)
+    return f"{before}{TABLE_START}\n{student_table()}{TABLE_END}{after}"
+
+
 if __name__ == "__main__":
     Path("docs/cli.md").write_text(render_reference(), encoding="utf-8")
+    Path("README.md").write_text(with_student_table(Path("README.md").read_text(encoding="utf-8")), encoding="utf-8")

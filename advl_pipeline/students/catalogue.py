@@ -90,6 +90,22 @@ def size_of(name: str) -> str:
     return "base" if family == name else name[len(family) + 1 :]
 
 
+def student_table() -> str:
+    """Return what is known of the families as a Markdown table, as the README shows it."""
+    names: dict[str, list[str]] = {}
+    for name in student_names():
+        if size_of(name) != "tiny" and family_of(name) in families():
+            names.setdefault(family_of(name), []).append(f"`{name}`")
+    rows = ["| student | visual input | weights | tasks | proven against, and how | largest difference |"]
+    rows.append("| --- | --- | --- | --- | --- | --- |")
+    for family, facts in families().items():
+        largest = f"{facts['largest']:.1e}" if "largest" in facts else "-"
+        proof = f"{facts['reference']}: {facts['proof']}. Unproven: {facts['unproven']}"
+        cells = (", ".join(names[family]), facts["visual"], facts["weights"], facts["tasks"], proof, largest)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def _require_known(name: str) -> None:
     if name not in student_names():
         raise ConfigError(

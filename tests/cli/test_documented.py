@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from advl_cli.reference import render_reference
+from advl_cli.reference import render_reference, with_student_table
 from advl_pipeline import errors
+from advl_pipeline.students.catalogue import families
+from advl_pipeline.students.registry import student_names
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -23,3 +25,13 @@ def test_every_exit_code_is_documented() -> None:
         value.exit_code for value in vars(errors).values() if isinstance(value, type) and hasattr(value, "exit_code")
     }
     assert used <= documented
+
+
+def test_the_readmes_table_of_students_is_what_is_known_of_them() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert readme == with_student_table(readme), "README.md is out of date: run `make docs`"
+    for family, facts in families().items():
+        assert facts["proof"] in readme, family
+    shown = readme.partition("## Students")[2].partition("## Datasets")[0]
+    for name in student_names():
+        assert f"`{name}`" in shown or name.endswith("-tiny"), name
