@@ -100,6 +100,8 @@ class Student(nn.Module, ABC):
     """Width H of text and visual states."""
     pooled_size: int
     """Width P of the pooled state; equal to H for most students."""
+    compile_refusal: str = "nobody has tested that it computes the same when compiled"
+    """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> StudentBatch:

@@ -129,6 +129,9 @@ class FinetuneConfig:
         None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5]."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="Mixed precision, by accelerate.")
+    compile: bool = option(
+        False, help="Run the student through torch.compile; refused for students that are not tested under it."
+    )
     checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.")
     resume: bool = option(True, help="Continue an interrupted run in the output folder.")
 

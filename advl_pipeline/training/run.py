@@ -142,6 +142,8 @@ def build_finetune_model(
     student = build_student(config.student, weights=config.init, overrides=overrides)
     if settings.adversarial is not None:
         require_perturbable(student)
+    if config.compile:
+        compile_student(student)
     torch.manual_seed(config.seed + 1)
     heads = build_heads(student, dataset)
     for task in dataset.tasks:
@@ -157,6 +159,19 @@ def build_finetune_model(
     return FinetuneModel(
         student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture
     ), origins
+
+
+def compile_student(student: Student) -> None:
+    """Compile the student's pass, in place; its parameters and their names stay.
+
+    Raises:
+        ConfigError: the student is not tested under torch.compile.
+    """
+    if student.compile_refusal:
+        raise ConfigError(
+            f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command="leave out --compile"
+        )
+    student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
 
 
 def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin]) -> None:

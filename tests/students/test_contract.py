@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,12 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.run import compile_student
 
 SMALL = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
+
+COMPILED = ["clip-vil-tiny"]
+"""Students that are tested under torch.compile; tracing one takes about twenty seconds, so that not all are."""
 
 UNUSED = {
     "uniter": r"mask_embedding",
@@ -194,6 +198,32 @@ def test_bf16_autocast_runs_and_stays_close(student: Student, examples: list[Exa
         rough = student.encode(batch)
     assert torch.isfinite(rough.pooled_NP.float()).all()
     assert (rough.pooled_NP.float() - exact.pooled_NP).abs().max() < 0.1
+
+
+def test_compiling_is_refused_with_a_reason_or_tested(student: Student) -> None:
+    if student.compile_refusal:
+        with pytest.raises(ConfigError, match="cannot be compiled") as refused:
+            compile_student(student)
+        assert refused.value.why == student.compile_refusal
+    else:
+        assert student.name in COMPILED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_student_computes_the_same(
+    name: str, examples: list[Example], single: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The captured graph runs as it is: generating machine code from it takes minutes on a CPU.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = student_of(name), build_student(name).eval()
+    compiled.load_state_dict(plain.state_dict())
+    compile_student(compiled)
+    assert "encode" in vars(compiled)
+    for items in (examples, single):
+        (_, expected), (_, found) = encode(plain, items), encode(compiled, items)
+        close(found.pooled_NP, expected.pooled_NP)
+        close(found.text_states_NLH, expected.text_states_NLH)
 
 
 def test_spans_line_up_with_the_text(student: Student, examples: list[Example], single: list[Example]) -> None:
