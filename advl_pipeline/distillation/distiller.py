@@ -140,7 +140,13 @@ class Distiller(nn.Module):
         return weights_B
 
     def contrast(
-        self, separate: StudentOutput, batch: StudentBatch, right_B: torch.Tensor, image_ids: torch.Tensor
+        self,
+        separate: StudentOutput,
+        batch: StudentBatch,
+        right_B: torch.Tensor,
+        image_ids: torch.Tensor,
+        *,
+        known_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the contrastive term from a pass with the modalities hidden from one another.
 
@@ -149,16 +155,22 @@ class Distiller(nn.Module):
             batch: what it was computed from.
             right_B: int64, the sequence of each example's right candidate.
             image_ids: int64 (B,), equal where two examples show the same picture.
+            known_B: bool, whether the right candidate is known; None for all. An input without a label is pulled to
+                the candidate given in `right_B`, whichever it is, and its others are no negatives of it.
         """
         example_N = example_of_sequence(batch.num_candidates, right_B.device)
         image_NH = image_state(separate, batch)
         other_BN = example_N[None, :] != torch.arange(len(right_B), device=right_B.device)[:, None]
         same_BN = image_ids[:, None] == image_ids[example_N][None, :]
+        no_negative_BN = same_BN & other_BN
+        if known_B is not None:
+            chosen_BN = right_B[:, None] == torch.arange(len(example_N), device=right_B.device)[None, :]
+            no_negative_BN = no_negative_BN | (~known_B[:, None] & ~other_BN & ~chosen_BN)
         return image_text_contrast(
             self.contrast_image(image_NH[right_B]),
             self.contrast_text(separate.pooled_NP),
             right_B,
-            same_image_BN=same_BN & other_BN,
+            same_image_BN=no_negative_BN,
             temperature=self.log_temperature.exp().clamp(min=0.01),
         )
 

@@ -53,6 +53,7 @@ def training_batches(
     steps: range,
     order: BatchOrder,
     labelled: bool,
+    labelled_ids: frozenset[str] | None = None,
 ) -> Iterator[list[TrainingBatch]]:
     """Yield, for each optimiser step, the micro-batches of this rank.
 
@@ -64,6 +65,7 @@ def training_batches(
         steps: the steps to yield, such as from a checkpoint's step on.
         order: which examples a step takes, by position in `indices`.
         labelled: whether confidences in the ground truth are looked up.
+        labelled_ids: examples whose labels may be used, None for all.
     """
 
     def parts(step: int) -> list[list[Example]]:
@@ -76,20 +78,33 @@ def training_batches(
             waiting.append(parts(step))
             if source is not None:
                 source.announce([example for part in waiting[-1] for example in part])
-        yield [collate_batch(examples, dataset, student, source, labelled=labelled) for examples in waiting.popleft()]
+        yield [
+            collate_batch(examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids)
+            for examples in waiting.popleft()
+        ]
 
 
 def collate_batch(
-    examples: list[Example], dataset: Dataset, student: Student, source: SignalSource | None, *, labelled: bool
+    examples: list[Example],
+    dataset: Dataset,
+    student: Student,
+    source: SignalSource | None,
+    *,
+    labelled: bool,
+    labelled_ids: frozenset[str] | None = None,
 ) -> TrainingBatch:
-    """Return the batch of examples of one task; with `labelled`, with the teachers' confidences."""
+    """Return the batch of examples of one task; with `labelled`, with the teachers' confidences.
+
+    Labels are used of `labelled_ids` alone, where given.
+    """
+    num_classes = len(dataset.label_names(examples[0].task))
     batch = student.collate(examples)
     signal = source.signal(examples, batch, with_confidence=labelled) if source else None
     return TrainingBatch(
         example_ids=tuple(example.example_id for example in examples),
         task=examples[0].task,
         student=batch,
-        targets=collate_targets(examples, len(dataset.label_names(examples[0].task))),
+        targets=collate_targets(examples, num_classes, labelled_ids=labelled_ids),
         signal=signal,
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
     )

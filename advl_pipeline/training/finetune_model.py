@@ -121,7 +121,7 @@ class FinetuneModel(nn.Module):
         right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
         if self.distiller.settings.adapt_objective == "contrastive":
             separate = self.student.encode(batch, mask_visual=True)
-            contrast = self.distiller.contrast(separate, batch, right_B, image_ids_B)
+            contrast = self.distiller.contrast(separate, batch, right_B, image_ids_B, known_B=targets.known_B)
             terms.weighted["contrast"] = contrast
             terms.raw["contrast"] = contrast.detach()
         if signal is not None:
@@ -183,4 +183,6 @@ class FinetuneModel(nn.Module):
         if not targets.is_choice:
             return torch.ones(batch.num_sequences, dtype=torch.bool, device=right_B.device)
         example_N = example_of_sequence(batch.num_candidates, right_B.device)
-        return right_B[example_N] == torch.arange(batch.num_sequences, device=right_B.device)
+        is_right_N = right_B[example_N] == torch.arange(batch.num_sequences, device=right_B.device)
+        # Which candidate of an unlabelled input is right is not known, so all of them count.
+        return is_right_N if targets.known_B is None else is_right_N | ~targets.known_B[example_N]

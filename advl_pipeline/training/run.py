@@ -353,9 +353,20 @@ def _batch_maker(
         world_size=accelerator.num_processes,
     )
 
+    ids = inputs.dataset.example_ids
+    # The adapt step may see more inputs than there are labels for.
+    labelled_ids = frozenset(ids[position] for position in inputs.labelled) if adapt else None
+
     def make(steps: range) -> Iterator[list[TrainingBatch]]:
         return training_batches(
-            inputs.dataset, indices, student, source, steps=steps, order=order, labelled=not adapt
+            inputs.dataset,
+            indices,
+            student,
+            source,
+            steps=steps,
+            order=order,
+            labelled=not adapt,
+            labelled_ids=labelled_ids,
         )
 
     return make

@@ -29,11 +29,15 @@ from advl_pipeline.students.task_losses import (
 
 @dataclass(kw_only=True)
 class TaskTargets:
-    """Targets of a batch. `label_B` is None for soft labels, `scores_BK` (float32) is None for the others."""
+    """Targets of a batch. `label_B` is None for soft labels, `scores_BK` (float32) is None for the others.
+
+    `known_B` (bool) is False for inputs that the adapt step sees without their labels; None where all are known.
+    """
 
     is_choice: bool
     label_B: torch.Tensor | None
     scores_BK: torch.Tensor | None
+    known_B: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> TaskTargets:
         """Return the targets on a device."""
@@ -41,6 +45,7 @@ class TaskTargets:
             is_choice=self.is_choice,
             label_B=None if self.label_B is None else self.label_B.to(device),
             scores_BK=None if self.scores_BK is None else self.scores_BK.to(device),
+            known_B=None if self.known_B is None else self.known_B.to(device),
         )
 
 
@@ -49,23 +54,39 @@ def head_name(task: str) -> str:
     return "vcr" if task in MULTIPLE_CHOICE_TASKS else task
 
 
-def collate_targets(examples: Sequence[Example], num_classes: int) -> TaskTargets:
+def collate_targets(
+    examples: Sequence[Example], num_classes: int, *, labelled_ids: frozenset[str] | None = None
+) -> TaskTargets:
     """Gather the targets of examples of one kind of task.
+
+    Args:
+        examples: of the batch.
+        num_classes: K.
+        labelled_ids: examples whose labels may be used, None for all; the labels of others are not read.
 
     Raises:
         DatasetError: an example without a label.
     """
-    unlabelled = [example.example_id for example in examples if example.label is None and not example.soft_label]
+    known = [labelled_ids is None or example.example_id in labelled_ids for example in examples]
+    known_B = None if labelled_ids is None else torch.tensor(known)
     if examples[0].task == "vqa":
         scores = torch.zeros(len(examples), num_classes)
         for row, example in enumerate(examples):
-            for index, score in example.soft_label:
+            for index, score in example.soft_label if known[row] else ():
                 scores[row, index] = score
-        return TaskTargets(is_choice=False, label_B=None, scores_BK=scores)
-    if unlabelled:
-        raise DatasetError("An example has no label; this split cannot be trained on.", where=unlabelled[0])
-    labels = torch.tensor([example.label for example in examples])
-    return TaskTargets(is_choice=examples[0].task in MULTIPLE_CHOICE_TASKS, label_B=labels, scores_BK=None)
+        return TaskTargets(is_choice=False, label_B=None, scores_BK=scores, known_B=known_B)
+    labels = [example.label if is_known else 0 for example, is_known in zip(examples, known, strict=True)]
+    if None in labels:
+        raise DatasetError(
+            "An example has no label; this split cannot be trained on.",
+            where=examples[labels.index(None)].example_id,
+        )
+    return TaskTargets(
+        is_choice=examples[0].task in MULTIPLE_CHOICE_TASKS,
+        label_B=torch.tensor(labels),
+        scores_BK=None,
+        known_B=known_B,
+    )
 
 
 def shape_logits(logits_NK: torch.Tensor, num_candidates: Sequence[int], is_choice: bool) -> torch.Tensor:

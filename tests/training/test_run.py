@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+import typing
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -128,11 +130,20 @@ def test_selections_that_need_all_tokens_refuse_some(
         run_finetune(replace(config, output=tmp_path / "more", selection_rho=0.6))
 
 
+_NAMES = [field.name for field in fields(FinetuneConfig)]
+METHOD_OPTIONS = {"method", *_NAMES[_NAMES.index("distill_weight") :]}
+"""The configuration lists what is about the method last, from the strength of the distillation on."""
+
+
 CHANGES: dict[str, dict[str, Any]] = {
-    "distance": {"distance": "cosine"},
+    "distance-cosine": {"distance": "cosine"},
+    "distance-l1": {"distance": "l1"},
+    "distance-smooth-l1": {"distance": "smooth-l1"},
     "target-norm": {"target_norm": "none"},
     "vision-target": {"vision_target": "image"},
+    "vision-target-regions": {"vision_target": "regions"},
     "pathway": {"pathway": "text"},
+    "pathway-vision": {"pathway": "vision"},
     "selection": {"selection": "all"},
     "selection-random": {"selection": "random"},
     "selection-prior": {"selection": "prior"},
@@ -145,6 +156,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "weighting-uniform": {"weighting": "uniform"},
     "weight-max": {"weight_max": 0.1},
     "weight-normalise": {"weight_normalise": "batch-mean"},
+    "weight-shuffle": {"weight_shuffle": True},
+    "confidence-folds": {"confidence_folds": 3},
     "confidence": {"confidence": "probe-joint"},
     "confidence-none": {"confidence": "none"},
     "steps": {"steps": "one"},
@@ -152,12 +165,41 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adapt-projections": {"adapt_objective": "projections-only"},
     "distill-weight": {"distill_weight": 0.3},
     "distill-decay": {"distill_decay": "linear"},
+    "distill-decay-cosine": {"distill_decay": "cosine"},
+    "adapt-fraction": {"adapt_fraction": 0.5},
     "teacher-control": {"teacher_control": "shuffle"},
     "hide-picture": {"hide_picture": True},
     "method": {"method": "naive-kd"},
     "plain": {"method": "plain"},
     "plain-two-step": {"method": "plain-two-step"},
 }
+
+
+COVERED_ELSEWHERE = {
+    ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
+    ("adapt_on", "inputs"): "needs a low-shot run: test_inputs_without_labels_change_the_adapt_step",
+    ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
+}
+
+
+def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
+    tried = {(name, value) for change in CHANGES.values() for name, value in change.items()}
+    names = {name for name, _ in tried}
+    hints = typing.get_type_hints(FinetuneConfig)
+    for field in fields(FinetuneConfig):
+        if field.name not in METHOD_OPTIONS:
+            continue
+        followed = None if field.default is None else field.default
+        choices = [value for hint in (hints[field.name], *typing.get_args(hints[field.name]))
+                   if typing.get_origin(hint) is typing.Literal for value in typing.get_args(hint)]  # fmt: skip
+        if hints[field.name] is bool:
+            choices = [True]
+        if not choices:
+            assert field.name in names, field.name
+        defaults = {"selection": "adaptive", "weighting": "ratio", "steps": "two"}
+        for value in choices:
+            if value != (followed or defaults.get(field.name)):
+                assert (field.name, value) in {*tried, *COVERED_ELSEWHERE}, (field.name, value)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +252,50 @@ def test_low_shot_runs_use_the_same_nested_questions_for_every_method(small_corp
     assert (summary["num_labelled"], summary["num_adapt_inputs"]) == (4, 4)
     wide = run_finetune(small_corpus.config(tmp_path / "wide", shots=4, num_steps=2, adapt_on="inputs")).summary
     assert (wide["num_labelled"], wide["num_adapt_inputs"]) == (4, 16)
+
+
+class Relabelled:
+    """A dataset whose examples outside a set of ids carry wrong labels; everything else is the dataset's own."""
+
+    def __init__(self, dataset: Any, kept: set[str]) -> None:
+        self._dataset, self._kept = dataset, kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        example = self._dataset[index]
+        if example.example_id in self._kept:
+            return example
+        return replace(example, label=(example.label + 1) % len(example.candidates))
+
+
+@pytest.mark.parametrize("adapt_on", ["subset", "inputs"])
+def test_labels_outside_the_subset_and_other_splits_influence_nothing(
+    adapt_on: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"shots": 4, "adapt_on": adapt_on}
+    run_finetune(small_corpus.config(tmp_path / "true", **changes))
+    opened: list[str] = []
+
+    def open_relabelled(name: str, **options: Any) -> Any:
+        opened.append(options["split"])
+        dataset: Any = open_dataset(name, **options)
+        return Relabelled(dataset, set(nested_subset(dataset, 4, 0)))
+
+    monkeypatch.setattr("advl_pipeline.training.run.open_dataset", open_relabelled)
+    run_finetune(small_corpus.config(tmp_path / "wrong", **changes))
+    assert losses(tmp_path / "wrong") == losses(tmp_path / "true")
+    assert opened == ["train"]
+
+
+def test_inputs_without_labels_change_the_adapt_step(small_corpus: Any, tmp_path: Path) -> None:
+    for adapt_on in ("subset", "inputs"):
+        run_finetune(small_corpus.config(tmp_path / adapt_on, shots=4, adapt_on=adapt_on))
+    assert losses(tmp_path / "subset") != losses(tmp_path / "inputs")
 
 
 def test_inference_is_the_plain_students(small_corpus: Any, tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""README's table of the method says what the code does: every option, its default first, and all its choices."""
+
+from __future__ import annotations
+
+import re
+import typing
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from advl_pipeline.studies.variants import SHIPPED
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.methods import resolve_method
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("## The method, and where each part comes from")[1].split("\n## ")[0]
+ROWS = [line for line in SECTION.splitlines() if line.startswith("| ") and not line.startswith(("| part", "| ---"))]
+TOLD = {
+    name.replace("-", "_"): [value.strip() for value in values.split(",") if value.strip()]
+    for row in ROWS
+    for name, values in re.findall(r"`--([a-z-]+)([^`]*)`", row)
+    if not (name == "selection" and values.strip() == "random")
+}
+_NAMES = [field.name for field in fields(FinetuneConfig)]
+# The configuration lists what is about the method last, from the strength of the distillation on.
+METHOD_OPTIONS = {"cache", "method", *_NAMES[_NAMES.index("distill_weight") :]}
+
+
+def default_of(name: str) -> object:
+    """Return the default that `advl` runs with."""
+    config = FinetuneConfig(dataset="any", output=Path("any"), cache=(Path("any"),))
+    value = getattr(config, name)
+    if value is not None:
+        return value
+    method = resolve_method(config, num_steps=300)
+    return method.steps if name == "steps" else getattr(method.settings, name)
+
+
+def choices_of(name: str) -> set[str]:
+    hint = typing.get_type_hints(FinetuneConfig)[name]
+    literals = [item for item in (hint, *typing.get_args(hint)) if typing.get_origin(item) is typing.Literal]
+    return {str(value) for literal in literals for value in typing.get_args(literal)}
+
+
+def test_every_option_of_the_method_has_a_row() -> None:
+    assert set(TOLD) == METHOD_OPTIONS
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if TOLD[name] and name != "cache"])
+def test_default_and_choices_are_those_of_the_code(name: str) -> None:
+    default, choices = default_of(name), choices_of(name)
+    if choices:
+        assert TOLD[name][0] == default
+        assert set(TOLD[name]) == choices
+    else:
+        assert [float(value) for value in TOLD[name]] == [default]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_says_who_fixed_it(row: str) -> None:
+    source = row.strip("| ").split("|")[-1].strip()
+    assert source.startswith(("paper", "our reading", "ours"))
+
+
+def test_controls_are_named() -> None:
+    for name in SHIPPED:
+        assert name in ("plain", "advl", "naive-kd-shuffled", "advl-all-inputs") or f"`{name}`" in SECTION, name
