@@ -6,10 +6,11 @@ start at random: nothing in it comes from a teacher. A word piece that names an 
 object's visual state where text and picture meet, in the manner of VL-BERT. Dropout and layer norm follow UNITER.
 
 Two things differ from UNITER because of its size. In the lower layers text and picture attend only to themselves, so
-that pretraining can align words and regions before they are mixed; and word vectors are narrow and projected up, as
-in ALBERT, because a full-width table would be most of the model.
+that pretraining can align words and regions before they are mixed, and a picture is encoded once for all candidates;
+and word vectors are narrow and projected up, as in ALBERT, because a full-width table would be most of the model.
 
-Shapes: N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width, S crop side.
+Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width,
+S crop side, P = 3 * S * S.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ class ScenesSmallConfig:
 class ScenesSmallBatch(StudentBatch):
     """Adds token types, tag references, crops and positions to the common batch.
 
-    `tag_NL` (int64) is the visual token that a word piece refers to by tag, or -1. `crops_NRP` (uint8) are
-    flattened crops, P = 3 * S * S. `positions_NR7` is float32.
+    `tag_NL` (int64) is the visual token that a word piece refers to by tag, or -1. `picture_N` (int64) is the example
+    that a sequence belongs to. `crops_BRP` (uint8) are flattened crops, `positions_BR7` (float32) of the boxes, and
+    `visible_BR` (bool) says which visual tokens of a picture there are; all three once for each example.
     """
 
     picture_field: ClassVar[str] = "crops_NRP"
@@ -66,8 +68,10 @@ class ScenesSmallBatch(StudentBatch):
 
     types_NL: torch.Tensor
     tag_NL: torch.Tensor
-    crops_NRP: torch.Tensor
-    positions_NR7: torch.Tensor
+    picture_N: torch.Tensor
+    crops_BRP: torch.Tensor
+    positions_BR7: torch.Tensor
+    visible_BR: torch.Tensor
 
 
 class ScenesSmall(Student):
@@ -119,41 +123,46 @@ class ScenesSmall(Student):
             [candidate for _, candidate in sequences], max_length=self.config.max_text_length
         )
         num_text = max(len(item.token_ids) for item in encoded)
-        num_visual = max(len(example.image.boxes_R4) for example in examples) + 1
         num_sequences = len(sequences)
         token_ids = torch.zeros(num_sequences, num_text, dtype=torch.long)
         token_mask = torch.zeros(num_sequences, num_text, dtype=torch.bool)
         types = torch.zeros(num_sequences, num_text, dtype=torch.long)
         spans = torch.zeros(num_sequences, num_text, 2, dtype=torch.long)
         tags = torch.full((num_sequences, num_text), -1, dtype=torch.long)
-        visual_mask = torch.zeros(num_sequences, num_visual, dtype=torch.bool)
-        box_index = torch.full((num_sequences, num_visual), -1, dtype=torch.long)
-        crops = torch.zeros(num_sequences, num_visual, 3 * self.config.crop_size**2, dtype=torch.uint8)
-        positions = torch.zeros(num_sequences, num_visual, 7)
-        for row, ((example, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
+        for row, ((_, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
             length = len(item.token_ids)
             token_ids[row, :length] = torch.from_numpy(item.token_ids)
             token_mask[row, :length] = True
             types[row, item.answer_from : length] = ANSWER_TYPE
             spans[row, :length] = torch.from_numpy(item.char_spans_L2)
             tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(item.char_spans_L2, candidate))
+        num_visual = max(len(example.image.boxes_R4) for example in examples) + 1
+        visible = torch.zeros(len(examples), num_visual, dtype=torch.bool)
+        box_index = torch.full((len(examples), num_visual), -1, dtype=torch.long)
+        crops = torch.zeros(len(examples), num_visual, 3 * self.config.crop_size**2, dtype=torch.uint8)
+        positions = torch.zeros(len(examples), num_visual, 7)
+        for row, example in enumerate(examples):
             pixels = self.pixels.crops(example.image)
             count = len(pixels)
-            visual_mask[row, :count] = True
+            visible[row, :count] = True
             box_index[row, 1:count] = torch.arange(count - 1)
             crops[row, :count] = torch.from_numpy(pixels.reshape(count, -1))
             positions[row, :count] = torch.from_numpy(box_positions(example.image))
+        num_candidates = tuple(len(example.candidates) for example in examples)
+        picture = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(num_candidates))
         return ScenesSmallBatch(
-            num_candidates=tuple(len(example.candidates) for example in examples),
+            num_candidates=num_candidates,
             token_ids_NL=token_ids,
             token_mask_NL=token_mask,
             char_spans_NL2=spans,
-            visual_mask_NR=visual_mask,
-            box_index_NR=box_index,
+            visual_mask_NR=visible[picture],
+            box_index_NR=box_index[picture],
             types_NL=types,
             tag_NL=tags,
-            crops_NRP=crops,
-            positions_NR7=positions,
+            picture_N=picture,
+            crops_BRP=crops,
+            positions_BR7=positions,
+            visible_BR=visible,
         )
 
     def encode(
@@ -165,12 +174,62 @@ class ScenesSmall(Student):
         need_relevance: bool = False,
     ) -> StudentOutput:
         assert isinstance(batch, ScenesSmallBatch)
-        text_NLH, visual_NRH = self._lower_layers(batch, perturbation)
+        return self.join(
+            self.text_states(batch, perturbation),
+            self.visual_states(batch, perturbation),
+            batch,
+            mask_visual=mask_visual,
+            need_relevance=need_relevance,
+        )
+
+    def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
+        """Return (N, L, H): the text's states before the modalities meet."""
+        words_NLE = self.word_embedding(batch.token_ids_NL)
+        if perturbation is not None and perturbation.text_NLE is not None:
+            words_NLE = words_NLE + perturbation.text_NLE
+        positions = self.position_embedding.weight[: words_NLE.shape[1]]
+        embedded = self.word_projection(words_NLE) + positions + self.type_embedding(batch.types_NL)
+        return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
+
+    def visual_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
+        """Return (N, R, H): the pictures' states before the modalities meet.
+
+        Each picture is encoded once, unless candidates are perturbed apart.
+        """
+        pixels = batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
+        if perturbation is not None and perturbation.visual_NRF is not None:
+            pixels_NRP = pixels[batch.picture_N] + perturbation.visual_NRF
+            positions_NR7 = batch.positions_BR7[batch.picture_N]
+            return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
+        states_BRH = self._lower_layers(self._embed_visual(pixels, batch.positions_BR7), batch.visible_BR)
+        return states_BRH[batch.picture_N]
+
+    def join(
+        self,
+        text_NLH: torch.Tensor,
+        visual_NRH: torch.Tensor,
+        batch: ScenesSmallBatch,
+        *,
+        visual_mask_NR: torch.Tensor | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        """Run the joint layers over states of `text_states` and `visual_states`.
+
+        Args:
+            text_NLH: the text's states.
+            visual_NRH: the pictures' states; another batch's, or reordered, where a caption meets a wrong picture.
+            batch: of the text; its tags point into the visual tokens.
+            visual_mask_NR: which visual tokens there are, when they are not the batch's own.
+            mask_visual: as for `encode`.
+            need_relevance: as for `encode`.
+        """
         if not mask_visual:
             text_NLH = text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
         num_text = text_NLH.shape[1]
         x_NTH = torch.cat([text_NLH, visual_NRH], dim=1)
-        bias = attention_bias(batch, separate=mask_visual, dtype=x_NTH.dtype)
+        visible_NR = batch.visual_mask_NR if visual_mask_NR is None else visual_mask_NR
+        bias = attention_bias(batch.token_mask_NL, visible_NR, separate=mask_visual, dtype=x_NTH.dtype)
         *first, last = self.encoder.layer[self.config.num_separate_layers :]
         for layer in first:
             x_NTH = layer(x_NTH, bias)
@@ -184,21 +243,6 @@ class ScenesSmall(Student):
             relevance_NL=relevance,
         )
 
-    def separate_states(self, batch: ScenesSmallBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return text states (N, L, H) and visual states (N, R, H) before the modalities meet."""
-        return self._lower_layers(batch, None)
-
-    def _lower_layers(
-        self, batch: ScenesSmallBatch, perturbation: Perturbation | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        text_NLH = self._embed_text(batch, perturbation)
-        num_text = text_NLH.shape[1]
-        x_NTH = self.dropout(torch.cat([text_NLH, self._embed_visual(batch, perturbation)], dim=1))
-        bias = attention_bias(batch, separate=True, dtype=x_NTH.dtype)
-        for layer in self.encoder.layer[: self.config.num_separate_layers]:
-            x_NTH = layer(x_NTH, bias)
-        return x_NTH[:, :num_text], x_NTH[:, num_text:]
-
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
         return nn.Sequential(
@@ -208,21 +252,17 @@ class ScenesSmall(Student):
     def config_dict(self) -> dict[str, Any]:
         return config_to_dict(self.config)
 
-    def _embed_visual(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
-        pixels_NRP = batch.crops_NRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
-        if perturbation is not None and perturbation.visual_NRF is not None:
-            pixels_NRP = pixels_NRP + perturbation.visual_NRF
-        patch = self.patch_norm(self.patch_encoder(pixels_NRP))
-        box = self.box_norm(self.box_encoder(batch.positions_NR7))
+    def _embed_visual(self, pixels_XRP: torch.Tensor, positions_XR7: torch.Tensor) -> torch.Tensor:
+        patch = self.patch_norm(self.patch_encoder(pixels_XRP))
+        box = self.box_norm(self.box_encoder(positions_XR7))
         return self.visual_norm(patch + box + self.type_embedding.weight[VISUAL_TYPE])  # type: ignore[no-any-return]
 
-    def _embed_text(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
-        words = self.word_embedding(batch.token_ids_NL)
-        if perturbation is not None and perturbation.text_NLE is not None:
-            words = words + perturbation.text_NLE
-        positions = self.position_embedding.weight[: words.shape[1]]
-        embedded = self.word_projection(words) + positions + self.type_embedding(batch.types_NL)
-        return self.text_norm(embedded)  # type: ignore[no-any-return]
+    def _lower_layers(self, embedded_XTH: torch.Tensor, mask_XT: torch.Tensor) -> torch.Tensor:
+        x_XTH: torch.Tensor = self.dropout(embedded_XTH)
+        bias = _additive(mask_XT[:, None, None, :], x_XTH.dtype)
+        for layer in self.encoder.layer[: self.config.num_separate_layers]:
+            x_XTH = layer(x_XTH, bias)
+        return x_XTH
 
 
 def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
@@ -231,16 +271,22 @@ def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tens
     return visual_NRH.gather(1, index) * (tag_NL >= 0)[..., None]
 
 
-def attention_bias(batch: StudentBatch, *, separate: bool, dtype: torch.dtype) -> torch.Tensor:
+def attention_bias(
+    token_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor, *, separate: bool, dtype: torch.dtype
+) -> torch.Tensor:
     """Return the additive attention mask (N, 1, 1 or T, T).
 
     With `separate`, text attends only to text and the picture only to itself.
     """
-    visible_NT = torch.cat([batch.token_mask_NL, batch.visual_mask_NR], dim=1)
+    visible_NT = torch.cat([token_mask_NL, visual_mask_NR], dim=1)
     allowed = visible_NT[:, None, None, :]
     if separate:
-        is_text_T = torch.arange(visible_NT.shape[1], device=visible_NT.device) < batch.token_mask_NL.shape[1]
+        is_text_T = torch.arange(visible_NT.shape[1], device=visible_NT.device) < token_mask_NL.shape[1]
         allowed = allowed & (is_text_T[:, None] == is_text_T[None, :])
+    return _additive(allowed, dtype)
+
+
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # The lowest finite value instead of -inf: a row that may attend to nothing stays finite.
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch
-from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, read_description, save_student
 from advl_pipeline.students.scenes_small import ScenesSmall, ScenesSmallBatch
@@ -35,12 +34,13 @@ from advl_pipeline.training.pretrain_objectives import (
     mask_words,
     phrase_targets,
     region_questions,
+    spoken_pieces,
     swap_pictures,
     without_tags,
 )
 from advl_pipeline.training.schedule import linear_warmup_decay
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
 
 
@@ -93,7 +93,7 @@ def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any
 
 @dataclass(kw_only=True)
 class _PairBatch:
-    """Captions with their own pictures, their phrases, and questions about a region of each."""
+    """Captions with their own pictures, their phrases, and a question about a region of each, in order."""
 
     captions: ScenesSmallBatch
     phrases: PhraseTargets
@@ -102,7 +102,7 @@ class _PairBatch:
 
 
 def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> dict[str, float]:
-    heads = PretrainHeads(student)
+    heads = PretrainHeads(student, spoken_pieces(dataset, student.word_pieces))
     parameters = [*student.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     num_steps = config.warmup_steps + config.joint_steps
@@ -134,9 +134,10 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
                 group["lr"] = config.learning_rate * linear_warmup_decay(
                     step, num_steps=num_steps, warmup_fraction=0.05
                 )
-            terms = {"contrast": _contrast(student, heads, batch)}
+            text_NLH, visual_NRH = student.text_states(batch.captions), student.visual_states(batch.captions)
+            terms = {"contrast": heads.contrast(text_NLH, visual_NRH, batch.captions, batch.phrases)}
             if step >= config.warmup_steps:
-                terms |= _joint(config, student, heads, batch, generator)
+                terms |= _joint(config, student, heads, batch, text_NLH, visual_NRH, generator)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
             torch.nn.utils.clip_grad_norm_(parameters, 2.0)
@@ -148,17 +149,16 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
     return losses
 
 
-def _contrast(student: ScenesSmall, heads: PretrainHeads, batch: _PairBatch) -> torch.Tensor:
-    return heads.contrast(*student.separate_states(batch.captions), batch.captions, batch.phrases)
-
-
 def _joint(
     config: PretrainConfig,
     student: ScenesSmall,
     heads: PretrainHeads,
     batch: _PairBatch,
+    text_NLH: torch.Tensor,
+    visual_NRH: torch.Tensor,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
+    """Return the objectives of the joint layers; the states below them are computed once for all."""
     shown = batch.captions
     maskable = shown.char_spans_NL2[..., 1] > shown.char_spans_NL2[..., 0]
     masked_ids, targets = mask_words(
@@ -168,24 +168,13 @@ def _joint(
         mask_id=student.word_pieces.mask_id,
         generator=generator,
     )
-    words = heads.masked_words(
-        student.encode(_replaced(shown, token_ids_NL=masked_ids)), student.word_embedding.weight, targets
-    )
+    masked = replace(shown, token_ids_NL=masked_ids)
+    guessed = student.join(student.text_states(masked), visual_NRH, masked)
     picture, is_pair = swap_pictures(shown.num_sequences, generator)
-    mixed = _replaced(
-        shown,
-        crops_NRP=shown.crops_NRP[picture],
-        positions_NR7=shown.positions_NR7[picture],
-        visual_mask_NR=shown.visual_mask_NR[picture],
-        box_index_NR=shown.box_index_NR[picture],
-    )
+    mixed = student.join(text_NLH, visual_NRH[picture], shown, visual_mask_NR=shown.visual_mask_NR[picture])
+    named = student.join(student.text_states(batch.questions), visual_NRH, batch.questions)
     return {
-        "words": words,
-        "matching": heads.match(student.encode(mixed), mixed, batch.phrases, is_pair),
-        "naming": heads.name(student.encode(batch.questions), batch.is_named),
+        "words": heads.masked_words(guessed, student.word_embedding.weight, targets),
+        "matching": heads.match(mixed, shown, batch.phrases, is_pair),
+        "naming": heads.name(named, batch.is_named),
     }
-
-
-def _replaced(batch: ScenesSmallBatch, **tensors: torch.Tensor) -> StudentBatch:
-    fields = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    return ScenesSmallBatch(**{**fields, **tensors})
