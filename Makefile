@@ -34,7 +34,7 @@ demo: $(STAMP) ## The main job, end to end, on a small built-in corpus (minutes,
 	$(ADVL) extract --teacher efficientnet-lite0 $(DEMO_EXTRACT)/efficientnet-lite0/scenes-vcr/train
 	$(ADVL) extract --teacher minilm-l6 $(DEMO_EXTRACT)/minilm-l6/scenes-vcr/train
 	$(ADVL) pretrain --data-root datasets/demo --output students/scenes-small
-	$(ADVL) study demo --data-root datasets/demo --caches caches/demo
+	$(ADVL) study demo --workers 2 --data-root datasets/demo --caches caches/demo
 	$(ADVL) report runs/studies/demo
 
 scenes-inputs: $(STAMP)

@@ -42,6 +42,7 @@ class StudyRunConfig:
     caches: Path = option(Path("caches"), help="Folder of the teacher caches.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     keep_going: bool = option(False, help="Go on with the other cells when one fails.")
+    workers: int = option(1, help="Cells run side by side, each in a process of its own with its share of the cores.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,12 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from advl_pipeline.cache.claims import claim
-from advl_pipeline.errors import AdvlError
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyRunConfig, load_study
 from advl_pipeline.studies.execute import (
     CachePreparer,
@@ -28,6 +29,7 @@ from advl_pipeline.studies.folder import default_folder, recorded_dataset_digest
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import Cell, Plan, build_plan
 from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.workers import run_in_processes, run_in_turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,7 @@ def run_study(
 
     Args:
         config: which study, and where.
-        execute: runs one cell; replaced in tests and by schedulers.
+        execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
         prepare: makes sure that a cache exists.
         digest: of a dataset's content.
         report_failure: called for each failed cell with `keep_going`.
@@ -65,6 +67,8 @@ def run_study(
         DatasetError: a dataset that it trains on is missing or malformed.
         AdvlError: what a cell raised, unless `keep_going`.
     """
+    if config.workers < 1:
+        raise ConfigError("workers must be at least 1.", why=f"got {config.workers}")
     study = load_study(config.study)
     folder = config.output or default_folder(study)
     digests = init_digests(study)
@@ -108,23 +112,22 @@ def _run_cells(
     report_failure: Callable[[Failure], None] | None,
 ) -> None:
     finished = [cell for cell in plan.cells if is_finished(cell)]
+    left = [cell for cell in plan.cells if cell not in finished]
+    run_all = partial(run_in_processes, num_workers=config.workers) if config.workers > 1 else run_in_turn
     with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
-        for cell in plan.cells:
-            if cell in finished:
-                continue
+        for cell, error in run_all(left, partial(_run_cell, config.study, folder, execute)):
             progress.set_postfix_str(cell.title)
-            try:
-                _run_cell(cell, plan, folder, execute)
-            except AdvlError as error:
-                if not config.keep_going:
-                    raise
-                if report_failure is not None:
-                    report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
             progress.update()
+            if error is None:
+                continue
+            if not config.keep_going:
+                raise error
+            if report_failure is not None:
+                report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
 
 
-def _run_cell(cell: Cell, plan: Plan, folder: Path, execute: CellExecutor) -> None:
+def _run_cell(study: str, folder: Path, execute: CellExecutor, cell: Cell) -> None:
     with claim(folder, f"cell-{cell.cell_id}") as ours:
         # Another process may have finished the cell between our look at it and the claim.
         if ours and not is_finished(cell):
-            execute(cell, plan.study)
+            execute(cell, load_study(study))

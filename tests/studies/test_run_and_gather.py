@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
 import shlex
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from scipy import stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
 from advl_cli.options import config_from_flags, config_options
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.folder import read_study_folder
 from advl_pipeline.studies.forecast import forecast_study
@@ -267,6 +269,61 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     assert heir.returncode == 0, errors
     assert cells_run_by(tmp_path, "heir") == [held]
     assert gather_study(tmp_path / "study").num_finished == 24
+
+
+def fail_first_seed(cell: Cell, study: StudyConfig) -> None:
+    if cell.seed == 0:
+        raise DatasetError("A picture cannot be read.", where="scenes-1.png", next_command="restore it")
+    synthetic_runs.execute(cell, study)
+
+
+def die(cell: Cell, study: StudyConfig) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def log_threads(cell: Cell, study: StudyConfig) -> None:
+    (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+    synthetic_runs.execute(cell, study)
+
+
+def in_workers(tmp_path: Path, execute: Any, **settings: Any) -> StudyResult:
+    file = write_study_file(tmp_path, num_seeds=2)
+    config = StudyRunConfig(
+        study=str(file), output=tmp_path / "study", caches=tmp_path / "caches", workers=2, **settings
+    )
+    return run_study(config, execute=execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+
+
+def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
+    result = in_workers(tmp_path, log_threads)
+    assert result.num_finished == len(result.cells) == 16
+    seen = [path.read_text().split() for path in (tmp_path / "study").rglob("seen-*")]
+    assert len(seen) == 16
+    assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
+    assert {threads for _, threads in seen} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_an_error_in_a_worker_says_where_it_happened_and_stops_the_study(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        in_workers(tmp_path, fail_first_seed)
+    assert (caught.value.where, caught.value.next_command) == ("scenes-1.png", "restore it")
+
+
+def test_with_keep_going_workers_finish_the_other_cells(tmp_path: Path) -> None:
+    states = [cell.state for cell in in_workers(tmp_path, fail_first_seed, keep_going=True).cells]
+    assert (states.count("finished"), len(states)) == (8, 16)
+
+
+def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> None:
+    with pytest.raises(AdvlError, match="worker of the study died"):
+        in_workers(tmp_path, die)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_study_needs_a_worker(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        run_study(StudyRunConfig(study="demo", output=tmp_path, workers=workers))
 
 
 def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
