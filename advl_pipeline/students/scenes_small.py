@@ -63,7 +63,7 @@ class ScenesSmallBatch(StudentBatch):
     `visible_BR` (bool) says which visual tokens of a picture there are; all three once for each example.
     """
 
-    picture_field: ClassVar[str] = "crops_NRP"
+    picture_field: ClassVar[str] = "crops_BRP"
     blank_value: ClassVar[int] = 127
 
     types_NL: torch.Tensor

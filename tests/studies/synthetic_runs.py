@@ -7,6 +7,8 @@ that runs are paired as real ones are. `GAINS` states the points that each metho
 from __future__ import annotations
 
 import json
+import os
+import signal
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.errors import DatasetError
 from advl_pipeline.studies.config import METRICS_OF_TASK, StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell
 from advl_pipeline.training.config import planned_steps
@@ -170,3 +173,22 @@ def write_study_file(folder: Path, *, num_seeds: int = 5, extra: str = "", **rep
     path = folder / "trial.toml"
     path.write_text("\n".join(lines) + "\n" + extra, encoding="utf-8")
     return path
+
+
+def fail_first_seed(cell: Cell, study: StudyConfig) -> None:
+    """Fail as a cell does whose picture cannot be read, for the first seed."""
+    if cell.seed == 0:
+        raise DatasetError("A picture cannot be read.", where="scenes-1.png", next_command="restore it")
+    execute(cell, study)
+
+
+def die(cell: Cell, study: StudyConfig) -> None:
+    """End as a process does that the system kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def log_threads(cell: Cell, study: StudyConfig) -> None:
+    """Note the process and its threads beside the run."""
+    cell.run.parent.mkdir(parents=True, exist_ok=True)
+    (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+    execute(cell, study)

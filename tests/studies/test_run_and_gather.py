@@ -271,21 +271,6 @@ def test_processes_share_a_grid_and_take_over_from_a_killed_one(tmp_path: Path) 
     assert gather_study(tmp_path / "study").num_finished == 24
 
 
-def fail_first_seed(cell: Cell, study: StudyConfig) -> None:
-    if cell.seed == 0:
-        raise DatasetError("A picture cannot be read.", where="scenes-1.png", next_command="restore it")
-    synthetic_runs.execute(cell, study)
-
-
-def die(cell: Cell, study: StudyConfig) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def log_threads(cell: Cell, study: StudyConfig) -> None:
-    (cell.run.parent / f"seen-{cell.cell_id}").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-    synthetic_runs.execute(cell, study)
-
-
 def in_workers(tmp_path: Path, execute: Any, **settings: Any) -> StudyResult:
     file = write_study_file(tmp_path, num_seeds=2)
     config = StudyRunConfig(
@@ -295,7 +280,7 @@ def in_workers(tmp_path: Path, execute: Any, **settings: Any) -> StudyResult:
 
 
 def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
-    result = in_workers(tmp_path, log_threads)
+    result = in_workers(tmp_path, synthetic_runs.log_threads)
     assert result.num_finished == len(result.cells) == 16
     seen = [path.read_text().split() for path in (tmp_path / "study").rglob("seen-*")]
     assert len(seen) == 16
@@ -305,18 +290,18 @@ def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path
 
 def test_an_error_in_a_worker_says_where_it_happened_and_stops_the_study(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
-        in_workers(tmp_path, fail_first_seed)
+        in_workers(tmp_path, synthetic_runs.fail_first_seed)
     assert (caught.value.where, caught.value.next_command) == ("scenes-1.png", "restore it")
 
 
 def test_with_keep_going_workers_finish_the_other_cells(tmp_path: Path) -> None:
-    states = [cell.state for cell in in_workers(tmp_path, fail_first_seed, keep_going=True).cells]
+    states = [cell.state for cell in in_workers(tmp_path, synthetic_runs.fail_first_seed, keep_going=True).cells]
     assert (states.count("finished"), len(states)) == (8, 16)
 
 
 def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(AdvlError, match="worker of the study died"):
-        in_workers(tmp_path, die)
+        in_workers(tmp_path, synthetic_runs.die)
     assert not multiprocessing.active_children()
 
 
