@@ -138,8 +138,16 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
     costs = {(cost.method, cost.shots): cost for cost in result.costs}
     assert costs["advl", 100].seconds_per_step == pytest.approx(0.09)
     assert costs["plain", 100].training_only_parameters == 0
-    assert {(item.method, item.modality) for item in result.weights} == {
-        (method, modality) for method in ("naive-kd", "advl", "advl-shuffled") for modality in ("vision", "text")
+    assert {(item.quantity, item.method, item.modality) for item in result.weights} == {
+        (quantity, method, modality)
+        for method in ("naive-kd", "advl", "advl-shuffled")
+        for quantity, modality in (
+            ("weights", "vision"),
+            ("weights", "text"),
+            ("confidence", "student"),
+            ("confidence", "vision"),
+            ("confidence", "text"),
+        )
     }
     assert all(sum(item.shares) == pytest.approx(1) for item in result.weights)
     assert {item.method for item in result.calibrations} == set(result.study.methods)
