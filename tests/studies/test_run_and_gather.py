@@ -142,8 +142,8 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
         (quantity, method, modality)
         for method in ("naive-kd", "advl", "advl-shuffled")
         for quantity, modality in (
-            ("weights", "vision"),
-            ("weights", "text"),
+            ("weight", "vision"),
+            ("weight", "text"),
             ("confidence", "student"),
             ("confidence", "vision"),
             ("confidence", "text"),
