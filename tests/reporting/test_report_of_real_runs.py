@@ -1,0 +1,96 @@
+"""The report of a study whose runs were really trained and evaluated, on a task with classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from page_reader import Element, read_page
+
+from advl_pipeline.datasets.scenes.build import run_build_scenes
+from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.report import run_report
+from advl_pipeline.studies.config import StudyRunConfig
+from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.run import run_study
+
+STUDY = """
+name = "real"
+dataset = "scenes-snli-ve"
+tasks = ["snli-ve"]
+student = "scenes-small"
+test_sets = ["test", "test-shift"]
+methods = ["plain", "plain-two-step", "plain-no-picture"]
+focus = "plain-two-step"
+shots = [6]
+seeds = [0]
+
+[training]
+num_steps = 50
+batch_size = 4
+label_order = "meter"
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
+    folder = tmp_path_factory.mktemp("real")
+    sizes = {"num_train": 8, "num_val": 4, "num_test": 6, "num_unseen": 4, "num_compositional": 4}
+    run_build_scenes(ScenesConfig(data_root=folder / "data", num_caption_scenes=20, workers=1, **sizes))
+    (folder / "real.toml").write_text(STUDY, encoding="utf-8")
+    config = StudyRunConfig(
+        study=str(folder / "real.toml"), output=folder / "study", caches=folder / "caches", data_root=folder / "data"
+    )
+    return run_study(config), folder / "data"
+
+
+@pytest.fixture(scope="module")
+def page(study: tuple[StudyResult, Path]) -> Element:
+    report = run_report(ReportConfig(study=study[0].folder, data_root=study[1]))
+    return read_page(report.output.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_examples_are_read_as_the_run_read_them(page: Element) -> None:
+    """The run has its classes in another order than the dataset's usual one; answers keep their names."""
+    section = page.find("section", id="examples")[0]
+    assert not section.find("p", class_="warning")
+    examples = section.find("article", class_="example")
+    assert examples
+    for example in examples:
+        winner = "plain, two steps" if "won" in example.attributes["class"].split() else "plain"
+        right = next(item for item in example.find("li") if "right" in item.attributes["class"].split())
+        assert winner in [tag.text for tag in right.find("span", class_="tag")]
+        assert right.text.split()[0] in ("entailment", "neutral", "contradiction")
+
+
+@pytest.mark.slow
+def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: tuple[StudyResult, Path], page: Element) -> None:
+    uses = {(use.method, use.kind, use.place.test_set) for use in study[0].vision}
+    methods, kinds = ("plain", "plain-two-step"), ("swapped", "blanked", "removed")
+    assert uses == {(method, kind, "test") for method in methods for kind in kinds}
+    captions = [item.text for item in page.find("section", id="vision")[0].find("figcaption")]
+    assert any("What the texts alone give away" in caption for caption in captions)
+    for share in study[0].text_shares:
+        assert 0 < share.share.mean < 100
+        standing = study[0].standing(share.place, share.method)
+        assert standing is not None
+        assert share.text_only == "plain-no-picture"
+
+
+@pytest.mark.slow
+def test_costs_of_inference_and_of_the_parts_were_measured(study: tuple[StudyResult, Path]) -> None:
+    costs = {cost.method: cost for cost in study[0].costs}
+    assert set(costs["plain"].part_milliseconds) == {"student"}
+    assert set(costs["plain-two-step"].part_milliseconds) == {"student", "contrast"}
+    assert all(cost.milliseconds_per_item and cost.milliseconds_per_item > 0 for cost in costs.values())
+
+
+@pytest.mark.slow
+def test_a_finished_study_is_gathered_where_its_data_are_not(study: tuple[StudyResult, Path], tmp_path: Path) -> None:
+    folder = study[0].folder
+    config = StudyRunConfig(study=str(folder.parent / "real.toml"), output=folder, data_root=tmp_path / "nowhere")
+    assert run_study(config).num_finished == len(study[0].cells)
+    assert gather_study(folder).standings == study[0].standings
