@@ -129,6 +129,14 @@ class FinetuneConfig:
         None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5]."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="Mixed precision, by accelerate.")
+    gradient_checkpointing: bool = option(
+        False,
+        help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
+    )
+    lora_rank: int = option(
+        0,
+        help="Train low-rank updates of this rank to the attention projections alone; 0 trains the student.",
+    )
     compile: bool = option(
         False, help="Run the student through torch.compile; refused for students that are not tested under it."
     )

@@ -26,6 +26,7 @@ from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
@@ -108,6 +109,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         _say(settings, heads)
     timings = _train(config, settings, method, model, accelerator, folder, inputs, source)
     if accelerator.is_main_process:
+        if config.lora_rank:
+            merge_lora(model.student)
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
         save_student(folder.path, model.student, origin=origin)
         save_heads(folder.path, model, inputs.dataset)
@@ -142,6 +145,10 @@ def build_finetune_model(
     student = build_student(config.student, weights=config.init, overrides=overrides)
     if settings.adversarial is not None:
         require_perturbable(student)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(student)
+    if config.lora_rank:
+        add_lora(student, rank=config.lora_rank, alpha=2.0 * config.lora_rank)
     if config.compile:
         compile_student(student)
     torch.manual_seed(config.seed + 1)

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.evaluation.submission_config import PredictConfig
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.student_options import student_options
 
@@ -89,6 +92,36 @@ def test_one_command_from_files_to_evaluation(
         run_evaluate(EvaluateConfig(on=("test",), regions=features / "train", **evaluate))
     run_evaluate(EvaluateConfig(on=("test",), regions=features / "test", **evaluate))
     np.testing.assert_array_equal(np.load(run / "evaluation" / "test.npz")["scores/vcr-q2a"], scores)
+
+
+def test_prediction_builds_the_same_student_with_the_splits_features(
+    small_corpus: Any, features: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = {"regions": features / "{split}", "student_option": ("num_layers=1",), "task": ()}
+    run_finetune(settings(small_corpus, run, **options))
+    result = run_predict(PredictConfig(run=run, split="test", data_root=small_corpus.data_root))
+    assert result.num_items == 8
+    rows = result.path.read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 9
+    with pytest.raises(DatasetError):
+        run_predict(
+            PredictConfig(run=run, split="test", data_root=small_corpus.data_root, regions=features / "train")
+        )
+
+
+def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus: Any, tmp_path: Path) -> None:
+    start = tmp_path / "start"
+    save_student(start, build_student("uniter-tiny"), origin={})
+    options = {"init": start, "learning_rate": 1e-2, "num_steps": 3}
+    run_finetune(settings(small_corpus, tmp_path / "lora", lora_rank=2, gradient_checkpointing=True, **options))
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "lora"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.endswith(("query.weight", "value.weight")) for name in changed)
+    with pytest.raises(ConfigError, match="cannot recompute"):
+        run_finetune(settings(small_corpus, tmp_path / "lxmert", student="lxmert-tiny", gradient_checkpointing=True))
 
 
 def test_real_features_and_crops_give_different_runs(small_corpus: Any, features: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
 from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.run_folder import RunFolder
 from advl_pipeline.training.run_identity import run_identity
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
@@ -280,3 +281,37 @@ def test_the_run_folder_says_where_numbers_come_from(
     assert (tmp_path / "again" / "heads.safetensors").read_bytes() == (
         tmp_path / "run" / "heads.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("student", ["villa-tiny", "vl-bert-tiny", "visualbert-tiny"])
+def test_a_resumed_run_by_recipe_is_the_uninterrupted_one(
+    student: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def options(name: str) -> FinetuneConfig:
+        made: FinetuneConfig = small_corpus.config(
+            tmp_path / name,
+            student=student,
+            method="plain",
+            cache=(),
+            num_steps=4,
+            batch_size=None,
+            checkpoint_every=1,
+        )
+        return made
+
+    run_finetune(options("whole"))
+    log, calls = RunFolder.log, []
+
+    def stop_at_the_third(self: RunFolder, records: Any) -> None:
+        calls.append(records)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        log(self, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetune(options("cut"))
+    run_finetune(options("cut"))
+    for file in ("model.safetensors", "heads.safetensors"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
