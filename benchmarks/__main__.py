@@ -1,12 +1,15 @@
 """`make bench`: build the same data in each format, measure, and print every goal as passed or missed.
 
-python -m benchmarks [--quick] [--folder DIR] [--json FILE] [--only reading,writing,scale,readers]
+python -m benchmarks [--quick] [--folder DIR] [--json FILE] [--markdown docs/performance.md] [--only SECTIONS]
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
+import platform
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,14 +18,17 @@ from typing import Any
 
 from benchmarks import vcr_index
 from benchmarks.corpus import pictures, texts
+from benchmarks.page import render, write_page
 from benchmarks.reading import INLINE, STREAM, Rate, measure_reading, sequential_cold_share
 from benchmarks.scale import opening_seconds, streaming_memory
+from benchmarks.training import measure_training
+from benchmarks.variants import measure_variants
 from benchmarks.vcr_index import measure_vcr_index
 from benchmarks.writing import measure_writing
 
 _OURS = (STREAM, INLINE, "ours, by id")
 _LIMIT = "np.memmap"
-_SECTIONS = ("reading", "writing", "scale", "readers")
+_SECTIONS = ("reading", "variants", "writing", "training", "scale", "readers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +46,7 @@ class Goal:
 
     def line(self) -> str:
         bound = "at least" if self.at_least else "at most"
-        return f"{'pass' if self.is_met else 'MISS'}  {self.name}: {self.value:.2f} ({bound} {self.target})"
+        return f"{'PASS' if self.is_met else 'FAIL'}  {self.name}: {self.value:.2f} ({bound} {self.target})"
 
 
 def main() -> None:
@@ -49,26 +55,68 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="A few minutes: less data, fewer rounds.")
     parser.add_argument("--folder", type=Path, help="Where to build the data [default: a temporary folder].")
     parser.add_argument("--json", type=Path, help="Also write the figures to this file.")
+    parser.add_argument("--markdown", type=Path, help="Also write the tables into this page, between its marks.")
     parser.add_argument("--only", default=",".join(_SECTIONS), help="Sections to run, separated by commas.")
     options = parser.parse_args()
     sections = options.only.split(",")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        figures: dict[str, Any] = {}
+        figures: dict[str, Any] = {"machine": _machine(), "sizes": "quick" if options.quick else "full"}
         goals: list[Goal] = []
         if "reading" in sections:
             goals += _reading(folder, options.quick, figures)
+        if "variants" in sections:
+            _variants(folder, options.quick, figures)
         if "writing" in sections:
             goals += _writing(folder, options.quick, figures)
+        if "training" in sections:
+            goals += _training(folder, options.quick, figures)
         if "scale" in sections:
             goals += _scale(folder, options.quick, figures)
         if "readers" in sections:
             goals += _readers(options.quick, figures)
     print("\n".join(goal.line() for goal in goals))
     print(f"{sum(goal.is_met for goal in goals)} of {len(goals)} goals met")
+    found = [asdict(goal) | {"is_met": goal.is_met} for goal in goals]
+    if options.markdown:
+        write_page(options.markdown, render(figures, found))
     if options.json:
-        content = figures | {"goals": [asdict(goal) | {"is_met": goal.is_met} for goal in goals]}
+        content = figures | {"goals": found}
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _machine() -> str:
+    load = os.getloadavg()[0]
+    return (
+        f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores, {platform.machine()}, Python "
+        f"{platform.python_version()}, load {load:.1f} when the run began"
+    )
+
+
+def _variants(folder: Path, quick: bool, figures: dict[str, Any]) -> None:
+    found = measure_variants(
+        texts(1_000 if quick else 20_000), folder / "variants", rounds=3, seconds=0.5 if quick else 3.0
+    )
+    figures["variants"] = [asdict(item) for item in found]
+    print(f"\n{'stored as':<24}{'MB':>8}{'thousand texts/s':>18}{'1 - cosine':>12}")
+    for item in found:
+        print(
+            f"{item.name:<24}{item.num_bytes / 1e6:>8.0f}{item.units_per_second / 1e3:>18.1f}"
+            f"{item.cosine_error:>12.1e}"
+        )
+
+
+def _training(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    sizes = (8, 8, 1) if quick else (80, 40, 3)
+    costs = measure_training(folder / "training", num_pictures=sizes[0], num_steps=sizes[1], rounds=sizes[2])
+    figures["training"] = asdict(costs)
+    print(f"\nstep: plain {costs.plain:.4f} s, cached {costs.cached:.4f} s, live {costs.live:.4f} s")
+    print(f"of which the distillation's own arithmetic {costs.arithmetic:.4f} s")
+    print(f"a step with live teachers takes {costs.live / costs.cached:.1f} times one from caches")
+    return [
+        Goal(name="share of the finetune loop waiting", value=costs.wait_share, target=0.02, at_least=False),
+        Goal(name="step with cached distillation, arithmetic apart", value=costs.ratio, target=1.10, at_least=False),
+    ]
 
 
 def _readers(quick: bool, figures: dict[str, Any]) -> list[Goal]:
@@ -87,18 +135,21 @@ def _readers(quick: bool, figures: dict[str, Any]) -> list[Goal]:
 
 def _reading(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
     goals: list[Goal] = []
-    corpora = (texts(5_000 if quick else 40_000), pictures(1_000 if quick else 10_000))
-    rounds, seconds = (3, 1.0) if quick else (5, 4.0)
+    corpora = (texts(2_000 if quick else 40_000), pictures(400 if quick else 10_000))
+    rounds, seconds = (3, 0.3) if quick else (5, 2.0)
+    skipped: list[str] = []
     for corpus in corpora:
         print(f"\n{corpus.name}: {len(corpus)} units, {corpus.num_bytes / 1e9:.2f} GB, shuffled padded batches of 64")
         rates = {
             rate.name: rate
-            for rate in measure_reading(corpus, folder, rounds=rounds, seconds=seconds, say=lambda line: print(line))
+            for rate in measure_reading(corpus, folder, rounds=rounds, seconds=seconds, say=skipped.append)
         }
         print(f"{'thousand units/s':<24}{'warm':>8}{'cold':>8}")
         for rate in sorted(rates.values(), key=lambda rate: -rate.warm):
             print(f"{rate.name:<24}{rate.warm / 1e3:>8.1f}{rate.cold / 1e3:>8.1f}")
-        figures[corpus.name] = [asdict(rate) for rate in rates.values()]
+        figures.setdefault("reading", {})[corpus.name] = [
+            asdict(rate) for rate in sorted(rates.values(), key=lambda rate: -rate.warm)
+        ]
         for state, limit_target, peer_target in (("warm", 0.95, 1.5), ("cold", 1.9, 1.4)):
             speed: Callable[[Rate], float] = _speed_of(state)
             ours = max(speed(rates[name]) for name in _OURS)
@@ -115,6 +166,8 @@ def _reading(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
                     name=f"{corpus.name}, {state}, against the best peer", value=ours / max(peers), target=peer_target
                 )
             )
+    figures["skipped"] = list(dict.fromkeys(skipped))
+    print("not measured: " + ", ".join(figures["skipped"]) if skipped else "all formats measured")
     share = sequential_cold_share(corpora[0], folder, rounds=rounds)
     figures["sequential_cold_share_of_dd"] = share
     return [*goals, Goal(name="sequential cold reading, share of dd", value=share, target=0.85)]

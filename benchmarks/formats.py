@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.index import ids_to_bytes
+from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from benchmarks.corpus import DIM, Corpus
@@ -54,6 +56,11 @@ class Format(ABC):
     def read(self, units: Sequence[int]) -> list[Rows]:
         """Return the (M, D) features of each unit."""
 
+    def batches(self, order: npt.NDArray[np.int64], batch_size: int) -> Iterator[list[Rows]]:
+        """Yield the features of an epoch, in the given order where the format can."""
+        for first in range(0, len(order), batch_size):
+            yield self.read(order[first : first + batch_size].tolist())
+
 
 class Memmap(Format):
     """One flat `.npy`, memory-mapped: the usual code, and the limit when everything is in memory."""
@@ -79,36 +86,44 @@ class Memmap(Format):
         return [self._flat[self._ends[unit] - self._lengths[unit] : self._ends[unit]] for unit in units]
 
 
+def build_cache(
+    folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16", compression: Compression = "none"
+) -> None:
+    """Write the corpus as a cache of texts."""
+    plan = ModalityPlan(
+        unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
+        lengths_N=corpus.lengths_N,
+        global_dim=DIM,
+        token_dim=DIM,
+        spans=False,
+    )
+    begin_cache(
+        folder,
+        identity={"corpus": corpus.name},
+        provenance={},
+        stored_dtype=stored_dtype,
+        shard_rows=65536,
+        modalities={"text": plan},
+        compression=compression,
+    )
+    writer = CacheWriter(folder)
+    units = corpus.units()
+    for shard in range(writer.placement("text").num_shards):
+        buffer = writer.new_buffer("text", shard)
+        for unit in buffer.units:
+            rows = next(units).astype(np.float32)
+            buffer.put(unit, global_D=rows[0], values_MD=rows, spans_M2=None, stats={})
+        writer.commit_shard("text", buffer)
+    writer.finalise()
+
+
 class Ours(Format):
     """A cache of this project, read by id."""
 
     name = "ours, by id"
 
     def build(self, folder: Path, corpus: Corpus) -> None:
-        plan = ModalityPlan(
-            unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
-            lengths_N=corpus.lengths_N,
-            global_dim=DIM,
-            token_dim=DIM,
-            spans=False,
-        )
-        begin_cache(
-            folder,
-            identity={"corpus": corpus.name},
-            provenance={},
-            stored_dtype="float16",
-            shard_rows=65536,
-            modalities={"text": plan},
-        )
-        writer = CacheWriter(folder)
-        units = corpus.units()
-        for shard in range(writer.placement("text").num_shards):
-            buffer = writer.new_buffer("text", shard)
-            for unit in buffer.units:
-                rows = next(units).astype(np.float32)
-                buffer.put(unit, global_D=rows[0], values_MD=rows, spans_M2=None, stats={})
-            writer.commit_shard("text", buffer)
-        writer.finalise()
+        build_cache(folder, corpus)
 
     def open(self, folder: Path, corpus: Corpus) -> None:
         store = open_cache(folder).text

@@ -20,6 +20,7 @@ import torch
 from advl_pipeline.cache.order import epoch_order
 from benchmarks.corpus import DIM, Corpus
 from benchmarks.formats import FORMATS, Format, Ours
+from benchmarks.peers import PEERS
 
 BATCH_SIZE = 64
 STREAM = "ours, streamed"
@@ -49,9 +50,9 @@ def measure_reading(
         say: told what is skipped.
     """
     kinds: dict[str, type[Format]] = {}
-    for kind in FORMATS:
+    for kind in (*FORMATS, *PEERS):
         if not kind.is_available():
-            say(f"skipped: {kind.name} ({kind.needs} is not installed; pip install 'advl-pipeline[bench]')")
+            say(f"{kind.name} ({kind.needs} is not installed)")
             continue
         target = folder / corpus.name / kind.folder_name()
         if not target.exists():
@@ -149,7 +150,6 @@ def _epoch(name: str, item: Format, corpus: Corpus, seed: int) -> Iterator[int]:
             yield len(batch.ids)
         return
     order = epoch_order(len(corpus), seed=seed, epoch=0)
-    for first in range(0, len(order), BATCH_SIZE):
-        chosen = order[first : first + BATCH_SIZE].tolist()
-        pad(item.read(chosen))
-        yield len(chosen)
+    for rows in item.batches(order, BATCH_SIZE):
+        pad(rows)
+        yield len(rows)
