@@ -44,15 +44,15 @@ class ReadOptions:
 
     `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
     that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
-    SNLI-VE. `answers` is a file with an answer vocabulary for VQA; None to build it by the rules. `on_error` says
-    whether malformed items and unreadable pictures fail or are left out and listed in `skipped`.
+    SNLI-VE. `answers` is an answer vocabulary for VQA, or a file with one; None to build it by the rules. `on_error`
+    says whether malformed items and unreadable pictures fail or are left out and listed in `skipped`.
     """
 
     tasks: tuple[Task, ...] = ()
     text_style: TextStyle | None = None
     conditioning: Conditioning | None = None
     label_order: LabelOrder = "uniter"
-    answers: Path | None = None
+    answers: Path | tuple[str, ...] | None = None
     on_error: OnError = "fail"
 
 
@@ -92,7 +92,7 @@ def open_dataset(
     text_style: TextStyle | None = None,
     conditioning: Conditioning | None = None,
     label_order: LabelOrder = "uniter",
-    answers: Path | None = None,
+    answers: Path | tuple[str, ...] | None = None,
     on_error: OnError = "fail",
 ) -> IndexedDataset:
     """Open one split of a dataset.
@@ -237,8 +237,12 @@ def _vqa_files(facts: Mapping[str, Any]) -> VqaFiles:
     return VqaFiles(questions=facts["questions"], annotations=facts.get("annotations"), subtype=facts.get("subtype"))
 
 
-def _vocabulary(answers: Path | None, build: Callable[[], tuple[str, ...]]) -> Callable[[], tuple[str, ...]]:
-    return build if answers is None else (lambda: read_vocabulary(answers))
+def _vocabulary(
+    answers: Path | tuple[str, ...] | None, build: Callable[[], tuple[str, ...]]
+) -> Callable[[], tuple[str, ...]]:
+    if answers is None:
+        return build
+    return lambda: read_vocabulary(answers) if isinstance(answers, Path) else answers
 
 
 _OPENERS: Mapping[str, Callable[[str, str, Path, ReadOptions], IndexedDataset]] = {

@@ -57,6 +57,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
             where=str(config.run),
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
+    options = options_for_split(trained_on, config, dataset=name, split=split)
+    finished = load_run(config.run, device=config.device, overrides=options)
     dataset = open_dataset(
         name,
         split=split,
@@ -64,13 +66,12 @@ def run_predict(config: PredictConfig) -> PredictResult:
         text_style=trained_on.get("text_style"),
         label_order=trained_on.get("label_order", "uniter"),
         conditioning="all" if is_vcr else None,
+        answers=finished.label_names.get("vqa"),
     )
     folder = config.run / "predictions"
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     path.parent.mkdir(parents=True, exist_ok=True)
     predict = _predict_vcr if is_vcr else _predict_classes
-    options = options_for_split(trained_on, config, dataset=name, split=split)
-    finished = load_run(config.run, device=config.device, overrides=options)
     require_same_labels(dataset, finished)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
 

@@ -56,17 +56,19 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     sets: dict[str, dict[str, Any]] = {}
     for name in config.on:
         dataset_name, _, split = name.rpartition("/")
+        dataset_name = dataset_name or trained_on["dataset"]
+        options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
+        if finished is None or options != loaded_with:
+            finished, loaded_with = load_run(config.run, device=config.device, overrides=options), options
         dataset = open_dataset(
-            dataset_name or trained_on["dataset"],
+            dataset_name,
             split=split,
             data_root=config.data_root,
             tasks=tuple(trained_on["task"]),
             text_style=trained_on.get("text_style"),
             label_order=trained_on.get("label_order", "uniter"),
+            answers=finished.label_names.get("vqa"),
         )
-        options = options_for_split(trained_on, config, dataset=dataset.name, split=split)
-        if finished is None or options != loaded_with:
-            finished, loaded_with = load_run(config.run, device=config.device, overrides=options), options
         require_same_labels(dataset, finished)
         sets[name] = _evaluate_set(config, finished, dataset, name)
     return EvaluateResult(run=config.run, sets=sets)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
+from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp, write_vqa_vs
 
 from advl_cli.main import main
 
@@ -27,6 +27,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val", "test"):
         write_vqa(folder, split=split, count=30)
     write_vqa_cp(folder)
+    write_vqa_vs(folder)
+    (folder / "vqa-v2" / "counterexamples.json").write_text(json.dumps([2000001, 2003000, 2009002]))
     for name in ("train", "dev", "test"):
         write_snli_ve(folder, name=name, count=12)
     return folder
@@ -43,10 +45,28 @@ def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
 
 CASES = [
     ("vcr", ["val", "rule-singular"], {"q2a", "qa2r", "q2ar"}, 11),
-    ("vqa-v2", ["val"], {"vqa"}, 30),
-    ("vqa-cp-v2", ["val"], {"vqa"}, 120),
+    ("vqa-v2", ["val", "ce-counterexamples"], {"vqa"}, 30),
+    ("vqa-cp-v2", ["test"], {"vqa"}, 120),
+    ("vqa-vs", ["test", "ood-qt-kw"], {"vqa"}, 12),
     ("snli-ve", ["val"], {"snli_ve"}, 12),
 ]
+
+VQA_FILES = {
+    "vqa-v2": (
+        "val",
+        "2021",
+        "vqa-v2/v2_OpenEnded_mscoco_val2014_questions.json",
+        "vqa-v2/v2_mscoco_val2014_annotations.json",
+    ),
+    "vqa-cp-v2": (
+        "test",
+        "2021",
+        "vqa-cp-v2/vqacp_v2_test_questions.json",
+        "vqa-cp-v2/vqacp_v2_test_annotations.json",
+    ),
+    "vqa-vs": ("test", "vqa-vs", "vqa-vs/IID-Test/IID-Test-Ques.json", "vqa-vs/IID-Test/IID-Test-Ans.json"),
+}
+"""A labelled split, its evaluator, and the files that `advl score vqa` takes."""
 
 
 @pytest.mark.slow
@@ -76,7 +96,7 @@ def test_the_whole_way(
     if len(sets) > 1:
         compared = advl(capsys, "score", "shift", "--run", run, "--on", sets[1])
         assert compared["original_set"] == sets[0]
-        assert compared["drops"]["q2a"]["num_items"] == 6
+        assert {drop["num_items"] for drop in compared["drops"].values()} == {3 if name == "vqa-v2" else 6}
     predicted = advl(capsys, "predict", run, "--split", "test")
     assert predicted["num_items"] == num_test
     if name == "vcr":
@@ -91,15 +111,20 @@ def test_the_whole_way(
         arguments = ["--annotations", annotations, "--results", predicted["path"]]
         scored = advl(capsys, "score", "snli-ve", *arguments)
         assert scored["accuracy"] == pytest.approx(documents["val"]["metrics"]["snli_ve"])
-    elif name == "vqa-v2":
-        predicted = advl(capsys, "predict", run, "--split", "val")
-        folder = root / "vqa-v2"
-        questions = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
-        annotations = folder / "v2_mscoco_val2014_annotations.json"
-        arguments = ["--questions", questions, "--annotations", annotations, "--results", predicted["path"]]
-        scored = advl(capsys, "score", "vqa", *arguments)
-        assert documents["val"]["vqa_mode"] == scored["mode"] == "2021"
-        assert round(documents["val"]["metrics"]["vqa"], 2) == scored["overall"]
+        found = documents["val"]["confusion"]
+        order = [found["label_names"].index(label) for label in scored["label_names"]]
+        assert scored["confusion"] == [[found["counts"][true][called] for called in order] for true in order]
+    else:
+        split, mode, questions, annotations = VQA_FILES[name]
+        predicted = advl(capsys, "predict", run, "--split", split)
+        arguments = ["--questions", root / questions, "--annotations", root / annotations, "--mode", mode]
+        scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
+        document = documents[split]
+        assert document["vqa_mode"] == scored["mode"] == mode
+        assert round(document["metrics"]["vqa"], 2) == scored["overall"]
+        assert {kind: round(found["accuracy"], 2) for kind, found in document["by_answer_type"].items()} == scored[
+            "per_answer_type"
+        ]
 
 
 def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder: Path) -> Any:

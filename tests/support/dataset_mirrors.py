@@ -151,6 +151,26 @@ def write_vqa_cp(root: Path, *, count: int = 120) -> None:
         (folder / f"vqacp_v2_{part}_annotations.json").write_text(json.dumps(annotations), encoding="utf-8")
 
 
+def write_vqa_vs(root: Path, *, count: int = 60) -> None:
+    """Write VQA-VS with one of its OOD sets; pictures lie in either folder of VQA v2, items do not say which."""
+    for part, stem, first, number in (
+        ("Training", "Training", 7000, count),
+        ("Val", "Val", 7100, 12),
+        ("IID-Test", "IID-Test", 7200, 12),
+        ("OOD-Test/QT+KW", "OOD-Test-QT+KW", 7200, 6),
+    ):
+        folder = root / "vqa-vs" / part
+        folder.mkdir(parents=True)
+        questions, annotations = vqa_items(number, first_image=first)
+        (folder / f"{stem}-Ques.json").write_text(json.dumps(questions), encoding="utf-8")
+        (folder / f"{stem}-Ans.json").write_text(json.dumps(annotations), encoding="utf-8")
+        for image_id in {question["image_id"] for question in questions}:
+            subtype = ("train2014", "val2014")[image_id % 2]
+            picture = root / "vqa-v2" / subtype / f"COCO_{subtype}_{image_id:012d}.jpg"
+            if not picture.exists():
+                write_picture(picture, shade=image_id)
+
+
 def snli_ve_record(number: int) -> dict[str, Any]:
     """One pair; the picture's id comes in each of the spellings that files in circulation have."""
     picture = 1000000001 + number // 2

@@ -93,9 +93,10 @@ def make_regions(
     if not (inside & (x1 <= x2) & (y1 <= y2)).all():
         row = int(np.flatnonzero(~(inside & (x1 <= x2) & (y1 <= y2)))[0])
         raise Malformed(f"box {row} lies outside the picture of {size[0]}x{size[1]}: {boxes_R4[row].tolist()}")
+    # Decoded bytes are read-only, which PyTorch warns about.
     return RegionFeatures(
-        features_RF=np.ascontiguousarray(features_RF, dtype=np.float32),
-        boxes_R4=np.ascontiguousarray(boxes_R4, dtype=np.float32),
+        features_RF=np.require(features_RF, np.float32, ["C", "W"]),
+        boxes_R4=np.require(boxes_R4, np.float32, ["C", "W"]),
         width=size[0],
         height=size[1],
         box_index_R=np.full(len(features_RF), -1, dtype=np.int64),

@@ -1,0 +1,116 @@
+"""Region features of every format go through the command line into a region student, and give the same scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_mirrors import write_vqa
+from region_mirrors import FEATURE_SIZE, WRITERS, features_of, write_npz
+
+from advl_cli.main import main
+
+SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("official data")
+    for split in SPLITS:
+        write_vqa(folder, split=split, count=18)
+    return folder
+
+
+def pictures(root: Path, split: str) -> list[Path]:
+    return sorted((root / "vqa-v2" / SPLITS[split]).glob("*.jpg"))
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, printed.out, printed.err
+
+
+def finetune(root: Path, run: Path, regions: Path, naming: str) -> list[Any]:
+    return [
+        *("finetune", "--dataset", "vqa-v2", "--data-root", root, "--answers", root / "answers.json"),
+        *("--student", "uniter-tiny", "--recipe", "none", "--method", "plain", "--num-steps", 2, "--batch-size", 4),
+        *("--regions", regions, "--region-naming", naming, "--output", run),
+    ]
+
+
+def scores_with(
+    capsys: pytest.CaptureFixture[str], root: Path, folder: Path, name: str
+) -> tuple[np.ndarray, Mapping[int, str]]:
+    write, naming = WRITERS[name]
+    paths = {split: write(folder / split, pictures(root, split)) for split in SPLITS}
+    regions = Path(str(paths["train"]).replace(f"{folder}/train", f"{folder}/{{split}}"))
+    run = folder / "run"
+    code, _, err = advl(capsys, *finetune(root, run, regions, naming))
+    assert code == 0, err
+    code, _, err = advl(capsys, "evaluate", "--run", run, "--on", "val", "--data-root", root, "--probe", "none")
+    assert code == 0, err
+    code, out, err = advl(capsys, "predict", run, "--split", "test", "--data-root", root, "--json")
+    assert code == 0, err
+    answers = {item["question_id"]: item["answer"] for item in json.loads(Path(json.loads(out)["path"]).read_text())}
+    with np.load(run / "evaluation" / "val.npz") as arrays:
+        return arrays["scores/vqa"], answers
+
+
+@pytest.mark.slow
+def test_every_format_gives_the_same_scores(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
+    expected, answers = scores_with(capsys, root, tmp_path / "npz", "npz")
+    assert expected.shape == (18, 4)
+    assert len(answers) == 18
+    for name in WRITERS.keys() - {"npz"}:
+        scores, also = scores_with(capsys, root, tmp_path / name, name)
+        np.testing.assert_allclose(scores, expected, atol=1e-4, err_msg=name)
+        assert also.keys() == answers.keys()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        ({"features": np.full((3, FEATURE_SIZE), np.nan, np.float32)}, "features hold a value that is not finite"),
+        ({"image_w": np.array(65)}, "features are for a picture of 65x48, the picture is 64x48"),
+        ({"boxes": np.array([[0, 0, 999, 9]] * 3, np.float32)}, "box 0 lies outside the picture of 64x48"),
+    ],
+)
+def test_broken_features_are_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Mapping[str, np.ndarray], why: str
+) -> None:
+    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
+    regions = write_npz(tmp_path / "regions", pictures(root, "train"))
+    for picture in pictures(root, "train"):
+        file = regions / f"{picture.stem}.npz"
+        with np.load(file) as arrays:
+            kept = dict(arrays)
+        np.savez(file, allow_pickle=False, **(kept | dict(spoil)))
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions, "stem"))
+    assert code == 5
+    assert str(regions) in err
+    assert why in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_picture_without_features_and_another_width_are_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: bool
+) -> None:
+    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
+    found = pictures(root, "train")
+    regions = write_npz(tmp_path / "regions", found[:1] if missing else found)
+    if not missing:
+        for picture in found:
+            wide = np.concatenate([features_of(picture)] * 2, axis=1)
+            np.savez(regions / f"{picture.stem}.npz", features=wide, boxes=np.array([[0, 0, 9, 9]] * 3, np.float32))
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions, "stem"))
+    assert code == (5 if missing else 2)
+    assert ("A picture has no region features" if missing else "another width than the student expects") in err

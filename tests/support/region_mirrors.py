@@ -1,0 +1,137 @@
+"""The same regions of the same pictures in every published format, for pictures of COCO."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import lmdb
+import msgpack
+import numpy as np
+
+NUM_REGIONS = 3
+FEATURE_SIZE = 24
+SIZE = (64, 48)
+BOXES = np.array([[0, 0, 32, 24], [8, 4, 60, 44], [16, 16, 40, 48]], dtype=np.float32)
+CONFIDENCE = np.array([0.9, 0.8, 0.7], dtype=np.float32)
+SHARES = np.concatenate([BOXES, BOXES[:, 2:] - BOXES[:, :2]], axis=1) / np.array([*SIZE] * 3, dtype=np.float32)
+
+
+def features_of(picture: Path) -> np.ndarray:
+    """Features (3, 24) that depend on the picture's number."""
+    random = np.random.default_rng(int(picture.stem[-12:]))
+    return random.standard_normal((NUM_REGIONS, FEATURE_SIZE)).astype(np.float32)
+
+
+def write_butd_tsv(folder: Path, pictures: Sequence[Path]) -> Path:
+    lines = [
+        [str(int(path.stem[-12:])), *map(str, SIZE), str(NUM_REGIONS), _b64(BOXES), _b64(features_of(path))]
+        for path in pictures
+    ]
+    return _tsv(folder, lines)
+
+
+def write_lxmert_tsv(folder: Path, pictures: Sequence[Path]) -> Path:
+    kinds = _b64(np.arange(NUM_REGIONS))
+    lines = []
+    for path in pictures:
+        found = [kinds, _b64(CONFIDENCE), kinds, _b64(CONFIDENCE), str(NUM_REGIONS)]
+        lines.append([path.stem, str(SIZE[1]), str(SIZE[0]), *found, _b64(BOXES), _b64(features_of(path))])
+    return _tsv(folder, lines)
+
+
+def write_hdf5(folder: Path, pictures: Sequence[Path]) -> Path:
+    folder.mkdir(parents=True)
+    with h5py.File(folder / "features.h5", "w") as file:
+        file["image_features"] = np.stack([features_of(path) for path in pictures])
+        file["image_bb"] = np.stack([BOXES] * len(pictures))
+        file["spatial_features"] = np.stack([SHARES] * len(pictures))
+    rows = {int(path.stem[-12:]): row for row, path in enumerate(pictures)}
+    (folder / "split36_imgid2idx.pkl").write_bytes(pickle.dumps(rows, protocol=2))
+    return folder / "features.h5"
+
+
+def write_npz(folder: Path, pictures: Sequence[Path]) -> Path:
+    folder.mkdir(parents=True)
+    for path in pictures:
+        width, height = SIZE
+        np.savez(folder / f"{path.stem}.npz", features=features_of(path), boxes=BOXES, image_w=width, image_h=height)
+    return folder
+
+
+def write_vl_bert_json(folder: Path, pictures: Sequence[Path]) -> Path:
+    folder.mkdir(parents=True)
+    for path in pictures:
+        record = {"image_w": SIZE[0], "image_h": SIZE[1], "num_boxes": NUM_REGIONS}
+        record |= {"boxes": _b64(BOXES), "features": _b64(features_of(path))}
+        (folder / f"{path.stem}.json").write_text(json.dumps(record))
+    return folder
+
+
+def write_uniter_lmdb(folder: Path, pictures: Sequence[Path]) -> Path:
+    return _lmdb(folder / "feat_th0.2_max100_min10", pictures, _packed)
+
+
+def write_uniter_lmdb_compressed(folder: Path, pictures: Sequence[Path]) -> Path:
+    def archive(arrays: Mapping[str, np.ndarray]) -> bytes:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        return buffer.getvalue()
+
+    return _lmdb(folder / "feat_th0.2_max100_min10_compressed", pictures, archive)
+
+
+Writer = Callable[[Path, Sequence[Path]], Path]
+
+WRITERS: Mapping[str, tuple[Writer, str]] = {
+    "npz": (write_npz, "stem"),
+    "butd-tsv": (write_butd_tsv, "number"),
+    "lxmert-tsv": (write_lxmert_tsv, "stem"),
+    "hdf5": (write_hdf5, "number"),
+    "vl-bert-json": (write_vl_bert_json, "stem"),
+    "uniter-lmdb": (write_uniter_lmdb, "uniter"),
+    "uniter-lmdb-compressed": (write_uniter_lmdb_compressed, "uniter"),
+}
+"""Format -> what writes it, and how it names pictures."""
+
+
+def _lmdb(folder: Path, pictures: Sequence[Path], encode: Callable[[Mapping[str, np.ndarray]], bytes]) -> Path:
+    folder.mkdir(parents=True)
+    names = [f"coco_{path.stem[5:]}.npz" for path in pictures]
+    with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
+        for name, path in zip(names, pictures, strict=True):
+            arrays = {"features": features_of(path), "norm_bb": SHARES.astype(np.float32), "conf": CONFIDENCE}
+            transaction.put(name.encode(), encode(arrays))
+        transaction.put(b"__keys__", json.dumps(names).encode())
+    return folder
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The form of msgpack_numpy."""
+
+    def entry(array: np.ndarray) -> dict[bytes, Any]:
+        return {
+            b"nd": True,
+            b"type": array.dtype.str,
+            b"kind": b"",
+            b"shape": list(array.shape),
+            b"data": array.tobytes(),
+        }
+
+    return bytes(msgpack.packb({name: entry(array) for name, array in arrays.items()}, use_bin_type=True))
+
+
+def _tsv(folder: Path, lines: Sequence[Sequence[str]]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "features.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+    return folder / "features.tsv"
+
+
+def _b64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
