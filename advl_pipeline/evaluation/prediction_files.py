@@ -24,7 +24,12 @@ NUM_CHOICES = 4
 def malformed(path: Path, why: str, *, line: int = 0) -> DatasetError:
     """Return the error for a prediction file that cannot be used."""
     where = f"{path}:{line}" if line else str(path)
-    return DatasetError("A prediction file cannot be used.", where=where, why=why)
+    return DatasetError(
+        "A prediction file cannot be used.",
+        where=where,
+        why=why,
+        next_command="advl score --help   (what such files must hold)",
+    )
 
 
 def require_same_ids(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:
@@ -75,6 +80,8 @@ def read_choice_scores(path: Path, ids: Sequence[str]) -> npt.NDArray[np.float64
     Raises:
         DatasetError: missing, malformed, of another length, or with a score that is not a number.
     """
+    if path.suffix not in (".npy", ".csv"):
+        raise malformed(path, "scores are read from .npy or .csv")
     scores = _read_npy(path) if path.suffix == ".npy" else _read_csv_scores(path, ids)
     if scores.shape != (len(ids), NUM_CHOICES):
         raise malformed(path, f"shape {scores.shape}, the annotations need {(len(ids), NUM_CHOICES)}")

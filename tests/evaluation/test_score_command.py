@@ -168,3 +168,7 @@ def test_missing_files_are_errors(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert (code, "none.json" in err) == (5, True)
     code, _, err = run(capsys, *vcr_arguments(tmp_path / "none.npy"))
     assert (code, "none.npy" in err) == (5, True)
+    assert "advl score --help" in err
+    (tmp_path / "scores.json").write_text("[]")
+    code, _, err = run(capsys, *vcr_arguments(tmp_path / "scores.json"))
+    assert (code, "read from .npy or .csv" in err) == (5, True)
