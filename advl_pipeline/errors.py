@@ -76,6 +76,12 @@ class StorageError(AdvlError):
     exit_code = 7
 
 
+class ClusterError(AdvlError):
+    """A Ray cluster that cannot be reached, or whose workers keep dying; the same command resumes."""
+
+    exit_code = 8
+
+
 class Interrupted(AdvlError):
     """Stopped by a signal; the same command resumes."""
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union
 import click
 
 from advl_pipeline.configuration import build_config, read_toml
+from advl_pipeline.locations import Url
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,11 +90,26 @@ def _click_type(hint: Any) -> tuple[Any, bool]:
     origin = typing.get_origin(hint)
     arguments = [argument for argument in typing.get_args(hint) if argument not in (type(None), Ellipsis)]
     if origin in (Union, types.UnionType):
+        if Url in arguments:
+            return _PathOrUrl(), False
         return _click_type(arguments[0])
     if origin is tuple:
         return _click_type(arguments[0])[0], True
     if origin is Literal:
         return click.Choice([str(argument) for argument in arguments]), False
     if hint is Path:
-        return click.Path(path_type=Path), False
+        return _PathOnly(path_type=Path), False
     return hint, False
+
+
+class _PathOrUrl(click.types.StringParamType):
+    """Kept as it was typed: a path would swallow one of the two slashes of a URL."""
+
+    name = "path or url"
+
+
+class _PathOnly(click.Path):
+    """A path; what looks like a URL is left for the configuration to refuse in words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, str) and "://" in value else super().convert(value, param, ctx)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import mmap
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
@@ -29,6 +31,14 @@ BLOCK_BYTES = 1 << 20
 _BLOCKS_PER_SHARD = 1 << 17
 
 
+class RemoteFiles(Protocol):
+    """Files of the cache that are fetched when they are opened."""
+
+    def open(self, name: str, *, release: Callable[[], None]) -> int:
+        """Return a descriptor; `release` is called when the file should be let go of."""
+        ...
+
+
 class CacheArray(ABC):
     """One array of a cache, read-only. Nothing is opened before it is asked for.
 
@@ -36,11 +46,12 @@ class CacheArray(ABC):
     error and never a bus error or rows of zeros.
     """
 
-    def __init__(self, root: Path, spec: ArraySpec) -> None:
+    def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:
         if not spec.is_plausible():
             raise CorruptCache("An array of the cache has impossible sizes.", where=str(root / spec.path))
         self.spec = spec
         self._root = root
+        self._remote = remote
         self._maps: dict[int, mmap.mmap] = {}
         self._paths: dict[int, Path] = {}
         self._announced: set[int] = set()
@@ -97,6 +108,8 @@ class CacheArray(ABC):
 
     def is_resident(self, row: int) -> bool:
         """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""
+        if self._remote is not None:
+            return True  # Files are fetched whole, and looking would fetch them.
         shard = row // self.spec.shard_rows
         begin_Q, _ = self._stretch_bytes(shard, np.array([row]), np.array([1]))
         descriptor = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
@@ -125,7 +138,11 @@ class CacheArray(ABC):
             return mapped
         path = safe_path(self._root, self.spec.shard_path(shard))
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if self._remote is not None:
+                name = self.spec.shard_path(shard)
+                descriptor = self._remote.open(name, release=partial(self._forget, shard))
+            else:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
         try:
@@ -140,24 +157,28 @@ class CacheArray(ABC):
         self._maps[shard] = mapped
         return mapped
 
+    def _forget(self, shard: int) -> None:
+        """Let go of a mapped file; what was handed out of it stays valid."""
+        self._maps.pop(shard, None)
+
 
 class MappedArray(CacheArray):
     """An uncompressed array: a shard's payload is one block of rows, and rows are views of it."""
 
-    def __init__(self, root: Path, spec: ArraySpec) -> None:
-        super().__init__(root, spec)
+    def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:
+        super().__init__(root, spec, remote)
         self._views: dict[int, Rows] = {}
 
     def shard(self, shard: int) -> Rows:
         """Return the rows that a shard file holds, as a view."""
-        view = self._views.get(shard)
-        if view is None:
+        while (view := self._views.get(shard)) is None:
             self._map(shard)
-            view = self._views[shard]
         return view
 
     def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """As the base says; views."""
+        """As the base says; views, or copies of files that come and go."""
+        if self._remote is not None:
+            return self._copies(first_Q, length_Q)
         if self.spec.num_shards == 1:
             whole = self.shard(0)
             return [
@@ -171,6 +192,19 @@ class MappedArray(CacheArray):
                 shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
             )
         ]
+
+    def _copies(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
+        # Shard by shard, and no view kept, so that no more than one file has to be here at once.
+        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
+        copies: dict[int, Rows] = {}
+        for place in np.argsort(shard_Q, kind="stable").tolist():
+            first = int(offset_Q[place])
+            copies[place] = self.shard(int(shard_Q[place]))[first : first + int(length_Q[place])].copy()
+        return [copies[place] for place in range(len(copies))]
+
+    def _forget(self, shard: int) -> None:
+        self._views.pop(shard, None)
+        super()._forget(shard)
 
     def gather(self, positions_Q: Positions) -> Rows:
         """Return a copy of the rows at the given positions."""
@@ -202,8 +236,8 @@ class MappedArray(CacheArray):
 class CompressedArray(CacheArray):
     """A compressed array: the inner chunks that hold the rows are decoded, once per call."""
 
-    def __init__(self, root: Path, spec: ArraySpec) -> None:
-        super().__init__(root, spec)
+    def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:
+        super().__init__(root, spec, remote)
         self._chunk_ends: dict[int, Positions] = {}
 
     def shard(self, shard: int) -> Rows:
@@ -263,9 +297,11 @@ class CompressedArray(CacheArray):
         self._chunk_ends[shard] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_C.astype(np.int64))])
 
 
-def open_array(root: Path, spec: ArraySpec) -> CacheArray:
+def open_array(root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> CacheArray:
     """Return the array that a layout describes."""
-    return MappedArray(root, spec) if spec.compression == "none" else CompressedArray(root, spec)
+    if spec.compression == "none":
+        return MappedArray(root, spec, remote)
+    return CompressedArray(root, spec, remote)
 
 
 def bad_shard(what: str, path: Path, why: str) -> CorruptCache:

@@ -23,6 +23,7 @@ from advl_pipeline.cache.layout import group_metadata, single_shard
 from advl_pipeline.cache.publishing import publish_array
 from advl_pipeline.cache.records import confidence_record_path, files_from_json, files_to_json, seal, unseal
 from advl_pipeline.errors import CorruptCache
+from advl_pipeline.locations import Location, Url
 
 KEY_DIGITS = 16
 
@@ -33,7 +34,7 @@ def confidence_key(identity: Mapping[str, Any]) -> str:
 
 
 def write_confidence(
-    cache_path: Path,
+    cache_path: Location,
     identity: Mapping[str, Any],
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
@@ -46,6 +47,11 @@ def write_confidence(
         example_ids: n distinct ids.
         probability: (n,) float32 in [0, 1].
     """
+    if isinstance(cache_path, Url):
+        from advl_pipeline.cache.remote_confidence import write_remote_confidence
+
+        write_remote_confidence(cache_path, identity, example_ids, probability)
+        return
     probability = np.ascontiguousarray(probability, np.float32)
     if probability.shape != (len(example_ids),) or len(set(example_ids)) != len(example_ids) or not len(example_ids):
         raise ValueError("one probability is needed for each of some distinct examples")
@@ -81,13 +87,17 @@ def write_confidence(
 
 
 def read_confidence(
-    cache_path: Path, identity: Mapping[str, Any]
+    cache_path: Location, identity: Mapping[str, Any]
 ) -> tuple[list[str], npt.NDArray[np.float32]] | None:
     """Return (example ids, probability (n,) float32) of the set with this identity, or None when there is none.
 
     Raises:
         CorruptCache: the set is there but damaged.
     """
+    if isinstance(cache_path, Url):
+        from advl_pipeline.cache.remote_confidence import read_remote_confidence
+
+        return read_remote_confidence(cache_path, identity)
     key = confidence_key(identity)
     if not (cache_path / confidence_record_path(key)).exists():
         return None

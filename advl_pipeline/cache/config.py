@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.configuration import option
+from advl_pipeline.locations import Location
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InfoConfig:
     """Configuration of `advl cache info`."""
 
-    cache: Path = option(help="Folder of the cache.")
+    cache: Location = option(help="Folder or URL of the cache.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,7 @@ class ExportConfig:
 class PruneConfig:
     """Configuration of `advl cache prune`."""
 
-    cache: Path = option(help="Folder of the cache.")
+    cache: Location = option(help="Folder of the cache; with --all also its URL.")
     confidence: tuple[str, ...] = option((), help="Key of a set of confidences to remove; repeatable.")
     all_confidences: bool = option(False, help="Remove every set of confidences.")
     all: bool = option(False, help="Remove the whole cache.")

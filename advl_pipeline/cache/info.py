@@ -13,6 +13,7 @@ from advl_pipeline.cache.config import InfoConfig
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE, PROVENANCE_FILE, load_complete
 from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.locations import Location, Url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class ModalityInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
-    """Summary of a cache. `num_bytes` counts what is on disk."""
+    """Summary of a cache. `num_bytes` counts what is on disk or in the store."""
 
-    path: Path
+    path: Location
     is_complete: bool
     num_bytes: int
     stored_dtype: str
@@ -51,9 +52,19 @@ def run_info(config: InfoConfig) -> CacheInfo:
     Raises:
         ConfigError: there is no cache.
         CorruptCache: its plan or its records are damaged.
+        StorageError: the object store refuses access or cannot be reached.
     """
-    root = config.cache
-    require_cache(root)
+    if isinstance(config.cache, Url):
+        from advl_pipeline.cache.remote_info import remote_info
+
+        return remote_info(config.cache)
+    require_cache(config.cache)
+    num_bytes = sum(path.stat().st_size for path in config.cache.rglob("*") if path.is_file())
+    return describe_cache(config.cache, location=config.cache, num_bytes=num_bytes)
+
+
+def describe_cache(root: Path, *, location: Location, num_bytes: int) -> CacheInfo:
+    """Summarise the cache whose records, identity and plan are in a folder."""
     writer = CacheWriter(root)
     complete = load_complete(root) if (root / COMPLETE_RECORD).is_file() else None
     modalities = {}
@@ -70,9 +81,9 @@ def run_info(config: InfoConfig) -> CacheInfo:
             clipped=complete.clipped.get(name, 0) if complete else 0,
         )
     return CacheInfo(
-        path=root,
+        path=location,
         is_complete=complete is not None,
-        num_bytes=sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
+        num_bytes=num_bytes,
         stored_dtype=writer.stored,
         compression=writer.plan.compression,
         shard_rows=writer.plan.shard_rows,

@@ -11,6 +11,7 @@ from typing import Any
 
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.records import PROVENANCE_FILE
+from advl_pipeline.locations import Location
 
 _LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
 
@@ -25,8 +26,12 @@ def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     }
 
 
-def extract_command(root: Path, *, renew: bool = False) -> str:
-    """Return the command that makes, resumes or (`renew`) replaces a cache."""
+def extract_command(root: Path, *, location: Location | None = None, renew: bool = False) -> str:
+    """Return the command that makes, resumes or (`renew`) replaces a cache.
+
+    `root` is where its metadata can be read, `location` what the user calls it if that is not the same.
+    """
+    name = str(location or root)
     try:
         config = read_json(root, PROVENANCE_FILE)["config"]
         words = ["advl", "extract"]
@@ -35,8 +40,8 @@ def extract_command(root: Path, *, renew: bool = False) -> str:
                 words += ["--" + key.replace("_", "-"), str(config[key])]
     except (KeyError, TypeError, AttributeError):
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
-    command = shlex.join([*words, "--output", str(root)])
-    return f"{shlex.join(['advl', 'cache', 'prune', str(root), '--all'])} && {command}" if renew else command
+    command = shlex.join([*words, "--output", name])
+    return f"{shlex.join(['advl', 'cache', 'prune', name, '--all'])} && {command}" if renew else command
 
 
 def _version(name: str) -> str:

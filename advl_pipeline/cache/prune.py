@@ -13,13 +13,14 @@ from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.files import WORK_FOLDER, remove_work
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.locations import Location, Url
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult:
     """What was removed, or would be."""
 
-    path: Path
+    path: Location
     removed: tuple[str, ...]
     num_bytes: int
 
@@ -30,6 +31,8 @@ def run_prune(config: PruneConfig) -> PruneResult:
     Raises:
         ConfigError: there is no cache, or no set of that key.
     """
+    if isinstance(config.cache, Url):
+        return _prune_remote(config, config.cache)
     root = config.cache
     require_cache(root)
     if config.all:
@@ -52,6 +55,14 @@ def run_prune(config: PruneConfig) -> PruneResult:
             with claim(root, "finalise", wait=True):
                 remove_work(root)
     return PruneResult(path=root, removed=tuple(str(path.relative_to(root)) for path in targets), num_bytes=size)
+
+
+def _prune_remote(config: PruneConfig, url: Url) -> PruneResult:
+    from advl_pipeline.cache.remote_info import remove_remote_cache
+
+    if not config.all or config.confidence or config.all_confidences:
+        raise ConfigError("A cache in an object store can only be removed whole.", where=url, next_command="--all")
+    return PruneResult(path=url, removed=(".",), num_bytes=remove_remote_cache(url, dry_run=config.dry_run))
 
 
 def _remove_all(root: Path, *, dry_run: bool) -> PruneResult:

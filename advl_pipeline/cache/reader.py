@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import CacheArray, MappedArray, open_array
+from advl_pipeline.cache.arrays import CacheArray, MappedArray, RemoteFiles, open_array
 from advl_pipeline.cache.checks import require_cache, require_recorded, require_sizes
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import digest, require_identity
@@ -36,8 +36,10 @@ from advl_pipeline.cache.records import (
 )
 from advl_pipeline.cache.token_rows import Allocate, TokenRows
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
+from advl_pipeline.locations import Location, Url, parse_location
 
 if TYPE_CHECKING:
+    from advl_pipeline.cache.disk_cache import DiskCacheConfig
     from advl_pipeline.cache.stream import BatchStream
 
 Features = npt.NDArray[Any]
@@ -53,11 +55,12 @@ class UnknownUnit(AdvlError):
 class TeacherCache:
     """One teacher over one dataset split. `image` and `text` are None where that tower did not run."""
 
-    path: Path
+    path: Location
     identity: dict[str, Any]
     provenance: dict[str, Any]
     image: FeatureStore | None
     text: FeatureStore | None
+    disk_cache: DiskCacheConfig | None = None
 
     @property
     def teacher_name(self) -> str:
@@ -81,22 +84,35 @@ class TeacherCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps do not travel between processes; a spawned worker opens the cache itself.
-        return open_cache, (self.path,)
+        return _open_again, (self.path, self.disk_cache)
 
 
-def open_cache(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = None) -> TeacherCache:
+def open_cache(
+    path: str | os.PathLike[str],
+    expect: Mapping[str, Any] | None = None,
+    *,
+    disk_cache: DiskCacheConfig | None = None,
+) -> TeacherCache:
     """Open a complete cache. Shards are mapped when first read.
 
     Args:
-        path: the cache's folder.
+        path: the cache's folder, or its URL (s3://, gs://, file://).
         expect: settings that the cache's identity must have; those not mentioned may be anything.
+        disk_cache: where and within which bound a remote cache's files are kept on this machine
+            [default: `disk_cache.default_disk_cache`, `disk_cache.DEFAULT_GB`].
 
     Raises:
         ConfigError: there is no cache.
         IdentityMismatch: the cache was made under other settings.
         CorruptCache: the extraction was not finished, or a file is missing, cut short or inconsistent.
+        StorageError: the object store refuses access or cannot be reached.
     """
-    root = Path(path)
+    location = parse_location(path)
+    if isinstance(location, Url):
+        from advl_pipeline.cache.remote_reader import open_remote_cache
+
+        return open_remote_cache(location, expect, disk_cache)
+    root = location
     require_cache(root)
     if not (root / COMPLETE_RECORD).is_file():
         raise CorruptCache(
@@ -105,6 +121,22 @@ def open_cache(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
             next_command=extract_command(root) if (root / PROVENANCE_FILE).is_file() else f"advl cache repair {root}",
         )
     complete = load_complete(root)
+    return assemble_cache(root, complete, expect, location=root)
+
+
+def assemble_cache(
+    root: Path,
+    complete: CompleteRecord,
+    expect: Mapping[str, Any] | None,
+    *,
+    location: Location,
+    remote: RemoteFiles | None = None,
+    disk_cache: DiskCacheConfig | None = None,
+) -> TeacherCache:
+    """Check the metadata under `root` against the complete record and open the feature stores.
+
+    `location` is what the user calls the cache; `remote` fetches its shards into `root` where they are elsewhere.
+    """
     for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
         require_recorded(root, name, complete.files)
     identity = read_json(root, IDENTITY_FILE)
@@ -113,17 +145,30 @@ def open_cache(path: str | os.PathLike[str], expect: Mapping[str, Any] | None = 
         raise CorruptCache("The identity is not the one that the cache was planned for.", where=str(root))
     if expect is not None:
         require_identity(
-            expect, identity, where=str(root), next_command=extract_command(root, renew=True), partial=True
+            expect,
+            identity,
+            where=str(location),
+            next_command=extract_command(root, location=location, renew=True),
+            partial=True,
         )
-    require_sizes(root, complete.files)
-    stores = {name: FeatureStore(root, name, shape, plan, complete) for name, shape in plan.modalities.items()}
+    if remote is None:
+        require_sizes(root, complete.files)
+    stores = {
+        name: FeatureStore(root, name, shape, plan, complete, location=location, remote=remote)
+        for name, shape in plan.modalities.items()
+    }
     return TeacherCache(
-        path=root,
+        path=location,
+        disk_cache=disk_cache,
         identity=identity,
         provenance=read_json(root, PROVENANCE_FILE),
         image=stores.get("image"),
         text=stores.get("text"),
     )
+
+
+def _open_again(path: Location, disk_cache: DiskCacheConfig | None) -> TeacherCache:
+    return open_cache(path, disk_cache=disk_cache)
 
 
 class FeatureStore:
@@ -134,13 +179,23 @@ class FeatureStore:
     """
 
     def __init__(
-        self, root: Path, modality: str, shape: ModalityRecord, plan: PlanRecord, complete: CompleteRecord
+        self,
+        root: Path,
+        modality: str,
+        shape: ModalityRecord,
+        plan: PlanRecord,
+        complete: CompleteRecord,
+        *,
+        location: Location,
+        remote: RemoteFiles | None = None,
     ) -> None:
         self.modality = modality
         self.global_dim = shape.global_dim
         self.token_dim = shape.token_dim or 0
         self.source = f"{plan.identity_sha256}/{modality}"
         self._root = root
+        self._location = location
+        self._remote = remote
         self._shape = shape
         self._files = complete.files
         self._quarantined = complete.quarantined.get(modality, {})
@@ -232,7 +287,7 @@ class FeatureStore:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
         if not self.has_spans:
             raise ConfigError(
-                f"The {self.modality} tokens of this cache have no character spans.", where=str(self._root)
+                f"The {self.modality} tokens of this cache have no character spans.", where=str(self._location)
             )
         return self._tokens.collect("char_spans", self.positions(ids))
 
@@ -303,11 +358,11 @@ class FeatureStore:
         reason = self._quarantined.get(unit_id)
         raise UnknownUnit(
             f"The {self.modality} features of a unit are not in the cache.",
-            where=f"unit {unit_id} in {self._root}",
+            where=f"unit {unit_id} in {self._location}",
             why=f"it could not be read: {reason}" if reason else "the cache is of another dataset, split or wording",
             next_command="mend the picture and extract again, or leave its examples out"
             if reason
-            else extract_command(self._root),
+            else extract_command(self._root, location=self._location),
         )
 
     def _token_arrays(self, plan: PlanRecord) -> dict[str, CacheArray]:
@@ -326,10 +381,10 @@ class FeatureStore:
             shard_rows=plan.shard_rows,
             compression=plan.compression,
         )
-        return {name: open_array(self._root, self._sound(spec)) for name, spec in specs.items()}
+        return {name: open_array(self._root, self._sound(spec), self._remote) for name, spec in specs.items()}
 
     def _table(self, spec: ArraySpec) -> MappedArray:
-        return MappedArray(self._root, self._sound(spec))
+        return MappedArray(self._root, self._sound(spec), self._remote)
 
     def _sound(self, spec: ArraySpec) -> ArraySpec:
         # Opened only if its metadata is, to the byte, what the plan implies.

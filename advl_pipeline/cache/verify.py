@@ -6,7 +6,7 @@ Shapes: N units, M token rows, D feature width.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -40,6 +40,7 @@ from advl_pipeline.cache.records import (
 )
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
+from advl_pipeline.locations import Location, Url
 
 Arguments = ParamSpec("Arguments")
 Content = TypeVar("Content")
@@ -57,7 +58,7 @@ class Finding:
 class VerifyReport:
     """What was checked and what was found. `files` is what the records that could be read list."""
 
-    path: Path
+    path: Location
     files: Files
     num_bytes: int
     findings: tuple[Finding, ...]
@@ -70,22 +71,27 @@ class VerifyReport:
         return frozenset(finding.path for finding in self.findings)
 
 
-def verify_cache(root: Path, *, progress: Callable[[int], object] = lambda _: None) -> VerifyReport:
+def verify_cache(location: Location, *, progress: Callable[[int], object] = lambda _: None) -> VerifyReport:
     """Check a complete cache.
 
     Args:
-        root: the cache's folder.
+        location: the cache's folder or URL.
         progress: called with the bytes read after each file.
 
     Raises:
         ConfigError: there is no cache.
     """
+    if isinstance(location, Url):
+        from advl_pipeline.cache.remote_verify import verify_remote_cache
+
+        return verify_remote_cache(location, progress=progress)
+    root = location
     require_cache(root)
     findings: list[Finding] = []
-    files = _recorded_files(root, findings)
+    files = recorded_files(root, findings)
     num_bytes = 0
     for name, entry in sorted(files.items()):
-        problem = _file_problem(root, name, entry)
+        problem = file_problem(root, name, entry)
         if problem:
             findings.append(Finding(path=name, problem=problem))
         num_bytes += entry.num_bytes
@@ -93,14 +99,14 @@ def verify_cache(root: Path, *, progress: Callable[[int], object] = lambda _: No
     if COMPLETE_RECORD not in {finding.path for finding in findings}:
         findings += _unexpected(root, files)
     if not findings:
-        findings += _senseless(root)
+        findings += senseless(root)
+    return VerifyReport(path=root, files=files, num_bytes=num_bytes, findings=one_per_file(findings))
+
+
+def one_per_file(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the first finding of each file, by name."""
     unique = {finding.path: finding for finding in reversed(findings)}
-    return VerifyReport(
-        path=root,
-        files=files,
-        num_bytes=num_bytes,
-        findings=tuple(unique[path] for path in sorted(unique)),
-    )
+    return tuple(unique[path] for path in sorted(unique))
 
 
 def describe_findings(report: VerifyReport) -> CorruptCache:
@@ -110,12 +116,17 @@ def describe_findings(report: VerifyReport) -> CorruptCache:
         f"The cache is not sound: {len(lines)} finding(s).",
         where=str(report.path),
         why="\n         ".join(lines[:20] + (["..."] if len(lines) > 20 else [])),
-        next_command=f"advl cache repair {report.path}",
+        next_command=f"advl cache repair {report.path}"
+        if isinstance(report.path, Path)
+        else f"advl cache prune {report.path} --all, then the command that made it",
     )
 
 
-def _recorded_files(root: Path, findings: list[Finding]) -> Files:
-    """Return the files that records list: those of the complete record, or of all others where it is damaged."""
+def recorded_files(root: Path, findings: list[Finding]) -> Files:
+    """Return the files that records list: those of the complete record, or of all others where it is damaged.
+
+    What is wrong with the records is added to the findings.
+    """
     files: dict[str, FileEntry] = {}
     complete = _attempt(findings, COMPLETE_RECORD, load_complete, root)
     if complete is not None:
@@ -166,7 +177,8 @@ def _attempt(
         return None
 
 
-def _file_problem(root: Path, name: str, entry: FileEntry) -> str | None:
+def file_problem(root: Path, name: str, entry: FileEntry) -> str | None:
+    """Return what is wrong with a file, or None."""
     try:
         path = safe_path(root, name)
         found = path.lstat()
@@ -193,8 +205,11 @@ def _unexpected(root: Path, files: Files) -> list[Finding]:
     return [Finding(path=name, problem="it belongs to no record") for name in present if name not in known]
 
 
-def _senseless(root: Path) -> list[Finding]:
-    """Look at what hashes cannot tell: whether the numbers that were written make a cache."""
+def senseless(root: Path, *, features: bool = True) -> list[Finding]:
+    """Look at what hashes cannot tell: whether the numbers that were written make a cache.
+
+    `features` says whether to read the features themselves, too.
+    """
     try:
         writer = CacheWriter(root)
         findings = []
@@ -202,6 +217,9 @@ def _senseless(root: Path) -> list[Finding]:
             findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
         for modality in writer.plan.modalities:
             findings += _senseless_modality(root, writer, modality)
+            if features:
+                for spec in feature_specs(writer, modality):
+                    findings += _not_finite(root, spec)
             findings += _senseless_index(root, writer, modality)
         return findings
     except AdvlError as error:
@@ -214,17 +232,20 @@ def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[
     starts_N = MappedArray(root, schema.plan_specs(modality, shape.num_units)["starts"]).whole()
     if not np.array_equal(starts_N, placement.starts_N):
         findings.append(Finding(path=f"{modality}/tokens/starts", problem="units overlap, overrun or leave gaps"))
-    tables = schema.global_spec(
-        modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=writer.stored
-    )
-    for spec in [tables, *writer.token_specs(modality).values()]:
-        if spec.dtype.startswith("float"):
-            findings += _not_finite(root, spec)
     for name, spec in schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim).items():
         moment_D = MappedArray(root, spec).whole()
         if name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
             findings.append(Finding(path=spec.path, problem="all features are alike: their variance is zero"))
     return findings
+
+
+def feature_specs(writer: CacheWriter, modality: str) -> list[ArraySpec]:
+    """Return the arrays of a modality that hold floating-point features."""
+    shape = writer.plan.modalities[modality]
+    tables = schema.global_spec(
+        modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=writer.stored
+    )
+    return [spec for spec in (tables, *writer.token_specs(modality).values()) if spec.dtype.startswith("float")]
 
 
 def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
@@ -240,9 +261,12 @@ def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Fin
 
 
 def _not_finite(root: Path, spec: ArraySpec) -> list[Finding]:
-    array = open_array(root, spec)
-    return [
-        Finding(path=spec.shard_path(shard), problem="it holds values that are not finite")
-        for shard in range(spec.num_shards)
-        if not is_finite(array.shard(shard))
-    ]
+    found = (not_finite(root, spec, shard) for shard in range(spec.num_shards))
+    return [finding for finding in found if finding is not None]
+
+
+def not_finite(root: Path, spec: ArraySpec, shard: int) -> Finding | None:
+    """Return a finding if a shard of features holds values that are not finite."""
+    if is_finite(open_array(root, spec).shard(shard)):
+        return None
+    return Finding(path=spec.shard_path(shard), problem="it holds values that are not finite")

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from advl_pipeline.cache.disk_cache import DEFAULT_GB
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.locations import Location
 
 Modality = Literal["both", "image", "text"]
 
@@ -19,7 +21,9 @@ class ExtractConfig:
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
     dataset: str = option(help="Dataset; see `advl datasets list`.")
     split: str = option("train", help="Split of the dataset.")
-    output: Path | None = option(None, help="Folder of the cache [default: caches/TEACHER/DATASET/SPLIT].")
+    output: Location | None = option(
+        None, help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT]."
+    )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["boxes", "boxes-roi", "grid", "none"] = option(
@@ -47,6 +51,14 @@ class ExtractConfig:
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     progress_file: Path | None = option(None, help="Append progress here as JSON lines.")
     dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.")
+    engine: Literal["local", "ray"] = option(
+        "local", help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here)."
+    )
+    ray_tasks: int | None = option(
+        None, help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU]."
+    )
+    disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +74,7 @@ class RepairConfig:
 class VerifyConfig:
     """Configuration of `advl cache verify`."""
 
-    cache: Path = option(help="Folder of the cache.")
+    cache: Location = option(help="Folder or URL of the cache.")
     recompute: int = option(0, help="Also encode this many sampled units of each modality again and compare.")
     seed: int = option(0, help="Chooses the sampled units.")
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")

@@ -6,14 +6,13 @@ Shapes: M token rows, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.reader import FeatureStore, open_cache
-from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
@@ -45,12 +44,14 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         ConfigError: there is no cache.
         WeightsUnavailable: units are to be computed again, and the teacher is not at hand.
     """
-    total = sum(path.stat().st_size for path in config.cache.rglob("*") if path.is_file())
+    total = None
+    if isinstance(config.cache, Path):
+        total = sum(path.stat().st_size for path in config.cache.rglob("*") if path.is_file())
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
-    settings = read_json(config.cache, PROVENANCE_FILE)["config"]
+    settings = open_cache(config.cache).provenance["config"]
     given = {"weights": config.weights, "data_root": config.data_root}
     extraction = build_config(
         ExtractConfig, settings, {key: value for key, value in given.items() if value is not None}

@@ -17,6 +17,7 @@ from typing import Any
 
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.confidence import remove_confidence
+from advl_pipeline.cache.destination import FolderDestination
 from advl_pipeline.cache.files import WORK_FOLDER, read_json
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.layout import ArraySpec, render_json
@@ -77,8 +78,8 @@ def run_repair(config: RepairConfig) -> RepairResult:
 def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairResult:
     """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
     root = config.output
-    if root is None:
-        raise ConfigError("The cache to repair must be named.")
+    if not isinstance(root, Path):
+        raise ConfigError("The cache to repair must be a folder.", where=str(root))
     first = report = verify_cache(root)
     encoded = 0
     for _ in range(_ROUNDS):
@@ -106,7 +107,7 @@ def _mend(config: ExtractConfig, root: Path, teacher: Teacher, dataset: Dataset,
     if report.bad_paths() & set(_planned_files(sources)):
         (root / PLAN_RECORD).unlink(missing_ok=True)
     if not (root / PLAN_RECORD).is_file():
-        make_plan(config, root, sources, identity, provenance=provenance)
+        make_plan(config, FolderDestination(root), sources, identity, provenance=provenance)
     writer = CacheWriter(root)
     for source in sources:
         _take_back(writer, source.modality, report)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.cache.claims import claim
-from advl_pipeline.cache.files import read_json, remove_work
+from advl_pipeline.cache.destination import Destination, open_destination
+from advl_pipeline.cache.disk_cache import disk_cache_config
+from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, extract_command
 from advl_pipeline.cache.ragged import Placement, place
-from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict
@@ -37,10 +39,14 @@ from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.journal import record_extraction
 from advl_pipeline.extraction.progress import Progress, Stage
 from advl_pipeline.extraction.sources import Source, open_sources
+from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_NOT_PROVENANCE = ("output", "progress_file", "dry_run", "num_workers")
+_NOT_PROVENANCE = (
+    *("output", "progress_file", "dry_run", "num_workers"),
+    *("engine", "ray_tasks", "disk_cache", "disk_cache_gb"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class ExtractResult:
     `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
     """
 
-    path: Path
+    path: Location
     dry_run: bool = False
     estimates: tuple[Estimate, ...] = ()
     free_bytes: int | None = None
@@ -74,10 +80,15 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
         WeightsUnavailable: the teacher's weights are not at hand.
         IdentityMismatch: the folder holds a cache of other settings.
-        StorageError: the disk is full or failed; the same call resumes.
+        StorageError: the disk or the object store is full or failed; the same call resumes.
+        ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
     with interruptible():
+        if config.engine == "ray" and not config.dry_run:
+            from advl_pipeline.extraction.ray_engine import extract_on_ray
+
+            return extract_on_ray(config)
         teacher, dataset = open_inputs(config)
         return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
 
@@ -107,37 +118,30 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset]:
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
     begun = time.perf_counter()
-    root = config.output or default_output(config.teacher, config.dataset, config.split)
+    location = config.output or default_output(config.teacher, config.dataset, config.split)
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    plan = Plan(estimates=(), free_bytes=None)
-    if (root / PLAN_RECORD).is_file():
-        require_identity(
-            identity,
-            read_json(root, IDENTITY_FILE),
-            where=str(root),
-            next_command=f"give another --output, or: {extract_command(root, renew=True)}",
-        )
-    if config.dry_run or not (root / PLAN_RECORD).is_file():
-        settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
-        provenance = describe_run(settings, device=config.device)
-        plan = make_plan(config, root, sources, identity, provenance=provenance)
-    if config.dry_run:
-        return ExtractResult(path=root, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes)
-    writer = CacheWriter(root)
-    encoded, stage_seconds = _encode_pending(config, writer, sources)
-    with claim(root, "finalise", wait=True):
-        if not writer.is_complete():
-            writer.finalise()
-        cache = open_cache(root, identity)
-        confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
-        remove_work(root)
-    complete = load_complete(root)
+    with open_destination(location, disk_cache_config(config.disk_cache, config.disk_cache_gb)) as destination:
+        plan = _settle_plan(config, destination, sources, identity)
+        if config.dry_run:
+            return ExtractResult(path=location, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes)
+        writer = CacheWriter(destination.root)
+        encoded, stage_seconds = _encode_pending(config, destination, writer, sources)
+        with destination.claim("finalise", wait=True):
+            destination.refresh()
+            if not writer.is_complete():
+                destination.gather()
+                writer.finalise()
+                destination.publish_complete()
+            cache = destination.open(identity)
+            confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
+            destination.remove_work()
+        complete = load_complete(destination.root)
     seconds = time.perf_counter() - begun
-    if encoded:
-        record_extraction(root, seconds=seconds, num_units=encoded, device=config.device)
+    if encoded and isinstance(location, Path):
+        record_extraction(location, seconds=seconds, num_units=encoded, device=config.device)
     return ExtractResult(
-        path=root,
+        path=location,
         estimates=plan.estimates,
         free_bytes=plan.free_bytes,
         encoded_units=encoded,
@@ -147,6 +151,40 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         clipped=sum(complete.clipped.values()),
         confidences=confidences,
     )
+
+
+def _settle_plan(
+    config: ExtractConfig, destination: Destination, sources: Sequence[Source], identity: Mapping[str, Any]
+) -> Plan:
+    """Take the plan that is there, if it is of this identity, or make one."""
+
+    def is_planned() -> bool:
+        destination.refresh()
+        if not (destination.root / PLAN_RECORD).is_file():
+            return False
+        require_identity(
+            identity,
+            read_json(destination.root, IDENTITY_FILE),
+            where=str(destination.location),
+            next_command="give another --output, or: "
+            + extract_command(destination.root, location=destination.location, renew=True),
+        )
+        return True
+
+    settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
+    provenance = describe_run(settings, device=config.device)
+    if config.dry_run:
+        is_planned()
+        return make_plan(config, destination, sources, identity, provenance=provenance)
+    if is_planned():
+        return Plan(estimates=(), free_bytes=None)
+    # One process counts; the others wait for its plan.
+    with destination.claim("plan", wait=True):
+        if is_planned():
+            return Plan(estimates=(), free_bytes=None)
+        plan = make_plan(config, destination, sources, identity, provenance=provenance)
+    is_planned()
+    return plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,13 +197,15 @@ class Plan:
 
 def make_plan(
     config: ExtractConfig,
-    root: Path,
+    destination: Destination,
     sources: Sequence[Source],
     identity: Mapping[str, Any],
     *,
     provenance: Mapping[str, Any],
 ) -> Plan:
     """Count tokens, place units, check the room, and write the plan unless this is a dry run.
+
+    The caller holds the claim "plan", or is alone.
 
     Raises:
         StorageError: the cache would not fit on the disk.
@@ -178,7 +218,9 @@ def make_plan(
         estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size)
         for source in sources
     )
-    free_bytes = require_room(root, sum(item.num_bytes for item in estimates))
+    free_bytes = None
+    if isinstance(destination.location, Path):
+        free_bytes = require_room(destination.location, sum(item.num_bytes for item in estimates))
     if not config.dry_run:
         modalities = {
             source.modality: ModalityPlan(
@@ -191,17 +233,16 @@ def make_plan(
             )
             for source in sources
         }
-        with claim(root, "plan", wait=True):
-            if not (root / PLAN_RECORD).is_file():
-                begin_cache(
-                    root,
-                    identity=identity,
-                    provenance=provenance,
-                    stored_dtype=config.dtype,
-                    shard_rows=config.shard_rows,
-                    modalities=modalities,
-                    compression=config.compression,
-                )
+        begin_cache(
+            destination.root,
+            identity=identity,
+            provenance=provenance,
+            stored_dtype=config.dtype,
+            shard_rows=config.shard_rows,
+            modalities=modalities,
+            compression=config.compression,
+        )
+        destination.publish_plan()
     return Plan(estimates=estimates, free_bytes=free_bytes)
 
 
@@ -211,23 +252,24 @@ def _count_tokens(source: Source) -> npt.NDArray[np.int32]:
 
 
 def _encode_pending(
-    config: ExtractConfig, writer: CacheWriter, sources: Sequence[Source]
+    config: ExtractConfig, destination: Destination, writer: CacheWriter, sources: Sequence[Source]
 ) -> tuple[int, dict[Stage, float]]:
     encoded = 0
     seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
     for source in sources:
         while not writer.is_complete() and (pending := writer.pending(source.modality)):
-            count, spent = _encode_claimed(config, writer, source, pending)
+            count, spent = _encode_claimed(config, destination, writer, source, pending)
             encoded += count
             seconds = {stage: seconds[stage] + spent[stage] for stage in seconds}
             if count == 0:
                 # Other processes hold all that is left; should one die, its claim is free at the next look.
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+            destination.refresh()
     return encoded, seconds
 
 
 def _encode_claimed(
-    config: ExtractConfig, writer: CacheWriter, source: Source, pending: Sequence[int]
+    config: ExtractConfig, destination: Destination, writer: CacheWriter, source: Source, pending: Sequence[int]
 ) -> tuple[int, dict[Stage, float]]:
     """Encode those of the pending shards that this process can claim; returns their units and the time spent."""
     placement = writer.placement(source.modality)
@@ -249,7 +291,9 @@ def _encode_claimed(
         )
         for shard in pending:
             held = claims.enter_context(ExitStack())
-            ours = held.enter_context(claim(writer.root, f"{source.modality}-{shard:05d}"))
+            ours = held.enter_context(destination.claim(f"{source.modality}-{shard:05d}"))
+            if ours:
+                destination.refresh()
             if not ours or writer.is_committed(source.modality, shard):
                 held.close()
                 continue
@@ -263,6 +307,7 @@ def _encode_claimed(
                 behind=behind,
                 progress=progress,
             )
+            behind.submit(partial(destination.publish_shard, source.modality, shard))
             behind.submit(held.close)
             encoded += len(placement.units_of(shard))
         with progress.stage("write"):

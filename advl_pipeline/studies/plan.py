@@ -18,6 +18,7 @@ from typing import Any
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import default_output
+from advl_pipeline.locations import local_folder
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
@@ -109,7 +110,8 @@ def build_plan(
     ]
     needs: dict[Path, CacheNeed] = {}
     for cell in cells:
-        for teacher, path in zip(cell.teachers, cell.finetune.cache, strict=True):
+        for teacher, location in zip(cell.teachers, cell.finetune.cache, strict=True):
+            path = local_folder(location, what="caches")
             needs[path] = CacheNeed(
                 teacher=teacher, dataset=cell.finetune.dataset, split=cell.finetune.split, path=path
             )

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from advl_pipeline.cache.disk_cache import DEFAULT_GB
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.locations import Location
 from advl_pipeline.students.recipe_terms import AdversarialModality, LearningRateSchedule, Optimiser, TaskLoss
 
 PLAIN: Mapping[str, float] = {
@@ -33,7 +35,11 @@ class FinetuneConfig:
 
     dataset: str = option(help="Dataset to finetune on, such as scenes-vcr, vcr, vqa-v2 or snli-ve.")
     output: Path = option(help="Run folder; an interrupted run in it resumes.")
-    cache: tuple[Path, ...] = option((), help="Teacher cache of the training split; repeat for several teachers.")
+    cache: tuple[Location, ...] = option(
+        (), help="Teacher cache of the training split, folder or URL; repeat for several teachers."
+    )
+    disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     split: str = option("train", help="Split to train on.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from advl_pipeline.cache.disk_cache import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
@@ -216,7 +217,8 @@ def _open_signals(
     if not method.uses_teachers:
         folder.write_json("caches.json", [])
         return None
-    caches = [open_cache(path) for path in config.cache]
+    disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
+    caches = [open_cache(path, disk_cache=disk_cache) for path in config.cache]
     check_caches(caches, inputs.dataset)
     check_selection(caches, method.settings)
     folder.write_json("caches.json", [{"path": str(cache.path), "identity": cache.identity} for cache in caches])

@@ -24,7 +24,9 @@ from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLo
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
 
 # These say where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.
-_FREE_KEYS = frozenset({"output", "data_root", "resume", "checkpoint_every", "tensorboard"})
+_FREE_KEYS = frozenset(
+    {"output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"}
+)
 
 
 class RunFolder:

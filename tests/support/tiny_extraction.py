@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from advl_pipeline.cache import leases
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import (
@@ -129,6 +130,7 @@ class TinyDataset:
     name = "tiny"
     tasks: tuple[Task, ...] = ("snli-ve",)
     text_style = "plain"
+    skipped = ()
 
     def __init__(self, folder: Path, *, num_images: int = 40, seed: int = 0, split: str = "train") -> None:
         self.split = split
@@ -222,6 +224,11 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+def open_tiny(config: ExtractConfig) -> tuple[Teacher, TinyDataset]:
+    """Open the teacher and the dataset in `config.data_root`, as `extraction.run.open_inputs` does by name."""
+    return tiny_teacher(delay=0.05), TinyDataset(config.data_root)
+
+
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:
     """Put the sum of all text token features into a queue, from whatever process this runs in."""
     queue.put(float(sum(batch.token_BMD.float().sum() for batch in cache.text.batches(8))))
@@ -232,6 +239,8 @@ def run_settings(path: str, log: str) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
     torch.set_num_threads(1)
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    leases.LEASE_SECONDS = settings.get("lease_seconds", leases.LEASE_SECONDS)
+    os.environ.update(settings.get("environment", {}))
     if "file_size_limit" in settings:
         sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size_limit"],) * 2)

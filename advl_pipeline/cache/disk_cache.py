@@ -1,0 +1,329 @@
+"""A bounded folder of this machine that holds files of remote caches: what finetuning reads them through.
+
+Several processes may use one folder. A file is fetched under a kernel lock on its partial copy, checked against the
+digest in the cache's commit record while it comes in, and again when another process first maps it. A mapped file
+carries a shared lock, which lives as long as the map; only a file whose lock can be had alone is evicted, least
+recently opened first. The bound holds for everything under the folder, fetches in flight included.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.cache.files import FileEntry, hash_file, safe_path, storage_error
+from advl_pipeline.cache.object_store import MissingObject, ObjectStore
+from advl_pipeline.cache.records import Files
+from advl_pipeline.errors import CorruptCache, StorageError
+
+ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
+
+DEFAULT_GB = 50.0
+"""How much the disk cache may hold by default."""
+
+_LOCK_FILE = ".lock"
+_PARTIAL = ".partial"
+_SECONDS_TO_WAIT_FOR_ROOM = 30.0
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def default_disk_cache() -> Path:
+    """Return the folder that remote caches are read through by default."""
+    given = os.environ.get(ENVIRONMENT_VARIABLE)
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiskCacheConfig:
+    """Where files of remote caches are kept, and how many bytes of them at most."""
+
+    folder: Path
+    max_bytes: int
+
+
+def disk_cache_config(folder: Path | None = None, gigabytes: float = DEFAULT_GB) -> DiskCacheConfig:
+    """Return the configuration that the options `--disk-cache` and `--disk-cache-gb` describe."""
+    return DiskCacheConfig(folder=folder or default_disk_cache(), max_bytes=int(gigabytes * 1e9))
+
+
+class DiskCache:
+    """The files of one remote cache in the folder.
+
+    Args:
+        store: the remote cache.
+        config: folder and bound.
+        key: names the content of the cache, such as the digest of its complete record.
+    """
+
+    def __init__(self, store: ObjectStore, config: DiskCacheConfig, *, key: str) -> None:
+        self.root = config.folder / "reading" / key
+        self._files: Files = {}
+        self._store = store
+        self._config = config
+        self._verified: set[tuple[int, int, int]] = set()
+        self._releases: OrderedDict[str, Callable[[], None]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def expect(self, files: Files) -> None:
+        """Set what the cache's commit record says of each file; no other file is given out."""
+        self._files = files
+
+    def require_small(self, name: str) -> None:
+        """Have a metadata file here, as its commit record says; raises `CorruptCache`."""
+        entry = self._files[name]
+        path = safe_path(self.root, name)
+        if path.is_file() and hash_file(path) == entry:
+            return
+        try:
+            content = self._store.get(name)
+        except MissingObject:
+            raise self._corrupt(name, "it is missing") from None
+        if FileEntry(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()) != entry:
+            raise self._corrupt(name, "its content changed")
+        self.put_small(name, content)
+
+    def put_small(self, name: str, content: bytes) -> None:
+        """Keep a metadata file that was read anyway; those are never evicted."""
+        path = safe_path(self.root, name)
+        _require_folder(path.parent)
+        partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            raise storage_error(error, str(path)) from error
+
+    def open(self, name: str, *, release: Callable[[], None]) -> int:
+        """Return a descriptor of a file that is here, whole and sound, with a shared lock that keeps it here.
+
+        Args:
+            name: of the file in the cache.
+            release: called when room is needed; must let go of the maps that the caller made of the descriptor.
+
+        Raises:
+            CorruptCache: the object is not what its commit record says.
+            StorageError: the store or the disk failed, or there is no room.
+        """
+        path = safe_path(self.root, name)
+        entry = self._files.get(name)
+        if entry is None:
+            raise self._corrupt(name, "its commit record does not list it")
+        with self._lock:
+            while True:
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    self._fetch(name, path, entry)
+                    continue
+                except OSError as error:
+                    raise storage_error(error, str(path)) from error
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                if os.fstat(descriptor).st_nlink and self._is_sound(descriptor, path, entry):
+                    _touch(descriptor)
+                    self._releases[name] = release
+                    self._releases.move_to_end(name)
+                    return descriptor
+                # Evicted between the two calls, or damaged on this disk: it is fetched again.
+                os.close(descriptor)
+
+    def _is_sound(self, descriptor: int, path: Path, entry: FileEntry) -> bool:
+        key = _content_key(descriptor)
+        if key in self._verified:
+            return True
+        with suppress(OSError):
+            if hash_file(path) == entry:
+                self._verified.add(key)
+                return True
+            path.unlink()
+        return False
+
+    def _fetch(self, name: str, path: Path, entry: FileEntry) -> None:
+        _require_folder(path.parent)
+        partial = path.with_name(path.name + _PARTIAL)
+        try:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            try:
+                # Whoever holds the lock fetches; the others find the file when they get it.
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if os.fstat(descriptor).st_nlink == 0 or path.exists():
+                    if path.exists():
+                        partial.unlink(missing_ok=True)
+                    return
+                self._reserve(descriptor, entry.num_bytes)
+                try:
+                    self._download(name, descriptor, entry)
+                except BaseException:
+                    partial.unlink(missing_ok=True)
+                    raise
+                self._verified.add(_content_key(descriptor))
+                partial.replace(path)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise storage_error(error, str(path)) from error
+
+    def _download(self, name: str, descriptor: int, entry: FileEntry) -> None:
+        state, size = hashlib.sha256(), 0
+        try:
+            for block in self._store.stream(name):
+                view = memoryview(block).cast("B")
+                size += len(view)
+                if size > entry.num_bytes:
+                    break
+                state.update(view)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+        except MissingObject:
+            raise self._corrupt(name, "it is missing") from None
+        if size != entry.num_bytes:
+            raise self._corrupt(name, f"it has {size} bytes instead of {entry.num_bytes}")
+        if state.hexdigest() != entry.sha256:
+            raise self._corrupt(name, "its content changed")
+
+    def _reserve(self, descriptor: int, num_bytes: int) -> None:
+        """Make room for a file and take it, so that other processes count it while it comes in."""
+        if num_bytes > self._config.max_bytes:
+            raise self._no_room(f"one file of the cache has {num_bytes / 1e9:.2f} GB")
+        deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
+        while True:
+            with _locked(self._config.folder / _LOCK_FILE):
+                os.ftruncate(descriptor, 0)
+                if self._make_room(num_bytes):
+                    os.ftruncate(descriptor, num_bytes)
+                    return
+            if self._releases:
+                self._releases.popitem(last=False)[1]()
+            elif time.monotonic() > deadline:
+                raise self._no_room("everything in it is in use")
+            else:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        files = sorted(_files_under(self._config.folder / "reading"), key=lambda item: item[2])
+        used = sum(size for _, size, _ in files)
+        for path, size, _ in files:
+            if used + num_bytes <= self._config.max_bytes:
+                break
+            if _is_evictable(path) and _evict(path):
+                used -= size
+        return used + num_bytes <= self._config.max_bytes
+
+    def _no_room(self, why: str) -> StorageError:
+        return StorageError(
+            "The disk cache of remote caches is too small.",
+            where=str(self._config.folder),
+            why=f"{why}; it may hold {self._config.max_bytes / 1e9:.2f} GB",
+            next_command="give a larger --disk-cache-gb",
+        )
+
+    def _corrupt(self, name: str, why: str) -> CorruptCache:
+        return CorruptCache(
+            "An object of the cache is damaged.",
+            where=f"{self._store.url}/{name}",
+            why=why,
+            next_command=f"advl cache verify {self._store.url}",
+        )
+
+
+@contextmanager
+def held_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder for this process alone, gone afterwards; those of processes that were killed are removed too."""
+    _require_folder(parent)
+    try:
+        with _locked(parent / _LOCK_FILE):
+            for other in parent.iterdir():
+                if other.is_dir() and (descriptor := _lock_alone(other)) is not None:
+                    shutil.rmtree(other, ignore_errors=True)
+                    os.close(descriptor)
+            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+            held = _lock_alone(folder)
+    except OSError as error:
+        raise storage_error(error, str(parent)) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _require_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, str(folder)) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    _require_folder(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_alone(path: Path) -> int | None:
+    """Return a descriptor with an exclusive lock, or None where another process holds a lock or the file is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _content_key(descriptor: int) -> tuple[int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _touch(descriptor: int) -> None:
+    # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
+    with suppress(OSError):
+        os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
+
+
+def _evict(path: Path) -> bool:
+    descriptor = _lock_alone(path)
+    if descriptor is None:
+        return False
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _is_evictable(path: Path) -> bool:
+    # Shards, and partial copies of them that a killed process left; not the few kilobytes of metadata.
+    return "/c/" in path.as_posix()
+
+
+def _files_under(folder: Path) -> list[tuple[Path, int, int]]:
+    """Return all files with their bytes and the times at which they were last opened."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if path.is_file():
+                found.append((path, status.st_size, status.st_atime_ns))
+    return found

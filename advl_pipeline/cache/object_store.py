@@ -1,0 +1,270 @@
+"""Objects under a URL, through `obstore`: read, list, and written whole or not at all.
+
+What the rest relies on, and S3, GCS and their like give: a PUT shows the whole object or nothing, a later GET sees
+it, and a PUT may be made conditional on there being no object yet, or the very one that was seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advl_pipeline.cache.files import Buffer, hash_file
+from advl_pipeline.errors import AdvlError, ConfigError, StorageError
+from advl_pipeline.locations import Url
+
+if TYPE_CHECKING:
+    from obstore.store import GCSStore, S3Store
+
+_CONNECT_SECONDS = 5
+_STALLED_SECONDS = 60
+_RETRY_SECONDS = 15
+_MAX_RETRIES = 3
+_STREAM_BYTES = 1 << 22
+
+
+class MissingObject(AdvlError):
+    """There is no object of that name."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """What tells one content of an object from another; opaque."""
+
+    e_tag: str | None
+    version: str | None
+
+
+class ObjectStore:
+    """The objects under one URL, by their names relative to it.
+
+    Credentials, region and endpoint come from the environment (`AWS_*`, `GOOGLE_*`) or from the machine's role; they
+    are never part of a URL, a record or a message.
+
+    Raises:
+        ConfigError: the extra `s3` is not installed, or the environment's settings make no sense.
+        StorageError: any call, when the store refuses it or cannot be reached; known within seconds.
+    """
+
+    def __init__(self, url: Url) -> None:
+        self.url = url
+        self._store = _open(url)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObjectStore, (self.url,)
+
+    def get(self, name: str) -> bytes:
+        """Return an object's content; raises `MissingObject`."""
+        return self.get_versioned(name)[0]
+
+    def get_versioned(self, name: str) -> tuple[bytes, Version]:
+        """Return an object's content and which version it is; raises `MissingObject`."""
+        import obstore
+
+        with self._speaking(name):
+            found = obstore.get(self._store, self._key(name))
+            return bytes(found.bytes()), _version_of(found.meta)
+
+    def stream(self, name: str) -> Iterator[Buffer]:
+        """Yield an object's content in blocks; raises `MissingObject`."""
+        import obstore
+
+        with self._speaking(name):
+            yield from obstore.get(self._store, self._key(name)).stream(min_chunk_size=_STREAM_BYTES)
+
+    def list(self, folder: str = "") -> dict[str, int]:
+        """Return the names of all objects under a folder, with their sizes."""
+        import obstore
+
+        whole = f"{self._key(folder)}/" if folder else f"{self.url.prefix}/"
+        with self._speaking(folder):
+            items = [item for page in obstore.list(self._store, prefix=whole, chunk_size=1000) for item in page]
+        base = len(self.url.prefix) + 1
+        return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
+
+    def create(self, name: str, content: Buffer | Path) -> Version | None:
+        """Write an object that is not there yet, in one request; None when it is there already."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            return self._put(name, content, "create")
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        except MissingObject:
+            raise self._no_bucket(f"{self.url}/{name}") from None
+
+    def replace(self, name: str, content: Buffer | Path, seen: Version) -> Version | None:
+        """Write over the version of an object that was seen; None when it is another by now, or gone."""
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            known = {"e_tag": seen.e_tag, "version": seen.version}
+            return self._put(name, content, {key: value for key, value in known.items() if value is not None})
+        except (AlreadyExistsError, PreconditionError, MissingObject):
+            return None
+
+    def settle(self, name: str, path: Path, *, may_replace: Callable[[], bool] = lambda: True) -> bool:
+        """Have an object hold a file's content, whatever was there; returns whether it does.
+
+        What is there already is kept if it is the same to the byte, and else replaced if `may_replace` says so and
+        nobody else does so meanwhile.
+        """
+        if self.create(name, path) is not None:
+            return True
+        try:
+            raw, seen = self.get_versioned(name)
+        except MissingObject:
+            return False
+        if hashlib.sha256(raw).hexdigest() == hash_file(path).sha256:
+            return True
+        return may_replace() and self.replace(name, path, seen) is not None
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        import obstore
+
+        with suppress(MissingObject), self._speaking(name):
+            obstore.delete(self._store, self._key(name))
+
+    def _put(self, name: str, content: Buffer | Path, mode: Any) -> Version:
+        import obstore
+
+        with self._speaking(name):
+            # One request, never in parts: the object is there whole or not at all, and so is the condition.
+            body = content.read_bytes() if isinstance(content, Path) else bytes(content)
+            return _version_of(obstore.put(self._store, self._key(name), body, mode=mode, use_multipart=False))
+
+    def _key(self, name: str) -> str:
+        return f"{self.url.prefix}/{name}"
+
+    @contextmanager
+    def _speaking(self, name: str) -> Iterator[None]:
+        from obstore.exceptions import (
+            AlreadyExistsError,
+            BaseError,
+            NotFoundError,
+            PermissionDeniedError,
+            PreconditionError,
+            UnauthenticatedError,
+        )
+
+        where = f"{self.url}/{name}".rstrip("/")
+        try:
+            yield
+        except (AlreadyExistsError, PreconditionError):
+            raise
+        except (NotFoundError, FileNotFoundError) as error:
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket(where) from None
+            raise MissingObject("An object of the cache is missing.", where=where) from None
+        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+            raise self._refused(where, error) from None
+        except (BaseError, OSError) as error:
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket(where) from None
+            if _reason(error).startswith(("401", "403")):
+                raise self._refused(where, error) from None
+            raise StorageError(
+                "The object store cannot be reached, or does not do what was asked.",
+                where=where,
+                why=_reason(error),
+                next_command="check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes",
+            ) from None
+
+    def _refused(self, where: str, error: BaseException) -> StorageError:
+        variables = {
+            "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+            "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+        }
+        return StorageError(
+            "The object store refuses access.",
+            where=where,
+            why=_reason(error),
+            next_command=f"check the credentials: {variables[self.url.scheme]}",
+        )
+
+    def _no_bucket(self, where: str) -> StorageError:
+        return StorageError(
+            f"There is no bucket {self.url.bucket!r}.", where=where, next_command="create the bucket, or mend the URL"
+        )
+
+
+def require_conditional_writes(store: ObjectStore, name: str) -> None:
+    """Write an object twice, the second time on the condition that it is not there, and remove it.
+
+    Raises:
+        ConfigError: the store takes the second write too, so that processes could not tell whose work is whose.
+    """
+    store.create(name, b"first")
+    accepted = store.create(name, b"second") is not None
+    store.delete(name)
+    if accepted:
+        raise ConfigError(
+            "The object store ignores conditions on writes, so processes cannot share the work safely.",
+            where=str(store.url),
+            why="it accepted a second write of an object that had to be new (If-None-Match)",
+            next_command="extract into a folder, then copy it there",
+        )
+
+
+def _open(url: Url) -> S3Store | GCSStore:
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import GCSStore, S3Store
+    except ImportError:
+        raise ConfigError(
+            "Caches in object stores need the extra `s3`.",
+            where=str(url),
+            next_command="pip install 'advl-pipeline[s3]'",
+        ) from None
+    options: dict[str, Any] = {
+        # Without TLS only where AWS_ENDPOINT_URL says http:// itself.
+        "client_options": {
+            "allow_http": True,
+            "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+            "read_timeout": timedelta(seconds=_STALLED_SECONDS),
+            "timeout": timedelta(hours=1),
+        },
+        "retry_config": {
+            "max_retries": _MAX_RETRIES,
+            "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+            "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=3), "base": 2},
+        },
+    }
+    try:
+        return S3Store(url.bucket, **options) if url.scheme == "s3" else GCSStore(url.bucket, **options)
+    except (BaseError, ValueError) as error:
+        raise ConfigError("The object store cannot be opened.", where=str(url), why=_reason(error)) from None
+
+
+def _version_of(result: Any) -> Version:
+    return Version(e_tag=result.get("e_tag"), version=result.get("version"))
+
+
+def _reason(error: BaseException) -> str:
+    """Condense a message to what helps: the status, the store's own code, the innermost cause. Never its whole text.
+
+    The text repeats requests and answers, and those may name keys and tokens.
+    """
+    text = str(error)
+    status = re.search(r"\b([1-5]\d\d [A-Z][A-Za-z]+(?: [A-Z][A-Za-z]+)*)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    causes = (
+        "dns error",
+        "Connection refused",
+        "operation timed out",
+        "certificate",
+        "connection closed",
+        "error sending request",
+    )
+    parts = [status[1] if status else "", code[1] if code else ""]
+    parts += [cause for cause in causes if cause in text and not status][:1]
+    return ", ".join(part for part in parts if part) or type(error).__name__

@@ -1,0 +1,199 @@
+"""A cache in an object store that is being written: a folder of this process stands for it.
+
+Objects are written under their final names, each by one PUT, and a shard's record after all of its objects. Whoever
+holds a shard's lease writes an object on the condition that it is not there; where a dead holder left one, it is kept
+if it is the same to the byte and otherwise replaced on the condition of being the one that was compared. So a holder
+that lost its lease without knowing can neither overwrite what its successor wrote nor commit a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from advl_pipeline.cache.disk_cache import DiskCacheConfig, held_folder
+from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, safe_path, storage_error
+from advl_pipeline.cache.leases import Leases
+from advl_pipeline.cache.object_store import MissingObject, ObjectStore, require_conditional_writes
+from advl_pipeline.cache.provenance import extract_command
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.records import (
+    COMPLETE_RECORD,
+    MODALITIES,
+    PLAN_RECORD,
+    Files,
+    load_complete,
+    load_plan,
+    load_shard,
+    shard_record_path,
+)
+from advl_pipeline.errors import CorruptCache
+from advl_pipeline.locations import Url
+
+_STAGED = f"{WORK_FOLDER}/staged"
+_CONNECTIONS = 8
+
+
+class _LeaseLost(Exception):
+    """Another process has taken over what was being written."""
+
+
+class RemoteDestination:
+    """A `Destination` in an object store."""
+
+    def __init__(self, url: Url, disk_cache: DiskCacheConfig) -> None:
+        self.location = url
+        self._store = ObjectStore(url)
+        self._disk_cache = disk_cache
+        self._leases = Leases(self._store)
+        self._has_claimed = False
+
+    def __enter__(self) -> Self:
+        self._folder = held_folder(self._disk_cache.folder / "writing")
+        self.root = self._folder.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leases.close()
+        self._folder.__exit__(kind, error, trace)
+
+    def claim(self, name: str, *, wait: bool = False) -> AbstractContextManager[bool]:
+        if not self._has_claimed:
+            require_conditional_writes(self._store, f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}")
+            self._has_claimed = True
+        return self._leases.claim(name, wait=wait)
+
+    def refresh(self) -> None:
+        """Bring the plan and the records that are new into `root`."""
+        if not (self.root / PLAN_RECORD).is_file():
+            try:
+                raw = self._store.get(PLAN_RECORD)
+            except MissingObject:
+                return
+            # Under another name until the files that it lists are here too.
+            self._keep(f"{WORK_FOLDER}/{PLAN_RECORD}", raw)
+            plan = load_plan(self.root / WORK_FOLDER)
+            self._fetch(plan.files)
+            self._keep(PLAN_RECORD, raw)
+        names = [name for name in self._store.list("records") if _is_commit(name)]
+        new = sorted(name for name in names if not (self.root / name).is_file())
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            for name, raw in zip(new, pool.map(self._store.get, new), strict=True):
+                self._keep(name, raw)
+
+    def publish_plan(self) -> None:
+        self._put_all(load_plan(self.root).files, lease="plan")
+        if not self._commit(PLAN_RECORD, lease="plan"):
+            shutil.rmtree(self.root / "records")
+            self.refresh()
+
+    def publish_shard(self, modality: str, shard: int) -> None:
+        lease, record = f"{modality}-{shard:05d}", shard_record_path(modality, shard)
+        files = load_shard(self.root, modality, shard).files
+        staged = self.root / _STAGED / lease
+        try:
+            self._put_all(
+                [*files, *(f"{_STAGED}/{lease}/{path.name}" for path in sorted(staged.iterdir()))], lease=lease
+            )
+            ours = self._commit(record, lease=lease)
+        except _LeaseLost:
+            ours = False
+        if not ours:
+            # The successor's record says what the shard is; until there is one, it is pending.
+            (self.root / record).unlink()
+            shutil.rmtree(staged)
+        for name in files:
+            (self.root / name).unlink()
+
+    def gather(self) -> None:
+        present: dict[str, list[str]] = {}
+        for name in self._store.list(_STAGED):
+            present.setdefault(name.split("/")[2], []).append(name)
+        for path in sorted((self.root / "records").glob("*.json")):
+            if _is_shard_record(path.name) and path.stem not in present:
+                raise CorruptCache(
+                    "What a shard adds to the tables is missing.",
+                    where=f"{self.location}/{_STAGED}/{path.stem}",
+                    next_command=extract_command(self.root, location=self.location, renew=True),
+                )
+        missing = [name for names in present.values() for name in names if not (self.root / name).is_file()]
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            for name, raw in zip(missing, pool.map(self._store.get, missing), strict=True):
+                self._keep(name, raw)
+
+    def publish_complete(self) -> None:
+        files = load_complete(self.root).files
+        there = {PLAN_RECORD, *load_plan(self.root).files}
+        for path in sorted((self.root / "records").glob("*.json")):
+            if _is_shard_record(path.name):
+                modality, _, number = path.stem.rpartition("-")
+                there |= {f"records/{path.name}", *load_shard(self.root, modality, int(number)).files}
+        try:
+            self._put_all([name for name in files if name not in there], lease="finalise")
+            ours = self._commit(COMPLETE_RECORD, lease="finalise")
+        except _LeaseLost:
+            ours = False
+        if not ours:
+            (self.root / COMPLETE_RECORD).unlink()
+            self.refresh()
+
+    def remove_work(self) -> None:
+        names = sorted(self._store.list(WORK_FOLDER))
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(self._store.delete, names))
+
+    def open(self, identity: Mapping[str, Any]) -> TeacherCache:
+        return open_cache(self.location, identity, disk_cache=self._disk_cache)
+
+    def _put_all(self, names: Iterable[str], *, lease: str) -> None:
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(lambda name: self._put(name, lease), names))
+
+    def _put(self, name: str, lease: str) -> None:
+        if not self._store.settle(name, self.root / name, may_replace=lambda: self._leases.is_held(lease)):
+            raise _LeaseLost
+
+    def _commit(self, record: str, *, lease: str) -> bool:
+        """Write a record unless another process's stands there; returns whether what stands there is ours."""
+        content = (self.root / record).read_bytes()
+        if not self._leases.is_held(lease):
+            return False
+        return self._store.create(record, content) is not None or self._store.get(record) == content
+
+    def _fetch(self, files: Files) -> None:
+        for name, entry in files.items():
+            raw = self._store.get(name)
+            if FileEntry(num_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest()) != entry:
+                raise CorruptCache(
+                    "An object of the cache is not what its commit record says.", where=f"{self.location}/{name}"
+                )
+            self._keep(name, raw)
+
+    def _keep(self, name: str, raw: bytes) -> None:
+        path = safe_path(self.root, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_bytes(raw)
+            os.replace(partial, path)  # noqa: PTH105
+        except OSError as error:
+            raise storage_error(error, str(Path("writing") / name)) from error
+
+
+def _is_commit(name: str) -> bool:
+    return name == COMPLETE_RECORD or _is_shard_record(name.removeprefix("records/"))
+
+
+def _is_shard_record(name: str) -> bool:
+    modality, _, number = name.removesuffix(".json").rpartition("-")
+    return modality in MODALITIES and number.isdigit()

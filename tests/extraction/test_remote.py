@@ -1,0 +1,208 @@
+"""A cache in a real S3 store: the bytes of a folder, resumed after kills, checked, read through a bounded disk."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chaos import make_job
+from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, client_environment, environment_of
+from tiny_extraction import tiny_extract, tree_bytes
+
+from advl_pipeline.cache import leases
+from advl_pipeline.cache.config import InfoConfig, PruneConfig
+from advl_pipeline.cache.disk_cache import DiskCacheConfig
+from advl_pipeline.cache.info import run_info
+from advl_pipeline.cache.leases import Leases
+from advl_pipeline.cache.object_store import ObjectStore, Version
+from advl_pipeline.cache.prune import run_prune
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
+from advl_pipeline.locations import Url, parse_location
+
+
+@pytest.fixture
+def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
+    monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
+    with environment_of(s3_server.environment):
+        location = parse_location(f"s3://{BUCKET}/{tmp_path.name}/cache")
+        assert isinstance(location, Url)
+        yield location
+
+
+def objects(url: Url) -> dict[str, bytes]:
+    store = ObjectStore(url)
+    return {name: store.get(name) for name in store.list()}
+
+
+def spoil(url: Url, name: str, content: bytes) -> None:
+    store = ObjectStore(url)
+    store.delete(name)
+    assert isinstance(store.create(name, content), Version)
+
+
+def test_same_bytes_as_in_a_folder(url: Url, tmp_path: Path) -> None:
+    result = tiny_extract(tmp_path / "data", url, confidence=True)
+    tiny_extract(tmp_path / "data", tmp_path / "folder", confidence=True)
+    assert objects(url) == tree_bytes(tmp_path / "folder")
+    assert result.path == url
+    assert tiny_extract(tmp_path / "data", url, confidence=True).encoded_units == 0
+    assert verify_cache(url).is_sound
+    assert list((tmp_path / "disk-cache/writing").glob("*/")) == []
+    info = run_info(InfoConfig(cache=url))
+    local = run_info(InfoConfig(cache=tmp_path / "folder"))
+    assert info.num_bytes == local.num_bytes
+    assert info.modalities == local.modalities
+    assert info.confidences == local.confidences
+    # Neither the objects nor what is kept on this disk tells how to get at them.
+    kept = b"".join(tree_bytes(tmp_path / "disk-cache").values()) + b"".join(objects(url).values())
+    assert SECRET_KEY.encode() not in kept
+    assert ACCESS_KEY.encode() not in kept
+    with pytest.raises(IdentityMismatch, match="s3://"):
+        tiny_extract(tmp_path / "data", url, dtype="float32")
+    run_prune(PruneConfig(cache=url, all=True))
+    assert objects(url) == {}
+    with pytest.raises(ConfigError, match="no cache"):
+        open_cache(url)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "int8"}])
+def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, changes: dict[str, str]) -> None:
+    tiny_extract(tmp_path / "data", url, **changes)
+    tiny_extract(tmp_path / "data", tmp_path / "folder", **changes)
+    # More than the arrays that stay mapped, less than the cache.
+    total = sum(len(content) for content in objects(url).values())
+    bound = DiskCacheConfig(folder=tmp_path / "small", max_bytes=total * 9 // 10)
+    remote, local = open_cache(url, disk_cache=bound), open_cache(tmp_path / "folder")
+    for name, store in local.stores().items():
+        ids = list(store.ids)
+        np.testing.assert_array_equal(remote.stores()[name].global_features(ids), store.global_features(ids))
+        for number in (len(ids), 5):
+            found = remote.stores()[name].token_features(ids[:number])
+            np.testing.assert_array_equal(found[0], store.token_features(ids[:number])[0])
+        for _ in range(2):
+            for batch, expected in zip(remote.stores()[name].batches(8), store.batches(8), strict=True):
+                assert list(batch.ids) == list(expected.ids)
+                np.testing.assert_array_equal(batch.token_BMD, expected.token_BMD)
+            used = sum(path.stat().st_size for path in (tmp_path / "small/reading").rglob("*") if path.is_file())
+            assert used <= bound.max_bytes
+    with pytest.raises(StorageError, match="too small"):
+        open_cache(url, disk_cache=DiskCacheConfig(folder=tmp_path / "none", max_bytes=10))
+
+
+def test_damage_in_the_store_is_found(url: Url, tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", url)
+    name = "text/tokens/values/c/1/0"
+    content = ObjectStore(url).get(name)
+    spoil(url, name, content[:7] + bytes([content[7] ^ 1]) + content[8:])
+    assert [finding.path for finding in verify_cache(url).findings] == [name]
+    text = open_cache(url).text
+    assert text is not None
+    with pytest.raises(CorruptCache, match="content changed"):
+        text.token_features(list(text.ids))
+    spoil(url, name, content[:-1])
+    assert [finding.path for finding in verify_cache(url).findings] == [name]
+    with pytest.raises(CorruptCache, match=name):
+        open_cache(url)
+    spoil(url, name, content)
+    assert verify_cache(url).is_sound
+    values = text.token_features(list(text.ids))[0]
+    # Damage of the copy on this disk is found by the next process, and mended.
+    (copy,) = (tmp_path / "disk-cache/reading").glob(f"*/{name}")
+    raw = copy.read_bytes()
+    copy.write_bytes(raw[:7] + bytes([raw[7] ^ 1]) + raw[8:])
+    again = open_cache(url).text
+    assert again is not None
+    np.testing.assert_array_equal(again.token_features(list(again.ids))[0], values)
+    spoil(url, "text/stray", b"x")
+    assert [finding.path for finding in verify_cache(url).findings] == ["text/stray"]
+    ObjectStore(url).delete("records/complete.json")
+    with pytest.raises(CorruptCache, match="not finished"):
+        open_cache(url)
+
+
+@pytest.mark.slow
+def test_killed_and_shared(url: Url, tmp_path: Path, s3_server: S3Server) -> None:
+    reference = make_job(tmp_path, "folder")
+    reference.finish()
+    job = make_job(tmp_path, "remote")
+    job.settings["config"]["output"] = str(url)
+    job.settings.update({"lease_seconds": 2.0, "environment": s3_server.environment})
+    killed = 0
+    for moment in (0.3, 1.0):
+        running = job.start()
+        store = ObjectStore(url)
+        while running.is_running() and "records/plan.json" not in store.list("records"):
+            time.sleep(0.05)
+        time.sleep(moment)
+        killed += running.is_running()
+        running.send(signal.SIGKILL)
+        running.wait()
+    assert killed
+    for running in [job.start() for _ in range(2)]:
+        assert running.wait() == 0, running.messages()
+    assert objects(url) == tree_bytes(tmp_path / "folder")
+    assert verify_cache(url).is_sound
+
+
+def test_lease_is_taken_over_once_and_fences_its_old_holder(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
+    first, second = Leases(ObjectStore(url)), Leases(ObjectStore(url))
+    with first.claim("text-00000") as ours:
+        assert ours
+        assert first.is_held("text-00000")
+        with second.claim("text-00000") as theirs:
+            assert not theirs
+        time.sleep(0.6)
+        with second.claim("text-00000") as theirs:
+            assert not theirs  # Its holder lives.
+        first.close()
+        with second.claim("text-00000", wait=True) as theirs:
+            assert theirs
+            assert not first.is_held("text-00000")
+    with second.claim("text-00000") as ours:
+        assert ours
+    second.close()
+
+
+@pytest.mark.parametrize("cause", ["secret", "bucket", "endpoint"])
+def test_stores_that_cannot_be_used(url: Url, tmp_path: Path, s3_server: S3Server, cause: str) -> None:
+    endpoint = "http://127.0.0.1:9" if cause == "endpoint" else s3_server.endpoint
+    target = parse_location("s3://no-such-bucket/cache") if cause == "bucket" else url
+    begin = time.monotonic()
+    with environment_of(client_environment(endpoint, ACCESS_KEY, "wrong" if cause == "secret" else SECRET_KEY)):
+        for call in (lambda: open_cache(target), lambda: tiny_extract(tmp_path / "data", target)):
+            with pytest.raises(StorageError) as caught:
+                call()
+            message = str(caught.value)
+            assert {"secret": "refuses", "bucket": "no bucket", "endpoint": "reached"}[cause] in message
+            assert SECRET_KEY not in message
+            assert caught.value.next_command
+    assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://key:SESAME@bucket/x",
+        "s3://bucket/x?sig=SESAME",
+        "ftp://host/x",
+        "s3://bucket",
+        "s3://b/../x",
+        "file://x",
+    ],
+)
+def test_urls_that_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_location(text)
+    assert "SESAME" not in str(caught.value)
+
+
+def test_file_url_is_a_folder(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "a b")
+    assert open_cache((tmp_path / "a b").as_uri()).path == tmp_path / "a b"
