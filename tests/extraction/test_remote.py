@@ -71,7 +71,7 @@ def test_same_bytes_as_in_a_folder(url: Url, tmp_path: Path) -> None:
         open_cache(url)
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "int8"}])
+@pytest.mark.parametrize("changes", [{}, {"compression": "zstd"}, {"dtype": "int8"}])
 def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, changes: dict[str, str]) -> None:
     tiny_extract(tmp_path / "data", url, **changes)
     tiny_extract(tmp_path / "data", tmp_path / "folder", **changes)
