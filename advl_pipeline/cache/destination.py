@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from advl_pipeline.cache.claims import claim
-from advl_pipeline.cache.disk_cache import DiskCacheConfig
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.files import remove_work
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.locations import Location, Url

@@ -18,44 +18,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.files import FileEntry, hash_file, safe_path, storage_error
 from advl_pipeline.cache.object_store import MissingObject, ObjectStore
 from advl_pipeline.cache.records import Files
 from advl_pipeline.errors import CorruptCache, StorageError
 
-ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
-
-DEFAULT_GB = 50.0
-"""How much the disk cache may hold by default."""
-
 _LOCK_FILE = ".lock"
 _PARTIAL = ".partial"
 _SECONDS_TO_WAIT_FOR_ROOM = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.1
-
-
-def default_disk_cache() -> Path:
-    """Return the folder that remote caches are read through by default."""
-    given = os.environ.get(ENVIRONMENT_VARIABLE)
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advl"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiskCacheConfig:
-    """Where files of remote caches are kept, and how many bytes of them at most."""
-
-    folder: Path
-    max_bytes: int
-
-
-def disk_cache_config(folder: Path | None = None, gigabytes: float = DEFAULT_GB) -> DiskCacheConfig:
-    """Return the configuration that the options `--disk-cache` and `--disk-cache-gb` describe."""
-    return DiskCacheConfig(folder=folder or default_disk_cache(), max_bytes=int(gigabytes * 1e9))
 
 
 class DiskCache:

@@ -39,7 +39,7 @@ from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 from advl_pipeline.locations import Location, Url, parse_location
 
 if TYPE_CHECKING:
-    from advl_pipeline.cache.disk_cache import DiskCacheConfig
+    from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
     from advl_pipeline.cache.stream import BatchStream
 
 Features = npt.NDArray[Any]
@@ -99,7 +99,7 @@ def open_cache(
         path: the cache's folder, or its URL (s3://, gs://, file://).
         expect: settings that the cache's identity must have; those not mentioned may be anything.
         disk_cache: where and within which bound a remote cache's files are kept on this machine
-            [default: `disk_cache.default_disk_cache`, `disk_cache.DEFAULT_GB`].
+            [default: `disk_cache_config.default_disk_cache`, `disk_cache_config.DEFAULT_GB`].
 
     Raises:
         ConfigError: there is no cache.

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from advl_pipeline.cache.disk_cache import DiskCacheConfig, held_folder
+from advl_pipeline.cache.disk_cache import held_folder
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, safe_path, storage_error
 from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import MissingObject, ObjectStore, require_conditional_writes

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from advl_pipeline.cache.disk_cache import DiskCache, DiskCacheConfig, disk_cache_config
+from advl_pipeline.cache.disk_cache import DiskCache
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig, disk_cache_config
 from advl_pipeline.cache.object_store import MissingObject, ObjectStore
 from advl_pipeline.cache.reader import TeacherCache, assemble_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE, Files, load_complete

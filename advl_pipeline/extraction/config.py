@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.cache.disk_cache import DEFAULT_GB
+from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.locations import Location

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.cache.destination import Destination, open_destination
-from advl_pipeline.cache.disk_cache import disk_cache_config
+from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, extract_command

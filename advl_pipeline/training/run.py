@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.cache.disk_cache import disk_cache_config
+from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset

@@ -15,7 +15,7 @@ from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache import leases
 from advl_pipeline.cache.config import InfoConfig, PruneConfig
-from advl_pipeline.cache.disk_cache import DiskCacheConfig
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.info import run_info
 from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import ObjectStore, Version
