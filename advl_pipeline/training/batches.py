@@ -73,11 +73,17 @@ def training_batches(
 
     remaining = iter(steps)
     waiting: deque[list[list[Example]]] = deque()
+    num_announced = 0
     for _ in steps:
         while len(waiting) < ANNOUNCE_AHEAD and (step := next(remaining, None)) is not None:
             waiting.append(parts(step))
             if source is not None:
-                source.announce([example for part in waiting[-1] for example in part])
+                coming = [example for part in waiting[-1] for example in part]
+                if num_announced >= len(indices):
+                    source.begin_epoch()
+                    num_announced = 0
+                source.announce(coming)
+                num_announced += len(coming)
         yield [
             collate_batch(examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids)
             for examples in waiting.popleft()

@@ -55,6 +55,9 @@ class LiveFeatures:
         spans = [unit.char_spans_M2 for unit in self._prepare(unique)]
         return np.concatenate([_present(spans[place]) for place in places])
 
+    def begin_epoch(self) -> None:
+        """Do nothing: there is nothing to read ahead."""
+
     def announce(self, ids: Sequence[str]) -> None:
         """Do nothing: there is nothing to read ahead."""
 

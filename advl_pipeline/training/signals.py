@@ -56,6 +56,8 @@ class UnitFeatures(Protocol):
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]: ...
 
+    def begin_epoch(self) -> None: ...
+
     def announce(self, ids: Sequence[str]) -> None: ...
 
 
@@ -117,6 +119,13 @@ class SignalSource:
             )
             for teacher in self.teachers
         }
+
+    def begin_epoch(self) -> None:
+        """Let the stores look anew at the memory there is, and read ahead again what an epoch before wanted."""
+        for teacher in self.teachers:
+            for features in (teacher.image, teacher.text):
+                if features:
+                    features.begin_epoch()
 
     def announce(self, examples: Sequence[Example]) -> None:
         """Tell the stores which units a later batch needs."""
