@@ -133,6 +133,7 @@ def test_announcing_changes_nothing(store: FeatureStore) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
 def test_caches_travel_to_other_processes(pristine: Path, method: str) -> None:
     cache = open_cache(pristine / "cache")
     assert cache.text is not None

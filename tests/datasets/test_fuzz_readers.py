@@ -96,8 +96,10 @@ def everything(dataset: IndexedDataset) -> dict[str, Example]:
 
 def outcome(root: Path, name: str, split: str, on_error: OnError) -> dict[str, Example] | None:
     """Read everything; None when that is refused, as it should be, with a `DatasetError` that says where and why."""
+    # Few questions make no vocabulary of their own.
+    answers = root / "answers.json" if name == "vqa-v2" else None
     try:
-        return everything(open_dataset(name, split=split, data_root=root, on_error=on_error))
+        return everything(open_dataset(name, split=split, data_root=root, on_error=on_error, answers=answers))
     except DatasetError as error:
         refused = error
     assert refused.where
@@ -131,6 +133,7 @@ def vqa(tmp_path_factory: pytest.TempPathFactory) -> Mirror:
     root = tmp_path_factory.mktemp("vqa")
     for split in ("train", "val"):
         write_vqa(root, split=split, count=6)
+    (root / "answers.json").write_text('["yes", "no", "red", "2"]', encoding="utf-8")
     return mirror(root, "vqa-v2", "val", root / "vqa-v2" / "v2_mscoco_val2014_annotations.json")
 
 
