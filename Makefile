@@ -14,7 +14,7 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help
-.PHONY: docs help install demo scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+.PHONY: docs help install demo demo-caches demo-student scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -31,11 +31,17 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## The main job, end to end, on a small built-in corpus (minutes, CPU)
 	$(ADVL) datasets build scenes --data-root datasets/demo $(DEMO_SIZES)
-	$(ADVL) extract --teacher efficientnet-lite0 $(DEMO_EXTRACT)/efficientnet-lite0/scenes-vcr/train
-	$(ADVL) extract --teacher minilm-l6 $(DEMO_EXTRACT)/minilm-l6/scenes-vcr/train
-	$(ADVL) pretrain --data-root datasets/demo --output students/scenes-small
+	@# Steps of so small a student gain nothing from a second core: the teachers run beside its pretraining.
+	$(MAKE) --no-print-directory -j2 demo-caches demo-student
 	$(ADVL) study demo --workers 2 --data-root datasets/demo --caches caches/demo
 	$(ADVL) report runs/studies/demo
+
+demo-caches:
+	OMP_NUM_THREADS=1 $(ADVL) extract --teacher efficientnet-lite0 $(DEMO_EXTRACT)/efficientnet-lite0/scenes-vcr/train
+	OMP_NUM_THREADS=1 $(ADVL) extract --teacher minilm-l6 $(DEMO_EXTRACT)/minilm-l6/scenes-vcr/train
+
+demo-student:
+	OMP_NUM_THREADS=1 $(ADVL) pretrain --data-root datasets/demo --output students/scenes-small
 
 scenes-inputs: $(STAMP)
 	$(ADVL) datasets build scenes

@@ -34,13 +34,12 @@ from advl_pipeline.training.pretrain_objectives import (
     mask_words,
     phrase_targets,
     region_questions,
-    spoken_pieces,
     swap_pictures,
     without_tags,
 )
 from advl_pipeline.training.schedule import linear_warmup_decay
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
 
 
@@ -102,7 +101,7 @@ class _PairBatch:
 
 
 def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> dict[str, float]:
-    heads = PretrainHeads(student, spoken_pieces(dataset, student.word_pieces))
+    heads = PretrainHeads(student)
     parameters = [*student.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     num_steps = config.warmup_steps + config.joint_steps

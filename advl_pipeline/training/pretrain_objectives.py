@@ -1,26 +1,22 @@
 """Objectives of the image-text pretraining: region-phrase contrast, masked words, matching, naming of regions.
 
-Shapes: N captions, L tokens, R visual tokens, Q phrases of the batch, H width, E width of word vectors, V word pieces
-that captions hold.
+Shapes: N captions, L tokens, R visual tokens, Q phrases of the batch, H width, E width of word vectors, V word
+pieces.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 from advl_pipeline.students.scenes_small import ScenesSmall
-from advl_pipeline.students.word_pieces import WordPieces
 
 
 @dataclass(kw_only=True)
@@ -52,13 +48,6 @@ def phrase_targets(examples: Sequence[Example], box_index_NR: torch.Tensor) -> P
         visual_token_Q=torch.tensor(tokens),
         wording_Q=torch.tensor(wordings),
     )
-
-
-def spoken_pieces(dataset: Dataset, word_pieces: WordPieces) -> torch.Tensor:
-    """Return (V,) int64, ascending: the word pieces that the captions of a dataset hold."""
-    candidates = [candidate for index in range(len(dataset)) for candidate in dataset[index].candidates]
-    encoded = word_pieces.encode_pairs(candidates, max_length=sys.maxsize)
-    return torch.from_numpy(np.unique(np.concatenate([item.token_ids for item in encoded])))
 
 
 def without_tags(example: Example) -> Example:
@@ -109,17 +98,13 @@ def _draw(limit: int, generator: torch.Generator) -> int:
 class PretrainHeads(nn.Module):
     """Heads of the three objectives; none of them is kept with the student."""
 
-    spoken_V: torch.Tensor
-
-    def __init__(self, student: ScenesSmall, spoken_V: torch.Tensor) -> None:
-        """Build heads for a student. `spoken_V` (int64, ascending) are the word pieces that a mask can hide."""
+    def __init__(self, student: ScenesSmall) -> None:
         super().__init__()
-        self.register_buffer("spoken_V", spoken_V)
         width = student.hidden_size
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
         word_size = student.config.word_size
         self.word_transform = nn.Sequential(nn.Linear(width, word_size), nn.GELU(), nn.LayerNorm(word_size))
-        self.word_bias = nn.Parameter(torch.zeros(len(spoken_V)))
+        self.word_bias = nn.Parameter(torch.zeros(student.word_pieces.num_tokens))
         self.matching = nn.Linear(student.pooled_size, 2)
         self.phrase_matching = nn.Linear(width, 2)
         self.naming = nn.Linear(student.pooled_size, 2)
@@ -143,18 +128,13 @@ class PretrainHeads(nn.Module):
         target = torch.arange(len(logits_QQ))
         return (functional.cross_entropy(logits_QQ, target) + functional.cross_entropy(logits_QQ.T, target)) / 2
 
-    def masked_words(self, output: StudentOutput, vectors_KE: torch.Tensor, targets_NL: torch.Tensor) -> torch.Tensor:
-        """Return cross-entropy at masked tokens (targets -100 elsewhere), output layer tied to the word vectors.
-
-        Only pieces that captions hold compete: the thousands that never occur would cost most of the time, and their
-        vectors would learn nothing but to be wrong.
-        """
+    def masked_words(self, output: StudentOutput, vectors_VE: torch.Tensor, targets_NL: torch.Tensor) -> torch.Tensor:
+        """Return cross-entropy over the vocabulary at masked tokens (targets -100 elsewhere), output layer tied."""
         where = targets_NL >= 0
         if not where.any():
             return output.pooled_NP.sum() * 0.0
         states = self.word_transform(output.text_states_NLH[where])
-        logits = states @ vectors_KE[self.spoken_V].T + self.word_bias
-        return functional.cross_entropy(logits, torch.searchsorted(self.spoken_V, targets_NL[where]))
+        return functional.cross_entropy(states @ vectors_VE.T + self.word_bias, targets_NL[where])
 
     def match(
         self, output: StudentOutput, batch: StudentBatch, phrases: PhraseTargets, is_pair_N: torch.Tensor
