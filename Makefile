@@ -14,7 +14,7 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help
-.PHONY: docs help install demo demo-caches demo-student scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+.PHONY: docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ types: $(STAMP) ## Check types (mypy strict)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
+	$(BIN)/python -m pytest -m cluster
 
 wheel: $(STAMP)
 	$(BIN)/python tests/check_wheel.py

@@ -34,7 +34,11 @@ class Format(ABC):
 
     @classmethod
     def is_available(cls) -> bool:
-        return not cls.needs or importlib.util.find_spec(cls.needs) is not None
+        if not cls.needs:
+            return True
+        found = importlib.util.find_spec(cls.needs)
+        # A folder of datasets in the working directory is found too, as a package without a file.
+        return found is not None and found.origin is not None
 
     @classmethod
     def folder_name(cls) -> str:

@@ -95,11 +95,13 @@ def extract_on_ray(config: ExtractConfig, opener: OpenInputs = open_inputs) -> E
         references = [remote.remote(task) for _ in range(count)]
         with _deferred(handlers) as act_on_signals:
             return _gather(ray, references, config, act_on_signals)
-    finally:
+    except BaseException:
         # A task that is cut off is taken over like any process that was killed.
         for reference in references:
             with suppress(Exception):
                 ray.cancel(reference, force=True)
+        raise
+    finally:
         ray.shutdown()
 
 

@@ -56,6 +56,7 @@ def start(tmp_path: Path, output: Path, data: Path, address: str = "") -> subpro
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_same_bytes_and_resumed_after_a_stop(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "one", data_root=str(tmp_path / "data"))
