@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -282,5 +281,9 @@ def test_any_prediction_file(value: Any, suffix: str) -> None:
         file = Path(folder) / f"predictions{suffix}"
         file.write_text(json.dumps(value))
         for read in (read_vqa_results, read_pair_labels, lambda path: read_choice_scores(path, ["a", "b"])):
-            with contextlib.suppress(DatasetError):
+            place = str(file)
+            try:
                 read(file)
+            except DatasetError as error:
+                place = error.where
+            assert str(file) in place
