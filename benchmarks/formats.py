@@ -1,4 +1,4 @@
-"""The same features in our cache and in the formats people use, each with a way to read a batch of units.
+"""The same features in our cache and in the formats people use, each with a way to read an epoch in batches.
 
 Shapes: M token rows, D feature width.
 """
@@ -57,16 +57,24 @@ class Format(ABC):
         """Open what `build` wrote."""
 
     @abstractmethod
+    def batches(self, order: npt.NDArray[np.int64], batch_size: int) -> Iterator[list[Rows]]:
+        """Yield the (M, D) features of an epoch's units, in the given order where the format can."""
+
+
+class RandomAccess(Format):
+    """A format whose units are read by number, in any order."""
+
+    @abstractmethod
     def read(self, units: Sequence[int]) -> list[Rows]:
         """Return the (M, D) features of each unit."""
 
     def batches(self, order: npt.NDArray[np.int64], batch_size: int) -> Iterator[list[Rows]]:
-        """Yield the features of an epoch, in the given order where the format can."""
+        """Yield the features of an epoch, in the given order."""
         for first in range(0, len(order), batch_size):
             yield self.read(order[first : first + batch_size].tolist())
 
 
-class Memmap(Format):
+class Memmap(RandomAccess):
     """One flat `.npy`, memory-mapped: the usual code, and the limit when everything is in memory."""
 
     name = "np.memmap"
@@ -121,7 +129,7 @@ def build_cache(
     writer.finalise()
 
 
-class Ours(Format):
+class Ours(RandomAccess):
     """A cache of this project, read by id."""
 
     name = "ours, by id"
@@ -141,7 +149,7 @@ class Ours(Format):
         return np.split(values, np.cumsum(lengths)[:-1])
 
 
-class Hdf5(Format):
+class Hdf5(RandomAccess):
     """One contiguous data set in HDF5."""
 
     name = "h5py"
@@ -172,7 +180,7 @@ class Hdf5(Format):
         return [self._values[self._ends[unit] - self._lengths[unit] : self._ends[unit]] for unit in units]
 
 
-class Lmdb(Format):
+class Lmdb(RandomAccess):
     """One LMDB value per unit."""
 
     name = "LMDB"
@@ -205,7 +213,7 @@ class Lmdb(Format):
             ]
 
 
-class SafetensorsFiles(Format):
+class SafetensorsFiles(RandomAccess):
     """One safetensors file per unit."""
 
     name = "safetensors per unit"
@@ -225,7 +233,7 @@ class SafetensorsFiles(Format):
         return [load_file(self._folder / f"{unit}.safetensors")["x"] for unit in units]
 
 
-class NumpyFiles(Format):
+class NumpyFiles(RandomAccess):
     """One `.npy` per unit."""
 
     name = "one .npy per unit"
@@ -241,7 +249,7 @@ class NumpyFiles(Format):
         return [np.load(self._folder / f"{unit}.npy") for unit in units]
 
 
-class TorchFiles(Format):
+class TorchFiles(RandomAccess):
     """One `.pt` per unit."""
 
     name = "one .pt per unit"
@@ -257,7 +265,7 @@ class TorchFiles(Format):
         return [torch.load(self._folder / f"{unit}.pt", weights_only=True).numpy() for unit in units]
 
 
-class ZarrPython(Format):
+class ZarrPython(RandomAccess):
     """Our own cache read row by row with zarr-python."""
 
     name = "zarr-python"
@@ -281,7 +289,7 @@ class ZarrPython(Format):
         return [self._values[self._starts[unit] : self._starts[unit] + self._lengths[unit]] for unit in units]
 
 
-class HfDatasets(Format):
+class HfDatasets(RandomAccess):
     """HF datasets with flat Arrow lists."""
 
     name = "HF datasets"
@@ -324,7 +332,7 @@ class HfDatasets(Format):
         return [flat[a:b].reshape(-1, DIM) for a, b in itertools.pairwise(offsets)]
 
 
-class LitData(Format):
+class LitData(RandomAccess):
     """LitData's optimised chunks, read by index."""
 
     name = "litdata"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.corpus import DIM, Corpus
-from benchmarks.formats import Format, Rows
+from benchmarks.formats import Format, RandomAccess, Rows
 
 _SHARD_BYTES = 64 << 20
 _SHUFFLE_BUFFER = 1000
@@ -22,7 +22,7 @@ def _rows(content: bytes) -> Rows:
     return np.frombuffer(content, np.float16).reshape(-1, DIM)
 
 
-class Lance(Format):
+class Lance(RandomAccess):
     """A Lance table with one binary value per unit, read by `take`."""
 
     name = "lance"
@@ -72,10 +72,7 @@ class WebDataset(Format):
     def open(self, folder: Path, corpus: Corpus) -> None:
         self._urls = [str(path) for path in sorted(folder.glob("*.tar"))]
 
-    def read(self, units: Sequence[int]) -> list[Rows]:
-        raise NotImplementedError("a tar shard is read from its beginning to its end")
-
-    def batches(self, order: np.ndarray[Any, Any], batch_size: int) -> Iterator[list[Rows]]:
+    def batches(self, order: npt.NDArray[np.int64], batch_size: int) -> Iterator[list[Rows]]:
         import webdataset
 
         stream = webdataset.WebDataset(self._urls, shardshuffle=len(self._urls), seed=int(order[0]))
@@ -89,7 +86,7 @@ class WebDataset(Format):
             yield held
 
 
-class ArrayRecord(Format):
+class ArrayRecord(RandomAccess):
     """One array_record file with a record per unit, read by number."""
 
     name = "array_record"
@@ -115,7 +112,7 @@ class ArrayRecord(Format):
         return [_rows(item) for item in self._reader.read(list(map(int, units)))]
 
 
-class Mds(Format):
+class Mds(RandomAccess):
     """MosaicML's shards, read by number."""
 
     name = "MDS"
