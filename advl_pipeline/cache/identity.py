@@ -56,13 +56,13 @@ def differences(
         found: what was read.
         partial: ignore settings that `expected` does not mention.
     """
-    left, right = dict(_leaves(expected, "")), dict(_leaves(found, ""))
+    left, right = dict(_leaves(expected, ())), dict(_leaves(found, ()))
     if partial:
-        right = {path: value for path, value in right.items() if path in left}
+        right = {keys: value for keys, value in right.items() if keys in left}
     return tuple(
-        Difference(path=path, expected=left.get(path, ABSENT), found=right.get(path, ABSENT))
-        for path in sorted(left.keys() | right.keys())
-        if left.get(path) != right.get(path)
+        Difference(path=_dotted(keys), expected=left.get(keys, ABSENT), found=right.get(keys, ABSENT))
+        for keys in sorted(left.keys() | right.keys())
+        if left.get(keys) != right.get(keys)
     )
 
 
@@ -115,10 +115,15 @@ def _require_plain(value: Any, path: str) -> None:
         raise TypeError(f"{path}: {type(value).__name__} is not a plain JSON type")
 
 
-def _leaves(value: Any, path: str) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{path}.{key}" if path else str(key))]
-    return [(path, canonical_json(value).decode())]
+def _leaves(value: Any, keys: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
+    if isinstance(value, Mapping) and (value or not keys):
+        return [leaf for key, item in value.items() for leaf in _leaves(item, (*keys, key))]
+    return [(keys, canonical_json(value).decode())]
+
+
+def _dotted(keys: tuple[str, ...]) -> str:
+    # A key that could be taken for a path is quoted.
+    return ".".join(json.dumps(key, ensure_ascii=False) if not key or "." in key else key for key in keys)
 
 
 def _short(text: str, width: int) -> str:

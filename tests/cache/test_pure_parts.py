@@ -1,4 +1,4 @@
-"""Properties of identity, placement, order, index, quantisation and moments."""
+"""Properties of identity, placement, index, quantisation and moments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from advl_pipeline.cache.identity import canonical_json, differences, digest, require_identity
 from advl_pipeline.cache.index import build_index, ids_to_bytes, look_up
 from advl_pipeline.cache.moments import mean_and_variance, sums
-from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
 from advl_pipeline.cache.quantise import from_int8, is_finite, to_float16, to_int8
 from advl_pipeline.cache.ragged import place
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
@@ -47,6 +46,47 @@ def test_distinct_settings_have_distinct_digests(left: dict[str, Any], right: di
     assert (digest(left) == digest(right)) == strictly_equal(left, right)
 
 
+@given(settings_dicts, st.data())
+def test_near_misses_have_distinct_digests(value: dict[str, Any], data: st.DataObject) -> None:
+    near = data.draw(st.sampled_from([other for other in near_misses(value) if not strictly_equal(other, value)]))
+    assert digest(near) != digest(value)
+    assert differences(near, value)
+
+
+def near_misses(value: Any) -> list[Any]:
+    """Values that a careless canonical form would confuse with this one."""
+    wrapped = [[value], {"": value}]
+    if isinstance(value, dict):
+        found = [value | {key: other} for key, item in value.items() for other in near_misses(item)]
+        found += [{name: item for name, item in value.items() if name != key} for key in value]
+        found += [value | {f"{key} ": None} for key in value]
+        found += [
+            {name: item for name, item in value.items() if name != key}
+            | {f"{key}.{name}": item for name, item in inner.items()}
+            for key, inner in value.items()
+            if isinstance(inner, dict)
+        ]
+        return [*found, {"": value}]
+    if isinstance(value, list):
+        return [*wrapped, value[::-1], value[:-1], [*value, None], {str(n): item for n, item in enumerate(value)}]
+    if isinstance(value, bool):
+        return [*wrapped, int(value), str(value).lower(), not value]
+    if isinstance(value, int | float) and abs(value) < 2**53:
+        return [*wrapped, float(value), int(value), bool(value), str(value), repr(float(value)), -value]
+    return [*wrapped, None, str(value), [str(value)], f"{value} "]
+
+
+@given(settings_dicts)
+def test_a_tuple_counts_as_a_list(value: dict[str, Any]) -> None:
+    assert canonical_json(as_tuples(value)) == canonical_json(value)
+
+
+def as_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 @pytest.mark.parametrize("value", [{"a": float("nan")}, {1: "a"}, {"a": {1, 2}}, {"a": np.float32(1)}, {"a": b"x"}])
 def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
@@ -56,8 +96,12 @@ def test_what_has_no_canonical_form_is_refused(value: Any) -> None:
 @given(settings_dicts, settings_dicts)
 def test_differences_are_complete_and_symmetric(left: dict[str, Any], right: dict[str, Any]) -> None:
     rows = differences(left, right)
-    assert {row.path for row in rows} == {row.path for row in differences(right, left)}
+    assert [(row.path, row.expected, row.found) for row in rows] == [
+        (row.path, row.found, row.expected) for row in differences(right, left)
+    ]
+    assert (rows == ()) == (digest(left) == digest(right))
     assert differences(left, left) == ()
+    assert differences(left, right | left, partial=True) == ()
 
 
 def test_identity_mismatch_shows_both_columns() -> None:
@@ -93,35 +137,23 @@ def test_placement_holds_the_contract(lengths: list[int], shard_rows: int) -> No
     assert taken.sum() == placement.rows_used_S.sum()
 
 
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=200), st.integers(20, 64), st.data())
+def test_placement_depends_on_what_came_before_only(lengths: list[int], shard_rows: int, data: st.DataObject) -> None:
+    whole = place(np.array(lengths, np.int32), shard_rows=shard_rows)
+    cut = data.draw(st.integers(1, len(lengths)))
+    begun = place(np.array(lengths[:cut], np.int32), shard_rows=shard_rows)
+    np.testing.assert_array_equal(begun.starts_N, whole.starts_N[:cut])
+    # All but the last shard of a beginning are what they are in the whole: each can be written by itself.
+    full = begun.num_shards - 1
+    np.testing.assert_array_equal(begun.first_unit_S1[: full + 1], whole.first_unit_S1[: full + 1])
+    np.testing.assert_array_equal(begun.rows_used_S[:full], whole.rows_used_S[:full])
+    assert (np.diff(whole.starts_N) >= np.maximum(whole.lengths_N, 1)[:-1]).all()
+
+
 @pytest.mark.parametrize("lengths", [[], [-1], [65]])
 def test_impossible_placements_are_refused(lengths: list[int]) -> None:
     with pytest.raises(ConfigError):
         place(np.array(lengths, np.int32), shard_rows=64)
-
-
-@given(st.integers(0, 300), st.integers(0, 5), st.integers(0, 5), st.integers(1, 7), st.integers(1, 9))
-def test_every_item_once_per_epoch(size: int, seed: int, epoch: int, world_size: int, batch_size: int) -> None:
-    order = epoch_order(size, seed=seed, epoch=epoch)
-    np.testing.assert_array_equal(order, epoch_order(size, seed=seed, epoch=epoch))
-    ranks = [rank_slice(order, rank=r, world_size=world_size, batch_size=batch_size) for r in range(world_size)]
-    assert len({len(batches) for batches in ranks}) == 1
-    seen = [int(item) for batches in ranks for batch in batches for item in batch]
-    assert sorted(seen) == list(range(size))
-
-
-def test_epochs_and_seeds_differ_and_mix_globally() -> None:
-    orders = [epoch_order(10_000, seed=seed, epoch=epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
-    for left, right in [(0, 1), (0, 2), (1, 2)]:
-        assert (orders[left] == orders[right]).mean() < 0.01
-    # The mean distance between where an item lies and where it is read is a third of the data for a full shuffle.
-    assert np.abs(orders[0] - np.arange(10_000)).mean() == pytest.approx(10_000 / 3, rel=0.03)
-
-
-def test_state_of_another_source_is_refused() -> None:
-    state = OrderState(epoch=2, consumed=30).to_dict(source="a")
-    assert OrderState.from_dict(state, source="a") == OrderState(epoch=2, consumed=30)
-    with pytest.raises(IdentityMismatch):
-        OrderState.from_dict(state, source="b")
 
 
 @given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=60, unique=True), st.data())

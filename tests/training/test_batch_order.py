@@ -1,0 +1,67 @@
+"""What an optimiser step takes is a function of the step alone; every example comes once per epoch, to one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.training.batch_order import BatchOrder, ExampleOrder, TokenOrder
+
+seeds, world_sizes = st.integers(0, 1000), st.integers(1, 5)
+Make = Callable[[int, int], BatchOrder]
+
+
+def taken(make: Make, step: int, world_size: int) -> list[list[int]]:
+    """The examples of one step by rank, each rank asked anew, as after a resume."""
+    found = [make(rank, world_size).micro_batches(step) for rank in range(world_size)]
+    return [[int(item) for micro in ranks for item in micro] for ranks in found]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 3), seeds, world_sizes)
+def test_batches_of_examples(size: int, batch_size: int, accumulate: int, seed: int, world_size: int) -> None:
+    def make(rank: int, world: int) -> BatchOrder:
+        return ExampleOrder(
+            size, batch_size=batch_size, accumulate=accumulate, seed=seed, rank=rank, world_size=world
+        )
+
+    num_steps = -(-2 * size // batch_size)
+    steps = [taken(make, step, world_size) for step in range(num_steps)]
+    stream = [item for ranks in steps for share in ranks for item in share]
+    assert all(sum(map(len, ranks)) == batch_size for ranks in steps)
+    for epoch in range(2):
+        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+    alone = [item for step in range(num_steps) for item in taken(make, step, 1)[0]]
+    assert stream == alone
+    one = make(0, 1)
+    assert [int(item) for micro in one.micro_batches(num_steps - 1) for item in micro] == alone[-batch_size:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=40, max_size=80), st.integers(1, 4), seeds, st.integers(1, 3))
+def test_batches_of_tokens(sizes: list[int], accumulate: int, seed: int, world_size: int) -> None:
+    max_tokens = 24
+
+    def make(rank: int, world: int) -> TokenOrder:
+        return TokenOrder(sizes, max_tokens=max_tokens, accumulate=accumulate, seed=seed, rank=rank, world_size=world)
+
+    ranks = [make(rank, world_size) for rank in range(world_size)]
+    stream: list[list[int]] = []
+    step = 0
+    while sum(map(len, stream)) < 2 * len(sizes):
+        micros = [one.micro_batches(step) for one in ranks]
+        assert [[m.tolist() for m in share] for share in micros] == [
+            [m.tolist() for m in make(rank, world_size).micro_batches(step)] for rank in range(world_size)
+        ]
+        # The ranks take turns.
+        for turn in range(max(map(len, micros))):
+            stream += [share[turn].tolist() for share in micros if turn < len(share)]
+        step += 1
+    assert all(len(batch) * max(sizes[item] for item in batch) <= max_tokens for batch in stream)
+    for _ in range(2):
+        epoch: list[int] = []
+        while len(epoch) < len(sizes):
+            epoch += stream.pop(0)
+        assert sorted(epoch) == list(range(len(sizes)))
