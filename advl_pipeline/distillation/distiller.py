@@ -13,6 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from advl_pipeline.distillation.balance import (
+    bounded_log_variance,
+    check_balance,
+    uncertain_teachers,
+    weighted_teachers,
+)
 from advl_pipeline.distillation.contrastive import image_text_contrast
 from advl_pipeline.distillation.pathways import (
     TextProjections,
@@ -42,15 +48,27 @@ class TeacherWidths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationTerms:
-    """Loss terms per example, and the words that were distilled.
+class PathwayTerm:
+    """The loss of one pathway: means over candidates, without weight of the instance or lambda.
 
-    `vision_B` and `text_B` are means over teachers and candidates, unweighted; None where the pathway has no
-    teacher. `selected_NW` is bool.
+    `value_B` is balanced over the teachers and may be negative where the balance is learned. `raw_B` is their plain
+    mean, detached; `by_teacher` holds each teacher's (B,) and `balance` its factor (scalar), detached.
     """
 
-    vision_B: torch.Tensor | None
-    text_B: torch.Tensor | None
+    value_B: torch.Tensor
+    raw_B: torch.Tensor
+    by_teacher: Mapping[str, torch.Tensor]
+    balance: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationTerms:
+    """Loss terms by pathway, `vision` and `text`, of those that have a teacher, and the words that were distilled.
+
+    `selected_NW` is bool.
+    """
+
+    pathways: Mapping[str, PathwayTerm]
     selected_NW: torch.Tensor | None
 
 
@@ -76,6 +94,17 @@ class Distiller(nn.Module):
                 self.vision[key] = VisionProjections(hidden_size, widths.image_global, widths.image_region)
             if widths.text_global and settings.pathway in ("both", "text"):
                 self.text[key] = TextProjections(pooled_size, hidden_size, widths.text_global, widths.text_token)
+        self.free_log_variance = nn.ParameterDict()
+        if teachers:
+            sharing = {
+                "vision": [name for name, widths in teachers.items() if widths.image_global],
+                "text": [name for name, widths in teachers.items() if widths.text_global],
+            }
+            check_balance(settings.teacher_balance, settings.teacher_weights, sharing, pathway=settings.pathway)
+        for pathway, projections in (("vision", self.vision), ("text", self.text)):
+            if settings.teacher_balance == "learned" and len(projections) > 1:
+                for key in projections:
+                    self.free_log_variance[f"{pathway}/{key}"] = nn.Parameter(torch.zeros(()))
         self.contrast_image = nn.Linear(hidden_size, contrast_size)
         self.contrast_text = nn.Linear(pooled_size, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
@@ -110,8 +139,17 @@ class Distiller(nn.Module):
         vision_N = self._vision(output, batch, signal, example_N)
         text_N, selected_NW = self._text(output, signal, generator)
         return DistillationTerms(
-            vision_B=None if vision_N is None else _mean_by_example(vision_N, example_N, num_examples, counted_N),
-            text_B=None if text_N is None else _mean_by_example(text_N, example_N, num_examples, counted_N),
+            pathways={
+                pathway: self._balanced(
+                    pathway,
+                    {
+                        name: _mean_by_example(value_N, example_N, num_examples, counted_N)
+                        for name, value_N in losses_N.items()
+                    },
+                )
+                for pathway, losses_N in (("vision", vision_N), ("text", text_N))
+                if losses_N
+            },
             selected_NW=selected_NW,
         )
 
@@ -176,8 +214,8 @@ class Distiller(nn.Module):
 
     def _vision(
         self, output: StudentOutput, batch: StudentBatch, signal: TeacherSignal, example_N: torch.Tensor
-    ) -> torch.Tensor | None:
-        losses = []
+    ) -> dict[str, torch.Tensor]:
+        losses = {}
         for name, one in signal.vision.items():
             key = module_key(name)
             if key not in self.vision:
@@ -190,29 +228,27 @@ class Distiller(nn.Module):
                 )
             projections = self.vision[key]
             assert isinstance(projections, VisionProjections)
-            losses.append(
-                vision_loss(
-                    projections,
-                    expanded,
-                    image_BH=image_state(output, batch),
-                    regions_BSH=regions,
-                    region_seen_BS=seen,
-                    target=self.settings.vision_target,
-                    kind=self.settings.distance,
-                )
+            losses[name] = vision_loss(
+                projections,
+                expanded,
+                image_BH=image_state(output, batch),
+                regions_BSH=regions,
+                region_seen_BS=seen,
+                target=self.settings.vision_target,
+                kind=self.settings.distance,
             )
-        return torch.stack(losses).mean(0) if losses else None
+        return losses
 
     def _text(
         self, output: StudentOutput, signal: TeacherSignal, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if not self.text or not signal.text:
-            return None, None
+            return {}, None
         assert signal.words is not None
         num_words = signal.words.prior_NW.shape[1]
         words_NWH, seen_NW = pool_to_words(output.text_states_NLH, signal.words.word_of_token_NL, num_words)
         relevance_NW = self._relevance(output, signal, num_words)
-        losses = []
+        losses = {}
         selected_NW = None
         for name, one in signal.text.items():
             key = module_key(name)
@@ -233,17 +269,33 @@ class Distiller(nn.Module):
             )
             projections = self.text[key]
             assert isinstance(projections, TextProjections)
-            losses.append(
-                text_loss(
-                    projections,
-                    one,
-                    pooled_NP=output.pooled_NP,
-                    words_NWH=words_NWH,
-                    selected_NW=selected_NW,
-                    kind=self.settings.distance,
-                )
+            losses[name] = text_loss(
+                projections,
+                one,
+                pooled_NP=output.pooled_NP,
+                words_NWH=words_NWH,
+                selected_NW=selected_NW,
+                kind=self.settings.distance,
             )
-        return (torch.stack(losses).mean(0) if losses else None), selected_NW
+        return losses, selected_NW
+
+    def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
+        losses_KB = torch.stack(list(losses_B.values()))
+        if self.settings.teacher_balance == "learned" and len(losses_B) > 1:
+            free_K = torch.stack([self.free_log_variance[f"{pathway}/{module_key(name)}"] for name in losses_B])
+            log_variance_K = bounded_log_variance(free_K)
+            factor_K = torch.exp(-log_variance_K)
+            value_B = uncertain_teachers(losses_KB, log_variance_K)
+        else:
+            given = self.settings.teacher_weights
+            factor_K = losses_KB.new_tensor([given.get(name, 1.0) for name in losses_B])
+            value_B = weighted_teachers(losses_KB, factor_K)
+        return PathwayTerm(
+            value_B=value_B,
+            raw_B=losses_KB.detach().mean(0),
+            by_teacher={name: value.detach() for name, value in losses_B.items()},
+            balance=dict(zip(losses_B, factor_K.detach(), strict=True)),
+        )
 
     def _relevance(self, output: StudentOutput, signal: TeacherSignal, num_words: int) -> torch.Tensor | None:
         for one in signal.text.values():

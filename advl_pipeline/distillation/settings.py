@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from advl_pipeline.errors import ConfigError
 
 Pathway = Literal["both", "vision", "text"]
+TeacherBalance = Literal["equal", "fixed", "learned"]
 AdaptObjective = Literal["contrastive", "distil-only", "projections-only"]
 
 
@@ -18,6 +21,8 @@ class DistillationSettings:
     pathway: Pathway = "both"
     distance: Literal["mse", "l1", "cosine", "smooth-l1"] = "mse"
     vision_target: Literal["image", "regions", "both"] = "both"
+    teacher_balance: TeacherBalance = "equal"
+    teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     selection: Literal["adaptive", "prior", "visual", "random", "all"] = "adaptive"
     selection_alpha: float = 0.5
     selection_rho: float = 0.3

@@ -161,6 +161,16 @@ class FinetuneConfig:
         "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
     )
     vision_target: Literal["image", "regions", "both"] = option("both", help="Targets of the vision pathway.")
+    teacher_balance: Literal["equal", "fixed", "learned"] = option(
+        "equal",
+        help="How several teachers share a pathway: their mean, a mean under --teacher-weight, or weights learned "
+        "from each teacher's uncertainty.",
+    )
+    teacher_weight: tuple[str, ...] = option(
+        (),
+        help="Weight of a teacher in its pathways, for --teacher-balance fixed; once for each.",
+        metavar="NAME=NUMBER",
+    )
     selection: Literal["adaptive", "prior", "visual", "random", "all"] | None = option(
         None, help="Adaptive Text Token Selection: how words are scored."
     )

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.distiller import Distiller, example_of_sequence
+from advl_pipeline.distillation.distiller import Distiller, PathwayTerm, example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.recipe_terms import TaskLoss
@@ -35,13 +35,15 @@ class LossTerms:
     """Scalars to be added up, raw terms for the log, and the weights and words behind them.
 
     `weighted` are the summands of the loss; `raw` the same terms without weight or lambda, detached. `confidence` is
-    the probability of the ground truth: "student", and of the teachers by modality.
+    the probability of the ground truth: "student", and of the teachers by modality. Where several teachers share a
+    pathway, `raw` also has each one's term, and `balance` its factor, under "pathway/teacher".
     """
 
     weighted: dict[str, torch.Tensor] = field(default_factory=dict)
     raw: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     confidence: dict[str, torch.Tensor] = field(default_factory=dict)
+    balance: dict[str, torch.Tensor] = field(default_factory=dict)
     num_correct: torch.Tensor | None = None
     compared: torch.Tensor | None = None
     """Logits that adversarial finetuning compares with the clean pass's."""
@@ -49,6 +51,13 @@ class LossTerms:
     @property
     def total(self) -> torch.Tensor:
         return torch.stack(list(self.weighted.values())).sum()
+
+    def note(self, pathway: str, term: PathwayTerm) -> None:
+        """Keep what the log tells of a pathway."""
+        self.raw[pathway] = term.raw_B.mean()
+        if len(term.by_teacher) > 1:
+            self.raw |= {f"{pathway}/{name}": value_B.mean() for name, value_B in term.by_teacher.items()}
+            self.balance |= {f"{pathway}/{name}": factor for name, factor in term.balance.items()}
 
 
 class FinetuneModel(nn.Module):
@@ -129,10 +138,9 @@ class FinetuneModel(nn.Module):
             distilled = self.distiller.terms(
                 output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
             )
-            for name, value_B in (("vision", distilled.vision_B), ("text", distilled.text_B)):
-                if value_B is not None:
-                    terms.weighted[name] = value_B.mean()
-                    terms.raw[name] = value_B.detach().mean()
+            for name, term in distilled.pathways.items():
+                terms.weighted[name] = term.value_B.mean()
+                terms.note(name, term)
         return terms
 
     def _finetune(
@@ -161,12 +169,10 @@ class FinetuneModel(nn.Module):
         distilled = self.distiller.terms(
             output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
         )
-        for name, value_B in (("vision", distilled.vision_B), ("text", distilled.text_B)):
-            if value_B is None:
-                continue
+        for name, term in distilled.pathways.items():
             weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)
-            terms.weighted[name] = strength * (weights_B * value_B).mean()
-            terms.raw[name] = value_B.detach().mean()
+            terms.weighted[name] = strength * (weights_B * term.value_B).mean()
+            terms.note(name, term)
             terms.weights[name] = weights_B
         return terms
 

@@ -203,6 +203,8 @@ def _summarise(collected: list[tuple[float, LossTerms]], num_examples: int) -> d
                 record[key] = record.get(key, 0.0) + share * float(value.detach())
         if terms.num_correct is not None:
             record["correct"] = record.get("correct", 0.0) + float(terms.num_correct) / num_examples
+    for name, factor in collected[0][1].balance.items():
+        record[f"balance/{name}"] = float(factor)
     for name in collected[0][1].weights:
         record[f"weights/{name}"] = _histogram([terms.weights[name] for _, terms in collected])
     for name in collected[0][1].confidence:

@@ -13,6 +13,8 @@ explicitly wins over the method's default, which is how ablations are named.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,6 +71,8 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             pathway=config.pathway,
             distance=config.distance,
             vision_target=config.vision_target,
+            teacher_balance=config.teacher_balance,
+            teacher_weights=teacher_weights(config.teacher_weight),
             selection=config.selection or defaults["selection"],
             selection_alpha=config.selection_alpha,
             selection_rho=config.selection_rho,
@@ -82,3 +86,27 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
         num_adapt_steps=num_adapt,
         num_finetune_steps=num_steps - num_adapt,
     )
+
+
+def teacher_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Read weights of teachers given as NAME=NUMBER.
+
+    Raises:
+        ConfigError: another form, a number below 0 or not finite, or one teacher twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        # A name may hold an equals sign (`hf:` takes any), a number may not.
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not name or not 0.0 <= value < math.inf:
+            raise ConfigError(
+                "A teacher's weight is not NAME=NUMBER, with a number of at least 0.", why=f"got {text!r}"
+            )
+        if name in found:
+            raise ConfigError("A teacher has two weights.", where=name)
+        found[name] = value
+    return found

@@ -134,9 +134,7 @@ def _pathway_step(model: FinetuneModel, batch: TrainingBatch, output: StudentOut
         every_N,
         generator=torch.Generator().manual_seed(0),
     )
-    value_B = terms.vision_B if part == "vision" else terms.text_B
-    assert value_B is not None
-    value_B.mean().backward()  # type: ignore[no-untyped-call]
+    terms.pathways[part].value_B.mean().backward()  # type: ignore[no-untyped-call]
 
 
 def _contrast_step(model: FinetuneModel, batch: TrainingBatch) -> None:
