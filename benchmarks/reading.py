@@ -100,10 +100,9 @@ def sequential_cold_share(corpus: Corpus, folder: Path, *, rounds: int) -> float
 
 def pad(rows: Sequence[npt.NDArray[np.float16]]) -> torch.Tensor:
     """Pad units into one (B, M, D) tensor: the work that every format's batch goes through."""
-    padded_BMD = np.empty((len(rows), max(map(len, rows)), DIM), np.float16)
+    padded_BMD = np.zeros((len(rows), max(map(len, rows)), DIM), np.float16)
     for place, item in zip(padded_BMD, rows, strict=True):
         place[: len(item)] = item
-        place[len(item) :] = 0
     return torch.from_numpy(padded_BMD)
 
 
