@@ -32,12 +32,15 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
 
     Pieces are read from left to right over the text, both without case, accents, compatibility forms, white space
     and word marks. A piece that is not found next within a short distance (an unknown token, a special token) is
-    given what lies between its found neighbours; pieces sharing such a gap share its span.
+    given what lies between its found neighbours; pieces sharing such a gap share its span. A piece of white space or
+    of a word mark alone covers nothing. The bytes of the text, one a piece (ByT5), are followed exactly.
 
     Args:
         text: the text as it was tokenised.
         pieces: the tokens of it, in order, as `convert_ids_to_tokens` gives them.
     """
+    if (bytes_M2 := _byte_spans(text, pieces)) is not None:
+        return trim_spans(text, bytes_M2)
     folded, origin = _fold_with_origin(text)
     starts_M = np.full(len(pieces), -1, dtype=np.int32)
     ends_M = np.full(len(pieces), -1, dtype=np.int32)
@@ -55,7 +58,21 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
         ends_M[row] = origin[found + len(wanted) - 1] + 1
         position = found + len(wanted)
         pending = 0
-    return trim_spans(text, _fill_gaps(len(text), starts_M, ends_M))
+    spans_M2 = trim_spans(text, _fill_gaps(len(text), starts_M, ends_M))
+    blank_M = np.array([not _strip_marks(piece).strip() for piece in pieces], dtype=np.bool_)
+    spans_M2[blank_M, 1] = spans_M2[blank_M, 0]
+    return spans_M2
+
+
+def _byte_spans(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32] | None:
+    """Return the character that each byte belongs to, or None where the pieces are not the text's bytes."""
+    if not pieces or any(len(piece) != 1 or ord(piece) > 255 for piece in pieces):
+        return None
+    if bytes(map(ord, pieces)) != text.encode("utf-8"):
+        return None
+    widths = [len(character.encode("utf-8")) for character in text]
+    starts_M = np.repeat(np.arange(len(text), dtype=np.int32), widths)
+    return np.stack([starts_M, starts_M + 1], axis=1)
 
 
 def _fill_gaps(length: int, starts_M: npt.NDArray[np.int32], ends_M: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from tower_checks import require_same_in_a_batch
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.teachers.registry import open_teacher
@@ -77,6 +78,12 @@ def test_both_towers_equal_direct_calls(
     torch.testing.assert_close(image.token_values[0], grid[0], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(text.global_ND[1], read.pooler_output[0], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(text.token_values[1], tokens, atol=2e-5, rtol=1e-4)
+    for batch in (image, text):
+        assert max(float(values.abs().max()) for values in [batch.global_ND, *batch.token_values]) < 65504
+    alone = teacher.text.encode(teacher.text.prepare([text_unit(TEXT)]))
+    torch.testing.assert_close(alone.global_ND[0], text.global_ND[1], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(alone.token_values[0], text.token_values[1], atol=2e-5, rtol=1e-4)
+    require_same_in_a_batch(teacher.image, picture)
 
 
 def test_each_tower_is_identified_by_its_own_parameters(
@@ -98,14 +105,19 @@ def test_each_tower_is_identified_by_its_own_parameters(
     assert before.text.describe() != after.text.describe()
 
 
-def test_long_texts_are_windowed_within_the_tower(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:
-    model_class, config, kind, processor = PAIRS["clip"]
+@pytest.mark.parametrize("family", PAIRS)
+def test_long_texts_are_windowed_within_the_tower(
+    family: str, text_folder: Callable[..., tuple[Path, Any, Any]]
+) -> None:
+    model_class, config, kind, processor = PAIRS[family]
     folder, _, tokenizer = text_folder(model_class, config(), kind)
     processor.save_pretrained(folder)
     tower = open_teacher("hf:local/pair", weights=folder).text
     assert tower is not None
     text = " ".join([TEXT, OTHER] * 3)
     (prepared,) = tower.prepare([text_unit(text)])
-    assert prepared.num_tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 24
+    longest = tower.describe()["long_texts"]["max_length"]
+    assert prepared.num_tokens == len(tokenizer(text, add_special_tokens=False)["input_ids"]) > longest
     encoded = tower.encode([prepared])
-    assert encoded.token_values[0].shape == (prepared.num_tokens, 24)
+    assert encoded.token_values[0].shape == (prepared.num_tokens, tower.token_dim)
+    assert float(encoded.token_values[0].norm(dim=1).min()) > 0

@@ -15,6 +15,7 @@ from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.teachers.interface import TextTower
 from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.word_pieces import WordPieces
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 TEXT = "Why is the naive dog holding an umbrella?"
@@ -102,6 +103,46 @@ def test_spans_name_the_characters_of_each_piece(
     covered = {position for start, end in spans.tolist() for position in range(start, end)}
     assert {position for position, character in enumerate(TEXT) if not character.isspace()} <= covered
     assert not any(TEXT[start:end] != TEXT[start:end].strip() for start, end in spans.tolist())
+
+
+def test_a_tokenizer_without_offsets_finds_the_same_characters(
+    text_folder: Callable[..., tuple[Path, Any, Any]], tmp_path: Path
+) -> None:
+    """One vocabulary, read by a tokenizer that gives offsets and by one in Python that gives none."""
+    _, _, fast = text_folder(*FAMILIES["bert"][:3])
+    vocabulary = tmp_path / "vocab.txt"
+    names = sorted(fast.get_vocab().items(), key=lambda entry: entry[1])
+    vocabulary.write_text("".join(f"{name}\n" for name, _ in names), encoding="utf-8")
+    slow = WordPieces(hf.BertTokenizerLegacy(str(vocabulary), do_lower_case=True))
+    given = WordPieces(fast)
+    assert (slow.describe()["spans"], given.describe()["spans"]) == ("aligned", "offsets")
+    assert (slow.prefix, slow.suffix) == (given.prefix, given.suffix)
+    for one, two in zip(slow([TEXT, *OTHERS, ""]), given([TEXT, *OTHERS, ""]), strict=True):
+        assert one.ids_M.tolist() == two.ids_M.tolist()
+        assert one.spans_M2.tolist() == two.spans_M2.tolist()
+
+
+def test_a_family_without_offsets_goes_the_whole_way(tmp_path: Path) -> None:
+    """ByT5: no fast tokenizer exists, and its pieces are bytes."""
+    tokenizer = hf.ByT5Tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = hf.T5Config(vocab_size=384, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
+    model = hf.T5EncoderModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tower = opened(tmp_path)
+    assert tower.describe()["tokenizer"]["spans"] == "aligned"
+    (prepared,) = tower.prepare([text_unit(OTHERS[0])])
+    spans = prepared.char_spans_M2
+    assert spans is not None
+    characters = [OTHERS[0][start:end] for start, end in spans.tolist()]
+    assert characters == [*"the", "", *"caf", "é", "é", "'", "s", "", *"door"]
+    inputs = tokenizer(OTHERS[0], return_tensors="pt")
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state[0]
+    encoded = tower.encode([prepared])
+    torch.testing.assert_close(encoded.token_values[0], states[:-1], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(encoded.global_ND[0], states.mean(dim=0), atol=2e-5, rtol=1e-4)
 
 
 def test_a_long_text_is_read_in_windows(text_folder: Callable[..., tuple[Path, Any, Any]]) -> None:

@@ -12,6 +12,7 @@ import timm
 import torch
 import transformers as hf
 from PIL import Image
+from tower_checks import require_same_in_a_batch
 
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
@@ -48,7 +49,15 @@ FAMILIES: dict[str, tuple[Any, Any, str, int]] = {
     "convnext": (hf.ConvNextModel, hf.ConvNextConfig(**CONVNEXT), "share", 0),
     "convnextv2": (hf.ConvNextV2Model, hf.ConvNextV2Config(**CONVNEXT), "share", 0),
 }
-TIMM = ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "tf_efficientnet_lite0", "resnet18"]
+TIMM = [
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_dinov3",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "efficientnet_b0",
+    "tf_efficientnet_lite0",
+    "resnet18",
+]
 
 
 def opened(name: str, **settings: Any) -> ImageTower:
@@ -85,6 +94,7 @@ def test_transformers_features_equal_a_direct_call(family: str, tmp_path: Path, 
     torch.testing.assert_close(encoded.token_values[0], expected_grid[0], atol=2e-5, rtol=1e-4)
     assert tower.num_tokens(picture) == len(encoded.token_values[0]) == prepared.num_tokens
     assert tower.token_dim == encoded.token_values[0].shape[1]
+    require_same_in_a_batch(tower, picture)
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -104,13 +114,20 @@ def test_timm_features_equal_a_direct_call(name: str, tmp_path: Path, picture: I
         p_K = model(pixels)[0].softmax(dim=0)
     scale = float(global_ND.abs().max())
     torch.testing.assert_close(encoded.global_ND, global_ND, atol=1e-5 * max(scale, 1), rtol=1e-3)
-    torch.testing.assert_close(encoded.stats["entropy"][0], -(p_K * p_K.log()).sum(), atol=1e-3, rtol=1e-3)
-    top = p_K.topk(2).values
-    torch.testing.assert_close(encoded.stats["margin"][0], top[0] - top[1], atol=1e-4, rtol=1e-2)
+    assert set(encoded.stats) == ({"norm", "entropy", "margin"} if model.num_classes else {"norm"})
+    if model.num_classes:
+        torch.testing.assert_close(encoded.stats["entropy"][0], -(p_K * p_K.log()).sum(), atol=1e-3, rtol=1e-3)
+        top = p_K.topk(2).values
+        torch.testing.assert_close(encoded.stats["margin"][0], top[0] - top[1], atol=1e-4, rtol=1e-2)
     assert encoded.token_values[0].shape == (tower.num_tokens(picture), tower.token_dim)
-    if states.ndim == 4 and states.shape[1] == tower.token_dim:
+    if states.ndim == 3:
+        grid_MD = states[0, model.num_prefix_tokens :]
+    elif states.shape[1] == tower.token_dim:
         grid_MD = states[0].flatten(1).T
-        torch.testing.assert_close(encoded.token_values[0], grid_MD, atol=1e-4 * scale, rtol=1e-3)
+    else:
+        grid_MD = states[0].flatten(0, 1)
+    torch.testing.assert_close(encoded.token_values[0], grid_MD, atol=1e-4 * scale, rtol=1e-3)
+    require_same_in_a_batch(tower, picture)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (201, 333), (224, 224), (57, 500)])

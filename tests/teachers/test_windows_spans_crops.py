@@ -74,6 +74,8 @@ def test_roi_means_are_exact_on_a_linear_map() -> None:
         ("[weird] start", ["[UNK]", "start"], ["[weird]", "start"]),
         ("ends in \u4f60", ["ends", "in", "[UNK]"], ["ends", "in", "\u4f60"]),
         ("straße", ["stras", "##se"], ["straß", "ße"]),
+        ("a \u4f60 b", ["▁a", "▁", "<unk>", "▁b"], ["a", "", "\u4f60", "b"]),
+        ("日é a", list("日é a".encode().decode("latin-1")), ["日", "日", "日", "é", "é", "", "a"]),
         ("", [], []),
     ],
 )

@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrix
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
+from advl_pipeline.extraction.confidence import load_or_estimate_confidence
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
@@ -77,13 +79,27 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
 
 
-def test_cached_and_live_teachers_give_the_same_loss(small_corpus: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "advl"},
+        {"method": "naive-kd"},
+        {"adapt_objective": "distil-only", "vision_target": "regions", "confidence": "probe-joint"},
+        {"adapt_objective": "projections-only", "selection": "prior", "distance": "cosine", "target_norm": "none"},
+    ],
+    ids=lambda changes: "-".join(changes.values()),
+)
+def test_cached_and_live_teachers_give_the_same_loss(
+    changes: dict[str, str], small_corpus: Any, tmp_path: Path
+) -> None:
     for name, live in (("cached", False), ("live", True)):
-        run_finetune(small_corpus.config(tmp_path / name, num_steps=3, live=live))
+        run_finetune(small_corpus.config(tmp_path / name, num_steps=3, live=live, **changes))
     for cached, live in zip(losses(tmp_path / "cached"), losses(tmp_path / "live"), strict=True):
-        for key in ("raw/vision", "raw/text", "weighted/vision", "weighted/text"):
+        found = {key for key in cached if key.startswith(("raw/", "weighted/"))}
+        assert {"raw/vision", "raw/text", "weighted/vision", "weighted/text"} <= found
+        for key in found:
             # Features are stored in half precision.
-            assert cached.get(key) == pytest.approx(live.get(key), rel=5e-3), key
+            assert cached[key] == pytest.approx(live[key], rel=5e-3), key
 
 
 @pytest.fixture(scope="module")
@@ -352,6 +368,33 @@ def test_labels_outside_the_subset_and_other_splits_influence_nothing(
     run_finetune(small_corpus.config(tmp_path / "wrong", **changes))
     assert losses(tmp_path / "wrong") == losses(tmp_path / "true")
     assert opened == ["train"]
+
+
+@pytest.mark.parametrize("adapt_on", ["subset", "inputs"])
+def test_low_shot_statistics_come_from_where_the_readme_says(
+    adapt_on: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+    probed: list[str] = []
+
+    def fit(texts: Any) -> Any:
+        counted.extend(texts)
+        return fit_word_prior(counted)
+
+    def estimate(**options: Any) -> Any:
+        probed.extend(options["example_ids"])
+        return load_or_estimate_confidence(**options)
+
+    monkeypatch.setattr("advl_pipeline.training.run.fit_word_prior", fit)
+    monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate)
+    run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=adapt_on, num_steps=2))
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    subset = set(nested_subset(dataset, 4, 0))
+    examples = [dataset[index] for index in range(len(dataset))]
+    inputs = [example for example in examples if adapt_on == "inputs" or example.example_id in subset]
+    assert sorted(counted) == sorted(choice.text for example in inputs for choice in example.candidates)
+    assert set(probed) == subset
+    assert len(inputs) == (4 if adapt_on == "subset" else 16)
 
 
 def test_inputs_without_labels_change_the_adapt_step(small_corpus: Any, tmp_path: Path) -> None:
