@@ -99,6 +99,7 @@ def repair(as_json: bool, **flags: Any) -> None:
 
     \b
     advl cache repair caches/minilm-l6/scenes-vcr/train
+    advl cache repair s3://bucket/caches/clip-vit-l
     """
     from advl_pipeline.extraction.repair import run_repair
 

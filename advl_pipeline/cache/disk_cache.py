@@ -207,7 +207,7 @@ class DiskCache:
             "An object of the cache is damaged.",
             where=f"{self._store.url}/{name}",
             why=why,
-            next_command=f"advl cache verify {self._store.url}",
+            next_command=f"advl cache repair {self._store.url}",
         )
 
 

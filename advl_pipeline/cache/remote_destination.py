@@ -24,7 +24,6 @@ from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, safe_path, storage_error
 from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import MissingObject, ObjectStore, require_conditional_writes
-from advl_pipeline.cache.provenance import extract_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
@@ -36,14 +35,14 @@ from advl_pipeline.cache.records import (
     load_shard,
     shard_record_path,
 )
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.locations import Url
 
 _STAGED = f"{WORK_FOLDER}/staged"
 _CONNECTIONS = 8
 
 
-class _LeaseLost(Exception):
+class _LeaseLost(StorageError):
     """Another process has taken over what was being written."""
 
 
@@ -101,20 +100,24 @@ class RemoteDestination:
     def publish_shard(self, modality: str, shard: int) -> None:
         lease, record = f"{modality}-{shard:05d}", shard_record_path(modality, shard)
         files = load_shard(self.root, modality, shard).files
-        staged = self.root / _STAGED / lease
         try:
-            self._put_all(
-                [*files, *(f"{_STAGED}/{lease}/{path.name}" for path in sorted(staged.iterdir()))], lease=lease
-            )
+            self._put_all(files, lease=lease)
+            self.publish_staged(modality, shard, lease=lease)
             ours = self._commit(record, lease=lease)
         except _LeaseLost:
             ours = False
         if not ours:
             # The successor's record says what the shard is; until there is one, it is pending.
             (self.root / record).unlink()
-            shutil.rmtree(staged)
+            shutil.rmtree(self.root / _STAGED / lease)
         for name in files:
             (self.root / name).unlink()
+
+    def publish_staged(self, modality: str, shard: int, *, lease: str) -> None:
+        """Show what a shard adds to the tables, under a lease that is held."""
+        name = f"{modality}-{shard:05d}"
+        paths = sorted((self.root / _STAGED / name).iterdir())
+        self._put_all([f"{_STAGED}/{name}/{path.name}" for path in paths], lease=lease)
 
     def gather(self) -> None:
         present: dict[str, list[str]] = {}
@@ -125,7 +128,7 @@ class RemoteDestination:
                 raise CorruptCache(
                     "What a shard adds to the tables is missing.",
                     where=f"{self.location}/{_STAGED}/{path.stem}",
-                    next_command=extract_command(self.root, location=self.location, renew=True),
+                    next_command=f"advl cache repair {self.location}",
                 )
         missing = [name for names in present.values() for name in names if not (self.root / name).is_file()]
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -162,7 +165,11 @@ class RemoteDestination:
 
     def _put(self, name: str, lease: str) -> None:
         if not self._store.settle(name, self.root / name, may_replace=lambda: self._leases.is_held(lease)):
-            raise _LeaseLost
+            raise _LeaseLost(
+                "Another process took over what this one was writing.",
+                where=f"{self.location}/{name}",
+                next_command="give the same command again",
+            )
 
     def _commit(self, record: str, *, lease: str) -> bool:
         """Write a record unless another process's stands there; returns whether what stands there is ours."""

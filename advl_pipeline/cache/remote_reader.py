@@ -97,5 +97,5 @@ def _require_sizes(store: ObjectStore, files: Files) -> None:
                 "An object of the cache is damaged.",
                 where=f"{store.url}/{name}",
                 why="it is missing" if found is None else f"it has {found} bytes instead of {entry.num_bytes}",
-                next_command=f"advl cache verify {store.url}",
+                next_command=f"advl cache repair {store.url}",
             )

@@ -116,9 +116,7 @@ def describe_findings(report: VerifyReport) -> CorruptCache:
         f"The cache is not sound: {len(lines)} finding(s).",
         where=str(report.path),
         why="\n         ".join(lines[:20] + (["..."] if len(lines) > 20 else [])),
-        next_command=f"advl cache repair {report.path}"
-        if isinstance(report.path, Path)
-        else f"advl cache prune {report.path} --all, then the command that made it",
+        next_command=f"advl cache repair {report.path}",
     )
 
 

@@ -65,9 +65,11 @@ class ExtractConfig:
 class RepairConfig:
     """Configuration of `advl cache repair`."""
 
-    cache: Path = option(help="Folder of the cache.")
+    cache: Location = option(help="Folder or URL of the cache.")
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
+    disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.confidence import remove_confidence
-from advl_pipeline.cache.destination import FolderDestination
+from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.files import WORK_FOLDER, read_json
 from advl_pipeline.cache.identity import digest, require_identity
-from advl_pipeline.cache.layout import ArraySpec, render_json
+from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
+from advl_pipeline.cache.mending import Mending, open_mending
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
@@ -35,11 +34,12 @@ from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache
-from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
+from advl_pipeline.extraction.config import ExtractConfig, RepairConfig, default_output
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.run import extract, make_plan, open_inputs
 from advl_pipeline.extraction.sources import Source, open_sources
+from advl_pipeline.locations import Location, Url
 from advl_pipeline.teachers.interface import Teacher
 
 ROOT_METADATA = "zarr.json"
@@ -52,7 +52,7 @@ _ROUNDS = 2
 class RepairResult:
     """What was found, how many units had to be encoded again, and whether every byte is as it was recorded."""
 
-    path: Path
+    path: Location
     findings: tuple[tuple[str, str], ...]
     encoded_units: int
     is_identical: bool
@@ -67,55 +67,70 @@ def run_repair(config: RepairConfig) -> RepairResult:
         CorruptCache: the cache is still not sound afterwards.
     """
     with interruptible():
-        settings = recover_provenance(config.cache)["config"]
-        overrides = {"output": config.cache, "weights": config.weights, "data_root": config.data_root}
+        settings = _provenance_of(config.cache)["config"]
+        overrides = {
+            "output": config.cache,
+            "weights": config.weights,
+            "data_root": config.data_root,
+            "disk_cache": config.disk_cache,
+            "disk_cache_gb": config.disk_cache_gb,
+        }
         given = {key: value for key, value in overrides.items() if value is not None}
-        extraction = build_config(ExtractConfig, settings, given, where=str(config.cache / PROVENANCE_FILE))
+        extraction = build_config(ExtractConfig, settings, given, where=f"{config.cache}/{PROVENANCE_FILE}")
         teacher, dataset = open_inputs(extraction)
         return repair(extraction, teacher, dataset)
 
 
 def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairResult:
     """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
-    root = config.output
-    if not isinstance(root, Path):
-        raise ConfigError("The cache to repair must be a folder.", where=str(root))
-    first = report = verify_cache(root)
+    location = config.output or default_output(config.teacher, config.dataset, config.split)
+    first = report = verify_cache(location)
     encoded = 0
     for _ in range(_ROUNDS):
         if report.is_sound:
             break
-        encoded += _mend(config, root, teacher, dataset, report)
-        report = verify_cache(root)
+        encoded += _mend(config, location, teacher, dataset, report)
+        report = verify_cache(location)
     if not report.is_sound:
         raise describe_findings(report)
     return RepairResult(
-        path=root,
+        path=location,
         findings=tuple((finding.path, finding.problem) for finding in first.findings),
         encoded_units=encoded,
         is_identical=all(report.files.get(path) == entry for path, entry in first.files.items()),
     )
 
 
-def _mend(config: ExtractConfig, root: Path, teacher: Teacher, dataset: Dataset, report: VerifyReport) -> int:
+def _mend(config: ExtractConfig, location: Location, teacher: Teacher, dataset: Dataset, report: VerifyReport) -> int:
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    _require_origin(root, identity)
-    provenance = recover_provenance(root)
-    (root / COMPLETE_RECORD).unlink(missing_ok=True)
-    _clear_away(root, report)
-    if report.bad_paths() & set(_planned_files(sources)):
-        (root / PLAN_RECORD).unlink(missing_ok=True)
-    if not (root / PLAN_RECORD).is_file():
-        make_plan(config, FolderDestination(root), sources, identity, provenance=provenance)
-    writer = CacheWriter(root)
-    for source in sources:
-        _take_back(writer, source.modality, report)
+    with open_mending(location, report, disk_cache_config(config.disk_cache, config.disk_cache_gb)) as mending:
+        root = mending.destination.root
+        _require_origin(root, identity, where=str(location))
+        provenance = recover_provenance(root, where=str(location))
+        mending.remove(COMPLETE_RECORD)
+        _clear_away(mending, report)
+        if report.bad_paths() & set(_planned_files(sources)):
+            mending.remove(PLAN_RECORD)
+        if not (root / PLAN_RECORD).is_file():
+            make_plan(config, mending.destination, sources, identity, provenance=provenance)
+        writer = CacheWriter(root)
+        for source in sources:
+            _take_back(mending, writer, source.modality, report)
     return extract(config, teacher, dataset).encoded_units
 
 
-def recover_provenance(root: Path) -> dict[str, Any]:
-    """Return the provenance from whichever of its two copies is sound.
+def _provenance_of(location: Location) -> dict[str, Any]:
+    if not isinstance(location, Url):
+        return recover_provenance(location, where=str(location))
+    from advl_pipeline.cache.remote_mending import remote_metadata
+
+    with remote_metadata(location) as root:
+        return recover_provenance(root, where=location)
+
+
+def recover_provenance(root: Path, *, where: str) -> dict[str, Any]:
+    """Return the provenance from whichever of its two copies under `root` is sound; `where` names the cache.
 
     Raises:
         ConfigError: neither can be read.
@@ -130,12 +145,12 @@ def recover_provenance(root: Path) -> dict[str, Any]:
             return copy
     raise ConfigError(
         "Nothing is left that says how this cache was made.",
-        where=str(root),
+        where=where,
         next_command="give the command that made it again",
     )
 
 
-def _require_origin(root: Path, identity: Mapping[str, Any]) -> None:
+def _require_origin(root: Path, identity: Mapping[str, Any], *, where: str) -> None:
     copies = [*_parsed(root, IDENTITY_FILE), *_attributes(root, "identity")]
     if identity in copies:
         return
@@ -143,9 +158,9 @@ def _require_origin(root: Path, identity: Mapping[str, Any]) -> None:
         if load_plan(root).identity_sha256 == digest(identity):
             return
     if not copies:
-        raise CorruptCache("Nothing is left that says what this cache holds.", where=str(root))
+        raise CorruptCache("Nothing is left that says what this cache holds.", where=where)
     require_identity(
-        identity, copies[0], where=str(root), next_command="give the --weights and --data-root that it was made with"
+        identity, copies[0], where=where, next_command="give the --weights and --data-root that it was made with"
     )
 
 
@@ -157,21 +172,17 @@ def _planned_files(sources: Sequence[Source]) -> list[str]:
     return planned
 
 
-def _clear_away(root: Path, report: VerifyReport) -> None:
+def _clear_away(mending: Mending, report: VerifyReport) -> None:
     """Remove what stands where it should not: unrecorded files, links, damaged sets of confidences."""
     for name in report.bad_paths():
-        path = root / name
-        for folder in reversed(path.parents):
-            if folder != root and root in folder.parents and folder.is_symlink():
-                folder.unlink()
-        if path.is_symlink() or (path.is_file() and name not in report.files and not _keeps(name)):
-            path.unlink()
-        elif path.is_dir():
-            shutil.rmtree(path)
+        mending.clear(name, is_recorded=name in report.files or _keeps(name))
         for key in _CONFIDENCE_KEY.findall(name):
-            remove_confidence(root, key)
+            mending.remove_confidence(key)
+    if _CONFIDENCES in report.bad_paths() & report.files.keys():
+        mending.restore(_CONFIDENCES, group_metadata())
 
 
+_CONFIDENCES = "confidence/zarr.json"
 _CONFIDENCE_KEY = re.compile(r"^(?:confidence/|records/confidence-)([0-9a-f]{16})(?:/|\.json$)")
 
 
@@ -180,9 +191,9 @@ def _keeps(name: str) -> bool:
     return name.startswith((f"{WORK_FOLDER}/", "records/"))
 
 
-def _take_back(writer: CacheWriter, modality: str, report: VerifyReport) -> None:
+def _take_back(mending: Mending, writer: CacheWriter, modality: str, report: VerifyReport) -> None:
     """Un-commit the damaged shards of a modality, and stage what the sound ones add to the tables."""
-    root, placement = writer.root, writer.placement(modality)
+    placement = writer.placement(modality)
     damaged = report.bad_paths()
 
     def is_sound(path: str) -> bool:
@@ -205,13 +216,12 @@ def _take_back(writer: CacheWriter, modality: str, report: VerifyReport) -> None
         record = shard_record_path(modality, shard)
         own_files = [spec.shard_path(shard) for spec in writer.token_specs(modality).values()]
         if record in damaged or not all(is_sound(path) for path in own_files):
-            (root / record).unlink()
-        elif writer.is_staged(modality, shard):
-            continue
+            mending.remove(record)
         elif stats_sound and all(is_sound(path) for path in table_files):
-            writer.stage(modality, shard, writer.stage_from_tables(modality, shard, stats))
-        else:
-            (root / record).unlink()
+            with mending.holding(own_files):
+                mending.stage(writer, modality, shard, stats)
+        elif not mending.is_staged(writer, modality, shard):
+            mending.remove(record)
 
 
 def _own_statistics(report: VerifyReport, modality: str, num_units: int) -> dict[str, ArraySpec]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from chaos import make_job
-from s3_server import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server, client_environment, environment_of
+from objects import objects, spoil
+from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache import leases
@@ -18,32 +18,12 @@ from advl_pipeline.cache.config import InfoConfig, PruneConfig
 from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.info import run_info
 from advl_pipeline.cache.leases import Leases
-from advl_pipeline.cache.object_store import ObjectStore, Version
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.prune import run_prune
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch, StorageError
 from advl_pipeline.locations import Url, parse_location
-
-
-@pytest.fixture
-def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
-    monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
-    with environment_of(s3_server.environment):
-        location = parse_location(f"s3://{BUCKET}/{tmp_path.name}/cache")
-        assert isinstance(location, Url)
-        yield location
-
-
-def objects(url: Url) -> dict[str, bytes]:
-    store = ObjectStore(url)
-    return {name: store.get(name) for name in store.list()}
-
-
-def spoil(url: Url, name: str, content: bytes) -> None:
-    store = ObjectStore(url)
-    store.delete(name)
-    assert isinstance(store.create(name, content), Version)
 
 
 def test_same_bytes_as_in_a_folder(url: Url, tmp_path: Path) -> None:

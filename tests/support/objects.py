@@ -1,0 +1,27 @@
+"""Looking at, and changing, the objects of a cache in an object store behind the program's back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from advl_pipeline.cache.object_store import ObjectStore, Version
+from advl_pipeline.locations import Url
+
+
+def objects(url: Url) -> dict[str, bytes]:
+    """Return every object below a URL by relative name."""
+    store = ObjectStore(url)
+    return {name: store.get(name) for name in store.list()}
+
+
+def upload(url: Url, content: Mapping[str, bytes]) -> None:
+    """Make objects."""
+    for name, raw in content.items():
+        spoil(url, name, raw)
+
+
+def spoil(url: Url, name: str, content: bytes) -> None:
+    """Put other content in an object's place."""
+    store = ObjectStore(url)
+    store.delete(name)
+    assert isinstance(store.create(name, content), Version)
