@@ -107,7 +107,8 @@ def _variants(folder: Path, quick: bool, figures: dict[str, Any]) -> None:
 
 
 def _training(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
-    sizes = (8, 8, 1) if quick else (80, 40, 3)
+    # The runs time the parts of a step once for every 50 steps.
+    sizes = (8, 50, 1) if quick else (80, 150, 3)
     costs = measure_training(folder / "training", num_pictures=sizes[0], num_steps=sizes[1], rounds=sizes[2])
     figures["training"] = asdict(costs)
     print(f"\nstep: plain {costs.plain:.4f} s, cached {costs.cached:.4f} s, live {costs.live:.4f} s")

@@ -1,31 +1,24 @@
 """What distillation from caches costs a training step, against the same step without it and with live teachers.
 
-The arithmetic of the distillation (projections and losses) is measured apart, on batches that are in memory.
+The arithmetic of the distillation is measured apart: the runs time the parts of a step themselves, on a batch that is
+in memory (`part_costs.py`).
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
-from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import resolve_method
-from advl_pipeline.training.run import build_finetune_model, run_finetune
-from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.run import run_finetune
 
 _TEACHERS = ("minilm-l6", "efficientnet-lite0")
-_NUM_KEPT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +68,6 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
         },
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    arithmetic: list[float] = []
     base: dict[str, Any] = {
         "dataset": "scenes-vcr",
         "data_root": data_root,
@@ -87,53 +79,20 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
         for name, changes in ways.items():
             config = FinetuneConfig(**{**base, "output": folder / f"{name}-{number}", **changes})
             found[name].append(run_finetune(config).summary)
-        arithmetic.append(_arithmetic_seconds({**base, "output": folder / "none", **ways["cached"]}))
     medians = {name: statistics.median(item["seconds_per_step"] for item in runs) for name, runs in found.items()}
     return StepCosts(
         plain=medians["plain"],
         cached=medians["cached"],
         live=medians["live"],
-        arithmetic=statistics.median(arithmetic),
+        arithmetic=statistics.median(
+            _computing(cached) - _computing(plain)
+            for cached, plain in zip(found["cached"], found["plain"], strict=True)
+        ),
         wait_share=statistics.median(item["wait_share"] for item in found["cached"]),
     )
 
 
-def _arithmetic_seconds(settings: dict[str, Any]) -> float:
-    """Return how much longer forward and backward take with the distillation terms, on the same batches."""
-    config = FinetuneConfig(**settings)
-    method = resolve_method(config)
-    dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root, tasks=config.task)
-    teachers = [cached_teacher(open_cache(path)) for path in config.cache]
-    prior = fit_word_prior(choice.text for i in range(len(dataset)) for choice in dataset[i].candidates)
-    source = SignalSource(teachers, prior=prior, confidence={}, target_norm=config.target_norm)
-    model = build_finetune_model(config, method, dataset, source)
-    model.train()
-    steps = training_batches(
-        dataset,
-        range(len(dataset)),
-        model.student,
-        source,
-        steps=range(_NUM_KEPT),
-        batch_size=config.batch_size,
-        accumulate=1,
-        seed=0,
-        labelled=True,
-    )
-    batches = [batch for step in steps for batch in step]
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for batch in [batches[0], *batches]:
-        for distils in seconds:
-            begin = time.perf_counter()
-            terms = model(
-                batch.student,
-                batch.targets,
-                batch.signal if distils else None,
-                task=batch.task,
-                phase="finetune",
-                strength=1.0,
-                image_ids_B=batch.image_ids_B,
-            )
-            terms.total.backward()
-            seconds[distils].append(time.perf_counter() - begin)
-    # The first batch pays for warming up.
-    return statistics.median(seconds[True][1:]) - statistics.median(seconds[False][1:])
+def _computing(summary: dict[str, Any]) -> float:
+    """Return the seconds of a step's forward and backward passes, the reading of features left out."""
+    parts: dict[str, float] = summary["parts"]["milliseconds"]
+    return sum(parts.get(name, 0.0) for name in ("student", "vision", "text")) / 1000.0
