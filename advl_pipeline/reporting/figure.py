@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.result import Place, StudyResult
+
+
+class Placed(Protocol):
+    """A record of a study that has a place in its grid."""
+
+    @property
+    def place(self) -> Place: ...
+
+
+Record = TypeVar("Record", bound=Placed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,3 +49,12 @@ def anchor(result: StudyResult, setting: str, metric: str = "") -> str:
     """Return a part of ids that is unique for a setting and metric, whatever characters their names hold."""
     position = [item.name for item in result.study.settings].index(setting)
     return f"{position}-{metric}" if metric else str(position)
+
+
+def in_domain(result: StudyResult, records: Iterable[Record], setting: str, metric: str) -> tuple[str, list[Record]]:
+    """Return a setting's in-domain test set, its first one, and the records of a metric there."""
+    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
+    wanted = (setting, metric, reference)
+    return reference, [
+        item for item in records if (item.place.setting, item.place.metric, item.place.test_set) == wanted
+    ]

@@ -5,16 +5,21 @@ Rows keep their order from the study; each row is a group that the legend can em
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from advl_pipeline.evaluation.statistics import Interval
+from advl_pipeline.evaluation.statistics import Interval, Spread
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct
+from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct, in_domain
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.claims import ClaimTest
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.result import ShiftDrop, StudyResult, VisionUse
+from advl_pipeline.studies.result import ShiftDrop, StudyResult
+
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 _ROW = 24.0
 _WIDTH = 340.0
@@ -82,31 +87,38 @@ def mini_bar(interval: Interval, mean: float, *, reach: float) -> str:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """One method: the filled end, the hollow end, and what is written beside them."""
+
+    method: str
+    filled: float
+    hollow: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Group:
+    """The rows of one panel, its heading, and its text alternative's title."""
+
+    heading: str
+    title: str
+    rows: tuple[_Row, ...]
+
+
 def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
     """From in-domain accuracy to shifted accuracy, one row per method; None without a shifted set."""
     drops = [item for item in result.drops if (item.place.setting, item.place.metric) == (setting, metric)]
     if not drops:
         return None
-    ends = {(item.place, item.method): _drop_ends(result, item) for item in drops}
-    ticks = nice_ticks(min(min(pair) for pair in ends.values()), max(max(pair) for pair in ends.values()))
-    panels = []
-    for number, (test_set, shots) in enumerate(
-        dict.fromkeys((item.place.test_set, item.place.shots) for item in drops)
-    ):
-        inside = [item for item in drops if (item.place.test_set, item.place.shots) == (test_set, shots)]
-        panels.append(
-            Panel(
-                heading=f"{inside[0].reference} → {test_set}, {wording.shots_text(shots)}",
-                svg=_dumbbells(
-                    [
-                        (item.method, *ends[item.place, item.method], wording.signed(-item.drop.mean))
-                        for item in inside
-                    ],
-                    look,
-                    ticks,
-                    identifier=f"drop-{anchor(result, setting, metric)}-{number}",
-                    title=f"Accuracy from {inside[0].reference} to {test_set} at {wording.shots_text(shots)}",
-                ),
+    groups = []
+    for (test_set, shots), inside in _grouped(drops, lambda item: (item.place.test_set, item.place.shots)):
+        reference, size = inside[0].reference, wording.shots_text(shots)
+        groups.append(
+            _Group(
+                heading=f"{reference} → {test_set}, {size}",
+                title=f"Accuracy from {reference} to {test_set} at {size}",
+                rows=tuple(_drop_row(result, item) for item in inside),
             )
         )
     rows = tuple(
@@ -115,85 +127,74 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
             look[item.method].label,
             shots_label(item.place.shots),
             wording.spread(item.drop),
-            wording.signed(item.change.mean) if item.change else "",
-            wording.interval(item.change.interval) if item.change else "",
+            *_change(item.change),
         )
         for item in drops
     )
-    return Figure(
+    return _figure(
+        look,
+        groups,
         identifier=f"drop-{anchor(result, setting, metric)}",
         title="What the shift costs",
         caption=(
             f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means "
             "over seeds; the number is what is lost, in points."
         ),
-        panels=tuple(panels),
-        series=distinct(item.method for item in drops),
         columns=("shifted set", "method", "shots", "drop", "drop minus the baseline's", "95 % interval"),
         rows=rows,
         runs=_runs(result, setting, metric),
     )
 
 
-def _drop_ends(result: StudyResult, item: ShiftDrop) -> tuple[float, float]:
+def _drop_row(result: StudyResult, item: ShiftDrop) -> _Row:
     """Accuracy before and after the shift over the seeds that have both."""
     standing = result.standing(item.place, item.method)
     assert standing is not None, "a drop is computed from standings"
     by_seed = dict(zip(standing.seeds, standing.per_seed, strict=True))
     after = sum(by_seed[seed] for seed in item.seeds) / len(item.seeds)
-    return after + item.drop.mean, after
+    return _Row(method=item.method, filled=after + item.drop.mean, hollow=after, text=wording.signed(-item.drop.mean))
 
 
 def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
     """From accuracy with the picture to accuracy without it; None when no run was scored so."""
-    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
-    uses = [
-        item
-        for item in result.vision
-        if (item.place.setting, item.place.metric, item.place.test_set) == (setting, metric, reference)
-    ]
+    reference, uses = in_domain(result, result.vision, setting, metric)
     if not uses:
         return None
-    ends = [end for item in uses for end in (item.accuracy.mean, item.spoilt.mean)]
-    ticks = nice_ticks(min(ends), max(ends))
-    panels = []
-    for number, (kind, shots) in enumerate(dict.fromkeys((item.kind, item.place.shots) for item in uses)):
-        inside: list[VisionUse] = [item for item in uses if (item.kind, item.place.shots) == (kind, shots)]
-        panels.append(
-            Panel(
-                heading=f"picture {kind}, {wording.shots_text(shots)}",
-                svg=_dumbbells(
-                    [
-                        (item.method, item.accuracy.mean, item.spoilt.mean, wording.signed(-item.use.mean))
-                        for item in inside
-                    ],
-                    look,
-                    ticks,
-                    identifier=f"vision-{anchor(result, setting, metric)}-{number}",
-                    title=f"Accuracy with the picture and with it {kind}, {wording.shots_text(shots)}",
-                ),
-            )
+    groups = [
+        _Group(
+            heading=f"picture {kind}, {wording.shots_text(shots)}",
+            title=f"Accuracy with the picture and with it {kind}, {wording.shots_text(shots)}",
+            rows=tuple(
+                _Row(
+                    method=item.method,
+                    filled=item.accuracy.mean,
+                    hollow=item.spoilt.mean,
+                    text=wording.signed(-item.use.mean),
+                )
+                for item in inside
+            ),
         )
+        for (kind, shots), inside in _grouped(uses, lambda item: (item.kind, item.place.shots))
+    ]
     rows = tuple(
         (
             item.kind,
             look[item.method].label,
             shots_label(item.place.shots),
             wording.spread(item.use),
-            wording.signed(item.change.mean) if item.change else "",
-            wording.interval(item.change.interval) if item.change else "",
+            *_change(item.change),
         )
         for item in uses
     )
-    return Figure(
+    return _figure(
+        look,
+        groups,
         identifier=f"vision-{anchor(result, setting, metric)}",
         title="What hangs on the picture",
         caption=(
             f"{wording.metric_name(metric)} on {reference} with the true picture (filled) and with a spoilt one "
             "(hollow). The longer the line, the more the answers hang on the picture."
         ),
-        panels=tuple(panels),
-        series=distinct(item.method for item in uses),
         columns=("picture", "method", "shots", "use", "use minus the baseline's", "95 % interval"),
         rows=rows,
         runs=_runs(result, setting, metric),
@@ -202,35 +203,25 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
 
 def text_share_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
     """Accuracy where the text alone suffices and where it does not; None without a text-only student."""
-    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
-    shares = [
-        item
-        for item in result.text_shares
-        if (item.place.setting, item.place.metric, item.place.test_set) == (setting, metric, reference)
-    ]
+    reference, shares = in_domain(result, result.text_shares, setting, metric)
     if not shares:
         return None
-    ends = [end for item in shares for end in (item.on_given.mean, item.on_rest.mean)]
-    ticks = nice_ticks(min(ends), max(ends))
-    identifier = f"textshare-{anchor(result, setting, metric)}"
-    panels = []
-    for number, shots in enumerate(dict.fromkeys(item.place.shots for item in shares)):
-        inside = [item for item in shares if item.place.shots == shots]
-        panels.append(
-            Panel(
-                heading=f"{wording.shots_text(shots)}: text alone {wording.percent(inside[0].share.mean)} % right",
-                svg=_dumbbells(
-                    [
-                        (item.method, item.on_rest.mean, item.on_given.mean, wording.percent(item.on_rest.mean))
-                        for item in inside
-                    ],
-                    look,
-                    ticks,
-                    identifier=f"{identifier}-{number}",
-                    title=f"Accuracy where the text alone fails and where it suffices, {wording.shots_text(shots)}",
-                ),
-            )
+    groups = [
+        _Group(
+            heading=f"{wording.shots_text(shots)}: text alone {wording.percent(inside[0].share.mean)} % right",
+            title=f"Accuracy where the text alone fails and where it suffices, {wording.shots_text(shots)}",
+            rows=tuple(
+                _Row(
+                    method=item.method,
+                    filled=item.on_rest.mean,
+                    hollow=item.on_given.mean,
+                    text=wording.percent(item.on_rest.mean),
+                )
+                for item in inside
+            ),
         )
+        for shots, inside in _grouped(shares, lambda item: item.place.shots)
+    ]
     rows = tuple(
         (
             look[item.method].label,
@@ -238,13 +229,14 @@ def text_share_figure(result: StudyResult, look: Mapping[str, Look], *, setting:
             wording.spread(item.share),
             wording.spread(item.on_given),
             wording.spread(item.on_rest),
-            wording.signed(item.change.mean) if item.change else "",
-            wording.interval(item.change.interval) if item.change else "",
+            *_change(item.change),
         )
         for item in shares
     )
-    return Figure(
-        identifier=identifier,
+    return _figure(
+        look,
+        groups,
+        identifier=f"textshare-{anchor(result, setting, metric)}",
         title="What the texts alone give away",
         caption=(
             f"{wording.metric_name(metric)} on {reference}, split by what a text-only student of the same seed, "
@@ -252,8 +244,6 @@ def text_share_figure(result: StudyResult, look: Mapping[str, Look], *, setting:
             "accuracy on the items that it gets wrong (filled) and on those that it gets right (hollow). The number "
             "is the former: only there can a picture have helped."
         ),
-        panels=tuple(panels),
-        series=distinct(item.method for item in shares),
         columns=(
             "method",
             "shots",
@@ -268,19 +258,63 @@ def text_share_figure(result: StudyResult, look: Mapping[str, Look], *, setting:
     )
 
 
+def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:
+    """Return the items by key, in the order in which the keys first occur."""
+    found: dict[Key, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.items())
+
+
+def _change(change: Spread | None) -> tuple[str, str]:
+    """Return the last two columns: the difference from the baseline and its interval."""
+    return (wording.signed(change.mean), wording.interval(change.interval)) if change else ("", "")
+
+
+def _figure(
+    look: Mapping[str, Look],
+    groups: Sequence[_Group],
+    *,
+    identifier: str,
+    title: str,
+    caption: str,
+    columns: tuple[str, ...],
+    rows: tuple[tuple[str, ...], ...],
+    runs: tuple[str, ...],
+) -> Figure:
+    """Draw one panel per group, all on one scale."""
+    ends = [end for group in groups for row in group.rows for end in (row.filled, row.hollow)]
+    ticks = nice_ticks(min(ends), max(ends))
+    return Figure(
+        identifier=identifier,
+        title=title,
+        caption=caption,
+        panels=tuple(
+            Panel(
+                heading=group.heading,
+                svg=_dumbbells(group.rows, look, ticks, identifier=f"{identifier}-{number}", title=group.title),
+            )
+            for number, group in enumerate(groups)
+        ),
+        series=distinct(row.method for group in groups for row in group.rows),
+        columns=columns,
+        rows=rows,
+        runs=runs,
+    )
+
+
 def _dumbbells(
-    items: Sequence[tuple[str, float, float, str]],
+    rows: Sequence[_Row],
     look: Mapping[str, Look],
     ticks: Sequence[float],
     *,
     identifier: str,
     title: str,
 ) -> str:
-    """Rows of (method, filled end, hollow end, what is written beside)."""
-    height = 8 + _ROW * len(items) + 22
+    height = 8 + _ROW * len(rows) + 22
     told = [
-        f"{look[method].label}: {wording.percent(one)} to {wording.percent(other)} ({text})"
-        for method, one, other, text in items
+        f"{look[row.method].label}: {wording.percent(row.filled)} to {wording.percent(row.hollow)} ({row.text})"
+        for row in rows
     ]
     canvas = Canvas(
         width=_WIDTH, height=height, identifier=identifier, title=title, description="; ".join(told) + "."
@@ -289,14 +323,14 @@ def _dumbbells(
     for tick in ticks:
         canvas.line(x(tick), 4, x(tick), height - 20, "grid")
         canvas.text(x(tick), height - 6, f"{tick:g}", "tick", anchor="middle")
-    for number, (method, one, other, text) in enumerate(items):
-        style, y = look[method], 8 + _ROW * (number + 0.5)
+    for number, row in enumerate(rows):
+        style, y = look[row.method], 8 + _ROW * (number + 0.5)
         canvas.open_group("series", style.series)
         canvas.text(_NAMES, y + 4, _shorten(style.label), "name", anchor="end")
-        canvas.line(x(one), y, x(other), y, f"bar {style.colour}")
-        canvas.marker(x(other), y, style.shape, f"point {style.colour} hollow")
-        canvas.marker(x(one), y, style.shape, f"point {style.colour}")
-        canvas.text(_WIDTH, y + 4, text, "value", anchor="end")
+        canvas.line(x(row.filled), y, x(row.hollow), y, f"bar {style.colour}")
+        canvas.marker(x(row.hollow), y, style.shape, f"point {style.colour} hollow")
+        canvas.marker(x(row.filled), y, style.shape, f"point {style.colour}")
+        canvas.text(_WIDTH, y + 4, row.text, "value", anchor="end")
         canvas.close_group()
     return canvas.render()
 

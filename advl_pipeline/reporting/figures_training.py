@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct
+from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct, in_domain
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.config import shots_label
@@ -101,12 +101,7 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
 
 def calibration_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
     """Accuracy against confidence on the in-domain test set at the smallest size; None without stored scores."""
-    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
-    found = [
-        item
-        for item in result.calibrations
-        if (item.place.setting, item.place.metric, item.place.test_set) == (setting, metric, reference)
-    ]
+    reference, found = in_domain(result, result.calibrations, setting, metric)
     if not found:
         return None
     sizes = sorted({item.place.size for item in found})

@@ -6,12 +6,14 @@ Shapes: S seeds, N items, K shot sizes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from advl_pipeline.evaluation.statistics import (
+    Spread,
     compare,
     holm,
     paired_t_test,
@@ -140,17 +142,14 @@ def shift_drops(study: StudyConfig, table: Table) -> tuple[ShiftDrop, ...]:
     """Accuracy lost on each shifted test set; the first test set of a setting is the in-domain one."""
     references = {setting.name: setting.test_sets[0] for setting in study.settings}
     found = []
-    for (place, method, kind), series in table.items():
+    for place, method, kind in table:
         reference = references[place.setting]
         if kind != WITH_PICTURE or place.test_set == reference:
             continue
-        drop = _drop(table, place, reference, method, series)
-        if drop is None:
+        drop = _drop(table, place, reference, method)
+        if not drop:
             continue
-        baseline = study.baseline_of(method)
-        other_series = table.get((place, baseline, WITH_PICTURE))
-        other = _drop(table, place, reference, baseline, other_series) if other_series else None
-        change = _paired_change(drop, other) if other and baseline != method else ()
+        change = _change(study, method, drop, partial(_drop, table, place, reference))
         found.append(
             ShiftDrop(
                 place=place,
@@ -159,22 +158,18 @@ def shift_drops(study: StudyConfig, table: Table) -> tuple[ShiftDrop, ...]:
                 seeds=tuple(drop),
                 per_seed=tuple(drop.values()),
                 drop=summarise(list(drop.values())),
-                baseline=baseline if change else None,
-                change_per_seed=change,
-                change=summarise(change) if change else None,
+                baseline=change.baseline,
+                change_per_seed=change.per_seed,
+                change=change.spread,
             )
         )
     return tuple(found)
 
 
-def _drop(table: Table, place: Place, reference: str, method: str, series: Series) -> dict[int, float] | None:
-    """Seed -> points lost."""
+def _drop(table: Table, place: Place, reference: str, method: str) -> dict[int, float]:
+    """Seed -> points lost from the in-domain set to the place's."""
     origin = table.get((dataclasses.replace(place, test_set=reference), method, WITH_PICTURE))
-    if origin is None:
-        return None
-    before = dict(zip(origin.seeds, origin.percents, strict=True))
-    after = dict(zip(series.seeds, series.percents, strict=True))
-    return {seed: before[seed] - after[seed] for seed in after if seed in before} or None
+    return _lost(origin, table.get((place, method, WITH_PICTURE)))
 
 
 def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
@@ -183,9 +178,8 @@ def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
     for (place, method, kind), spoilt in table.items():
         if kind == WITH_PICTURE:
             continue
-        use = _use(table, place, method, kind)
-        baseline = study.baseline_of(method)
-        change = _paired_change(use, _use(table, place, baseline, kind)) if baseline != method else ()
+        use = _use(table, place, kind, method)
+        change = _change(study, method, use, partial(_use, table, place, kind))
         whole = table[place, method, WITH_PICTURE]
         found.append(
             VisionUse(
@@ -196,12 +190,17 @@ def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
                 accuracy=summarise(whole.percents),
                 spoilt=summarise(spoilt.percents),
                 use=summarise(list(use.values())),
-                baseline=baseline if change else None,
-                change_per_seed=change,
-                change=summarise(change) if change else None,
+                baseline=change.baseline,
+                change_per_seed=change.per_seed,
+                change=change.spread,
             )
         )
     return tuple(found)
+
+
+def _use(table: Table, place: Place, kind: str, method: str) -> dict[int, float]:
+    """Seed -> points lost when the picture is spoilt."""
+    return _lost(table.get((place, method, WITH_PICTURE)), table.get((place, method, kind)))
 
 
 def text_shares(study: StudyConfig, table: Table) -> tuple[TextShare, ...]:
@@ -218,11 +217,8 @@ def text_shares(study: StudyConfig, table: Table) -> tuple[TextShare, ...]:
                 parts = _parts(text, series)
                 if not parts:
                     continue
-                baseline = study.baseline_of(method)
-                other = table.get((place, baseline, WITH_PICTURE))
                 rest = {seed: on_rest for seed, (_, _, on_rest) in parts.items()}
-                base = {seed: on_rest for seed, (_, _, on_rest) in _parts(text, other).items()} if other else {}
-                change = _paired_change(rest, base) if baseline != method else ()
+                change = _change(study, method, rest, partial(_rest_of, table, place, text))
                 found.append(
                     TextShare(
                         place=place,
@@ -232,11 +228,17 @@ def text_shares(study: StudyConfig, table: Table) -> tuple[TextShare, ...]:
                         share=summarise([share for share, _, _ in parts.values()]),
                         on_given=summarise([on_given for _, on_given, _ in parts.values()]),
                         on_rest=summarise(list(rest.values())),
-                        baseline=baseline if change else None,
-                        change=summarise(change) if change else None,
+                        baseline=change.baseline,
+                        change=change.spread,
                     )
                 )
     return tuple(found)
+
+
+def _rest_of(table: Table, place: Place, text: Series, method: str) -> dict[int, float]:
+    """Seed -> accuracy of a method on the items that the text alone gets wrong."""
+    series = table.get((place, method, WITH_PICTURE))
+    return {} if series is None else {seed: on_rest for seed, (_, _, on_rest) in _parts(text, series).items()}
 
 
 def _parts(text: Series, series: Series) -> dict[int, tuple[float, float, float]]:
@@ -253,18 +255,28 @@ def _parts(text: Series, series: Series) -> dict[int, tuple[float, float, float]
     return parts
 
 
-def _use(table: Table, place: Place, method: str, kind: str) -> dict[int, float]:
-    """Seed -> points lost when the picture is spoilt."""
-    whole, spoilt = table.get((place, method, WITH_PICTURE)), table.get((place, method, kind))
-    if whole is None or spoilt is None:
+def _lost(before: Series | None, after: Series | None) -> dict[int, float]:
+    """Seed -> points lost from one series to another, over the seeds that have both."""
+    if before is None or after is None:
         return {}
-    without = dict(zip(spoilt.seeds, spoilt.percents, strict=True))
-    return {
-        seed: percent - without[seed]
-        for seed, percent in zip(whole.seeds, whole.percents, strict=True)
-        if seed in without
-    }
+    start = dict(zip(before.seeds, before.percents, strict=True))
+    end = zip(after.seeds, after.percents, strict=True)
+    return {seed: start[seed] - percent for seed, percent in end if seed in start}
 
 
-def _paired_change(one: dict[int, float], other: dict[int, float]) -> tuple[float, ...]:
-    return tuple(one[seed] - other[seed] for seed in one if seed in other)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Change:
+    """What a method's quantity is more than its baseline's, seed by seed; empty where there is nothing to compare."""
+
+    baseline: str | None = None
+    per_seed: tuple[float, ...] = ()
+    spread: Spread | None = None
+
+
+def _change(
+    study: StudyConfig, method: str, own: Mapping[int, float], of_method: Callable[[str], Mapping[int, float]]
+) -> _Change:
+    baseline = study.baseline_of(method)
+    other = of_method(baseline) if baseline != method else {}
+    per_seed = tuple(own[seed] - other[seed] for seed in own if seed in other)
+    return _Change(baseline=baseline, per_seed=per_seed, spread=summarise(per_seed)) if per_seed else _Change()

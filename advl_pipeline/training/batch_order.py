@@ -6,6 +6,7 @@ Both orders concatenate epochs; in each, every example comes exactly once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ class BatchOrder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class ExampleOrder:
     """Batches of a number of examples.
 
@@ -44,19 +46,17 @@ class ExampleOrder:
         world_size: number of processes.
     """
 
-    def __init__(
-        self, num_examples: int, *, batch_size: int, accumulate: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self._num_examples = num_examples
-        self._batch_size = batch_size
-        self._accumulate = accumulate
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
+    num_examples: int
+    _: KW_ONLY
+    batch_size: int
+    accumulate: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
 
     def micro_batches(self, step: int) -> list[Positions]:
-        positions = positions_of_step(self._num_examples, step=step, batch_size=self._batch_size, seed=self._seed)
-        return split_for_rank(positions, accumulate=self._accumulate, rank=self._rank, world_size=self._world_size)
+        positions = positions_of_step(self.num_examples, step=step, batch_size=self.batch_size, seed=self.seed)
+        return split_for_rank(positions, accumulate=self.accumulate, rank=self.rank, world_size=self.world_size)
 
 
 class TokenOrder:
