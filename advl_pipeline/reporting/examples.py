@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.reporting import wording
@@ -53,7 +53,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Box:
-    """A box in pixels of the scaled picture, with the number or name that texts use."""
+    """A box in pixels of the scaled picture, with the words that the texts call it by."""
 
     x: float
     y: float
@@ -293,7 +293,7 @@ def _render(
         picture=picture,
         width=width,
         height=height,
-        boxes=_boxes(example.image, {tag.box for c in example.candidates for tag in c.tags}, width),
+        boxes=_boxes(example, width),
         context=context,
         choices=tuple(
             Choice(pieces=pieces, right=name == truth, by_baseline=name == by_baseline, by_focus=name == by_focus)
@@ -324,15 +324,18 @@ def _pieces(text: str, start: int, end: int, spans: Sequence[Sequence[int]]) -> 
     return tuple(pieces)
 
 
-def _boxes(image: ImageUnit, tagged: set[int], width: int) -> tuple[Box, ...]:
+def _boxes(example: Example, width: int) -> tuple[Box, ...]:
     """Boxes that the texts speak of, scaled to the shown picture; all boxes when they speak of none."""
+    image = example.image
     scale = width / image.width
-    rows = sorted(row for row in tagged if row < len(image.boxes_R4)) or range(len(image.boxes_R4))
+    called = {tag.box: c.text[tag.start : tag.end] for c in reversed(example.candidates) for tag in reversed(c.tags)}
+    rows = sorted(row for row in called if row < len(image.boxes_R4)) or range(len(image.boxes_R4))
     found = []
     for row in rows:
         x1, y1, x2, y2 = (float(value) * scale for value in image.boxes_R4[row])
         name = image.box_labels[row] if row < len(image.box_labels) else ""
-        found.append(Box(x=x1, y=y1, width=x2 - x1, height=y2 - y1, label=f"{row} {name}".strip()))
+        label = called.get(row) or f"{row} {name}".strip()
+        found.append(Box(x=x1, y=y1, width=x2 - x1, height=y2 - y1, label=label))
     return tuple(found)
 
 

@@ -91,7 +91,9 @@ def _figure(
     zero: bool,
 ) -> Figure:
     points = [point for by_method in curves.values() for line in by_method.values() for point in line]
-    ends = [end for point in points for end in _ends(point.value)] + ([0.0] if zero else [])
+    ends = [end for point in points for end in _ends(point.value)]
+    # The t-interval of few seeds reaches beyond what a share can be.
+    ends = [*ends, 0.0] if zero else [min(max(end, 0.0), 100.0) for end in ends]
     ticks = nice_ticks(min(ends), max(ends))
     sizes = sorted({(point.size, point.label) for point in points})
     panels = tuple(

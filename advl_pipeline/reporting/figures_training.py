@@ -11,8 +11,10 @@ from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import Calibration, StudyResult, WeightHistogram
 
-_WIDTH, _HEIGHT = 340.0, 190.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34.0, 12.0, 12.0, 34.0
+_WIDTH = 168.0
+"""Two panels beside each other on a phone, five on a desk: there are many of them."""
+
+_HEIGHT, _SIDE, _TOP, _BOTTOM = 140.0, 6.0, 12.0, 34.0
 
 
 def weight_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str) -> Figure | None:
@@ -67,7 +69,7 @@ def _what(item: WeightHistogram) -> str:
 
 
 def _axis(item: WeightHistogram) -> str:
-    return "confidence weight" if item.quantity == "weight" else "probability of the right answer"
+    return "confidence weight" if item.quantity == "weight" else "P(right answer)"
 
 
 def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
@@ -82,20 +84,20 @@ def _histogram(item: WeightHistogram, style: Look, *, identifier: str) -> str:
             f"{100 * item.shares[-1]:.0f} % lie in the top bin."
         ),
     )
-    x = linear((0.0, item.edges[-1]), (_LEFT, _WIDTH - _RIGHT))
+    x = linear((0.0, item.edges[-1]), (_SIDE, _WIDTH - _SIDE))
     y = linear((0.0, top), (_HEIGHT - _BOTTOM, _TOP + 16))
     canvas.open_group("series", style.series)
     for low, high, share in zip(item.edges, item.edges[1:], item.shares, strict=False):
-        canvas.rect(x(low) + 0.6, y(share), x(high) - x(low) - 1.2, y(0) - y(share), f"column {style.colour}")
+        canvas.rect(x(low) + 0.5, y(share), x(high) - x(low) - 1.0, y(0) - y(share), f"column {style.colour}")
     canvas.close_group()
-    canvas.line(_LEFT, y(0), _WIDTH - _RIGHT, y(0), "zero")
+    canvas.line(_SIDE, y(0), _WIDTH - _SIDE, y(0), "zero")
     for tick in nice_ticks(0.0, item.edges[-1]):
         if tick <= item.edges[-1]:
             canvas.text(x(tick), _HEIGHT - _BOTTOM + 15, f"{tick:g}", "tick", anchor="middle")
     canvas.line(x(item.mean), _TOP, x(item.mean), y(0), "mean")
-    side, anchor_at = (5, "start") if item.mean < 0.7 * item.edges[-1] else (-5, "end")
+    side, anchor_at = (5, "start") if item.mean < 0.5 * item.edges[-1] else (-5, "end")
     canvas.text(x(item.mean) + side, _TOP + 6, f"mean {item.mean:.2f}", "value", anchor=anchor_at)
-    canvas.text(_WIDTH / 2 + _LEFT / 2, _HEIGHT - 4, _axis(item), "axis", anchor="middle")
+    canvas.text(_WIDTH / 2, _HEIGHT - 4, _axis(item), "axis", anchor="middle")
     return canvas.render()
 
 
@@ -138,27 +140,27 @@ def calibration_figure(result: StudyResult, look: Mapping[str, Look], *, setting
 def _reliability(item: Calibration, style: Look, *, identifier: str) -> str:
     bins = item.reliability.bins
     told = ", ".join(f"{100 * b.accuracy:.0f} % right at {100 * b.confidence:.0f} % sure" for b in bins)
-    side = 220.0
     canvas = Canvas(
-        width=side + 20,
-        height=side,
+        width=_WIDTH,
+        height=_WIDTH,
         identifier=identifier,
         title=f"Reliability of {style.label}",
         description=f"Expected calibration error {item.reliability.expected_error:.1f} points: {told}.",
     )
-    x, y = linear((0.0, 1.0), (_LEFT, side + 10)), linear((0.0, 1.0), (side - _BOTTOM, _TOP))
+    left, foot = 28.0, _WIDTH - _BOTTOM
+    x, y = linear((0.0, 1.0), (left, _WIDTH - 12)), linear((0.0, 1.0), (foot, _TOP))
     for tick in (0.0, 0.5, 1.0):
         canvas.line(x(0), y(tick), x(1), y(tick), "grid")
-        canvas.text(_LEFT - 6, y(tick) + 3.5, f"{100 * tick:g}", "tick", anchor="end")
-        canvas.text(x(tick), side - _BOTTOM + 15, f"{100 * tick:g}", "tick", anchor="middle")
+        canvas.text(left - 6, y(tick) + 3.5, f"{100 * tick:g}", "tick", anchor="end")
+        canvas.text(x(tick), foot + 15, f"{100 * tick:g}", "tick", anchor="middle")
     canvas.line(x(0), y(0), x(1), y(1), "zero")
     canvas.open_group("series", style.series)
     total = sum(b.count for b in bins)
     canvas.path([(x(b.confidence), y(b.accuracy)) for b in bins], style.line)
     for b in bins:
-        radius = 2.5 + 7 * (b.count / total) ** 0.5
+        radius = 2.0 + 5 * (b.count / total) ** 0.5
         canvas.marker(x(b.confidence), y(b.accuracy), style.shape, style.point, radius=radius)
     canvas.close_group()
     canvas.text(x(0.98), y(0.05), f"ECE {item.reliability.expected_error:.1f}", "value", anchor="end")
-    canvas.text((x(0) + x(1)) / 2, side - 4, "confidence %", "axis", anchor="middle")
+    canvas.text((x(0) + x(1)) / 2, _WIDTH - 4, "confidence %", "axis", anchor="middle")
     return canvas.render()

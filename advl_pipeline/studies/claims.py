@@ -236,9 +236,13 @@ def _control_note(where: str, control: str, own: Contrast, rest: Contrast) -> st
     gain, left, interval = own.comparison.effect.points, rest.comparison.effect.points, rest.comparison.joint_interval
     verdict = "is what the true teacher adds" if interval.low > 0 else "cannot be told from 0"
     return (
-        f"{where}: of the gain of {gain:+.1f} points, {control} gives {gain - left:+.1f}; "
-        f"the rest, {left:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}], {verdict}."
+        f"{where}: of the gain of {_signed(gain)} points, {control} gives {_signed(gain - left)}; "
+        f"the rest, {_signed(left)} [{_signed(interval.low)}, {_signed(interval.high)}], {verdict}."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _size(place: Place) -> str:
@@ -320,5 +324,5 @@ def _why_open(test: ClaimTest, study: StudyConfig) -> str:
     if count < study.min_seeds:
         return f"{count} seed{'s' if count != 1 else ''}; a verdict rests on at least {study.min_seeds}."
     if test.p_adjusted is not None and test.p_adjusted >= SIGNIFICANT:
-        return f"{test.name}: {test.mean:+.1f}, p {test.p_adjusted:.2f} after correction."
-    return f"{test.name}: {test.mean:+.1f}, but the interval over seeds and items includes 0."
+        return f"{test.name}: {_signed(test.mean)}, p {test.p_adjusted:.2f} after correction."
+    return f"{test.name}: {_signed(test.mean)}, but the interval over seeds and items includes 0."

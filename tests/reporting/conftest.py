@@ -1,8 +1,39 @@
-"""Make the helpers of this folder, and the synthetic executor of the studies' tests, importable by name."""
+"""Make the helpers of this folder and of the tests of studies importable; one page for all tests."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import pytest
+
+from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.report import run_report
+from advl_pipeline.studies.result import StudyResult
+
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "studies")]
+
+
+@pytest.fixture(scope="session")
+def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
+    """A study on drawn VCR items, with examples and selected words; returns it and the data root."""
+    from small_vcr import write_vcr
+    from synthetic_runs import NUM_ITEMS
+    from synthetic_study import make_study
+
+    folder = tmp_path_factory.mktemp("vcr")
+    write_vcr(folder / "data", num_items=NUM_ITEMS, hostile="<b>&")
+    extra = "[training]\nsplit = 'val'\n"
+    result = make_study(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
+    cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
+    words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
+    (result.folder / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
+    return result, folder / "data"
+
+
+@pytest.fixture(scope="session")
+def page_text(vcr: tuple[StudyResult, Path]) -> str:
+    result, data_root = vcr
+    report = run_report(ReportConfig(study=result.folder, data_root=data_root))
+    return report.output.read_text(encoding="utf-8")

@@ -7,60 +7,26 @@ import io
 import json
 import re
 import shutil
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import synthetic_runs
 from page_reader import Element, read_page
-from small_vcr import write_vcr
-from synthetic_runs import write_study_file
+from synthetic_study import make_study
 
 from advl_pipeline.errors import ConfigError, StorageError
+from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.figures_accuracy import accuracy_figure
+from advl_pipeline.reporting.look import looks
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.reporting.tables import LONG_COLUMNS
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult
-from advl_pipeline.studies.run import run_study
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
-
-
-def make_study(folder: Path, *, num_seeds: int = 2, extra: str = "", **lines: str) -> StudyResult:
-    return run_study(
-        StudyRunConfig(
-            study=str(write_study_file(folder, num_seeds=num_seeds, extra=extra, **lines)),
-            output=folder / "study",
-            caches=folder / "caches",
-        ),
-        execute=synthetic_runs.execute,
-        prepare=synthetic_runs.prepare,
-        digest=synthetic_runs.digest,
-    )
-
-
-@pytest.fixture(scope="module")
-def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
-    """A study on drawn VCR items, with examples and selected words; returns it and the data root."""
-    folder = tmp_path_factory.mktemp("vcr")
-    write_vcr(folder / "data", num_items=synthetic_runs.NUM_ITEMS, hostile="<b>&")
-    extra = "[training]\nsplit = 'val'\n"
-    result = make_study(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
-    cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
-    words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(synthetic_runs.NUM_ITEMS)}
-    (result.folder / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
-    return result, folder / "data"
-
-
-@pytest.fixture(scope="module")
-def page_text(vcr: tuple[StudyResult, Path]) -> str:
-    result, data_root = vcr
-    report = run_report(ReportConfig(study=result.folder, data_root=data_root))
-    return report.output.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +61,15 @@ def test_every_picture_has_a_text_alternative(page: Element) -> None:
         assert all(
             svg.find("desc")[0].text for svg in figure.find("svg") if svg.attributes.get("aria-hidden") != "true"
         )
+
+
+def test_regions_that_scroll_are_named_and_in_reach_of_a_keyboard(page: Element) -> None:
+    regions = [*page.find("div", class_="scroll"), *page.find("pre")]
+    assert len(regions) > 10
+    for region in regions:
+        assert region.attributes["tabindex"] == "0"
+        assert region.attributes["aria-label"]
+    assert page.find("body")[0].children[0].attributes == {"class": "skip", "href": "#verdicts"}
 
 
 def test_nothing_is_loaded_from_anywhere(page: Element, page_text: str) -> None:
@@ -181,6 +156,20 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
     assert {tuple(row[:4]) for row in rows} == expected
 
 
+def test_an_accuracy_is_never_drawn_beyond_what_it_can_be(tmp_path: Path) -> None:
+    """The t-interval of two seeds may reach below 0 and above 100."""
+    result = make_study(tmp_path, num_seeds=2)
+    standing = result.standings[0]
+    wild = replace(standing.accuracy, interval=Interval(low=-80.0, high=190.0))
+    changed = replace(result, standings=(replace(standing, accuracy=wild), *result.standings[1:]))
+    figure = accuracy_figure(changed, looks(result.study), setting=standing.place.setting, metric="q2a")
+    assert figure is not None
+    (drawn, *_) = [read_page(panel.svg) for panel in figure.panels]
+    ticks = [float(tick.text) for tick in drawn.find("text", **{"text-anchor": "end"})]
+    assert (min(ticks), max(ticks)) == (0.0, 100.0)
+    assert figure.rows[0][-1] == "[-80.0, 190.0]"
+
+
 def test_examples_show_both_answers(page: Element) -> None:
     examples = page.find("section", id="examples")[0].find("article", class_="example")
     assert len(examples) == 6
@@ -192,7 +181,12 @@ def test_examples_show_both_answers(page: Element) -> None:
         right = next(item for item in example.find("li") if "right" in item.attributes["class"].split())
         winner = "ADVL" if "won" in example.attributes["class"].split() else "plain"
         assert winner in right.text
-        assert "<b>&" in example.find("p", class_="context")[0].text
+        context = example.find("p", class_="context")[0].text
+        assert "<b>&" in context
+        # Boxes are called what the texts call them.
+        labels = [label.text for label in example.find("text", class_="box-label")]
+        assert len(labels) == 2
+        assert all(label in context for label in labels)
 
 
 def test_training_examples_show_the_selected_words(page: Element) -> None:
@@ -325,28 +319,6 @@ def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) ->
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="cannot be written"):
         run_report(ReportConfig(study=vcr[0].folder, to="csv", output=blocked / "report.csv"))
-
-
-def browse(path: Path, profile: Path) -> subprocess.CompletedProcess[str]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine: the page is checked as text only")
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--enable-logging=stderr", f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--dump-dom",
-    ]  # fmt: skip
-    return subprocess.run([chromium, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-
-
-def test_chromium_opens_the_page_without_a_console_message(page_text: str, tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text(page_text, encoding="utf-8")
-    seen = browse(path, tmp_path / "profile")
-    assert "CONSOLE" not in seen.stderr
-    assert 'aria-pressed="false"' in seen.stdout
-    # The same browser does complain about a script that the page's own policy does not know.
-    path.write_text(page_text.replace("</body>", "<script>nothing()</script></body>"), encoding="utf-8")
-    assert "CONSOLE" in browse(path, tmp_path / "profile").stderr
 
 
 def test_gathering_again_gives_the_same_result(vcr: tuple[StudyResult, Path]) -> None:

@@ -1,0 +1,126 @@
+"""The page in headless Chromium: nothing on the console, nothing wider than a phone, all in reach of a keyboard, and
+every text readable in both colour schemes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WATCHER = """<!doctype html><meta charset="utf-8"><title>watcher</title>
+<iframe src="report.html" style="width:WIDTHpx;height:800px;border:0"></iframe><pre></pre>
+<script>
+const frame = document.querySelector("iframe");
+function luminance([r, g, b]) {
+  const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+}
+function numbers(colour) { return colour.match(/[\\d.]+/g).map(Number); }
+function contrast(view, element) {
+  const style = view.getComputedStyle(element);
+  const ink = luminance(numbers(element.closest("svg") ? style.fill : style.color));
+  let under = element, paper = [255, 255, 255, 0];
+  while (under && paper[3] === 0) {
+    const found = numbers(view.getComputedStyle(under).backgroundColor);
+    paper = found.length === 3 ? [...found, 1] : found;
+    under = under.parentElement;
+  }
+  const [low, high] = [ink, luminance(paper)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}
+frame.addEventListener("load", () => {
+  const page = frame.contentDocument, view = frame.contentWindow;
+  for (const details of page.querySelectorAll("details")) details.open = true;
+  const name = e => `${e.tagName} ${e.className.baseVal ?? e.className} ${e.textContent.trim().slice(0, 30)}`;
+  const told = [...page.body.querySelectorAll("*")].filter(e =>
+    !e.closest(".picture") && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
+    && e.getClientRects().length && !["SCRIPT", "TITLE", "DESC"].includes(e.tagName.toUpperCase()));
+  const faint = told.filter(e => contrast(view, e) < 4.5).map(name);
+  const scrolling = [...page.querySelectorAll("*")].filter(e =>
+    ["auto", "scroll"].includes(view.getComputedStyle(e).overflowX)
+    && (e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1));
+  const acting = [...page.querySelectorAll("a, button, summary"), ...scrolling];
+  const unreached = acting.filter(e => { e.focus(); return page.activeElement !== e; }).map(name);
+  const chip = page.querySelector(".chip");
+  chip.click();
+  const dimmed = page.querySelectorAll("g.series.dim").length, pressed = chip.getAttribute("aria-pressed");
+  chip.click();
+  document.querySelector("pre").textContent = JSON.stringify({
+    width: page.documentElement.scrollWidth, texts: told.length, faint, acting: acting.length, unreached, dimmed,
+    pressed, left: page.querySelectorAll("g.series.dim").length,
+    paper: view.getComputedStyle(page.body).backgroundColor,
+  });
+});
+</script>
+"""
+
+
+def browse(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: the page is checked as text only")
+    usual = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--enable-logging=stderr", f"--user-data-dir={path.parent / 'profile'}", "--virtual-time-budget=2000",
+        "--dump-dom",
+    ]  # fmt: skip
+    command = [chromium, *usual, *flags, path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def watch(page_text: str, folder: Path, *, width: int, dark: bool) -> dict[str, Any]:
+    """Lay the page out at a width and say what was seen in it."""
+    (folder / "report.html").write_text(page_text, encoding="utf-8")
+    watcher = folder / "watcher.html"
+    watcher.write_text(WATCHER.replace("WIDTH", str(width)), encoding="utf-8")
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    seen = browse(watcher, "--allow-file-access-from-files", "--window-size=1400,1000", scheme)
+    assert "CONSOLE" not in seen.stderr
+    found = re.search(r"<pre>(.*?)</pre>", seen.stdout, flags=re.DOTALL)
+    assert found, seen.stderr
+    result: dict[str, Any] = json.loads(unescape(found[1]))
+    return result
+
+
+def test_chromium_opens_the_page_without_a_console_message(page_text: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page_text, encoding="utf-8")
+    seen = browse(path)
+    assert "CONSOLE" not in seen.stderr
+    assert 'aria-pressed="false"' in seen.stdout
+    # The same browser does complain about a script that the page's own policy does not know.
+    path.write_text(page_text.replace("</body>", "<script>nothing()</script></body>"), encoding="utf-8")
+    assert "CONSOLE" in browse(path).stderr
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_is_readable_and_in_reach(width: int, dark: bool, page_text: str, tmp_path: Path) -> None:
+    seen = watch(page_text, tmp_path, width=width, dark=dark)
+    assert seen["width"] <= width
+    assert (seen["paper"] == "rgb(20, 23, 26)") == dark
+    assert seen["texts"] > 200
+    assert seen["faint"] == []
+    assert seen["acting"] > 30
+    assert seen["unreached"] == []
+    # A legend entry leaves only its own method clear, and a second press ends that.
+    assert seen["dimmed"] > 0
+    assert (seen["pressed"], seen["left"]) == ("true", 0)
+
+
+def test_the_watcher_notices(page_text: str, tmp_path: Path) -> None:
+    """A line that is too wide, a text that is too faint, a button that no key reaches."""
+    spoilt = page_text.replace("</main>", "<p class='kicker spoilt'>faint</p></main>")
+    spoilt = spoilt.replace('<button type="button"', '<button disabled type="button"')
+    spoilt = re.sub(r"<meta http-equiv=.Content-Security-Policy.[^>]*>", "", spoilt)
+    spoilt = spoilt.replace("</style>", ".spoilt { width: 900px; color: #bbb !important; }</style>")
+    seen = watch(spoilt, tmp_path, width=390, dark=False)
+    assert seen["width"] > 390
+    assert seen["faint"] == ["P kicker spoilt faint"]
+    assert {name.split()[0] for name in seen["unreached"]} == {"BUTTON"}
