@@ -25,6 +25,7 @@ def bert_config(
     max_positions: int = 1,
     num_types: int = 1,
     dropout: float = 0.1,
+    attention: str = "sdpa",
     **other: Any,
 ) -> BertConfig:
     """Return BERT's configuration with the constants that every student of the family uses (eps 1e-12, erf GELU)."""
@@ -40,7 +41,7 @@ def bert_config(
         attention_probs_dropout_prob=dropout,
         hidden_act="gelu",
         layer_norm_eps=1e-12,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
         **other,
     )
 

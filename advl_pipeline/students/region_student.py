@@ -38,7 +38,6 @@ class RegionBatch(StudentBatch):
     """Adds types, the token that tasks read, and each example's regions (shared by its candidates).
 
     `features_BRF` and `positions_BR7` are float32; `pool_index_N` int64. `num_cut` counts tokens cut by policy.
-    `packed_size` is the largest sum of tokens and regions: the width of a batch packed without gaps.
     """
 
     picture_field: ClassVar[str] = "features_BRF"
@@ -48,7 +47,6 @@ class RegionBatch(StudentBatch):
     features_BRF: torch.Tensor
     positions_BR7: torch.Tensor
     whole_first: bool
-    packed_size: int
     num_cut: int
 
     def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
@@ -105,7 +103,6 @@ class RegionStudent(TextStudent):
             features_BRF=features,
             positions_BR7=positions,
             whole_first=all(item.whole_first for item in regions),
-            packed_size=int((text["token_mask_NL"].sum(1) + visual_mask_NR.sum(1)).max()),
             num_cut=num_cut,
         )
 

@@ -1,8 +1,8 @@
-"""UNITER and VILLA as students: single stream over word pieces and regions, packed without gaps.
+"""UNITER and VILLA as students: single stream over word pieces and regions.
 
 VILLA has UNITER's modules and keys; only its finetuning differs (`adversarial.py`).
 
-Shapes: N sequences, L text tokens, R regions, S packed positions, H width.
+Shapes: N sequences, L text tokens, R regions, S = L + R, H width.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import nn
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.students.attention_mass import attention_mass
-from advl_pipeline.students.bert_parts import PADDING, attention_bias, kinds_of
+from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.single_stream import run_layers
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow
-from advl_pipeline.students.uniter_core import UniterModel, gather_index, pack, unpack
+from advl_pipeline.students.uniter_core import UniterModel
 from advl_pipeline.students.uniter_heads import head_rules, uniter_head
 
 NUM_PERSON_TOKENS = 81
@@ -124,26 +124,28 @@ class Uniter(RegionStudent):
         delta = perturbation or Perturbation()
         text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
         regions_NRH = self.model.embed_regions(
-            batch.per_sequence(batch.features_BRF),
-            batch.per_sequence(batch.positions_BR7),
+            batch.features_BRF,
+            batch.positions_BR7,
+            repeat=batch.per_sequence,
             perturbation_NRF=delta.visual_NRF,
         )
-        text_mask, visual_mask = batch.token_mask_NL, batch.visual_mask_NR
-        kinds = kinds_of(text_mask, visual_mask)
-        if need_relevance:
-            # Text first and unpacked, so that the picture's positions are the same in every sequence.
-            x_NSH = torch.cat([text_NLH, regions_NRH], dim=1)
-            bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
-            return self._encode_unpacked(x_NSH, bias, batch)
-        index_NS = gather_index(
-            text_mask.sum(1), visual_mask.sum(1), num_text=text_mask.shape[1], size=batch.packed_size
+        num_text = text_NLH.shape[1]
+        x_NSH, relevance_NL = run_layers(
+            self.model.encoder.layer,
+            torch.cat([text_NLH, regions_NRH], dim=1),
+            kinds_of(batch.token_mask_NL, batch.visual_mask_NR),
+            num_text=num_text,
+            separate=mask_visual,
+            need_relevance=need_relevance,
         )
-        packed_kinds = torch.where(_real(index_NS, text_mask, visual_mask), kinds.gather(1, index_NS), PADDING)
-        x_NSH = pack(text_NLH, regions_NRH, index_NS)
-        bias = attention_bias(packed_kinds, separate=mask_visual, dtype=x_NSH.dtype)
-        last_NSH = self.model.layers(x_NSH, bias)[-1]
-        text_states, visual_states = unpack(last_NSH, text_mask, visual_mask)
-        return self._output(text_states, visual_states, batch, None)
+        text_NLH, visual_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.model.pooler(text_NLH),
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
+            relevance_NL=relevance_NL,
+        )
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return uniter_head(task, self.hidden_size, num_classes)
@@ -152,32 +154,6 @@ class Uniter(RegionStudent):
     def head_rules(task: str) -> KeyRules:
         """Return the rules that take a task's head out of an original checkpoint."""
         return head_rules(task)
-
-    def _encode_unpacked(self, x_NSH: torch.Tensor, bias: torch.Tensor, batch: RegionBatch) -> StudentOutput:
-        *first, last = self.model.encoder.layer
-        for layer in first:
-            x_NSH = layer(x_NSH, bias)
-        num_text = batch.token_ids_NL.shape[1]
-        relevance_NL = attention_mass(last.attention.self, x_NSH, bias, num_text)
-        x_NSH = last(x_NSH, bias)
-        return self._output(x_NSH[:, :num_text], x_NSH[:, num_text:], batch, relevance_NL)
-
-    def _output(
-        self, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, batch: RegionBatch, relevance: torch.Tensor | None
-    ) -> StudentOutput:
-        return StudentOutput(
-            text_states_NLH=text_NLH,
-            visual_states_NRH=visual_NRH,
-            pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
-            relevance_NL=relevance,
-        )
-
-
-def _real(index_NS: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.Tensor:
-    """Return (N, S) bool: which packed positions hold a token or region, as opposed to the arbitrary tail."""
-    total_N1 = text_mask_NL.sum(dim=1, keepdim=True) + visual_mask_NR.sum(dim=1, keepdim=True)
-    return torch.arange(index_NS.shape[1], device=index_NS.device) < total_N1
 
 
 build = builder(Uniter)

@@ -1,18 +1,24 @@
-"""UNITER's arithmetic: BERT over text and regions, packed without gaps. Keys are those of the original files.
+"""UNITER's arithmetic: BERT over text and regions. Keys are those of the original files.
 
-The encoder is transformers' `BertEncoder`; what differs from BERT (region embeddings, packing) is here.
+The encoder is transformers' `BertEncoder`; what differs from BERT (region embeddings) is here. The original packs
+text and regions of each sequence without gaps; `single_stream.py` computes no gaps either.
 Follows ChenRocks/UNITER 1dbfa62, `model/model.py`.
 
-Shapes: N sequences, L text tokens, R regions, S packed positions, H width, F region feature width.
+Shapes: B pictures, N sequences, L text tokens, R regions, S positions, H width, F region feature width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert
+from advl_pipeline.students.single_stream import ATTENTION
+
+Repeat = Callable[[torch.Tensor], torch.Tensor]
 
 REGION_TYPE = 1
 """Token type of regions."""
@@ -36,13 +42,21 @@ class RegionEmbeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, features_NRF: torch.Tensor, positions_NR7: torch.Tensor, types_NRH: torch.Tensor
+        self,
+        features_BRF: torch.Tensor,
+        positions_BR7: torch.Tensor,
+        type_H: torch.Tensor,
+        repeat: Repeat | None = None,
     ) -> torch.Tensor:
-        """Return (N, R, H)."""
-        feature_NRH = self.img_layer_norm(self.img_linear(features_NRF))
-        position_NRH = self.pos_layer_norm(self.pos_linear(positions_NR7))
-        embedded: torch.Tensor = self.dropout(self.LayerNorm(feature_NRH + position_NRH + types_NRH))
-        return embedded
+        """Return (B, R, H), or (N, R, H) where `repeat` gives each sequence its picture.
+
+        Candidates of one question share their picture's embedding, but each draws its own dropout.
+        """
+        feature_BRH = self.img_layer_norm(self.img_linear(features_BRF))
+        position_BRH = self.pos_layer_norm(self.pos_linear(positions_BR7))
+        embedded: torch.Tensor = self.LayerNorm(feature_BRH + position_BRH + type_H)
+        dropped: torch.Tensor = self.dropout(embedded if repeat is None else repeat(embedded))
+        return dropped
 
 
 class UniterModel(nn.Module):
@@ -71,6 +85,7 @@ class UniterModel(nn.Module):
             max_positions=max_positions,
             num_types=num_types,
             dropout=dropout,
+            attention=ATTENTION,
         )
         self.embeddings = BertEmbeddings(config)
         self.img_embeddings = RegionEmbeddings(hidden_size, feature_size, dropout)
@@ -94,16 +109,19 @@ class UniterModel(nn.Module):
 
     def embed_regions(
         self,
-        features_NRF: torch.Tensor,
-        positions_NR7: torch.Tensor,
+        features_BRF: torch.Tensor,
+        positions_BR7: torch.Tensor,
         *,
+        repeat: Repeat | None = None,
         perturbation_NRF: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (N, R, H). The perturbation is added to the raw features."""
+        """Return (N, R, H): pictures, repeated for their sequences. The perturbation is added to the raw features."""
         if perturbation_NRF is not None:
-            features_NRF = features_NRF + perturbation_NRF
-        types_H = self.embeddings.token_type_embeddings.weight[REGION_TYPE]
-        embedded: torch.Tensor = self.img_embeddings(features_NRF, positions_NR7, types_H)
+            if repeat is not None:
+                features_BRF, positions_BR7, repeat = repeat(features_BRF), repeat(positions_BR7), None
+            features_BRF = features_BRF + perturbation_NRF
+        type_H = self.embeddings.token_type_embeddings.weight[REGION_TYPE]
+        embedded: torch.Tensor = self.img_embeddings(features_BRF, positions_BR7, type_H, repeat)
         return embedded
 
     def layers(self, x_NSH: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -113,46 +131,3 @@ class UniterModel(nn.Module):
             x_NSH = layer(x_NSH, bias)
             states.append(x_NSH)
         return tuple(states)
-
-
-def gather_index(
-    text_lengths_N: torch.Tensor, region_counts_N: torch.Tensor, *, num_text: int, size: int
-) -> torch.Tensor:
-    """Return (N, S) int64: which column of [text (L), regions (R)] each packed position takes.
-
-    The tail of a shorter sequence points at arbitrary columns, which the mask hides, as in the original.
-
-    Args:
-        text_lengths_N: tokens of each sequence.
-        region_counts_N: regions of each sequence.
-        num_text: L, columns of text before the first region.
-        size: S, at least the largest sum of tokens and regions.
-    """
-    position_S = torch.arange(size, device=text_lengths_N.device)
-    past_text_NS = position_S - text_lengths_N[:, None]
-    region_NS = torch.minimum(past_text_NS.clamp(min=0), region_counts_N[:, None] - 1)
-    return torch.where(past_text_NS < 0, position_S, num_text + region_NS)
-
-
-def pack(text_NLH: torch.Tensor, regions_NRH: torch.Tensor, index_NS: torch.Tensor) -> torch.Tensor:
-    """Return (N, S, H): text and regions of each sequence next to one another."""
-    joined = torch.cat([text_NLH, regions_NRH], dim=1)
-    return joined.gather(1, index_NS[..., None].expand(-1, -1, joined.shape[-1]))
-
-
-def unpack(
-    x_NSH: torch.Tensor, text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Undo `pack`: return text states (N, L, H) and visual states (N, R, H), zero at padding."""
-    num_text, num_visual, last = text_mask_NL.shape[1], visual_mask_NR.shape[1], x_NSH.shape[1] - 1
-    lengths_N1 = text_mask_NL.sum(dim=1, keepdim=True)
-    text_index = torch.arange(num_text, device=x_NSH.device).clamp(max=last).expand(x_NSH.shape[0], -1)
-    visual_index = (lengths_N1 + torch.arange(num_visual, device=x_NSH.device)).clamp(max=last)
-    return (
-        _take(x_NSH, text_index) * text_mask_NL[..., None].to(x_NSH.dtype),
-        _take(x_NSH, visual_index) * visual_mask_NR[..., None].to(x_NSH.dtype),
-    )
-
-
-def _take(x_NSH: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return x_NSH.gather(1, index[..., None].expand(-1, -1, x_NSH.shape[-1]))

@@ -1,8 +1,8 @@
 """VisualBERT as a student: single stream, regions placed at the words that name them.
 
 Embeddings and key names are transformers' `VisualBertEmbeddings`; the encoder is `BertEncoder`, whose arithmetic and
-names are the same and which runs SDPA. VQA reads the [MASK] after the question, other tasks the pooled [CLS].
-Regions have visual type 0, as in the original (examples elsewhere use 1).
+names are the same and which runs over real tokens only (`single_stream.py`). VQA reads the [MASK] after the question,
+other tasks the pooled [CLS]. Regions have visual type 0, as in the original (examples elsewhere use 1).
 
 Shapes: N sequences, L text tokens, R regions, A words aligned to a region, S = L + R, H width, F feature width.
 """
@@ -22,12 +22,12 @@ from transformers.models.visual_bert.modeling_visual_bert import VisualBertEmbed
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.attention_mass import attention_mass
-from advl_pipeline.students.bert_parts import attention_bias, bert_config, initialise_bert, kinds_of
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.single_stream import ATTENTION, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert import pool
 
@@ -59,6 +59,7 @@ class VisualBertModel(nn.Module):
             num_heads=config.num_heads,
             intermediate_size=config.intermediate_size,
             dropout=config.dropout,
+            attention=ATTENTION,
         )
         self.embeddings = VisualBertEmbeddings(
             HfVisualBertConfig(
@@ -181,13 +182,15 @@ class VisualBert(RegionStudent):
         alignment = torch.full_like(batch.alignment_NRA, -1) if mask_visual else batch.alignment_NRA
         x_NSH = self.model.embed(words_NLH, batch.types_NL, features_NRF, alignment)
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
-        bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
         num_text = batch.token_ids_NL.shape[1]
-        *first, last = self.model.encoder.layer
-        for layer in first:
-            x_NSH = layer(x_NSH, bias)
-        relevance = attention_mass(last.attention.self, x_NSH, bias, num_text) if need_relevance else None
-        x_NSH = last(x_NSH, bias)
+        x_NSH, relevance = run_layers(
+            self.model.encoder.layer,
+            x_NSH,
+            kinds,
+            num_text=num_text,
+            separate=mask_visual,
+            need_relevance=need_relevance,
+        )
         text_NLH, visual_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
         return StudentOutput(
             text_states_NLH=text_NLH,

@@ -17,13 +17,13 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.students.attention_mass import attention_mass
-from advl_pipeline.students.bert_parts import attention_bias, bert_config, initialise_bert, kinds_of
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.single_stream import run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert_core import ObjectDownsample, VlBertModel, collect_objects
 
@@ -162,12 +162,14 @@ class VlBert(RegionStudent):
         # [END] belongs to the picture's side: it closes the list of objects.
         visible = nn.functional.pad(batch.visual_mask_NR, (0, 1), value=True)
         kinds = kinds_of(batch.token_mask_NL, visible)
-        bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
-        *first, last = self.vlbert.encoder.layer
-        for layer in first:
-            x_NSH = layer(x_NSH, bias)
-        relevance = attention_mass(last.attention.self, x_NSH, bias, num_text) if need_relevance else None
-        x_NSH = last(x_NSH, bias)
+        x_NSH, relevance = run_layers(
+            self.vlbert.encoder.layer,
+            x_NSH,
+            kinds,
+            num_text=num_text,
+            separate=mask_visual,
+            need_relevance=need_relevance,
+        )
         text_NLH = x_NSH[:, :num_text]
         return StudentOutput(
             text_states_NLH=text_NLH,

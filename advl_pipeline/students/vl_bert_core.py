@@ -1,8 +1,8 @@
 """VL-BERT's arithmetic: every text token also carries a visual embedding, every object a linguistic one.
 
 Follows jackroos/VL-BERT 4373674, `common/visual_linguistic_bert.py`; keys are those of the original files. The
-original packs text, objects and [END] without gaps; here they keep their columns and the mask hides the gaps, which
-gives the same states because positions are explicit.
+original packs text, objects and [END] without gaps; here they keep their columns and gaps are skipped
+(`single_stream.py`), which gives the same states because positions are explicit.
 
 Shapes: N sequences, L text tokens, R objects, S = L + R + 1 positions, H width, F feature width.
 """
@@ -14,6 +14,7 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert
+from advl_pipeline.students.single_stream import ATTENTION
 
 OBJECT_TYPE = 2
 COORDINATE_SIZE = 2048
@@ -42,6 +43,7 @@ class VlBertModel(nn.Module):
             num_heads=num_heads,
             intermediate_size=intermediate_size,
             dropout=dropout,
+            attention=ATTENTION,
         )
         self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
         self.end_embedding = nn.Embedding(1, hidden_size)

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from uniter_layout import pack
 
-from advl_pipeline.students.bert_parts import attention_bias
+from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.single_stream import TokenGrid, run_layers
 from advl_pipeline.students.task_losses import soft_target_bce, two_way_choice
-from advl_pipeline.students.uniter_core import UniterModel, gather_index, pack, unpack
+from advl_pipeline.students.uniter_core import UniterModel
 from advl_pipeline.students.uniter_heads import TwoWayChoiceHead, head_rules, uniter_head
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -168,34 +170,70 @@ def test_key_names_and_shapes(file: str, task: str, vocab: int, num_types: int, 
 
 
 @pytest.mark.parametrize("task", ["vqa", "qa", "qar"])
-def test_packing_equals_the_original_collate(task: str, reference: Callable[[str], Reference]) -> None:
+def test_the_order_of_tokens_equals_the_original_collate(task: str, reference: Callable[[str], Reference]) -> None:
     arrays = reference(f"uniter_data/{'vqa' if task == 'vqa' else 'vcr'}_collate_expected.npz")
     expected = arrays if task == "vqa" else part(arrays, f"{task}/")
-    text_lengths = (expected["input_ids"] != 0).sum(1)
-    total = expected["attn_masks"].sum(1)
-    index = gather_index(
-        text_lengths, total - text_lengths, num_text=expected["input_ids"].shape[1], size=int(total.max())
-    )
     visible = expected["attn_masks"].bool()
-    assert index.shape == expected["gather_index"].shape
-    assert torch.equal(index[visible], expected["gather_index"][visible])
+    has_text = expected["input_ids"] != 0
+    counts = visible.sum(1) - has_text.sum(1)
+    has_region = torch.arange(int(counts.max())) < counts[:, None]
+    grid = TokenGrid(torch.cat([has_text, has_region], dim=1))
+    assert grid.size == expected["gather_index"].shape[1]
+    num_columns = has_text.shape[1] + has_region.shape[1]
+    assert torch.equal(grid.column_T % num_columns, expected["gather_index"][visible])
+    assert torch.equal(grid.slot_T, visible.flatten().nonzero()[:, 0])
 
 
-def test_packed_and_padded_layouts_agree_and_unpack_inverts(reference: Callable[[str], Reference]) -> None:
-    arrays = reference("uniter/uniter_tiny_vqa.npz")
-    model, _ = load_reference("vqa", arrays)
+@pytest.mark.parametrize("task", ["vqa", "ve", "vcr"])
+def test_one_row_without_padding_equals_the_original(task: str, reference: Callable[[str], Reference]) -> None:
+    arrays = reference(f"uniter/uniter_tiny_{task}.npz")
+    model, head = load_reference(task, arrays)
     inputs = part(arrays, "in/")
-    text, regions, packed, *_, last = run(model, inputs)
-    lengths = [7, 12, 5]
-    counts = [int(total) - length for total, length in zip(inputs["attn_masks"].sum(1), lengths, strict=True)]
-    text_mask = torch.arange(12) < torch.tensor(lengths)[:, None]
-    visual_mask = torch.arange(9) < torch.tensor(counts)[:, None]
-    text_states, visual_states = unpack(packed, text_mask, visual_mask)
-    torch.testing.assert_close(text_states[text_mask], text[text_mask])
-    torch.testing.assert_close(visual_states[visual_mask], regions[visual_mask])
-    assert not text_states[~text_mask].any()
-    kinds = torch.where(torch.cat([text_mask, visual_mask], dim=1), 0, -1)
-    padded = model.layers(torch.cat([text, regions], dim=1), attention_bias(kinds, dtype=text.dtype))[-1]
-    text_last, visual_last = unpack(last, text_mask, visual_mask)
-    torch.testing.assert_close(padded[:, :12][text_mask], text_last[text_mask], **TOLERANCE)
-    torch.testing.assert_close(padded[:, 12:][visual_mask], visual_last[visual_mask], **TOLERANCE)
+    visible = inputs["attn_masks"].bool()
+    num_text = inputs["input_ids"].shape[1]
+    is_text = visible & (inputs["gather_index"] < num_text)
+    text_lengths, counts = is_text.sum(1), (visible & ~is_text).sum(1)
+    text_mask = torch.arange(num_text) < text_lengths[:, None]
+    region_mask = torch.arange(inputs["img_feat"].shape[1]) < counts[:, None]
+    text = model.embed_text(inputs["input_ids"], types_NL=inputs.get("txt_type_ids"))
+    regions = model.embed_regions(inputs["img_feat"], inputs["img_pos_feat"])
+    kinds = kinds_of(text_mask, region_mask)
+    x, relevance = run_layers(
+        model.encoder.layer, torch.cat([text, regions], dim=1), kinds, num_text=num_text, need_relevance=True
+    )
+    assert not x[kinds < 0].any()
+    torch.testing.assert_close(x[kinds >= 0], arrays["out/layer_2"][visible], **TOLERANCE)
+    assert relevance is not None
+    assert ((relevance > 0) & (relevance < 1))[text_mask].all()
+    pooled = model.pooler(x)
+    torch.testing.assert_close(head(pooled), arrays["out/logits"], **TOLERANCE)
+    if isinstance(head, TwoWayChoiceHead):
+        loss = two_way_choice(head.two_way(pooled), arrays["in/targets"][:, 0])
+    else:
+        loss = soft_target_bce(head(pooled), arrays["in/targets"])
+    loss.backward()
+    expected = part(arrays, "grad/")
+    for name, gradient in original_gradients(model, head, task).items():
+        torch.testing.assert_close(gradient, expected[name], **TOLERANCE)
+
+
+def test_candidates_share_their_pictures_embedding_and_draw_their_own_dropout() -> None:
+    model = tiny_model(
+        {
+            "uniter.embeddings.word_embeddings.weight": torch.zeros(9, 24),
+            "uniter.embeddings.token_type_embeddings.weight": torch.zeros(4, 24),
+        }
+    )
+    features, positions = torch.rand(2, 3, 16), torch.rand(2, 3, 7)
+
+    def repeat(value: torch.Tensor) -> torch.Tensor:
+        return value.repeat_interleave(2, dim=0)
+
+    shared = model.embed_regions(features, positions, repeat=repeat)
+    torch.testing.assert_close(shared, model.embed_regions(repeat(features), repeat(positions)))
+    delta = torch.rand(4, 3, 16)
+    perturbed = model.embed_regions(features, positions, repeat=repeat, perturbation_NRF=delta)
+    torch.testing.assert_close(perturbed, model.embed_regions(repeat(features) + delta, repeat(positions)))
+    model.img_embeddings.dropout.p = 0.5
+    first, second, *_ = model.embed_regions(features, positions, repeat=repeat)
+    assert not torch.equal(first, second)

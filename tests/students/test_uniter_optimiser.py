@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from uniter_layout import pack
 
 from advl_pipeline.students.bert_adamw import BertAdamW
 from advl_pipeline.students.bert_parts import attention_bias
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
 from advl_pipeline.students.recipes import Recipe, group_parameters, learning_rate_at, load_recipe
 from advl_pipeline.students.task_losses import soft_target_bce
-from advl_pipeline.students.uniter_core import UniterModel, pack
+from advl_pipeline.students.uniter_core import UniterModel
 from advl_pipeline.students.uniter_heads import uniter_head
 
 Reference = Mapping[str, torch.Tensor]
