@@ -21,6 +21,7 @@ from benchmarks.corpus import pictures, texts
 from benchmarks.page import render, write_page
 from benchmarks.reading import INLINE, STREAM, Rate, measure_reading, sequential_cold_share
 from benchmarks.scale import opening_seconds, streaming_memory
+from benchmarks.students import measure_students
 from benchmarks.training import measure_training
 from benchmarks.variants import measure_variants
 from benchmarks.vcr_index import measure_vcr_index
@@ -28,7 +29,7 @@ from benchmarks.writing import measure_writing
 
 _OURS = (STREAM, INLINE, "ours, by id")
 _LIMIT = "np.memmap"
-_SECTIONS = ("reading", "variants", "writing", "training", "scale", "readers")
+_SECTIONS = ("reading", "variants", "writing", "training", "students", "scale", "readers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ def main() -> None:
             goals += _writing(folder, options.quick, figures)
         if "training" in sections:
             goals += _training(folder, options.quick, figures)
+        if "students" in sections:
+            goals += _students(options.quick, figures)
         if "scale" in sections:
             goals += _scale(folder, options.quick, figures)
         if "readers" in sections:
@@ -117,6 +120,21 @@ def _training(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
     return [
         Goal(name="share of the finetune loop waiting", value=costs.wait_share, target=0.02, at_least=False),
         Goal(name="step with cached distillation, arithmetic apart", value=costs.ratio, target=1.10, at_least=False),
+    ]
+
+
+def _students(quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    """Train `uniter-base` with random weights on questions as long as VCR's, against the original formulation."""
+    rounds, batches, num_lengths = (1, 1, 400) if quick else (3, 2, 4_000)
+    found = measure_students(rounds=rounds, batches=batches, num_lengths=num_lengths)
+    figures["students"] = asdict(found)
+    print(f"\nuniter-base, questions/s of training: ours {found.ours:.2f}, original {found.original:.2f}")
+    print(f"the original on our batches by tokens: {found.original_by_tokens:.2f}")
+    print(f"padding: layers {found.layer_padding:.1%}, attention {found.grid_padding:.1%}", end=", ")
+    print(f"the original's random batches {found.random_padding:.1%}")
+    return [
+        Goal(name="training uniter-base, against the original formulation", value=found.ratio, target=1.3),
+        Goal(name="padding in the layers", value=found.layer_padding, target=0.1, at_least=False),
     ]
 
 

@@ -34,6 +34,9 @@ def render(figures: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> st
     if training := figures.get("training"):
         rows = [[name.replace("_", " "), f"{value:.4f}"] for name, value in training.items()]
         parts.append(_table(["training step", "seconds, or share"], rows))
+    if students := figures.get("students"):
+        rows = [[name.replace("_", " "), f"{value:.2f}"] for name, value in students.items()]
+        parts.append(_table(["training uniter-base", "questions/s, ratio or share"], rows))
     rows = [
         [
             goal["name"],

@@ -16,7 +16,9 @@ from PIL import Image
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.clip_vil import ClipVil
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.run import compile_student
@@ -189,7 +191,11 @@ def test_saved_and_built_again_gives_the_same_logits(
     again = build_student(student.name, weights=tmp_path / "saved").eval()
     _, expected = encode(student, examples)
     _, found = encode(again, examples)
-    assert torch.equal(found.pooled_NP, expected.pooled_NP)
+    assert torch.equal(found.text_states_NLH, expected.text_states_NLH)
+    assert torch.equal(found.visual_states_NRH, expected.visual_states_NRH)
+    head, head_again = (one.build_head("vcr-q2a", 1).eval() for one in (student, again))
+    head_again.load_state_dict(head.state_dict())
+    assert torch.equal(head_again(found.pooled_NP), head(expected.pooled_NP))
 
 
 def test_bf16_autocast_runs_and_stays_close(student: Student, examples: list[Example]) -> None:
@@ -249,6 +255,55 @@ def test_boxes_line_up(student: Student, examples: list[Example]) -> None:
         assert (index[~mask] == -1).all()
         boxes = [int(value) for value in index if value >= 0]
         assert boxes in ([], list(range(len(unit.boxes_R4))))
+
+
+def strongest(change_NS: torch.Tensor) -> list[int]:
+    return [int(index) for index in change_NS.argmax(1)]
+
+
+def test_a_tokens_state_is_of_the_characters_that_it_covers(student: Student, examples: list[Example]) -> None:
+    """A word that is replaced by another of one token changes the state of its own token most."""
+    context = "Is the big dog near the old red car?"
+    words = [(match.start(), match.end()) for match in re.finditer("big|dog|old|red", context)]
+    for start, end in words:
+        changed = f"{context[:start]}cat{context[end:]}"
+        items = [
+            dataclasses.replace(examples[0], candidates=(choice(text, "Yes."), choice(text, "It is small.")))
+            for text in (context, changed)
+        ]
+        (batch, before), (_, after) = (encode(student, [item]) for item in items)
+        change_NL = (after.text_states_NLH - before.text_states_NLH).norm(dim=2) * batch.token_mask_NL
+        for row, token in enumerate(strongest(change_NL)):
+            assert batch.char_spans_NL2[row, token].tolist() == [start, end]
+
+
+def repainted(unit: ImageUnit, box: int, path: Path) -> ImageUnit:
+    """The picture with one box painted over."""
+    x1, y1, x2, y2 = (int(value) for value in unit.boxes_R4[box])
+    with Image.open(unit.path) as file:
+        picture = file.convert("RGB")
+    picture.paste((250, 240, 10), (x1, y1, x2, y2))
+    picture.save(path)
+    return dataclasses.replace(unit, unit_id=path.name, path=path)
+
+
+def test_a_regions_state_is_of_its_box(student: Student, examples: list[Example], tmp_path: Path) -> None:
+    """A box that is painted over changes the state of its own region most, whatever the order of the boxes."""
+    first = examples[0]
+    apart = np.array([[8, 8, 50, 50], [100, 10, 150, 55], [20, 70, 70, 115]], dtype=np.float32)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        unit = dataclasses.replace(first.image, unit_id=f"apart{order}", boxes_R4=apart[order])
+        item = dataclasses.replace(first, image=unit, candidates=(choice("Is it so?", "Yes."),))
+        batch, before = encode(student, [item])
+        if not (batch.box_index_NR >= 0).any():
+            assert isinstance(student, PixelStudent | ClipVil)
+            return
+        for box in range(len(apart)):
+            path = tmp_path / f"{order}{box}.png"
+            _, after = encode(student, [dataclasses.replace(item, image=repainted(unit, box, path))])
+            change_NR = (after.visual_states_NRH - before.visual_states_NRH).norm(dim=2)
+            change_NR[batch.box_index_NR < 0] = 0.0
+            assert [int(batch.box_index_NR[0, region]) for region in strongest(change_NR)] == [box]
 
 
 def other_pictures(examples: list[Example], folder: Path) -> list[Example]:
