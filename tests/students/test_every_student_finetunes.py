@@ -1,18 +1,48 @@
-"""Every student goes through the method from end to end at a tiny size: real pictures, caches, a run folder."""
+"""Every student goes through the method from end to end at a tiny size: real pictures, caches, a run folder.
+
+At inference it is a plain student: the same outputs by the same operations, with the teachers gone.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from small_corpus import SmallCorpus, build_small_corpus
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.training.run import run_finetune
 
-TINY = [name for name in student_names() if name.endswith("-tiny")]
+Operation = tuple[str, tuple[torch.Size, ...]]
+
+
+class Operations(TorchDispatchMode):
+    """Collects the operations of a pass with the shapes that they work on: its cost, without a clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Operation] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append((str(func), tuple(value.shape for value in args if isinstance(value, torch.Tensor))))
+        return func(*args, **(kwargs or {}))
+
+
+def pass_with_operations(student: Student, batch: StudentBatch) -> tuple[torch.Tensor, list[Operation]]:
+    with torch.no_grad(), Operations() as operations:
+        pooled = student.encode(batch).pooled_NP
+    return pooled, operations.seen
+
+
+TINY = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
 
 
 @pytest.fixture(scope="module")
@@ -44,4 +74,12 @@ def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> N
     logged = [json.loads(line) for line in lines]
     assert {entry["phase"] for entry in logged} == {"adapt", "finetune"}
     assert all(key in logged[-1] for key in ("raw/task", "raw/vision", "raw/text"))
-    assert build_student(name, weights=tmp_path / "run").name == name
+    (tmp_path / "run" / "caches.json").unlink()  # Where the teachers' features are is not asked after training.
+    trained, plain = load_run(tmp_path / "run").student, build_student(name).eval()
+    plain.load_state_dict(trained.state_dict())
+    dataset = open_dataset("scenes-vcr", split="test", data_root=corpus.data_root)
+    batch = plain.collate([dataset[index] for index in range(2)])
+    expected, work = pass_with_operations(plain, batch)
+    found, same_work = pass_with_operations(trained, batch)
+    assert torch.equal(found, expected)
+    assert same_work == work
