@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
 from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.region_source import Regions
 from advl_pipeline.students.registry import build_student
@@ -38,7 +38,10 @@ MAX_TOKENS = 4000
 
 _WORDS = "the person is going to leave because they want some water near an old table and look very angry now".split()
 _MEAN_WORDS = {"question": 7, "answer": 8, "rationale": 16}
-_TASKS = {"vcr-q2a": ("question", "answer"), "vcr-qa2r": ("question", "answer", "rationale")}
+_PARTS: tuple[tuple[Task, tuple[str, ...]], ...] = (
+    ("vcr-q2a", ("question", "answer")),
+    ("vcr-qa2r", ("question", "answer", "rationale")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ def questions(number: int, seed: int) -> list[Example]:
 
     found = []
     for row in range(number):
-        task, parts = list(_TASKS.items())[row % 2]
+        task, parts = _PARTS[row % 2]
         boxes, detected = np.clip(rng.gamma(3.0, 3.0), 2, 40), np.clip(rng.gamma(4.0, 9.25), 10, 100)
         unit = ImageUnit(
             unit_id=f"picture-{row}-{int(boxes) + int(detected)}",
@@ -138,7 +141,9 @@ def original_pass(student: Uniter, batch: Any) -> torch.Tensor:
     joined = torch.cat([text_NLH, regions_NRH], dim=1)
     packed_NSH = joined.gather(1, index_NS[..., None].expand(-1, -1, joined.shape[-1]))
     mask_NS = visible_NS.gather(1, index_NS).to(joined.dtype)
-    return model.pooler(model.layers(packed_NSH, (1.0 - mask_NS[:, None, None, :]) * -10000.0)[-1])
+    last_NSH = model.layers(packed_NSH, (1.0 - mask_NS[:, None, None, :]) * -10000.0)[-1]
+    pooled_NH: torch.Tensor = model.pooler(last_NSH)
+    return pooled_NH
 
 
 def measure_students(name: str = "uniter-base", *, rounds: int, batches: int, num_lengths: int) -> StudentRates:
@@ -164,7 +169,7 @@ def measure_students(name: str = "uniter-base", *, rounds: int, batches: int, nu
         collated = [(student.collate(part), part) for part in parts]
         begin = time.perf_counter()
         for batch, part in collated:
-            right = torch.cat([torch.arange(4) == example.label for example in part])
+            right = torch.cat([torch.arange(4).eq(example.label or 0) for example in part])
             two_way_choice(head.two_way(run(student, batch)), right).backward()  # type: ignore[operator, no-untyped-call]
             student.zero_grad(set_to_none=True)
         return time.perf_counter() - begin

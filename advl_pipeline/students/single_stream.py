@@ -24,6 +24,9 @@ from advl_pipeline.students.bert_parts import PADDING, attention_bias
 ATTENTION = "advl_one_row"
 """Name of the attention function in a configuration's `attn_implementation`."""
 
+COMPILE_REFUSAL = "its rows of real tokens have a new length in every batch, which torch.compile cannot trace through"
+"""Why students that run their layers here refuse `torch.compile`: the graph breaks before and after each of them."""
+
 
 class TokenGrid:
     """Where each of the T tokens lies, sequence by sequence and in order.

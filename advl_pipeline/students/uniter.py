@@ -21,7 +21,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.single_stream import run_layers
+from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow
 from advl_pipeline.students.uniter_core import UniterModel
 from advl_pipeline.students.uniter_heads import head_rules, uniter_head
@@ -58,6 +58,7 @@ class Uniter(RegionStudent):
     """The student. State names are the original's behind `model.`."""
 
     config: UniterConfig
+    compile_refusal = COMPILE_REFUSAL
     config_class: ClassVar[type[UniterConfig]] = UniterConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uniter-base": {},

@@ -48,6 +48,7 @@ class Vilt(PixelStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: ViltConfig
+    compile_refusal = ""
     config_class: ClassVar[type[ViltConfig]] = ViltConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vilt": {},

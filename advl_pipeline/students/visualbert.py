@@ -27,7 +27,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.single_stream import ATTENTION, run_layers
+from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert import pool
 
@@ -100,6 +100,7 @@ class VisualBert(RegionStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: VisualBertConfig
+    compile_refusal = COMPILE_REFUSAL
     config_class: ClassVar[type[VisualBertConfig]] = VisualBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "visualbert": {},

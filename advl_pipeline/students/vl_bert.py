@@ -23,7 +23,7 @@ from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import Regions, with_whole_picture
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.single_stream import run_layers
+from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert_core import ObjectDownsample, VlBertModel, collect_objects
 
@@ -53,6 +53,7 @@ class VlBert(RegionStudent):
     """The student. State names are the original's, without `_module.`."""
 
     config: VlBertConfig
+    compile_refusal = COMPILE_REFUSAL
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vl-bert-base": {},

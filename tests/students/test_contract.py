@@ -25,7 +25,7 @@ from advl_pipeline.training.run import compile_student
 
 SMALL = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
 
-COMPILED = ["clip-vil-tiny"]
+COMPILED = ["clip-vil-tiny", "vilt-tiny"]
 """Students that are tested under torch.compile; tracing one takes about twenty seconds, so that not all are."""
 
 UNUSED = {
@@ -222,6 +222,7 @@ def test_a_compiled_student_computes_the_same(
 ) -> None:
     # The captured graph runs as it is: generating machine code from it takes minutes on a CPU.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
     plain, compiled = student_of(name), build_student(name).eval()
     compiled.load_state_dict(plain.state_dict())
     compile_student(compiled)
