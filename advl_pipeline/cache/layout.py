@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.compression import ZSTD_CODEC, Compression
-from advl_pipeline.errors import CorruptCache
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
@@ -159,29 +158,3 @@ def group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
 def render_json(value: Any) -> bytes:
     """JSON for people, in one deterministic form."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def parse_metadata(raw: bytes, *, path: str, where: str) -> ArraySpec:
-    """Read an array's `zarr.json`, accepting nothing but what `ArraySpec.metadata` writes.
-
-    Raises:
-        CorruptCache: any other content, or sizes that no cache has.
-    """
-    try:
-        content = json.loads(raw)
-        chunks = content["chunk_grid"]["configuration"]["chunk_shape"]
-        inner = content["codecs"][0]["configuration"]
-        spec = ArraySpec(
-            path=path,
-            shape=tuple(int(size) for size in content["shape"]),
-            dtype=str(content["data_type"]),
-            shard_rows=int(chunks[0]),
-            inner_rows=int(inner["chunk_shape"][0]),
-            compression="zstd" if len(inner["codecs"]) > 1 else "none",
-        )
-        accepted = spec.is_plausible() and json.loads(spec.metadata()) == content
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
-        raise CorruptCache("An array's metadata cannot be read.", where=where, why=str(error)) from None
-    if not accepted:
-        raise CorruptCache("An array's metadata is not what this store's format prescribes.", where=where)
-    return spec

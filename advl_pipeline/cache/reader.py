@@ -20,7 +20,7 @@ from advl_pipeline.cache.checks import require_cache, require_recorded, require_
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
-from advl_pipeline.cache.layout import ArraySpec, parse_metadata
+from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.provenance import extract_command
 from advl_pipeline.cache.readahead import Readahead
 from advl_pipeline.cache.records import (
@@ -34,6 +34,7 @@ from advl_pipeline.cache.records import (
     load_complete,
     load_plan,
 )
+from advl_pipeline.cache.spans import require_spans
 from advl_pipeline.cache.token_rows import Allocate, TokenRows
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 from advl_pipeline.locations import Location, Url, parse_location
@@ -211,7 +212,10 @@ class FeatureStore:
             )
         )
         self._tokens = TokenRows(
-            self._token_arrays(plan), starts_N=starts_N, lengths_N=lengths_N, where=root / modality / "tokens"
+            self._token_arrays(plan, num_rows=int(starts_N[-1]) + max(1, int(lengths_N[-1]))),
+            starts_N=starts_N,
+            lengths_N=lengths_N,
+            where=root / modality / "tokens",
         )
         self._readahead = Readahead(
             self._global,
@@ -286,10 +290,12 @@ class FeatureStore:
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
         if not self.has_spans:
-            raise ConfigError(
-                f"The {self.modality} tokens of this cache have no character spans.", where=str(self._location)
-            )
-        return self._tokens.collect("char_spans", self.positions(ids))
+            raise ConfigError(f"The {self.modality} tokens of this cache have no spans.", where=str(self._location))
+        return require_spans(
+            self._tokens.collect("char_spans", self.positions(ids)),
+            where=f"{self._location}/{self.modality}/tokens/char_spans",
+            next_command=f"advl cache verify {self._location}",
+        )
 
     def kept_tokens(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, which of the teacher's tokens each is, (M,), from 0.
@@ -365,15 +371,12 @@ class FeatureStore:
             else extract_command(self._root, location=self._location),
         )
 
-    def _token_arrays(self, plan: PlanRecord) -> dict[str, CacheArray]:
+    def _token_arrays(self, plan: PlanRecord, *, num_rows: int) -> dict[str, CacheArray]:
         if self._shape.token_dim is None:
             return {}
-        name = f"{self.modality}/tokens/values"
-        raw = require_recorded(self._root, f"{name}/zarr.json", self._files)
-        declared = parse_metadata(raw, path=name, where=f"{self._root}/{name}/zarr.json")
         specs = schema.token_specs(
             self.modality,
-            num_rows=declared.shape[0],
+            num_rows=num_rows,
             token_dim=self._shape.token_dim,
             spans=self._shape.spans,
             kept=self._shape.kept,

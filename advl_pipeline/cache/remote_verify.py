@@ -15,12 +15,12 @@ from advl_pipeline.cache.remote_reader import require_remote_cache
 from advl_pipeline.cache.verify import (
     Finding,
     VerifyReport,
-    feature_specs,
     file_problem,
-    not_finite,
     one_per_file,
     recorded_files,
+    row_specs,
     senseless,
+    senseless_rows,
 )
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
@@ -119,10 +119,10 @@ def _check_features(root: Path, name: str) -> Finding | None:
     """Look at a shard while it is here. Everything smaller is here already and sound."""
     try:
         writer = CacheWriter(root)
-        for spec in feature_specs(writer, name.partition("/")[0]):
+        for spec in row_specs(writer, name.partition("/")[0]):
             for shard in range(spec.num_shards):
                 if spec.shard_path(shard) == name:
-                    return not_finite(root, spec, shard)
+                    return senseless_rows(root, spec, shard)
     except AdvlError as error:
         return Finding(path=name, problem=error.what)
     return None

@@ -16,8 +16,8 @@ import numpy as np
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray, open_array
 from advl_pipeline.cache.checks import require_cache
-from advl_pipeline.cache.confidence import confidence_key
-from advl_pipeline.cache.files import FileEntry, hash_file, read_json, safe_path
+from advl_pipeline.cache.confidence import confidence_key, unfinished_confidences
+from advl_pipeline.cache.files import FileEntry, hash_file, read_json, read_small, safe_path
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.index import UnitIds, build_index
 from advl_pipeline.cache.layout import ArraySpec
@@ -38,6 +38,7 @@ from advl_pipeline.cache.records import (
     tables_record_path,
     unseal,
 )
+from advl_pipeline.cache.spans import are_spans
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
 from advl_pipeline.locations import Location, Url
@@ -139,6 +140,9 @@ def recorded_files(root: Path, findings: list[Finding]) -> Files:
         files |= files_from_json(content["files"])
         if confidence_record_path(confidence_key(content["identity"])) != name:
             findings.append(Finding(path=name, problem="it stands under another set's name"))
+    findings += [
+        Finding(path=confidence_record_path(key), problem="it is missing") for key in unfinished_confidences(root)
+    ]
     return files
 
 
@@ -215,9 +219,11 @@ def senseless(root: Path, *, features: bool = True) -> list[Finding]:
             findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
         for modality in writer.plan.modalities:
             findings += _senseless_modality(root, writer, modality)
+            findings += _misdescribed(root, writer, modality)
             if features:
-                for spec in feature_specs(writer, modality):
-                    findings += _not_finite(root, spec)
+                for spec in row_specs(writer, modality):
+                    rows = (senseless_rows(root, spec, shard) for shard in range(spec.num_shards))
+                    findings += [finding for finding in rows if finding is not None]
             findings += _senseless_index(root, writer, modality)
         return findings
     except AdvlError as error:
@@ -237,13 +243,27 @@ def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[
     return findings
 
 
-def feature_specs(writer: CacheWriter, modality: str) -> list[ArraySpec]:
-    """Return the arrays of a modality that hold floating-point features."""
+def row_specs(writer: CacheWriter, modality: str) -> list[ArraySpec]:
+    """Return the arrays of a modality that cannot be known beforehand: features, scales, spans."""
     shape = writer.plan.modalities[modality]
     tables = schema.global_spec(
         modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=writer.stored
     )
-    return [spec for spec in (tables, *writer.token_specs(modality).values()) if spec.dtype.startswith("float")]
+    return [tables, *writer.token_specs(modality).values()]
+
+
+def _misdescribed(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
+    shape = writer.plan.modalities[modality]
+    specs = [
+        *schema.plan_specs(modality, shape.num_units).values(),
+        *row_specs(writer, modality),
+        *schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim).values(),
+    ]
+    return [
+        Finding(path=spec.metadata_path, problem="it is not what the plan says")
+        for spec in specs
+        if read_small(root, spec.metadata_path) != spec.metadata()
+    ]
 
 
 def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
@@ -258,13 +278,12 @@ def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Fin
     ]
 
 
-def _not_finite(root: Path, spec: ArraySpec) -> list[Finding]:
-    found = (not_finite(root, spec, shard) for shard in range(spec.num_shards))
-    return [finding for finding in found if finding is not None]
-
-
-def not_finite(root: Path, spec: ArraySpec, shard: int) -> Finding | None:
-    """Return a finding if a shard of features holds values that are not finite."""
-    if is_finite(open_array(root, spec).shard(shard)):
-        return None
-    return Finding(path=spec.shard_path(shard), problem="it holds values that are not finite")
+def senseless_rows(root: Path, spec: ArraySpec, shard: int) -> Finding | None:
+    """Return a finding if a shard holds values that are not finite, or spans that are none."""
+    rows = open_array(root, spec).shard(shard)
+    problem = None
+    if spec.dtype.startswith("float") and not is_finite(rows):
+        problem = "it holds values that are not finite"
+    elif spec.path.endswith("/char_spans") and not are_spans(rows):
+        problem = "it holds spans that are none"
+    return Finding(path=spec.shard_path(shard), problem=problem) if problem else None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from advl_pipeline.cache.files import safe_path
-from advl_pipeline.cache.layout import parse_metadata, single_shard
+from advl_pipeline.cache.layout import render_json, single_shard
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.records import seal
 from advl_pipeline.cache.verify import verify_cache
@@ -65,17 +65,47 @@ def forge_array(cache: Path, name: str, change: Callable[[np.ndarray], None]) ->
     ],
 )
 def test_positions_that_overrun_are_refused(cache_path: Path, name: str, value: int) -> None:
-    forge_array(cache_path, name, lambda rows: rows.__setitem__(slice(None), value))
+    # The last unit is spared: where it ends is compared with the shapes of the arrays at once.
+    forge_array(cache_path, name, lambda rows: rows.__setitem__(slice(None, -1), value))
     store = open_cache(cache_path).text
     assert store is not None
     with pytest.raises(CorruptCache):
         store.token_features(list(store.ids))
+    assert not verify_cache(cache_path).is_sound
+    forge_array(cache_path, name, lambda rows: rows.__setitem__(slice(None), value))
+    if name.startswith("text/tokens"):
+        with pytest.raises(CorruptCache):
+            open_cache(cache_path)
     assert not verify_cache(cache_path).is_sound
 
 
 def test_units_that_overlap_are_named(cache_path: Path) -> None:
     forge_array(cache_path, "text/tokens/starts", lambda rows: rows.__setitem__(1, rows[0]))
     assert "text/tokens/starts" in verify_cache(cache_path).bad_paths()
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (5, 2), (0, -(2**31))])
+def test_senseless_spans_are_refused(cache_path: Path, span: tuple[int, int]) -> None:
+    name = "text/tokens/char_spans/c/0/0"
+    content = bytearray((cache_path / name).read_bytes())
+    content[:8] = np.array(span, "<i4").tobytes()
+    reseal(cache_path, {name: bytes(content)}, lambda record: None)
+    store = open_cache(cache_path).text
+    assert store is not None
+    with pytest.raises(CorruptCache, match="span"):
+        store.char_spans(list(store.ids))
+    assert name in verify_cache(cache_path).bad_paths()
+
+
+@pytest.mark.parametrize("rows", [2**47, 2**60, 65])
+def test_shapes_that_the_plan_does_not_imply_are_refused(cache_path: Path, rows: int) -> None:
+    name = "text/tokens/values/zarr.json"
+    metadata = json.loads((cache_path / name).read_text())
+    metadata["shape"][0] = rows
+    reseal(cache_path, {name: render_json(metadata)}, lambda record: None)
+    with pytest.raises(CorruptCache, match="not what the plan"):
+        open_cache(cache_path)
+    assert name in verify_cache(cache_path).bad_paths()
 
 
 @pytest.mark.parametrize("num_units", [2**60, 2**31, -1, 0, "many", 10**400])
@@ -134,7 +164,10 @@ def test_nonsense_in_metadata_is_an_error_with_a_name(cache_path: Path, name: st
     ],
 )
 def test_metadata_of_arrays_is_exact(cache_path: Path, change: dict[str, Any]) -> None:
-    raw = (cache_path / "text/tokens/values/zarr.json").read_bytes()
-    assert parse_metadata(raw, path="text/tokens/values", where="here").dtype == "float16"
-    with pytest.raises(CorruptCache):
-        parse_metadata(json.dumps(json.loads(raw) | change).encode(), path="text/tokens/values", where="here")
+    for name in ("text/tokens/values/zarr.json", "image/global/zarr.json", "text/index/unit/zarr.json"):
+        raw = (cache_path / name).read_bytes()
+        assert open_cache(cache_path).text is not None
+        reseal(cache_path, {name: render_json(json.loads(raw) | change)}, lambda record: None)
+        with pytest.raises(CorruptCache):
+            open_cache(cache_path)
+        reseal(cache_path, {name: raw}, lambda record: None)

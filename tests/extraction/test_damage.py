@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
-from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.repair import RepairResult, repair
 
-SMALL = {"num_images": 30}
+SMALL = {"num_images": 18}
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pristine")
-    tiny_extract(folder / "data", folder / "cache", dataset=SMALL)
+    tiny_extract(folder / "data", folder / "cache", dataset=SMALL, confidence=True)
     return folder
 
 
@@ -37,7 +37,7 @@ def cache(pristine: Path, tmp_path: Path) -> Path:
 
 
 def mend(pristine: Path, cache: Path) -> RepairResult:
-    return repair(tiny_config(cache), tiny_teacher(), TinyDataset(pristine / "data", **SMALL))
+    return repair(tiny_config(cache, confidence=True), tiny_teacher(), TinyDataset(pristine / "data", **SMALL))
 
 
 def flip(path: Path, place: float = 0.5) -> None:
@@ -53,7 +53,8 @@ def all_files(pristine: Path) -> list[str]:
 def test_pristine_cache_is_sound(pristine: Path) -> None:
     report = verify_cache(pristine / "cache")
     assert report.is_sound
-    assert set(report.files) | {"records/complete.json"} == set(all_files(pristine))
+    own = {name for name in all_files(pristine) if name.startswith("records/confidence-")}
+    assert set(report.files) | {"records/complete.json"} | own == set(all_files(pristine))
     assert mend(pristine, pristine / "cache").encoded_units == 0
 
 
@@ -103,8 +104,10 @@ def test_repair_restores_the_bytes_and_touches_nothing_else(pristine: Path, tmp_
         assert result.is_identical, name
         assert tree_bytes(cache) == expected, name
         touched = {str(path.relative_to(cache)) for path, time in before.items() if path.stat().st_mtime_ns != time}
-        # The records of a shard that is encoded again, and the one that completes the cache, are written anew.
-        assert {item for item in touched if not item.startswith("records/")} <= {name}, name
+        # The records of a shard that is encoded again, and the one that completes the cache, are written anew. A set
+        # of confidences is estimated anew as a whole.
+        one_set = tuple(f"confidence/{key}/" for key in re.findall("[0-9a-f]{16}", name))
+        assert {item for item in touched if not item.startswith(("records/", *one_set))} <= {name}, name
 
 
 def hash_of(damage: str) -> int:
@@ -123,29 +126,52 @@ def tiny_units_of_shard(cache: Path, modality: str, shard: int) -> int:
     return len(CacheWriter(cache).placement(modality).units_of(shard))
 
 
-def test_swapped_shards_are_named(pristine: Path, cache: Path) -> None:
-    one, two = cache / "text/tokens/values/c/1/0", cache / "text/tokens/values/c/2/0"
+@pytest.mark.parametrize("array", ["values", "char_spans"])
+def test_swapped_shards_are_named(pristine: Path, cache: Path, array: str) -> None:
+    names = [f"text/tokens/{array}/c/{shard}/0" for shard in (1, 2)]
+    one, two = (cache / name for name in names)
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
-    assert verify_cache(cache).bad_paths() == {"text/tokens/values/c/1/0", "text/tokens/values/c/2/0"}
+    assert verify_cache(cache).bad_paths() == set(names)
     assert mend(pristine, cache).is_identical
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
 
 
-def test_opening_detects_what_is_cheap(cache: Path) -> None:
-    def fails(break_it: Callable[[Path], object], name: str) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "delete", "link", "folder"])
+def test_opening_misses_no_file(pristine: Path, cache: Path, damage: str) -> None:
+    for name in all_files(pristine):
+        if "confidence" in name:
+            continue  # Sets of confidences are checked when they are read.
+        path, content = cache / name, (cache / name).read_bytes()
+        if damage == "truncate":
+            os.truncate(path, len(content) - 1)
+        else:
+            path.unlink()
+            if damage == "link":
+                path.symlink_to(pristine / "cache" / name)
+            elif damage == "folder":
+                path.mkdir()
+        with pytest.raises(CorruptCache) as caught:
+            open_cache(cache)
+        assert name in caught.value.where or name == "records/complete.json", name
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+    assert open_cache(cache).text is not None
+
+
+def test_opening_finds_changes_in_all_that_it_reads(cache: Path) -> None:
+    arrays = ["unit_id", "global", "tokens/values", "tokens/starts", "tokens/lengths", "index/unit", "token_mean"]
+    names = [f"text/{name}/zarr.json" for name in arrays]
+    names += ["identity.json", "records/complete.json", "records/plan.json", "records/provenance.json"]
+    for name in names:
         content = (cache / name).read_bytes()
-        break_it(cache / name)
+        flip(cache / name)
         with pytest.raises(CorruptCache):
             open_cache(cache)
         (cache / name).write_bytes(content)
-
-    fails(Path.unlink, "text/tokens/values/c/0/0")
-    fails(lambda path: os.truncate(path, 100), "text/global/c/0/0")
-    fails(flip, "identity.json")
-    fails(flip, "text/tokens/values/zarr.json")
-    fails(flip, "records/complete.json")
-    fails(flip, "records/plan.json")
     assert open_cache(cache).text is not None
 
 
@@ -161,7 +187,7 @@ def test_shard_cut_short_after_opening_is_an_error(cache: Path) -> None:
 def test_repair_with_another_teacher_is_refused(pristine: Path, cache: Path) -> None:
     flip(cache / "text/tokens/values/c/0/0")
     with pytest.raises(IdentityMismatch):
-        repair(tiny_config(cache), tiny_teacher(seed=5), TinyDataset(pristine / "data", **SMALL))
+        repair(tiny_config(cache, confidence=True), tiny_teacher(seed=5), TinyDataset(pristine / "data", **SMALL))
 
 
 def test_unrecorded_files_are_named_and_removed(pristine: Path, cache: Path) -> None:
@@ -187,7 +213,7 @@ def test_damaged_confidences_are_named(pristine: Path, cache: Path) -> None:
     identity = {"estimator": "probe", "seed": 3}
     write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32))
     assert verify_cache(cache).is_sound
-    (file,) = cache.glob("confidence/*/probability/c/0")
+    file = cache / f"confidence/{confidence_key(identity)}/probability/c/0"
     flip(file, 0.0)
     assert verify_cache(cache).bad_paths() == {str(file.relative_to(cache))}
     with pytest.raises(CorruptCache):

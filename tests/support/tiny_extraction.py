@@ -1,7 +1,8 @@
 """A deterministic two-tower teacher and a small dataset with real pictures, for tests of extraction and caches.
 
 `run_settings` runs one extraction from a JSON file with the keys `folder` (of the pictures), `config` (of
-`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below) and `file_size_limit` in bytes.
+`ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), `file_size_limit` in bytes, and
+`repair`: true to repair the cache instead.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from advl_pipeline.datasets.records import (
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.interruption import interruptible
+from advl_pipeline.extraction.repair import repair
 from advl_pipeline.extraction.run import ExtractResult, extract
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
@@ -235,7 +237,7 @@ def sum_tokens(cache: TeacherCache, queue: Any) -> None:
 
 
 def run_settings(path: str, log: str) -> None:
-    """Run one extraction as a process: messages go to the file `log`, the outcome is the exit code."""
+    """Run one extraction or repair as a process: messages go to the file `log`, the outcome is the exit code."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
     torch.set_num_threads(1)
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -246,7 +248,8 @@ def run_settings(path: str, log: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size_limit"],) * 2)
     try:
         with interruptible():
-            extract(
+            run = repair if settings.get("repair") else extract
+            run(
                 build_config(ExtractConfig, settings["config"]),
                 tiny_teacher(**settings.get("teacher", {})),
                 TinyDataset(Path(settings["folder"]), **settings.get("dataset", {})),
