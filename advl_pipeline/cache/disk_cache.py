@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
+from advl_pipeline.cache.fetch_ahead import FetchAhead
 from advl_pipeline.cache.files import FileEntry, hash_file, safe_path, storage_error
 from advl_pipeline.cache.object_store import MissingObject, ObjectStore
 from advl_pipeline.cache.records import Files
@@ -49,6 +51,8 @@ class DiskCache:
         self._verified: set[tuple[int, int, int]] = set()
         self._releases: OrderedDict[str, Callable[[], None]] = OrderedDict()
         self._lock = threading.RLock()
+        self._opened_ns = time.time_ns()
+        self._ahead = FetchAhead(self._fetch_into_free_room)
 
     def expect(self, files: Files) -> None:
         """Set what the cache's commit record says of each file; no other file is given out."""
@@ -94,6 +98,7 @@ class DiskCache:
         entry = self._files.get(name)
         if entry is None:
             raise self._corrupt(name, "its commit record does not list it")
+        self._ahead.reading(name)
         with self._lock:
             while True:
                 try:
@@ -112,6 +117,14 @@ class DiskCache:
                 # Evicted between the two calls, or damaged on this disk: it is fetched again.
                 os.close(descriptor)
 
+    def fetch_ahead(self, names: Iterable[str]) -> None:
+        """Fetch files in the background, in this order, while nothing that was read lately has to go for them."""
+        self._ahead.request(name for name in names if name in self._files)
+
+    def _fetch_into_free_room(self, name: str) -> bool:
+        path = safe_path(self.root, name)
+        return path.exists() or self._fetch(name, path, self._files[name], free_room_only=True)
+
     def _is_sound(self, descriptor: int, path: Path, entry: FileEntry) -> bool:
         key = _content_key(descriptor)
         if key in self._verified:
@@ -123,7 +136,7 @@ class DiskCache:
             path.unlink()
         return False
 
-    def _fetch(self, name: str, path: Path, entry: FileEntry) -> None:
+    def _fetch(self, name: str, path: Path, entry: FileEntry, *, free_room_only: bool = False) -> bool:
         _require_folder(path.parent)
         partial = path.with_name(path.name + _PARTIAL)
         try:
@@ -134,8 +147,13 @@ class DiskCache:
                 if os.fstat(descriptor).st_nlink == 0 or path.exists():
                     if path.exists():
                         partial.unlink(missing_ok=True)
-                    return
-                self._reserve(descriptor, entry.num_bytes)
+                    return True
+                if free_room_only:
+                    if not self._take_free_room(descriptor, entry.num_bytes):
+                        partial.unlink(missing_ok=True)
+                        return False
+                else:
+                    self._reserve(descriptor, entry.num_bytes)
                 try:
                     self._download(name, descriptor, entry)
                 except BaseException:
@@ -143,6 +161,7 @@ class DiskCache:
                     raise
                 self._verified.add(_content_key(descriptor))
                 partial.replace(path)
+                return True
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -184,11 +203,19 @@ class DiskCache:
             else:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _make_room(self, num_bytes: int) -> bool:
+    def _take_free_room(self, descriptor: int, num_bytes: int) -> bool:
+        with _locked(self._config.folder / _LOCK_FILE):
+            os.ftruncate(descriptor, 0)
+            is_free = self._make_room(num_bytes, used_before=self._opened_ns)
+            if is_free:
+                os.ftruncate(descriptor, num_bytes)
+            return is_free
+
+    def _make_room(self, num_bytes: int, *, used_before: float = math.inf) -> bool:
         files = sorted(_files_under(self._config.folder / "reading"), key=lambda item: item[2])
         used = sum(size for _, size, _ in files)
-        for path, size, _ in files:
-            if used + num_bytes <= self._config.max_bytes:
+        for path, size, opened_ns in files:
+            if used + num_bytes <= self._config.max_bytes or opened_ns >= used_before:
                 break
             if _is_evictable(path) and _evict(path):
                 used -= size

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import CacheArray, MappedArray, RemoteFiles, open_array
+from advl_pipeline.cache.arrays import CacheArray, MappedArray, open_array
 from advl_pipeline.cache.checks import require_cache, require_recorded, require_sizes
+from advl_pipeline.cache.fetch_ahead import AheadFiles, shards_of
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
@@ -131,7 +132,7 @@ def assemble_cache(
     expect: Mapping[str, Any] | None,
     *,
     location: Location,
-    remote: RemoteFiles | None = None,
+    remote: AheadFiles | None = None,
     disk_cache: DiskCacheConfig | None = None,
 ) -> TeacherCache:
     """Check the metadata under `root` against the complete record and open the feature stores.
@@ -188,7 +189,7 @@ class FeatureStore:
         complete: CompleteRecord,
         *,
         location: Location,
-        remote: RemoteFiles | None = None,
+        remote: AheadFiles | None = None,
     ) -> None:
         self.modality = modality
         self.global_dim = shape.global_dim
@@ -331,8 +332,10 @@ class FeatureStore:
         self.announce_positions(self.positions(ids))
 
     def announce_positions(self, positions_Q: npt.NDArray[np.int64]) -> None:
-        """As `announce`, by position; `readahead.Readahead` says how."""
+        """As `announce`, by position; `readahead.Readahead` and `fetch_ahead.FetchAhead` say how."""
         self._readahead.announce(positions_Q)
+        if self._remote is not None:
+            self._remote.fetch_ahead(shards_of(self._global, self._tokens, positions_Q))
 
     def begin_epoch(self) -> None:
         """Look anew at how the store relates to memory, and forget what was announced."""

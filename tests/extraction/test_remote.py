@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -73,6 +74,51 @@ def test_read_through_a_bounded_disk_cache(url: Url, tmp_path: Path, changes: di
             assert used <= bound.max_bytes
     with pytest.raises(StorageError, match="too small"):
         open_cache(url, disk_cache=DiskCacheConfig(folder=tmp_path / "none", max_bytes=10))
+
+
+def test_shards_are_fetched_before_they_are_read(url: Url, tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", url)
+    here = tmp_path / "disk-cache/reading"
+
+    def shards(array: str) -> set[str]:
+        return {str(path).split(array)[1] for path in here.glob(f"*/{array}/c/*/0")}
+
+    def wait_for_fetches() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "advl-fetch-ahead":
+                thread.join(30)
+
+    text = open_cache(url).text
+    assert text is not None
+    every = {name.removeprefix("text/tokens/values") for name in objects(url) if "text/tokens/values/c/" in name}
+    assert len(every) > 5
+    next(iter(text.batches(4, tokens=False)))
+    wait_for_fetches()
+    assert shards("text/tokens/values") == set()  # Nobody reads tokens.
+    batches = iter(text.batches(4, shuffle=False, bytes_in_flight=0))
+    next(batches)
+    wait_for_fetches()
+    # Sixteen batches of four are announced; the first alone needs one shard.
+    assert 1 < len(shards("text/tokens/values")) < len(every)
+    assert shards("text/tokens/char_spans") == set()
+    list(batches)
+    wait_for_fetches()
+    assert shards("text/tokens/values") == every
+
+
+def test_what_goes_wrong_ahead_is_told_when_it_is_read(url: Url, tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", url)
+    name = "text/tokens/values/c/2/0"
+    content = ObjectStore(url).get(name)
+    spoil(url, name, content[:-1] + b"x")
+    text = open_cache(url).text
+    assert text is not None
+    stream = text.batches(4, shuffle=False)
+    with pytest.raises(CorruptCache, match=name):
+        list(stream)
+    spoil(url, name, content)
+    ids = [unit for batch in text.batches(4, shuffle=False) for unit in batch.ids]
+    assert ids == list(text.ids)
 
 
 def test_damage_in_the_store_is_found(url: Url, tmp_path: Path) -> None:
