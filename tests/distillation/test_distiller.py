@@ -1,0 +1,332 @@
+"""The loss terms of a batch against loops over examples, candidates, boxes and words, and what must not change them:
+padding, the order of candidates and of the batch, the scale of the teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, TeacherWidths
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.students.interface import StudentBatch, StudentOutput
+
+WIDTH, POOLED = 6, 5
+EYES = {"lens": (7, 4), "eye": (3, 8)}
+READERS = {"scribe": (5, 9), "clerk": (4, 4)}
+"""Teachers: widths of the global feature and of a box or word."""
+
+Array = np.ndarray
+
+
+@dataclass
+class Candidate:
+    """One sequence: the student's states, row by row, the word or box of each, and the teachers' features."""
+
+    pooled: Array
+    tokens: Array
+    word_of_token: list[int]
+    attention: Array
+    visual: Array
+    box_of_visual: list[int]
+    prior: Array
+    text: dict[str, Array]
+    words: dict[str, Array]
+    known_words: dict[str, Array]
+
+
+@dataclass
+class Item:
+    """One example."""
+
+    candidates: list[Candidate]
+    right: int
+    image: dict[str, Array]
+    boxes: dict[str, Array]
+
+
+def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
+    random = np.random.default_rng(seed)
+    items = []
+    for count in num_candidates:
+        num_boxes = int(random.integers(0, 4))
+        candidates = []
+        for _ in range(count):
+            num_words = int(random.integers(1, 7))
+            # Words of one or two tokens, the last one of none; -1 for a special token.
+            word_of_token = [-1, *(word for word in range(num_words - 1) for _ in range(random.integers(1, 3)))]
+            box_of_visual = [-1, *range(min(num_boxes, 2))]
+            candidates.append(
+                Candidate(
+                    pooled=random.normal(size=POOLED),
+                    tokens=random.normal(size=(len(word_of_token), WIDTH)),
+                    word_of_token=word_of_token,
+                    attention=random.random(len(word_of_token)),
+                    visual=random.normal(size=(len(box_of_visual), WIDTH)),
+                    box_of_visual=box_of_visual,
+                    prior=random.random(num_words),
+                    text={name: random.normal(size=widths[0]) for name, widths in READERS.items()},
+                    words={name: random.normal(size=(num_words, widths[1])) for name, widths in READERS.items()},
+                    known_words={name: random.random(num_words) < 0.8 for name in READERS},
+                )
+            )
+        items.append(
+            Item(
+                candidates=candidates,
+                right=int(random.integers(count)),
+                image={name: random.normal(size=widths[0]) for name, widths in EYES.items()},
+                boxes={name: random.normal(size=(num_boxes, widths[1])) for name, widths in EYES.items()},
+            )
+        )
+    return items
+
+
+def distiller_of(**settings: Any) -> Distiller:
+    torch.manual_seed(3)
+    widths = {name: TeacherWidths(image_global=a, image_region=b) for name, (a, b) in EYES.items()}
+    widths |= {name: TeacherWidths(text_global=a, text_token=b) for name, (a, b) in READERS.items()}
+    chosen = DistillationSettings(**{"selection": "prior", "selection_rho": 0.5, **settings})
+    return Distiller(chosen, widths, hidden_size=WIDTH, pooled_size=POOLED)
+
+
+def stack(rows: list[Array], *, extra: int, fill: Any) -> torch.Tensor:
+    """Pad to the longest and `extra` more, with a value that must not matter."""
+    length = max(len(row) for row in rows) + extra
+    out = np.full((len(rows), length, *np.shape(rows[0])[1:]), fill)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def lay_out(items: list[Item], *, extra: int = 0) -> tuple[StudentOutput, StudentBatch, TeacherSignal, torch.Tensor]:
+    """Return the examples as a batch, padded with garbage: what `Distiller.terms` takes."""
+    flat = [candidate for item in items for candidate in item.candidates]
+    box_index = stack([np.array(c.box_of_visual) for c in flat], extra=extra, fill=-1)
+    masks = [np.ones(len(c.visual), bool) for c in flat]
+    batch = StudentBatch(
+        num_candidates=tuple(len(item.candidates) for item in items),
+        token_ids_NL=torch.zeros(len(flat), 1, dtype=torch.int64),
+        token_mask_NL=torch.ones(len(flat), 1),
+        char_spans_NL2=torch.zeros(len(flat), 1, 2, dtype=torch.int64),
+        visual_mask_NR=stack(masks, extra=extra, fill=False),
+        box_index_NR=box_index,
+    )
+    output = StudentOutput(
+        text_states_NLH=stack([c.tokens for c in flat], extra=extra, fill=50.0).float(),
+        visual_states_NRH=stack([c.visual for c in flat], extra=extra, fill=-50.0).float(),
+        pooled_NP=torch.tensor(np.stack([c.pooled for c in flat])).float(),
+        relevance_NL=stack([c.attention for c in flat], extra=extra, fill=9.0).float(),
+    )
+    # A word more for each token more, so that the padded words are many too.
+    words = WordAlignment(
+        word_of_token_NL=stack([np.array(c.word_of_token) for c in flat], extra=extra, fill=-1),
+        prior_NW=stack([c.prior for c in flat], extra=extra, fill=7.0).float(),
+        word_mask_NW=stack([np.ones(len(c.prior), bool) for c in flat], extra=extra, fill=False),
+    )
+    signal = TeacherSignal(
+        vision={
+            name: VisionSignal(
+                global_BD=torch.tensor(np.stack([item.image[name] for item in items])).float(),
+                regions_BSD=stack([item.boxes[name] for item in items], extra=extra, fill=20.0).float(),
+                region_mask_BS=stack([np.ones(len(i.boxes[name]), bool) for i in items], extra=extra, fill=False),
+            )
+            for name in EYES
+        },
+        text={
+            name: TextSignal(
+                global_ND=torch.tensor(np.stack([c.text[name] for c in flat])).float(),
+                words_NWD=stack([c.words[name] for c in flat], extra=extra, fill=30.0).float(),
+                word_mask_NW=stack([c.known_words[name] for c in flat], extra=extra, fill=True),
+            )
+            for name in READERS
+        },
+        words=words,
+    )
+    right_N = torch.tensor([index == item.right for item in items for index in range(len(item.candidates))])
+    return output, batch, signal, right_N
+
+
+def run(distiller: Distiller, items: list[Item], *, extra: int = 0) -> DistillationTerms:
+    return distiller.terms(*lay_out(items, extra=extra))
+
+
+def apart(kind: str, projection: nn.Module, state: Array, target: Array) -> float:
+    assert isinstance(projection, nn.Linear)
+    weight, bias = (value.detach().numpy().astype(np.float64) for value in (projection.weight, projection.bias))
+    a, b = ((v - v.mean()) / math.sqrt(v.var() + 1e-5) for v in (weight @ state + bias, target))
+    if kind == "cosine":
+        return 1.0 - float(a @ b) / float(np.linalg.norm(a) * np.linalg.norm(b))
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def vision_by_loop(distiller: Distiller, name: str, item: Item, candidate: Candidate) -> float:
+    projections, settings = distiller.vision[name], distiller.settings
+    total = 0.0
+    if settings.vision_target != "regions":
+        total += apart(settings.distance, projections.image, candidate.visual.mean(axis=0), item.image[name])
+    if settings.vision_target != "image":
+        each = [
+            apart(settings.distance, projections.region, candidate.visual[row], item.boxes[name][box])
+            for row, box in enumerate(candidate.box_of_visual)
+            if box >= 0
+        ]
+        total += sum(each) / len(each) if each else 0.0
+    return total
+
+
+def chosen_by_loop(distiller: Distiller, candidate: Candidate, known: Array) -> list[int]:
+    settings = distiller.settings
+    present = [word for word in range(len(known)) if known[word] and word in candidate.word_of_token]
+
+    def scaled(values: dict[int, float]) -> dict[int, float]:
+        low, high = min(values.values()), max(values.values())
+        return {word: (value - low) / (high - low) if high > low else 0.0 for word, value in values.items()}
+
+    if not present or settings.selection == "all":
+        return present
+    prior = scaled({word: candidate.prior[word] for word in present})
+    seen = scaled(
+        {
+            word: float(np.mean([candidate.attention[t] for t, w in enumerate(candidate.word_of_token) if w == word]))
+            for word in present
+        }
+    )
+    share = {"prior": 1.0, "visual": 0.0}.get(settings.selection, settings.selection_alpha)
+    score = {word: share * prior[word] + (1 - share) * seen[word] for word in present}
+    count = math.ceil(settings.selection_rho * len(present) - 1e-6)
+    return sorted(present, key=lambda word: (-score[word], word))[:count]
+
+
+def text_by_loop(distiller: Distiller, name: str, candidate: Candidate) -> float:
+    projections, kind = distiller.text[name], distiller.settings.distance
+    total = apart(kind, projections.summary, candidate.pooled, candidate.text[name])
+    each = []
+    for word in chosen_by_loop(distiller, candidate, candidate.known_words[name]):
+        rows = [row for row, belongs in enumerate(candidate.word_of_token) if belongs == word]
+        state = candidate.tokens[rows].mean(axis=0)
+        each.append(apart(kind, projections.word, state, candidate.words[name][word]))
+    return total + (sum(each) / len(each) if each else 0.0)
+
+
+def terms_by_loop(distiller: Distiller, items: list[Item]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"vision": [], "text": []}
+    for item in items:
+        counted = item.candidates if distiller.settings.candidates == "all" else [item.candidates[item.right]]
+        vision = [vision_by_loop(distiller, name, item, c) for name in distiller.vision for c in counted]
+        text = [text_by_loop(distiller, name, c) for name in distiller.text for c in counted]
+        found["vision"].append(sum(vision) / max(1, len(vision)))
+        found["text"].append(sum(text) / max(1, len(text)))
+    return found
+
+
+def close(terms: DistillationTerms, expected: dict[str, list[float]]) -> None:
+    for pathway, term in terms.pathways.items():
+        np.testing.assert_allclose(term.value_B.detach().numpy(), expected[pathway], rtol=2e-4, atol=2e-5)
+
+
+ITEMS = draw(0, (4, 1, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"distance": "cosine"},
+        {"vision_target": "image"},
+        {"vision_target": "regions"},
+        {"candidates": "right"},
+        {"selection": "all"},
+        {"selection": "visual"},
+        {"selection": "adaptive", "selection_alpha": 0.3, "selection_rho": 0.7},
+        {"pathway": "vision"},
+        {"pathway": "text"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())) or "default",
+)
+def test_terms_equal_the_loops(settings: dict[str, Any]) -> None:
+    distiller = distiller_of(**settings)
+    terms = run(distiller, ITEMS)
+    pathway = settings.get("pathway", "both")
+    assert set(terms.pathways) == ({"vision", "text"} if pathway == "both" else {pathway})
+    close(terms, terms_by_loop(distiller, ITEMS))
+
+
+def test_padding_changes_nothing() -> None:
+    distiller = distiller_of(selection="adaptive")
+    plain, padded = run(distiller, ITEMS), run(distiller, ITEMS, extra=4)
+    for pathway, term in plain.pathways.items():
+        torch.testing.assert_close(padded.pathways[pathway].value_B, term.value_B, atol=1e-6, rtol=1e-5)
+    assert plain.selected_NW is not None
+    assert padded.selected_NW is not None
+    assert padded.selected_NW[:, : plain.selected_NW.shape[1]].equal(plain.selected_NW)
+    assert not padded.selected_NW[:, plain.selected_NW.shape[1] :].any()
+
+
+def test_the_order_of_candidates_and_of_the_batch_change_nothing() -> None:
+    distiller = distiller_of(selection="adaptive")
+    expected = {name: term.value_B for name, term in run(distiller, ITEMS).pathways.items()}
+    turned = [replace(item, candidates=item.candidates[::-1]) for item in ITEMS]
+    order = [2, 0, 3, 1]
+    for name, term in run(distiller, turned).pathways.items():
+        torch.testing.assert_close(term.value_B, expected[name], atol=1e-6, rtol=1e-5)
+    for name, term in run(distiller, [ITEMS[index] for index in order]).pathways.items():
+        torch.testing.assert_close(term.value_B, expected[name][order], atol=1e-6, rtol=1e-5)
+
+
+def test_the_teachers_scale_and_offset_change_nothing() -> None:
+    distiller = distiller_of()
+    expected = {name: term.value_B for name, term in run(distiller, ITEMS).pathways.items()}
+
+    def scaled(features: dict[str, Array]) -> dict[str, Array]:
+        return {name: 7.0 * value + 3.0 for name, value in features.items()}
+
+    louder = [
+        replace(
+            item,
+            image=scaled(item.image),
+            boxes=scaled(item.boxes),
+            candidates=[replace(c, text=scaled(c.text), words=scaled(c.words)) for c in item.candidates],
+        )
+        for item in ITEMS
+    ]
+    for name, term in run(distiller, louder).pathways.items():
+        torch.testing.assert_close(term.value_B, expected[name], atol=1e-4, rtol=1e-4)
+
+
+FIELDS = {"pooled": "pooled_NP", "tokens": "text_states_NLH", "visual": "visual_states_NRH"}
+
+
+@pytest.mark.parametrize("state", FIELDS)
+def test_gradients_equal_finite_differences(state: str) -> None:
+    """Of a student's state, through the projections; differences are of the loops, which know nothing of autograd."""
+    distiller = distiller_of()
+    items = draw(1, (2, 1))
+    pathway = "vision" if state == "visual" else "text"
+    first, *others = items[0].candidates
+    instance_weights = [0.7, 1.9]
+
+    def by_loop(changed: Array) -> float:
+        nudged = replace(items[0], candidates=[replace(first, **{state: changed}), *others])
+        terms = terms_by_loop(distiller, [nudged, items[1]])[pathway]
+        return sum(weight * value for weight, value in zip(instance_weights, terms, strict=True))
+
+    value = getattr(first, state)
+    slope = np.zeros_like(value)
+    for index in np.ndindex(value.shape):
+        nudge = np.zeros_like(value)
+        nudge[index] = 1e-5
+        slope[index] = (by_loop(value + nudge) - by_loop(value - nudge)) / 2e-5
+    output, *rest = lay_out(items)
+    leaf = getattr(output, FIELDS[state]).requires_grad_()
+    terms = distiller.terms(output, *rest)
+    (torch.tensor(instance_weights) * terms.pathways[pathway].value_B).sum().backward()  # type: ignore[no-untyped-call]
+    assert leaf.grad is not None
+    found = leaf.grad[0].numpy()
+    np.testing.assert_allclose(found[: len(value)] if value.ndim > 1 else found, slope, atol=2e-4, rtol=2e-3)
+    assert np.abs(slope).max() > 1e-2
