@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.boxes import PictureBoxes, read_box_file
+from advl_pipeline.datasets.boxes import PictureBoxes, boxes_by_name, read_box_file
 from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
@@ -169,10 +169,7 @@ class VqaDataset(IndexedDataset):
     def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
         if not self._boxes:
             return super()._boxes_of(image)
-        found = self._boxes.get(self._image_names[image])
-        if found is None:
-            raise Malformed(f"{self._image_names[image]} has no line in the file of boxes")
-        return found.boxes_R4, (), (found.width, found.height)
+        return boxes_by_name(self._boxes, self._image_names[image])
 
     def _where(self, row: int) -> str:
         return f"{self._questions_path}:{int(self._columns['line'][row])}"

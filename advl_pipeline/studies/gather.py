@@ -29,7 +29,7 @@ from advl_pipeline.studies.result import (
     WeightHistogram,
 )
 from advl_pipeline.studies.run_folder import Evaluation, Quantity, WeightBins, read_json, read_weights
-from advl_pipeline.studies.scores import build_table, read_evaluations
+from advl_pipeline.studies.scores import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
 _WEIGHT_BINS = 20
@@ -224,13 +224,7 @@ def _calibrations(
                 task = task_of.get(metric, "")
                 if evaluation is None or task not in evaluation.scores:
                     continue
-                place = Place(
-                    setting=cell.setting,
-                    metric=metric,
-                    test_set=test_set,
-                    size=sizes[cell.setting, cell.shots],
-                    shots=cell.shots,
-                )
+                place = place_of(cell, test_set, metric, sizes)
                 confidence = top_confidence(evaluation.scores[task], independent=task == "vqa")
                 pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
     return tuple(

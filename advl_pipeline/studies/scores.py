@@ -54,6 +54,12 @@ def common_seeds(one: Series, other: Series) -> tuple[int, ...]:
     return tuple(seed for seed in one.seeds if seed in other.seeds)
 
 
+def place_of(cell: Cell, test_set: str, metric: str, sizes: Mapping[tuple[str, int | None], int]) -> Place:
+    """Return where a cell's accuracy stands; `sizes` is (setting, shots) -> number of training questions."""
+    size = sizes[cell.setting, cell.shots]
+    return Place(setting=cell.setting, metric=metric, test_set=test_set, size=size, shots=cell.shots)
+
+
 def build_table(
     plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Mapping[tuple[str, str], Evaluation]
 ) -> Table:
@@ -87,13 +93,7 @@ def build_table(
                 order = _order(orders, key, evaluation.ids[metric], cell.run)
                 # The first run read gives the order of the items, and with it their groups.
                 groups.setdefault(key, evaluation.groups.get(metric))
-                place = Place(
-                    setting=cell.setting,
-                    metric=metric,
-                    test_set=test_set,
-                    size=sizes[cell.setting, cell.shots],
-                    shots=cell.shots,
-                )
+                place = place_of(cell, test_set, metric, sizes)
                 kinds = {WITH_PICTURE: evaluation.items[metric]} | {
                     kind: values[metric] for kind, values in evaluation.spoilt.items() if metric in values
                 }

@@ -19,22 +19,16 @@ from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.extraction.token_selection import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.training.signals import Array, TeacherFeatures
+from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
 
 
-class LiveFeatures:
+class LiveFeatures(StandIn):
     """Encodes units when they are asked for; dimensions and moments are the cache's."""
 
     def __init__(self, store: FeatureStore, tower: Tower, prepare: Mapping[str, ImageUnit | TextUnit]) -> None:
-        self._store = store
+        super().__init__(store)
         self._tower = tower
         self._units = prepare
-        self.global_dim = store.global_dim
-        self.token_dim = store.token_dim
-        self.has_tokens = store.has_tokens
-        self.global_mean, self.global_variance = store.global_mean, store.global_variance
-        if store.has_tokens:
-            self.token_mean, self.token_variance = store.token_mean, store.token_variance
 
     def global_features(self, ids: Sequence[str]) -> Array:
         """Return (Q, D) float32."""
@@ -96,14 +90,7 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
         image = LiveFeatures(cache.image, teacher.image, {unit.unit_id: unit for unit in dataset.image_units()})
     if cache.text is not None and teacher.text is not None:
         text = LiveFeatures(cache.text, teacher.text, {unit.unit_id: unit for unit in dataset.text_units()})
-    return TeacherFeatures(
-        name=identity["name"],
-        image=image,
-        text=text,
-        image_tokens_are_boxes=identity["image_tokens"] in ("boxes", "boxes-roi"),
-        aligned=identity["aligned"],
-        words_are_selected=cache.kept_share is not None,
-    )
+    return replace(cached_teacher(cache), image=image, text=text)
 
 
 def _unique(ids: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -5,31 +5,26 @@ meaning. A gain that such a teacher also gives does not come from what the teach
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.reader import FeatureStore
-from advl_pipeline.training.signals import Array, TeacherFeatures
+from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures
 
 
-class ShuffledFeatures:
+class ShuffledFeatures(StandIn):
     """Every unit gets the features of another one, by a fixed permutation of the store's units.
 
     Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are.
     """
 
     def __init__(self, store: FeatureStore, *, seed: int) -> None:
-        self._store = store
+        super().__init__(store)
         ids = list(store.ids)
         order = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED])).permutation(len(ids))
         self._other = {unit: ids[index] for unit, index in zip(ids, order, strict=True)}
-        self.global_dim = store.global_dim
-        self.token_dim = store.token_dim
-        self.has_tokens = store.has_tokens
-        self.global_mean, self.global_variance = store.global_mean, store.global_variance
-        if store.has_tokens:
-            self.token_mean, self.token_variance = store.token_mean, store.token_variance
 
     def global_features(self, ids: Sequence[str]) -> Array:
         """Return the other units' global features."""
@@ -62,11 +57,8 @@ class ShuffledFeatures:
 def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
     """Return a cached teacher with its features permuted over units, each tower by itself."""
     image, text = teacher.image, teacher.text
-    return TeacherFeatures(
-        name=teacher.name,
+    return replace(
+        teacher,
         image=ShuffledFeatures(image, seed=seed) if isinstance(image, FeatureStore) else None,
         text=ShuffledFeatures(text, seed=seed) if isinstance(text, FeatureStore) else None,
-        image_tokens_are_boxes=teacher.image_tokens_are_boxes,
-        aligned=teacher.aligned,
-        words_are_selected=teacher.words_are_selected,
     )

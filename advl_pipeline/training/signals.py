@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.distillation.distiller import TeacherWidths
@@ -59,6 +59,19 @@ class UnitFeatures(Protocol):
     def begin_epoch(self) -> None: ...
 
     def announce(self, ids: Sequence[str]) -> None: ...
+
+
+class StandIn:
+    """What takes the place of a cache's features keeps their widths and moments."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self.global_dim = store.global_dim
+        self.token_dim = store.token_dim
+        self.has_tokens = store.has_tokens
+        self.global_mean, self.global_variance = store.global_mean, store.global_variance
+        if store.has_tokens:
+            self.token_mean, self.token_variance = store.token_mean, store.token_variance
 
 
 @dataclass(frozen=True, kw_only=True)
