@@ -299,6 +299,23 @@ def test_the_teachers_scale_and_offset_change_nothing() -> None:
         torch.testing.assert_close(term.value_B, expected[name], atol=1e-4, rtol=1e-4)
 
 
+def test_an_aligned_teacher_says_what_is_seen_before_the_students_attention_does() -> None:
+    distiller = distiller_of(selection="visual", selection_rho=0.3)
+    output, batch, signal, right_N = lay_out(ITEMS)
+    by_attention = distiller.terms(output, batch, signal, right_N).selected_NW
+    assert signal.words is not None
+    relevance_NW = torch.rand(signal.words.prior_NW.shape, generator=torch.Generator().manual_seed(0))
+    text = {"scribe": replace(signal.text["scribe"], relevance_NW=relevance_NW), "clerk": signal.text["clerk"]}
+    by_towers = distiller.terms(output, batch, replace(signal, text=text), right_N).selected_NW
+    without = replace(output, relevance_NL=None)
+    assert by_attention is not None
+    assert by_towers is not None
+    assert not by_towers.equal(by_attention)
+    again = distiller.terms(without, batch, replace(signal, text=text), right_N).selected_NW
+    assert again is not None
+    assert again.equal(by_towers)
+
+
 FIELDS = {"pooled": "pooled_NP", "tokens": "text_states_NLH", "visual": "visual_states_NRH"}
 
 

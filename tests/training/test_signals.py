@@ -1,0 +1,109 @@
+"""What the loss sees of an aligned pair of towers: the cosine of each word and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.students.interface import StudentBatch
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures
+
+TEXT = "a playful dog"
+PIECES = [(0, 1), (2, 6), (6, 9), (10, 13)]
+"""The teacher's tokens; the student's are whole words."""
+
+
+class Store:
+    """Features of two pictures, or of one text cut into four pieces."""
+
+    has_tokens = True
+
+    def __init__(self, global_features: dict[str, Any], tokens: Any) -> None:
+        self._global = {name: np.asarray(value, np.float16) for name, value in global_features.items()}
+        self._tokens = np.asarray(tokens, np.float16)
+        self.global_dim = len(next(iter(self._global.values())))
+        self.token_dim = self._tokens.shape[1]
+        self.global_mean = np.full(self.global_dim, 0.5, np.float32)
+        self.global_variance = np.full(self.global_dim, 4.0, np.float32)
+        self.token_mean = np.full(self.token_dim, 0.5, np.float32)
+        self.token_variance = np.full(self.token_dim, 4.0, np.float32)
+
+    def global_features(self, ids: Sequence[str]) -> Any:
+        return np.stack([self._global[name] for name in ids])
+
+    def token_features(self, ids: Sequence[str]) -> Any:
+        return np.concatenate([self._tokens] * len(ids)), np.full(len(ids), len(self._tokens), np.int32)
+
+    def char_spans(self, ids: Sequence[str]) -> Any:
+        return np.array(PIECES * len(ids), np.int32)
+
+    def begin_epoch(self) -> None: ...
+
+    def announce(self, ids: Sequence[str]) -> None: ...
+
+
+def examples() -> list[Example]:
+    candidate = Candidate(text_unit=text_unit(TEXT))
+    none_R4 = np.zeros((0, 4), np.float32)
+    images = [
+        ImageUnit(unit_id=name, path=Path("none.png"), width=9, height=9, boxes_R4=none_R4) for name in ("one", "two")
+    ]
+    return [
+        Example(example_id=image.unit_id, task="snli-ve", image=image, candidates=(candidate,), label=0)
+        for image in images
+    ]
+
+
+def signal_of(*, aligned: bool, image_dim: int = 3) -> Any:
+    pictures = {"one": [1.0, 0.0, 0.0], "two": [0.0, 2.0, 0.0]}
+    if image_dim != 3:
+        pictures = {name: [1.0] * image_dim for name in pictures}
+    words = [[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 1.0, 0.0]]
+    teacher = TeacherFeatures(
+        name="pair",
+        image=Store(pictures, np.zeros((1, image_dim))),
+        text=Store({text_unit(TEXT).unit_id: [1.0, 2.0, 3.0]}, words),
+        image_tokens_are_boxes=False,
+        aligned=aligned,
+    )
+    spans = torch.tensor([[(0, 0), *word_spans(TEXT)]] * 2)
+    batch = StudentBatch(
+        num_candidates=(1, 1),
+        token_ids_NL=torch.zeros(2, 4, dtype=torch.int64),
+        token_mask_NL=torch.ones(2, 4),
+        char_spans_NL2=spans,
+        visual_mask_NR=torch.ones(2, 1, dtype=torch.bool),
+        box_index_NR=torch.full((2, 1), -1),
+    )
+    source = SignalSource([teacher], prior=fit_word_prior([TEXT]), confidence={})
+    return source.signal(examples(), batch, with_confidence=False)
+
+
+def test_words_are_compared_with_the_picture_in_the_towers_own_space() -> None:
+    """Before the targets are standardised: afterwards a cosine would mean nothing."""
+    found = signal_of(aligned=True).text["pair"]
+    half = 0.5**0.5
+    expected = torch.tensor([[1.0, 0.0, half], [0.0, 1.0, half]])
+    torch.testing.assert_close(found.relevance_NW, expected, atol=1e-3, rtol=0)
+    # "playful" is the mean of its two pieces, on the scale of the moments.
+    assert found.words_NWD[0, 1].tolist() == pytest.approx([-0.25, 0.75, -0.25])
+
+
+def test_students_and_teachers_pieces_meet_at_words() -> None:
+    words = signal_of(aligned=False).words
+    assert words.word_of_token_NL.tolist() == [[-1, 0, 1, 2]] * 2
+    assert words.word_mask_NW.tolist() == [[True] * 3] * 2
+    assert words.prior_NW[0, 0] == 0 < words.prior_NW[0, 1]
+
+
+@pytest.mark.parametrize("changes", [{"aligned": False}, {"aligned": True, "image_dim": 4}])
+def test_towers_that_share_no_space_give_no_relevance(changes: dict[str, Any]) -> None:
+    assert signal_of(**changes).text["pair"].relevance_NW is None
