@@ -92,7 +92,7 @@ def test_shards_are_fetched_before_they_are_read(url: Url, tmp_path: Path) -> No
     assert text is not None
     every = {name.removeprefix("text/tokens/values") for name in objects(url) if "text/tokens/values/c/" in name}
     assert len(every) > 5
-    next(iter(text.batches(4, tokens=False)))
+    next(iter(text.batches(4, shuffle=False, tokens=False, bytes_in_flight=0)))
     wait_for_fetches()
     assert shards("text/tokens/values") == set()  # Nobody reads tokens.
     batches = iter(text.batches(4, shuffle=False, bytes_in_flight=0))
