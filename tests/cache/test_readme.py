@@ -1,0 +1,32 @@
+"""What the README says about reading a cache works as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+README = Path(__file__).parents[2] / "README.md"
+PLACE = '"caches/minilm-l6/scenes-vcr/train"'
+
+
+def test_reading_as_the_readme_says(pristine: Path) -> None:
+    section = README.read_text(encoding="utf-8").partition("\n## The cache\n")[2].partition("\n## ")[0]
+    plain, ours = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    for block in (plain, ours):
+        assert block.count(PLACE) == 1
+    where = repr(str(pristine / "cache"))
+    exec(plain.replace(PLACE, where), {})
+    names: dict[str, Any] = {}
+    exec(ours.replace(PLACE, where), names)
+    store, values, lengths = names["cache"].text, names["values"], names["lengths"]
+    assert values.shape == (lengths.sum(), store.token_dim)
+    assert names["position"]["consumed"] == len(store)
+    batch = names["batch"]
+    assert isinstance(batch.token_BMD, torch.Tensor)
+    assert store.global_features(batch.ids).shape == batch.global_BD.shape
+    again = store.batches(64, seed=0)
+    again.load_state_dict(names["position"])
+    assert list(again) == []
