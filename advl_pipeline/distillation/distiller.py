@@ -121,12 +121,14 @@ class Distiller(nn.Module):
         signal: TeacherSignal,
         right_N: torch.Tensor,
         *,
+        text_only: StudentOutput | None = None,
         generator: torch.Generator | None = None,
     ) -> DistillationTerms:
         """Compute the pathway losses of a batch.
 
         Args:
             output: of the student's ordinary pass.
+            text_only: of a pass that hides the picture, whose states the language pathway then distils.
             batch: what it was computed from.
             signal: the teachers on the same examples.
             right_N: bool, the sequence of each example's right candidate, for `candidates = right`; a row of an
@@ -137,7 +139,7 @@ class Distiller(nn.Module):
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
         vision_N = self._vision(output, batch, signal, example_N)
-        text_N, selected_NW = self._text(output, signal, generator)
+        text_N, selected_NW = self._text(output if text_only is None else text_only, output, signal, generator)
         return DistillationTerms(
             pathways={
                 pathway: self._balanced(
@@ -240,13 +242,17 @@ class Distiller(nn.Module):
         return losses
 
     def _text(
-        self, output: StudentOutput, signal: TeacherSignal, generator: torch.Generator | None
+        self,
+        distilled: StudentOutput,
+        output: StudentOutput,
+        signal: TeacherSignal,
+        generator: torch.Generator | None,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if not self.text or not signal.text:
             return {}, None
         assert signal.words is not None
         num_words = signal.words.prior_NW.shape[1]
-        words_NWH, seen_NW = pool_to_words(output.text_states_NLH, signal.words.word_of_token_NL, num_words)
+        words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, signal.words.word_of_token_NL, num_words)
         relevance_NW = self._relevance(output, signal, num_words)
         losses = {}
         selected_NW = None
@@ -272,7 +278,7 @@ class Distiller(nn.Module):
             losses[name] = text_loss(
                 projections,
                 one,
-                pooled_NP=output.pooled_NP,
+                pooled_NP=distilled.pooled_NP,
                 words_NWH=words_NWH,
                 selected_NW=selected_NW,
                 kind=self.settings.distance,

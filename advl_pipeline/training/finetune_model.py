@@ -128,6 +128,7 @@ class FinetuneModel(nn.Module):
     ) -> LossTerms:
         terms = LossTerms()
         right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
+        separate = None
         if self.distiller.settings.adapt_objective == "contrastive":
             separate = self.student.encode(batch, mask_visual=True)
             contrast = self.distiller.contrast(separate, batch, right_B, image_ids_B, known_B=targets.known_B)
@@ -136,7 +137,12 @@ class FinetuneModel(nn.Module):
         if signal is not None:
             output = self.encode(batch, need_relevance=self.distiller.needs_relevance)
             distilled = self.distiller.terms(
-                output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
+                output,
+                batch,
+                signal,
+                self._right_mask(batch, right_B, targets),
+                text_only=self._text_only(batch, separate),
+                generator=generator,
             )
             for name, term in distilled.pathways.items():
                 terms.weighted[name] = term.value_B.mean()
@@ -167,7 +173,12 @@ class FinetuneModel(nn.Module):
         terms.confidence = {"student": confidence_B, **signal.confidence}
         right_B = right_sequences(targets, batch.num_candidates).to(confidence_B.device)
         distilled = self.distiller.terms(
-            output, batch, signal, self._right_mask(batch, right_B, targets), generator=generator
+            output,
+            batch,
+            signal,
+            self._right_mask(batch, right_B, targets),
+            text_only=self._text_only(batch, None),
+            generator=generator,
         )
         for name, term in distilled.pathways.items():
             weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)
@@ -175,6 +186,12 @@ class FinetuneModel(nn.Module):
             terms.note(name, term)
             terms.weights[name] = weights_B
         return terms
+
+    def _text_only(self, batch: StudentBatch, separate: StudentOutput | None) -> StudentOutput | None:
+        """Return a pass that hides the picture where the language pathway distils one: the one at hand, or another."""
+        if self.distiller.settings.text_pass == "fused" or not len(self.distiller.text):
+            return None
+        return self.student.encode(batch, mask_visual=True) if separate is None else separate
 
     def encode(
         self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None

@@ -77,6 +77,7 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             selection_alpha=config.selection_alpha,
             selection_rho=config.selection_rho,
             candidates=config.candidates,
+            text_pass=config.text_pass,
             weighting=config.weighting or defaults["weighting"],
             weight_max=config.weight_max,
             weight_normalise=config.weight_normalise,

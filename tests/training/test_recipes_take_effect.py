@@ -73,7 +73,7 @@ def test_low_shot_runs_keep_the_users_budget_and_epochs_become_steps() -> None:
 
 
 def test_no_recipe_is_advls_own_numbers() -> None:
-    plain = settle("scenes-small", "vcr")
+    plain = settle("modernvbert", "vcr")
     asked = settle("uniter-base", "vcr", recipe="none")
     for key, value in config_to_dict(plain).items():
         if key not in ("note", "sources"):
@@ -204,13 +204,13 @@ def test_token_batches_stay_under_the_bound_and_cover_each_epoch_once() -> None:
 
 
 def test_a_run_from_before_there_were_recipes_is_the_same_run() -> None:
-    new = config_to_dict(config("scenes-small"))
+    new = config_to_dict(config("modernvbert"))
     old = run_identity(new)
     assert "recipe" not in old
     assert run_identity(old) == run_identity(new)
     assert old["learning_rate"] == 5e-4
-    assert run_identity(config_to_dict(config("scenes-small", learning_rate=5e-4))) == old
-    assert run_identity(config_to_dict(config("scenes-small", task_loss="sigmoid-choice"))) != old
+    assert run_identity(config_to_dict(config("modernvbert", learning_rate=5e-4))) == old
+    assert run_identity(config_to_dict(config("modernvbert", task_loss="sigmoid-choice"))) != old
     assert run_identity(config_to_dict(config("uniter-base"))) != run_identity(
         config_to_dict(config("uniter-base", recipe="none"))
     )

@@ -1,0 +1,63 @@
+"""Which pass the language pathway distils: one that has seen the picture, or one that hides it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_corpus import SmallCorpus
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.finetune_model import FinetuneModel, Phase
+from advl_pipeline.training.signals import SignalSource, cached_teacher
+
+
+@pytest.mark.parametrize("phase", ["adapt", "finetune"])
+@pytest.mark.parametrize("adapt_objective", ["contrastive", "distil-only"])
+@pytest.mark.parametrize(("text_pass", "sees"), [("fused", True), ("text-only", False)])
+def test_only_the_fused_pass_sees_the_picture(
+    small_corpus: SmallCorpus, phase: Phase, adapt_objective: str, text_pass: str, sees: bool
+) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    examples = [dataset[index] for index in range(4)]
+    source = SignalSource(
+        [cached_teacher(open_cache(path)) for path in small_corpus.caches],
+        prior=fit_word_prior(candidate.text for example in examples for candidate in example.candidates),
+        confidence={},
+        target_norm="standardise",
+    )
+    torch.manual_seed(0)
+    student = build_student("scenes-small")
+    distiller = Distiller(
+        DistillationSettings(text_pass=text_pass, adapt_objective=adapt_objective, selection="all"),  # type: ignore[arg-type]
+        source.widths(),
+        hidden_size=student.hidden_size,
+        pooled_size=student.pooled_size,
+    )
+    model = FinetuneModel(
+        student, {"vcr": student.build_head("vcr", 1)}, distiller, task_loss="softmax-choice"
+    ).eval()
+    batch = collate_batch(examples, dataset, student, source, labelled=False)
+    # The same question with its picture turned into its negative.
+    negative = replace(batch.student, crops_BRP=255 - batch.student.crops_BRP)  # type: ignore[attr-defined,call-arg]
+    found = [
+        model(
+            inputs,
+            batch.targets,
+            batch.signal,
+            task="vcr-q2a",
+            phase=phase,
+            strength=1.0,
+            image_ids_B=batch.image_ids_B,
+        ).raw
+        for inputs in (batch.student, negative)
+    ]
+    assert found[0]["vision"] != found[1]["vision"]
+    assert (found[0]["text"] != found[1]["text"]) == sees
