@@ -188,7 +188,7 @@ class FinetuneModel(nn.Module):
         return terms
 
     def _text_only(self, batch: StudentBatch, separate: StudentOutput | None) -> StudentOutput | None:
-        """Return a pass that hides the picture, the one at hand or another, where the language pathway distils one."""
+        """Return a pass that hides the picture, where the language pathway distils one: at hand, or another."""
         if self.distiller.settings.text_pass == "fused" or not len(self.distiller.text):
             return None
         return self.student.encode(batch, mask_visual=True) if separate is None else separate
