@@ -27,7 +27,7 @@ class DistillationSettings:
     selection_alpha: float = 0.5
     selection_rho: float = 0.3
     candidates: Literal["all", "right"] = "all"
-    text_pass: Literal["text-only", "fused"] = "text-only"
+    text_pass: Literal["fused", "text-only"] = "fused"
     weighting: Literal["ratio", "teacher", "gap", "uniform"] = "ratio"
     weight_max: float = 2.0
     weight_normalise: Literal["none", "batch-mean"] = "none"

@@ -179,10 +179,10 @@ class FinetuneConfig:
     candidates: Literal["all", "right"] = option(
         "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
     )
-    text_pass: Literal["text-only", "fused"] = option(
-        "text-only",
-        help="Which states the language pathway distils: of a further pass that hides the picture, which the text "
-        "teacher never sees either, or those that have seen it.",
+    text_pass: Literal["fused", "text-only"] = option(
+        "fused",
+        help="Which states the language pathway distils: those that have seen the picture, or of a further pass that "
+        "hides it, as the text teacher never sees it either.",
     )
     weighting: Literal["ratio", "teacher", "gap", "uniform"] | None = option(
         None, help="Adaptive Confidence-based Weighting: the weight of an instance."

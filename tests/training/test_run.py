@@ -168,7 +168,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rho": {"selection_rho": 0.8},
     "alpha": {"selection_alpha": 0.0},
     "candidates": {"candidates": "right"},
-    "text-pass": {"text_pass": "fused"},
+    "text-pass": {"text_pass": "text-only"},
     "weighting": {"weighting": "gap"},
     "weighting-teacher": {"weighting": "teacher"},
     "weighting-uniform": {"weighting": "uniform"},
