@@ -58,6 +58,8 @@ def soft_target(answers: Mapping[str, int], index_of: Mapping[str, int]) -> tupl
 def read_vocabulary(path: Path) -> tuple[str, ...]:
     """Read a vocabulary: a JSON list of answers, or an object answer -> class (`ans2label`), or class -> answer.
 
+    LXMERT's list of its pretraining's answers (`all_ans.json`) has objects with the key `ans`.
+
     Raises:
         DatasetError: missing, malformed, or classes that are not 0 to n - 1.
     """
@@ -66,6 +68,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         raise DatasetError("The answer vocabulary cannot be read.", where=str(path), why=str(error)) from None
     answers: list[Any] = value if isinstance(value, list) else []
+    answers = [answer.get("ans") if isinstance(answer, dict) else answer for answer in answers]
     if isinstance(value, dict):
         by_class = _invert(value, path)
         answers = [by_class.get(label) for label in range(len(by_class))]

@@ -28,6 +28,10 @@ from advl_pipeline.students.region_student import (
 )
 from advl_pipeline.students.text_rows import Part, TextRow
 
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in enumerate(NUMBERS, start=1)}}
+"""Answers that LXMERT's pretraining writes otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LxmertConfig(RegionStudentConfig):
@@ -101,6 +105,14 @@ class Lxmert(RegionStudent):
         return KeyRules(
             rename=((r"^(?:answer_head\.)?logit_fc\.", ""),), ignore=(r"^(?!(?:answer_head\.)?logit_fc\.)",)
         )
+
+    @staticmethod
+    def pretraining_answer(answer: str) -> str:
+        """Return an answer as LXMERT's pretraining writes it (`src/pretrain/qa_answer_table.py`)."""
+        written = answer.lower().removesuffix(".").strip()
+        for article in ("a ", "an ", "the "):
+            written = written.removeprefix(article).strip()
+        return PRETRAINING_ANSWERS.get(written, written)
 
     def _run(self, batch: RegionBatch, perturbation: Perturbation | None) -> StudentOutput:
         delta = perturbation or Perturbation()

@@ -35,9 +35,10 @@ class Recipe:
     """One recipe. `batch_size` counts what `batch_unit` says, on one device, before accumulation.
 
     `warmup` is in optimiser steps when at least 1, else a share of all steps. Exactly one of `num_steps` and
-    `num_epochs` is positive. `no_decay` is searched in parameter names. `accumulation` says whether the gradients of
-    a device's micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each
-    key to its origin. `adversarial` holds VILLA's numbers, empty elsewhere.
+    `num_epochs` is positive. `clip_norm` bounds the norm of all gradients together, `clip_each` that of each
+    parameter's. `no_decay` is searched in parameter names. `accumulation` says whether the gradients of a device's
+    micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each key to its
+    origin. `adversarial` holds VILLA's numbers, empty elsewhere.
     """
 
     student: str
@@ -53,6 +54,7 @@ class Recipe:
     head_lr_scale: float = 1.0
     lr_scales: tuple[ScaleRule, ...] = ()
     clip_norm: float = 0.0
+    clip_each: float = 0.0
     schedule: Schedule = "linear"
     milestones: tuple[float, ...] = ()
     lr_floor: float = 0.0

@@ -53,6 +53,10 @@ class FinetuneConfig:
     )
     student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
     init: Path | None = option(None, help="Pretrained student folder or checkpoint file.")
+    head_answers: Path | None = option(
+        None,
+        help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
+    )
     fresh_heads: bool = option(False, help="Start the task's head anew even where the checkpoint holds one.")
     tokenizer: str | None = option(
         None, help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the student's own]."

@@ -1,21 +1,24 @@
 """Task heads at the start of a run: the checkpoint's where it has them for the same classes, else fresh ones.
 
 A head is only meaningful with the classes that it was trained for. A run folder names its own. An original file does
-not, so VQA's answers have to be given (`--answers`), and SNLI-VE's have the order that the student's authors use.
+not, so VQA's answers have to be given: by `--answers` when they are the run's too, by `--head-answers` when they are
+others, such as those of LXMERT's pretraining. SNLI-VE's have the order that the student's authors use.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.building import load_head
 from advl_pipeline.students.catalogue import family_of
@@ -55,7 +58,7 @@ def fill_heads(
     return {
         name: _from_run(head, name, tuple(dataset.label_names(tasks[name])), config.init)
         if saved
-        else _from_original(head, tasks[name], student, config.init, config)
+        else _from_original(head, tasks[name], student, config.init, dataset, config)
         for name, head in heads.items()
     }
 
@@ -75,12 +78,16 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     return HeadOrigin(origin="checkpoint", why="of the same classes")
 
 
-def _from_original(head: nn.Module, task: str, student: Student, path: Path, config: FinetuneConfig) -> HeadOrigin:
+def _from_original(
+    head: nn.Module, task: str, student: Student, path: Path, dataset: Dataset, config: FinetuneConfig
+) -> HeadOrigin:
     rules = getattr(student, "head_rules", None)
     if rules is None:
         return HeadOrigin(origin="fresh", why=f"{student.name} declares no heads in its original files")
     before = {name: value.clone() for name, value in head.state_dict().items()}
     task_rules: KeyRules = rules(task)
+    if task == "vqa" and config.head_answers is not None:
+        return _by_answers(head, student, task_rules, path, dataset.label_names("vqa"), config.head_answers)
     report = load_head(head, path, task_rules)
     if not report.num_loaded:
         return HeadOrigin(origin="fresh", why="the file holds no head for this task")
@@ -103,3 +110,41 @@ def _from_original(head: nn.Module, task: str, student: Student, path: Path, con
             next_command=f"--label-order {expected}, or --fresh-heads to start the head anew",
         )
     return HeadOrigin(origin="checkpoint", why="of as many classes")
+
+
+def _by_answers(
+    head: nn.Module, student: Student, rules: KeyRules, path: Path, answers: Sequence[str], listed: Path
+) -> HeadOrigin:
+    """Take the head of other answers: answers that both have keep their weights, the others start at zero.
+
+    LXMERT does this with the head of its pretraining (`src/pretrain/qa_answer_table.py`).
+
+    Raises:
+        ConfigError: the file's head does not have as many answers as the list. DatasetError: the list is none.
+    """
+    theirs = read_vocabulary(listed)
+    source = student.build_head("vqa", len(theirs))
+    report = load_head(source, path, rules)
+    if report.missing or report.reinitialised:
+        raise ConfigError(
+            "The checkpoint has no VQA head of the answers that are listed.",
+            where=str(path),
+            why="; ".join([*report.reinitialised, *report.missing]),
+            next_command=f"give --head-answers the list that this checkpoint was trained with, not {listed}",
+        )
+    place = {answer: index for index, answer in enumerate(theirs)}
+    written: Callable[[str], str] = getattr(student, "pretraining_answer", str)
+    pairs = [(row, place[written(answer)]) for row, answer in enumerate(answers) if written(answer) in place]
+    state, last = source.state_dict(), _last_linear(head)
+    for kind in ("weight", "bias"):
+        taken = torch.zeros_like(head.state_dict()[f"{last}.{kind}"])
+        for row, index in pairs:
+            taken[row] = state[f"{last}.{kind}"][index]
+        state[f"{last}.{kind}"] = taken
+    head.load_state_dict(state)
+    return HeadOrigin(origin="checkpoint", why=f"{len(pairs)} of {len(answers)} answers are in {listed.name}")
+
+
+def _last_linear(head: nn.Module) -> str:
+    names: list[str] = [name for name, part in head.named_modules() if isinstance(part, nn.Linear)]
+    return names[-1]

@@ -166,6 +166,11 @@ def _optimiser_step(
     record: dict[str, Any] = {}
     if settings.clip_norm > 0:
         record["grad_norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
+    if settings.clip_each > 0:
+        if settings.clip_norm <= 0:
+            accelerator.unscale_gradients()
+        for parameter in wrapped.parameters():
+            nn.utils.clip_grad_norm_(parameter, settings.clip_each)
     optimizer.step()
     return record | _summarise(collected, num_examples), num_examples
 

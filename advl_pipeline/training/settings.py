@@ -28,6 +28,7 @@ class TrainingSettings:
 
     `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
     `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
+    `clip_norm` bounds the norm of all gradients together, `clip_each` that of each parameter's; 0 for neither.
     `no_decay` is searched in parameter names; None spares biases and norms by kind of module. `warmup` is in steps
     when at least 1, else a share. `max_text_tokens` leaves longer examples out of training, 0 for none.
     `loss_scale` multiplies every gradient (recipes that add up micro-batches instead of averaging). `sources` says
@@ -53,6 +54,7 @@ class TrainingSettings:
     lr_floor: float
     warmup: float
     clip_norm: float
+    clip_each: float
     loss_scale: float
     task_loss: TaskLoss
     adversarial: AdversarialConfig | None
@@ -105,6 +107,7 @@ def resolve_settings(
         "schedule": "linear-nonzero",
         "milestones": (),
         "lr_floor": 0.0,
+        "clip_each": 0.0,
         "loss_scale": 1.0,
         "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
     }
@@ -131,7 +134,7 @@ def resolve_settings(
 def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int) -> dict[str, Any]:
     same = (
         "optimiser", "learning_rate", "head_lr_scale", "lr_scales", "weight_decay", "no_decay", "betas", "eps",
-        "momentum", "schedule", "milestones", "lr_floor", "clip_norm", "batch_unit",
+        "momentum", "schedule", "milestones", "lr_floor", "clip_norm", "clip_each", "batch_unit",
     )  # fmt: skip
     values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
     values["task_loss"] = recipe.loss

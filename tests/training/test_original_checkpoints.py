@@ -17,6 +17,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.evaluation.submission_config import PredictConfig
+from advl_pipeline.students.lxmert import Lxmert
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.run import run_finetune
@@ -164,6 +165,40 @@ def test_snli_ves_classes_must_have_the_checkpoints_order(
     with pytest.raises(ConfigError, match="another order"):
         run_finetune(settings(small_corpus, tmp_path / "other", label_order="meter", **options))
     run_finetune(settings(small_corpus, tmp_path / "fresh", label_order="meter", fresh_heads=True, **options))
+
+
+def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: Path) -> None:
+    """As LXMERT takes its pretraining's head over to VQA: known answers keep their rows, the others start at zero."""
+    dataset = open_dataset("scenes-vqa", split="train", data_root=small_corpus.data_root)
+    answers = dataset.label_names("vqa")
+    listed = ["unheard of", *reversed(answers[1:])]
+    student = build_student("lxmert-tiny")
+    state = {name.replace("model.", "bert.", 1): value for name, value in student.state_dict().items()}
+    head = student.build_head("vqa", len(listed)).state_dict()
+    state |= {f"answer_head.logit_fc.{name}": value for name, value in head.items()}
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "Epoch20_LXRT.pth")
+    names = tmp_path / "all_ans.json"
+    names.write_text(json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in listed]))
+    options = {"student": "lxmert-tiny", "init": tmp_path / "Epoch20_LXRT.pth", "dataset": "scenes-vqa", "task": ()}
+    kept = untrained_head(small_corpus, tmp_path / "kept", head_answers=names, **options)
+    assert heads_of(tmp_path / "kept")["vqa"] == {
+        "origin": "checkpoint",
+        "why": f"{len(answers) - 1} of {len(answers)} answers are in all_ans.json",
+    }
+    torch.testing.assert_close(kept["vqa.3.weight"][1:], head["3.weight"][1:].flip(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept["vqa.0.weight"], head["0.weight"], atol=1e-6, rtol=0)
+    assert kept["vqa.3.weight"][0].abs().max() < 1e-6
+    names.write_text(json.dumps(listed[:-1]))
+    with pytest.raises(ConfigError, match="no VQA head of the answers"):
+        run_finetune(settings(small_corpus, tmp_path / "other", head_answers=names, **options))
+
+
+@pytest.mark.parametrize(
+    ("answer", "written"),
+    [("The Grey.", "gray"), ("a man", "man"), ("two", "2"), ("t-shirt", "t-shirt"), ("an", "an")],
+)
+def test_answers_are_looked_up_as_lxmerts_pretraining_writes_them(answer: str, written: str) -> None:
+    assert Lxmert.pretraining_answer(answer) == written
 
 
 def test_a_run_folder_gives_its_heads_to_the_next_run_of_the_same_classes(small_corpus: Any, tmp_path: Path) -> None:

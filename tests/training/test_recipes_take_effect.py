@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.distillation.distiller import Distiller
@@ -258,6 +259,33 @@ def reference(losses_of: Any) -> list[float]:
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_option_changes_a_run_by_recipe(name: str, losses_of: Any, reference: list[float]) -> None:
     assert losses_of(name, **CHANGES[name]) != reference
+
+
+def test_visualberts_gradients_are_clipped_parameter_by_parameter(small_corpus: Any, tmp_path: Path) -> None:
+    """A bound far below its optimiser's eps leaves no step; the bound of 1 that the recipe states does."""
+    (tmp_path / "held.toml").write_text("clip_each = 1e-12\n")
+    moved = {}
+    for name, recipe in (("recipe", "auto"), ("held", str(tmp_path / "held.toml"))):
+        run_finetune(
+            small_corpus.config(
+                tmp_path / name,
+                student="visualbert-tiny",
+                method="plain",
+                cache=(),
+                num_steps=3,
+                batch_size=2,
+                learning_rate=1e-3,
+                weight_decay=0.0,
+                recipe=recipe,
+            )
+        )
+        torch.manual_seed(0)
+        start = build_student("visualbert-tiny").state_dict()
+        trained = load_file(tmp_path / name / "model.safetensors")
+        moved[name] = max(float((trained[key] - value).abs().max()) for key, value in start.items())
+    assert moved["held"] < 1e-7 < 1e-4 < moved["recipe"]
+    settings = settle("visualbert", "vqa")
+    assert (settings.clip_each, settings.clip_norm, settings.eps) == (1.0, 0.0, 1e-6)
 
 
 def test_the_run_folder_says_where_numbers_come_from(
