@@ -9,6 +9,10 @@ import click
 
 from .options import json_option, print_json
 
+tokenizer_option = click.option(
+    "--tokenizer", help="Folder or hub name of a tokenizer, or minilm-l6 [default: the student's own]."
+)
+
 
 @click.group("students")
 def command() -> None:
@@ -42,8 +46,9 @@ def list_(as_json: bool) -> None:
 
 @command.command("show")
 @click.argument("name")
+@tokenizer_option
 @json_option
-def show(name: str, as_json: bool) -> None:
+def show(name: str, tokenizer: str | None, as_json: bool) -> None:
     """Show one student: architecture, recipes with the source of each number, what was proven of it.
 
     \b
@@ -52,7 +57,7 @@ def show(name: str, as_json: bool) -> None:
     """
     from advl_pipeline.students.catalogue import show_student
 
-    shown = show_student(name)
+    shown = show_student(name, tokenizer=tokenizer)
     if as_json:
         print_json(shown)
         return
@@ -72,8 +77,9 @@ def show(name: str, as_json: bool) -> None:
 @command.command("load-check")
 @click.argument("name")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@tokenizer_option
 @json_option
-def load_check(name: str, checkpoint: Path, as_json: bool) -> int:
+def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool) -> int:
     """Read a checkpoint into a student and name every key that does not fit. Exit code 2 if it does not fill it.
 
     \b
@@ -82,7 +88,7 @@ def load_check(name: str, checkpoint: Path, as_json: bool) -> int:
     """
     from advl_pipeline.students.catalogue import check_checkpoint
 
-    report = check_checkpoint(name, checkpoint)
+    report = check_checkpoint(name, checkpoint, tokenizer=tokenizer)
     fills = not (report["missing"] or report["reinitialised"])
     if as_json:
         print_json(report)

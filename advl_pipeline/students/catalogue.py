@@ -34,16 +34,21 @@ def list_students() -> list[dict[str, Any]]:
     ]
 
 
-def show_student(name: str) -> dict[str, Any]:
+def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
     """Return architecture, parameters, recipes with sources, and what was proven of one student.
 
+    Args:
+        name: of the student.
+        tokenizer: folder or name of another tokenizer than the student's own, where that is not at hand.
+
     Raises:
-        ConfigError: unknown name. WeightsUnavailable: its tokenizer is not at hand.
+        ConfigError: unknown name. WeightsUnavailable: the tokenizer is not at hand, for students whose architecture
+            names its padding.
     """
     from advl_pipeline.students.registry import build_student
 
     _require_known(name)
-    student = build_student(name)
+    student = build_student(name, overrides=_with_tokenizer(tokenizer))
     family, size = family_of(name), size_of(name)
     recipes = {
         task: [{"key": key, "value": value, "source": source} for key, value, source in describe(recipe)]
@@ -63,8 +68,13 @@ def show_student(name: str) -> dict[str, Any]:
     }
 
 
-def check_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
+def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
     """Return what became of every key of a checkpoint; the student is built with random weights first.
+
+    Args:
+        name: of the student.
+        checkpoint: file or folder.
+        tokenizer: as for `show_student`.
 
     Raises:
         ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
@@ -73,7 +83,7 @@ def check_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
     from advl_pipeline.students.registry import build_student
 
     _require_known(name)
-    student = build_student(name)
+    student = build_student(name, overrides=_with_tokenizer(tokenizer))
     rules: KeyRules = getattr(student, "rules", KeyRules())
     return {"student": name, **load_file(student, checkpoint, rules).to_dict()}
 
@@ -104,6 +114,10 @@ def student_table() -> str:
         cells = (", ".join(names[family]), facts["visual"], facts["weights"], facts["tasks"], proof, largest)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def _with_tokenizer(tokenizer: str | None) -> dict[str, Any]:
+    return {} if tokenizer is None else {"tokenizer": tokenizer}
 
 
 def _require_known(name: str) -> None:

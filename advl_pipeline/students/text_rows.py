@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import DatasetError, WeightsUnavailable
+from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.students.word_pieces import embedded_tokenizer_file
 
 EMBEDDED_TOKENIZER = "minilm-l6"
@@ -157,14 +158,16 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
         return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
     from transformers import AutoTokenizer
 
+    obstacle = "" if Path(name).is_dir() else hub_obstacle()
+    local = Path(name).is_dir() or bool(obstacle)
     try:
-        fast: Any = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir(), use_fast=True)
+        fast: Any = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
     except (OSError, ValueError) as error:
         raise WeightsUnavailable(
             "The student's tokenizer is not at hand.",
             where=name,
-            why=str(error).split("\n", maxsplit=1)[0],
-            next_command="give tokenizer=FOLDER that holds its tokenizer.json or vocab.txt",
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt, or minilm-l6",
         ) from None
     return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
 

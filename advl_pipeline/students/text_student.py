@@ -16,7 +16,14 @@ import torch
 from advl_pipeline.configuration import config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, fit_parts, load_text_tokenizer
+from advl_pipeline.students.text_rows import (
+    Part,
+    ReplacedSpan,
+    TextRow,
+    TextTokenizer,
+    fit_parts,
+    load_text_tokenizer,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +52,11 @@ class TextStudent(Student):
         self.name = name
         self.config = config
         self.hidden_size = self.pooled_size = config.hidden_size
-        self.tokenizer = load_text_tokenizer(config.tokenizer)
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Loaded when it is first asked for: a student may be described or filled where its tokenizer is not."""
+        return load_text_tokenizer(self.config.tokenizer)
 
     @abstractmethod
     def lay_out(self, parts: list[Part], task: str) -> TextRow:

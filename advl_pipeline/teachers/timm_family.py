@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
+from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.teachers.efficientnet_lite import is_lukemelas_state, timm_state
-from advl_pipeline.teachers.hub import hub_obstacle
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions

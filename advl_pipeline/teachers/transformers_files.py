@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.teachers.hub import hub_obstacle
+from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.teachers.options import OpenOptions
 
 _POOLER = "pooler."

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from advl_cli.main import main
+from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.students import text_rows
 from advl_pipeline.students.catalogue import families, family_of, list_students
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.text_student import TextStudent
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,23 @@ def test_load_check_names_the_keys(advl: Advl, tmp_path: Path) -> None:
     whole = advl("load-check", "uniter-tiny", str(tmp_path / "b.pt"))
     assert whole.returncode == 0
     assert "fills uniter-tiny" in whole.stdout
+
+
+def test_a_student_whose_tokenizer_is_out_of_reach_is_described_and_says_what_to_do(
+    advl: Advl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_rows, "hub_obstacle", lambda: "no network")
+    student = build_student("lxmert-tiny", overrides={"tokenizer": "nobody/nothing"})
+    assert isinstance(student, TextStudent)
+    with pytest.raises(WeightsUnavailable, match="not at hand") as missing:
+        student.collate_texts([])
+    assert missing.value.why == "no network"
+    # RoBERTa counts its positions from the padding's id, which its tokenizer says.
+    with pytest.raises(WeightsUnavailable):
+        build_student("meter-tiny", overrides={"tokenizer": "nobody/nothing"})
+    shown = advl("show", "meter-tiny", "--tokenizer", "minilm-l6", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["config"]["tokenizer"] == "minilm-l6"
 
 
 def test_load_check_of_a_missing_file_says_what_to_do(advl: Advl, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 import transformers as hf
 
+from advl_pipeline import hub
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.teachers import check, hub
+from advl_pipeline.teachers import check
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS
 from advl_pipeline.teachers.check import run_check_teacher
 from advl_pipeline.teachers.check_config import CheckTeacherConfig
