@@ -189,4 +189,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(max_examples=15, stateful_step_count=10, deadline=None)
+TestCacheMachine.settings = settings(max_examples=8, stateful_step_count=10, deadline=None)
