@@ -5,6 +5,7 @@ Shapes: n items, C candidates or classes, K answers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +25,10 @@ class AnsweredDataset(Protocol):
     def ground_truth(self, example_id: str) -> GroundTruth: ...
 
 
+ITEM_WORDS_SUFFIX = ".words.json"
+"""Of the file of an evaluation that holds the words that would be distilled."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemScores:
     """One score in [0, 1] per question, with the questions' ids.
@@ -36,6 +41,11 @@ class ItemScores:
     score: npt.NDArray[np.float32]
     pictures: tuple[str, ...] = ()
     strata: tuple[str, ...] = ()
+
+
+def question_rank(question_id: str) -> bytes:
+    """Return what questions are drawn by: as good as at random, and the same every time."""
+    return hashlib.blake2b(question_id.encode()).digest()
 
 
 def question_id(example: Example) -> str:

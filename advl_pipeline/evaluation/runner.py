@@ -21,7 +21,15 @@ from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.breakdown import accuracy_by, accuracy_by_answer_type, confusion
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
-from advl_pipeline.evaluation.items import ItemScores, concatenate_items, joint_items, score_answers, score_items
+from advl_pipeline.evaluation.item_words import item_words, read_selection
+from advl_pipeline.evaluation.items import (
+    ITEM_WORDS_SUFFIX,
+    ItemScores,
+    concatenate_items,
+    joint_items,
+    score_answers,
+    score_items,
+)
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.evaluation.vqa import VqaMode
@@ -45,6 +53,8 @@ class EvaluateResult:
 
 def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Evaluate on each named set and write `evaluation/<set>.json` and `.npz` into the run folder.
+
+    Of the first set, also which words the run would distil, where it selects words (`.words.json`).
 
     Raises:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
@@ -71,6 +81,9 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         )
         require_same_labels(dataset, finished)
         sets[name] = _evaluate_set(config, finished, dataset, name)
+        if name == config.on[0] and (described := read_selection(config.run)) is not None:
+            words = item_words(finished, described, dataset, batch_size=config.batch_size)
+            write_text(_file(config.run, name, ITEM_WORDS_SUFFIX), json.dumps(words) + "\n")
     return EvaluateResult(run=config.run, sets=sets)
 
 
@@ -264,11 +277,13 @@ def require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
             )
 
 
+def _file(run: Path, name: str, suffix: str) -> Path:
+    return run / "evaluation" / (name.replace("/", "--") + suffix)
+
+
 def _write(run: Path, name: str, document: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
-    folder = run / "evaluation"
-    folder.mkdir(exist_ok=True)
-    stem = name.replace("/", "--")
-    partial = folder / f"{stem}.partial.npz"
+    _file(run, name, "").parent.mkdir(exist_ok=True)
+    partial = _file(run, name, ".partial.npz")
     np.savez_compressed(partial, allow_pickle=False, **arrays)
-    partial.replace(folder / f"{stem}.npz")
-    write_text(folder / f"{stem}.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
+    partial.replace(_file(run, name, ".npz"))
+    write_text(_file(run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -1,14 +1,14 @@
 """Examples where two students of one seed answer differently: picture, candidates, both answers.
 
 They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
-chose them. Training examples are shown with the words that the focus method distils, as its run stored them in
-`selected_words.json` (example id -> one list of [start, end) character spans per candidate).
+chose them. The words that the focus method would distil are marked, as its evaluation stored them; training examples
+are shown with the words that it does distil, as its run stored them in `selected_words.json`. Both files map an
+example id to one list of [start, end) character spans per candidate.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,11 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.evaluation.items import ITEM_WORDS_SUFFIX, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import METRICS_OF_TASK, Setting
 from advl_pipeline.studies.result import CellRecord, StudyResult
-from advl_pipeline.studies.run_folder import Evaluation, read_evaluation, read_json
+from advl_pipeline.studies.run_folder import Evaluation, evaluation_file, read_evaluation, read_json
 
 PICTURE_WIDTH = 360
 """Pixels; pictures are scaled down to it before they enter the page."""
@@ -78,7 +79,10 @@ class ShownExample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleSet:
-    """Examples of one setting, how they were found, and why there are none if so."""
+    """Examples of one setting, how they were found, and why there are none if so.
+
+    `marks_words`: the words that the focus run would distil are marked.
+    """
 
     setting: str
     where: str
@@ -88,6 +92,7 @@ class ExampleSet:
     num_both_wrong: int
     examples: tuple[ShownExample, ...]
     missing: str
+    marks_words: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +158,8 @@ def collect_examples(
     tied = np.flatnonzero((chosen_focus != chosen_baseline) & (focus_right == baseline_right))
     ids = focus.ids[metric]
     shown = [*_draw(won, ids, (limit + 1) // 2), *_draw(lost, ids, limit // 2)]
+    words_file = evaluation_file(result.folder / focus_cell.run, test_set, ITEM_WORDS_SUFFIX)
+    marked: dict[str, list[list[list[int]]]] = read_json(words_file) if words_file.exists() else {}
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
@@ -167,7 +174,7 @@ def collect_examples(
                 _truth_name(dataset, example),
                 _answer(int(chosen_baseline[row]), classes[0]),
                 _answer(int(chosen_focus[row]), classes[1]),
-                [],
+                marked.get(example.example_id, []),
                 focus_is_right=bool(focus_right[row] > baseline_right[row]),
             )
             for row in shown
@@ -183,6 +190,7 @@ def collect_examples(
         num_both_wrong=len(tied),
         examples=examples,
         missing=missing,
+        marks_words=bool(marked),
     )
 
 
@@ -215,7 +223,7 @@ def _aligned(baseline: Evaluation, focus: Evaluation, metric: str) -> np.ndarray
 
 def _draw(rows: np.ndarray, ids: Sequence[str], number: int) -> list[int]:
     """Choose rows by the hash of their ids: as good as at random, and the same every time."""
-    ranked = sorted(map(int, rows), key=lambda row: hashlib.blake2b(ids[row].encode()).digest())
+    ranked = sorted(map(int, rows), key=lambda row: question_rank(ids[row]))
     return ranked[:number]
 
 

@@ -46,7 +46,13 @@ from advl_pipeline.training.methods import ResolvedMethod, resolve_method
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.run_folder import RunFolder
-from advl_pipeline.training.selected_words import SELECTED_WORDS_FILE, selected_words, selects_words
+from advl_pipeline.training.selected_words import (
+    SELECTED_WORDS_FILE,
+    WORD_SELECTION_FILE,
+    describe_selection,
+    selected_words,
+    selects_words,
+)
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
@@ -118,6 +124,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         if source is not None and selects_words(model):
             words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
             folder.write_json(SELECTED_WORDS_FILE, words)
+            if (described := describe_selection(model, source)) is not None:
+                folder.write_json(WORD_SELECTION_FILE, described)
         parts = _measure_parts(settings, method, model, inputs, source, accelerator)
         summary = _summary(config, settings, model, inputs, timings, time.perf_counter() - began) | parts
         folder.write_json("result.json", summary)

@@ -2,8 +2,8 @@
 
 config.json · environment.json · settings.json (what it trains with, and where each number came from) · caches.json ·
 metrics.jsonl · tensorboard/ (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
-student.json · selected_words.json (of methods that select words) · result.json (last) · evaluation/ (written by
-`advl evaluate`).
+student.json · selected_words.json and word_selection.json (of methods that select words) · result.json (last) ·
+evaluation/ (written by `advl evaluate`).
 """
 
 from __future__ import annotations

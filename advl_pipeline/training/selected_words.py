@@ -1,4 +1,5 @@
-"""Which words a finished run distils, on a few of its training examples: for people to look at.
+"""Which words a finished run distils, on a few of its training examples, and what tells them on other items: for
+people to look at.
 
 Shapes: N sequences, W words.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -17,6 +20,7 @@ from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource
 
 SELECTED_WORDS_FILE = "selected_words.json"
+WORD_SELECTION_FILE = "word_selection.json"
 MAX_EXAMPLES = 24
 
 SelectedWords = dict[str, list[list[list[int]]]]
@@ -26,6 +30,23 @@ SelectedWords = dict[str, list[list[list[int]]]]
 def selects_words(model: FinetuneModel) -> bool:
     """Whether the run distils some words and not others."""
     return bool(model.distiller.text) and model.distiller.settings.selection != "all"
+
+
+def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, Any] | None:
+    """Return what `evaluation/item_words.py` selects words of items without teachers by.
+
+    None where that cannot be: words are drawn at random, an aligned pair of towers says what is seen, or the teacher
+    has features of some words only.
+    """
+    settings = model.distiller.settings
+    if settings.selection == "random" or any(t.aligned or t.words_are_selected for t in source.teachers):
+        return None
+    return {
+        "selection": settings.selection,
+        "alpha": settings.selection_alpha,
+        "rho": settings.selection_rho,
+        "prior": asdict(source.prior),
+    }
 
 
 @torch.inference_mode()

@@ -117,7 +117,7 @@ class SignalSource:
         target_norm: `standardise` or `none`.
         """
         self.teachers = teachers
-        self._prior = prior
+        self.prior = prior
         self._confidence = confidence
         self._standardise = target_norm == "standardise"
 
@@ -176,7 +176,7 @@ class SignalSource:
         mask = np.zeros((len(texts), num_words), dtype=bool)
         for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
             word_of_token[row] = assign_tokens_to_words(spans_NL2[row], spans)
-            prior[row, : len(spans)] = self._prior.of_text(text)
+            prior[row, : len(spans)] = self.prior.of_text(text)
             mask[row, : len(spans)] = True
         return WordAlignment(
             word_of_token_NL=torch.from_numpy(word_of_token),

@@ -29,6 +29,8 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
     (result.folder / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
+    told = {f"val-{index}:vcr-q2a": [[[4, 8]]] for index in range(NUM_ITEMS)}
+    (result.folder / cell.run / "evaluation" / "val.words.json").write_text(json.dumps(told), encoding="utf-8")
     return result, folder / "data"
 
 

@@ -183,6 +183,8 @@ def test_examples_show_both_answers(page: Element) -> None:
         assert winner in right.text
         context = example.find("p", class_="context")[0].text
         assert "<b>&" in context
+        # "Why does ...": the word that the run would distil is marked.
+        assert [mark.text for mark in example.find("mark")] == ["does"]
         # Boxes are called what the texts call them.
         labels = [label.text for label in example.find("text", class_="box-label")]
         assert len(labels) == 2

@@ -1,0 +1,98 @@
+"""Which words of test items a run's selection would distil: nothing is distilled there, but people want to see.
+
+The student's attention and the training texts' word statistics decide, as in training; no teacher is asked.
+Shapes: N sequences, W words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.selection import select_words
+from advl_pipeline.distillation.word_prior import WordPrior
+from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.evaluation.items import question_rank
+from advl_pipeline.evaluation.predict import FinishedRun
+from advl_pipeline.training.selected_words import WORD_SELECTION_FILE, SelectedWords
+from advl_pipeline.training.signals import SignalSource
+
+MAX_ITEMS = 200
+"""Items whose words are told, those with the smallest hash of their question: a page draws its examples so too."""
+
+
+def read_selection(run: Path) -> dict[str, Any] | None:
+    """Return how a run selects words, or None where it selects none or cannot without its teachers."""
+    path = run / WORD_SELECTION_FILE
+    if not path.exists():
+        return None
+    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return described
+
+
+@torch.inference_mode()
+def item_words(
+    finished: FinishedRun, described: Mapping[str, Any], dataset: Dataset, *, batch_size: int
+) -> SelectedWords:
+    """Return, per example id and candidate, the [start, end) characters of the words that would be distilled.
+
+    Args:
+        finished: the run.
+        described: from `read_selection`.
+        dataset: the test set.
+        batch_size: examples per forward pass.
+    """
+    source = SignalSource([], prior=WordPrior(**described["prior"]), confidence={})
+    ids = dataset.example_ids
+    suffixes = tuple(f":{task}" for task in dataset.tasks)
+    questions = [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in ids]
+    ranked = sorted(range(len(ids)), key=lambda index: question_rank(questions[index]))[:MAX_ITEMS]
+    examples = sorted((dataset[index] for index in ranked), key=lambda example: example.task)
+    found: SelectedWords = {}
+    for _, of_task in groupby(examples, key=lambda example: example.task):
+        several = list(of_task)
+        for start in range(0, len(several), batch_size):
+            found |= _select(finished, described, source, several[start : start + batch_size])
+    return found
+
+
+def _select(
+    finished: FinishedRun, described: Mapping[str, Any], source: SignalSource, examples: Sequence[Example]
+) -> SelectedWords:
+    batch = finished.student.collate(examples)
+    words = source.signal(examples, batch, with_confidence=False).to(finished.device).words
+    assert words is not None
+    output = finished.student.encode(
+        batch.to(finished.device),
+        mask_visual=finished.hides_picture,
+        need_relevance=described["selection"] != "prior",
+    )
+    num_words = words.prior_NW.shape[1]
+    _, seen_NW = pool_to_words(output.text_states_NLH, words.word_of_token_NL, num_words)
+    relevance_NW = None
+    if output.relevance_NL is not None:
+        relevance_NW = pool_to_words(output.relevance_NL[..., None], words.word_of_token_NL, num_words)[0][..., 0]
+    selected_NW = select_words(
+        described["selection"],
+        mask_NW=words.word_mask_NW & seen_NW,
+        prior_NW=words.prior_NW,
+        relevance_NW=relevance_NW,
+        alpha=described["alpha"],
+        rho=described["rho"],
+    )
+    rows = iter(selected_NW.tolist())
+    return {
+        example.example_id: [
+            [list(span) for span, kept in zip(word_spans(candidate.text), next(rows), strict=False) if kept]
+            for candidate in example.candidates
+        ]
+        for example in examples
+    }
