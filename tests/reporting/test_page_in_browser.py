@@ -71,7 +71,7 @@ def browse(path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         "--dump-dom",
     ]  # fmt: skip
     command = [chromium, *usual, *flags, path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=True)
 
 
 def watch(page_text: str, folder: Path, *, width: int, dark: bool) -> dict[str, Any]:
@@ -99,8 +99,7 @@ def test_chromium_opens_the_page_without_a_console_message(page_text: str, tmp_p
     assert "CONSOLE" in browse(path).stderr
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1200, True)], ids=["phone-light", "desk-dark"])
 def test_the_page_is_readable_and_in_reach(width: int, dark: bool, page_text: str, tmp_path: Path) -> None:
     seen = watch(page_text, tmp_path, width=width, dark=dark)
     assert seen["width"] <= width
