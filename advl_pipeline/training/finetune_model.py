@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.distiller import Distiller, PathwayTerm, example_of_sequence
+from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm, example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.recipe_terms import TaskLoss
@@ -136,14 +136,7 @@ class FinetuneModel(nn.Module):
             terms.raw["contrast"] = contrast.detach()
         if signal is not None:
             output = self.encode(batch, need_relevance=self.distiller.needs_relevance)
-            distilled = self.distiller.terms(
-                output,
-                batch,
-                signal,
-                self._right_mask(batch, right_B, targets),
-                text_only=self._text_only(batch, separate),
-                generator=generator,
-            )
+            distilled = self._distilled(output, batch, targets, signal, separate, generator)
             for name, term in distilled.pathways.items():
                 terms.weighted[name] = term.value_B.mean()
                 terms.note(name, term)
@@ -171,15 +164,7 @@ class FinetuneModel(nn.Module):
             return terms
         confidence_B = student_confidence(self.task_loss, logits, targets)
         terms.confidence = {"student": confidence_B, **signal.confidence}
-        right_B = right_sequences(targets, batch.num_candidates).to(confidence_B.device)
-        distilled = self.distiller.terms(
-            output,
-            batch,
-            signal,
-            self._right_mask(batch, right_B, targets),
-            text_only=self._text_only(batch, None),
-            generator=generator,
-        )
+        distilled = self._distilled(output, batch, targets, signal, None, generator)
         for name, term in distilled.pathways.items():
             weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)
             terms.weighted[name] = strength * (weights_B * term.value_B).mean()
@@ -187,11 +172,28 @@ class FinetuneModel(nn.Module):
             terms.weights[name] = weights_B
         return terms
 
-    def _text_only(self, batch: StudentBatch, separate: StudentOutput | None) -> StudentOutput | None:
-        """Return a pass that hides the picture, where the language pathway distils one: at hand, or another."""
-        if self.distiller.settings.text_pass == "fused" or not len(self.distiller.text):
-            return None
-        return self.student.encode(batch, mask_visual=True) if separate is None else separate
+    def _distilled(
+        self,
+        output: StudentOutput,
+        batch: StudentBatch,
+        targets: TaskTargets,
+        signal: TeacherSignal,
+        separate: StudentOutput | None,
+        generator: torch.Generator | None,
+    ) -> DistillationTerms:
+        """Return the pathways' terms; `separate` is a pass that hides the picture, where there is one already."""
+        hides_picture = self.distiller.settings.text_pass == "text-only" and len(self.distiller.text)
+        if hides_picture and separate is None:
+            separate = self.student.encode(batch, mask_visual=True)
+        right_B = right_sequences(targets, batch.num_candidates).to(output.pooled_NP.device)
+        return self.distiller.terms(
+            output,
+            batch,
+            signal,
+            self._right_mask(batch, right_B, targets),
+            text_only=separate if hides_picture else None,
+            generator=generator,
+        )
 
     def encode(
         self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None
