@@ -40,6 +40,15 @@ def mend(pristine: Path, cache: Path) -> RepairResult:
     return repair(tiny_config(cache, confidence=True), tiny_teacher(), TinyDataset(pristine / "data", **SMALL))
 
 
+def take_away(path: Path, damage: str, *, original: Path) -> None:
+    """Delete a file, and put a link to the original or a folder in its place where the damage says so."""
+    path.unlink()
+    if damage == "link":
+        path.symlink_to(original)
+    elif damage == "folder":
+        path.mkdir()
+
+
 def flip(path: Path, place: float = 0.5) -> None:
     content = bytearray(path.read_bytes())
     content[int(place * (len(content) - 1))] ^= 0x10
@@ -70,11 +79,7 @@ def test_every_file_is_vouched_for(pristine: Path, tmp_path: Path, damage: str) 
         elif damage == "truncate":
             os.truncate(path, path.stat().st_size // 2)
         else:
-            path.unlink()
-            if damage == "link":
-                path.symlink_to(pristine / "cache" / name)
-            elif damage == "folder":
-                path.mkdir()
+            take_away(path, damage, original=pristine / "cache" / name)
         assert name in verify_cache(cache).bad_paths(), name
         if path.is_dir():
             path.rmdir()
@@ -147,11 +152,7 @@ def test_opening_misses_no_file(pristine: Path, cache: Path, damage: str) -> Non
         if damage == "truncate":
             os.truncate(path, len(content) - 1)
         else:
-            path.unlink()
-            if damage == "link":
-                path.symlink_to(pristine / "cache" / name)
-            elif damage == "folder":
-                path.mkdir()
+            take_away(path, damage, original=pristine / "cache" / name)
         with pytest.raises(CorruptCache) as caught:
             open_cache(cache)
         assert name in caught.value.where or name == "records/complete.json", name
