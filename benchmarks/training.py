@@ -6,7 +6,9 @@ in memory (`part_costs.py`).
 
 from __future__ import annotations
 
+import shutil
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +25,22 @@ _TEACHERS = ("minilm-l6", "efficientnet-lite0")
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """Median seconds per step, the share of time waited, and the distillation's own arithmetic per step."""
+    """Median seconds per step, the share of time waited, and the distillation's own arithmetic per step.
+
+    `ratio` is a step with cached distillation, the arithmetic apart, over the same step without it: the median of the
+    rounds' ratios.
+    """
 
     plain: float
     cached: float
     live: float
     arithmetic: float
     wait_share: float
-
-    @property
-    def ratio(self) -> float:
-        """A step with cached distillation over the same step without it, the arithmetic apart."""
-        return (self.cached - self.arithmetic) / self.plain
+    ratio: float
 
 
 def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds: int) -> StepCosts:
-    """Finetune the small student without teachers, from caches and with live teachers, in turn."""
+    """Finetune the small student without teachers and from caches, in turn, and last for a few steps with live teachers."""
     data_root = folder / "data"
     if not data_root.exists():
         run_build_scenes(
@@ -56,18 +58,6 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
     caches = tuple(folder / name for name in _TEACHERS)
     for name, output in zip(_TEACHERS, caches, strict=True):
         run_extract(ExtractConfig(teacher=name, dataset="scenes-vcr", data_root=data_root, output=output))
-    ways: dict[str, dict[str, Any]] = {
-        "plain": {"method": "plain"},
-        "cached": {"method": "advl", "steps": "one", "cache": caches},
-        "live": {
-            "method": "advl",
-            "steps": "one",
-            "cache": caches,
-            "live": True,
-            "num_steps": max(2, num_steps // 4),
-        },
-    }
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     base: dict[str, Any] = {
         "dataset": "scenes-vcr",
         "data_root": data_root,
@@ -75,24 +65,33 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
         "num_steps": num_steps,
         "checkpoint_every": num_steps,
     }
-    for number in range(rounds):
-        for name, changes in ways.items():
-            config = FinetuneConfig(**{**base, "output": folder / f"{name}-{number}", **changes})
-            found[name].append(run_finetune(config).summary)
-    medians = {name: statistics.median(item["seconds_per_step"] for item in runs) for name, runs in found.items()}
+    advl: dict[str, Any] = {"method": "advl", "steps": "one", "cache": caches}
+
+    def summary(name: str, **changes: Any) -> dict[str, Any]:
+        output = folder / "runs" / name
+        shutil.rmtree(output, ignore_errors=True)
+        return run_finetune(FinetuneConfig(**{**base, "output": output, **changes})).summary
+
+    found = [
+        (summary(f"plain-{number}", method="plain"), summary(f"cached-{number}", **advl)) for number in range(rounds)
+    ]
+    live = summary("live", **{**advl, "live": True, "num_steps": max(2, num_steps // 8)})
+    plain, cached = ([pair[way]["seconds_per_step"] for pair in found] for way in (0, 1))
+    arithmetic = [_arithmetic(pair[1]) for pair in found]
     return StepCosts(
-        plain=medians["plain"],
-        cached=medians["cached"],
-        live=medians["live"],
-        arithmetic=statistics.median(
-            _computing(cached) - _computing(plain)
-            for cached, plain in zip(found["cached"], found["plain"], strict=True)
+        plain=statistics.median(plain),
+        cached=statistics.median(cached),
+        live=live["seconds_per_step"],
+        arithmetic=statistics.median(arithmetic),
+        wait_share=statistics.median(pair[1]["wait_share"] for pair in found),
+        ratio=statistics.median(
+            (of_cached - of_arithmetic) / of_plain
+            for of_plain, of_cached, of_arithmetic in zip(plain, cached, arithmetic, strict=True)
         ),
-        wait_share=statistics.median(item["wait_share"] for item in found["cached"]),
     )
 
 
-def _computing(summary: dict[str, Any]) -> float:
-    """Return the seconds of a step's forward and backward passes, the reading of features left out."""
+def _arithmetic(summary: Mapping[str, Any]) -> float:
+    """Return the seconds of a step's forward and backward passes from the student's states on."""
     parts: dict[str, float] = summary["parts"]["milliseconds"]
-    return sum(parts.get(name, 0.0) for name in ("student", "vision", "text")) / 1000.0
+    return sum(parts[name] for name in ("vision", "text")) / 1000.0

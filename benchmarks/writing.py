@@ -23,6 +23,7 @@ from advl_pipeline.teachers.interface import PreparedUnit, Teacher
 
 _BATCH_SIZE = 32
 _SHARD_ROWS = 32768
+_MEAN_WORDS = {"question": 7, "answer": 8, "rationale": 16}
 _WORDS = (
     "why is person1 looking at the person2 because she wants to leave a party before it gets too late and he is "
     "worried about what will happen next in this small room with many old books on their shelves near window"
@@ -32,35 +33,40 @@ _WORDS = (
 @dataclass(frozen=True, kw_only=True)
 class WriteRates:
     """Texts per second: unique ones of the bare forwards and of the extraction; all of the dataset's, of which the
-    extraction encodes each once, of the extraction and of the naive loop."""
+    extraction encodes each once, of the extraction and of the naive loop.
+
+    Medians over rounds; `share_of_bare` and `against_naive` are medians of the rounds' ratios.
+    """
 
     bare: float
     extract_unique: float
     extract: float
     naive: float
+    share_of_bare: float
+    against_naive: float
 
 
 class VcrLikeTexts:
-    """Question and answer texts with lengths spread as in VCR; every fourth text occurs again."""
+    """Candidates of VCR's two tasks, question by question, with lengths spread around VCR's means.
+
+    Of ten questions, three occur again with the same four answers.
+    """
 
     name, split, text_style = "vcr-like", "train", "plain"
-    tasks: tuple[Task, ...] = ("vcr-q2a",)
+    tasks: tuple[Task, ...] = ("vcr-q2a", "vcr-qa2r")
 
     def __init__(self, num_texts: int) -> None:
         generator = np.random.default_rng(0)
         self.in_dataset_order: list[TextUnit] = []
         while len(self.in_dataset_order) < num_texts:
-            question = self._sentence(generator, int(np.clip(generator.gamma(6, 1.2), 3, 20)))
-            for _ in range(4):
-                answer = self._sentence(generator, int(np.clip(generator.gamma(2.5, 4.0), 2, 50)))
-                self.in_dataset_order.append(text_unit(f"{question} {answer}"))
+            question, right = (_sentence(generator, part) for part in ("question", "answer"))
+            answers = [right, *(_sentence(generator, "answer") for _ in range(3))]
+            answered = [text_unit(f"{question} {answer}") for answer in answers]
+            reasons = [text_unit(f"{question} {right} {_sentence(generator, 'rationale')}") for _ in range(4)]
+            self.in_dataset_order += [*answered, *reasons]
             if generator.random() < 0.3:
-                self.in_dataset_order += self.in_dataset_order[-4:]
+                self.in_dataset_order += answered
         self._unique = list({unit.unit_id: unit for unit in self.in_dataset_order}.values())
-
-    @staticmethod
-    def _sentence(generator: np.random.Generator, length: int) -> str:
-        return " ".join(generator.choice(_WORDS, length).tolist())
 
     def __len__(self) -> int:
         return 0
@@ -86,7 +92,12 @@ class VcrLikeTexts:
         return self._unique
 
 
-def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int, rounds: int = 3) -> WriteRates:
+def _sentence(generator: np.random.Generator, part: str) -> str:
+    length = int(np.clip(generator.gamma(5.0, _MEAN_WORDS[part] / 5.0), 2, 50))
+    return " ".join(generator.choice(_WORDS, length).tolist())
+
+
+def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int, rounds: int = 5) -> WriteRates:
     """Run the three ways over the same texts, in turn, several times; returns medians.
 
     The bare forwards run on batches made ready before, composed as the extraction composes them.
@@ -117,6 +128,8 @@ def measure_writing(teacher: Teacher, folder: Path, *, num_texts: int, rounds: i
         extract_unique=num_unique / extracted,
         extract=num_all / extracted,
         naive=num_all / naive,
+        share_of_bare=statistics.median(of_bare / of_ours for of_bare, of_ours, _ in seconds),
+        against_naive=statistics.median(of_naive / of_ours for _, of_ours, of_naive in seconds),
     )
 
 

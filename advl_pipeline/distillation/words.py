@@ -30,21 +30,29 @@ def word_spans(text: str) -> tuple[tuple[int, int], ...]:
 def assign_tokens_to_words(
     char_spans_L2: npt.NDArray[Any], words: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.int64]:
-    """Return (L,): the word that each token overlaps most, the earlier one on a tie, or -1.
+    """Return (L,): the word that each token of one text overlaps most; see `align_tokens_to_words`."""
+    return align_tokens_to_words(char_spans_L2[None], [words])[0]
+
+
+def align_tokens_to_words(
+    char_spans_NL2: npt.NDArray[Any], words: Sequence[Sequence[tuple[int, int]]]
+) -> npt.NDArray[np.int64]:
+    """Return (N, L): the word of its text that each token overlaps most, the earlier one on a tie, or -1.
 
     Args:
-        char_spans_L2: [start, end) of each token; empty spans (special tokens, padding) belong to no word. Spans may
+        char_spans_NL2: [start, end) of each token; empty spans (special tokens, padding) belong to no word. Spans may
             include white space before the word, as some tokenizers report them.
-        words: non-overlapping spans in order, such as `word_spans` returns.
+        words: of each text, non-overlapping spans in order, such as `word_spans` returns.
     """
-    assigned = np.full(len(char_spans_L2), NO_WORD, dtype=np.int64)
-    if not words or not len(char_spans_L2):
-        return assigned
-    words_W2 = np.asarray(words, dtype=np.int64)
-    spans = char_spans_L2.astype(np.int64)
-    overlap_LW = np.minimum(spans[:, 1:2], words_W2[:, 1]) - np.maximum(spans[:, :1], words_W2[:, 0])
-    overlap_LW = np.where((spans[:, 1] > spans[:, 0])[:, None], overlap_LW, 0)
-    best = overlap_LW.argmax(1)
-    found = overlap_LW[np.arange(len(spans)), best] > 0
-    assigned[found] = best[found]
-    return assigned
+    num_words = max((len(spans) for spans in words), default=0)
+    if num_words == 0 or char_spans_NL2.shape[1] == 0:
+        return np.full(char_spans_NL2.shape[:2], NO_WORD, dtype=np.int64)
+    # A word that a text does not have is [0, 0): no token overlaps it.
+    words_NW2 = np.zeros((len(words), num_words, 2), dtype=np.int32)
+    for row, spans in enumerate(words):
+        words_NW2[row, : len(spans)] = np.asarray(spans, dtype=np.int32).reshape(-1, 2)
+    start_NL1, end_NL1 = (char_spans_NL2[..., edge : edge + 1].astype(np.int32) for edge in (0, 1))
+    overlap_NLW = np.minimum(end_NL1, words_NW2[:, None, :, 1]) - np.maximum(start_NL1, words_NW2[:, None, :, 0])
+    best_NL1 = overlap_NLW.argmax(2)[..., None]
+    is_found_NL1 = (np.take_along_axis(overlap_NLW, best_NL1, 2) > 0) & (end_NL1 > start_NL1)
+    return np.where(is_found_NL1, best_NL1, NO_WORD)[..., 0]

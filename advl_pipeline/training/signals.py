@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,13 @@ from advl_pipeline.distillation.distiller import TeacherWidths
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.word_prior import WordPrior
-from advl_pipeline.distillation.words import NO_WORD, assign_tokens_to_words, word_spans
+from advl_pipeline.distillation.words import align_tokens_to_words, word_spans
 from advl_pipeline.students.interface import StudentBatch
 
 Array = npt.NDArray[Any]
+
+_TEXTS_REMEMBERED = 65536
+"""Of as many texts the words' prior is kept for the epochs to come."""
 
 
 class UnitFeatures(Protocol):
@@ -118,6 +122,7 @@ class SignalSource:
         """
         self.teachers = teachers
         self.prior = prior
+        self._prior_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(prior.of_text)
         self._confidence = confidence
         self._standardise = target_norm == "standardise"
 
@@ -171,15 +176,13 @@ class SignalSource:
     def _align_student(self, texts: Sequence[str], spans_NL2: npt.NDArray[np.int64]) -> WordAlignment:
         words = [word_spans(text) for text in texts]
         num_words = max(1, *(len(spans) for spans in words))
-        word_of_token = np.full(spans_NL2.shape[:2], NO_WORD, dtype=np.int64)
         prior = np.zeros((len(texts), num_words), dtype=np.float32)
         mask = np.zeros((len(texts), num_words), dtype=bool)
         for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
-            word_of_token[row] = assign_tokens_to_words(spans_NL2[row], spans)
-            prior[row, : len(spans)] = self.prior.of_text(text)
+            prior[row, : len(spans)] = self._prior_of(text)
             mask[row, : len(spans)] = True
         return WordAlignment(
-            word_of_token_NL=torch.from_numpy(word_of_token),
+            word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
             prior_NW=torch.from_numpy(prior),
             word_mask_NW=torch.from_numpy(mask),
         )
@@ -212,12 +215,12 @@ class SignalSource:
         if not store.has_tokens:
             return TextSignal(global_ND=global_ND)
         rows, lengths = store.token_features(ids)
-        spans = np.split(store.char_spans(ids), np.cumsum(lengths)[:-1])
-        word_of_token = np.full((len(ids), int(lengths.max())), NO_WORD, dtype=np.int64)
-        for row, (text, token_spans) in enumerate(zip(texts, spans, strict=True)):
-            word_of_token[row, : len(token_spans)] = assign_tokens_to_words(token_spans, word_spans(text))
+        is_token_NM = np.arange(int(lengths.max())) < lengths[:, None]
+        spans_NM2 = np.zeros((*is_token_NM.shape, 2), dtype=np.int32)
+        spans_NM2[is_token_NM] = store.char_spans(ids)
+        word_of_token = align_tokens_to_words(spans_NM2, [word_spans(text) for text in texts])
         values_NMD = torch.nn.utils.rnn.pad_sequence(
-            list(torch.split(torch.from_numpy(rows.astype(np.float32)), lengths.tolist())), batch_first=True
+            list(torch.split(_floats(rows), lengths.tolist())), batch_first=True
         )
         num_words = words.prior_NW.shape[1]
         raw_NWD, mask_NW = pool_to_words(values_NMD, torch.from_numpy(word_of_token), num_words)
@@ -236,15 +239,15 @@ class SignalSource:
         if not teacher.aligned or teacher.image is None or teacher.image.global_dim != words_NWD.shape[-1]:
             return None
         ids = [example.image.unit_id for example in examples for _ in example.candidates]
-        image_ND = torch.from_numpy(teacher.image.global_features(ids).astype(np.float32))
+        image_ND = _floats(teacher.image.global_features(ids))
         return torch.nn.functional.cosine_similarity(words_NWD, image_ND[:, None, :], dim=-1)
 
     def _global(self, store: UnitFeatures, ids: Sequence[str]) -> torch.Tensor:
-        values = torch.from_numpy(store.global_features(ids).astype(np.float32))
+        values = _floats(store.global_features(ids))
         return self._scaled(values, store.global_mean, store.global_variance)
 
     def _tokens(self, store: UnitFeatures, rows: npt.NDArray[np.floating[Any]]) -> torch.Tensor:
-        return self._scaled(torch.from_numpy(rows.astype(np.float32)), store.token_mean, store.token_variance)
+        return self._scaled(_floats(rows), store.token_mean, store.token_variance)
 
     def _scaled(
         self, values: torch.Tensor, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]
@@ -252,3 +255,8 @@ class SignalSource:
         if not self._standardise:
             return values
         return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
+
+
+def _floats(values: npt.NDArray[Any]) -> torch.Tensor:
+    # Torch widens half precision several times as fast as numpy; what maps a file cannot be handed to it as it is.
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).float()
