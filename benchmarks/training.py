@@ -40,7 +40,7 @@ class StepCosts:
 
 
 def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds: int) -> StepCosts:
-    """Finetune the small student without teachers and from caches, in turn, and last for a few steps with live teachers."""
+    """Finetune the small student without teachers and from caches, in turn, then with live teachers."""
     data_root = folder / "data"
     if not data_root.exists():
         run_build_scenes(

@@ -31,7 +31,8 @@ def assign_tokens_to_words(
     char_spans_L2: npt.NDArray[Any], words: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.int64]:
     """Return (L,): the word that each token of one text overlaps most; see `align_tokens_to_words`."""
-    return align_tokens_to_words(char_spans_L2[None], [words])[0]
+    word_of_token_L: npt.NDArray[np.int64] = align_tokens_to_words(char_spans_L2[None], [words])[0]
+    return word_of_token_L
 
 
 def align_tokens_to_words(
@@ -55,4 +56,5 @@ def align_tokens_to_words(
     overlap_NLW = np.minimum(end_NL1, words_NW2[:, None, :, 1]) - np.maximum(start_NL1, words_NW2[:, None, :, 0])
     best_NL1 = overlap_NLW.argmax(2)[..., None]
     is_found_NL1 = (np.take_along_axis(overlap_NLW, best_NL1, 2) > 0) & (end_NL1 > start_NL1)
-    return np.where(is_found_NL1, best_NL1, NO_WORD)[..., 0]
+    word_of_token_NL: npt.NDArray[np.int64] = np.where(is_found_NL1, best_NL1, NO_WORD)[..., 0]
+    return word_of_token_NL
