@@ -1,5 +1,8 @@
 """Shuffled padded batches from every format, warm and cold, interleaved so that all meet the same machine.
 
+Speeds are compared within a round, where ours and the fastest others follow one another: what else the machine does
+changes over minutes.
+
 Shapes: B units of a batch, M tokens of the longest of them, D feature width.
 """
 
@@ -30,11 +33,26 @@ _MANY = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Median units per second of one format."""
+    """Units per second of one format, by round."""
 
     name: str
-    warm: float
-    cold: float
+    warm_rounds: tuple[float, ...]
+    cold_rounds: tuple[float, ...]
+
+    @property
+    def warm(self) -> float:
+        """The median."""
+        return statistics.median(self.warm_rounds)
+
+    @property
+    def cold(self) -> float:
+        """The median."""
+        return statistics.median(self.cold_rounds)
+
+
+def median_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median over rounds of one format's speed as a multiple of another's."""
+    return statistics.median(own / other for own, other in zip(ours, others, strict=True))
 
 
 def measure_reading(
@@ -61,7 +79,7 @@ def measure_reading(
         kinds[kind.name] = kind
     # Only clean pages can be dropped; flushing file by file at every dropping would take minutes.
     os.sync()
-    kinds[STREAM] = kinds[INLINE] = Ours
+    kinds = {STREAM: Ours, INLINE: Ours, **kinds}
     warm: dict[str, list[float]] = {name: [] for name in kinds}
     cold: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds):
@@ -73,7 +91,7 @@ def measure_reading(
             load_pages(target)
             warm[name].append(_rate(name, kind, target, corpus, number, seconds=seconds, epochs=_MANY))
             drop_pages(target)
-    return [Rate(name=name, warm=statistics.median(warm[name]), cold=statistics.median(cold[name])) for name in kinds]
+    return [Rate(name=name, warm_rounds=tuple(warm[name]), cold_rounds=tuple(cold[name])) for name in kinds]
 
 
 def sequential_cold_share(corpus: Corpus, folder: Path, *, rounds: int) -> float:

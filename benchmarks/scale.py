@@ -32,7 +32,9 @@ def opening_seconds(num_units: int, folder: Path) -> float:
 
 
 def streaming_memory(folder: Path, *, num_units: int) -> tuple[int, int]:
-    """Return anonymous memory in bytes that a process holds after streaming 1x and 10x the units."""
+    """Return anonymous memory in bytes that a process holds at most while it streams 1x the units ten times, and 10x
+    the units once: as many batches, so that what waits between reader and loop has filled up in both.
+    """
     found = []
     for factor in (1, 10):
         target = folder / f"{factor}x"
@@ -42,7 +44,7 @@ def streaming_memory(folder: Path, *, num_units: int) -> tuple[int, int]:
             Ours().build(target, corpus)
         context = multiprocessing.get_context("spawn")
         queue = context.Queue()
-        worker = context.Process(target=_stream_and_report, args=(target, queue))
+        worker = context.Process(target=_stream_and_report, args=(target, 10 // factor, queue))
         worker.start()
         found.append(int(queue.get(timeout=600)))
         worker.join()
@@ -50,13 +52,14 @@ def streaming_memory(folder: Path, *, num_units: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _stream_and_report(target: Path, queue: multiprocessing.Queue[int]) -> None:
+def _stream_and_report(target: Path, num_epochs: int, queue: multiprocessing.Queue[int]) -> None:
     store = open_cache(target).text
     if store is None:
         raise ValueError(f"{target} holds no texts")
     peak = 0
-    for _ in store.batches(64):
-        peak = max(peak, _anonymous_bytes())
+    for epoch in range(num_epochs):
+        for _ in store.batches(64, epoch=epoch):
+            peak = max(peak, _anonymous_bytes())
     queue.put(peak)
 
 

@@ -1,7 +1,8 @@
 """What distillation from caches costs a training step, against the same step without it and with live teachers.
 
 The arithmetic of the distillation is measured apart: the runs time the parts of a step themselves, on a batch that is
-in memory (`part_costs.py`).
+in memory and with nothing beside it (`part_costs.py`). In the loop the next batches are prepared beside it, and
+everything is slower; the arithmetic is taken to be as much slower as a plain step is than its student's part alone.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
     ]
     live = summary("live", **{**advl, "live": True, "num_steps": max(2, num_steps // 8)})
     plain, cached = ([pair[way]["seconds_per_step"] for pair in found] for way in (0, 1))
-    arithmetic = [_arithmetic(pair[1]) for pair in found]
+    arithmetic = [_arithmetic(*pair) for pair in found]
     return StepCosts(
         plain=statistics.median(plain),
         cached=statistics.median(cached),
@@ -91,7 +92,8 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
     )
 
 
-def _arithmetic(summary: Mapping[str, Any]) -> float:
-    """Return the seconds of a step's forward and backward passes from the student's states on."""
-    parts: dict[str, float] = summary["parts"]["milliseconds"]
-    return sum(parts[name] for name in ("vision", "text")) / 1000.0
+def _arithmetic(plain: Mapping[str, Any], cached: Mapping[str, Any]) -> float:
+    """Return the seconds of a step in the loop that the pathways take from the student's states on."""
+    parts: dict[str, float] = cached["parts"]["milliseconds"]
+    slowdown = plain["seconds_per_step"] / plain["parts"]["milliseconds"]["student"]
+    return float((parts["vision"] + parts["text"]) * slowdown)

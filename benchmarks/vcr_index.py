@@ -12,11 +12,12 @@ import argparse
 import json
 import multiprocessing
 import random
-import resource
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from advl_pipeline.process_memory import peak_memory_bytes
 
 QUESTIONS = 212_923
 QUESTIONS_PER_PICTURE = 2.65
@@ -80,7 +81,7 @@ def measure(root: Path) -> dict[str, float]:
         "seconds": opened - began,
         "cpu_seconds": cpu,
         "seconds_to_list_ids": time.perf_counter() - opened,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_memory_bytes(),
         "num_examples": len(ids),
     }
 

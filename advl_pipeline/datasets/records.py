@@ -20,8 +20,16 @@ Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions"]
 MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r"})
 """Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""
 
+HEADS = ("vcr", "vqa", "snli-ve")
+"""Heads, and recipes, that there are: one for each kind of task."""
+
 UNIT_ID_LENGTH = 32
 """Hexadecimal digits of a unit id (128 bits of BLAKE2b)."""
+
+
+def head_name(task: str) -> str:
+    """Return the head that a task uses; both VCR tasks share one, as in UNITER."""
+    return "vcr" if task in MULTIPLE_CHOICE_TASKS else task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
@@ -24,7 +24,7 @@ from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.run import read_config
 from advl_pipeline.training.student_options import student_options
-from advl_pipeline.training.targets import head_name, shape_logits
+from advl_pipeline.training.targets import shape_logits
 
 View = Literal["shown", "blanked", "removed"]
 """The true picture, one that shows nothing, or none: the student with its text alone."""

@@ -26,11 +26,6 @@ class ChosenRecipe:
     note: str
 
 
-def has_recipes(student: str) -> bool:
-    """Say whether the authors of a student published a recipe for any task."""
-    return any(family == family_of(student) for family, _, _ in recipe_names())
-
-
 def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
     """Return the recipe for a student on a task.
 

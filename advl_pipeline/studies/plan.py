@@ -1,9 +1,9 @@
 """The grid as a pure function of the study: which cells there are, and what each is called.
 
 A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers and of
-nothing else: the content of the training split and of the pretrained student, but no path, no time, no position in
-the grid. Adding a method, a seed or a test set to a study therefore
-leaves the finished cells valid, and two studies that share a cell agree on its id.
+nothing else: all options, the recipe's numbers, the content of the training split and of the pretrained student, but
+no path, no time, no position in the grid. Adding a method, a seed or a test set to a study therefore leaves the
+finished cells valid, and two studies that share a cell agree on its id.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config, config_to_dict
+from advl_pipeline.datasets.records import HEADS, head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import default_output
 from advl_pipeline.locations import local_folder
+from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
@@ -28,7 +30,7 @@ CELLS_FOLDER = "cells"
 ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
-_NOT_IN_IDENTITY = ("output", "cache", "data_root", "resume", "checkpoint_every", "tensorboard", "init")
+_DESCRIBED_OTHERWISE = frozenset({"cache", "init", "recipe"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,8 +198,10 @@ def cell_identity(
     dataset_digest: str | None,
 ) -> str:
     """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers."""
-    described = run_identity(config_to_dict(config))
-    described = {key: value for key, value in described.items() if key not in _NOT_IN_IDENTITY}
+    described = {
+        key: value for key, value in run_identity(config_to_dict(config)).items() if key not in _DESCRIBED_OTHERWISE
+    }
+    described["recipes"] = _recipes_of(config)
     described["init"] = init_digest or (str(config.init) if config.init else None)
     if dataset_digest is not None:
         described["dataset_digest"] = dataset_digest
@@ -206,6 +210,17 @@ def cell_identity(
         described["extraction"] = {key: extraction[key] for key in sorted(extraction)}
     text = json.dumps(described, sort_keys=True, separators=(",", ":"), default=list)
     return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
+
+
+def _recipes_of(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the numbers of the recipe for each kind of task that a run may train on, without their sources."""
+    found: dict[str, Any] = {}
+    for kind in HEADS:
+        if not config.task or kind in map(head_name, config.task):
+            recipe = choose_recipe(config.student, kind, config.recipe).recipe
+            if recipe is not None:
+                found[kind] = config_to_dict(replace(recipe, sources={}))
+    return found
 
 
 def trained_on(config: FinetuneConfig) -> str:

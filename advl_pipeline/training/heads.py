@@ -11,12 +11,11 @@ from torch import nn
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.targets import head_name
 
 HEADS_FILE = "heads.safetensors"
 HEADS_DESCRIPTION = "heads.json"

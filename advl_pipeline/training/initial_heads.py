@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.building import load_head
@@ -27,7 +28,6 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import HEADS_DESCRIPTION, HEADS_FILE
-from advl_pipeline.training.targets import head_name
 
 METER_ORDER = frozenset({"meter", "bridgetower"})
 """Families whose SNLI-VE classes are contradiction, neutral, entailment; the others have UNITER's order."""

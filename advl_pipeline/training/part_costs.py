@@ -16,12 +16,12 @@ from functools import partial
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Example, head_name
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures
-from advl_pipeline.training.targets import head_name, right_sequences, score_task
+from advl_pipeline.training.targets import right_sequences, score_task
 
 STEPS_PER_REPEAT = 50
 MAX_REPEATS = 5

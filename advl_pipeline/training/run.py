@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,13 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
+from advl_pipeline.process_memory import peak_memory_bytes
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
@@ -57,7 +58,7 @@ from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 from advl_pipeline.training.student_options import recipe_options, student_options
-from advl_pipeline.training.targets import head_name, require_fitting_loss
+from advl_pipeline.training.targets import require_fitting_loss
 from advl_pipeline.training.tensorboard import require_tensorboard
 
 
@@ -419,7 +420,7 @@ def _summary(
         "phases": {name: {"seconds": t.seconds, "num_steps": t.num_steps} for name, t in timings.items()},
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 

@@ -23,11 +23,6 @@ from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLo
 
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
 
-# These say where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.
-_FREE_KEYS = frozenset(
-    {"output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"}
-)
-
 
 class RunFolder:
     """Paths and small files of one run."""
@@ -51,9 +46,7 @@ class RunFolder:
             found = run_identity(json.loads(self.config.read_text(encoding="utf-8")))
             asked = run_identity(config)
             differing = sorted(
-                key
-                for key in {*found, *asked} - _FREE_KEYS
-                if found.get(key, "(absent)") != asked.get(key, "(absent)")
+                key for key in {*found, *asked} if found.get(key, "(absent)") != asked.get(key, "(absent)")
             )
             if differing:
                 lines = [f"{key}: here {found.get(key)!r}, asked for {asked.get(key)!r}" for key in differing]

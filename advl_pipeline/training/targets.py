@@ -49,11 +49,6 @@ class TaskTargets:
         )
 
 
-def head_name(task: str) -> str:
-    """Return the head that a task uses; both VCR tasks share one, as in UNITER."""
-    return "vcr" if task in MULTIPLE_CHOICE_TASKS else task
-
-
 def collate_targets(
     examples: Sequence[Example], num_classes: int, *, labelled_ids: frozenset[str] | None = None
 ) -> TaskTargets:

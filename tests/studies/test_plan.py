@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from synthetic_runs import write_study_file
 
+import advl_pipeline.studies.plan as plan_module
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run_identity import NOT_IDENTITY, run_identity
 
 
 def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:
@@ -76,6 +78,28 @@ def test_rebuilt_data_make_other_cells(tmp_path: Path) -> None:
     assert not ids(plans[0]) & ids(plans[1])
     other = build_plan(study, folder=tmp_path, dataset_digests={"scenes-vcr/train": "a", "scenes-vqa/train": "c"})
     assert ids(other) == ids(plans[0])
+
+
+def test_another_recipe_makes_other_cells(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    found = []
+    for rate in (1e-4, 2e-4):
+        recipe.write_text(f"learning_rate = {rate}\n", encoding="utf-8")
+        found.append(ids(plan_of(tmp_path, extra=f"[training]\nrecipe = {str(recipe)!r}\n")))
+    assert not found[0] & found[1]
+
+
+def test_an_id_holds_every_option_at_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ids(plan_of(tmp_path))
+    described: list[dict[str, object]] = []
+
+    def changed(config: dict[str, object]) -> dict[str, object]:
+        described.append(run_identity(config) | {"adapt_fraction": 0.2})
+        return described[-1]
+
+    monkeypatch.setattr(plan_module, "run_identity", changed)
+    assert not before & ids(plan_of(tmp_path))
+    assert set(described[0]) == {item.name for item in dataclasses.fields(FinetuneConfig)} - NOT_IDENTITY
 
 
 def test_variants_win_over_general_overrides(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.run_folder import RunFolder
-from advl_pipeline.training.run_identity import run_identity
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
 
@@ -202,19 +201,6 @@ def test_token_batches_stay_under_the_bound_and_cover_each_epoch_once() -> None:
     assert TokenOrder(sizes, max_tokens=300, accumulate=10_000, seed=1).accumulate < 100
     with pytest.raises(ConfigError, match="longer than a batch"):
         TokenOrder(sizes, max_tokens=30, accumulate=1, seed=1)
-
-
-def test_a_run_from_before_there_were_recipes_is_the_same_run() -> None:
-    new = config_to_dict(config("modernvbert"))
-    old = run_identity(new)
-    assert "recipe" not in old
-    assert run_identity(old) == run_identity(new)
-    assert old["learning_rate"] == 5e-4
-    assert run_identity(config_to_dict(config("modernvbert", learning_rate=5e-4))) == old
-    assert run_identity(config_to_dict(config("modernvbert", task_loss="sigmoid-choice"))) != old
-    assert run_identity(config_to_dict(config("uniter-base"))) != run_identity(
-        config_to_dict(config("uniter-base", recipe="none"))
-    )
 
 
 CHANGES: dict[str, dict[str, Any]] = {

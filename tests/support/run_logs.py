@@ -1,0 +1,18 @@
+"""What a run logged, as tests compare it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    """Everything that was computed, without the clock."""
+    return [
+        {key: value for key, value in record.items() if not key.startswith("seconds")} for record in metrics(folder)
+    ]

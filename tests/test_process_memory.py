@@ -1,0 +1,23 @@
+"""Peak memory is this program's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+
+from advl_pipeline.process_memory import peak_memory_bytes
+
+BLOCK_BYTES = 400_000_000
+
+
+def test_the_peak_counts_what_was_held_and_not_what_the_parent_held() -> None:
+    before = peak_memory_bytes()
+    block = np.ones(BLOCK_BYTES, np.uint8)
+    held = peak_memory_bytes()
+    assert held >= before
+    assert held >= BLOCK_BYTES
+    code = "from advl_pipeline.process_memory import peak_memory_bytes; print(peak_memory_bytes())"
+    child = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 1_000_000 < child < len(block) // 2

@@ -1,0 +1,106 @@
+"""Evaluation of finished runs: items, spoilt pictures, a student without pictures, scores that are no numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.runner import run_evaluate, score_matrix
+from advl_pipeline.evaluation.use_of_vision import swapped_pictures
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.run import run_finetune
+
+
+def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path: Path) -> None:
+    config = small_corpus.config(tmp_path / "run", task=(), num_steps=2, method="plain", cache=())
+    run_finetune(config)
+    evaluate = EvaluateConfig(run=tmp_path / "run", on=("test", "test-shift"), data_root=small_corpus.data_root)
+    sets = run_evaluate(evaluate).sets
+    assert "use_of_vision" not in sets["test-shift"]
+    document = sets["test"]
+    assert set(document["metrics"]) == {"q2a", "qa2r", "q2ar"}
+    arrays = np.load(tmp_path / "run" / "evaluation" / "test.npz", allow_pickle=False)
+    for metric, percent in document["metrics"].items():
+        items = arrays[f"item/{metric}"]
+        assert items.shape == (8,)
+        assert 100 * items.mean() == pytest.approx(percent)
+        for kind in ("swapped", "blanked", "removed"):
+            spoilt = 100 * arrays[f"item_{kind}/{metric}"].mean()
+            expected = {"accuracy": spoilt, "drop": percent - spoilt}
+            assert document["use_of_vision"][metric][kind] == pytest.approx(expected)
+        by_type = document["by_question_type"][metric]
+        assert (
+            sum(found["num_items"] for found in by_type.values()) == len(items) == len(arrays[f"pictures/{metric}"])
+        )
+    scores, labels = arrays["scores/vcr-q2a"], arrays["labels/vcr-q2a"]
+    assert (scores.argmax(1) == labels).astype(np.float32).tolist() == arrays["item/q2a"].tolist()
+
+
+def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
+    common = {"run": tmp_path / "run", "on": ("test", "test-shift"), "data_root": small_corpus.data_root}
+    sets = run_evaluate(EvaluateConfig(**common, probe=("removed",), probe_on=("test-shift",))).sets
+    assert "use_of_vision" not in sets["test"]
+    assert set(sets["test-shift"]["use_of_vision"]["q2a"]) == {"removed"}
+    none = run_evaluate(EvaluateConfig(**common, probe=("none",))).sets
+    assert not any("use_of_vision" in document for document in none.values())
+
+
+def test_spoilt_pictures_are_what_they_say(small_corpus: Any, tmp_path: Path) -> None:
+    """Two pictures give the same scores once blanked only where their boxes agree, and always once removed."""
+    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
+    finished = load_run(tmp_path / "run")
+    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    example = dataset[0]
+    boxes_R4 = example.image.boxes_R4
+    other = next(unit for unit in dataset.image_units() if unit.unit_id != example.image.unit_id)
+    painted = replace(other, boxes_R4=boxes_R4, width=example.image.width, height=example.image.height)
+    moved = replace(painted, boxes_R4=boxes_R4[:, [0, 1, 2, 3]] * np.float32(0.5))
+    views = ("shown", "blanked", "removed")
+    scores = [
+        next(finished.scores([replace(example, image=image)], batch_size=1, views=views))
+        for image in (example.image, painted, moved)
+    ]
+    for view, differs in (("shown", (True, True)), ("blanked", (False, True)), ("removed", (False, False))):
+        original, *others = (by_view[views.index(view)] for by_view in scores)
+        assert tuple(bool(np.abs(row - original).max() > 1e-6) for row in others) == differs, view
+
+
+def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:
+    """Trained and evaluated on other pictures it is the same student with the same answers."""
+    run_finetune(small_corpus.config(tmp_path / "run", method="plain", cache=(), hide_picture=True))
+    evaluate = EvaluateConfig(run=tmp_path / "run", data_root=small_corpus.data_root)
+    assert "use_of_vision" not in run_evaluate(evaluate).sets["test"]
+    finished = load_run(tmp_path / "run")
+    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    examples = [dataset[index] for index in range(len(dataset))]
+    others = swapped_pictures(dataset.image_units(), seed=0)
+    swapped = [replace(example, image=others[example.image.unit_id]) for example in examples]
+    one, two = (score_matrix(finished, items, 4) for items in (examples, swapped))
+    np.testing.assert_allclose(one, two, atol=1e-5)
+    visual = [name for name in finished.student.state_dict() if name.startswith(("patch_encoder", "box_encoder"))]
+    torch.manual_seed(0)
+    untrained = build_student("scenes-small")
+    for name in visual:
+        # Weight decay alone moved them.
+        ratio = finished.student.state_dict()[name] / untrained.state_dict()[name]
+        assert ratio.nan_to_num(1.0).std() < 1e-5, name
+
+
+def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
+    path = tmp_path / "run" / "heads.safetensors"
+    save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(path).items()}, path)
+    with pytest.raises(ConfigError, match="not numbers for 8 of 8 items") as refused:
+        run_evaluate(EvaluateConfig(run=tmp_path / "run", data_root=small_corpus.data_root))
+    assert "diverged" in refused.value.why

@@ -1,0 +1,163 @@
+"""Every option of the method changes a run, and several teachers share a pathway as asked."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_logs import losses
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
+
+_NAMES = [field.name for field in fields(FinetuneConfig)]
+METHOD_OPTIONS = {"method", *_NAMES[_NAMES.index("distill_weight") :]}
+"""The configuration lists what is about the method last, from the strength of the distillation on."""
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "distance-cosine": {"distance": "cosine"},
+    "distance-l1": {"distance": "l1"},
+    "distance-smooth-l1": {"distance": "smooth-l1"},
+    "target-norm": {"target_norm": "none"},
+    "vision-target": {"vision_target": "image"},
+    "vision-target-regions": {"vision_target": "regions"},
+    "pathway": {"pathway": "text"},
+    "pathway-vision": {"pathway": "vision"},
+    "selection": {"selection": "all"},
+    "selection-random": {"selection": "random"},
+    "selection-prior": {"selection": "prior"},
+    "selection-visual": {"selection": "visual"},
+    "rho": {"selection_rho": 0.8},
+    "alpha": {"selection_alpha": 0.0},
+    "candidates": {"candidates": "right"},
+    "text-pass": {"text_pass": "text-only"},
+    "weighting": {"weighting": "gap"},
+    "weighting-teacher": {"weighting": "teacher"},
+    "weighting-uniform": {"weighting": "uniform"},
+    "weight-max": {"weight_max": 0.1},
+    "weight-normalise": {"weight_normalise": "batch-mean"},
+    "weight-shuffle": {"weight_shuffle": True},
+    "confidence-folds": {"confidence_folds": 3},
+    "confidence": {"confidence": "probe-joint"},
+    "confidence-none": {"confidence": "none"},
+    "steps": {"steps": "one"},
+    "adapt-objective": {"adapt_objective": "distil-only"},
+    "adapt-projections": {"adapt_objective": "projections-only"},
+    "distill-weight": {"distill_weight": 0.3},
+    "distill-decay": {"distill_decay": "linear"},
+    "distill-decay-cosine": {"distill_decay": "cosine"},
+    "adapt-fraction": {"adapt_fraction": 0.5},
+    "teacher-control": {"teacher_control": "shuffle"},
+    "hide-picture": {"hide_picture": True},
+    "method": {"method": "naive-kd"},
+    "plain": {"method": "plain"},
+    "plain-two-step": {"method": "plain-two-step"},
+}
+
+
+COVERED_ELSEWHERE = {
+    ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
+    ("adapt_on", "inputs"): "needs a low-shot run: test_inputs_without_labels_change_the_adapt_step",
+    ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
+    ("teacher_balance", "fixed"): "needs two teachers of a pathway: test_several_teachers_share_a_pathway_as_asked",
+    ("teacher_balance", "learned"): "likewise",
+    ("teacher_weight", None): "likewise",
+}
+
+
+def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
+    tried = {(name, value) for change in CHANGES.values() for name, value in change.items()}
+    names = {name for name, _ in tried}
+    hints = typing.get_type_hints(FinetuneConfig)
+    for field in fields(FinetuneConfig):
+        if field.name not in METHOD_OPTIONS:
+            continue
+        followed = None if field.default is None else field.default
+        choices = [value for hint in (hints[field.name], *typing.get_args(hints[field.name]))
+                   if typing.get_origin(hint) is typing.Literal for value in typing.get_args(hint)]  # fmt: skip
+        if hints[field.name] is bool:
+            choices = [True]
+        if not choices:
+            assert field.name in {*names, *(name for name, _ in COVERED_ELSEWHERE)}, field.name
+        defaults = {"selection": "adaptive", "weighting": "ratio", "steps": "two"}
+        for value in choices:
+            if value != (followed or defaults.get(field.name)):
+                assert (field.name, value) in {*tried, *COVERED_ELSEWHERE}, (field.name, value)
+
+
+@pytest.fixture(scope="module")
+def reference(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    run_finetune(small_corpus.config(folder))
+    return losses(folder)
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_every_option_changes_the_run(
+    option: str, small_corpus: Any, tmp_path: Path, reference: list[dict[str, float]]
+) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", **CHANGES[option]))
+    assert losses(tmp_path / "run") != reference
+
+
+@pytest.fixture(scope="module")
+def two_readers(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """The caches of the small corpus and one of a second text teacher."""
+    output = tmp_path_factory.mktemp("second") / "cache"
+    run_extract(
+        ExtractConfig(
+            teacher="random:minilm-l6",
+            dataset="scenes-vcr",
+            data_root=small_corpus.data_root,
+            output=output,
+            folds=2,
+        )
+    )
+    return (*small_corpus.caches, output)
+
+
+def test_several_teachers_share_a_pathway_as_asked(
+    small_corpus: Any, two_readers: tuple[Path, ...], tmp_path: Path
+) -> None:
+    shares = ("minilm-l6=3", "random:minilm-l6=1", "efficientnet-lite0=1")
+    for name, changes in {
+        "equal": {},
+        "fixed": {"teacher_weight": shares},
+        "learned": {},
+    }.items():
+        config = small_corpus.config(tmp_path / name, cache=two_readers, teacher_balance=name, **changes)
+        run_finetune(replace(config, weighting="uniform", checkpoint_every=1))
+    found = {name: losses(tmp_path / name) for name in ("equal", "fixed", "learned")}
+    assert found["equal"] != found["fixed"] != found["learned"] != found["equal"]
+    teachers = ("minilm-l6", "random:minilm-l6")
+    for name, logged in found.items():
+        for record in logged:
+            each = [record[f"raw/text/{teacher}"] for teacher in teachers]
+            factor = [record[f"balance/text/{teacher}"] for teacher in teachers]
+            assert record["raw/text"] == pytest.approx(sum(each) / 2, rel=1e-5)
+            assert "raw/vision/efficientnet-lite0" not in record
+            if name == "learned":
+                # exp(-s) L + s, with the factor exp(-s) that the step began with.
+                expected = sum(f * value - math.log(f) for f, value in zip(factor, each, strict=True)) / 2
+            else:
+                assert factor == ([1.0, 1.0] if name == "equal" else [3.0, 1.0])
+                expected = sum(f * value for f, value in zip(factor, each, strict=True)) / sum(factor)
+            assert record["weighted/text"] == pytest.approx(expected, rel=1e-4)
+    first, last = (
+        {teacher: found["learned"][step][f"balance/text/{teacher}"] for teacher in teachers} for step in (0, -1)
+    )
+    assert list(first.values()) == [1.0, 1.0]
+    for teacher, factor in last.items():
+        assert factor != 1.0
+        # Where a loss is above 1 its teacher comes to count less, and more where it is below.
+        assert (factor < 1.0) == (found["learned"][0][f"raw/text/{teacher}"] > 1.0)
+    with pytest.raises(ConfigError, match="nothing to balance"):
+        run_finetune(small_corpus.config(tmp_path / "alone", teacher_balance="learned"))
