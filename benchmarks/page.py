@@ -29,8 +29,8 @@ def render(figures: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> st
         ]
         parts.append(_table(["stored as", "MB of tokens", "thousand texts/s, warm", "largest 1 - cosine"], rows))
     if writing := figures.get("writing"):
-        rows = [[name.replace("_", " "), f"{rate:.0f}"] for name, rate in writing.items()]
-        parts.append(_table(["extraction with minilm-l6", "texts/s"], rows))
+        rows = [[name.replace("_", " "), f"{rate:.{0 if rate >= 10 else 2}f}"] for name, rate in writing.items()]
+        parts.append(_table(["extraction with minilm-l6", "texts/s, or ratio"], rows))
     if training := figures.get("training"):
         rows = [[name.replace("_", " "), f"{value:.4f}"] for name, value in training.items()]
         parts.append(_table(["training step", "seconds, or share"], rows))

@@ -142,6 +142,14 @@ SHIPPED: Mapping[str, Variant] = MappingProxyType(
             part="contrastive adapt objective",
             adapt_objective="distil-only",
         ),
+        "advl-projections-only": _variant(
+            "advl",
+            "ablation",
+            "ADVL, projections first",
+            "The adapt step learns the projections alone and leaves the student as it was pretrained.",
+            part="student adapted in step 1",
+            adapt_objective="projections-only",
+        ),
         "advl-all-inputs": _variant(
             "advl",
             "method",

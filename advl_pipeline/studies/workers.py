@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -34,8 +35,8 @@ def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[
 def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Outcome]:
     """Run cells in `num_workers` fresh processes; yield each as it ends.
 
-    When the consumer stops early, or the user interrupts, the workers are ended too: an unfinished cell resumes from
-    its checkpoint.
+    When the consumer stops early, the user interrupts, or this process dies, the workers are ended too: an unfinished
+    cell resumes from its checkpoint.
 
     Args:
         cells: to be run, the first ones first.
@@ -79,3 +80,12 @@ def _set_up_worker(num_threads: int) -> None:
     # Before torch is imported, which reads it once.
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, name="advl-parent-watch", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed can end nobody, and a worker without one would wait for cells forever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
