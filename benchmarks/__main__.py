@@ -48,7 +48,7 @@ class Goal:
 
     def line(self) -> str:
         bound = "at least" if self.at_least else "at most"
-        return f"{'PASS' if self.is_met else 'FAIL'}  {self.name}: {self.value:.2f} ({bound} {self.target})"
+        return f"{'PASS' if self.is_met else 'FAIL'}  {self.name}: {self.value:.3g} ({bound} {self.target})"
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def render(figures: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> st
     rows = [
         [
             goal["name"],
-            f"{goal['value']:.2f} ({'at least' if goal['at_least'] else 'at most'} {goal['target']:g})",
+            f"{goal['value']:.3g} ({'at least' if goal['at_least'] else 'at most'} {goal['target']:g})",
             "PASS" if goal["is_met"] else "FAIL",
         ]
         for goal in goals
