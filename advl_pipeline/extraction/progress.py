@@ -16,6 +16,9 @@ from tqdm import tqdm
 Stage = Literal["read", "encode", "write"]
 
 _SECONDS_BETWEEN_LINES = 1.0
+_SECONDS_BETWEEN_BARS = 0.5
+_SECONDS_BETWEEN_BARS_IN_A_FILE = 30.0
+"""The log of a batch job keeps every state of the bar."""
 
 
 class Progress:
@@ -31,9 +34,8 @@ class Progress:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._handle = file.open("a", encoding="utf-8")
-        self._bar = tqdm(
-            total=total, initial=done, desc=label, unit="unit", file=sys.stderr, mininterval=0.5, dynamic_ncols=True
-        )
+        between = _SECONDS_BETWEEN_BARS if sys.stderr.isatty() else _SECONDS_BETWEEN_BARS_IN_A_FILE
+        self._bar = tqdm(total=total, initial=done, desc=label, unit="unit", mininterval=between, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +64,9 @@ class Progress:
         now = time.perf_counter()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._bar.set_postfix_str(" ".join(f"{name} {share:.0%}" for name, share in self.shares().items()))
+            self._bar.set_postfix_str(
+                " ".join(f"{name} {share:.0%}" for name, share in self.shares().items()), refresh=False
+            )
             self._write_line()
 
     def shares(self) -> dict[str, float]:
