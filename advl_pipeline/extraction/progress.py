@@ -35,7 +35,15 @@ class Progress:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._handle = file.open("a", encoding="utf-8")
         between = _SECONDS_BETWEEN_BARS if sys.stderr.isatty() else _SECONDS_BETWEEN_BARS_IN_A_FILE
-        self._bar = tqdm(total=total, initial=done, desc=label, unit="unit", mininterval=between, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            unit="unit",
+            mininterval=between,
+            maxinterval=max(between, 10.0),
+            dynamic_ncols=True,
+        )
 
     def __enter__(self) -> Self:
         return self

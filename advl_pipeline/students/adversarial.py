@@ -17,20 +17,9 @@ from typing import Literal
 import torch
 
 from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.students.recipe_terms import AdversarialConfig
 
 SMALLEST_NORM = 1e-8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdversarialConfig:
-    """VILLA's numbers. A learning rate of 0 leaves that modality alone; `max_norm` 0 means no projection."""
-
-    text_learning_rate: float = 0.0
-    visual_learning_rate: float = 0.0
-    num_steps: int = 3
-    kl_weight: float = 1.5
-    norm: Literal["l2", "linf"] = "l2"
-    max_norm: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,6 +23,7 @@ from typing import Literal
 from advl_pipeline.evaluation.statistics import Interval, holm, paired_t_test, summarise
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.result import Contrast, Place, StudyResult
+from advl_pipeline.studies.variants import PARTS
 
 Outcome = Literal["supported", "not supported", "undecided at this size"]
 SUPPORTED: Outcome = "supported"
@@ -195,6 +196,8 @@ def _parts(draft: _Draft, result: StudyResult) -> None:
     parts = [name for name in study.methods if study.variant(name).part]
     if not parts:
         draft.lacks.append("the study leaves out no part, so it can only compare the whole with naive KD")
+    elif missing := PARTS - {study.variant(name).part for name in parts}:
+        draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
     for other in (*(name for name in ("naive-kd",) if name in study.methods), *parts):
         for metric in dict.fromkeys(place.metric for place in places):
             by_size = [

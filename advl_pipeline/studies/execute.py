@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, trained_on
-from advl_pipeline.studies.run_folder import evaluation_file
+from advl_pipeline.studies.run_folder import evaluation_file, read_json
 
 CellExecutor = Callable[[Cell, StudyConfig], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
@@ -29,23 +30,14 @@ DatasetDigester = Callable[[str, str, Path | None], str]
 
 def execute_cell(cell: Cell, study: StudyConfig) -> None:
     """Finetune and evaluate in this process."""
-    from advl_pipeline.evaluation.config import EvaluateConfig
+    del study  # A cell holds all of its options.
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
     if not (cell.run / "result.json").exists():
         run_finetune(cell.finetune)
-    missing = missing_test_sets(cell)
-    if missing:
-        run_evaluate(
-            build_config(
-                EvaluateConfig,
-                {"probe_on": cell.test_sets[:1]},
-                study.evaluation,
-                {"run": cell.run, "on": missing, "data_root": cell.finetune.data_root},
-                where=f"{study.source} [evaluation]",
-            )
-        )
+    if missing := missing_test_sets(cell):
+        run_evaluate(replace(cell.evaluate, on=missing))
 
 
 def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
@@ -66,8 +58,21 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:
-    """Return the test sets that the cell has no finished evaluation of."""
-    return tuple(name for name in cell.test_sets if not evaluation_file(cell.run, name, ".json").exists())
+    """Return the test sets that the cell has no finished evaluation of, with the study's probes and VQA evaluator."""
+    return tuple(name for name in cell.test_sets if not _is_scored(cell, name))
+
+
+def _is_scored(cell: Cell, test_set: str) -> bool:
+    path = evaluation_file(cell.run, test_set, ".json")
+    if not path.exists():
+        return False
+    found, asked = read_json(path), cell.evaluate
+    if asked.vqa_mode is not None and found.get("vqa_mode", asked.vqa_mode) != asked.vqa_mode:
+        return False
+    if test_set not in asked.probe_on or cell.finetune.hide_picture:
+        return True
+    probed = {kind for by_kind in found.get("use_of_vision", {}).values() for kind in by_kind}
+    return probed >= set(asked.probe) - {"none"}
 
 
 def is_finished(cell: Cell) -> bool:
@@ -96,7 +101,12 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
 
 
 def dataset_digests(
-    study: StudyConfig, data_root: Path | None, digest: DatasetDigester, *, recorded: Mapping[str, str]
+    study: StudyConfig,
+    data_root: Path | None,
+    digest: DatasetDigester,
+    *,
+    recorded: Mapping[str, str],
+    recipes: Mapping[str, Path],
 ) -> dict[str, str]:
     """Digest every split that the study trains on, so that a rebuilt dataset makes other cells.
 
@@ -106,6 +116,7 @@ def dataset_digests(
         digest: of one split.
         recorded: what the study folder remembers; it serves where the datasets are not at hand, so that a finished
             study can be looked at anywhere.
+        recipes: as `build_plan` takes them.
 
     Returns:
         "dataset/split" -> digest.
@@ -113,7 +124,7 @@ def dataset_digests(
     Raises:
         DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
     """
-    cells = build_plan(study, folder=Path()).cells
+    cells = build_plan(study, folder=Path(), recipes=recipes).cells
     splits = {trained_on(cell.finetune): (cell.finetune.dataset, cell.finetune.split) for cell in cells}
     try:
         return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}

@@ -1,23 +1,40 @@
-"""The study folder: study.json (the study as it was resolved), cells/ID/ (one run folder per cell), and extraction/
-(the time that each cache took, whoever extracted it).
+"""The study folder: study.json (the study as it was resolved), cells/ID/ (one run folder per cell), recipes/ (copies
+of the recipe files that the study names), and extraction/ (the time that each cache took, whoever extracted it).
 
 A folder copied from another machine gathers there: nothing in it refers to a path outside.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.atomic import write_text
+from advl_pipeline.atomic import write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.recipe_choice import AUTO, NONE
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
 
 STUDY_FILE = "study.json"
 EXTRACTION_FOLDER = "extraction"
+RECIPE_FOLDER = "recipes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyRecord:
+    """What study.json holds. `recipes`: a recipe file as the study names it -> its copy in the folder."""
+
+    study: StudyConfig
+    init_digests: Mapping[Path, str]
+    dataset_digests: Mapping[str, str]
+    recipes: Mapping[str, Path]
+    caches: Path
+    command: str
 
 
 def default_folder(study: StudyConfig) -> Path:
@@ -30,6 +47,7 @@ def write_study(
     *,
     digests: dict[Path, str],
     dataset_digests: dict[str, str],
+    recipes: Mapping[str, Path],
     caches: Path,
     command: str,
 ) -> None:
@@ -38,12 +56,47 @@ def write_study(
         "study": config_to_dict(plan.study),
         "init_digests": {str(path): digest for path, digest in digests.items()},
         "dataset_digests": dataset_digests,
+        "recipes": {name: path.name for name, path in recipes.items()},
         "caches": str(caches),
         "command": command,
         "cells": {cell.cell_id: cell.title for cell in plan.cells},
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / STUDY_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def recipe_files(study: StudyConfig) -> list[str]:
+    """Return the recipe files that a study names, as it names them."""
+    tables = (
+        *(study.training, *(setting.training for setting in study.settings), *study.at_shots.values()),
+        *(study.variant(name).training for name in study.methods),
+    )
+    return sorted({str(table["recipe"]) for table in tables if "recipe" in table} - {AUTO, NONE})
+
+
+def keep_recipes(folder: Path, study: StudyConfig) -> dict[str, Path]:
+    """Copy the study's recipe files into its folder: what its cells follow must not change under them.
+
+    A file that is gone is taken from the folder, if it was copied before.
+
+    Returns:
+        A recipe file as the study names it -> its copy.
+
+    Raises:
+        ConfigError: a file can be read neither there nor here, or the record of the study is damaged.
+    """
+    kept = recorded_recipes(folder)
+    for name in recipe_files(study):
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            if name in kept:
+                continue
+            raise ConfigError("A recipe cannot be read.", where=name, why=str(error)) from error
+        kept[name] = folder / RECIPE_FOLDER / (hashlib.blake2b(content, digest_size=8).hexdigest() + ".toml")
+        kept[name].parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(kept[name], content)
+    return kept
 
 
 def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:
@@ -63,20 +116,26 @@ def _extraction_file(folder: Path, cache: Path) -> Path:
     return folder / EXTRACTION_FOLDER / ("-".join(cache.parts[-3:]) + ".json")
 
 
+def recorded_recipes(folder: Path) -> dict[str, Path]:
+    """Return the recipe files that the folder holds copies of: name in the study -> copy; none for a new folder.
+
+    Raises:
+        ConfigError: the record of the study is damaged.
+    """
+    return dict(read_record(folder).recipes) if (folder / STUDY_FILE).exists() else {}
+
+
 def recorded_dataset_digests(folder: Path) -> dict[str, str]:
     """Return the digests of the splits that the folder's study was trained on; none for a new folder.
 
     Raises:
         ConfigError: the record of the study is damaged.
     """
-    if not (folder / STUDY_FILE).exists():
-        return {}
-    _, record = read_study_folder(folder)
-    return {str(name): str(digest) for name, digest in record.get("dataset_digests", {}).items()}
+    return dict(read_record(folder).dataset_digests) if (folder / STUDY_FILE).exists() else {}
 
 
-def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:
-    """Rebuild the plan of a study folder; also returns its record.
+def read_record(folder: Path) -> StudyRecord:
+    """Read study.json.
 
     Raises:
         ConfigError: the folder holds no study, or its record is damaged.
@@ -84,10 +143,17 @@ def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:
     path = folder / STUDY_FILE
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        study = build_config(StudyConfig, record["study"], where=str(path))
-        digests = {Path(name): str(digest) for name, digest in record["init_digests"].items()}
-        dataset_digests = {str(name): str(digest) for name, digest in record.get("dataset_digests", {}).items()}
-        caches = Path(record["caches"])
+        return StudyRecord(
+            study=build_config(StudyConfig, record["study"], where=str(path)),
+            init_digests={Path(name): str(digest) for name, digest in record["init_digests"].items()},
+            dataset_digests={str(name): str(digest) for name, digest in record.get("dataset_digests", {}).items()},
+            recipes={
+                str(name): folder / RECIPE_FOLDER / Path(file).name
+                for name, file in record.get("recipes", {}).items()
+            },
+            caches=Path(record["caches"]),
+            command=str(record.get("command", "")),
+        )
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             "This folder holds no study.",
@@ -97,5 +163,21 @@ def read_study_folder(folder: Path) -> tuple[Plan, dict[str, Any]]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError("The record of the study is damaged.", where=str(path), why=repr(error)) from error
-    plan = build_plan(study, folder=folder, caches=caches, init_digests=digests, dataset_digests=dataset_digests)
+
+
+def read_study_folder(folder: Path) -> tuple[Plan, StudyRecord]:
+    """Rebuild the plan of a study folder; also returns its record.
+
+    Raises:
+        ConfigError: the folder holds no study, or its record is damaged.
+    """
+    record = read_record(folder)
+    plan = build_plan(
+        record.study,
+        folder=folder,
+        caches=record.caches,
+        init_digests=record.init_digests,
+        dataset_digests=record.dataset_digests,
+        recipes=record.recipes,
+    )
     return plan, record

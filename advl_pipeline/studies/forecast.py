@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, load_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
-from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests
+from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, recorded_recipes
 from advl_pipeline.studies.plan import Cell, build_plan
 from advl_pipeline.training.config import planned_steps
 
@@ -58,7 +58,8 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
     study = load_study(config.study)
     folder = config.output or default_folder(study)
     absent = tuple(missing_inits(study))
-    content, missing_dataset = _dataset_digests(study, config.data_root, folder)
+    recipes = {name: kept for name, kept in recorded_recipes(folder).items() if not Path(name).exists()}
+    content, missing_dataset = _dataset_digests(study, config.data_root, folder, recipes)
     plan = build_plan(
         study,
         folder=folder,
@@ -66,6 +67,7 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
         data_root=config.data_root,
         init_digests={} if absent else init_digests(study),
         dataset_digests=content,
+        recipes=recipes,
     )
     timings = [timing for cell in plan.cells if is_finished(cell) for timing in [_measured(cell)]]
     cells = tuple(
@@ -91,11 +93,13 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
     )
 
 
-def _dataset_digests(study: StudyConfig, data_root: Path | None, folder: Path) -> tuple[dict[str, str], str]:
+def _dataset_digests(
+    study: StudyConfig, data_root: Path | None, folder: Path, recipes: Mapping[str, Path]
+) -> tuple[dict[str, str], str]:
     """Return the digests, or what is missing: a grid can be looked at before its data are there."""
     try:
         recorded = recorded_dataset_digests(folder)
-        return dataset_digests(study, data_root, digest_dataset, recorded=recorded), ""
+        return dataset_digests(study, data_root, digest_dataset, recorded=recorded, recipes=recipes), ""
     except DatasetError as error:
         return {}, error.what + (f" ({error.where})" if error.where else "")
 

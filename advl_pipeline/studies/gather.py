@@ -54,7 +54,7 @@ def gather_study(folder: Path) -> StudyResult:
     return StudyResult(
         study=plan.study,
         folder=folder,
-        command=str(record.get("command", "")),
+        command=record.command,
         cells=tuple(_cell_record(cell, done=cell.cell_id in results) for cell in plan.cells),
         standings=standings(table),
         contrasts=contrasts(plan.study, table),

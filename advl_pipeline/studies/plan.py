@@ -1,9 +1,10 @@
 """The grid as a pure function of the study: which cells there are, and what each is called.
 
 A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers and of
-nothing else: all options, the recipe's numbers, the content of the training split and of the pretrained student, but
-no path, no time, no position in the grid. Adding a method, a seed or a test set to a study therefore leaves the
-finished cells valid, and two studies that share a cell agree on its id.
+nothing else: all options and what stands for those that are not given, the recipe's numbers, the content of the
+training split and of the pretrained student, but not where these lie, no time, no position in the grid. Adding a
+method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that share a cell
+agree on its id. Region features, answer lists and tokenizers that an option names stand in it by their path.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config, config_to_dict
-from advl_pipeline.datasets.records import HEADS, head_name
+from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import default_output
 from advl_pipeline.locations import local_folder
 from advl_pipeline.students.recipe_choice import choose_recipe
-from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
+from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.run_identity import run_identity
+from advl_pipeline.training.settings import resolve_settings
 
 CELLS_FOLDER = "cells"
 ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
 _DESCRIBED_OTHERWISE = frozenset({"cache", "init", "recipe"})
+_ANY_NUMBER_OF_EXAMPLES = 1_000_000
+"""Stands for the size of the whole training split, whose content is part of an id by its digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,7 @@ class Cell:
     teachers: tuple[str, ...]
     test_sets: tuple[str, ...]
     finetune: FinetuneConfig
+    evaluate: EvaluateConfig
 
     @property
     def run(self) -> Path:
@@ -83,6 +90,7 @@ def build_plan(
     data_root: Path | None = None,
     init_digests: Mapping[Path, str] | None = None,
     dataset_digests: Mapping[str, str] | None = None,
+    recipes: Mapping[str, Path] | None = None,
 ) -> Plan:
     """Lay out the grid.
 
@@ -97,14 +105,14 @@ def build_plan(
         init_digests: digest of each pretrained student's content; without one its path stands for it.
         dataset_digests: "dataset/split" -> digest of the content that is trained on; without one the name stands
             for it.
+        recipes: a recipe file as the study names it -> the file to read in its place.
 
     Raises:
-        ConfigError: the overrides of a cell contradict each other.
+        ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
     """
+    places = _Places(folder=folder, caches=caches, data_root=data_root, recipes=recipes or {})
     cells = [
-        _cell(
-            study, setting, method, shots, seed, folder, caches, data_root, init_digests or {}, dataset_digests or {}
-        )
+        _cell(study, setting, method, shots, seed, places, init_digests or {}, dataset_digests or {})
         for seed in study.seeds
         for setting in study.settings
         for shots in study.shots
@@ -120,15 +128,21 @@ def build_plan(
     return Plan(study=study, cells=tuple(cells), caches=tuple(needs.values()))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Places:
+    folder: Path
+    caches: Path
+    data_root: Path | None
+    recipes: Mapping[str, Path]
+
+
 def _cell(
     study: StudyConfig,
     setting: Setting,
     method: str,
     shots: int | None,
     seed: int,
-    folder: Path,
-    caches: Path,
-    data_root: Path | None,
+    places: _Places,
     init_digests: Mapping[Path, str],
     dataset_digests: Mapping[str, str],
 ) -> Cell:
@@ -157,25 +171,31 @@ def _cell(
             "init": setting.init,
             "shots": shots,
             "seed": seed,
-            "data_root": data_root,
-            "output": folder,
+            "data_root": places.data_root,
+            "output": places.folder,
         },
         where=study.source,
+    )
+    config = replace(
+        config,
+        recipe=str(places.recipes.get(config.recipe, config.recipe)),
+        cache=tuple(_cache_path(places.caches, teacher, setting.dataset, config.split) for teacher in teachers),
     )
     cell_id = cell_identity(
         config,
         teachers,
+        kinds=_kinds(setting),
         extraction=study.extraction,
         init_digest=init_digests.get(setting.init) if setting.init else None,
         dataset_digest=dataset_digests.get(trained_on(config)),
     )
-    config = build_config(
-        FinetuneConfig,
-        {name: getattr(config, name) for name in config_to_dict(config)},
-        {
-            "output": folder / CELLS_FOLDER / cell_id,
-            "cache": tuple(_cache_path(caches, teacher, setting.dataset, config.split) for teacher in teachers),
-        },
+    config = replace(config, output=places.folder / CELLS_FOLDER / cell_id)
+    evaluate = build_config(
+        EvaluateConfig,
+        {"probe_on": setting.test_sets[:1]},
+        study.evaluation,
+        {"run": config.output, "on": setting.test_sets, "data_root": places.data_root},
+        where=f"{study.source} [evaluation]",
     )
     return Cell(
         cell_id=cell_id,
@@ -186,6 +206,7 @@ def _cell(
         teachers=teachers,
         test_sets=setting.test_sets,
         finetune=config,
+        evaluate=evaluate,
     )
 
 
@@ -193,15 +214,28 @@ def cell_identity(
     config: FinetuneConfig,
     teachers: tuple[str, ...],
     *,
+    kinds: tuple[str, ...],
     extraction: Mapping[str, Any],
     init_digest: str | None,
     dataset_digest: str | None,
 ) -> str:
-    """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers."""
+    """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers.
+
+    Args:
+        config: of the run; its caches stand in the id by `teachers` and `extraction`.
+        teachers: their names.
+        kinds: vcr, vqa, snli-ve: the kinds of task that the run trains on.
+        extraction: options of the extraction that are not left at their default.
+        init_digest: of the pretrained student's content; without one its path stands for it.
+        dataset_digest: of the training split's content, where it is known.
+
+    Raises:
+        ConfigError: options or recipe contradict each other.
+    """
     described = {
         key: value for key, value in run_identity(config_to_dict(config)).items() if key not in _DESCRIBED_OTHERWISE
     }
-    described["recipes"] = _recipes_of(config)
+    described["decided"] = {kind: _decided(config, kind) for kind in kinds}
     described["init"] = init_digest or (str(config.init) if config.init else None)
     if dataset_digest is not None:
         described["dataset_digest"] = dataset_digest
@@ -212,15 +246,22 @@ def cell_identity(
     return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
 
 
-def _recipes_of(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the numbers of the recipe for each kind of task that a run may train on, without their sources."""
-    found: dict[str, Any] = {}
-    for kind in HEADS:
-        if not config.task or kind in map(head_name, config.task):
-            recipe = choose_recipe(config.student, kind, config.recipe).recipe
-            if recipe is not None:
-                found[kind] = config_to_dict(replace(recipe, sources={}))
-    return found
+def _decided(config: FinetuneConfig, kind: str) -> dict[str, Any]:
+    """Return the numbers that a run on a kind of task follows, whoever decided them: recipe, options or defaults."""
+    chosen = choose_recipe(config.student, kind, config.recipe)
+    settings = resolve_settings(config, chosen, task=kind, num_labelled=config.shots or _ANY_NUMBER_OF_EXAMPLES)
+    method = resolve_method(config, num_steps=settings.num_steps)
+    return {
+        "settings": config_to_dict(replace(settings, note="", sources={})),
+        "method": config_to_dict(method),
+        "recipe": None if chosen.recipe is None else config_to_dict(replace(chosen.recipe, sources={})),
+    }
+
+
+def _kinds(setting: Setting) -> tuple[str, ...]:
+    """Return the kinds of task of a setting, by its metrics where it names no tasks."""
+    tasks = setting.tasks or [task for task, names in METRICS_OF_TASK.items() if set(names) & set(setting.metrics)]
+    return tuple(sorted(set(map(head_name, tasks))))
 
 
 def trained_on(config: FinetuneConfig) -> str:

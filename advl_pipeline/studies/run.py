@@ -25,7 +25,13 @@ from advl_pipeline.studies.execute import (
     is_finished,
     prepare_cache,
 )
-from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, write_extraction, write_study
+from advl_pipeline.studies.folder import (
+    default_folder,
+    keep_recipes,
+    recorded_dataset_digests,
+    write_extraction,
+    write_study,
+)
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import Cell, Plan, build_plan
 from advl_pipeline.studies.result import StudyResult
@@ -72,7 +78,10 @@ def run_study(
     study = load_study(config.study)
     folder = config.output or default_folder(study)
     digests = init_digests(study)
-    content = dataset_digests(study, config.data_root, digest, recorded=recorded_dataset_digests(folder))
+    recipes = keep_recipes(folder, study)
+    content = dataset_digests(
+        study, config.data_root, digest, recorded=recorded_dataset_digests(folder), recipes=recipes
+    )
     plan = build_plan(
         study,
         folder=folder,
@@ -80,12 +89,14 @@ def run_study(
         data_root=config.data_root,
         init_digests=digests,
         dataset_digests=content,
+        recipes=recipes,
     )
     write_study(
         folder,
         plan,
         digests=digests,
         dataset_digests=content,
+        recipes=recipes,
         caches=config.caches,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )

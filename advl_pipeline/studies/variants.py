@@ -15,6 +15,8 @@ from advl_pipeline.configuration import option
 from advl_pipeline.errors import ConfigError, suggest_names
 
 Role = Literal["baseline", "method", "control", "ablation"]
+PARTS = frozenset({"vision pathway", "language pathway", "token selection", "confidence weighting", "two steps"})
+"""The parts that make up the method, each of which claim C5 is about."""
 TEACHERLESS = frozenset({"plain", "plain-two-step"})
 """Base methods that read no cache."""
 

@@ -46,7 +46,7 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
     Raises:
         AdvlError: a worker died, such as for want of memory.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // num_workers)
+    threads = max(1, num_cores() // num_workers)
     pool = ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -74,6 +74,11 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_up_worker(num_threads: int) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.adversarial import AdversarialConfig, adversarial_passes, symmetric_kl
+from advl_pipeline.students.adversarial import adversarial_passes, symmetric_kl
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
+from advl_pipeline.students.recipe_terms import AdversarialConfig
 from advl_pipeline.training.finetune_model import LossTerms
 
 

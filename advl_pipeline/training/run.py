@@ -26,7 +26,7 @@ from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
-from advl_pipeline.process_memory import peak_memory_bytes
+from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
@@ -98,6 +98,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     if (finished := folder.read_result()) is not None:
         return FinetuneResult(output=config.output, summary=finished)
     began = time.perf_counter()
+    forget_peak_memory()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     inputs = _open_inputs(config)
     chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
@@ -113,7 +114,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     origins = {name: dataclasses.asdict(head) for name, head in heads.items()}
     if accelerator.is_main_process:
-        folder.write_json("settings.json", {**settings.to_dict(), "heads": origins})
+        folder.keep_settings({**settings.to_dict(), "heads": origins})
         _say(settings, heads)
     timings = _train(config, settings, method, model, accelerator, folder, inputs, source)
     if accelerator.is_main_process:

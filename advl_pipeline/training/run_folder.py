@@ -49,18 +49,36 @@ class RunFolder:
                 key for key in {*found, *asked} if found.get(key, "(absent)") != asked.get(key, "(absent)")
             )
             if differing:
-                lines = [f"{key}: here {found.get(key)!r}, asked for {asked.get(key)!r}" for key in differing]
-                raise IdentityMismatch(
-                    "The run folder holds a run with other settings.",
-                    where=str(self.path),
-                    why="; ".join(lines),
-                    next_command="choose another --output, or pass --no-resume to start over in this one",
-                )
+                raise self._other_run({key: (_shown(found, key), _shown(asked, key)) for key in differing})
         elif not resume:
             for path in (self.checkpoint, self.result, self.metrics):
                 path.unlink(missing_ok=True)
         self.write_json("config.json", config)
         self.write_json("environment.json", describe_environment())
+
+    def keep_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write settings.json: what the run trains with, and where each number came from.
+
+        Raises:
+            IdentityMismatch: a checkpoint lies here that was trained with other numbers, as after a recipe's file was
+                edited.
+        """
+        path = self.path / "settings.json"
+        if self.checkpoint.exists() and path.exists():
+            found = _numbers(json.loads(path.read_text(encoding="utf-8")))
+            asked = _numbers(json.loads(json.dumps(settings)))
+            differing = sorted(key for key in {*found, *asked} if found.get(key) != asked.get(key))
+            if differing:
+                raise self._other_run({key: (_shown(found, key), _shown(asked, key)) for key in differing})
+        self.write_json("settings.json", settings)
+
+    def _other_run(self, differing: Mapping[str, tuple[str, str]]) -> IdentityMismatch:
+        return IdentityMismatch(
+            "The run folder holds a run with other settings.",
+            where=str(self.path),
+            why="; ".join(f"{key}: here {here}, asked for {asked}" for key, (here, asked) in differing.items()),
+            next_command="choose another --output, or pass --no-resume to start over in this one",
+        )
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON document atomically."""
@@ -102,6 +120,15 @@ class RunFolder:
         """Finish the log for TensorBoard, where there is one."""
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+
+def _numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # How a step is split over processes may change when a run resumes.
+    return {key: entry["value"] for key, entry in settings.get("settings", {}).items() if key != "accumulate"}
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "(absent)"
 
 
 def describe_environment() -> dict[str, Any]:

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.adversarial import AdversarialConfig
 from advl_pipeline.students.recipe_choice import ChosenRecipe
-from advl_pipeline.students.recipe_terms import LearningRateSchedule, Optimiser, TaskLoss
+from advl_pipeline.students.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
 from advl_pipeline.students.recipes import Recipe, ScaleRule
 from advl_pipeline.training.config import PLAIN, FinetuneConfig
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.words import assign_tokens_to_words, word_spans
+from advl_pipeline.distillation.words import NO_WORD, align_tokens_to_words, assign_tokens_to_words, word_spans
 
 TEXT = st.text(alphabet=st.sampled_from("ab Zé1 '\u2019.,?-_日本\U0001f600\u0301"), max_size=40)
 
@@ -55,6 +55,23 @@ def test_tokens_inside_a_word_go_to_it(text: str, data: st.DataObject) -> None:
             expected.append(word)
     found = assign_tokens_to_words(np.array(spans, dtype=np.int64).reshape(-1, 2), word_spans(text))
     assert found.tolist() == expected
+
+
+@given(st.lists(TEXT, max_size=5), st.data())
+@settings(deadline=None)
+def test_texts_of_a_batch_are_aligned_each_to_its_own_words(texts: list[str], data: st.DataObject) -> None:
+    num_tokens = data.draw(st.integers(0, 6))
+    spans_NL2 = np.zeros((len(texts), num_tokens, 2), dtype=np.int64)
+    for row, text in enumerate(texts):
+        for token in range(data.draw(st.integers(0, num_tokens))):
+            spans_NL2[row, token] = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
+    found_NL = align_tokens_to_words(spans_NL2, [word_spans(text) for text in texts])
+    assert found_NL.shape == (len(texts), num_tokens)
+    for row, text in enumerate(texts):
+        for token, (start, end) in enumerate(spans_NL2[row]):
+            overlaps = [min(end, stop) - max(start, begin) for begin, stop in word_spans(text)]
+            best = max(overlaps, default=0)
+            assert found_NL[row, token] == (overlaps.index(best) if best > 0 else NO_WORD)
 
 
 def test_leading_space_in_a_span_and_empty_spans() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.adversarial import AdversarialConfig
+from advl_pipeline.students.recipe_terms import AdversarialConfig
 from advl_pipeline.students.recipes import (
     describe,
     group_parameters,

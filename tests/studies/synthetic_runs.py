@@ -127,10 +127,15 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
     folder = cell.run / "evaluation"
     np.savez_compressed(folder / f"{test_set}.npz", **arrays)
     metrics = {metric: 100 * float(values.mean()) for metric, values in items.items()}
-    write_json(
-        folder / f"{test_set}.json",
-        {"dataset": cell.finetune.dataset, "split": test_set, "metrics": metrics, "milliseconds_per_item": 1.5},
-    )
+    document: dict[str, Any] = {
+        "dataset": cell.finetune.dataset,
+        "split": test_set,
+        "metrics": metrics,
+        "milliseconds_per_item": 1.5,
+    }
+    if test_set in cell.evaluate.probe_on:
+        document["use_of_vision"] = {metric: {kind: {} for kind in cell.evaluate.probe} for metric in metrics}
+    write_json(folder / f"{test_set}.json", document)
 
 
 def prepare(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:

@@ -13,6 +13,7 @@ from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Ve
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.variants import PARTS, SHIPPED
 
 
 def gathered(folder: Path, *, num_seeds: int = 8, gains: dict[str, float] | None = None, **lines: str) -> StudyResult:
@@ -70,6 +71,18 @@ def test_what_a_study_lacks_is_said(tmp_path: Path) -> None:
     assert "one shot size" in " ".join(found["C2"].notes)
     assert "naive-kd" in " ".join(found["C5"].notes) or "naive-kd" in found["C5"].reason
     assert "no full data" in " ".join(found["C1"].notes)
+
+
+def test_one_part_left_out_is_not_every_part(tmp_path: Path) -> None:
+    gains = {**GAINS, "advl": 26.0, "naive-kd": 4.0}
+    methods = ["plain", "naive-kd", "advl", "advl-shuffled", "advl-projections-only"]
+    few = verdicts(gathered(tmp_path, methods=str(methods).replace("'", '"'), gains=gains))["C5"]
+    assert {test.outcome for test in few.tests} == {SUPPORTED}
+    assert few.outcome == UNDECIDED
+    assert "confidence weighting" in few.reason
+    parts = [name for name, variant in SHIPPED.items() if variant.part in PARTS]
+    every = verdicts(gathered(tmp_path, methods=str([*methods, *parts]).replace("'", '"'), gains=gains))["C5"]
+    assert every.outcome == SUPPORTED
 
 
 def test_every_number_of_a_verdict_comes_from_the_result(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import pytest
 from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
+import advl_pipeline.training.methods as methods_module
+import advl_pipeline.training.settings as settings_module
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.studies.config import StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.studies.variants import SHIPPED
@@ -100,6 +103,34 @@ def test_an_id_holds_every_option_at_its_default(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(plan_module, "run_identity", changed)
     assert not before & ids(plan_of(tmp_path))
     assert set(described[0]) == {item.name for item in dataclasses.fields(FinetuneConfig)} - NOT_IDENTITY
+
+
+@pytest.mark.parametrize("recipe", ["none", "auto"])
+def test_an_id_holds_what_stands_for_options_that_are_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    extra = f"[training]\nrecipe = {recipe!r}\n"
+    before = ids(plan_of(tmp_path, extra=extra))
+    monkeypatch.setattr(settings_module, "PLAIN", {**settings_module.PLAIN, "weight_decay": 0.02})
+    assert (not before & ids(plan_of(tmp_path, extra=extra))) == (recipe == "none")
+    monkeypatch.undo()
+    monkeypatch.setitem(methods_module._DEFAULTS, "advl", {**methods_module._DEFAULTS["advl"], "weighting": "gap"})
+    changed = {cell.method for cell in plan_of(tmp_path, extra=extra).cells if cell.cell_id not in before}
+    assert changed == {"advl", "advl-shuffled"}
+
+
+def test_a_recipe_of_another_kind_of_task_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra = 'metrics = ["q2a"]\n'
+    before = ids(plan_of(tmp_path, extra=extra, tasks="[]"))
+    asked: list[str] = []
+
+    def choose(student: str, task: str, wanted: str) -> object:
+        asked.append(task)
+        return choose_recipe(student, task, wanted)
+
+    monkeypatch.setattr(plan_module, "choose_recipe", choose)
+    assert ids(plan_of(tmp_path, extra=extra, tasks="[]")) == before
+    assert set(asked) == {"vcr"}
 
 
 def test_variants_win_over_general_overrides(tmp_path: Path) -> None:

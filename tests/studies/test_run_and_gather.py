@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 from advl_cli.options import config_from_flags, config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
+from advl_pipeline.studies.execute import missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import finetune_command, gather_study, pool_histograms
@@ -32,6 +34,7 @@ from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.result import Place, StudyResult
 from advl_pipeline.studies.run import Failure, run_study
 from advl_pipeline.studies.run_folder import WeightBins
+from advl_pipeline.studies.workers import num_cores
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -293,7 +296,7 @@ def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path
     seen = [path.read_text().split() for path in (tmp_path / "study").rglob("seen-*")]
     assert len(seen) == 16
     assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
-    assert {threads for _, threads in seen} == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    assert {threads for _, threads in seen} == {str(max(1, num_cores() // 2))}
 
 
 def test_an_error_in_a_worker_says_where_it_happened_and_stops_the_study(tmp_path: Path) -> None:
@@ -417,3 +420,60 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
         run_study(
             config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
         )
+
+
+def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("learning_rate = 3e-4\n", encoding="utf-8")
+    config = StudyRunConfig(
+        study=str(write_study_file(tmp_path, num_seeds=1, extra="[training]\nrecipe = 'mine.toml'\n")),
+        output=tmp_path / "study",
+        caches=tmp_path / "caches",
+    )
+
+    def again() -> StudyResult:
+        return run_study(
+            config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
+        )
+
+    first = again()
+    plan, _ = read_study_folder(first.folder)
+    assert {Path(cell.finetune.recipe).read_text(encoding="utf-8") for cell in plan.cells} == {
+        "learning_rate = 3e-4\n"
+    }
+    recipe.unlink()
+    assert gather_study(first.folder) == first
+    assert again() == first
+    assert forecast_study(config).num_left == 0
+    moved = tmp_path / "elsewhere" / "study"
+    shutil.copytree(first.folder, moved)
+    monkeypatch.chdir(moved)
+    assert gather_study(moved).num_finished == first.num_finished == len(first.cells)
+    monkeypatch.chdir(tmp_path)
+    recipe.write_text("learning_rate = 4e-4\n", encoding="utf-8")
+    assert not {cell.cell_id for cell in again().cells} & {cell.cell_id for cell in first.cells}
+
+
+def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -> None:
+    scored: list[str] = []
+
+    def execute(cell: Cell, study: StudyConfig) -> None:
+        scored.extend(missing_test_sets(cell))
+        synthetic_runs.execute(cell, study)
+
+    def study(extra: str) -> list[str]:
+        scored.clear()
+        path = write_study_file(tmp_path, num_seeds=1, extra=extra, methods='["plain"]', shots="[100]")
+        run_study(
+            StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches"),
+            execute=execute,
+            prepare=synthetic_runs.prepare,
+            digest=synthetic_runs.digest,
+        )
+        return list(scored)
+
+    assert study("[evaluation]\nprobe = ['swapped']\n") == ["test", "test-shift"]
+    assert study("[evaluation]\nprobe = ['swapped']\n") == []
+    assert study("[evaluation]\nprobe = ['swapped', 'blanked']\n") == ["test"]
+    assert study("[evaluation]\nprobe = ['none']\n") == []
