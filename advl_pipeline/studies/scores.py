@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,13 +112,29 @@ def build_table(
 
 
 def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
-    """Read every evaluation that exists: (cell id, test set) -> evaluation."""
-    found = {}
+    """Read every evaluation that exists: (cell id, test set) -> evaluation.
+
+    Raises:
+        ConfigError: one is damaged, or two runs were scored on a test set whose content changed in between.
+    """
+    found: dict[tuple[str, str], Evaluation] = {}
+    contents: dict[tuple[str, str], tuple[Any, Path]] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:
             evaluation = read_evaluation(cell.run, test_set)
-            if evaluation is not None and (cell.run / "result.json").exists():
-                found[cell.cell_id, test_set] = evaluation
+            if evaluation is None or not (cell.run / "result.json").exists():
+                continue
+            content = evaluation.summary.get("content_digest")
+            first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))
+            if content != first:
+                raise ConfigError(
+                    f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
+                    where=f"{first_run} and {cell.run}",
+                    why="the files of the set were changed between their evaluations",
+                    next_command="delete the folder evaluation/ of the runs that saw the old files and give the study "
+                    "command again",
+                )
+            found[cell.cell_id, test_set] = evaluation
     return found
 
 

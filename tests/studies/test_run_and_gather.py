@@ -422,6 +422,18 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
         )
 
 
+def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
+    result = run(tmp_path, num_seeds=1)
+    for number, cell in enumerate(result.cells):
+        path = result.folder / cell.run / "evaluation" / "test.json"
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document["content_digest"] = "new" if number == 3 else "old"
+        path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ConfigError, match="different contents of test") as refusal:
+        gather_study(result.folder)
+    assert result.cells[3].run in refusal.value.where
+
+
 def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "mine.toml"
