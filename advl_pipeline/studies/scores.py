@@ -131,8 +131,7 @@ def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
                     f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
                     where=f"{first_run} and {cell.run}",
                     why="the files of the set were changed between their evaluations",
-                    next_command="delete the folder evaluation/ of the runs that saw the old files and give the study "
-                    "command again",
+                    next_command="delete evaluation/ of the runs with the old files and give the study command again",
                 )
             found[cell.cell_id, test_set] = evaluation
     return found
