@@ -40,6 +40,9 @@ def claim(root: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
             ours = True
         except BlockingIOError:
             ours = False
+        except OSError as error:
+            # A folder shared between machines whose file system knows no locks.
+            raise storage_error(error, f"{WORK_FOLDER}/claims/{name}") from error
         yield ours
     finally:
         os.close(descriptor)

@@ -13,6 +13,26 @@ from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.locations import Location
 
+IMPORTED = "import:"
+"""Begins the name of a teacher whose features were imported."""
+
+_IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
+_EXTRACT_OPTIONS = (
+    *("teacher", "dataset", "split", "modality", "image_tokens", "dtype"),
+    *(
+        "compression",
+        "select_tokens",
+        "compute_dtype",
+        "text_style",
+        "shard_rows",
+        "on_error",
+        "weights",
+        "data_root",
+    ),
+)
+_UNSAID = {"compression": "none", "compute_dtype": "fp32", "shard_rows": 32768, "on_error": "fail"}
+"""Defaults that a command need not say."""
+
 _LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
 
 
@@ -26,22 +46,47 @@ def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     }
 
 
-def extract_command(root: Path, *, location: Location | None = None, renew: bool = False) -> str:
+def extract_command(
+    root: Path,
+    *,
+    location: Location | None = None,
+    renew: bool = False,
+) -> str:
     """Return the command that makes, resumes or (`renew`) replaces a cache.
 
-    `root` is where its metadata can be read, `location` what the user calls it if that is not the same.
+    Args:
+        root: where its metadata can be read.
+        location: what the user calls it, if that is not the same.
+        renew: remove what is there first.
     """
     name = str(location or root)
     try:
-        config = read_json(root, PROVENANCE_FILE)["config"]
-        words = ["advl", "extract"]
-        for key in ("teacher", "dataset", "split", "modality", "image_tokens", "dtype", "weights", "data_root"):
-            if config.get(key) is not None:
-                words += ["--" + key.replace("_", "-"), str(config[key])]
+        words = _command_words(read_json(root, PROVENANCE_FILE)["config"])
     except (KeyError, TypeError, AttributeError):
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
     command = shlex.join([*words, "--output", name])
-    return f"{shlex.join(['advl', 'cache', 'prune', name, '--all'])} && {command}" if renew else command
+    return f"{_removal(name)} && {command}" if renew else command
+
+
+def renew_command(config: Mapping[str, Any], location: Location) -> str:
+    """Return the command that replaces a cache by one made with these options."""
+    return f"{_removal(str(location))} && {shlex.join([*_command_words(config), '--output', str(location)])}"
+
+
+def _removal(name: str) -> str:
+    return shlex.join(["advl", "cache", "prune", name, "--all"])
+
+
+def _command_words(config: Mapping[str, Any]) -> list[str]:
+    is_import = str(config["teacher"]).startswith(IMPORTED)
+    words = ["advl", "extract"]
+    if is_import:
+        words = ["advl", "cache", "import", "SOURCE", "--name", str(config["teacher"]).removeprefix(IMPORTED)]
+    for key in _IMPORT_OPTIONS if is_import else _EXTRACT_OPTIONS:
+        value = config.get(key)
+        if value is not None and value != _UNSAID.get(key):
+            words += ["--" + key.replace("_", "-"), str(value)]
+    return words
 
 
 def _version(name: str) -> str:

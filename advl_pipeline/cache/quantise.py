@@ -18,10 +18,14 @@ INT8_MAX = 127
 
 def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:
     """Round to float16, clipping what lies beyond its range; returns also how many values were clipped."""
+    in_range_MD, clipped = clip_to_float16(values_MD)
+    return in_range_MD.astype(np.float16), clipped
+
+
+def clip_to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
+    """Clip to the range of float16; returns also how many values were clipped."""
     clipped = int(np.count_nonzero(np.abs(values_MD) > FLOAT16_MAX))
-    if clipped:
-        values_MD = np.clip(values_MD, -FLOAT16_MAX, FLOAT16_MAX)
-    return values_MD.astype(np.float16), clipped
+    return (np.clip(values_MD, -FLOAT16_MAX, FLOAT16_MAX) if clipped else values_MD), clipped
 
 
 def to_int8(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.moments import sums
-from advl_pipeline.cache.quantise import StoredDtype, from_int8, is_finite, to_float16, to_int8
+from advl_pipeline.cache.quantise import StoredDtype, clip_to_float16, from_int8, is_finite, to_float16, to_int8
 from advl_pipeline.cache.ragged import Placement
 from advl_pipeline.cache.records import ModalityRecord
 from advl_pipeline.errors import AdvlError
@@ -90,16 +90,29 @@ class ShardBuffer:
         Raises:
             AdvlError: the teacher gave NaN or infinity, or another number of rows than planned.
         """
-        slot = self._claim(unit)
+        slot = self._free_slot(unit)
         self._require_sound(unit, slot, global_D, values_MD)
         self._global_ND[slot] = self._narrow(global_D[None])[0]
         for name, value in stats.items():
             self._stats.setdefault(name, np.zeros(len(self.units), np.float32))[slot] = value
-        if "values" not in self._tokens or len(values_MD) == 0:
-            return
+        if "values" in self._tokens and len(values_MD):
+            self._put_tokens(unit, slot, values_MD, spans_M2, kept_M)
+        # Last: a unit that could not be stored leaves its shard unfilled.
+        self._filled_N[slot] = True
+
+    def _put_tokens(
+        self,
+        unit: int,
+        slot: int,
+        values_MD: npt.NDArray[np.float32],
+        spans_M2: npt.NDArray[np.int32] | None,
+        kept_M: npt.NDArray[np.int32] | None,
+    ) -> None:
         rows = slice(int(self._first_row_N[slot]), int(self._first_row_N[slot]) + len(values_MD))
         if self._stored == "int8":
-            self._tokens["values"][rows], self._tokens["scales"][rows] = to_int8(values_MD)
+            in_range_MD, clipped = clip_to_float16(values_MD)
+            self.clipped += clipped
+            self._tokens["values"][rows], self._tokens["scales"][rows] = to_int8(in_range_MD)
         else:
             self._tokens["values"][rows] = self._narrow(values_MD)
         if "char_spans" in self._tokens:
@@ -113,8 +126,9 @@ class ShardBuffer:
 
     def quarantine(self, unit: int, reason: str) -> None:
         """Leave a unit's rows at zero and list it as unreadable."""
-        self._claim(unit)
+        slot = self._free_slot(unit)
         self.quarantined[str(unit)] = reason
+        self._filled_N[slot] = True
 
     def require_filled(self) -> None:
         """Raise `ValueError` when a unit of the shard is missing."""
@@ -129,11 +143,10 @@ class ShardBuffer:
         """Return what the shard adds to the per-unit tables, computed from the stored form."""
         return staged_content(self._global_ND, self._tokens.get("values"), self._tokens.get("scales"), self._stats)
 
-    def _claim(self, unit: int) -> int:
+    def _free_slot(self, unit: int) -> int:
         slot = unit - self.units.start
         if not 0 <= slot < len(self.units) or self._filled_N[slot]:
             raise ValueError(f"unit {unit} is not waited for by shard {self.shard}")
-        self._filled_N[slot] = True
         return slot
 
     def _require_sound(

@@ -238,7 +238,9 @@ def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[
         findings.append(Finding(path=f"{modality}/tokens/starts", problem="units overlap, overrun or leave gaps"))
     for name, spec in schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim).items():
         moment_D = MappedArray(root, spec).whole()
-        if name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
+        if not is_finite(moment_D):
+            findings.append(Finding(path=spec.path, problem="it holds values that are not finite"))
+        elif name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
             findings.append(Finding(path=spec.path, problem="all features are alike: their variance is zero"))
     return findings
 

@@ -33,9 +33,11 @@ def image_text_contrast(
     Returns:
         Scalar, the mean of the two directions.
     """
-    image = functional.normalize(image_BE.float(), dim=-1)
-    text = functional.normalize(text_NE.float(), dim=-1)
-    logits_BN = (image @ text.T / temperature).masked_fill(same_image_BN, -torch.inf)
+    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells candidates apart.
+    with torch.autocast(image_BE.device.type, enabled=False):
+        image = functional.normalize(image_BE.float(), dim=-1)
+        text = functional.normalize(text_NE.float(), dim=-1)
+        logits_BN = (image @ text.T / temperature).masked_fill(same_image_BN, -torch.inf)
     to_text = functional.cross_entropy(logits_BN, right_B)
     logits_BB = logits_BN[:, right_B]
     to_image = functional.cross_entropy(logits_BB.T, torch.arange(len(right_B), device=logits_BB.device))

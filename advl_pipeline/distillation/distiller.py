@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.distillation.balance import (
+    STRETCH,
     bounded_log_variance,
     check_balance,
     uncertain_teachers,
@@ -104,7 +105,10 @@ class Distiller(nn.Module):
         for pathway, projections in (("vision", self.vision), ("text", self.text)):
             if settings.teacher_balance == "learned" and len(projections) > 1:
                 for key in projections:
-                    self.free_log_variance[f"{pathway}/{key}"] = nn.Parameter(torch.zeros(()))
+                    free = nn.Parameter(torch.zeros(()))
+                    # Its stretched gradient would take over the norm that all gradients are clipped by.
+                    free.register_hook(lambda gradient: gradient / STRETCH)  # type: ignore[no-untyped-call]
+                    self.free_log_variance[f"{pathway}/{key}"] = free
         self.contrast_image = nn.Linear(hidden_size, contrast_size)
         self.contrast_text = nn.Linear(pooled_size, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())

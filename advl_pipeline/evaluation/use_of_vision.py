@@ -37,13 +37,23 @@ def swapped_pictures(images: Sequence[ImageUnit], *, seed: int) -> dict[str, Ima
 
 
 def with_picture(example: Example, image: ImageUnit) -> Example:
-    """Return the example on another picture; a tag of a box that the picture lacks wraps around to one it has."""
+    """Return the example on another picture; a tag of a box that the picture lacks wraps around to one it has.
+
+    Where tags have labels, which some students turn into words, a tagged box keeps the label that the text was
+    written about: the picture changes, the text does not.
+    """
     num_boxes = len(image.boxes_R4)
+    tagged = {tag.box % num_boxes: tag.box for candidate in example.candidates for tag in candidate.tags if num_boxes}
+    labels = list(image.box_labels)
+    for moved, box in tagged.items():
+        if moved < len(labels) and box < len(example.image.box_labels):
+            labels[moved] = example.image.box_labels[box]
 
     def move(candidate: Candidate) -> Candidate:
         tags = tuple(replace(tag, box=tag.box % num_boxes) for tag in candidate.tags) if num_boxes else ()
         return replace(candidate, tags=tags)
 
+    image = replace(image, box_labels=tuple(labels))
     return replace(example, image=image, candidates=tuple(move(candidate) for candidate in example.candidates))
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
 
 Modality = Literal["both", "image", "text"]
@@ -60,6 +61,16 @@ class ExtractConfig:
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
     disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
 
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--folds", self.folds, 2),
+            ("--num-workers", self.num_workers, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--shard-rows", self.shard_rows, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} must be at least {least}.", why=f"got {value}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairConfig:
@@ -68,6 +79,7 @@ class RepairConfig:
     cache: Location = option(help="Folder or URL of the cache.")
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
+    device: str | None = option(None, help="Where the teacher computes [default: where it did].")
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
     disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
 
@@ -81,6 +93,7 @@ class VerifyConfig:
     seed: int = option(0, help="Chooses the sampled units.")
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
+    device: str | None = option(None, help="Where the teacher computes [default: where it did].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,16 +23,29 @@ _TASKS_BEHIND = 4
 
 @dataclass(kw_only=True)
 class WriteBehind:
-    """Runs tasks in order in one thread, with a bounded backlog; an error surfaces at the next call."""
+    """Runs tasks in order in one thread, with a bounded backlog; an error surfaces at the next call.
+
+    After a task has failed none runs: what follows it, such as a shard's commit, builds on it.
+    """
 
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="advl-write"))
     _backlog: deque[Future[None]] = field(default_factory=deque)
+    _has_failed: bool = False
 
     def submit(self, task: Callable[[], None]) -> None:
         """Queue a task, waiting while too many are queued."""
         while len(self._backlog) >= _TASKS_BEHIND:
             self._backlog.popleft().result()
-        self._backlog.append(self._pool.submit(task))
+        self._backlog.append(self._pool.submit(self._run, task))
+
+    def _run(self, task: Callable[[], None]) -> None:
+        if self._has_failed:
+            return
+        try:
+            task()
+        except BaseException:
+            self._has_failed = True
+            raise
 
     def drain(self) -> None:
         """Wait for everything queued."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.errors import ConfigError
+
 
 def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray[np.int64]:
     """Return the fold of every example, (N,) in [0, number of folds).
@@ -22,7 +24,7 @@ def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray
         seed: another seed gives other folds.
     """
     if folds < 2:
-        raise ValueError("cross-fitting needs at least two folds")
+        raise ConfigError("Cross-fitting needs at least two folds.", why=f"got {folds}")
     sizes = Counter(groups)
     loads = [0] * min(folds, len(sizes))
     fold_of: dict[str, int] = {}

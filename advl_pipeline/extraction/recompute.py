@@ -52,7 +52,7 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
     if not config.recompute or not report.is_sound:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
     settings = open_cache(config.cache).provenance["config"]
-    given = {"weights": config.weights, "data_root": config.data_root}
+    given = {"weights": config.weights, "data_root": config.data_root, "device": config.device}
     extraction = build_config(
         ExtractConfig, settings, {key: value for key, value in given.items() if value is not None}
     )

@@ -20,6 +20,7 @@ from advl_pipeline.cache.files import WORK_FOLDER, read_json
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
 from advl_pipeline.cache.mending import Mending, open_mending
+from advl_pipeline.cache.provenance import IMPORTED, renew_command
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
@@ -68,10 +69,17 @@ def run_repair(config: RepairConfig) -> RepairResult:
     """
     with interruptible():
         settings = _provenance_of(config.cache)["config"]
+        if str(settings.get("teacher", "")).startswith(IMPORTED):
+            raise ConfigError(
+                "An imported cache has no teacher that could encode anything again.",
+                where=str(config.cache),
+                next_command=renew_command(settings, config.cache),
+            )
         overrides = {
             "output": config.cache,
             "weights": config.weights,
             "data_root": config.data_root,
+            "device": config.device,
             "disk_cache": config.disk_cache,
             "disk_cache_gb": config.disk_cache_gb,
         }

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.cache import schema
 from advl_pipeline.cache.destination import Destination, open_destination
 from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.identity import require_identity
-from advl_pipeline.cache.provenance import describe_run, extract_command
+from advl_pipeline.cache.provenance import describe_run, renew_command
 from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete
@@ -31,6 +32,7 @@ from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.extraction.config import ExtractConfig, default_output
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
@@ -43,6 +45,8 @@ from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_LARGEST_PUT = 5 << 30
+"""What object stores take in one request, in bytes."""
 _NOT_PROVENANCE = (
     *("output", "progress_file", "dry_run", "num_workers"),
     *("engine", "ray_tasks", "disk_cache", "disk_cache_gb"),
@@ -157,6 +161,7 @@ def _settle_plan(
     config: ExtractConfig, destination: Destination, sources: Sequence[Source], identity: Mapping[str, Any]
 ) -> Plan:
     """Take the plan that is there, if it is of this identity, or make one."""
+    settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
 
     def is_planned() -> bool:
         destination.refresh()
@@ -166,12 +171,10 @@ def _settle_plan(
             identity,
             read_json(destination.root, IDENTITY_FILE),
             where=str(destination.location),
-            next_command="give another --output, or: "
-            + extract_command(destination.root, location=destination.location, renew=True),
+            next_command="give another --output, or: " + renew_command(settings, destination.location),
         )
         return True
 
-    settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
     provenance = describe_run(settings, device=config.device)
     if config.dry_run:
         is_planned()
@@ -183,7 +186,13 @@ def _settle_plan(
         if is_planned():
             return Plan(estimates=(), free_bytes=None)
         plan = make_plan(config, destination, sources, identity, provenance=provenance)
-    is_planned()
+    if not is_planned():
+        raise StorageError(
+            "The plan that was just written is not there.",
+            where=str(destination.location),
+            why="another process took the work over, or removed the cache",
+            next_command="give the same command again",
+        )
     return plan
 
 
@@ -214,6 +223,8 @@ def make_plan(
     placements: dict[str, Placement] = {
         modality: place(lengths_N, shard_rows=config.shard_rows) for modality, lengths_N in lengths.items()
     }
+    for source in sources:
+        _require_possible_shards(config, destination.location, source, placements[source.modality])
     estimates = tuple(
         estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size)
         for source in sources
@@ -244,6 +255,37 @@ def make_plan(
         )
         destination.publish_plan()
     return Plan(estimates=estimates, free_bytes=free_bytes)
+
+
+def _require_possible_shards(config: ExtractConfig, location: Location, source: Source, placement: Placement) -> None:
+    """Refuse shards that no reader opens, or no object store takes, before anything is encoded."""
+    specs = [
+        schema.global_spec(
+            source.modality, num_units=placement.num_units, global_dim=source.tower.global_dim, stored=config.dtype
+        )
+    ]
+    if source.has_tokens and placement.num_rows:
+        specs += schema.token_specs(
+            source.modality,
+            num_rows=placement.num_rows,
+            token_dim=source.tower.token_dim,
+            spans=source.modality == "text",
+            kept=False,
+            stored=config.dtype,
+            shard_rows=config.shard_rows,
+            compression=config.compression,
+        ).values()
+    for spec in specs:
+        too_large = (
+            not isinstance(location, Path) and max(map(spec.file_bytes, range(spec.num_shards))) > _LARGEST_PUT
+        )
+        if too_large or not spec.is_plausible():
+            raise ConfigError(
+                "A shard would be too large.",
+                where="--shard-rows",
+                why=f"{config.shard_rows} rows of {spec.row_bytes} bytes",
+                next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
+            )
 
 
 def _count_tokens(source: Source) -> npt.NDArray[np.int32]:

@@ -5,8 +5,9 @@ holds. A test is
   - supported, when at least `min_seeds` seeds agree: the paired t-test over seeds, corrected by Holm over all tests
     of all claims, has p < 0.05, the mean is positive, and where items are known the interval over seeds and items
     excludes 0;
-  - not supported, when it is not, and with as many seeds the 95 % interval over seeds lies below the smallest gain
-    that would matter (`margin`): the study was large enough to see it;
+  - not supported, when it is not, and with as many seeds a gain of the smallest size that would matter (`margin`) is
+    ruled out: the one-sided t-test over seeds against it, corrected by Holm over the tests of the claim, has
+    p < 0.025: the study was large enough to see it;
   - undecided at this size otherwise.
 A claim is as good as its weakest test. A gain that a shuffled or random teacher also gives is no support, so the
 claims that the teacher helps contain the test against those controls and cannot be supported in a study without one.
@@ -30,6 +31,8 @@ SUPPORTED: Outcome = "supported"
 NOT_SUPPORTED: Outcome = "not supported"
 UNDECIDED: Outcome = "undecided at this size"
 SIGNIFICANT = 0.05
+RULED_OUT = 0.025
+"""One-sided, as an interval of 95 % has it on either side."""
 _NOTHING_FINISHED = "no cell of this comparison is finished"
 
 _STATEMENTS = {
@@ -149,7 +152,7 @@ def _low_shot(draft: _Draft, result: StudyResult) -> None:
 
 def _shift(draft: _Draft, result: StudyResult) -> None:
     changes = [
-        (drop.place, dict(zip(drop.seeds, drop.change_per_seed, strict=False)))
+        (drop.place, dict(zip(drop.change_seeds, drop.change_per_seed, strict=True)))
         for drop in result.drops
         if drop.place.setting == draft.setting and drop.method == result.study.focus and drop.change_per_seed
     ]
@@ -168,7 +171,7 @@ def _shift(draft: _Draft, result: StudyResult) -> None:
 def _vision(draft: _Draft, result: StudyResult) -> None:
     reference = _reference(result.study, draft.setting)
     uses = [
-        (use.place, dict(zip(use.seeds, use.change_per_seed, strict=False)))
+        (use.place, dict(zip(use.change_seeds, use.change_per_seed, strict=True)))
         for use in result.vision
         if use.place.setting == draft.setting
         and use.place.test_set == reference
@@ -205,21 +208,27 @@ def _parts(draft: _Draft, result: StudyResult) -> None:
                 for place in places
                 if place.metric == metric and (contrast := result.contrast(place, study.focus, other))
             ]
-            if by_size:
+            common = _mean_over(by_size) if by_size else []
+            if not common:
+                draft.lacks.append(f"{other} is not finished")
+            else:
                 part = study.variant(other).part
                 name = f"{part} (against {other})" if part else f"whole method against {other}"
-                draft.add(f"{metric}: {name}", "points, mean over shots", _mean_over(by_size))
+                draft.add(f"{metric}: {name}", "points, mean over shots", common)
 
 
-def _add_contrast(draft: _Draft, result: StudyResult, place: Place, baseline: str) -> None:
+def _add_contrast(draft: _Draft, result: StudyResult, place: Place, baseline: str) -> bool:
+    """Add the test of the focus method against another one, if both have results there."""
     contrast = result.contrast(place, result.study.focus, baseline)
-    if contrast is not None:
-        draft.add(
-            f"{place.metric} at {_size(place)}: {result.study.focus} minus {baseline}",
-            "points",
-            contrast.comparison.per_seed,
-            contrast.comparison.joint_interval,
-        )
+    if contrast is None:
+        return False
+    draft.add(
+        f"{place.metric} at {_size(place)}: {result.study.focus} minus {baseline}",
+        "points",
+        contrast.comparison.per_seed,
+        contrast.comparison.joint_interval,
+    )
+    return True
 
 
 def _add_controls(draft: _Draft, result: StudyResult, place: Place) -> None:
@@ -228,7 +237,8 @@ def _add_controls(draft: _Draft, result: StudyResult, place: Place) -> None:
     if not controls:
         draft.lacks.append("the study runs no shuffled or random teacher")
     for control in controls:
-        _add_contrast(draft, result, place, control)
+        if not _add_contrast(draft, result, place, control):
+            draft.lacks.append(f"{control} is not finished at {_size(place)}")
         own, rest = result.contrast(place, study.focus, study.baseline), result.contrast(place, study.focus, control)
         if own and rest and own.comparison.effect.points > 0:
             draft.notes.append(_control_note(f"{place.metric} at {_size(place)}", control, own, rest))
@@ -253,10 +263,15 @@ def _size(place: Place) -> str:
 
 
 def is_teacher_control(study: StudyConfig, name: str) -> bool:
-    """Whether the variant is the focus method with a teacher that knows nothing about the units."""
+    """Whether the variant is the focus method, option by option, with a teacher that knows nothing of the units."""
     variant, focus = study.variant(name), study.variant(study.focus)
     spoilt = variant.training.get("teacher_control", "none") != "none" or variant.teacher_prefix == "random:"
-    return spoilt and variant.method == focus.method
+    rest = {key: value for key, value in variant.training.items() if key != "teacher_control"}
+    return (
+        spoilt
+        and (variant.method, variant.teachers) == (focus.method, focus.teachers)
+        and rest == {key: value for key, value in focus.training.items() if key != "teacher_control"}
+    )
 
 
 def _in_domain(draft: _Draft, result: StudyResult) -> list[Place]:
@@ -282,13 +297,15 @@ def _mean_over(by_seed: Sequence[dict[int, float]]) -> list[float]:
 
 
 def _judge(draft: _Draft, study: StudyConfig, adjusted: Sequence[float | None]) -> Verdict:
+    # One test that fails sinks a claim, so the more tests it has, the more each must show.
+    against_margin = holm([_margin_p(test.per_seed, study.margin) for test in draft.tests])
     tests = tuple(
         dataclasses.replace(
             test,
             p_adjusted=p_adjusted,
-            outcome=_outcome(test, p_adjusted, margin=study.margin, min_seeds=study.min_seeds),
+            outcome=_outcome(test, p_adjusted, p_margin, min_seeds=study.min_seeds),
         )
-        for test, p_adjusted in zip(draft.tests, adjusted, strict=True)
+        for test, p_adjusted, p_margin in zip(draft.tests, adjusted, against_margin, strict=True)
     )
     failed = [test for test in tests if test.outcome == NOT_SUPPORTED]
     open_tests = [test for test in tests if test.outcome == UNDECIDED]
@@ -313,13 +330,22 @@ def _judge(draft: _Draft, study: StudyConfig, adjusted: Sequence[float | None]) 
     )
 
 
-def _outcome(test: ClaimTest, p_adjusted: float | None, *, margin: float, min_seeds: int) -> Outcome:
+def _margin_p(per_seed: Sequence[float], margin: float) -> float | None:
+    """Return the one-sided p of "the gain is at least the margin", None where it cannot be tested."""
+    test = paired_t_test([value - margin for value in per_seed])
+    if test is None:
+        return None
+    below = sum(per_seed) < margin * len(per_seed)
+    return test.p_value / 2 if below else 1.0 - test.p_value / 2
+
+
+def _outcome(test: ClaimTest, p_adjusted: float | None, p_margin: float | None, *, min_seeds: int) -> Outcome:
     if len(test.per_seed) < min_seeds or test.interval is None:
         return UNDECIDED
     items_agree = test.joint_interval is None or test.joint_interval.low > 0.0
     if test.mean > 0.0 and p_adjusted is not None and p_adjusted < SIGNIFICANT and items_agree:
         return SUPPORTED
-    return NOT_SUPPORTED if test.interval.high < margin else UNDECIDED
+    return NOT_SUPPORTED if p_margin is not None and p_margin < RULED_OUT else UNDECIDED
 
 
 def _why_open(test: ClaimTest, study: StudyConfig) -> str:

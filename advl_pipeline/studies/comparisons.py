@@ -159,6 +159,7 @@ def shift_drops(study: StudyConfig, table: Table) -> tuple[ShiftDrop, ...]:
                 per_seed=tuple(drop.values()),
                 drop=summarise(list(drop.values())),
                 baseline=change.baseline,
+                change_seeds=change.seeds,
                 change_per_seed=change.per_seed,
                 change=change.spread,
             )
@@ -191,6 +192,7 @@ def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
                 spoilt=summarise(spoilt.percents),
                 use=summarise(list(use.values())),
                 baseline=change.baseline,
+                change_seeds=change.seeds,
                 change_per_seed=change.per_seed,
                 change=change.spread,
             )
@@ -269,6 +271,7 @@ class _Change:
     """What a method's quantity is more than its baseline's, seed by seed; empty where there is nothing to compare."""
 
     baseline: str | None = None
+    seeds: tuple[int, ...] = ()
     per_seed: tuple[float, ...] = ()
     spread: Spread | None = None
 
@@ -278,5 +281,8 @@ def _change(
 ) -> _Change:
     baseline = study.baseline_of(method)
     other = of_method(baseline) if baseline != method else {}
-    per_seed = tuple(own[seed] - other[seed] for seed in own if seed in other)
-    return _Change(baseline=baseline, per_seed=per_seed, spread=summarise(per_seed)) if per_seed else _Change()
+    seeds = tuple(seed for seed in own if seed in other)
+    if not seeds:
+        return _Change()
+    per_seed = tuple(own[seed] - other[seed] for seed in seeds)
+    return _Change(baseline=baseline, seeds=seeds, per_seed=per_seed, spread=summarise(per_seed))

@@ -103,6 +103,7 @@ class ShiftDrop:
     per_seed: tuple[float, ...]
     drop: Spread
     baseline: str | None
+    change_seeds: tuple[int, ...]
     change_per_seed: tuple[float, ...]
     change: Spread | None
 
@@ -119,6 +120,7 @@ class VisionUse:
     spoilt: Spread
     use: Spread
     baseline: str | None
+    change_seeds: tuple[int, ...]
     change_per_seed: tuple[float, ...]
     change: Spread | None
 

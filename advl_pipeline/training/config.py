@@ -200,6 +200,11 @@ class FinetuneConfig:
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.")
     steps: Literal["one", "two"] | None = option(None, help="Two-step finetuning, or the finetune step alone.")
     adapt_fraction: float = option(0.15, help="Share of the budget spent in the adapt step.")
+    adapt_lr_scale: float = option(
+        0.1,
+        help="Learning rate of the student in the adapt step relative to its own in the finetune step; projections, "
+        "which start anew, learn at their own.",
+    )
     adapt_objective: Literal["contrastive", "distil-only", "projections-only"] = option(
         "contrastive", help="What the adapt step learns."
     )

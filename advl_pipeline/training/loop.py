@@ -78,7 +78,12 @@ def run_phase(
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
     """
-    optimizer = build_optimizer(settings, model, train_student=_trains_student(model, plan.phase))
+    optimizer = build_optimizer(
+        settings,
+        model,
+        train_student=_trains_student(model, plan.phase),
+        student_scale=config.adapt_lr_scale if plan.phase == "adapt" else 1.0,
+    )
     if checkpoint is not None:
         restore(checkpoint, model, optimizer)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -118,6 +123,8 @@ def run_phase(
                 pending.clear()
                 save_checkpoint(folder.checkpoint, model, optimizer.optimizer, step=step + 1, phase=plan.phase)
         timing.seconds_waited = batches.seconds_waited
+    # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
+    accelerator.free_memory()
     timing.seconds = time.perf_counter() - began
     return timing
 

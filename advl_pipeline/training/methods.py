@@ -55,6 +55,8 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     steps = config.steps or defaults["steps"]
     if not 0.0 < config.adapt_fraction < 1.0:
         raise ConfigError("adapt-fraction must lie between 0 and 1.", why=f"got {config.adapt_fraction!r}")
+    if not 0.0 <= config.adapt_lr_scale <= 1.0:
+        raise ConfigError("adapt-lr-scale must lie in [0, 1].", why=f"got {config.adapt_lr_scale!r}")
     if num_steps < 2:
         raise ConfigError("num-steps must be at least 2.", why=f"got {num_steps!r}")
     if defaults["teachers"] and not config.cache:
@@ -62,6 +64,11 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             f"Method {config.method} needs a teacher cache.",
             next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
             "then advl finetune --cache DIR ...",
+        )
+    if steps == "two" and not defaults["teachers"] and config.adapt_objective != "contrastive":
+        raise ConfigError(
+            f"The adapt step of {config.method} has nothing to learn.",
+            why=f"adapt-objective is {config.adapt_objective}, which learns from teachers alone",
         )
     num_adapt = max(1, round(num_steps * config.adapt_fraction)) if steps == "two" else 0
     return ResolvedMethod(

@@ -20,16 +20,19 @@ LONGEST_WARMUP = 0.1
 
 
 def build_optimizer(
-    settings: TrainingSettings, model: FinetuneModel, *, train_student: bool
+    settings: TrainingSettings, model: FinetuneModel, *, train_student: bool, student_scale: float = 1.0
 ) -> torch.optim.Optimizer:
     """Return the optimiser with its parameter groups; their `lr` is the peak. Frozen parameters are marked so.
 
-    Projections and heads are the "head" of a recipe: parts that start anew.
+    Projections and heads are the "head" of a recipe: parts that start anew. The student's rates are multiplied by
+    `student_scale`.
     """
     fresh = {id(parameter) for part in (model.heads, model.distiller) for parameter in part.parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in model.trainable and (id(parameter) in fresh or train_student))
     groups = _by_kind(settings, model) if settings.no_decay is None else _by_name(settings, model)
+    if student_scale != 1.0:
+        groups = _slowed(groups, fresh, student_scale)
     if settings.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     if settings.optimiser == "adamw":
@@ -48,6 +51,17 @@ def rate_factor(settings: TrainingSettings, step: int, *, num_steps: int) -> flo
     # Counted from 1, as UNITER does; the others count from 0, so that their first step has rate 0 and here the last.
     rate = learning_rate_at(step + 1, dataclasses.replace(settings, warmup=warmup), num_steps=num_steps)
     return rate / settings.learning_rate
+
+
+def _slowed(groups: list[dict[str, Any]], fresh: set[int], scale: float) -> list[dict[str, Any]]:
+    """Scale the rate of what is not fresh; a recipe's group may hold both."""
+    found = []
+    for group in groups:
+        for is_fresh, factor in ((False, scale), (True, 1.0)):
+            inside = [parameter for parameter in group["params"] if (id(parameter) in fresh) == is_fresh]
+            if inside:
+                found.append({**group, "params": inside, "lr": group["lr"] * factor})
+    return found
 
 
 def _by_kind(settings: TrainingSettings, model: FinetuneModel) -> list[dict[str, Any]]:

@@ -27,6 +27,17 @@ def by_loop(
     return total / (2 * len(image))
 
 
+def test_likenesses_keep_their_precision_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(3, 5, generator=generator), torch.randn(12, 5, generator=generator)
+    right, excluded = torch.tensor([1, 4, 11]), torch.zeros(3, 12, dtype=torch.bool)
+    plain = image_text_contrast(image, text, right, same_image_BN=excluded, temperature=torch.tensor(0.01))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = image_text_contrast(image, text, right, same_image_BN=excluded, temperature=torch.tensor(0.01))
+    assert cast.dtype == torch.float32
+    assert cast.item() == plain.item()
+
+
 def test_equals_the_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(3, 5, generator=generator), torch.randn(12, 5, generator=generator)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
-from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+from tiny_extraction import TinyDataset, TinyTextTower, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import UnknownUnit, open_cache
-from advl_pipeline.errors import ConfigError, CorruptCache, DatasetError, IdentityMismatch, StorageError
+from advl_pipeline.datasets.records import TextUnit
+from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, DatasetError, IdentityMismatch, StorageError
 from advl_pipeline.extraction.run import extract
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 
 def test_cache_holds_what_the_teacher_computes(tmp_path: Path) -> None:
@@ -120,7 +125,11 @@ def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -
     with pytest.raises(IdentityMismatch) as caught:
         tiny_extract(tmp_path / "data", tmp_path / "cache", **change)
     assert "asked for" in str(caught.value)
-    assert "advl extract --teacher tiny" in caught.value.next_command
+    command = shlex.split(caught.value.next_command.split(" && ")[1])
+    assert command[:4] == ["advl", "extract", "--teacher", "tiny"]
+    for option in ("dtype", "image_tokens", "compute_dtype"):
+        if option in change:
+            assert command[command.index("--" + option.replace("_", "-")) + 1] == change[option]
     assert tree_bytes(tmp_path / "cache") == before
 
 
@@ -197,12 +206,51 @@ def test_progress_lines(tmp_path: Path) -> None:
     assert all(line["done"] == line["total"] for line in last.values())
 
 
-def test_values_beyond_the_range_are_clipped_and_counted(tmp_path: Path) -> None:
-    result = tiny_extract(tmp_path / "data", tmp_path / "cache", teacher={"scale": 1e5, "towers": "text"})
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_values_beyond_the_range_are_clipped_and_counted(tmp_path: Path, dtype: str) -> None:
+    result = tiny_extract(
+        tmp_path / "data", tmp_path / "cache", dtype=dtype, teacher={"scale": 1e5, "towers": "text"}
+    )
     assert result.clipped > 0
     store = open_cache(tmp_path / "cache").text
     assert store is not None
     assert np.isfinite(store.token_features(list(store.ids))[0]).all()
+    assert np.isfinite(store.token_variance).all()
+
+
+class OneNanTower(TinyTextTower):
+    """Gives NaN for one text, as a teacher does that overflows."""
+
+    def __init__(self, bad: str) -> None:
+        super().__init__()
+        self._bad = self.prepare([TextUnit(unit_id="", text=bad)])[0].inputs["codes"]
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        encoded = super().encode(units)
+        for unit, values in zip(units, encoded.token_values, strict=True):
+            if torch.equal(unit.inputs["codes"], self._bad):
+                values[:] = torch.nan
+        return encoded
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_features_that_are_no_numbers_are_never_committed(tmp_path: Path, batch_size: int) -> None:
+    dataset = TinyDataset(tmp_path / "data")
+    # Batches go from long to short: the shortest is the last of the last.
+    shortest = min(dataset.text_units(), key=lambda unit: len(unit.text.split()))
+    teacher = Teacher(name="tiny", text=OneNanTower(shortest.text), image=None)
+    config = tiny_config(tmp_path / "cache", batch_size=batch_size)
+    for _ in range(2):
+        with pytest.raises(AdvlError, match="not finite"):
+            extract(config, teacher, dataset)
+    assert not (tmp_path / "cache" / "records" / "complete.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"folds": 1}, {"num_workers": 0}, {"batch_size": 0}, {"shard_rows": 1 << 40}])
+def test_impossible_numbers_are_refused_before_anything_is_encoded(tmp_path: Path, change: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        tiny_extract(tmp_path / "data", tmp_path / "cache", **change)
+    assert not (tmp_path / "cache" / "records").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import synthetic_runs
+from scipy import stats
 from synthetic_runs import GAINS, write_study_file
 
-from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, judge_claims
+from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Verdict, _margin_p, judge_claims
 from advl_pipeline.studies.config import StudyRunConfig
+from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.studies.variants import PARTS, SHIPPED
@@ -71,6 +73,49 @@ def test_what_a_study_lacks_is_said(tmp_path: Path) -> None:
     assert "one shot size" in " ".join(found["C2"].notes)
     assert "naive-kd" in " ".join(found["C5"].notes) or "naive-kd" in found["C5"].reason
     assert "no full data" in " ".join(found["C1"].notes)
+
+
+def test_a_control_differs_from_the_focus_in_its_teacher_alone(tmp_path: Path) -> None:
+    extra = "focus = 'advl-projections-only'\n"
+    methods = ["plain", "naive-kd", "advl-shuffled", "advl-projections-only"]
+    gains = {**GAINS, "advl-projections-only": 26.0}
+    lines = {"methods": str(methods).replace("'", '"'), "shots": '["full"]'}
+    found = verdicts(gathered(tmp_path, gains=gains, extra=extra, **lines))["C1"]
+    assert found.outcome == UNDECIDED
+    assert "no shuffled or random teacher" in found.reason
+    own = "[variants.control]\nmethod = 'advl'\nadapt-objective = 'projections-only'\nteacher-control = 'shuffle'\n"
+    lines["methods"] = str([*methods, "control"]).replace("'", '"')
+    assert verdicts(gathered(tmp_path, gains=gains, extra=extra + own, **lines))["C1"].outcome == SUPPORTED
+
+
+def test_a_control_without_results_supports_nothing(tmp_path: Path) -> None:
+    result = gathered(tmp_path, shots='["full"]', gains={**GAINS, "advl": 26.0})
+    for cell in result.cells:
+        if cell.method == "advl-shuffled":
+            (result.folder / cell.run / "result.json").unlink()
+    found = verdicts(gather_study(result.folder))["C1"]
+    assert found.outcome == UNDECIDED
+    assert "advl-shuffled is not finished" in found.reason
+
+
+def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Path) -> None:
+    result = gathered(tmp_path, num_seeds=6)
+    for cell in result.cells:
+        if (cell.method, cell.shots, cell.seed) == ("plain", 100, 1):
+            (result.folder / cell.run / "result.json").unlink()
+    result = gather_study(result.folder)
+    drops = [item for item in result.drops if item.method == "advl" and item.place.test_set == "test-shift"]
+    by_size = [dict(zip(drop.change_seeds, drop.change_per_seed, strict=True)) for drop in drops]
+    assert [sorted(values) for values in by_size] == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    expected = [-(by_size[0][seed] + by_size[1][seed]) / 2 for seed in by_size[0]]
+    assert verdicts(result)["C3"].tests[0].per_seed == pytest.approx(expected)
+
+
+def test_ruling_a_gain_out_is_the_one_sided_test() -> None:
+    p_values = [_margin_p(per_seed, 1.0) for per_seed in ([0.0, 0.3, -0.2, 0.5, 0.1], [2.0, 2.3, 1.8, 2.5, 2.1])]
+    assert p_values[0] == pytest.approx(stats.ttest_1samp([0.0, 0.3, -0.2, 0.5, 0.1], 1.0, alternative="less").pvalue)
+    assert p_values[1] == pytest.approx(stats.ttest_1samp([2.0, 2.3, 1.8, 2.5, 2.1], 1.0, alternative="less").pvalue)
+    assert _margin_p([1.0], 1.0) is None
 
 
 def test_one_part_left_out_is_not_every_part(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrix
-from advl_pipeline.evaluation.use_of_vision import swapped_pictures
+from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.run import run_finetune
 
@@ -104,3 +105,19 @@ def test_scores_that_are_not_numbers_are_refused(small_corpus: Any, tmp_path: Pa
     with pytest.raises(ConfigError, match="not numbers for 8 of 8 items") as refused:
         run_evaluate(EvaluateConfig(run=tmp_path / "run", data_root=small_corpus.data_root))
     assert "diverged" in refused.value.why
+
+
+def test_another_picture_leaves_the_text_alone() -> None:
+    def picture(name: str, *labels: str) -> ImageUnit:
+        boxes = np.array([[0, 0, 4, 4]] * len(labels), np.float32)
+        return ImageUnit(unit_id=name, path=Path(name), width=8, height=8, boxes_R4=boxes, box_labels=labels)
+
+    tags = (ObjectTag(start=0, end=3, box=1), ObjectTag(start=4, end=7, box=2))
+    candidate = Candidate(text_unit=text_unit("dog man"), tags=tags)
+    example = Example(
+        example_id="x", task="vcr-q2a", image=picture("one", "cup", "dog", "person"), candidates=(candidate,), label=0
+    )
+    moved = with_picture(example, picture("two", "person", "person", "hat", "tree"))
+    assert moved.image.unit_id == "two"
+    assert moved.image.box_labels == ("person", "dog", "person", "tree")
+    assert [moved.image.box_labels[tag.box] for tag in moved.candidates[0].tags] == ["dog", "person"]

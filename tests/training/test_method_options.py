@@ -54,6 +54,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "distill-weight": {"distill_weight": 0.3},
     "distill-decay": {"distill_decay": "linear"},
     "distill-decay-cosine": {"distill_decay": "cosine"},
+    "adapt-lr-scale": {"adapt_lr_scale": 1.0},
     "adapt-fraction": {"adapt_fraction": 0.5},
     "teacher-control": {"teacher_control": "shuffle"},
     "hide-picture": {"hide_picture": True},
