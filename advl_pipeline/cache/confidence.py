@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_recorded
+from advl_pipeline.cache.claims import claim
 from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, publish_if_changed
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import group_metadata, single_shard
@@ -39,7 +40,10 @@ def write_confidence(
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
 ) -> None:
-    """Add a set of confidences; writing the same set again changes nothing.
+    """Add a set of confidences; one that is there, and sound, stays as it is, whoever wrote it.
+
+    Runs that begin together estimate the same set; on other processors its last bits may differ, so that their files
+    must not mix.
 
     Args:
         cache_path: a complete cache.
@@ -57,6 +61,34 @@ def write_confidence(
         raise ValueError("one probability is needed for each of some distinct examples")
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("probabilities lie in [0, 1]")
+    name, is_done = f"confidence-{confidence_key(identity)}", False
+    while not is_done:
+        # Not ours only where a writer that ends removes the folder of claims at this moment.
+        with claim(cache_path, name, wait=True) as is_done:
+            if is_done:
+                if not _is_there(cache_path, identity):
+                    _write(cache_path, identity, example_ids, probability)
+                _remove_claim(cache_path / WORK_FOLDER, name)
+
+
+def _remove_claim(work: Path, name: str) -> None:
+    # Whoever waits for the claim that is removed finds the set written.
+    (work / "claims" / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        (work / "claims").rmdir()
+        work.rmdir()
+
+
+def _is_there(cache_path: Path, identity: Mapping[str, Any]) -> bool:
+    try:
+        return read_confidence(cache_path, identity) is not None
+    except CorruptCache:
+        return False
+
+
+def _write(
+    cache_path: Path, identity: Mapping[str, Any], example_ids: Sequence[str], probability: npt.NDArray[np.float32]
+) -> None:
     key = confidence_key(identity)
     folder = f"confidence/{key}"
     encoded = [example_id.encode() for example_id in example_ids]

@@ -40,6 +40,9 @@ from advl_pipeline.cache.token_rows import Allocate, TokenRows
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 from advl_pipeline.locations import Location, Url, parse_location
 
+_HASHED_AT_OPENING = 1 << 20
+"""Tables up to this size, in bytes, are hashed when a cache is opened: a millisecond."""
+
 if TYPE_CHECKING:
     from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
     from advl_pipeline.cache.stream import BatchStream
@@ -229,12 +232,23 @@ class FeatureStore:
         self.has_kept = "kept" in self._tokens.arrays
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
         moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
+        if remote is None:
+            # A remote cache's files are hashed when they are fetched.
+            self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
         vectors = {name: np.array(self._table(spec).whole()) for name, spec in moments.items()}
         none = np.zeros(0, np.float32)
         self.global_mean: npt.NDArray[np.float32] = vectors["global_mean"]
         self.global_variance: npt.NDArray[np.float32] = vectors["global_variance"]
         self.token_mean: npt.NDArray[np.float32] = vectors.get("token_mean", none)
         self.token_variance: npt.NDArray[np.float32] = vectors.get("token_variance", none)
+
+    def _require_small_tables(self, specs: Sequence[ArraySpec]) -> None:
+        """Hash tables that are cheap to hash: a wrong bit would scale a target, or give another unit's rows."""
+        for spec in specs:
+            for shard in range(spec.num_shards):
+                name = spec.shard_path(shard)
+                if self._files[name].num_bytes <= _HASHED_AT_OPENING:
+                    require_recorded(self._root, name, self._files)
 
     def __len__(self) -> int:
         return len(self._unit_U)

@@ -166,6 +166,7 @@ def test_opening_misses_no_file(pristine: Path, cache: Path, damage: str) -> Non
 def test_opening_finds_changes_in_all_that_it_reads(cache: Path) -> None:
     arrays = ["unit_id", "global", "tokens/values", "tokens/starts", "tokens/lengths", "index/unit", "token_mean"]
     names = [f"text/{name}/zarr.json" for name in arrays]
+    names += ["text/tokens/starts/c/0", "text/tokens/lengths/c/0", "text/token_mean/c/0", "image/global_variance/c/0"]
     names += ["identity.json", "records/complete.json", "records/plan.json", "records/provenance.json"]
     for name in names:
         content = (cache / name).read_bytes()
@@ -174,6 +175,24 @@ def test_opening_finds_changes_in_all_that_it_reads(cache: Path) -> None:
             open_cache(cache)
         (cache / name).write_bytes(content)
     assert open_cache(cache).text is not None
+
+
+def test_a_set_of_confidences_stays_as_it_was_first_written(cache: Path) -> None:
+    identity = {"estimator": "mine"}
+    before = set(cache.rglob("*"))
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32))
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.75], np.float32))
+    found = read_confidence(cache, identity)
+    assert found is not None
+    assert found[1].tolist() == [0.25, 0.5]
+    assert verify_cache(cache).is_sound
+    added = {path.relative_to(cache).parts[0] for path in {*cache.rglob("*")} - before}
+    assert added == {"confidence", "records"}
+    (cache / f"confidence/{confidence_key(identity)}/probability/c/0").write_bytes(b"damaged")
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.75], np.float32))
+    again = read_confidence(cache, identity)
+    assert again is not None
+    assert again[1].tolist() == [0.25, 0.75]
 
 
 def test_shard_cut_short_after_opening_is_an_error(cache: Path) -> None:
