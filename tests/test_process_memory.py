@@ -26,7 +26,7 @@ def test_the_peak_counts_what_was_held_and_not_what_the_parent_held() -> None:
 
 FORGETTING = f"""
 import numpy as np
-from advl_pipeline.process_memory import peak_memory_bytes
+from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 
 block = np.ones({BLOCK_BYTES}, np.uint8)
 before = peak_memory_bytes()
