@@ -44,6 +44,7 @@ def settled() -> None:
 
 
 def test_only_arrays_that_are_read_are_fetched() -> None:
+    others = threading.enumerate()
     fetch = Fetcher()
     ahead = FetchAhead(fetch)
     ahead.request([f"values/c/{number}" for number in range(3)])
@@ -55,7 +56,10 @@ def test_only_arrays_that_are_read_are_fetched() -> None:
     ahead.request(["values/c/1", "values/c/3", "spans/c/9"])
     settled()
     assert sorted(fetch.fetched) == [f"values/c/{number}" for number in range(4)]
-    assert not any(thread.name == "advl-fetch-ahead" for thread in threading.enumerate())
+    own = [item for item in threading.enumerate() if item.name == "advl-fetch-ahead" and item not in others]
+    for thread in own:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_a_few_at_once_in_the_order_of_need() -> None:
