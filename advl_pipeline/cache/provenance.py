@@ -18,17 +18,8 @@ IMPORTED = "import:"
 
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
-    *("teacher", "dataset", "split", "modality", "image_tokens", "dtype"),
-    *(
-        "compression",
-        "select_tokens",
-        "compute_dtype",
-        "text_style",
-        "shard_rows",
-        "on_error",
-        "weights",
-        "data_root",
-    ),
+    *("teacher", "dataset", "split", "modality", "image_tokens", "dtype", "compression", "select_tokens"),
+    *("compute_dtype", "text_style", "shard_rows", "on_error", "weights", "data_root"),
 )
 _UNSAID = {"compression": "none", "compute_dtype": "fp32", "shard_rows": 32768, "on_error": "fail"}
 """Defaults that a command need not say."""
@@ -46,12 +37,7 @@ def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     }
 
 
-def extract_command(
-    root: Path,
-    *,
-    location: Location | None = None,
-    renew: bool = False,
-) -> str:
+def extract_command(root: Path, *, location: Location | None = None, renew: bool = False) -> str:
     """Return the command that makes, resumes or (`renew`) replaces a cache.
 
     Args:

@@ -205,6 +205,10 @@ class FeatureStore:
         self._files = complete.files
         self._quarantined = complete.quarantined.get(modality, {})
         planned = schema.plan_specs(modality, shape.num_units)
+        moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
+        if remote is None:
+            # A remote cache's files are hashed when they are fetched.
+            self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
         self._unit_ids_N16 = self._table(planned["unit_id"]).whole()
         starts_N, lengths_N = self._table(planned["starts"]).whole(), self._table(planned["lengths"]).whole()
         index = schema.index_specs(modality, shape.num_units - len(self._quarantined))
@@ -231,10 +235,6 @@ class FeatureStore:
         self.has_spans = "char_spans" in self._tokens.arrays
         self.has_kept = "kept" in self._tokens.arrays
         self._order_U = np.sort(self._unit_U) if self._quarantined else None
-        moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
-        if remote is None:
-            # A remote cache's files are hashed when they are fetched.
-            self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
         vectors = {name: np.array(self._table(spec).whole()) for name, spec in moments.items()}
         none = np.zeros(0, np.float32)
         self.global_mean: npt.NDArray[np.float32] = vectors["global_mean"]

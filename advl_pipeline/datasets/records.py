@@ -20,9 +20,6 @@ Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions"]
 MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r"})
 """Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""
 
-HEADS = ("vcr", "vqa", "snli-ve")
-"""Heads, and recipes, that there are: one for each kind of task."""
-
 UNIT_ID_LENGTH = 32
 """Hexadecimal digits of a unit id (128 bits of BLAKE2b)."""
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit
@@ -167,10 +168,10 @@ def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
         tower = ImportedTower(files, dataset.image_units(), where=str(config.source))
         tokens = ("boxes" if tower.are_boxes else "grid") if tower.has_tokens else "none"
         settings = {
-            "teacher": f"import:{config.name}",
+            "teacher": IMPORTED + config.name,
             "dataset": config.dataset,
             "split": config.split,
-            "output": config.output or default_output(f"import:{config.name}", config.dataset, config.split),
+            "output": config.output or default_output(IMPORTED + config.name, config.dataset, config.split),
             "modality": "image",
             "image_tokens": tokens,
             "dtype": config.dtype,
