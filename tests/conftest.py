@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,16 @@ from s3_server import S3Server, serve_s3
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start;
 # the tests of interruption need the ordinary behaviour.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_thread_ends() -> Iterator[None]:
+    """A thread that never ends would keep the interpreter, and so every command that started it, from ending."""
+    yield
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(timeout=60)
+            assert not thread.is_alive(), f"{thread.name} never ends"
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ _LOCK_FILE = ".lock"
 _PARTIAL = ".partial"
 _SECONDS_TO_WAIT_FOR_ROOM = 30.0
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_BETWEEN_TRIES = 0.01
 
 
 class DiskCache:
@@ -142,8 +143,12 @@ class DiskCache:
         try:
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             try:
-                # Whoever holds the lock fetches; the others find the file when they get it.
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Whoever holds the lock fetches; the others look until the file is there. They must not wait for the
+                # lock: once the copy has its name, it is the one that readers keep for as long as they live.
+                while not _try_lock(descriptor):
+                    if path.exists() or os.fstat(descriptor).st_nlink == 0:
+                        return True
+                    time.sleep(_SECONDS_BETWEEN_TRIES)
                 if os.fstat(descriptor).st_nlink == 0 or path.exists():
                     if path.exists():
                         partial.unlink(missing_ok=True)
@@ -284,12 +289,18 @@ def _lock_alone(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _try_lock(descriptor):
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _content_key(descriptor: int) -> tuple[int, int, int]:
