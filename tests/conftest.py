@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -22,6 +24,11 @@ def _every_thread_ends() -> Iterator[None]:
         if not thread.daemon and thread is not threading.main_thread():
             thread.join(timeout=60)
             assert not thread.is_alive(), f"{thread.name} never ends"
+
+
+def pytest_unconfigure() -> None:
+    """A process that cannot end says which thread keeps it, and ends: whoever waits for the result gets one."""
+    faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ class Mending(Protocol):
         ...
 
     def is_staged(self, writer: CacheWriter, modality: str, shard: int) -> bool:
-        """Whether a stopped run left what a shard adds to the tables."""
+        """Whether a stopped run left what a shard adds to the tables, as it was written."""
         ...
 
     def stage(self, writer: CacheWriter, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> None:
@@ -85,10 +85,10 @@ class FolderMending:
         return nullcontext()
 
     def is_staged(self, writer: CacheWriter, modality: str, shard: int) -> bool:
-        return writer.is_staged(modality, shard)
+        return writer.staged(modality).is_sound(shard)
 
     def stage(self, writer: CacheWriter, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> None:
-        writer.stage(modality, shard, writer.stage_from_tables(modality, shard, stats))
+        writer.staged(modality).keep(shard, writer.content_from_tables(modality, shard, stats))
 
 
 @contextmanager

@@ -35,10 +35,11 @@ from advl_pipeline.cache.records import (
     load_shard,
     shard_record_path,
 )
+from advl_pipeline.cache.staged import STAGED_FOLDER, staged_name
+from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.locations import Url
 
-_STAGED = f"{WORK_FOLDER}/staged"
 _CONNECTIONS = 8
 
 
@@ -98,7 +99,7 @@ class RemoteDestination:
             self.refresh()
 
     def publish_shard(self, modality: str, shard: int) -> None:
-        lease, record = f"{modality}-{shard:05d}", shard_record_path(modality, shard)
+        lease, record = staged_name(modality, shard), shard_record_path(modality, shard)
         files = load_shard(self.root, modality, shard).files
         try:
             self._put_all(files, lease=lease)
@@ -109,31 +110,30 @@ class RemoteDestination:
         if not ours:
             # The successor's record says what the shard is; until there is one, it is pending.
             (self.root / record).unlink()
-            shutil.rmtree(self.root / _STAGED / lease)
+            shutil.rmtree(self.root / STAGED_FOLDER / lease)
         for name in files:
             (self.root / name).unlink()
 
     def publish_staged(self, modality: str, shard: int, *, lease: str) -> None:
         """Show what a shard adds to the tables, under a lease that is held."""
-        name = f"{modality}-{shard:05d}"
-        paths = sorted((self.root / _STAGED / name).iterdir())
-        self._put_all([f"{_STAGED}/{name}/{path.name}" for path in paths], lease=lease)
+        name = staged_name(modality, shard)
+        paths = sorted((self.root / STAGED_FOLDER / name).iterdir())
+        self._put_all([f"{STAGED_FOLDER}/{name}/{path.name}" for path in paths], lease=lease)
 
     def gather(self) -> None:
-        present: dict[str, list[str]] = {}
-        for name in self._store.list(_STAGED):
-            present.setdefault(name.split("/")[2], []).append(name)
-        for path in sorted((self.root / "records").glob("*.json")):
-            if _is_shard_record(path.name) and path.stem not in present:
-                raise CorruptCache(
-                    "What a shard adds to the tables is missing.",
-                    where=f"{self.location}/{_STAGED}/{path.stem}",
-                    next_command=f"advl cache repair {self.location}",
-                )
-        missing = [name for names in present.values() for name in names if not (self.root / name).is_file()]
+        missing = [name for name in self._store.list(STAGED_FOLDER) if not (self.root / name).is_file()]
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             for name, raw in zip(missing, pool.map(self._store.get, missing), strict=True):
                 self._keep(name, raw)
+        writer = CacheWriter(self.root)
+        for modality in writer.plan.modalities:
+            for shard in range(writer.placement(modality).num_shards):
+                if not writer.staged(modality).is_sound(shard):
+                    raise CorruptCache(
+                        "What a shard adds to the tables is missing or damaged.",
+                        where=f"{self.location}/{STAGED_FOLDER}/{staged_name(modality, shard)}",
+                        next_command=f"advl cache repair {self.location}",
+                    )
 
     def publish_complete(self) -> None:
         files = load_complete(self.root).files

@@ -13,13 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
-from advl_pipeline.cache.files import WORK_FOLDER, safe_path
+from advl_pipeline.cache.files import safe_path
 from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.records import confidence_record_path
 from advl_pipeline.cache.remote_destination import RemoteDestination
 from advl_pipeline.cache.remote_reader import require_remote_cache
 from advl_pipeline.cache.remote_verify import fetch_metadata, fetch_object, is_bulk
+from advl_pipeline.cache.staged import STAGED_FOLDER, staged_name
 from advl_pipeline.cache.verify import VerifyReport
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import CorruptCache
@@ -78,12 +79,14 @@ class RemoteMending:
                 (self.destination.root / name).unlink(missing_ok=True)
 
     def is_staged(self, writer: CacheWriter, modality: str, shard: int) -> bool:
-        return any(name.startswith(f"{WORK_FOLDER}/staged/{modality}-{shard:05d}/") for name in self._sizes)
+        folder = f"{STAGED_FOLDER}/{staged_name(modality, shard)}/"
+        with self.holding([name for name in self._sizes if name.startswith(folder)]):
+            return writer.staged(modality).is_sound(shard)
 
     def stage(self, writer: CacheWriter, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> None:
-        writer.stage(modality, shard, writer.stage_from_tables(modality, shard, stats))
+        writer.staged(modality).keep(shard, writer.content_from_tables(modality, shard, stats))
         self.destination.publish_staged(modality, shard, lease=_LEASE)
-        shutil.rmtree(self.destination.root / WORK_FOLDER / "staged")
+        shutil.rmtree(self.destination.root / STAGED_FOLDER)
 
 
 @contextmanager

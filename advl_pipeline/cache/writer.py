@@ -7,8 +7,6 @@ Shapes: N units, M token rows, D feature width.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +19,9 @@ from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray, open_array
 from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.files import (
-    WORK_FOLDER,
     FileEntry,
-    flush_folder,
-    move_into_place,
     publish_if_changed,
     read_json,
-    storage_error,
 )
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
@@ -55,7 +49,7 @@ from advl_pipeline.cache.records import (
     tables_record_path,
 )
 from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.cache.staged import StagedShards
 
 Array = npt.NDArray[Any]
 
@@ -200,7 +194,7 @@ class CacheWriter:
         quarantined: Mapping[str, str] | None = None,
     ) -> None:
         """As `commit_shard`, from arrays in stored form: `shard_buffer.staged_content`, and rows per token array."""
-        self.stage(modality, shard, tables)
+        self.staged(modality).keep(shard, tables)
         placement = self.placement(modality)
         units = placement.units_of(shard)
         record = ShardRecord(
@@ -218,30 +212,11 @@ class CacheWriter:
         )
         publish_if_changed(self.root, shard_record_path(modality, shard), [render_shard(record)])
 
-    def stage(self, modality: str, shard: int, content: Mapping[str, Array]) -> None:
-        """Keep what a shard adds to the tables, flushed, until the cache is finalised."""
-        target = self._staged_folder(modality, shard)
-        temporary = self.root / WORK_FOLDER / "tmp" / f"{os.getpid()}-staged-{modality}-{shard}"
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for name, values in content.items():
-                with (temporary / f"{name}.npy").open("wb") as handle:
-                    np.save(handle, values, allow_pickle=False)
-                    handle.flush()
-                    os.fsync(handle.fileno())
-            flush_folder(temporary)
-            if target.exists():
-                shutil.rmtree(target)
-            move_into_place(temporary, target)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise storage_error(error, f"{WORK_FOLDER}/staged") from error
+    def staged(self, modality: str) -> StagedShards:
+        """Return what the shards of a modality add to the tables; it waits there until the cache is finalised."""
+        return StagedShards(self.root, modality, self.placement(modality))
 
-    def is_staged(self, modality: str, shard: int) -> bool:
-        return self._staged_folder(modality, shard).is_dir()
-
-    def stage_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
+    def content_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
         """Return what a committed shard adds to the tables, read back from sound tables and token rows.
 
         `stats` lists the teacher's own statistics.
@@ -297,14 +272,11 @@ class CacheWriter:
             modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=self.stored
         )
         files[spec.metadata_path] = publish_if_changed(self.root, spec.metadata_path, [spec.metadata()])
-        for shard, rows in enumerate(_regroup(self._staged_parts(modality, "global"), spec.shard_rows)):
+        staged = self.staged(modality)
+        for shard, rows in enumerate(_regroup(staged.parts("global"), spec.shard_rows)):
             files[spec.shard_path(shard)] = publish_shard(self.root, spec, shard, rows)
-        for name in self._staged_stats(modality):
-            files |= publish_array(
-                self.root,
-                schema.stat_spec(modality, name.removeprefix("stat-"), shape.num_units),
-                self._stat(modality, name),
-            )
+        for name, values_N in staged.statistics().items():
+            files |= publish_array(self.root, schema.stat_spec(modality, name, shape.num_units), values_N)
         counts = {
             "global": int(readable_N.sum()),
             "token": int(placement.lengths_N[readable_N].sum(dtype=np.int64)),
@@ -315,7 +287,7 @@ class CacheWriter:
         ).items():
             kind, moment = name.split("_")
             mean_D, variance_D = mean_and_variance(
-                self._staged_parts(modality, f"{kind}_sums"), count=counts[kind], width=widths[kind] or 0
+                staged.parts(f"{kind}_sums"), count=counts[kind], width=widths[kind] or 0
             )
             files |= publish_array(self.root, spec, mean_D if moment == "mean" else variance_D)
         prefix_U, unit_U = build_index(self.unit_ids(modality), readable_N)
@@ -334,40 +306,6 @@ class CacheWriter:
                 groups[f"{folder}/zarr.json"] = group_metadata()
         groups["zarr.json"] = group_metadata(root_attributes)
         return {name: publish_if_changed(self.root, name, [content]) for name, content in groups.items()}
-
-    def _staged_folder(self, modality: str, shard: int) -> Path:
-        return self.root / WORK_FOLDER / "staged" / f"{modality}-{shard:05d}"
-
-    def _staged_parts(self, modality: str, name: str) -> Iterator[Array]:
-        for shard in range(self.placement(modality).num_shards):
-            yield self._load(self._staged_folder(modality, shard) / f"{name}.npy")
-
-    def _staged_stats(self, modality: str) -> list[str]:
-        shards = range(self.placement(modality).num_shards)
-        folders = [self._staged_folder(modality, shard) for shard in shards]
-        return sorted({path.stem for folder in folders for path in folder.glob("stat-*.npy")})
-
-    def _stat(self, modality: str, name: str) -> Array:
-        # A shard of unreadable units alone has none of the teacher's own statistics.
-        placement = self.placement(modality)
-        values_N = np.zeros(placement.num_units, np.float32)
-        for shard in range(placement.num_shards):
-            path = self._staged_folder(modality, shard) / f"{name}.npy"
-            if path.exists():
-                values_N[placement.first_unit_S1[shard] : placement.first_unit_S1[shard + 1]] = self._load(path)
-        return values_N
-
-    def _load(self, path: Path) -> Array:
-        try:
-            loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CorruptCache(
-                "Work in progress of the cache is missing or damaged.",
-                where=str(path),
-                why=str(error),
-                next_command=f"advl cache repair {self.root}",
-            ) from None
-        return loaded
 
 
 def _regroup(parts: Iterable[Array], rows_per_shard: int) -> Iterator[Array]:

@@ -210,6 +210,38 @@ def test_repair_with_another_teacher_is_refused(pristine: Path, cache: Path) -> 
         repair(tiny_config(cache, confidence=True), tiny_teacher(seed=5), TinyDataset(pristine / "data", **SMALL))
 
 
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link", "folder"])
+def test_damaged_work_in_progress_never_gets_into_a_table(
+    pristine: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, expected = tmp_path / "cache", tree_bytes(pristine / "cache")
+
+    def stop(self: CacheWriter) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "finalise", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_extract(pristine / "data", cache, dataset=SMALL, confidence=True)
+    shutil.copytree(cache, tmp_path / "stopped")
+    staged = sorted((cache / ".work/staged/text-00002").iterdir())
+    assert {path.name for path in staged} >= {"digests.json", "global.npy", "token_sums.npy", "stat-entropy.npy"}
+    for path in staged:
+        if damage == "flip":
+            flip(path, 1.0)
+        elif damage == "truncate":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            take_away(path, damage, original=tmp_path / "stopped/.work/staged/text-00002" / path.name)
+        with pytest.raises(CorruptCache, match="advl cache repair"):
+            tiny_extract(pristine / "data", cache, dataset=SMALL, confidence=True)
+        result = mend(pristine, cache)
+        assert result.encoded_units == tiny_units_of_shard(cache, "text", 2), path.name
+        assert tree_bytes(cache) == expected, path.name
+        shutil.rmtree(cache)
+        shutil.copytree(tmp_path / "stopped", cache)
+
+
 def test_unrecorded_files_are_named_and_removed(pristine: Path, cache: Path) -> None:
     (cache / "text/tokens/values/c/99").mkdir()
     (cache / "text/tokens/values/c/99/0").write_bytes(b"left over")

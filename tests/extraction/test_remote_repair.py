@@ -160,6 +160,29 @@ def test_a_repair_that_was_cut_off_is_given_again(
     assert objects(url) == expected
 
 
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_damaged_work_in_progress_is_encoded_again(
+    pristine: Path, url: Url, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: CacheWriter) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "finalise", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_extract(pristine / "data", url, dataset=SMALL, confidence=True)
+    name, store = ".work/staged/text-00001/global.npy", ObjectStore(url)
+    if damage == "flip":
+        spoil(url, name, flipped(store.get(name), 1.0))
+    else:
+        store.delete(name)
+    with pytest.raises(CorruptCache, match=f"advl cache repair {url}"):
+        tiny_extract(pristine / "data", url, dataset=SMALL, confidence=True)
+    result = mend(pristine, url)
+    assert result.encoded_units == len(CacheWriter(pristine / "cache").placement("text").units_of(1))
+    assert objects(url) == tree_bytes(pristine / "cache")
+
+
 def test_another_teacher_is_refused(pristine: Path, url: Url, expected: dict[str, bytes]) -> None:
     name = "text/tokens/values/c/0/0"
     damaged = flipped(expected[name])
