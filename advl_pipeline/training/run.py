@@ -94,7 +94,11 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     if config.tensorboard:
         require_tensorboard()
     folder = RunFolder(config.output)
-    folder.open(config_to_dict(config), resume=config.resume)
+    folder.open(
+        config_to_dict(config),
+        resume=config.resume,
+        cache_identities=lambda: [cache.identity for cache in _open_caches(config)],
+    )
     if (finished := folder.read_result()) is not None:
         return FinetuneResult(output=config.output, summary=finished)
     began = time.perf_counter()
@@ -221,17 +225,21 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     )
 
 
+def _open_caches(config: FinetuneConfig) -> list[TeacherCache]:
+    disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
+    return [open_cache(path, disk_cache=disk_cache) for path in config.cache]
+
+
 def _open_signals(
     config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder
 ) -> SignalSource | None:
     if not method.uses_teachers:
-        folder.write_json("caches.json", [])
+        folder.keep_caches([])
         return None
-    disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
-    caches = [open_cache(path, disk_cache=disk_cache) for path in config.cache]
+    caches = _open_caches(config)
     check_caches(caches, inputs.dataset)
     check_selection(caches, method.settings)
-    folder.write_json("caches.json", [{"path": str(cache.path), "identity": cache.identity} for cache in caches])
+    folder.keep_caches([(str(cache.path), cache.identity) for cache in caches])
     teachers: list[TeacherFeatures] = [
         live_teacher(cache, inputs.dataset) if config.live else cached_teacher(cache) for cache in caches
     ]

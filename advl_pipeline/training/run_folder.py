@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,16 @@ class RunFolder:
         self.result = path / "result.json"
         self.tensorboard: TensorBoardLog | None = None
 
-    def open(self, config: Mapping[str, Any], *, resume: bool) -> None:
+    def open(
+        self, config: Mapping[str, Any], *, resume: bool, cache_identities: Callable[[], list[dict[str, Any]]]
+    ) -> None:
         """Create the folder, or check that an existing one belongs to the same configuration.
+
+        Args:
+            config: of the run that is asked for.
+            resume: whether a run that lies there is to go on.
+            cache_identities: gives the identities of the caches that are asked for. It is called when their paths are
+                not those of the run: caches may move.
 
         Raises:
             IdentityMismatch: another run lies there.
@@ -48,6 +56,8 @@ class RunFolder:
             differing = sorted(
                 key for key in {*found, *asked} if found.get(key, "(absent)") != asked.get(key, "(absent)")
             )
+            if "cache" in differing and self._caches() == cache_identities():
+                differing.remove("cache")
             if differing:
                 raise self._other_run({key: (_shown(found, key), _shown(asked, key)) for key in differing})
         elif not resume:
@@ -55,6 +65,16 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         self.write_json("config.json", config)
         self.write_json("environment.json", describe_environment())
+
+    def keep_caches(self, caches: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Write caches.json: path and identity of each cache that the run reads."""
+        self.write_json("caches.json", [{"path": path, "identity": identity} for path, identity in caches])
+
+    def _caches(self) -> list[dict[str, Any]] | None:
+        path = self.path / "caches.json"
+        if not path.exists():
+            return None
+        return [cache["identity"] for cache in json.loads(path.read_text(encoding="utf-8"))]
 
     def keep_settings(self, settings: Mapping[str, Any]) -> None:
         """Write settings.json: what the run trains with, and where each number came from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,12 +35,13 @@ def test_the_same_run_gives_the_same_losses_and_weights(small_corpus: Any, tmp_p
 def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Path) -> None:
     config = small_corpus.config(tmp_path / "whole", num_steps=24, checkpoint_every=1)
     run_finetune(config)
-    command = [
+    options = [
         *(sys.executable, "-m", "advl_cli", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
         *("--data-root", str(small_corpus.data_root), "--output", str(tmp_path / "killed")),
         *("--num-steps", "24", "--adapt-fraction", "0.34", "--batch-size", "4", "--confidence-folds", "2"),
-        *("--checkpoint-every", "1", "--cache", str(config.cache[0]), "--cache", str(config.cache[1])),
+        *("--checkpoint-every", "1"),
     ]
+    command = [*options, "--cache", str(config.cache[0]), "--cache", str(config.cache[1])]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -50,7 +52,13 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "result.json").exists()
-    subprocess.run(command, check=True, capture_output=True)
+    # On another machine the caches lie elsewhere.
+    moved = [shutil.copytree(path, tmp_path / f"moved-{number}") for number, path in enumerate(config.cache)]
+    one, two = (["--cache", str(path)] for path in moved)
+    others = subprocess.run([*options, *two, *one], check=False, capture_output=True, text=True)
+    assert others.returncode == 3, others.stderr
+    assert "cache: here" in others.stderr
+    subprocess.run([*options, *one, *two], check=True, capture_output=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
