@@ -9,6 +9,7 @@ import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,8 +35,8 @@ _BLOCKS_PER_SHARD = 1 << 17
 class RemoteFiles(Protocol):
     """Files of the cache that are fetched when they are opened."""
 
-    def open(self, name: str, *, release: Callable[[], None]) -> int:
-        """Return a descriptor; `release` is called when the file should be let go of."""
+    def opened(self, name: str, *, release: Callable[[], None]) -> AbstractContextManager[int]:
+        """Give a descriptor within the block; `release` is called when the map made of it should be let go of."""
         ...
 
 
@@ -136,22 +137,25 @@ class CacheArray(ABC):
     def _map(self, shard: int) -> mmap.mmap:
         if (mapped := self._maps.get(shard)) is not None:
             return mapped
-        path = safe_path(self._root, self.spec.shard_path(shard))
+        name = self.spec.shard_path(shard)
+        path = safe_path(self._root, name)
+        if self._remote is not None:
+            with self._remote.opened(name, release=partial(self._forget, shard)) as descriptor:
+                return self._map_file(shard, path, descriptor)
         try:
-            if self._remote is not None:
-                name = self.spec.shard_path(shard)
-                descriptor = self._remote.open(name, release=partial(self._forget, shard))
-            else:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
         try:
-            size = os.fstat(descriptor).st_size
-            if size < self.spec.footer_bytes:
-                raise bad_shard("A shard has the wrong length.", path, f"{size} bytes")
-            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+            return self._map_file(shard, path, descriptor)
         finally:
             os.close(descriptor)
+
+    def _map_file(self, shard: int, path: Path, descriptor: int) -> mmap.mmap:
+        size = os.fstat(descriptor).st_size
+        if size < self.spec.footer_bytes:
+            raise bad_shard("A shard has the wrong length.", path, f"{size} bytes")
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         self._accept(shard, mapped, path)
         self._paths[shard] = path
         self._maps[shard] = mapped

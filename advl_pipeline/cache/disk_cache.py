@@ -84,12 +84,15 @@ class DiskCache:
         except OSError as error:
             raise storage_error(error, str(path)) from error
 
-    def open(self, name: str, *, release: Callable[[], None]) -> int:
-        """Return a descriptor of a file that is here, whole and sound, with a shared lock that keeps it here.
+    @contextmanager
+    def opened(self, name: str, *, release: Callable[[], None]) -> Iterator[int]:
+        """Give a descriptor of a file that is here, whole and sound, within the block.
+
+        It carries a shared lock that keeps the file here: for as long as a map lives that was made in the block.
 
         Args:
             name: of the file in the cache.
-            release: called when room is needed; must let go of the maps that the caller made of the descriptor.
+            release: called when room is needed, not before the block ends; must let go of the map.
 
         Raises:
             CorruptCache: the object is not what its commit record says.
@@ -101,22 +104,33 @@ class DiskCache:
             raise self._corrupt(name, "its commit record does not list it")
         self._ahead.reading(name)
         with self._lock:
-            while True:
-                try:
-                    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                except FileNotFoundError:
-                    self._fetch(name, path, entry)
-                    continue
-                except OSError as error:
-                    raise storage_error(error, str(path)) from error
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                if os.fstat(descriptor).st_nlink and self._is_sound(descriptor, path, entry):
-                    _touch(descriptor)
-                    self._releases[name] = release
-                    self._releases.move_to_end(name)
-                    return descriptor
-                # Evicted between the two calls, or damaged on this disk: it is fetched again.
+            descriptor = self._open_sound(name, path, entry)
+            try:
+                _touch(descriptor)
+                yield descriptor
+                self._releases[name] = release
+                self._releases.move_to_end(name)
+            finally:
                 os.close(descriptor)
+
+    def _open_sound(self, name: str, path: Path, entry: FileEntry) -> int:
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self._fetch(name, path, entry)
+                continue
+            except OSError as error:
+                raise storage_error(error, str(path)) from error
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            try:
+                if os.fstat(descriptor).st_nlink and self._is_sound(descriptor, path, entry):
+                    return descriptor
+            except OSError as error:
+                os.close(descriptor)
+                raise storage_error(error, str(path)) from error
+            # Evicted between the two calls, or damaged on this disk: it is fetched again.
+            os.close(descriptor)
 
     def fetch_ahead(self, names: Iterable[str]) -> None:
         """Fetch files in the background, in this order, while nothing that was read lately has to go for them."""
@@ -130,11 +144,14 @@ class DiskCache:
         key = _content_key(descriptor)
         if key in self._verified:
             return True
-        with suppress(OSError):
-            if hash_file(path) == entry:
-                self._verified.add(key)
-                return True
-            path.unlink()
+        try:
+            found = hash_file(path)
+        except FileNotFoundError:
+            return False
+        if found == entry:
+            self._verified.add(key)
+            return True
+        path.unlink(missing_ok=True)
         return False
 
     def _fetch(self, name: str, path: Path, entry: FileEntry, *, free_room_only: bool = False) -> bool:
@@ -143,15 +160,17 @@ class DiskCache:
         try:
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             try:
-                # Whoever holds the lock fetches; the others look until the file is there. They must not wait for the
-                # lock: once the copy has its name, it is the one that readers keep for as long as they live.
+                # Whoever holds the lock fetches; the others look until the file is there, and who fetches ahead has
+                # nothing to do. They must not wait for the lock: once the copy has its name, readers keep that lock
+                # for as long as they live.
                 while not _try_lock(descriptor):
-                    if path.exists() or os.fstat(descriptor).st_nlink == 0:
+                    if free_room_only or path.exists() or os.fstat(descriptor).st_nlink == 0:
                         return True
                     time.sleep(_SECONDS_BETWEEN_TRIES)
-                if os.fstat(descriptor).st_nlink == 0 or path.exists():
-                    if path.exists():
-                        partial.unlink(missing_ok=True)
+                if os.fstat(descriptor).st_nlink == 0:
+                    return True
+                if path.exists():
+                    partial.unlink(missing_ok=True)
                     return True
                 if free_room_only:
                     if not self._take_free_room(descriptor, entry.num_bytes):

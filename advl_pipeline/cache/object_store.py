@@ -7,6 +7,7 @@ it, and a PUT may be made conditional on there being no object yet, or the very 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,7 @@ class ObjectStore:
     def __init__(self, url: Url) -> None:
         self.url = url
         self._store = _open(url)
+        self._process = os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ObjectStore, (self.url,)
@@ -157,6 +159,13 @@ class ObjectStore:
         )
 
         where = f"{self.url}/{name}".rstrip("/")
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "A cache in an object store cannot be used in a forked process.",
+                where=where,
+                why="the threads that speak to the store stayed in the process that forked, so it would wait forever",
+                next_command="start worker processes with the method `spawn`",
+            )
         try:
             yield
         except (AlreadyExistsError, PreconditionError):
@@ -198,19 +207,26 @@ class ObjectStore:
 
 
 def require_conditional_writes(store: ObjectStore, name: str) -> None:
-    """Write an object twice, the second time on the condition that it is not there, and remove it.
+    """Write an object on conditions that hold and on others that do not, and remove it.
 
     Raises:
-        ConfigError: the store takes the second write too, so that processes could not tell whose work is whose.
+        ConfigError: the store does not go by them, so that processes could not tell whose work is whose.
     """
-    store.create(name, b"first")
-    accepted = store.create(name, b"second") is not None
+    first = store.create(name, b"first")
+    why = ""
+    if store.create(name, b"second") is not None:
+        why = "it accepted a second write of an object that had to be new (If-None-Match)"
+    elif first is not None:
+        if store.replace(name, b"third", first) is None:
+            why = "it refused to replace the version of an object that was there (If-Match)"
+        elif store.replace(name, b"fourth", first) is not None:
+            why = "it replaced an object that had changed since it was seen (If-Match)"
     store.delete(name)
-    if accepted:
+    if why:
         raise ConfigError(
-            "The object store ignores conditions on writes, so processes cannot share the work safely.",
+            "The object store does not go by conditions on writes, so processes cannot share the work safely.",
             where=str(store.url),
-            why="it accepted a second write of an object that had to be new (If-None-Match)",
+            why=why,
             next_command="extract into a folder, then copy it there",
         )
 

@@ -128,12 +128,18 @@ class RemoteDestination:
         writer = CacheWriter(self.root)
         for modality in writer.plan.modalities:
             for shard in range(writer.placement(modality).num_shards):
-                if not writer.staged(modality).is_sound(shard):
+                try:
+                    writer.staged(modality).require_sound(shard)
+                except CorruptCache as error:
+                    self.refresh()
+                    if writer.is_complete():
+                        return  # By another process, which has removed its work in progress since.
                     raise CorruptCache(
                         "What a shard adds to the tables is missing or damaged.",
                         where=f"{self.location}/{STAGED_FOLDER}/{staged_name(modality, shard)}",
+                        why=f"{Path(error.where).name}: {error.why}",
                         next_command=f"advl cache repair {self.location}",
-                    )
+                    ) from None
 
     def publish_complete(self) -> None:
         files = load_complete(self.root).files

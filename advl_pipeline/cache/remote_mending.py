@@ -42,6 +42,10 @@ class RemoteMending:
         self.destination = destination
         self._store = store
         self._sizes = dict(sizes)
+        self._staged: dict[str, list[str]] = {}
+        for name in sizes:
+            if name.startswith(f"{STAGED_FOLDER}/"):
+                self._staged.setdefault(name.split("/")[2], []).append(name)
 
     def remove(self, name: str) -> None:
         self._store.delete(name)
@@ -79,9 +83,11 @@ class RemoteMending:
                 (self.destination.root / name).unlink(missing_ok=True)
 
     def is_staged(self, writer: CacheWriter, modality: str, shard: int) -> bool:
-        folder = f"{STAGED_FOLDER}/{staged_name(modality, shard)}/"
-        with self.holding([name for name in self._sizes if name.startswith(folder)]):
-            return writer.staged(modality).is_sound(shard)
+        try:
+            with self.holding(self._staged.get(staged_name(modality, shard), [])):
+                return writer.staged(modality).is_sound(shard)
+        except CorruptCache:  # One of its objects is gone since they were listed.
+            return False
 
     def stage(self, writer: CacheWriter, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> None:
         writer.staged(modality).keep(shard, writer.content_from_tables(modality, shard, stats))

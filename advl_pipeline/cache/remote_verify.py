@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from advl_pipeline.cache.files import FileEntry, safe_path, storage_error
+from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, safe_path, storage_error
 from advl_pipeline.cache.object_store import MissingObject, ObjectStore
 from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.remote_reader import require_remote_cache
@@ -71,9 +71,12 @@ def is_bulk(name: str) -> bool:
 
 
 def fetch_metadata(store: ObjectStore, root: Path, sizes: dict[str, int]) -> None:
-    """Bring every JSON file of a cache into a folder; an impossible name or size is left for verification to find."""
+    """Bring every JSON file of a cache into a folder, work in progress aside.
+
+    An impossible name or size is left for verification to find.
+    """
     for name, size in sizes.items():
-        if name.endswith(".json") and size <= _METADATA_BYTES:
+        if name.endswith(".json") and not name.startswith(f"{WORK_FOLDER}/") and size <= _METADATA_BYTES:
             with suppress(CorruptCache):
                 fetch_object(store, root, name)
 

@@ -19,12 +19,11 @@ from advl_pipeline.cache.files import (
     flush_folder,
     hash_file,
     move_into_place,
-    read_json,
     safe_path,
     storage_error,
 )
-from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.ragged import Placement
+from advl_pipeline.cache.records import seal, unseal
 from advl_pipeline.errors import CorruptCache
 
 STAGED_FOLDER = f"{WORK_FOLDER}/staged"
@@ -73,7 +72,7 @@ class StagedShards:
                     os.fsync(handle.fileno())
                 digests[name] = hash_file(path).sha256
             with (temporary / _DIGESTS).open("wb") as handle:
-                handle.write(render_json(digests))
+                handle.write(seal(digests))
                 handle.flush()
                 os.fsync(handle.fileno())
             flush_folder(temporary)
@@ -84,11 +83,15 @@ class StagedShards:
             shutil.rmtree(temporary, ignore_errors=True)
             raise storage_error(error, STAGED_FOLDER) from error
 
+    def require_sound(self, shard: int) -> None:
+        """Check that everything that a shard adds is there as it was written; raises `CorruptCache`."""
+        for name, sha256 in self._digests(shard).items():
+            self._check(shard, name, sha256)
+
     def is_sound(self, shard: int) -> bool:
         """Say whether everything that a shard adds is there as it was written."""
         try:
-            for name, sha256 in self._digests(shard).items():
-                self._check(shard, name, sha256)
+            self.require_sound(shard)
         except CorruptCache:
             return False
         return True
@@ -124,7 +127,11 @@ class StagedShards:
         sha256 = self._digests(shard).get(name)
         if sha256 is None:
             raise self._corrupt(self._relative(shard, _DIGESTS), f"it lists no {name}")
-        loaded: Array = np.load(self._check(shard, name, sha256), mmap_mode="r", allow_pickle=False)
+        path = self._check(shard, name, sha256)
+        try:
+            loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise self._corrupt(self._relative(shard, path.name), str(error)) from None
         return loaded
 
     def _check(self, shard: int, name: str, sha256: str) -> Path:
@@ -143,12 +150,9 @@ class StagedShards:
     def _digests(self, shard: int) -> dict[str, str]:
         relative = self._relative(shard, _DIGESTS)
         try:
-            digests = read_json(self._root, relative)
+            return unseal(self._root, relative)
         except CorruptCache as error:
             raise self._corrupt(relative, error.why or error.what) from None
-        if not isinstance(digests, dict):
-            raise self._corrupt(relative, "it is not a table of digests")
-        return digests
 
     def _relative(self, shard: int, file: str) -> str:
         return f"{STAGED_FOLDER}/{staged_name(self._modality, shard)}/{file}"

@@ -135,6 +135,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             destination.refresh()
             if not writer.is_complete():
                 destination.gather()
+            if not writer.is_complete():
                 writer.finalise()
                 destination.publish_complete()
             cache = destination.open(identity)

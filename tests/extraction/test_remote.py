@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 import time
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +234,28 @@ def test_urls_that_are_refused(text: str) -> None:
 def test_file_url_is_a_folder(tmp_path: Path) -> None:
     tiny_extract(tmp_path / "data", tmp_path / "a b")
     assert open_cache((tmp_path / "a b").as_uri()).path == tmp_path / "a b"
+
+
+def read_in_fork(store: ObjectStore, answers: SimpleQueue[str]) -> None:
+    try:
+        answers.put(store.get("identity.json").decode())
+    except ConfigError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
+def test_a_forked_process_is_told_instead_of_waiting_forever(url: Url, tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", url)
+    store = ObjectStore(url)
+    store.get("identity.json")
+    context = multiprocessing.get_context("fork")
+    answers: SimpleQueue[str] = context.SimpleQueue()
+    child = context.Process(target=read_in_fork, args=(store, answers), daemon=True)
+    child.start()
+    child.join(60)
+    try:
+        assert child.exitcode == 0
+        assert "spawn" in answers.get()
+    finally:
+        child.kill()

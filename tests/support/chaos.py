@@ -39,6 +39,10 @@ class Running:
     def wait(self) -> int | None:
         """Wait for the end; returns the exit code, negative for a signal."""
         self.process.join(timeout=240)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"the extraction does not end: {self.messages()[-2000:]}")
         return self.process.exitcode
 
     def messages(self) -> str:
@@ -66,7 +70,7 @@ class Job:
             path.write_text(content, encoding="utf-8")
         log.touch()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        process = _CONTEXT.Process(target=run_settings, args=(str(path), str(log)))
+        process = _CONTEXT.Process(target=run_settings, args=(str(path), str(log)), daemon=True)
         process.start()
         return Running(process=process, log=log)
 
