@@ -235,7 +235,7 @@ def execute(cell, study):
     with open(sys.argv[3], "a") as log:
         log.write(f"{sys.argv[4]} {cell.cell_id}\\n")
     if sys.argv[4] == "victim":
-        time.sleep(600)
+        time.sleep(240)
     time.sleep(0.02)
     synthetic_runs.execute(cell, study)
 
