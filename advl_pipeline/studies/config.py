@@ -122,15 +122,19 @@ def load_study(name_or_file: str) -> StudyConfig:
 
 def read_study(path: Path) -> StudyConfig:
     """Read a study file. Raises `ConfigError` naming the file and the key at fault."""
+    return parse_study(_extended(path), where=str(path))
+
+
+def _extended(path: Path) -> dict[str, Any]:
     raw = read_toml(path)
-    if "extends" in raw:
-        shipped, base = shipped_studies(), str(raw.pop("extends"))
-        if base not in shipped:
-            raise ConfigError(
-                f"extends names no shipped study: {base!r}.", where=str(path), why=suggest_names(base, shipped)
-            )
-        raw = {**read_toml(shipped[base]), **raw}
-    return parse_study(raw, where=str(path))
+    if "extends" not in raw:
+        return raw
+    shipped, base = shipped_studies(), str(raw.pop("extends"))
+    if base not in shipped:
+        raise ConfigError(
+            f"extends names no shipped study: {base!r}.", where=str(path), why=suggest_names(base, shipped)
+        )
+    return {**_extended(shipped[base]), **raw}
 
 
 def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:

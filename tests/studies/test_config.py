@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,10 @@ def test_extends_replaces_whole_keys(tmp_path: Path) -> None:
     path.write_text('name = "mine"\nextends = "demo"\nseeds = [7]\n', encoding="utf-8")
     study = read_study(path)
     assert (study.name, study.seeds, study.shots) == ("mine", (7,), (100, 300))
+    path.write_text('name = "mine"\nextends = "scenes-vqa-lowshot"\nseeds = [7]\n', encoding="utf-8")
+    # That one extends another itself.
+    mine, base = load_study(str(path)), load_study("scenes-vqa-lowshot")
+    assert replace(mine, name=base.name, seeds=base.seeds, source=base.source) == base
     path.write_text('name = "mine"\nextends = "dem"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="demo"):
         read_study(path)
