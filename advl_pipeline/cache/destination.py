@@ -48,7 +48,10 @@ class Destination(Protocol):
         ...
 
     def gather(self) -> None:
-        """Bring what all shards add to the tables into `root`, under the claim "finalise"."""
+        """Bring what all shards add to the tables into `root`, under the claim "finalise".
+
+        Where another process has completed the cache meanwhile, its records instead.
+        """
         ...
 
     def publish_complete(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
@@ -211,18 +211,9 @@ def test_repair_with_another_teacher_is_refused(pristine: Path, cache: Path) -> 
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link", "folder"])
-def test_damaged_work_in_progress_never_gets_into_a_table(
-    pristine: Path, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_work_in_progress_never_gets_into_a_table(pristine: Path, tmp_path: Path, damage: str) -> None:
     cache, expected = tmp_path / "cache", tree_bytes(pristine / "cache")
-
-    def stop(self: CacheWriter) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CacheWriter, "finalise", stop)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_extract(pristine / "data", cache, dataset=SMALL, confidence=True)
+    stop_before_the_tables(pristine / "data", cache, dataset=SMALL, confidence=True)
     shutil.copytree(cache, tmp_path / "stopped")
     staged = sorted((cache / ".work/staged/text-00002").iterdir())
     assert {path.name for path in staged} >= {"digests.json", "global.npy", "token_sums.npy", "stat-entropy.npy"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from objects import objects, spoil, upload
-from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
+from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
 from advl_pipeline.cache.object_store import ObjectStore
@@ -161,16 +161,8 @@ def test_a_repair_that_was_cut_off_is_given_again(
 
 
 @pytest.mark.parametrize("damage", ["flip", "delete"])
-def test_damaged_work_in_progress_is_encoded_again(
-    pristine: Path, url: Url, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(self: CacheWriter) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CacheWriter, "finalise", stop)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_extract(pristine / "data", url, dataset=SMALL, confidence=True)
+def test_damaged_work_in_progress_is_encoded_again(pristine: Path, url: Url, damage: str) -> None:
+    stop_before_the_tables(pristine / "data", url, dataset=SMALL, confidence=True)
     name, store = ".work/staged/text-00001/global.npy", ObjectStore(url)
     if damage == "flip":
         spoil(url, name, flipped(store.get(name), 1.0))

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.cache import leases
 from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import (
     Candidate,
@@ -219,6 +221,16 @@ def tiny_extract(
     return extract(
         tiny_config(output, **changes), tiny_teacher(**(teacher or {})), TinyDataset(folder, **(dataset or {}))
     )
+
+
+def stop_before_the_tables(folder: Path, output: Path, **options: Any) -> None:
+    """As `tiny_extract`, stopped when all shards are committed and nothing is in the tables yet."""
+    with patch.object(CacheWriter, "finalise", side_effect=KeyboardInterrupt):
+        try:
+            tiny_extract(folder, output, **options)
+        except KeyboardInterrupt:
+            return
+    raise AssertionError("the extraction did not come to its tables")
 
 
 def tree_bytes(root: Path) -> dict[str, bytes]:
