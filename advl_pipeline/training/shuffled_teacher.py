@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +14,23 @@ import numpy.typing as npt
 from advl_pipeline.cache.reader import FeatureStore
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures
 
+Tower = Literal["image", "text"]
+_TOWERS: tuple[Tower, ...] = get_args(Tower)
+
 
 class ShuffledFeatures(StandIn):
-    """Every unit gets the features of another one, by a fixed permutation of the store's units.
+    """Every unit gets the features of another one, by one random cycle through the store's units.
 
-    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are.
+    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are. `tower` keeps the
+    cycles of two stores apart: the same one through as many pictures as texts would leave the pairs matched.
     """
 
-    def __init__(self, store: FeatureStore, *, seed: int) -> None:
+    def __init__(self, store: FeatureStore, *, seed: int, tower: Tower) -> None:
         super().__init__(store)
+        entropy = np.random.SeedSequence([seed, 0x5EED, _TOWERS.index(tower)])
         ids = list(store.ids)
-        order = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED])).permutation(len(ids))
-        self._other = {unit: ids[index] for unit, index in zip(ids, order, strict=True)}
+        cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
+        self._other = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
     def global_features(self, ids: Sequence[str]) -> Array:
         """Return the other units' global features."""
@@ -59,6 +65,6 @@ def shuffled_teacher(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:
     image, text = teacher.image, teacher.text
     return replace(
         teacher,
-        image=ShuffledFeatures(image, seed=seed) if isinstance(image, FeatureStore) else None,
-        text=ShuffledFeatures(text, seed=seed) if isinstance(text, FeatureStore) else None,
+        image=ShuffledFeatures(image, seed=seed, tower="image") if isinstance(image, FeatureStore) else None,
+        text=ShuffledFeatures(text, seed=seed, tower="text") if isinstance(text, FeatureStore) else None,
     )
