@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from synthetic_runs import write_study_file
 
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import Probe
 from advl_pipeline.studies.config import load_study, read_study, shipped_studies
 from advl_pipeline.studies.plan import build_plan
+
+_TEACHERS_THAT_KNOW_NOTHING = {"advl-shuffled", "advl-random"}
+_CONTROLS = {
+    *_TEACHERS_THAT_KNOW_NOTHING,
+    "plain-two-step",
+    "plain-no-picture",
+    "naive-kd",
+    "advl-weights-shuffled",
+    "advl-random-tokens",
+    "advl-no-text",
+    "advl-no-vision",
+}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
@@ -19,8 +33,21 @@ def test_shipped_studies_plan(name: str, tmp_path: Path) -> None:
     plan = build_plan(study, folder=tmp_path)
     assert study.name == name
     assert len({cell.cell_id for cell in plan.cells}) == len(plan.cells)
-    assert {"plain", "advl", "advl-shuffled"} <= set(study.methods)
+    assert _TEACHERS_THAT_KNOW_NOTHING & set(study.methods)
+    assert {"plain", "advl"} <= set(study.methods)
     assert len(study.seeds) >= (3 if name == "demo" else 5)
+
+
+def test_controls_stand_beside_advl_in_every_study_that_asks_whether_it_helps() -> None:
+    names = {name.removeprefix("scenes-") for name in shipped_studies()}
+    for name in names - {"demo", "ablation", "controls", "teachers"}:
+        for study in (load_study(name), load_study(f"scenes-{name}")):
+            wanted = {*_TEACHERS_THAT_KNOW_NOTHING, "plain-two-step", "plain-no-picture", "naive-kd"}
+            assert wanted <= set(study.methods), study.name
+    for name in ("controls", "scenes-controls"):
+        study = load_study(name)
+        assert set(study.methods) >= _CONTROLS
+        assert set(study.evaluation.get("probe", get_args(Probe))) >= {"swapped", "blanked", "removed"}
 
 
 def test_every_real_study_has_a_twin_on_scenes() -> None:
