@@ -51,7 +51,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "steps": {"steps": "one"},
     "adapt-objective": {"adapt_objective": "distil-only"},
     "adapt-projections": {"adapt_objective": "projections-only"},
-    "distill-weight": {"distill_weight": 0.3},
+    "distill-weight": {"distill_weight": 0.7},
     "distill-decay": {"distill_decay": "linear"},
     "distill-decay-cosine": {"distill_decay": "cosine"},
     "adapt-lr-scale": {"adapt_lr_scale": 1.0},

@@ -192,4 +192,5 @@ def test_defaults_of_the_configuration_are_the_methods() -> None:
     config = FinetuneConfig(dataset="any", output=Path("any"))
     assert (config.distance, config.target_norm, config.vision_target) == ("mse", "standardise", "both")
     assert (config.selection_alpha, config.selection_rho, config.weight_max) == (0.5, 0.3, 2.0)
-    assert (config.distill_weight, config.adapt_objective, config.adapt_on) == (1.0, "contrastive", "subset")
+    assert (config.distill_weight, config.distill_decay, config.weight_normalise) == (0.3, "none", "none")
+    assert (config.adapt_fraction, config.adapt_objective, config.adapt_on) == (0.1, "contrastive", "subset")
