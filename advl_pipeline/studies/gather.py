@@ -28,7 +28,14 @@ from advl_pipeline.studies.result import (
     StudyResult,
     WeightHistogram,
 )
-from advl_pipeline.studies.run_folder import Evaluation, Quantity, WeightBins, read_json, read_weights
+from advl_pipeline.studies.run_folder import (
+    Evaluation,
+    Quantity,
+    WeightBins,
+    read_json,
+    read_task_loss,
+    read_weights,
+)
 from advl_pipeline.studies.scores import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -225,7 +232,9 @@ def _calibrations(
                 if evaluation is None or task not in evaluation.scores:
                     continue
                 place = place_of(cell, test_set, metric, sizes)
-                confidence = top_confidence(evaluation.scores[task], independent=task == "vqa")
+                # As the student's own confidence in training: VQA's answers do not compete unless its loss makes them.
+                independent = task == "vqa" and read_task_loss(cell.run) != "soft-target-kl"
+                confidence = top_confidence(evaluation.scores[task], independent=independent)
                 pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
     return tuple(
         Calibration(

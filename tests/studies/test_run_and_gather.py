@@ -20,7 +20,7 @@ import click
 import numpy as np
 import pytest
 import synthetic_runs
-from scipy import stats
+from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
 from advl_cli.options import config_from_flags, config_options
@@ -159,6 +159,26 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
     assert all(cache.num_bytes for cache in result.caches)
     assert len(result.environments) == 1
     assert "command" not in result.environments[0]
+
+
+@pytest.mark.parametrize("loss", ["soft-target-bce", "soft-target-kl"])
+def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path: Path, loss: str) -> None:
+    result = run(
+        tmp_path,
+        num_seeds=1,
+        dataset='"scenes-vqa"',
+        tasks='["vqa"]',
+        methods='["plain"]',
+        shots="[100]",
+        test_sets='["test"]',
+        extra=f"[training]\ntask-loss = '{loss}'\n",
+    )
+    (calibration,) = result.calibrations
+    with np.load(result.folder / result.cells[0].run / "evaluation" / "test.npz") as arrays:
+        logits = arrays["scores/vqa"].astype(np.float64)
+    sure = 1 / (1 + np.exp(-logits)) if loss == "soft-target-bce" else special.softmax(logits, axis=1)
+    mean = sum(one.confidence * one.count for one in calibration.reliability.bins) / NUM_ITEMS
+    assert mean == pytest.approx(sure.max(axis=1).mean())
 
 
 def test_commands_repeat_the_runs(result: StudyResult) -> None:
