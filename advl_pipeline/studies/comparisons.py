@@ -95,7 +95,8 @@ def trends(study: StudyConfig, table: Table) -> tuple[Trend, ...]:
     found = []
     for setting, metric, test_set in groups:
         along = sorted(
-            place for place in places if (place.setting, place.metric, place.test_set) == (setting, metric, test_set)
+            (p for p in places if (p.setting, p.metric, p.test_set) == (setting, metric, test_set)),
+            key=lambda place: place.rank,
         )
         for method in study.methods:
             baseline = study.baseline_of(method)

@@ -32,7 +32,7 @@ class CellRecord:
     command: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """Where accuracies are compared. `size` orders shot sizes and is the x of figures: training questions."""
 
@@ -41,6 +41,11 @@ class Place:
     test_set: str
     size: int
     shots: int | None
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Order along the shots; all training questions stand after as many that were asked for by number."""
+        return self.size, self.shots is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

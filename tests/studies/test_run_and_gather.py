@@ -25,6 +25,7 @@ from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
 from advl_cli.options import config_from_flags, config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
+from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.execute import missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
@@ -135,6 +136,15 @@ def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyR
     )
     assert use.use.mean == pytest.approx(use.accuracy.mean - use.spoilt.mean)
     assert use.spoilt.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
+
+
+def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
+    result = run(tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]')
+    (trend,) = result.trends
+    assert trend.sizes == (100, 1600, 1600)
+    assert len(trend.slope_per_seed) == 2
+    (table,) = wide_tables(result)
+    assert [row.shots for row in table.rows] == [100, 100, 1600, 1600, None, None]
 
 
 def test_cost_weights_calibration_caches_and_environment_are_gathered(result: StudyResult) -> None:
