@@ -232,7 +232,7 @@ def _calibrations(
                 if evaluation is None or task not in evaluation.scores:
                     continue
                 place = place_of(cell, test_set, metric, sizes)
-                # As the student's own confidence in training: VQA's answers do not compete unless its loss makes them.
+                # As the student's confidence in training: VQA's answers do not compete unless its loss makes them.
                 independent = task == "vqa" and read_task_loss(cell.run) != "soft-target-kl"
                 confidence = top_confidence(evaluation.scores[task], independent=independent)
                 pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))

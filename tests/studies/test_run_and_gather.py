@@ -139,7 +139,9 @@ def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyR
 
 
 def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
-    result = run(tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]')
+    result = run(
+        tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]'
+    )
     (trend,) = result.trends
     assert trend.sizes == (100, 1600, 1600)
     assert len(trend.slope_per_seed) == 2
