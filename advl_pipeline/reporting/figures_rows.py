@@ -16,7 +16,7 @@ from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.claims import ClaimTest
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.result import ShiftDrop, StudyResult
+from advl_pipeline.studies.result import StudyResult
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -114,16 +114,26 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     groups = []
     for (test_set, shots), inside in _grouped(drops, lambda item: (item.place.test_set, item.place.shots)):
         reference, size = inside[0].reference, wording.shots_text(shots)
+        questions = wording.QUESTIONS[inside[0].questions]
         groups.append(
             _Group(
-                heading=f"{reference} → {test_set}, {size}",
-                title=f"Accuracy from {reference} to {test_set} at {size}",
-                rows=tuple(_drop_row(result, item) for item in inside),
+                heading=f"{reference} → {test_set}, {size}, {questions}",
+                title=f"Accuracy from {reference} to {test_set} at {size}, {questions}",
+                rows=tuple(
+                    _Row(
+                        method=item.method,
+                        filled=item.before.mean,
+                        hollow=item.after.mean,
+                        text=wording.signed(-item.drop.mean),
+                    )
+                    for item in inside
+                ),
             )
         )
     rows = tuple(
         (
             item.place.test_set,
+            wording.QUESTIONS[item.questions],
             look[item.method].label,
             shots_label(item.place.shots),
             wording.spread(item.drop),
@@ -138,21 +148,13 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
         title="What the shift costs",
         caption=(
             f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means "
-            "over seeds; the number is what is lost, in points."
+            "over seeds; the number is what is lost, in points. Where the shifted set asks the same questions "
+            "otherwise, both are over the questions that the two sets share."
         ),
-        columns=("shifted set", "method", "shots", "drop", "drop minus the baseline's", "95 % interval"),
+        columns=("shifted set", "questions", "method", "shots", "drop", "drop minus the baseline's", "95 % interval"),
         rows=rows,
         runs=_runs(result, setting, metric),
     )
-
-
-def _drop_row(result: StudyResult, item: ShiftDrop) -> _Row:
-    """Accuracy before and after the shift over the seeds that have both."""
-    standing = result.standing(item.place, item.method)
-    assert standing is not None, "a drop is computed from standings"
-    by_seed = dict(zip(standing.seeds, standing.per_seed, strict=True))
-    after = sum(by_seed[seed] for seed in item.seeds) / len(item.seeds)
-    return _Row(method=item.method, filled=after + item.drop.mean, hollow=after, text=wording.signed(-item.drop.mean))
 
 
 def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:

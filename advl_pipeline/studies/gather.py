@@ -17,6 +17,7 @@ from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings,
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
+from advl_pipeline.studies.mean_contrasts import mean_contrasts
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
     CacheRecord,
@@ -67,6 +68,7 @@ def gather_study(folder: Path) -> StudyResult:
         contrasts=contrasts(plan.study, table),
         trends=trends(plan.study, table),
         drops=shift_drops(plan.study, table),
+        mean_contrasts=mean_contrasts(plan.study, table),
         vision=vision_use(plan.study, table),
         text_shares=text_shares(plan.study, table),
         costs=_costs(done, results, evaluations),
