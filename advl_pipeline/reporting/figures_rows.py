@@ -14,7 +14,7 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct, in_domain
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
-from advl_pipeline.studies.claims import ClaimTest
+from advl_pipeline.studies.claim_tests import ClaimTest
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import StudyResult
 
@@ -29,7 +29,7 @@ _NAMES = 140.0
 def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str) -> str:
     """Draw one test of a claim: mean, 95 % interval over seeds, single seeds, zero, and the margin that matters.
 
-    The interval over seeds and items, where there is one, is the thin line underneath.
+    The interval over seeds and items is the thin line underneath.
 
     Args:
         test: what was tested, in points; positive is in favour of the claim.
@@ -47,9 +47,8 @@ def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str)
     x = linear((-reach, reach), (6, 294))
     canvas.rect(x(0), 3, x(margin) - x(0), 24, "margin")
     canvas.line(x(0), 0, x(0), 30, "zero")
-    if test.joint_interval is not None:
-        low, high = max(test.joint_interval.low, -reach), min(test.joint_interval.high, reach)
-        canvas.line(x(low), 22, x(high), 22, "joint")
+    low, high = max(test.joint_interval.low, -reach), min(test.joint_interval.high, reach)
+    canvas.line(x(low), 22, x(high), 22, "joint")
     if test.interval is not None:
         low, high = max(test.interval.low, -reach), min(test.interval.high, reach)
         canvas.line(x(low), 15, x(high), 15, "bar c1")
