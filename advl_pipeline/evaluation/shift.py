@@ -3,7 +3,7 @@
 Several shifted sets hold only a part of the original questions (VCR's rule-based sets, the hard part of SNLI-VE). A
 drop is between two accuracies over the same questions, or it mixes the shift with the choice of questions.
 
-Shapes: n questions that both sets hold.
+Shapes: N questions of the original set, M of the shifted one, n that both hold.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
-from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.items import ItemScores
+from advl_pipeline.evaluation.question_match import QuestionMatch, match_questions, original_of
 from advl_pipeline.evaluation.scoring_config import ScoreShiftConfig
 from advl_pipeline.evaluation.statistics import (
     Effect,
@@ -62,51 +62,42 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
         ConfigError: the card names no set to compare with, or a set was not evaluated.
         DatasetError: the sets have no question in common.
     """
-    original_set = config.original or _original_of(str(read_config(config.run)["dataset"]), config.on)
+    dataset = str(read_config(config.run)["dataset"])
+    original_set = config.original or original_of(dataset, config.on)
+    if original_set is None:
+        raise ConfigError(
+            f"No card names a set to compare {config.on!r} with.", next_command="name one with --original SET"
+        )
     original, shifted = (_read_items(config.run, name) for name in (original_set, config.on))
-    return ShiftResult(
-        original_set=original_set,
-        shifted_set=config.on,
-        drops={metric: shift_drop(original[metric], shifted[metric]) for metric in original if metric in shifted},
-    )
+    drops = {}
+    for metric in (name for name in original if name in shifted):
+        one, other = original[metric], shifted[metric]
+        match = match_questions(dataset, original_set, one.question_ids, config.on, other.question_ids)
+        drops[metric] = shift_drop(one.score, other.score, match)
+    return ShiftResult(original_set=original_set, shifted_set=config.on, drops=drops)
 
 
-def shift_drop(original: ItemScores, shifted: ItemScores) -> ShiftDrop:
-    """Compare scores on the questions that both sets hold.
+def shift_drop(
+    original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: QuestionMatch
+) -> ShiftDrop:
+    """Compare item scores on the questions that both sets hold.
 
     Raises:
         DatasetError: they have no question in common.
     """
-    score_of = dict(zip(original.question_ids, original.score.tolist(), strict=True))
-    pairs = [
-        (score_of[question], score)
-        for question, score in zip(shifted.question_ids, shifted.score.tolist(), strict=True)
-        if question in score_of
-    ]
-    if not pairs:
+    if match.questions == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
-    before_n, after_n = np.array(pairs, dtype=np.float64).T
+    before_n = original_N[match.original_n].astype(np.float64)
+    after_n = shifted_M[match.shifted_n].astype(np.float64)
     before, after = 100.0 * float(before_n.mean()), 100.0 * float(after_n.mean())
     return ShiftDrop(
-        num_items=len(pairs),
+        num_items=len(before_n),
         original=before,
         shifted=after,
         change=effect(after, before),
         interval=paired_bootstrap(after_n - before_n),
         significance=sign_flip_test(after_n - before_n),
     )
-
-
-def _original_of(dataset: str, shifted_set: str) -> str:
-    name, _, split = shifted_set.rpartition("/")
-    card_name = "scenes" if (name or dataset).startswith(SCENES_PREFIX) else (name or dataset)
-    original = load_card(card_name).splits.get(split, {}).get("compare_with")
-    if original is None:
-        raise ConfigError(
-            f"The card of {card_name} names no set to compare {split!r} with.",
-            next_command="name one with --original SET",
-        )
-    return f"{name}/{original}" if name else str(original)
 
 
 def _read_items(run: Path, name: str) -> dict[str, ItemScores]:

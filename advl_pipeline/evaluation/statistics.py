@@ -86,6 +86,12 @@ class ItemGroups:
     group_N: npt.NDArray[np.int64]
     stratum_N: npt.NDArray[np.int64]
 
+    def of(self, rows_n: npt.NDArray[np.int64]) -> ItemGroups:
+        """Return the groups of some of the items, in the order of their rows."""
+        _, group_n = np.unique(self.group_N[rows_n], return_inverse=True)
+        _, stratum_n = np.unique(self.stratum_N[rows_n], return_inverse=True)
+        return ItemGroups(group_N=group_n.astype(np.int64), stratum_N=stratum_n.astype(np.int64))
+
 
 def item_groups(groups: Sequence[str], strata: Sequence[str], *, max_strata: int = 16) -> ItemGroups:
     """Number groups and strata by name.
@@ -236,12 +242,24 @@ def hierarchical_bootstrap(
     Raises:
         ValueError: there is no item or no seed.
     """
+    random = np.random.default_rng(seed)
+    means_BS = resampled_means(difference_SN, groups=groups, resamples=resamples, random=random)
+    return interval_of_resamples(means_BS, level=level, random=random if resample_seeds else None)
+
+
+def resampled_means(
+    difference_SN: FloatArray, *, groups: ItemGroups | None, resamples: int, random: np.random.Generator
+) -> FloatArray:
+    """Return (B, S) the mean difference of each seed over each of B resamples of the items.
+
+    Raises:
+        ValueError: there is no item or no seed.
+    """
     num_seeds, num_items = difference_SN.shape
     if num_seeds == 0 or num_items == 0:
         raise ValueError("a bootstrap needs at least one seed and one item")
     content_GF, share_H = _group_content(difference_SN, groups)
     distinct_UF, counts_U = np.unique(content_GF, axis=0, return_counts=True)
-    random = np.random.default_rng(seed)
     draws = (
         _draw_groups(counts_U, min(_RESAMPLES_AT_ONCE, resamples - start), random) @ distinct_UF
         for start in range(0, resamples, _RESAMPLES_AT_ONCE)
@@ -251,8 +269,14 @@ def hierarchical_bootstrap(
     # A stratum that a resample lacks is left out of it, and the shares of the others grow.
     weight_BH = share_H * (size_BH > 0)
     weight_BH /= weight_BH.sum(axis=1, keepdims=True)
-    means_BS = np.einsum("bsh,bh->bs", sum_BSH, weight_BH / np.maximum(size_BH, 1))
-    if resample_seeds:
+    means_BS: FloatArray = np.einsum("bsh,bh->bs", sum_BSH, weight_BH / np.maximum(size_BH, 1))
+    return means_BS
+
+
+def interval_of_resamples(means_BS: FloatArray, *, level: float, random: np.random.Generator | None) -> Interval:
+    """Return the percentile interval, in points, of the mean over seeds; `random` resamples the seeds too."""
+    resamples, num_seeds = means_BS.shape
+    if random is not None:
         weights_BS = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples)
         means_B = (means_BS * weights_BS).sum(axis=1) / num_seeds
     else:

@@ -14,9 +14,9 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct, in_domain
 from advl_pipeline.reporting.look import Look
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
-from advl_pipeline.studies.claims import ClaimTest
+from advl_pipeline.studies.claim_tests import ClaimTest
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.result import ShiftDrop, StudyResult
+from advl_pipeline.studies.result import StudyResult
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -29,7 +29,7 @@ _NAMES = 140.0
 def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str) -> str:
     """Draw one test of a claim: mean, 95 % interval over seeds, single seeds, zero, and the margin that matters.
 
-    The interval over seeds and items, where there is one, is the thin line underneath.
+    The interval over seeds and items is the thin line underneath.
 
     Args:
         test: what was tested, in points; positive is in favour of the claim.
@@ -47,9 +47,8 @@ def forest_row(test: ClaimTest, *, reach: float, margin: float, identifier: str)
     x = linear((-reach, reach), (6, 294))
     canvas.rect(x(0), 3, x(margin) - x(0), 24, "margin")
     canvas.line(x(0), 0, x(0), 30, "zero")
-    if test.joint_interval is not None:
-        low, high = max(test.joint_interval.low, -reach), min(test.joint_interval.high, reach)
-        canvas.line(x(low), 22, x(high), 22, "joint")
+    low, high = max(test.joint_interval.low, -reach), min(test.joint_interval.high, reach)
+    canvas.line(x(low), 22, x(high), 22, "joint")
     if test.interval is not None:
         low, high = max(test.interval.low, -reach), min(test.interval.high, reach)
         canvas.line(x(low), 15, x(high), 15, "bar c1")
@@ -114,16 +113,26 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     groups = []
     for (test_set, shots), inside in _grouped(drops, lambda item: (item.place.test_set, item.place.shots)):
         reference, size = inside[0].reference, wording.shots_text(shots)
+        questions = wording.QUESTIONS[inside[0].questions]
         groups.append(
             _Group(
-                heading=f"{reference} → {test_set}, {size}",
-                title=f"Accuracy from {reference} to {test_set} at {size}",
-                rows=tuple(_drop_row(result, item) for item in inside),
+                heading=f"{reference} → {test_set}, {size}, {questions}",
+                title=f"Accuracy from {reference} to {test_set} at {size}, {questions}",
+                rows=tuple(
+                    _Row(
+                        method=item.method,
+                        filled=item.before.mean,
+                        hollow=item.after.mean,
+                        text=wording.signed(-item.drop.mean),
+                    )
+                    for item in inside
+                ),
             )
         )
     rows = tuple(
         (
             item.place.test_set,
+            wording.QUESTIONS[item.questions],
             look[item.method].label,
             shots_label(item.place.shots),
             wording.spread(item.drop),
@@ -138,21 +147,13 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
         title="What the shift costs",
         caption=(
             f"{wording.metric_name(metric)} on the original test set (filled) and on the shifted one (hollow), means "
-            "over seeds; the number is what is lost, in points."
+            "over seeds; the number is what is lost, in points. Where the shifted set asks the same questions "
+            "otherwise, both are over the questions that the two sets share."
         ),
-        columns=("shifted set", "method", "shots", "drop", "drop minus the baseline's", "95 % interval"),
+        columns=("shifted set", "questions", "method", "shots", "drop", "drop minus the baseline's", "95 % interval"),
         rows=rows,
         runs=_runs(result, setting, metric),
     )
-
-
-def _drop_row(result: StudyResult, item: ShiftDrop) -> _Row:
-    """Accuracy before and after the shift over the seeds that have both."""
-    standing = result.standing(item.place, item.method)
-    assert standing is not None, "a drop is computed from standings"
-    by_seed = dict(zip(standing.seeds, standing.per_seed, strict=True))
-    after = sum(by_seed[seed] for seed in item.seeds) / len(item.seeds)
-    return _Row(method=item.method, filled=after + item.drop.mean, hollow=after, text=wording.signed(-item.drop.mean))
 
 
 def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:

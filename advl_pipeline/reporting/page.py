@@ -33,7 +33,8 @@ from advl_pipeline.reporting.figures_rows import (
 from advl_pipeline.reporting.figures_training import calibration_figure, weight_figure
 from advl_pipeline.reporting.look import Look, looks
 from advl_pipeline.reporting.tables import wide_tables
-from advl_pipeline.studies.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, ClaimTest, Verdict, judge_claims
+from advl_pipeline.studies.claim_tests import NOT_SUPPORTED, SUPPORTED, UNDECIDED, ClaimTest
+from advl_pipeline.studies.claims import Verdict, judge_claims
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import StudyResult
 

@@ -53,10 +53,10 @@ def wide_tables(result: StudyResult) -> tuple[WideTable, ...]:
     for setting in result.study.settings:
         for metric in setting.metrics:
             places = [p for p in result.places() if (p.setting, p.metric) == (setting.name, metric)]
-            sizes = sorted({(place.size, place.shots) for place in places}, key=lambda pair: pair[0])
+            sizes = dict.fromkeys(place.shots for place in sorted(places, key=lambda place: place.rank))
             rows = tuple(
                 row
-                for _, shots in sizes
+                for shots in sizes
                 for method in result.study.methods
                 if (row := _row(result, places, setting.test_sets, shots, method)) is not None
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, Spread
 from advl_pipeline.studies.config import StudyConfig, shots_label
 from advl_pipeline.studies.result import Contrast
@@ -15,6 +18,13 @@ METRIC_NAMES = {
     "vqa": "VQA accuracy",
     "snli_ve": "SNLI-VE accuracy",
 }
+
+QUESTIONS: Mapping[Questions, str] = {
+    "same": "the same questions",
+    "part": "a part of the questions",
+    "other": "other questions",
+}
+"""How the questions of a shifted set go together with those of the original."""
 
 
 def metric_name(metric: str) -> str:

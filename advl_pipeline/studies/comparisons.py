@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval
 from advl_pipeline.evaluation.statistics import (
+    Interval,
     Spread,
     compare,
     holm,
@@ -22,6 +24,7 @@ from advl_pipeline.evaluation.statistics import (
     summarise,
 )
 from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.quantities import Drop, drop_of, use_of
 from advl_pipeline.studies.result import Contrast, Place, ShiftDrop, Standing, TextShare, Trend, VisionUse
 from advl_pipeline.studies.scores import WITH_PICTURE, Series, Table, common_seeds
 
@@ -95,7 +98,8 @@ def trends(study: StudyConfig, table: Table) -> tuple[Trend, ...]:
     found = []
     for setting, metric, test_set in groups:
         along = sorted(
-            place for place in places if (place.setting, place.metric, place.test_set) == (setting, metric, test_set)
+            (p for p in places if (p.setting, p.metric, p.test_set) == (setting, metric, test_set)),
+            key=lambda place: place.rank,
         )
         for method in study.methods:
             baseline = study.baseline_of(method)
@@ -133,76 +137,81 @@ def trends(study: StudyConfig, table: Table) -> tuple[Trend, ...]:
                     slope_per_seed=slopes,
                     slope=summarise(slopes) if slopes else None,
                     slope_test=(paired_t_test(slopes) or sign_flip_test(slopes)) if slopes else None,
+                    slope_joint=_slope_interval(pairs, seeds) if slopes else None,
                 )
             )
     return tuple(found)
 
 
+def _slope_interval(pairs: Sequence[tuple[Place, Series, Series]], seeds: Sequence[int]) -> Interval:
+    """Interval over seeds and items of the slope: as each item's gains have a slope, theirs is its mean."""
+    gain_SNK = np.stack([one.of(seeds) - other.of(seeds) for _, one, other in pairs], axis=2)
+    slope_n = slope_per_doubling([place.size for place, _, _ in pairs], gain_SNK.reshape(-1, len(pairs)))
+    return joint_interval([Contribution(values_SN=slope_n.reshape(gain_SNK.shape[:2]), groups=pairs[0][1].groups)])
+
+
 def shift_drops(study: StudyConfig, table: Table) -> tuple[ShiftDrop, ...]:
     """Accuracy lost on each shifted test set; the first test set of a setting is the in-domain one."""
-    references = {setting.name: setting.test_sets[0] for setting in study.settings}
-    found = []
+    settings = {setting.name: setting for setting in study.settings}
+    drops: dict[Place, dict[str, Drop]] = {}
     for place, method, kind in table:
-        reference = references[place.setting]
-        if kind != WITH_PICTURE or place.test_set == reference:
+        setting = settings[place.setting]
+        if kind != WITH_PICTURE or place.test_set == setting.test_sets[0]:
             continue
-        drop = _drop(table, place, reference, method)
-        if not drop:
-            continue
-        change = _change(study, method, drop, partial(_drop, table, place, reference))
-        found.append(
-            ShiftDrop(
-                place=place,
-                reference=reference,
-                method=method,
-                seeds=tuple(drop),
-                per_seed=tuple(drop.values()),
-                drop=summarise(list(drop.values())),
-                baseline=change.baseline,
-                change_seeds=change.seeds,
-                change_per_seed=change.per_seed,
-                change=change.spread,
+        drop = drop_of(table, place, method, reference=setting.test_sets[0], dataset=setting.dataset)
+        if drop is not None:
+            drops.setdefault(place, {})[method] = drop
+    found = []
+    for place, by_method in drops.items():
+        lost = {method: drop.lost.by_seed for method, drop in by_method.items()}
+        for method, drop in by_method.items():
+            change = _change(study, method, lost[method], lost.get)
+            found.append(
+                ShiftDrop(
+                    place=place,
+                    reference=settings[place.setting].test_sets[0],
+                    questions=drop.questions,
+                    method=method,
+                    seeds=tuple(lost[method]),
+                    per_seed=tuple(lost[method].values()),
+                    before=summarise(list(drop.before.by_seed.values())),
+                    after=summarise(list(drop.after.by_seed.values())),
+                    drop=summarise(list(lost[method].values())),
+                    baseline=change.baseline,
+                    change_seeds=change.seeds,
+                    change_per_seed=change.per_seed,
+                    change=change.spread,
+                )
             )
-        )
     return tuple(found)
-
-
-def _drop(table: Table, place: Place, reference: str, method: str) -> dict[int, float]:
-    """Seed -> points lost from the in-domain set to the place's."""
-    origin = table.get((dataclasses.replace(place, test_set=reference), method, WITH_PICTURE))
-    return _lost(origin, table.get((place, method, WITH_PICTURE)))
 
 
 def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
     """How much accuracy hangs on the picture, and how that differs from the baseline."""
+    lost: dict[tuple[Place, str], dict[str, dict[int, float]]] = {}
+    for place, method, kind in table:
+        if kind != WITH_PICTURE and (use := use_of(table, place, method, kind=kind)):
+            lost.setdefault((place, kind), {})[method] = use.by_seed
     found = []
-    for (place, method, kind), spoilt in table.items():
-        if kind == WITH_PICTURE:
-            continue
-        use = _use(table, place, kind, method)
-        change = _change(study, method, use, partial(_use, table, place, kind))
-        whole = table[place, method, WITH_PICTURE]
-        found.append(
-            VisionUse(
-                place=place,
-                kind=kind,
-                method=method,
-                seeds=tuple(use),
-                accuracy=summarise(whole.percents),
-                spoilt=summarise(spoilt.percents),
-                use=summarise(list(use.values())),
-                baseline=change.baseline,
-                change_seeds=change.seeds,
-                change_per_seed=change.per_seed,
-                change=change.spread,
+    for (place, kind), by_method in lost.items():
+        for method, by_seed in by_method.items():
+            change = _change(study, method, by_seed, by_method.get)
+            found.append(
+                VisionUse(
+                    place=place,
+                    kind=kind,
+                    method=method,
+                    seeds=tuple(by_seed),
+                    accuracy=summarise(table[place, method, WITH_PICTURE].percents),
+                    spoilt=summarise(table[place, method, kind].percents),
+                    use=summarise(list(by_seed.values())),
+                    baseline=change.baseline,
+                    change_seeds=change.seeds,
+                    change_per_seed=change.per_seed,
+                    change=change.spread,
+                )
             )
-        )
     return tuple(found)
-
-
-def _use(table: Table, place: Place, kind: str, method: str) -> dict[int, float]:
-    """Seed -> points lost when the picture is spoilt."""
-    return _lost(table.get((place, method, WITH_PICTURE)), table.get((place, method, kind)))
 
 
 def text_shares(study: StudyConfig, table: Table) -> tuple[TextShare, ...]:
@@ -257,15 +266,6 @@ def _parts(text: Series, series: Series) -> dict[int, tuple[float, float, float]
     return parts
 
 
-def _lost(before: Series | None, after: Series | None) -> dict[int, float]:
-    """Seed -> points lost from one series to another, over the seeds that have both."""
-    if before is None or after is None:
-        return {}
-    start = dict(zip(before.seeds, before.percents, strict=True))
-    end = zip(after.seeds, after.percents, strict=True)
-    return {seed: start[seed] - percent for seed, percent in end if seed in start}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Change:
     """What a method's quantity is more than its baseline's, seed by seed; empty where there is nothing to compare."""
@@ -277,10 +277,10 @@ class _Change:
 
 
 def _change(
-    study: StudyConfig, method: str, own: Mapping[int, float], of_method: Callable[[str], Mapping[int, float]]
+    study: StudyConfig, method: str, own: Mapping[int, float], of_method: Callable[[str], Mapping[int, float] | None]
 ) -> _Change:
     baseline = study.baseline_of(method)
-    other = of_method(baseline) if baseline != method else {}
+    other = (of_method(baseline) if baseline != method else None) or {}
     seeds = tuple(seed for seed in own if seed in other)
     if not seeds:
         return _Change()

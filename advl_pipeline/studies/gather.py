@@ -17,6 +17,7 @@ from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings,
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
+from advl_pipeline.studies.mean_contrasts import mean_contrasts
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
     CacheRecord,
@@ -28,7 +29,14 @@ from advl_pipeline.studies.result import (
     StudyResult,
     WeightHistogram,
 )
-from advl_pipeline.studies.run_folder import Evaluation, Quantity, WeightBins, read_json, read_weights
+from advl_pipeline.studies.run_folder import (
+    Evaluation,
+    Quantity,
+    WeightBins,
+    read_json,
+    read_task_loss,
+    read_weights,
+)
 from advl_pipeline.studies.scores import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -60,6 +68,7 @@ def gather_study(folder: Path) -> StudyResult:
         contrasts=contrasts(plan.study, table),
         trends=trends(plan.study, table),
         drops=shift_drops(plan.study, table),
+        mean_contrasts=mean_contrasts(plan.study, table),
         vision=vision_use(plan.study, table),
         text_shares=text_shares(plan.study, table),
         costs=_costs(done, results, evaluations),
@@ -225,7 +234,9 @@ def _calibrations(
                 if evaluation is None or task not in evaluation.scores:
                     continue
                 place = place_of(cell, test_set, metric, sizes)
-                confidence = top_confidence(evaluation.scores[task], independent=task == "vqa")
+                # As the student's confidence in training: VQA's answers do not compete unless its loss makes them.
+                independent = task == "vqa" and read_task_loss(cell.run) != "soft-target-kl"
+                confidence = top_confidence(evaluation.scores[task], independent=independent)
                 pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
     return tuple(
         Calibration(

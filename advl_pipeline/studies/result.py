@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advl_pipeline.evaluation.calibration import Reliability
-from advl_pipeline.evaluation.statistics import PairedComparison, Significance, Spread
+from advl_pipeline.evaluation.question_match import Questions
+from advl_pipeline.evaluation.statistics import Interval, PairedComparison, Significance, Spread
 from advl_pipeline.studies.config import StudyConfig
 
+ClaimQuantity = Literal["accuracy", "drop", "use"]
 CellState = Literal["finished", "partial", "pending"]
 
 
@@ -32,7 +34,7 @@ class CellRecord:
     command: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """Where accuracies are compared. `size` orders shot sizes and is the x of figures: training questions."""
 
@@ -41,6 +43,11 @@ class Place:
     test_set: str
     size: int
     shots: int | None
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Order along the shots; all training questions stand after as many that were asked for by number."""
+        return self.size, self.shots is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +84,10 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trend:
-    """Gain over the baseline as shots grow; `slope` is in points per doubling, None with one size."""
+    """Gain over the baseline as shots grow; `slope` is in points per doubling, None with one size.
+
+    `slope_joint` is the interval of its mean over seeds and items.
+    """
 
     setting: str
     metric: str
@@ -90,22 +100,50 @@ class Trend:
     slope_per_seed: tuple[float, ...]
     slope: Spread | None
     slope_test: Significance | None
+    slope_joint: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftDrop:
-    """Accuracy lost from the in-domain test set to a shifted one; `change` is the drop minus the baseline's."""
+    """Accuracy lost from the in-domain test set to a shifted one; `change` is the drop minus the baseline's.
+
+    Where the shifted set asks questions of the in-domain one otherwise (`questions` is "same"), all numbers are over
+    the questions that both hold; else each accuracy is over its whole set.
+    """
 
     place: Place
     reference: str
+    questions: Questions
     method: str
     seeds: tuple[int, ...]
     per_seed: tuple[float, ...]
+    before: Spread
+    after: Spread
     drop: Spread
     baseline: str | None
     change_seeds: tuple[int, ...]
     change_per_seed: tuple[float, ...]
     change: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanContrast:
+    """The focus method against another in one quantity: mean over the shot sizes of the seeds that all of them have.
+
+    `quantity` is the accuracy, the drop to a shifted set or what swapped pictures cost; `questions` is of a drop.
+    """
+
+    setting: str
+    metric: str
+    test_set: str
+    quantity: ClaimQuantity
+    questions: Questions | None
+    treated: str
+    baseline: str
+    shots: tuple[int | None, ...]
+    seeds: tuple[int, ...]
+    per_seed: tuple[float, ...]
+    joint_interval: Interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,6 +259,7 @@ class StudyResult:
     contrasts: tuple[Contrast, ...]
     trends: tuple[Trend, ...]
     drops: tuple[ShiftDrop, ...]
+    mean_contrasts: tuple[MeanContrast, ...]
     vision: tuple[VisionUse, ...]
     text_shares: tuple[TextShare, ...]
     costs: tuple[Cost, ...]
@@ -248,6 +287,20 @@ class StudyResult:
                 item
                 for item in self.contrasts
                 if item.place == place and item.treated == treated and item.baseline == baseline
+            ),
+            None,
+        )
+
+    def mean_contrast(
+        self, quantity: ClaimQuantity, baseline: str, *, setting: str, metric: str, test_set: str
+    ) -> MeanContrast | None:
+        """Return the focus method's comparison with another in a quantity, if it could be made."""
+        wanted = (quantity, baseline, setting, metric, test_set)
+        return next(
+            (
+                item
+                for item in self.mean_contrasts
+                if (item.quantity, item.baseline, item.setting, item.metric, item.test_set) == wanted
             ),
             None,
         )

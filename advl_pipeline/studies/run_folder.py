@@ -95,6 +95,24 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
         ) from error
 
 
+def read_task_loss(run: Path) -> str:
+    """Return the loss that a run's task was trained by, as its settings record it.
+
+    Raises:
+        ConfigError: the settings are missing or damaged.
+    """
+    path = run / "settings.json"
+    try:
+        return str(read_json(path)["settings"]["task_loss"]["value"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            "The settings of a run do not name the loss of its task.",
+            where=str(path),
+            why=f"no {error}" if isinstance(error, KeyError) else str(error),
+            next_command="delete the run folder and give the study command again",
+        ) from error
+
+
 def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Evaluation:
     """Sort arrays by their names: item/METRIC, item_KIND/METRIC, each with its ids, and scores/TASK.
 

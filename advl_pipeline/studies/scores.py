@@ -29,11 +29,12 @@ WITH_PICTURE = ""
 class Series:
     """One method at one place: item scores of each finished seed, in the order of the seeds.
 
-    `groups` says which items show one picture; None where the evaluation did not write it.
+    `ids` names the items. `groups` says which show one picture; None where the evaluation did not write it.
     """
 
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
+    ids: tuple[str, ...]
     items_SN: FloatArray
     groups: ItemGroups | None
 
@@ -104,6 +105,7 @@ def build_table(
         key: Series(
             seeds=tuple(seed for seed, _, _ in found),
             runs=tuple(f"cells/{cell_id}" for _, cell_id, _ in found),
+            ids=orders[key[0].setting, key[0].test_set, key[0].metric][0],
             items_SN=np.stack([values for _, _, values in found]),
             groups=groups[key[0].setting, key[0].test_set, key[0].metric],
         )

@@ -16,7 +16,7 @@ from advl_pipeline.datasets.cards import CARD_NAMES, load_card
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.hypothesis_only import fit, hashed_words
-from advl_pipeline.evaluation.items import ItemScores
+from advl_pipeline.evaluation.question_match import match_questions, original_of
 from advl_pipeline.evaluation.shift import shift_drop
 
 
@@ -145,9 +145,9 @@ def test_the_model_learns_words_and_pairs() -> None:
 
 
 def test_a_drop_is_over_the_same_questions() -> None:
-    original = ItemScores(question_ids=("a", "b", "c", "d"), score=np.array([1, 1, 0, 0], dtype=np.float32))
-    shifted = ItemScores(question_ids=("d", "b", "a", "new"), score=np.array([1, 0, 0, 1], dtype=np.float32))
-    drop = shift_drop(original, shifted)
+    match = match_questions("vcr", "val", ("a", "b", "c", "d"), "rule-plural", ("d", "b", "a", "new"))
+    assert match.questions == "same"
+    drop = shift_drop(np.array([1.0, 1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0, 1.0]), match)
     assert drop.num_items == 3
     assert drop.original == pytest.approx(200 / 3)
     assert drop.shifted == pytest.approx(100 / 3)
@@ -156,7 +156,41 @@ def test_a_drop_is_over_the_same_questions() -> None:
     assert drop.interval.low <= drop.change.points <= drop.interval.high
     assert 0.0 < drop.significance.p_value <= 1.0
     with pytest.raises(DatasetError, match="in common"):
-        shift_drop(original, ItemScores(question_ids=("x",), score=np.ones(1, dtype=np.float32)))
+        shift_drop(np.zeros(1), np.ones(1), match_questions("vcr", "val", ("a",), "rule-plural", ("x",)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "original", "shifted", "questions"),
+    [
+        ("vcr", ("val", ["val-0", "val-1"]), ("rule-singular", ["val-1"]), "same"),
+        ("snli-ve", ("test", ["7.jpg#0r1e", "8.jpg#0r1e"]), ("e-test", ["8.jpg#0r1e"]), "same"),
+        ("snli-ve", ("test", ["7.jpg#0r1e", "8.jpg#0r1e"]), ("test-hard", ["8.jpg#0r1e"]), "part"),
+        ("vqa-v2", ("val", ["70", "71"]), ("ce-hard", ["71"]), "part"),
+        ("vqa-v2", ("minival", ["70", "71"]), ("ce-hard", ["71"]), "part"),
+        ("vqa-vs", ("test", ["70", "71"]), ("ood-qt", ["71"]), "part"),
+        ("vqa-cp-v2", ("val", ["70", "71"]), ("test", ["72"]), "other"),
+        ("scenes-vcr", ("test", ["test-0", "test-1"]), ("test-shift", ["test-shift-1"]), "same"),
+        ("scenes-vcr", ("test", ["test-0", "test-1"]), ("test-unseen", ["test-unseen-1"]), "other"),
+        ("scenes-vqa", ("test", ["3000000000", "3000000001"]), ("test-shift", ["4000000001"]), "same"),
+        ("scenes-vqa", ("test", ["3000000000", "3000000001"]), ("test-unseen", ["5000000001"]), "other"),
+        ("scenes-snli-ve", ("test", ["31.jpg#0r0e", "32.jpg#0r1n"]), ("test-shift", ["42.jpg#0r1n"]), "same"),
+        ("vcr", ("val", ["val-0", "val-1"]), ("scenes-vcr/test", ["test-1"]), "other"),
+    ],
+)  # fmt: skip
+def test_sets_are_matched_as_their_cards_say(
+    dataset: str, original: tuple[str, list[str]], shifted: tuple[str, list[str]], questions: str
+) -> None:
+    match = match_questions(dataset, *original, *shifted)
+    assert match.questions == questions
+    expected = ([], []) if questions == "other" else ([1], [0])
+    assert (match.original_n.tolist(), match.shifted_n.tolist()) == expected
+
+
+def test_a_card_names_the_original_of_a_shifted_set() -> None:
+    assert original_of("vcr", "rule-singular") == "val"
+    assert original_of("vqa-v2", "snli-ve/test-hard") == "snli-ve/test"
+    assert original_of("scenes-vqa", "test-shift") == "test"
+    assert original_of("vcr", "val") is None
 
 
 def test_cards_say_what_a_shifted_set_shifts_and_compares_with() -> None:

@@ -156,6 +156,19 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
     assert {tuple(row[:4]) for row in rows} == expected
 
 
+def test_a_drop_to_other_questions_is_marked_so(page: Element) -> None:
+    figure = page.find("figure", id="drop-0-q2a")[0]
+    assert all(title.text.endswith(", other questions") for title in figure.find("p", class_="panel-title"))
+    assert {row.find("td")[1].text for row in figure.find("tbody")[0].find("tr")} == {"other questions"}
+
+
+def test_the_page_says_what_a_verdict_rests_on(page: Element) -> None:
+    text = page.find("section", id="verdicts")[0].find("p", class_="read")[0].text
+    assert "interval over seeds and items excludes zero" in text
+    assert "C1 to C4 are tested against each shuffled or random teacher" in text
+    assert "data that the study did not run" in text
+
+
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be(tmp_path: Path) -> None:
     """The t-interval of two seeds may reach below 0 and above 100."""
     result = make_study(tmp_path, num_seeds=2)

@@ -33,9 +33,9 @@ def generator(*parts: object) -> np.random.Generator:
 
 
 def accuracy(cell: Cell, test_set: str, gains: Mapping[str, float]) -> float:
-    """Expected accuracy in [0, 1]."""
+    """Expected accuracy in [0, 1]; a gain named "method on set" is of that test set alone."""
     shots = cell.shots or 1600
-    gain = gains.get(cell.method, 0.0) * (100 / shots) ** 0.5
+    gain = gains.get(f"{cell.method} on {test_set}", gains.get(cell.method, 0.0)) * (100 / shots) ** 0.5
     wobble = generator("wobble", cell.seed, shots).normal(0, 0.8) + generator(cell.cell_id, test_set).normal(0, 0.5)
     return (BASE.get(test_set, 50.0) + 4 * np.log2(shots / 100) + gain + wobble) / 100
 
@@ -45,6 +45,8 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
     run = cell.run
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", config_to_dict(cell.finetune))
+    loss = cell.finetune.task_loss or ("soft-target-bce" if "vqa" in cell.finetune.task else "softmax-choice")
+    write_json(run / "settings.json", {"settings": {"task_loss": {"value": loss, "source": "the test's"}}})
     write_json(
         run / "environment.json",
         {"python": "3.11.9", "platform": "Linux", "libraries": {"torch": "2.13.0"}, "command": ["advl", "study"]},

@@ -20,11 +20,12 @@ import click
 import numpy as np
 import pytest
 import synthetic_runs
-from scipy import stats
+from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
 from advl_cli.options import config_from_flags, config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
+from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.execute import missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
@@ -137,6 +138,17 @@ def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyR
     assert use.spoilt.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
 
 
+def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
+    result = run(
+        tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]'
+    )
+    (trend,) = result.trends
+    assert trend.sizes == (100, 1600, 1600)
+    assert len(trend.slope_per_seed) == 2
+    (table,) = wide_tables(result)
+    assert [row.shots for row in table.rows] == [100, 100, 1600, 1600, None, None]
+
+
 def test_cost_weights_calibration_caches_and_environment_are_gathered(result: StudyResult) -> None:
     costs = {(cost.method, cost.shots): cost for cost in result.costs}
     assert costs["advl", 100].seconds_per_step == pytest.approx(0.09)
@@ -159,6 +171,26 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
     assert all(cache.num_bytes for cache in result.caches)
     assert len(result.environments) == 1
     assert "command" not in result.environments[0]
+
+
+@pytest.mark.parametrize("loss", ["soft-target-bce", "soft-target-kl"])
+def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path: Path, loss: str) -> None:
+    result = run(
+        tmp_path,
+        num_seeds=1,
+        dataset='"scenes-vqa"',
+        tasks='["vqa"]',
+        methods='["plain"]',
+        shots="[100]",
+        test_sets='["test"]',
+        extra=f"[training]\ntask-loss = '{loss}'\n",
+    )
+    (calibration,) = result.calibrations
+    with np.load(result.folder / result.cells[0].run / "evaluation" / "test.npz") as arrays:
+        logits = arrays["scores/vqa"].astype(np.float64)
+    sure = 1 / (1 + np.exp(-logits)) if loss == "soft-target-bce" else special.softmax(logits, axis=1)
+    mean = sum(one.confidence * one.count for one in calibration.reliability.bins) / NUM_ITEMS
+    assert mean == pytest.approx(sure.max(axis=1).mean())
 
 
 def test_commands_repeat_the_runs(result: StudyResult) -> None:

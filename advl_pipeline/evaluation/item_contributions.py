@@ -1,0 +1,61 @@
+"""What each item adds to a number that is not one accuracy on one test set, and the interval of its mean.
+
+A gain averaged over shot sizes, the slope of a gain, the use of pictures, and what any of them is more than another
+method's, are all means over items of a combination of scores. A drop to a set of other questions is the sum of two
+such means, over two sets of items. So one bootstrap serves them all: items are resampled together with their picture,
+each set by itself, and seeds once for all sets, as in `hierarchical_bootstrap`.
+
+Shapes: S seeds, N items of a set, B resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from advl_pipeline.evaluation.statistics import (
+    FloatArray,
+    Interval,
+    ItemGroups,
+    interval_of_resamples,
+    resampled_means,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution:
+    """Of one set of items: what each adds, in combinations of scores in [0, 1], and which belong together."""
+
+    values_SN: FloatArray
+    groups: ItemGroups | None
+
+
+def mean_per_seed(sets: Sequence[Contribution]) -> tuple[float, ...]:
+    """Return the sum over sets of the mean over items, in points, one per seed."""
+    return tuple(float(value) for value in 100.0 * sum(one.values_SN.mean(axis=1) for one in sets))
+
+
+def joint_interval(
+    sets: Sequence[Contribution], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Return the interval over seeds and items, in points, of the sum over sets of the mean over items.
+
+    Args:
+        sets: disjoint sets of items, over the same seeds.
+        level: of the interval.
+        resamples: number of resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: there is no set, no item or no seed.
+    """
+    if not sets:
+        raise ValueError("a bootstrap needs at least one set of items")
+    random = np.random.default_rng(seed)
+    means_BS = sum(
+        (resampled_means(one.values_SN, groups=one.groups, resamples=resamples, random=random) for one in sets),
+        start=np.zeros(()),
+    )
+    return interval_of_resamples(means_BS, level=level, random=random)

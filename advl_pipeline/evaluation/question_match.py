@@ -1,0 +1,119 @@
+"""Which questions of a shifted set are questions of its original, and whether they are asked otherwise.
+
+Questions are told by their ids. There are three cases, and only in the first is a drop over the common questions a
+number of its own:
+  - "same": the shifted set asks questions of the original otherwise, in other words or on another picture;
+  - "part": it holds questions of the original as they are (the hard pairs of SNLI-VE, VQA-CE, VQA-VS). The choice is
+    the shift: over the common questions nothing could ever drop, so the part is compared with the whole;
+  - "other": the two have no question in common.
+
+Shapes: n questions that both sets hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
+from advl_pipeline.datasets.registry import SCENES_PREFIX
+from advl_pipeline.datasets.scenes.layout import SPLIT_CODES
+
+Questions = Literal["same", "part", "other"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuestionMatch:
+    """How two sets go together. Row `original_n[i]` of the one is the question in row `shifted_n[i]` of the other."""
+
+    questions: Questions
+    original_n: npt.NDArray[np.int64]
+    shifted_n: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Set:
+    """A test set: the dataset that it is of, its split, and its card, where the dataset has one."""
+
+    dataset: str
+    split: str
+    card: Card | None
+
+
+def original_of(dataset: str, shifted_set: str) -> str | None:
+    """Return the set that the card of a shifted set compares it with, named as the shifted set is; None for none.
+
+    Args:
+        dataset: that the run was trained on.
+        shifted_set: a split of it, or of another dataset as "dataset/split".
+    """
+    name, _, split = shifted_set.rpartition("/")
+    card = _test_set(dataset, shifted_set).card
+    original = card.splits.get(split, {}).get("compare_with") if card else None
+    if original is None:
+        return None
+    return f"{name}/{original}" if name else str(original)
+
+
+def match_questions(
+    dataset: str, original_set: str, original_ids: Sequence[str], shifted_set: str, shifted_ids: Sequence[str]
+) -> QuestionMatch:
+    """Find the questions that two sets have in common.
+
+    Args:
+        dataset: that the run was trained on.
+        original_set: a split of it, or of another dataset as "dataset/split".
+        original_ids: of its questions.
+        shifted_set: as `original_set`.
+        shifted_ids: of its questions.
+    """
+    original, shifted = _test_set(dataset, original_set), _test_set(dataset, shifted_set)
+    row_of = {_common_name(original, question): row for row, question in enumerate(original_ids)}
+    pairs = [
+        (row_of[name], row)
+        for row, question in enumerate(shifted_ids)
+        if (name := _common_name(shifted, question)) in row_of
+    ]
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    found: Questions = "other" if not pairs else "part" if _asks_alike(original, shifted) else "same"
+    return QuestionMatch(questions=found, original_n=rows[:, 0], shifted_n=rows[:, 1])
+
+
+def _test_set(dataset: str, name: str) -> _Set:
+    other, _, split = name.rpartition("/")
+    dataset = other or dataset
+    card_name = "scenes" if dataset.startswith(SCENES_PREFIX) else dataset
+    return _Set(dataset=dataset, split=split, card=load_card(card_name) if card_name in CARD_NAMES else None)
+
+
+def _common_name(test_set: _Set, question: str) -> str:
+    """Return what a question is called in all sets that ask it.
+
+    The scenes put the split into an id, in the VCR format by its name and in the others by the first digit. Sets
+    that the card compares hold the same items in the same order; the others are kept apart by what stands before.
+    """
+    if not test_set.dataset.startswith(SCENES_PREFIX) or test_set.split not in SPLIT_CODES:
+        return question
+    own = question.removeprefix(f"{test_set.split}-")
+    if own == question:
+        own = question.removeprefix(str(SPLIT_CODES[test_set.split]))
+    facts = test_set.card.splits.get(test_set.split, {}) if test_set.card else {}
+    return f"{facts.get('compare_with', test_set.split)} {own}"
+
+
+def _asks_alike(original: _Set, shifted: _Set) -> bool:
+    """Whether a common id stands for the same words on the same picture with the same answer in both sets.
+
+    A VQA id names question, picture and answers; elsewhere a part is read from the annotations of its original.
+    """
+    if original.card is None or shifted.card is None:
+        return False
+    formats = {original.card.format, shifted.card.format}
+    files = {original.card.splits.get(original.split, {}).get("annotations")}
+    files.add(shifted.card.splits.get(shifted.split, {}).get("annotations"))
+    same_file = original.dataset == shifted.dataset and len(files) == 1 and None not in files
+    return formats == {"vqa"} or same_file

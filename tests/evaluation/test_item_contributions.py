@@ -1,0 +1,69 @@
+"""The bootstrap over seeds and items of combinations of scores, against plain loops and known cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, mean_per_seed
+from advl_pipeline.evaluation.statistics import ItemGroups, compare, item_groups
+
+
+def pictures(sizes: np.ndarray) -> tuple[np.ndarray, ItemGroups]:
+    names = np.repeat([f"picture {index}" for index in range(len(sizes))], sizes)
+    return names, item_groups(names.tolist(), [""] * len(names))
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 10_000))
+def test_two_sets_are_resampled_by_pictures_each_by_itself_and_seeds_once(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    loop, sets = [], []
+    for count, mean in ((30, 0.2), (45, -0.1)):
+        names, groups = pictures(random.integers(1, 4, size=count))
+        values_SN = random.normal(mean, 0.4, size=(4, len(names))) + random.normal(0, 0.1, size=(4, 1))
+        sets.append(Contribution(values_SN=values_SN, groups=groups))
+        loop.append((values_SN, [np.flatnonzero(names == name) for name in np.unique(names)]))
+    draws = []
+    for _ in range(2000):
+        seeds = random.integers(4, size=4)
+        total = 0.0
+        for values_SN, rows in loop:
+            drawn = np.concatenate([rows[index] for index in random.integers(len(rows), size=len(rows))])
+            total += 100 * values_SN[seeds][:, drawn].mean()
+        draws.append(total)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    ours = joint_interval(sets)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.12 * (high - low))
+    assert ours.contains(float(np.mean(mean_per_seed(sets))))
+
+
+def test_one_set_is_what_compare_says() -> None:
+    random = np.random.default_rng(4)
+    treated, baseline = random.integers(0, 2, size=(2, 5, 90)).astype(np.float64)
+    _, groups = pictures(np.full(30, 3))
+    ours = joint_interval([Contribution(values_SN=treated - baseline, groups=groups)])
+    assert ours == compare(treated, baseline, groups=groups).joint_interval
+
+
+def test_what_items_disagree_about_widens_the_interval() -> None:
+    """Each seed agrees exactly, so only the items tell that the mean is not sure."""
+    values_SN = np.tile([1.0, 1.0, -1.0, -1.0, 1.0], (5, 4))
+    interval = joint_interval([Contribution(values_SN=values_SN, groups=None)])
+    assert mean_per_seed([Contribution(values_SN=values_SN, groups=None)]) == pytest.approx([20.0] * 5)
+    assert interval.low < 0 < 20 < interval.high
+
+
+def test_nothing_to_resample_is_refused() -> None:
+    with pytest.raises(ValueError, match="one set"):
+        joint_interval([])
+    with pytest.raises(ValueError, match="one item"):
+        joint_interval([Contribution(values_SN=np.zeros((2, 0)), groups=None)])
+
+
+def test_groups_of_some_items_are_numbered_without_gaps() -> None:
+    groups = item_groups(["a", "b", "b", "c", "d"], ["x", "y", "y", "x", "z"]).of(np.array([4, 1, 2]))
+    assert groups.group_N.tolist() == [1, 0, 0]
+    assert groups.stratum_N.tolist() == [1, 0, 0]

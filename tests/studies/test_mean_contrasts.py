@@ -1,0 +1,134 @@
+"""Drops and means over sizes, on hand-made tables of item scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from advl_pipeline.evaluation.statistics import compare, hierarchical_bootstrap, item_groups
+from advl_pipeline.studies.comparisons import shift_drops, trends
+from advl_pipeline.studies.config import StudyConfig, parse_study
+from advl_pipeline.studies.mean_contrasts import mean_contrasts
+from advl_pipeline.studies.result import MeanContrast, Place
+from advl_pipeline.studies.scores import WITH_PICTURE, Series
+
+SEEDS = (0, 1, 2, 3, 4)
+Table = dict[tuple[Place, str, str], Series]
+
+
+def study(dataset: str, task: str, test_sets: list[str]) -> StudyConfig:
+    raw = {"name": "s", "dataset": dataset, "tasks": [task], "test_sets": test_sets, "teachers": ["minilm-l6"]}
+    return parse_study({**raw, "methods": ["plain", "advl", "advl-shuffled"], "shots": [100, 400]}, where="here")
+
+
+def place(config: StudyConfig, test_set: str, shots: int = 100) -> Place:
+    (setting,) = config.settings
+    return Place(setting=setting.name, metric=setting.metrics[0], test_set=test_set, size=shots, shots=shots)
+
+
+def series(items_SN: np.ndarray, ids: list[str]) -> Series:
+    groups = item_groups([f"picture {index // 3}" for index in range(len(ids))], [""] * len(ids))
+    return Series(
+        seeds=SEEDS, runs=("run",) * len(SEEDS), ids=tuple(ids), items_SN=items_SN.astype(np.float64), groups=groups
+    )
+
+
+def table(config: StudyConfig, ids: dict[str, list[str]], *, shots: tuple[int, ...] = (100,)) -> Table:
+    """Item scores at random; of the in-domain set the first half of the items is easy."""
+    random = np.random.default_rng(1)
+    found: Table = {}
+    reference = config.settings[0].test_sets[0]
+    for method in config.methods:
+        for test_set, names in ids.items():
+            share = np.where(np.arange(len(names)) < len(names) // 2, 0.9, 0.3) if test_set == reference else 0.5
+            for size in shots:
+                for kind in (WITH_PICTURE, "swapped") if test_set == reference else (WITH_PICTURE,):
+                    items_SN = random.random((len(SEEDS), len(names))) < share
+                    found[place(config, test_set, size), method, kind] = series(items_SN, names)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task", "shifted", "prefix", "questions"),
+    [
+        ("vcr", "vcr-q2a", "rule-plural", "q", "same"),
+        ("scenes-vcr", "vcr-q2a", "test-shift", "test-shift-", "same"),
+        ("scenes-vcr", "vcr-q2a", "test-unseen", "test-unseen-", "other"),
+        ("snli-ve", "snli-ve", "test-hard", "q", "part"),
+    ],
+)
+def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
+    dataset: str, task: str, shifted: str, prefix: str, questions: str
+) -> None:
+    reference = "val" if dataset == "vcr" else "test"
+    own = f"{reference}-" if dataset == "scenes-vcr" else "q"
+    config = study(dataset, task, [reference, shifted])
+    names = {
+        reference: [f"{own}{number}" for number in range(120)],
+        shifted: [f"{prefix}{number}" for number in range(59, -1, -1)],
+    }
+    scores = table(config, names)
+    drops = {drop.method: drop for drop in shift_drops(config, scores)}
+    before, after = (scores[place(config, name), "advl", WITH_PICTURE].items_SN for name in (reference, shifted))
+    base = before[:, :60] if questions == "same" else before
+    assert abs(before[:, :60].mean() - before.mean()) > 0.2
+    assert drops["advl"].questions == questions
+    assert drops["advl"].before.mean == pytest.approx(100 * base.mean())
+    assert drops["advl"].after.mean == pytest.approx(100 * after.mean())
+    assert drops["advl"].per_seed == pytest.approx(100 * (base.mean(axis=1) - after.mean(axis=1)))
+    contrast = next(item for item in mean_contrasts(config, scores) if item.quantity == "drop")
+    assert contrast.questions == questions
+    expected = np.subtract(drops["advl"].per_seed, drops["plain"].per_seed)
+    assert contrast.per_seed == pytest.approx(expected)
+    if questions == "same":
+        plain = [scores[place(config, name), "plain", WITH_PICTURE].items_SN for name in (reference, shifted)]
+        lost_SN = (base - after[:, ::-1]) - (plain[0][:, :60] - plain[1][:, ::-1])
+        groups = item_groups([f"picture {index // 3}" for index in range(60)], [""] * 60)
+        expected_interval = hierarchical_bootstrap(lost_SN, groups=groups, resamples=2000)
+        width = expected_interval.high - expected_interval.low
+        assert contrast.joint_interval.low == pytest.approx(expected_interval.low, abs=0.08 * width)
+        assert contrast.joint_interval.high == pytest.approx(expected_interval.high, abs=0.08 * width)
+
+
+def chosen(found: tuple[MeanContrast, ...], quantity: str, baseline: str) -> MeanContrast:
+    return next(item for item in found if (item.quantity, item.baseline) == (quantity, baseline))
+
+
+def test_means_over_sizes_are_taken_item_by_item() -> None:
+    config = study("scenes-vcr", "vcr-q2a", ["test"])
+    scores = table(config, {"test": [f"test-{number}" for number in range(90)]}, shots=(100, 400))
+    found = mean_contrasts(config, scores)
+    sizes = [place(config, "test", size) for size in (100, 400)]
+
+    def of(method: str, kind: str = WITH_PICTURE) -> np.ndarray:
+        return np.mean([scores[where, method, kind].items_SN for where in sizes], axis=0)
+
+    groups = scores[sizes[0], "advl", WITH_PICTURE].groups
+    whole = compare(of("advl"), of("plain"), groups=groups)
+    accuracy = chosen(found, "accuracy", "plain")
+    assert accuracy.shots == (100, 400)
+    assert accuracy.per_seed == pytest.approx(whole.per_seed)
+    ends = (whole.joint_interval.low, whole.joint_interval.high)
+    assert (accuracy.joint_interval.low, accuracy.joint_interval.high) == pytest.approx(ends, abs=0.01)
+    used = {name: of(name) - of(name, "swapped") for name in ("advl", "advl-shuffled")}
+    use = chosen(found, "use", "advl-shuffled")
+    expected = compare(used["advl"], used["advl-shuffled"], groups=groups)
+    assert use.per_seed == pytest.approx(expected.per_seed)
+    ends = (expected.joint_interval.low, expected.joint_interval.high)
+    assert (use.joint_interval.low, use.joint_interval.high) == pytest.approx(ends, abs=0.01)
+
+
+def test_a_slope_has_an_interval_over_items() -> None:
+    config = study("scenes-vcr", "vcr-q2a", ["test"])
+    scores = table(config, {"test": [f"test-{number}" for number in range(90)]}, shots=(100, 400))
+    trend = next(item for item in trends(config, scores) if item.treated == "advl")
+    gains = [
+        scores[where, "advl", WITH_PICTURE].items_SN - scores[where, "plain", WITH_PICTURE].items_SN
+        for where in (place(config, "test", 100), place(config, "test", 400))
+    ]
+    groups = scores[place(config, "test"), "advl", WITH_PICTURE].groups
+    expected = hierarchical_bootstrap((gains[1] - gains[0]) / 2, groups=groups, resamples=2000)
+    assert trend.slope_joint is not None
+    assert trend.slope_joint.contains(float(np.mean(trend.slope_per_seed)))
+    ends = (expected.low, expected.high)
+    assert (trend.slope_joint.low, trend.slope_joint.high) == pytest.approx(ends, abs=0.01)
