@@ -111,7 +111,7 @@ def snli_ve(as_json: bool, **flags: Any) -> None:
 @config_options(ScoreShiftConfig)
 @json_option
 def shift(as_json: bool, **flags: Any) -> None:
-    """Compare a shifted set with its original on the questions that both hold.
+    """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
 
     \b
     advl score shift --run runs/vcr-advl --on rule-singular
@@ -122,8 +122,11 @@ def shift(as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json(config_to_dict(result))
         return
-    click.echo(f"{result.original_set} -> {result.shifted_set}, on the same questions of this one run")
+    click.echo(f"{result.original_set} -> {result.shifted_set}, this one run")
     for metric, drop in result.drops.items():
         low, high = drop.interval.low, drop.interval.high
-        change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}], p {drop.significance.p_value:.3g}"
-        click.echo(f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}")
+        change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}]"
+        if drop.significance is not None:
+            change += f", p {drop.significance.p_value:.3g}"
+        told = "the same questions" if drop.questions == "same" else "a part of all questions"
+        click.echo(f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}, {told}")

@@ -1,7 +1,8 @@
-"""The drop from a test set to its shifted version, on the same questions.
+"""The drop from a test set to its shifted version.
 
-Several shifted sets hold only a part of the original questions (VCR's rule-based sets, the hard part of SNLI-VE). A
-drop is between two accuracies over the same questions, or it mixes the shift with the choice of questions.
+Several shifted sets ask only a part of the original questions in another way (VCR's rule-based sets). Their drop is
+between two accuracies over the same questions, or it mixes the shift with the choice of questions. Where the choice
+itself is the shift (the hard part of SNLI-VE), it is between the part and the whole (`question_match`).
 
 Shapes: N questions of the original set, M of the shifted one, n that both hold.
 """
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval
 from advl_pipeline.evaluation.items import ItemScores
 from advl_pipeline.evaluation.question_match import QuestionMatch, match_questions, original_of
 from advl_pipeline.evaluation.scoring_config import ScoreShiftConfig
@@ -32,18 +35,20 @@ from advl_pipeline.training.run import read_config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftDrop:
-    """Accuracies in percent over the common questions.
+    """Accuracies in percent: both over the common questions, or of the whole and of a part of it.
 
     `change` is shifted minus original, in points and in percent of the original. `interval` (points, bootstrap over
     questions) and `significance` (sign-flip test over questions) are of this one run and say nothing of other seeds.
+    A part has no question that both sets ask in two ways, so no significance: None. `num_items` are of the shifted set.
     """
 
+    questions: Literal["same", "part"]
     num_items: int
     original: float
     shifted: float
     change: Effect
     interval: Interval
-    significance: Significance
+    significance: Significance | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +61,7 @@ class ShiftResult:
 
 
 def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
-    """Compare two evaluated sets of a run on the questions that both hold.
+    """Compare two evaluated sets of a run on the questions that both hold, or a part with the whole that it is of.
 
     Raises:
         ConfigError: the card names no set to compare with, or a set was not evaluated.
@@ -80,7 +85,9 @@ def run_score_shift(config: ScoreShiftConfig) -> ShiftResult:
 def shift_drop(
     original_N: npt.NDArray[np.floating], shifted_M: npt.NDArray[np.floating], match: QuestionMatch
 ) -> ShiftDrop:
-    """Compare item scores on the questions that both sets hold.
+    """Compare item scores on the questions that both sets hold, or those of a part with those of the whole.
+
+    A part and the rest are resampled apart: part - whole is (1 - n / N) (part - rest).
 
     Raises:
         DatasetError: they have no question in common.
@@ -89,14 +96,25 @@ def shift_drop(
         raise DatasetError("The shifted set has no question in common with the original one.")
     before_n = original_N[match.original_n].astype(np.float64)
     after_n = shifted_M[match.shifted_n].astype(np.float64)
-    before, after = 100.0 * float(before_n.mean()), 100.0 * float(after_n.mean())
+    after = 100.0 * float(after_n.mean())
+    if match.questions == "same":
+        before = 100.0 * float(before_n.mean())
+        interval, significance = paired_bootstrap(after_n - before_n), sign_flip_test(after_n - before_n)
+    else:
+        before = 100.0 * float(original_N.mean())
+        rest = np.delete(original_N.astype(np.float64), match.original_n)
+        share = len(rest) / len(original_N)
+        sets = [after_n * share] if not len(rest) else [after_n * share, -rest * share]
+        interval = joint_interval([Contribution(values_SN=values[None], groups=None) for values in sets])
+        significance = None
     return ShiftDrop(
-        num_items=len(before_n),
+        questions=match.questions,
+        num_items=len(after_n),
         original=before,
         shifted=after,
         change=effect(after, before),
-        interval=paired_bootstrap(after_n - before_n),
-        significance=sign_flip_test(after_n - before_n),
+        interval=interval,
+        significance=significance,
     )
 
 

@@ -97,6 +97,12 @@ def test_the_whole_way(
         compared = advl(capsys, "score", "shift", "--run", run, "--on", sets[1])
         assert compared["original_set"] == sets[0]
         assert {drop["num_items"] for drop in compared["drops"].values()} == {3 if name == "vqa-v2" else 6}
+        kept = "same" if name == "vcr" else "part"
+        assert {drop["questions"] for drop in compared["drops"].values()} == {kept}
+        if kept == "part":
+            found = compared["drops"]["vqa"]
+            assert found["original"] == pytest.approx(documents[sets[0]]["metrics"]["vqa"])
+            assert found["shifted"] == pytest.approx(documents[sets[1]]["metrics"]["vqa"])
     predicted = advl(capsys, "predict", run, "--split", "test")
     assert predicted["num_items"] == num_test
     if name == "vcr":

@@ -154,9 +154,27 @@ def test_a_drop_is_over_the_same_questions() -> None:
     assert drop.change.points == pytest.approx(-100 / 3)
     assert drop.change.relative_percent == pytest.approx(-50.0)
     assert drop.interval.low <= drop.change.points <= drop.interval.high
+    assert drop.significance is not None
     assert 0.0 < drop.significance.p_value <= 1.0
     with pytest.raises(DatasetError, match="in common"):
         shift_drop(np.zeros(1), np.ones(1), match_questions("vcr", "val", ("a",), "rule-plural", ("x",)))
+
+
+def test_a_part_is_compared_with_the_whole() -> None:
+    ids = [str(number) for number in range(200)]
+    match = match_questions("vqa-v2", "val", ids, "ce-hard", ids[:50])
+    whole_N = np.concatenate([np.tile([1.0, 0.0, 0.0, 0.0, 0.0], 10), np.tile([1.0, 1.0, 0.0], 50)])
+    drop = shift_drop(whole_N, whole_N[:50], match)
+    assert (drop.questions, drop.num_items, drop.significance) == ("part", 50, None)
+    assert drop.original == pytest.approx(55.0)
+    assert drop.shifted == pytest.approx(20.0)
+    assert drop.change.points == pytest.approx(-35.0)
+    # (1 - n / N) (part - rest), of two binomial means.
+    spread = 0.75 * 100 * np.sqrt(0.2 * 0.8 / 50 + (2 / 9) / 150)
+    assert drop.interval.low == pytest.approx(-35.0 - 1.96 * spread, abs=1.5)
+    assert drop.interval.high == pytest.approx(-35.0 + 1.96 * spread, abs=1.5)
+    everything = shift_drop(whole_N, whole_N, match_questions("vqa-v2", "val", ids, "ce-hard", ids))
+    assert everything.change.points == everything.interval.low == everything.interval.high == 0.0
 
 
 @pytest.mark.parametrize(
