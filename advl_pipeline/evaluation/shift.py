@@ -39,7 +39,7 @@ class ShiftDrop:
 
     `change` is shifted minus original, in points and in percent of the original. `interval` (points, bootstrap over
     questions) and `significance` (sign-flip test over questions) are of this one run and say nothing of other seeds.
-    A part has no question that both sets ask in two ways, so no significance: None. `num_items` are of the shifted set.
+    A part asks no question in two ways, so it has no significance. `num_items` are of the shifted set.
     """
 
     questions: Literal["same", "part"]
