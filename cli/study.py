@@ -24,6 +24,9 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @config_options(StudyRunConfig, arguments=("study",))
 @click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk.")
 @click.option(
+    "--measure", is_flag=True, help="As --dry-run, but first train a few steps of each method whose time is unknown."
+)
+@click.option(
     "--list",
     is_flag=True,
     expose_value=False,
@@ -32,7 +35,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="List the shipped studies.",
 )
 @json_option
-def command(as_json: bool, dry_run: bool, **flags: Any) -> None:
+def command(as_json: bool, dry_run: bool, measure: bool, **flags: Any) -> None:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
     STUDY is a file or the name of a shipped study. Finished cells are never run again; several processes with one
@@ -40,17 +43,19 @@ def command(as_json: bool, dry_run: bool, **flags: Any) -> None:
 
     \b
     advl study demo --dry-run
+    advl study demo --measure
     advl study demo
     advl study mine.toml --output runs/studies/mine
     """
     config = config_from_flags(StudyRunConfig, flags)
-    if dry_run:
+    if dry_run or measure:
         from advl_pipeline.reporting.forecast_text import forecast_as_text
         from advl_pipeline.studies.forecast import forecast_study
 
-        forecast = forecast_study(config)
+        forecast = forecast_study(config, measure=measure)
         if as_json:
-            print_json(config_to_dict(forecast) | {"num_left": forecast.num_left})
+            totals = {name: getattr(forecast, name) for name in ("num_left", "seconds_left", "bytes_left")}
+            print_json(config_to_dict(forecast) | totals)
         else:
             click.echo(forecast_as_text(forecast))
         return

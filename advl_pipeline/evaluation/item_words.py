@@ -35,7 +35,7 @@ def read_selection(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return described
+    return None if "obstacle" in described else described
 
 
 @torch.inference_mode()

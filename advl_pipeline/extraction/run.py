@@ -119,6 +119,19 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset]:
     return teacher, dataset
 
 
+def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
+    """Return what an extraction would cost per modality, whatever is in its place already; nothing is written.
+
+    The teacher encodes two batches of each modality; every text is tokenised.
+
+    Raises:
+        ConfigError, DatasetError, WeightsUnavailable: as `run_extract`.
+    """
+    teacher, dataset = open_inputs(config)
+    sources = open_sources(config, teacher, dataset)
+    return _estimates(config, sources, _place(config, {source.modality: _count_tokens(source) for source in sources}))
+
+
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
     begun = time.perf_counter()
@@ -221,15 +234,10 @@ def make_plan(
         StorageError: the cache would not fit on the disk.
     """
     lengths = {source.modality: _count_tokens(source) for source in sources}
-    placements: dict[str, Placement] = {
-        modality: place(lengths_N, shard_rows=config.shard_rows) for modality, lengths_N in lengths.items()
-    }
+    placements = _place(config, lengths)
     for source in sources:
         _require_possible_shards(config, destination.location, source, placements[source.modality])
-    estimates = tuple(
-        estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size)
-        for source in sources
-    )
+    estimates = _estimates(config, sources, placements)
     free_bytes = None
     if isinstance(destination.location, Path):
         free_bytes = require_room(destination.location, sum(item.num_bytes for item in estimates))
@@ -256,6 +264,19 @@ def make_plan(
         )
         destination.publish_plan()
     return Plan(estimates=estimates, free_bytes=free_bytes)
+
+
+def _place(config: ExtractConfig, lengths: Mapping[str, npt.NDArray[np.int32]]) -> dict[str, Placement]:
+    return {modality: place(lengths_N, shard_rows=config.shard_rows) for modality, lengths_N in lengths.items()}
+
+
+def _estimates(
+    config: ExtractConfig, sources: Sequence[Source], placements: Mapping[str, Placement]
+) -> tuple[Estimate, ...]:
+    return tuple(
+        estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size)
+        for source in sources
+    )
 
 
 def _require_possible_shards(config: ExtractConfig, location: Location, source: Source, placement: Placement) -> None:

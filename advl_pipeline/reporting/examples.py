@@ -3,7 +3,8 @@
 They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
 chose them. The words that the focus method would distil are marked, as its evaluation stored them; training examples
 are shown with the words that it does distil, as its run stored them in `selected_words.json`. Both files map an
-example id to one list of [start, end) character spans per candidate.
+example id to one list of [start, end) character spans per candidate. Where words of test items cannot be told, the
+run's `word_selection.json` says why, and the page repeats it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ PICTURE_WIDTH = 360
 """Pixels; pictures are scaled down to it before they enter the page."""
 
 SELECTED_WORDS_FILE = "selected_words.json"
+WORD_SELECTION_FILE = "word_selection.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +83,7 @@ class ShownExample:
 class ExampleSet:
     """Examples of one setting, how they were found, and why there are none if so.
 
-    `marks_words`: the words that the focus run would distil are marked.
+    `marks_words`: the words that the focus run would distil are marked; `unmarked_because`: why they cannot be.
     """
 
     setting: str
@@ -93,6 +95,7 @@ class ExampleSet:
     examples: tuple[ShownExample, ...]
     missing: str
     marks_words: bool
+    unmarked_because: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +194,14 @@ def collect_examples(
         examples=examples,
         missing=missing,
         marks_words=bool(marked),
+        unmarked_because="" if marked else _obstacle(result.folder / focus_cell.run),
     )
+
+
+def _obstacle(run: Path) -> str:
+    """Return why the words that a run would distil cannot be told of test items, or nothing where they can."""
+    path = run / WORD_SELECTION_FILE
+    return str(read_json(path).get("obstacle", "")) if path.exists() else ""
 
 
 def _pair(result: StudyResult, setting: Setting) -> tuple[CellRecord, CellRecord] | None:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import shots_label
+from advl_pipeline.studies.disk import CacheForecast
 from advl_pipeline.studies.forecast import Forecast
 from advl_pipeline.training.config import planned_steps
 
@@ -27,12 +28,43 @@ def forecast_as_text(forecast: Forecast) -> str:
         f"left: {forecast.num_left} cells"
         + "".join(f", {number} of {count} steps" for count, number in sorted(steps.items()))
     )
-    seconds = "unknown" if forecast.seconds_left is None else wording.duration(forecast.seconds_left)
-    disk = "unknown" if forecast.bytes_left is None else wording.size(forecast.bytes_left)
-    lines.append(f"time: {seconds} on one process ({forecast.basis})")
-    lines.append(f"disk: {disk}, {wording.size(forecast.bytes_free)} free")
-    lines += [f"cache to extract: {path}" for path in forecast.missing_caches]
+    lines += [_time(forecast), _disk(forecast)]
+    lines += [_cache(cache) for cache in forecast.caches]
     lines += [f"pretrained student missing: {path}" for path in forecast.missing_inits]
     if forecast.missing_dataset:
         lines.append(f"dataset missing: {forecast.missing_dataset}")
     return "\n".join(lines)
+
+
+def _time(forecast: Forecast) -> str:
+    """Say how long it takes on one process and what that rests on, or what is not known and how it is measured."""
+    extraction = sum(cache.seconds or 0.0 for cache in forecast.caches)
+    parts = [f"extraction {wording.duration(extraction)}"] if extraction else []
+    if forecast.num_unmeasured:
+        how = "the same command with --measure trains a few steps of each method"
+        if forecast.caches:
+            how += ", of those with teachers once the caches are extracted"
+        parts.append(f"{forecast.num_unmeasured} cells not measured yet: {how}")
+    elif forecast.cell_seconds:
+        basis = f"measured on {forecast.time_basis}"
+        parts.append(f"training {wording.duration(forecast.cell_seconds)}, {basis}; scoring comes on top")
+    total = "unknown" if forecast.seconds_left is None else wording.duration(forecast.seconds_left)
+    return f"time: {total} on one process" + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def _disk(forecast: Forecast) -> str:
+    known = [cache.num_bytes for cache in forecast.caches if cache.num_bytes is not None]
+    runs = "unknown" if forecast.cell_bytes is None else wording.size(forecast.cell_bytes)
+    parts = [f"run folders {runs}: {forecast.disk_basis}"] if forecast.num_left else []
+    if known:
+        parts.append(f"caches {wording.size(sum(known))}")
+    if unplanned := len(forecast.caches) - len(known):
+        parts.append(f"caches not counted: {unplanned}")
+    total = "unknown" if forecast.bytes_left is None else wording.size(forecast.bytes_left)
+    return f"disk: {total}, {wording.size(forecast.bytes_free)} free" + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def _cache(cache: CacheForecast) -> str:
+    if cache.num_bytes is None or cache.seconds is None:
+        return f"cache to extract: {cache.path}, size unknown: {cache.obstacle}"
+    return f"cache to extract: {cache.path}, {wording.size(cache.num_bytes)}, {wording.duration(cache.seconds)}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, trained_on
 from advl_pipeline.studies.run_folder import evaluation_file, read_json
@@ -42,10 +43,15 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
 
 def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
     """Extract a cache; several processes that need the same one share its shards."""
-    from advl_pipeline.extraction.config import ExtractConfig
     from advl_pipeline.extraction.journal import extraction_seconds
     from advl_pipeline.extraction.run import run_extract
 
+    run_extract(extraction_config(need, study, data_root))
+    return extraction_seconds(need.path)
+
+
+def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> ExtractConfig:
+    """Return how a study extracts a cache that it needs."""
     values: Mapping[str, Any] = {
         "teacher": need.teacher,
         "dataset": need.dataset,
@@ -53,8 +59,7 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
         "output": need.path,
         "data_root": data_root,
     }
-    run_extract(build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]"))
-    return extraction_seconds(need.path)
+    return build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]")
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:
@@ -96,7 +101,7 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
             next_command=f"advl pretrain --student {student} --output {path}, or put the checkpoint there",
         )
     return {
-        setting.init: _digest(_weight_files(setting.init)) for setting in study.settings if setting.init is not None
+        setting.init: _digest(weight_files(setting.init)) for setting in study.settings if setting.init is not None
     }
 
 
@@ -144,10 +149,11 @@ def digest_dataset(dataset: str, split: str, data_root: Path | None) -> str:
 def missing_inits(study: StudyConfig) -> dict[Path, str]:
     """Return the pretrained students that do not exist, with the name of the student each is for."""
     inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
-    return {path: student for path, student in inits.items() if not _weight_files(path)}
+    return {path: student for path, student in inits.items() if not weight_files(path)}
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
+    """Return the files that hold a pretrained student; none where it does not exist."""
     return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
 
 

@@ -1,19 +1,27 @@
-"""`advl study --dry-run`: the grid, and what it will cost as far as finished cells tell."""
+"""`advl study --dry-run`: the grid, and what it will cost as far as finished cells and plans of extraction tell."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, load_study
+from advl_pipeline.studies.disk import CacheForecast, cell_bytes, forecast_cache
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, recorded_recipes
-from advl_pipeline.studies.plan import Cell, build_plan
-from advl_pipeline.training.config import planned_steps
+from advl_pipeline.studies.measure import measure_kinds
+from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
+from advl_pipeline.studies.timings import HERE, Timing, cell_kind, timings_beside, timings_here
+
+CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
+"""Plans the extraction of a cache, given the folder of the datasets."""
+
+KindMeasurer = Callable[[Sequence[Cell]], list[Timing]]
+"""Runs a few steps of each kind of cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,33 +35,72 @@ class CellForecast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a study would do. Times are in seconds on one process; sizes in bytes."""
+    """What a study would do. Times are in seconds on one process, without scoring; sizes in bytes.
+
+    `cell_seconds` and `cell_bytes` are of all cells that are left, None where unknown; `time_basis` and `disk_basis`
+    say in words what they rest on.
+    """
 
     name: str
     folder: Path
     cells: tuple[CellForecast, ...]
-    missing_caches: tuple[Path, ...]
+    caches: tuple[CacheForecast, ...]
     missing_inits: tuple[Path, ...]
     missing_dataset: str
-    seconds_left: float | None
-    bytes_left: int | None
+    cell_seconds: float | None
+    cell_bytes: int | None
     bytes_free: int
-    basis: str
+    time_basis: str
+    disk_basis: str
 
     @property
     def num_left(self) -> int:
         return sum(not item.finished for item in self.cells)
 
+    @property
+    def num_unmeasured(self) -> int:
+        """Cells that are left and of which nobody knows how long they take."""
+        return sum(not item.finished and item.seconds is None for item in self.cells)
 
-def forecast_study(config: StudyRunConfig) -> Forecast:
-    """Lay out the grid without running anything.
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of the cells and of the caches, or None where some are unknown."""
+        seconds = [self.cell_seconds, *(cache.seconds for cache in self.caches)]
+        known = [value for value in seconds if value is not None]
+        return sum(known) if len(known) == len(seconds) else None
 
-    Times of unfinished cells come from finished ones of this folder: seconds per optimiser step of the same method,
-    else of any method, times the steps of the cell, plus the mean time around the training loop. Disk is the mean
-    size of finished run folders, or the size of the pretrained student.
+    @property
+    def bytes_left(self) -> int | None:
+        """Bytes of the run folders and of the caches, or None where some are unknown."""
+        sizes = [self.cell_bytes, *(cache.num_bytes for cache in self.caches)]
+        known = [value for value in sizes if value is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+
+def forecast_study(
+    config: StudyRunConfig,
+    *,
+    measure: bool = False,
+    plan_cache: CacheForecaster = forecast_cache,
+    measure_cells: KindMeasurer = measure_kinds,
+) -> Forecast:
+    """Lay out the grid without running it.
+
+    Times of unfinished cells come from finished ones: seconds per optimiser step of the same method in the same
+    setting, else of cells alike in the studies whose folders lie beside this one, else, with `measure`, of a few
+    steps that are run now, else of another method of the same setting; times the steps of the cell, plus the mean
+    time around the training loop. Disk is the mean size of finished run folders, or the size of the student, and
+    that of the caches that are still to be extracted.
+
+    Args:
+        config: which study, and where.
+        measure: run a few steps of each kind of cell that no finished one is alike.
+        plan_cache: plans the extraction of a missing cache; replaced in tests.
+        measure_cells: runs a few steps; replaced in tests.
 
     Raises:
         ConfigError: as `load_study`.
+        AdvlError: with `measure`, what a run raised.
     """
     study = load_study(config.study)
     folder = config.output or default_folder(study)
@@ -69,27 +116,31 @@ def forecast_study(config: StudyRunConfig) -> Forecast:
         dataset_digests=content,
         recipes=recipes,
     )
-    timings = [timing for cell in plan.cells if is_finished(cell) for timing in [_measured(cell)]]
-    cells = tuple(
-        CellForecast(cell=cell, finished=is_finished(cell), seconds=_seconds(cell, timings)) for cell in plan.cells
-    )
-    left = [item for item in cells if not item.finished]
-    known = [item.seconds for item in left if item.seconds is not None]
-    size = _cell_bytes(plan.cells)
+    left = [cell for cell in plan.cells if not is_finished(cell)]
+    timings = _Timings(here=timings_here(plan.cells), beside=timings_beside(folder) if left else [])
+    if measure:
+        timings.measured += measure_cells([cell for cell in left if not timings.alike(cell)])
+    pools = [timings.for_cell(cell) for cell in plan.cells]
+    cells = tuple(_forecast_cell(cell, pool) for cell, pool in zip(plan.cells, pools, strict=True))
+    known = [item.seconds for item in cells if not item.finished and item.seconds is not None]
+    needed = {path for cell in left for path in cell.finetune.cache}
+    missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
+    num_bytes, disk_basis = cell_bytes(plan.cells)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return Forecast(
         name=study.name,
         folder=folder,
         cells=cells,
-        missing_caches=tuple(need.path for need in plan.caches if not (need.path / "identity.json").exists()),
+        caches=tuple(plan_cache(need, study, config.data_root) for need in missing),
         missing_inits=absent,
         missing_dataset=missing_dataset,
-        seconds_left=sum(known) if len(known) == len(left) else None,
-        bytes_left=None if size is None else size * len(left),
+        cell_seconds=sum(known) if len(known) == len(left) else None,
+        cell_bytes=num_bytes,
         bytes_free=shutil.disk_usage(existing).free,
-        basis=f"measured on {len(timings)} finished cells"
-        if timings
-        else "no cell is finished yet: nothing measured",
+        time_basis=_basis(
+            timing for item, pool in zip(cells, pools, strict=True) for timing in pool if not item.finished
+        ),
+        disk_basis=disk_basis,
     )
 
 
@@ -104,50 +155,44 @@ def _dataset_digests(
         return {}, error.what + (f" ({error.where})" if error.where else "")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Timing:
-    cell_id: str
-    method: str
-    setting: str
-    per_step: float
-    around: float
-    total: float
+@dataclass(kw_only=True)
+class _Timings:
+    """Timings by where they come from."""
+
+    here: list[Timing]
+    beside: list[Timing]
+    measured: list[Timing] = field(default_factory=list)
+
+    def alike(self, cell: Cell) -> list[Timing]:
+        """Return those whose steps cost what a cell's do, from the nearest place that has any."""
+        own = [item for item in self.here if (item.setting, item.method) == (cell.setting, cell.method)]
+        kind = cell_kind(cell)
+        return own or next(
+            (
+                found
+                for known in (self.beside, self.measured)
+                if (found := [item for item in known if item.kind == kind])
+            ),
+            [],
+        )
+
+    def for_cell(self, cell: Cell) -> list[Timing]:
+        """Return what a cell's time is told by: its own run, cells alike, or other methods of its setting."""
+        own = [item for item in self.here if item.cell_id == cell.cell_id]
+        return own or self.alike(cell) or [item for item in self.here if item.setting == cell.setting]
 
 
-def _measured(cell: Cell) -> _Timing:
-    result = json.loads((cell.run / "result.json").read_text(encoding="utf-8"))
-    per_step, total = float(result["seconds_per_step"]), float(result["seconds"])
-    return _Timing(
-        cell_id=cell.cell_id,
-        method=cell.method,
-        setting=cell.setting,
-        per_step=per_step,
-        around=max(0.0, total - per_step * float(result["num_steps"])),
-        total=total,
-    )
-
-
-def _seconds(cell: Cell, timings: Sequence[_Timing]) -> float | None:
-    own = [timing.total for timing in timings if timing.cell_id == cell.cell_id]
-    if own:
-        return own[0]
-    same_setting = [timing for timing in timings if timing.setting == cell.setting]
-    pool = [timing for timing in same_setting if timing.method == cell.method] or same_setting
+def _forecast_cell(cell: Cell, pool: Sequence[Timing]) -> CellForecast:
+    finished = is_finished(cell)
     if not pool:
-        return None
-    per_step = sum(timing.per_step for timing in pool) / len(pool)
-    around = sum(timing.around for timing in pool) / len(pool)
-    return per_step * planned_steps(cell.finetune) + around
+        return CellForecast(cell=cell, finished=finished, seconds=None)
+    if pool[0].cell_id == cell.cell_id and pool[0].source == HERE:
+        # Training is over; where the cell is not finished, its scores are missing, which are not counted.
+        return CellForecast(cell=cell, finished=finished, seconds=pool[0].total if finished else 0.0)
+    seconds = sum(timing.seconds_of(cell) for timing in pool) / len(pool)
+    return CellForecast(cell=cell, finished=finished, seconds=seconds)
 
 
-def _cell_bytes(cells: Sequence[Cell]) -> int | None:
-    sizes = [_folder_bytes(cell.run) for cell in cells if is_finished(cell)]
-    if sizes:
-        return sum(sizes) // len(sizes)
-    inits = {cell.finetune.init for cell in cells if cell.finetune.init is not None and cell.finetune.init.exists()}
-    return max((_folder_bytes(path) for path in inits), default=None)
-
-
-def _folder_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _basis(used: Iterable[Timing]) -> str:
+    counts = Counter(source for source, _ in {(timing.source, timing.cell_id) for timing in used})
+    return ", ".join(f"{source} ({number})" for source, number in sorted(counts.items()))

@@ -130,8 +130,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         if source is not None and selects_words(model):
             words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
             folder.write_json(SELECTED_WORDS_FILE, words)
-            if (described := describe_selection(model, source)) is not None:
-                folder.write_json(WORD_SELECTION_FILE, described)
+            folder.write_json(WORD_SELECTION_FILE, describe_selection(model, source))
         parts = _measure_parts(settings, method, model, inputs, source, accelerator)
         summary = _summary(config, settings, model, inputs, timings, time.perf_counter() - began) | parts
         folder.write_json("result.json", summary)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.words import word_spans
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
@@ -32,21 +33,34 @@ def selects_words(model: FinetuneModel) -> bool:
     return bool(model.distiller.text) and model.distiller.settings.selection != "all"
 
 
-def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, Any] | None:
+def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, Any]:
     """Return what `evaluation/item_words.py` selects words of items without teachers by.
 
-    None where that cannot be: words are drawn at random, an aligned pair of towers says what is seen, or the teacher
-    has features of some words only.
+    Where that cannot be, `obstacle` says why in its place: words are drawn at random, an aligned pair of towers says
+    how much of a word is seen, or the teacher has features of some words only.
     """
     settings = model.distiller.settings
-    if settings.selection == "random" or any(t.aligned or t.words_are_selected for t in source.teachers):
-        return None
+    if obstacle := _obstacle(settings, source):
+        return {"selection": settings.selection, "obstacle": obstacle}
     return {
         "selection": settings.selection,
         "alpha": settings.selection_alpha,
         "rho": settings.selection_rho,
         "prior": asdict(source.prior),
     }
+
+
+def _obstacle(settings: DistillationSettings, source: SignalSource) -> str:
+    if settings.selection == "random":
+        return "they are drawn at random, so that they would be others each time"
+    selecting = [teacher.name for teacher in source.teachers if teacher.words_are_selected]
+    if selecting:
+        return f"the cache of {', '.join(selecting)} holds some words of the training texts only"
+    is_mixed = settings.selection == "adaptive" and settings.selection_alpha < 1
+    seeing = [teacher.name for teacher in source.teachers if teacher.sees_words]
+    if seeing and (is_mixed or settings.selection == "visual"):
+        return f"the towers of {seeing[0]} decide how much of a word is seen, and no teacher runs on test items"
+    return ""
 
 
 @torch.inference_mode()

@@ -89,6 +89,17 @@ class TeacherFeatures:
     aligned: bool
     words_are_selected: bool = False
 
+    @property
+    def sees_words(self) -> bool:
+        """Whether the two towers share a space, so that each word's features can be compared with the picture's."""
+        return (
+            self.aligned
+            and self.image is not None
+            and self.text is not None
+            and self.text.has_tokens
+            and self.image.global_dim == self.text.token_dim
+        )
+
 
 def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
     """View a cache as a teacher's features."""
@@ -236,8 +247,9 @@ class SignalSource:
         self, teacher: TeacherFeatures, examples: Sequence[Example], words_NWD: torch.Tensor
     ) -> torch.Tensor | None:
         """Cosine of each word and the picture, where the teacher's two towers share a space; else None."""
-        if not teacher.aligned or teacher.image is None or teacher.image.global_dim != words_NWD.shape[-1]:
+        if not teacher.sees_words:
             return None
+        assert teacher.image is not None
         ids = [example.image.unit_id for example in examples for _ in example.candidates]
         image_ND = _floats(teacher.image.global_features(ids))
         return torch.nn.functional.cosine_similarity(words_NWD, image_ND[:, None, :], dim=-1)

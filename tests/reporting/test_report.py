@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from page_reader import Element, read_page
+from small_vcr import write_vcr
+from synthetic_runs import NUM_ITEMS
 from synthetic_study import make_study
 
 from advl_pipeline.errors import ConfigError, StorageError
@@ -202,6 +204,20 @@ def test_examples_show_both_answers(page: Element) -> None:
         labels = [label.text for label in example.find("text", class_="box-label")]
         assert len(labels) == 2
         assert all(label in context for label in labels)
+
+
+def test_a_run_that_cannot_tell_the_words_of_test_items_has_the_page_say_why(tmp_path: Path) -> None:
+    write_vcr(tmp_path / "data", num_items=NUM_ITEMS, hostile="")
+    extra = "[training]\nsplit = 'val'\n"
+    result = make_study(tmp_path, num_seeds=1, extra=extra, dataset='"vcr"', test_sets='["val"]')
+    cell = next(item for item in result.cells if (item.method, item.shots) == ("advl", 100))
+    obstacle = json.dumps({"selection": "visual", "obstacle": "the towers of <clip-vit-l> decide"})
+    (result.folder / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
+    report = run_report(ReportConfig(study=result.folder, data_root=tmp_path / "data"))
+    section = read_page(report.output.read_text(encoding="utf-8")).find("section", id="examples")[0]
+    assert section.find("article", class_="example")
+    assert not section.find("mark")
+    assert "ADVL would distil cannot be marked here: the towers of <clip-vit-l> decide." in section.text
 
 
 def test_training_examples_show_the_selected_words(page: Element) -> None:

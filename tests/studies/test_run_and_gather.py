@@ -368,7 +368,7 @@ def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path)
     )
     before = forecast_study(config)
     assert (before.num_left, before.seconds_left, before.bytes_left) == (16, None, None)
-    assert len(before.missing_caches) == 2
+    assert len(before.caches) == 2
     assert not (tmp_path / "study").exists()
     run(tmp_path, num_seeds=1)
     write_study_file(tmp_path, num_seeds=2)
@@ -377,7 +377,7 @@ def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path)
     assert after.seconds_left == pytest.approx(8 * 30.0)
     assert after.bytes_left is not None
     assert after.bytes_left > 8 * 1000
-    assert after.missing_caches == ()
+    assert after.caches == ()
 
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from small_clip import EYES, SMALL, clip_config, clip_processor
 from tower_checks import require_same_in_a_batch
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
@@ -17,13 +18,6 @@ from advl_pipeline.teachers.registry import open_teacher
 
 TEXT = "a dog runs over the green field"
 OTHER = "two people sit in a cafe and read the news near the left tree"
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-EYES = {**SMALL, "image_size": 64, "patch_size": 16}
-
-
-def clip_config() -> Any:
-    words = {**SMALL, "vocab_size": 300, "max_position_embeddings": 24, "bos_token_id": 0, "eos_token_id": 1}
-    return hf.CLIPConfig(text_config={**words, "pad_token_id": 1}, vision_config=EYES, projection_dim=24)
 
 
 def siglip_config() -> Any:
@@ -32,12 +26,7 @@ def siglip_config() -> Any:
 
 
 PAIRS: dict[str, tuple[Any, Callable[[], Any], str, Any]] = {
-    "clip": (
-        hf.CLIPModel,
-        clip_config,
-        "clip",
-        hf.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}),
-    ),
+    "clip": (hf.CLIPModel, clip_config, "clip", clip_processor()),
     "siglip": (hf.SiglipModel, siglip_config, "unigram", hf.SiglipImageProcessor(size={"height": 64, "width": 64})),
 }
 

@@ -1,0 +1,114 @@
+"""How long cells take, from runs that are finished: of this study, or of those whose folders lie beside its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.folder import STUDY_FILE, read_study_folder
+from advl_pipeline.studies.plan import Cell
+from advl_pipeline.studies.run_folder import read_json
+from advl_pipeline.training.config import planned_steps
+from advl_pipeline.training.run_identity import run_identity
+
+HERE = "finished runs of this study"
+
+_NO_MATTER_FOR_A_STEP = frozenset(
+    {
+        *("cache", "shots", "seed", "num_steps", "learning_rate", "head_lr_scale", "weight_decay", "schedule"),
+        *("warmup_fraction", "clip_norm", "distill_weight", "distill_decay", "selection_alpha", "selection_rho"),
+        *(
+            "weight_max",
+            "confidence",
+            "confidence_folds",
+            "adapt_lr_scale",
+            "adapt_on",
+            "head_answers",
+            "fresh_heads",
+        ),
+    }
+)
+"""Options that change what is learned, not how long a step takes; what else differs makes another kind of cell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Seconds of a finished run: per optimiser step and around the training loop; `total` is of the whole run.
+
+    `kind` is equal for cells whose steps cost alike; `source` says in words what was run.
+    """
+
+    cell_id: str
+    setting: str
+    method: str
+    kind: str
+    per_step: float
+    around: float
+    total: float
+    source: str
+
+    def seconds_of(self, cell: Cell) -> float:
+        """Return what a cell takes whose steps cost as much."""
+        return self.per_step * planned_steps(cell.finetune) + self.around
+
+
+def cell_kind(cell: Cell) -> str:
+    """Return what a step of a cell costs by: dataset, tasks, student, method, batch, teachers and so on."""
+    options = run_identity(config_to_dict(cell.finetune))
+    kept = {key: value for key, value in options.items() if key not in _NO_MATTER_FOR_A_STEP}
+    return json.dumps({**kept, "teachers": list(cell.teachers)}, sort_keys=True, default=str)
+
+
+def timing_of(cell: Cell, result: Path, *, source: str) -> Timing:
+    """Read the timing of a run that did what a cell says.
+
+    Args:
+        cell: the cell; it may have been run for fewer steps than it says.
+        result: the run's result.json.
+        source: what was run, in words.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    found = read_json(result)
+    per_step, total = float(found["seconds_per_step"]), float(found["seconds"])
+    return Timing(
+        cell_id=cell.cell_id,
+        setting=cell.setting,
+        method=cell.method,
+        kind=cell_kind(cell),
+        per_step=per_step,
+        around=max(0.0, total - per_step * float(found["num_steps"])),
+        total=total,
+        source=source,
+    )
+
+
+def timings_here(cells: Sequence[Cell]) -> list[Timing]:
+    """Return the timings of a study's own cells, whose training is finished."""
+    return [timing_of(cell, _result(cell), source=HERE) for cell in cells if _result(cell).exists()]
+
+
+def timings_beside(folder: Path) -> list[Timing]:
+    """Return the timings of the studies in the folders beside a study's; those that cannot be read have none."""
+    found: list[Timing] = []
+    for other in sorted(folder.parent.glob(f"*/{STUDY_FILE}")):
+        if other.parent == folder:
+            continue
+        try:
+            plan, _ = read_study_folder(other.parent)
+            cells = [cell for cell in plan.cells if _result(cell).exists()]
+            found += [
+                timing_of(cell, _result(cell), source=f"finished runs of study {other.parent.name}") for cell in cells
+            ]
+        except ConfigError:
+            continue  # Its own commands say what is wrong with it.
+    return found
+
+
+def _result(cell: Cell) -> Path:
+    return cell.run / "result.json"

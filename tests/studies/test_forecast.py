@@ -1,0 +1,169 @@
+"""What `advl study --dry-run` foretells: time from finished runs, disk from students and plans."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import synthetic_runs
+from synthetic_runs import write_study_file
+
+from advl_pipeline.datasets.scenes.build import run_build_scenes
+from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.reporting.forecast_text import forecast_as_text
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
+from advl_pipeline.studies.disk import CacheForecast
+from advl_pipeline.studies.forecast import Forecast, forecast_study
+from advl_pipeline.studies.measure import MEASURED_STEPS, measure_kinds
+from advl_pipeline.studies.plan import CacheNeed
+from advl_pipeline.studies.run import run_study
+from advl_pipeline.training.config import FinetuneConfig
+
+
+def config(folder: Path, path: Path, output: str = "mine") -> StudyRunConfig:
+    return StudyRunConfig(
+        study=str(path), output=folder / "studies" / output, caches=folder / "caches", data_root=folder / "data"
+    )
+
+
+def forecast(folder: Path, path: Path) -> Forecast:
+    return forecast_study(config(folder, path), plan_cache=no_plan)
+
+
+def no_plan(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
+    return CacheForecast(path=need.path, num_bytes=5000, seconds=7.0, obstacle="")
+
+
+def finish(folder: Path, path: Path, output: str) -> None:
+    run_study(
+        config(folder, path, output),
+        execute=synthetic_runs.execute,
+        prepare=synthetic_runs.prepare,
+        digest=synthetic_runs.digest,
+    )
+
+
+def test_studies_beside_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
+    path = write_study_file(tmp_path, num_seeds=2)
+    assert forecast(tmp_path, path).cell_seconds is None
+    finish(tmp_path, write_study_file(tmp_path, seeds="[7]"), "earlier")
+    (tmp_path / "studies" / "damaged").mkdir()
+    (tmp_path / "studies" / "damaged" / "study.json").write_text("{", encoding="utf-8")
+    told = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
+    # 16 cells of 300 steps, 30 s each, as the runs with other seeds took.
+    assert told.cell_seconds == pytest.approx(16 * 30.0)
+    assert told.time_basis == "finished runs of study earlier (8)"
+    assert "measured on finished runs of study earlier (8)" in forecast_as_text(told)
+    # Another learning rate costs nothing; another batch or another student does.
+    path = write_study_file(tmp_path, num_seeds=2, extra="[training]\nlearning_rate = 1e-5\nnum_steps = 600\n")
+    longer = forecast(tmp_path, path)
+    assert longer.cell_seconds is not None
+    assert 16 * 50 < longer.cell_seconds < 16 * 60
+    for extra in ("[training]\nbatch_size = 64\n", 'student = "uniter-tiny"\n', '[training]\nsteps = "one"\n'):
+        other = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, extra=extra))
+        assert (other.cell_seconds, other.num_unmeasured > 0) == (None, True)
+    assert "--measure" in forecast_as_text(other)
+    # What runs of this study took is nearer.
+    finish(tmp_path, write_study_file(tmp_path, num_seeds=1), "mine")
+    here = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
+    assert here.time_basis == "finished runs of this study (8)"
+
+
+def test_before_any_run_is_finished_a_run_folder_is_as_large_as_its_student(tmp_path: Path) -> None:
+    parameters = sum(parameter.numel() for parameter in build_student("scenes-small").parameters())
+    fresh = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
+    assert fresh.cell_bytes == 16 * 4 * parameters
+    assert fresh.bytes_left == fresh.cell_bytes + 2 * 5000
+    (tmp_path / "student").mkdir()
+    extra = f'init = "{tmp_path / "student"}"\n'
+    missing = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, extra=extra))
+    assert (missing.cell_bytes, missing.missing_inits) == (fresh.cell_bytes, (tmp_path / "student",))
+    (tmp_path / "student" / "model.safetensors").write_bytes(bytes(123_000))
+    pretrained = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, extra=extra))
+    assert pretrained.cell_bytes == 16 * 123_000
+    assert "run folders 2 MB: the size of the student; caches 10 KB" in forecast_as_text(pretrained)
+
+
+def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
+    finish(tmp_path, path := write_study_file(tmp_path, num_seeds=1), "mine")
+    for file in (tmp_path / "caches").rglob("identity.json"):
+        file.unlink()
+    done = forecast(tmp_path, path)
+    assert (done.num_left, done.caches, done.seconds_left, done.bytes_left) == (0, (), 0, 0)
+    more = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
+    assert len(more.caches) == 2
+    assert more.seconds_left == pytest.approx(8 * 30.0 + 2 * 7.0)
+
+
+def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
+    ran: list[FinetuneConfig] = []
+
+    def finetune(short: FinetuneConfig) -> None:
+        ran.append(short)
+        summary = {"seconds_per_step": 0.5, "seconds": 8.0, "num_steps": short.num_steps}
+        (short.output / "result.json").write_text(json.dumps(summary), encoding="utf-8")
+
+    def told(path: Path) -> Forecast:
+        return forecast_study(
+            config(tmp_path, path),
+            measure=True,
+            plan_cache=no_plan,
+            measure_cells=lambda cells: measure_kinds(cells, finetune=finetune),
+        )
+
+    path = write_study_file(tmp_path, num_seeds=2)
+    before = told(path)
+    # Those with teachers have no caches to be run with.
+    assert [(short.method, short.shots, short.num_steps) for short in ran] == [("plain", 100, MEASURED_STEPS)]
+    assert (before.cell_seconds, before.num_unmeasured) == (None, 12)
+    assert "once the caches are extracted" in forecast_as_text(before)
+    for name in ("efficientnet-lite0", "minilm-l6"):
+        synthetic_runs.write_json(tmp_path / "caches" / name / "scenes-vcr" / "train" / "identity.json", {})
+    ran.clear()
+    after = told(path)
+    assert [short.method for short in ran] == ["plain", "naive-kd", "advl", "advl"]
+    # 300 steps of 0.5 s, and 8 s - 10 * 0.5 s around them.
+    assert after.cell_seconds == pytest.approx(16 * (150.0 + 3.0))
+    assert after.time_basis == f"runs of {MEASURED_STEPS} steps made now (4)"
+    assert not any(short.output.exists() for short in ran)
+    assert not (tmp_path / "studies").exists()
+
+
+def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path: Path) -> None:
+    sizes = {"num_train": 8, "num_val": 4, "num_test": 4, "num_unseen": 4, "num_compositional": 4}
+    run_build_scenes(ScenesConfig(data_root=tmp_path / "data", num_caption_scenes=20, workers=1, **sizes))
+    training = '[training]\nrecipe = "none"\nbatch_size = 4\n[extraction]\nconfidence = false\n'
+    path = write_study_file(
+        tmp_path, num_seeds=1, extra=training, methods='["plain", "naive-kd"]', teachers='["minilm-l6"]', shots="[4]"
+    )
+    told = forecast_study(config(tmp_path, path), measure=True)
+    (cache,) = told.caches
+    plan = ExtractConfig(
+        teacher="minilm-l6", dataset="scenes-vcr", data_root=tmp_path / "data", output=cache.path, confidence=False
+    )
+    planned = run_extract(replace(plan, dry_run=True)).estimates
+    assert cache.num_bytes == sum(item.num_bytes for item in planned)
+    assert cache.seconds is not None
+    assert cache.seconds > 0
+    assert not cache.path.exists()
+    seconds = {item.cell.method: item.seconds for item in told.cells}
+    assert seconds["naive-kd"] is None
+    assert seconds["plain"] is not None
+    assert seconds["plain"] > 0
+    run_extract(plan)
+    written = sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
+    assert cache.num_bytes == pytest.approx(written, rel=0.2)
+    assert not forecast_study(config(tmp_path, path)).caches
+
+
+def test_what_stands_in_the_way_of_a_plan_is_said(tmp_path: Path) -> None:
+    told = forecast_study(config(tmp_path, write_study_file(tmp_path, num_seeds=1)))
+    assert (told.bytes_left, told.seconds_left) == (None, None)
+    text = forecast_as_text(told)
+    assert "caches not counted: 2" in text
+    assert "minilm-l6/scenes-vcr/train, size unknown: The built-in corpus has not been built." in text

@@ -1,0 +1,166 @@
+"""An aligned pair from its weights to a trained student: what its towers say, computed a second way."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_clip import save_small_clip
+from transformers import CLIPImageProcessorPil
+
+from advl_pipeline.cache.confidence import read_confidence
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.evaluation.item_words import item_words, read_selection
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.extraction.confidence import confidence_identity
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training.run import run_finetune
+
+RHO = 0.3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A small CLIP, its cache over the training questions, and these."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    path: Path
+    cache: TeacherCache
+    dataset: Dataset
+
+
+@pytest.fixture(scope="module")
+def pair(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    model, tokenizer = save_small_clip(folder / "clip")
+    run_extract(
+        ExtractConfig(
+            teacher="hf:local/pair",
+            weights=folder / "clip",
+            dataset="scenes-vcr",
+            data_root=small_corpus.data_root,
+            output=folder / "cache",
+            confidence=False,
+        )
+    )
+    return Pair(
+        model=model,
+        tokenizer=tokenizer,
+        folder=folder / "clip",
+        path=folder / "cache",
+        cache=open_cache(folder / "cache"),
+        dataset=open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",)),
+    )
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def picture_of(cache: TeacherCache, example: Example) -> np.ndarray:
+    assert cache.image is not None
+    return cache.image.global_features([example.image.unit_id])[0]
+
+
+def words_by_the_towers(cache: TeacherCache, example: Example, text: str, unit_id: str) -> list[list[int]]:
+    """The third of a text's words whose mean token features are nearest to the picture's, rounded up."""
+    assert cache.text is not None
+    rows = cache.text.token_features([unit_id])[0].astype(np.float64)
+    spans = cache.text.char_spans([unit_id])
+    words = [match.span() for match in re.finditer(r"\w+(?:'\w+)*|[^\w\s]", text.replace("_", "-"))]
+    near = []
+    for start, end in words:
+        inside = [row for row, (low, high) in zip(rows, spans, strict=True) if low < end and high > start]
+        near.append(cosine(np.mean(inside, axis=0), picture_of(cache, example)))
+    nearest = sorted(range(len(words)), key=lambda word: -near[word])[: math.ceil(RHO * len(words) - 1e-9)]
+    return [list(words[word]) for word in sorted(nearest)]
+
+
+def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_say(
+    small_corpus: Any, pair: Pair, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run_finetune(
+        small_corpus.config(
+            run, cache=(pair.path,), confidence="zero-shot", selection="visual", selection_rho=RHO, num_steps=3
+        )
+    )
+    ids = list(pair.dataset.example_ids)
+    stored = read_confidence(
+        pair.path,
+        confidence_identity(
+            caches=[pair.cache],
+            dataset=pair.dataset,
+            example_ids=ids,
+            estimator="zero-shot",
+            view="joint",
+            folds=2,
+            seed=0,
+        ),
+    )
+    assert stored is not None
+    confidence = dict(zip(stored[0], stored[1].tolist(), strict=True))
+    selected = json.loads((run / "selected_words.json").read_text(encoding="utf-8"))
+    scale = float(pair.model.logit_scale.detach().exp())
+    assert pair.cache.text is not None
+    assert set(confidence) == set(selected) == set(ids)
+    for example in (pair.dataset[index] for index in range(len(ids))):
+        units = [candidate.text_unit for candidate in example.candidates]
+        scores = [
+            scale * cosine(row, picture_of(pair.cache, example))
+            for row in pair.cache.text.global_features([unit.unit_id for unit in units])
+        ]
+        share = np.exp(np.array(scores) - max(scores))
+        assert confidence[example.example_id] == pytest.approx(share[example.label] / share.sum(), abs=1e-5)
+        assert selected[example.example_id] == [
+            words_by_the_towers(pair.cache, example, unit.text, unit.unit_id) for unit in units
+        ]
+    # Neither is the same for all, or it would tell nothing.
+    assert np.std(list(confidence.values())) > 0.01
+    # No tower runs at inference: the run says why it cannot tell the words of test items.
+    assert read_selection(run) is None
+    described = json.loads((run / "word_selection.json").read_text(encoding="utf-8"))
+    assert "the towers of hf:local/pair decide" in described["obstacle"]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    means = [record["confidence/joint"]["mean"] for record in logged if "confidence/joint" in record]
+    assert means
+    assert all(min(confidence.values()) <= mean <= max(confidence.values()) for mean in means)
+
+
+def test_the_cache_holds_what_the_pair_itself_gives(pair: Pair) -> None:
+    example = pair.dataset[0]
+    processor = CLIPImageProcessorPil.from_pretrained(pair.folder)
+    pixels = processor(images=Image.open(example.image.path).convert("RGB"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        seen = pair.model.get_image_features(pixel_values=pixels).pooler_output[0].numpy()
+    np.testing.assert_allclose(picture_of(pair.cache, example), seen, atol=2e-3, rtol=1e-2)
+
+
+def test_words_that_the_pair_does_not_choose_are_told_of_test_items(
+    small_corpus: Any, pair: Pair, tmp_path: Path
+) -> None:
+    """Chosen by their rarity alone, they need no tower."""
+    run_finetune(
+        small_corpus.config(
+            tmp_path, cache=(pair.path,), confidence="none", selection="prior", selection_rho=RHO, num_steps=2
+        )
+    )
+    described = read_selection(tmp_path)
+    assert described is not None
+    chosen = json.loads((tmp_path / "selected_words.json").read_text(encoding="utf-8"))
+    assert item_words(load_run(tmp_path), described, pair.dataset, batch_size=4) == chosen
