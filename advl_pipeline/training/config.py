@@ -46,7 +46,12 @@ class FinetuneConfig:
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.")
     answers: Path | None = option(
-        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built by the rules]."
+        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list]."
+    )
+    answer_list: Literal["train", "published"] = option(
+        "train",
+        help="Whose answers VQA's vocabulary is built from: of train alone, or published, of the splits that the "
+        "published models count. For VQA v2 and VQA-CP these hold val, which then is no unseen test set.",
     )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items: as it was when the caches were extracted."

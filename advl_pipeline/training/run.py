@@ -210,6 +210,7 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
         text_style=config.text_style,
         label_order=config.label_order,
         answers=config.answers,
+        answer_list=config.answer_list,
         on_error=config.on_error,
     )
     everything = list(range(len(dataset)))
