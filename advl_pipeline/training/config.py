@@ -197,7 +197,10 @@ class FinetuneConfig:
         None, help="Adaptive Confidence-based Weighting: the weight of an instance."
     )
     weight_max: float = option(2.0, help="Upper bound of an instance's weight.")
-    weight_normalise: Literal["none", "batch-mean"] = option("none", help="Rescale weights to mean 1 in the batch.")
+    weight_normalise: Literal["none", "batch-mean"] = option(
+        "none",
+        help="Rescale weights to mean 1 in the batch, none above --weight-max: what is cut goes to the others.",
+    )
     weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.")
     confidence: Literal["probe", "probe-joint", "zero-shot", "none"] = option(
         "probe", help="Where the teacher's confidence comes from."
