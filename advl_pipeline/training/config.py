@@ -225,7 +225,8 @@ class FinetuneConfig:
     )
     hide_picture: bool = option(
         False,
-        help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation.",
+        help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation; "
+        "options that would teach it from pictures are refused.",
     )
     live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")
 
