@@ -229,6 +229,12 @@ class FinetuneConfig:
         "options that would teach it from pictures are refused.",
     )
     live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")
+    live_weights: tuple[str, ...] = option(
+        (),
+        help="With --live, the local weights of a teacher whose cache was made with `advl extract --weights`; once "
+        "for each.",
+        metavar="NAME=PATH",
+    )
 
 
 def planned_steps(config: FinetuneConfig) -> int:

@@ -65,6 +65,12 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
             "then advl finetune --cache DIR ...",
         )
+    if config.live_weights and not config.live:
+        raise ConfigError(
+            "Weights of a live teacher are given, but teachers are read from caches.",
+            where="--live-weights",
+            next_command="add --live, or leave out --live-weights",
+        )
     if steps == "two" and not defaults["teachers"] and config.adapt_objective != "contrastive":
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",

@@ -68,6 +68,7 @@ COVERED_ELSEWHERE = {
     ("adapt_on", "inputs"): "needs a low-shot run: test_inputs_without_labels_change_the_adapt_step",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
     ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
+    ("live_weights", None): "needs a teacher with local weights: tests/training/test_live_weights.py",
     ("teacher_balance", "fixed"): "needs two teachers of a pathway: test_several_teachers_share_a_pathway_as_asked",
     ("teacher_balance", "learned"): "likewise",
     ("teacher_weight", None): "likewise",
