@@ -37,6 +37,10 @@ TASKS: Mapping[str, tuple[Task, ...]] = {
 
 SCENES_PREFIX = "scenes-"
 
+AnswerList = Literal["train", "published"]
+"""From whose annotations the answer vocabulary of VQA is built: of train alone, so that no other split has a say in
+training, or of the splits that the published models count (`answer_lists` of the card)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
@@ -44,8 +48,9 @@ class ReadOptions:
 
     `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
     that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
-    SNLI-VE. `answers` is an answer vocabulary for VQA, or a file with one; None to build it by the rules. `on_error`
-    says whether malformed items and unreadable pictures fail or are left out and listed in `skipped`.
+    SNLI-VE. `answers` is an answer vocabulary for VQA, or a file with one; None to build the one that
+    `answer_list` names. `on_error` says whether malformed items and unreadable pictures fail or are left out and
+    listed in `skipped`.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -53,6 +58,7 @@ class ReadOptions:
     conditioning: Conditioning | None = None
     label_order: LabelOrder = "uniter"
     answers: Path | tuple[str, ...] | None = None
+    answer_list: AnswerList = "train"
     on_error: OnError = "fail"
 
 
@@ -93,6 +99,7 @@ def open_dataset(
     conditioning: Conditioning | None = None,
     label_order: LabelOrder = "uniter",
     answers: Path | tuple[str, ...] | None = None,
+    answer_list: AnswerList = "train",
     on_error: OnError = "fail",
 ) -> IndexedDataset:
     """Open one split of a dataset.
@@ -102,7 +109,7 @@ def open_dataset(
         split: see `splits_of`.
         data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`.
         tasks: restrict to these; all tasks of the dataset by default.
-        text_style, conditioning, label_order, answers, on_error: see `ReadOptions`.
+        text_style, conditioning, label_order, answers, answer_list, on_error: see `ReadOptions`.
 
     Raises:
         ConfigError: an unknown name, split, task or option.
@@ -115,8 +122,10 @@ def open_dataset(
         conditioning=_one_of("conditioning", conditioning, get_args(Conditioning)),
         label_order=_one_of("label order", label_order, tuple(LABEL_ORDERS)) or "uniter",
         answers=answers,
+        answer_list=_one_of("answer list", answer_list, get_args(AnswerList)),
         on_error=on_error,
     )
+    _check_answer_list(name, options)
     if split not in splits_of(name):
         raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, splits_of(name)))
     root = resolve_data_root(data_root)
@@ -163,7 +172,7 @@ def _open_scenes(name: str, split: str, root: Path, options: ReadOptions) -> Ind
                 boxes=layout.boxes(layout.VQA_FOLDER, of).name,
             )
 
-        train = [(source(layout.VQA_FOLDER, of="train"), files("train"))]
+        train = [(source(layout.VQA_FOLDER, of="train"), files("train"), None)]
         # Answers of the corpus carry no annotation noise: every one that training knows is a class.
         vocabulary = _vocabulary(options.answers, lambda: vocabulary_of(train, min_occurrences=1))
         return VqaDataset(source(layout.VQA_FOLDER), files(split), vocabulary=vocabulary)
@@ -212,13 +221,14 @@ def _open_vcr(name: str, split: str, root: Path, options: ReadOptions) -> Indexe
 def _open_vqa(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     card = load_card(name)
     source = _source(name, split, root, options)
-    splits = card.facts["vocabulary_splits"]
+
+    def counted(of: str) -> tuple[Source, VqaFiles, frozenset[int] | None]:
+        facts, home = card.split(of), _source(name, of, root, options)
+        return home, _vqa_files(facts), vqa_part(home, _vqa_files(facts), facts)
+
+    splits = card.facts["answer_lists"][options.answer_list]
     vocabulary = _vocabulary(
-        options.answers,
-        lambda: vocabulary_of(
-            [(_source(name, of, root, options), _vqa_files(card.split(of))) for of in splits],
-            min_occurrences=MIN_OCCURRENCES,
-        ),
+        options.answers, lambda: vocabulary_of(list(map(counted, splits)), min_occurrences=MIN_OCCURRENCES)
     )
     facts = card.split(split)
     part = vqa_part(source, _vqa_files(facts), facts)
@@ -243,6 +253,29 @@ def _vocabulary(
     if answers is None:
         return build
     return lambda: read_vocabulary(answers) if isinstance(answers, Path) else answers
+
+
+def _check_answer_list(name: str, options: ReadOptions) -> None:
+    """Refuse a published list where there is none, and two lists at once.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if options.answer_list == "train":
+        return
+    if name.startswith(SCENES_PREFIX) or load_card(name).format != "vqa":
+        raise ConfigError(
+            f"{name} has no published answer list.",
+            where="--answer-list",
+            why="only VQA v2 and its reshuffles have one",
+            next_command="leave out --answer-list",
+        )
+    if options.answers is not None:
+        raise ConfigError(
+            "Two answer lists are asked for.",
+            why="--answers gives a list, and --answer-list published builds another",
+            next_command="give one of --answers and --answer-list",
+        )
 
 
 _OPENERS: Mapping[str, Callable[[str, str, Path, ReadOptions], IndexedDataset]] = {

@@ -96,7 +96,7 @@ class VqaDataset(IndexedDataset):
         ids = self._columns["question_id"]
         rows = np.arange(len(ids), dtype=np.int64)
         if keep is not None:
-            rows = rows[np.isin(ids, np.fromiter(keep, dtype=np.int64, count=len(keep)))]
+            rows = rows[_is_kept(self._columns, keep)]
         self._settle(rows, problems)
 
     def label_names(self, task: Task) -> tuple[str, ...]:
@@ -200,32 +200,49 @@ def open_vqa_columns(source: Source, files: VqaFiles) -> tuple[Columns, list[byt
     return columns, digests, problems
 
 
-def most_common_answers(columns: Columns) -> list[tuple[str, int]]:
-    """Return (raw `multiple_choice_answer`, number of questions) of an index, for `vqa_answers.build_vocabulary`."""
+def most_common_answers(columns: Columns, keep: frozenset[int] | None = None) -> list[tuple[str, int]]:
+    """Return (raw `multiple_choice_answer`, number of questions) of an index, for `vqa_answers.build_vocabulary`.
+
+    Args:
+        columns: of the index.
+        keep: question ids that are counted, None for all.
+    """
     codes = columns["common"]
+    if keep is not None:
+        codes = codes[_is_kept(columns, keep)]
     counts = np.bincount(codes[codes >= 0])
     answers = StringColumn(columns, "answer")
     return [(answers[code], int(counts[code])) for code in np.flatnonzero(counts).tolist()]
 
 
-def vocabulary_of(splits: Sequence[tuple[Source, VqaFiles]], *, min_occurrences: int) -> tuple[str, ...]:
+def vocabulary_of(
+    splits: Sequence[tuple[Source, VqaFiles, frozenset[int] | None]], *, min_occurrences: int
+) -> tuple[str, ...]:
     """Build the answer vocabulary of the annotations of several splits.
+
+    Args:
+        splits: where each lies, its files, and the question ids that it keeps of them (None for all).
+        min_occurrences: questions that an answer must be the most common one of.
 
     Raises:
         DatasetError: a file is missing, or no answer occurs often enough.
     """
     counts: list[tuple[str, int]] = []
-    for source, files in splits:
-        counts += most_common_answers(open_vqa_columns(source, files)[0])
+    for source, files, keep in splits:
+        counts += most_common_answers(open_vqa_columns(source, files)[0], keep)
     answers = build_vocabulary(counts, min_occurrences=min_occurrences)
     if not answers:
         raise DatasetError(
             "The annotations give no answer vocabulary.",
-            where=", ".join(f"{source.folder / str(files.annotations)}" for source, files in splits),
+            where=", ".join(f"{source.folder / str(files.annotations)}" for source, files, _ in splits),
             why=f"no answer is the most common one of {min_occurrences} questions or more",
             next_command="give a list of answers: --answers FILE (JSON)",
         )
     return answers
+
+
+def _is_kept(columns: Columns, keep: frozenset[int]) -> npt.NDArray[np.bool_]:
+    return np.isin(columns["question_id"], np.fromiter(keep, dtype=np.int64, count=len(keep)))
 
 
 class _Codes(dict[str, int]):

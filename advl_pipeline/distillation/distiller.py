@@ -169,18 +169,20 @@ class Distiller(nn.Module):
     ) -> torch.Tensor:
         """Return (B,) instance weights of a pathway from the teacher's and the student's confidence.
 
-        A joint confidence serves both pathways; without any confidence the weights are uniform.
+        A joint confidence serves both pathways; without any confidence the weights are uniform. None exceeds
+        `weight_max`, normalised or not.
         """
         teacher_B = signal.confidence.get(modality, signal.confidence.get("joint"))
-        if teacher_B is None:
-            return torch.ones_like(student_B)
         weights_B = instance_weights(
-            self.settings.weighting, teacher_B=teacher_B, student_B=student_B, weight_max=self.settings.weight_max
+            "uniform" if teacher_B is None else self.settings.weighting,
+            teacher_B=student_B if teacher_B is None else teacher_B,
+            student_B=student_B,
+            weight_max=self.settings.weight_max,
         )
         if self.settings.weight_shuffle:
             weights_B = weights_B[torch.randperm(len(weights_B), generator=generator).to(weights_B.device)]
         if self.settings.weight_normalise == "batch-mean":
-            weights_B = normalise_to_batch_mean(weights_B)
+            weights_B = normalise_to_batch_mean(weights_B, weight_max=self.settings.weight_max)
         return weights_B
 
     def contrast(

@@ -22,15 +22,15 @@ def instance_weights(
     """Return (B,) weights in [0, weight_max], without gradient.
 
     Args:
-        kind: `ratio` c_T / c_S; `teacher` c_T; `gap` max(0, c_T - c_S); `uniform` 1.
+        kind: `ratio` c_T / c_S; `teacher` c_T; `gap` max(0, c_T - c_S); `uniform` 1; each at most weight_max.
         teacher_B: c_T, probability that the teacher's probe gives the ground truth.
         student_B: c_S, the student's own; detached here.
         weight_max: upper bound.
     """
     teacher, student = teacher_B.detach(), student_B.detach()
     if kind == "uniform":
-        return torch.ones_like(teacher)
-    if kind == "teacher":
+        weights = torch.ones_like(teacher)
+    elif kind == "teacher":
         weights = teacher
     elif kind == "gap":
         weights = (teacher - student).clamp(min=0.0)
@@ -39,10 +39,31 @@ def instance_weights(
     return weights.clamp(max=weight_max)
 
 
-def normalise_to_batch_mean(weights_B: torch.Tensor) -> torch.Tensor:
-    """Rescale weights to mean 1, so that weighting does not change the total strength; all-zero stays zero."""
-    mean = weights_B.mean()
-    return weights_B / mean if mean > 0 else weights_B
+def normalise_to_batch_mean(weights_B: torch.Tensor, *, weight_max: float) -> torch.Tensor:
+    """Rescale weights to mean 1, so that weighting does not change the total strength; no weight exceeds the bound.
+
+    All weights are multiplied by one factor; what that lifts above the bound is cut, and the cut is spread over the
+    others in proportion to them, until the mean is 1 (water-filling). Where the positive weights cannot reach it,
+    because they are too few or the bound is below 1, all of them are at the bound. A weight of 0 stays 0: the teacher
+    has nothing to say there.
+
+    Args:
+        weights_B: at least 0; their scale does not matter.
+        weight_max: upper bound.
+    """
+    top = weights_B.max()
+    if not top > 0:
+        return weights_B
+    sorted_B, order_B = torch.sort(weights_B / top, descending=True)
+    place_B = torch.arange(len(sorted_B), device=weights_B.device)
+    # With the k largest at the bound, what is left of the total for the others, and the sum that it is shared by.
+    left_B = len(sorted_B) - weight_max * place_B.to(weights_B.dtype)
+    others_B = sorted_B.flip(0).cumsum(0).flip(0)
+    num_at_bound = (left_B * sorted_B > weight_max * others_B).sum()
+    first = num_at_bound.clamp(max=len(sorted_B) - 1)
+    shared_B = left_B[first] * (sorted_B / others_B[first].clamp(min=torch.finfo(weights_B.dtype).tiny))
+    filled_B = torch.where(place_B < num_at_bound, weight_max, shared_B).clamp(max=weight_max)
+    return torch.empty_like(weights_B).scatter(0, order_B, filled_B)
 
 
 def choice_confidence(logits_BC: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,12 @@ class FinetuneConfig:
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.")
     answers: Path | None = option(
-        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built by the rules]."
+        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list]."
+    )
+    answer_list: Literal["train", "published"] = option(
+        "train",
+        help="Whose answers VQA's vocabulary is built from: of train alone, or published, of the splits that the "
+        "published models count. For VQA v2 and VQA-CP these hold val, which then is no unseen test set.",
     )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items: as it was when the caches were extracted."
@@ -196,7 +201,10 @@ class FinetuneConfig:
         None, help="Adaptive Confidence-based Weighting: the weight of an instance."
     )
     weight_max: float = option(2.0, help="Upper bound of an instance's weight.")
-    weight_normalise: Literal["none", "batch-mean"] = option("none", help="Rescale weights to mean 1 in the batch.")
+    weight_normalise: Literal["none", "batch-mean"] = option(
+        "none",
+        help="Rescale weights to mean 1 in the batch, none above --weight-max: what is cut goes to the others.",
+    )
     weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.")
     confidence: Literal["probe", "probe-joint", "zero-shot", "none"] = option(
         "probe", help="Where the teacher's confidence comes from."
@@ -221,9 +229,16 @@ class FinetuneConfig:
     )
     hide_picture: bool = option(
         False,
-        help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation.",
+        help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation; "
+        "options that would teach it from pictures are refused.",
     )
     live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")
+    live_weights: tuple[str, ...] = option(
+        (),
+        help="With --live, the local weights of a teacher whose cache was made with `advl extract --weights`; once "
+        "for each.",
+        metavar="NAME=PATH",
+    )
 
 
 def planned_steps(config: FinetuneConfig) -> int:

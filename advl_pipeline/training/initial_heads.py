@@ -70,7 +70,8 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     if name not in described:
         return HeadOrigin(origin="fresh", why=f"the folder has heads for {', '.join(described)}")
     if tuple(described[name]["label_names"]) != label_names:
-        return HeadOrigin(origin="fresh", why="the folder's head has other classes")
+        own = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
+        return HeadOrigin(origin="fresh", why=f"the folder's head has other classes{own}")
     tensors = load_file(folder / HEADS_FILE)
     head.load_state_dict(
         {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
-from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.errors import ConfigError, IdentityMismatch, suggest_names
 from advl_pipeline.extraction.token_selection import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
@@ -65,15 +66,54 @@ class LiveFeatures(StandIn):
         return texts.prepare([unit for unit in units if isinstance(unit, TextUnit)])
 
 
-def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
+def live_weights(texts: Sequence[str], teachers: Sequence[str]) -> dict[str, Path]:
+    """Read where the weights of live teachers lie, given as NAME=PATH.
+
+    Args:
+        texts: as given. A name may hold an equals sign and a path too, so the names of the teachers tell them apart.
+        teachers: names of all teachers of the run.
+
+    Raises:
+        ConfigError: another form, the name of no teacher of the run, or one teacher twice.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        fitting = [name for name in teachers if text.startswith(f"{name}=") and text != f"{name}="]
+        if not fitting:
+            raise ConfigError(
+                "Weights of a live teacher are not NAME=PATH, with the name of a teacher of the run.",
+                where="--live-weights",
+                why=f"got {text!r}; {suggest_names(text.partition('=')[0], teachers)}",
+            )
+        name = max(fitting, key=len)
+        if name in found:
+            raise ConfigError("A live teacher has two places of its weights.", where=name)
+        found[name] = Path(text.removeprefix(f"{name}="))
+    return found
+
+
+def live_teacher(
+    cache: TeacherCache, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
+) -> TeacherFeatures:
     """Open the teacher that a cache was made with and put it in the cache's place.
+
+    Args:
+        cache: of the split.
+        dataset: the split.
+        weights: local weights to load instead of the known source, as `advl extract --weights` takes them.
+        device: where the teacher computes, as torch names it.
 
     Raises:
         IdentityMismatch: the teacher on this machine is not the one of the cache.
+        WeightsUnavailable: its weights are not at hand. ConfigError: no such device.
     """
     identity = cache.identity["teacher"]
     teacher = open_teacher(
-        identity["name"], image_tokens=identity["image_tokens"] or "none", dtype=identity["compute_dtype"]
+        identity["name"],
+        weights=weights,
+        device=device,
+        image_tokens=identity["image_tokens"] or "none",
+        dtype=identity["compute_dtype"],
     )
     if cache.kept_share is not None and teacher.text is not None:
         selecting = SelectingTextTower(teacher.text, fit_split_prior(dataset), share=cache.kept_share)
@@ -83,7 +123,8 @@ def live_teacher(cache: TeacherCache, dataset: Dataset) -> TeacherFeatures:
             raise IdentityMismatch(
                 f"The {modality} tower of {teacher.name} on this machine is not the one of the cache.",
                 where=str(cache.path),
-                next_command="train from the cache without --live, or extract again",
+                next_command="train from the cache without --live, extract again, or say where the weights of the "
+                f"cache lie: --live-weights {teacher.name}=PATH",
             )
     image = text = None
     if cache.image is not None and teacher.image is not None:

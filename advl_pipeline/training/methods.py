@@ -65,13 +65,19 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
             "then advl finetune --cache DIR ...",
         )
+    if config.live_weights and not config.live:
+        raise ConfigError(
+            "Weights of a live teacher are given, but teachers are read from caches.",
+            where="--live-weights",
+            next_command="add --live, or leave out --live-weights",
+        )
     if steps == "two" and not defaults["teachers"] and config.adapt_objective != "contrastive":
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",
             why=f"adapt-objective is {config.adapt_objective}, which learns from teachers alone",
         )
     num_adapt = max(1, round(num_steps * config.adapt_fraction)) if steps == "two" else 0
-    return ResolvedMethod(
+    method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         steps=steps,
         settings=DistillationSettings(
@@ -94,6 +100,39 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
         num_adapt_steps=num_adapt,
         num_finetune_steps=num_steps - num_adapt,
     )
+    if config.hide_picture:
+        _check_hidden_picture(method, confidence=config.confidence)
+    return method
+
+
+def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
+    """Refuse what would show pictures to a student that is to see none.
+
+    The confidence of a probe of texts is of texts alone; that its folds keep the questions on one picture together
+    tells nothing of what the picture shows.
+
+    Raises:
+        ConfigError: with everything that sees pictures, and the options that leave it out.
+    """
+    settings = method.settings
+    seen: list[tuple[str, str]] = []
+    if method.steps == "two" and settings.adapt_objective == "contrastive":
+        contrast = "the contrast of the adapt step pulls texts to their pictures"
+        seen.append((contrast, "--adapt-objective distil-only" if method.uses_teachers else "--steps one"))
+    if method.uses_teachers:
+        if settings.pathway != "text":
+            seen.append(("the vision pathway teaches visual states", "--pathway text"))
+        if settings.selection in ("adaptive", "visual"):
+            seen.append((f"--selection {settings.selection} looks words up in the picture", "--selection prior"))
+        if settings.weighting != "uniform" and confidence in ("probe-joint", "zero-shot"):
+            seen.append((f"--confidence {confidence} weighs by what the picture shows", "--confidence probe"))
+    if seen:
+        raise ConfigError(
+            "These options would teach a student from pictures that is to see none.",
+            where="--hide-picture",
+            why="; ".join(reason for reason, _ in seen),
+            next_command=f"add {' '.join(remedy for _, remedy in seen)}, or leave out --hide-picture",
+        )
 
 
 def teacher_weights(texts: Sequence[str]) -> dict[str, float]:

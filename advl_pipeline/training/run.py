@@ -41,7 +41,7 @@ from advl_pipeline.training.config import FinetuneConfig, planned_steps
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads, save_heads
 from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
-from advl_pipeline.training.live_teacher import live_teacher
+from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, resolve_method
 from advl_pipeline.training.ordering import order_examples
@@ -114,7 +114,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         world_size=accelerator.num_processes,
     )
     method = resolve_method(config, num_steps=settings.num_steps)
-    source = _open_signals(config, method, inputs, folder)
+    source = _open_signals(config, method, inputs, folder, device=accelerator.device)
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     origins = {name: dataclasses.asdict(head) for name, head in heads.items()}
     if accelerator.is_main_process:
@@ -209,6 +209,7 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
         text_style=config.text_style,
         label_order=config.label_order,
         answers=config.answers,
+        answer_list=config.answer_list,
         on_error=config.on_error,
     )
     everything = list(range(len(dataset)))
@@ -230,7 +231,7 @@ def _open_caches(config: FinetuneConfig) -> list[TeacherCache]:
 
 
 def _open_signals(
-    config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder
+    config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder, *, device: torch.device
 ) -> SignalSource | None:
     if not method.uses_teachers:
         folder.keep_caches([])
@@ -239,8 +240,12 @@ def _open_signals(
     check_caches(caches, inputs.dataset)
     check_selection(caches, method.settings)
     folder.keep_caches([(str(cache.path), cache.identity) for cache in caches])
+    weights = live_weights(config.live_weights, [cache.teacher_name for cache in caches])
     teachers: list[TeacherFeatures] = [
-        live_teacher(cache, inputs.dataset) if config.live else cached_teacher(cache) for cache in caches
+        live_teacher(cache, inputs.dataset, weights=weights.get(cache.teacher_name), device=str(device))
+        if config.live
+        else cached_teacher(cache)
+        for cache in caches
     ]
     names = [teacher.name for teacher in teachers]
     if len(set(names)) != len(names):

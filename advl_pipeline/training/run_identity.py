@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT_IDENTITY = frozenset(
-    {"output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"}
+    {
+        *("output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"),
+        "live_weights",
+    }
 )
-"""Where a run reads and writes, how it is cut into pieces and who looks on, not what it computes."""
+"""Where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.
+
+Weights of live teachers lie anywhere: that they are those of the caches is checked."""
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:

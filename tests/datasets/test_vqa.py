@@ -57,12 +57,29 @@ def test_questions_answers_and_pictures(root: Path) -> None:
     assert truth.entries == tuple(range(10))
 
 
-def test_vocabulary_is_built_from_train_and_val_by_the_rules(root: Path) -> None:
+def test_vocabulary_is_built_from_train_by_the_rules(root: Path) -> None:
     names = open_vqa(root, "val").label_names("vqa")
-    # 90 questions, 18 per main answer; "t-shirt" enters in its normal form.
+    # 60 questions, 12 per main answer; "t-shirt" enters in its normal form.
     assert set(names) == {"yes", "no", "2", "red", "t shirt"}
     assert names == tuple(sorted(names))
     assert open_vqa(root, "train").label_names("vqa") == names
+
+
+def test_the_published_list_counts_the_splits_that_the_published_models_count(tmp_path: Path) -> None:
+    write_vqa(tmp_path, split="train", count=40)
+    write_vqa(tmp_path, split="val", count=30)
+    # 8 questions per main answer in train, too few, and 6 in val.
+    with pytest.raises(DatasetError, match="no answer vocabulary"):
+        open_vqa(tmp_path, "train").label_names("vqa")
+    published = open_dataset("vqa-v2", split="train", data_root=tmp_path, answer_list="published")
+    assert set(published.label_names("vqa")) == {"yes", "no", "2", "red", "t shirt"}
+
+
+def test_only_datasets_with_a_published_list_take_it_and_one_list_at_a_time(root: Path) -> None:
+    with pytest.raises(ConfigError, match="no published answer list"):
+        open_dataset("snli-ve", split="train", data_root=root, answer_list="published")
+    with pytest.raises(ConfigError, match="Two answer lists"):
+        open_dataset("vqa-v2", split="train", data_root=root, answers=("yes",), answer_list="published")
 
 
 def test_soft_targets_look_raw_answers_up(root: Path) -> None:

@@ -24,8 +24,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [vcr_record(number) for number in range(6)],
         file="shortcut/rule_based/val_rule_singular.jsonl",
     )
-    for split in ("train", "val", "test"):
-        write_vqa(folder, split=split, count=30)
+    # Enough in train for an answer list of its own.
+    for split, count in (("train", 60), ("val", 30), ("test", 30)):
+        write_vqa(folder, split=split, count=count)
     write_vqa_cp(folder)
     write_vqa_vs(folder)
     (folder / "vqa-v2" / "counterexamples.json").write_text(json.dumps([2000001, 2003000, 2009002]))

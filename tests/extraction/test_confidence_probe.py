@@ -84,6 +84,65 @@ def test_labels_of_a_fold_never_reach_the_head_that_predicts_it(kind: str) -> No
         np.testing.assert_array_equal(found, np.array(distribution)[shifts, np.arange(len(held_out))])
 
 
+def soft_data(scores_NK: npt.NDArray[np.float32], *, width: int = 24) -> ProbeData:
+    """One feature for each answer, large where annotators gave it, in noise; the features are always the same."""
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((len(scores_NK), 1, width)).astype(np.float32)
+    features[:, 0, : scores_NK.shape[1]] += 3.0 * soft_scores(len(scores_NK))
+    return ProbeData(
+        kind="soft-labels",
+        features_NCF=features,
+        score_NK=csr_array(scores_NK),
+        num_classes=scores_NK.shape[1],
+    )
+
+
+def soft_scores(num: int) -> npt.NDArray[np.float32]:
+    """Scores of five answers as VQA has them: two answers of a question, or none that is known."""
+    generator = np.random.default_rng(1)
+    scores = np.zeros((num, 5), np.float32)
+    for row in range(num):
+        first, second = generator.permutation(5)[:2]
+        scores[row, first] = generator.choice([0.6, 0.9, 1.0])
+        scores[row, second] = generator.choice([0.0, 0.3])
+    scores[::17] = 0.0
+    return scores
+
+
+def test_scores_of_a_fold_never_reach_the_head_that_predicts_it() -> None:
+    """As above for soft labels: the probability of each answer is what it was, whatever the fold's scores are."""
+    scores = soft_scores(120)
+    fold_N = folds_of(120)
+    for fold in range(5):
+        held_out = np.flatnonzero(fold_N == fold)
+        probability_nK = np.empty((len(held_out), 5), np.float32)
+        for answer in range(5):
+            alone = scores.copy()
+            alone[held_out] = np.eye(5, dtype=np.float32)[answer]
+            probability_nK[:, answer] = cross_fitted_probability(soft_data(alone), fold_N)[held_out]
+        turned = scores.copy()
+        answers = np.random.default_rng(fold).integers(0, 5, len(held_out))
+        turned[held_out] = np.eye(5, dtype=np.float32)[answers]
+        found = cross_fitted_probability(soft_data(turned), fold_N)[held_out]
+        np.testing.assert_array_equal(found, probability_nK[np.arange(len(held_out)), answers])
+        permuted = scores.copy()
+        permuted[held_out] = np.random.default_rng(fold).permutation(permuted[held_out])
+        for changed in (scores, permuted):
+            found = cross_fitted_probability(soft_data(changed), fold_N)[held_out]
+            total_n = changed[held_out].sum(axis=1)
+            expected = (changed[held_out] * probability_nK).sum(axis=1) / np.where(total_n > 0, total_n, 1.0)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_scores_of_other_folds_do_matter() -> None:
+    scores = soft_scores(120)
+    fold_N = folds_of(120)
+    answered = (fold_N == 0) & (scores.sum(axis=1) > 0)
+    changed = np.where((fold_N == 0)[:, None], scores, np.roll(scores, 1, axis=1))
+    before, after = (cross_fitted_probability(soft_data(values), fold_N)[answered] for values in (scores, changed))
+    assert before.mean() > after.mean() + 0.3
+
+
 def test_labels_of_other_folds_do_matter() -> None:
     data = choice_data(120, informative=True)
     assert data.label_N is not None

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from dataset_mirrors import write_vqa, write_vqa_cp
 from run_logs import losses
+from safetensors.torch import load_file
 
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
 
@@ -92,3 +101,82 @@ def test_inputs_without_labels_change_the_adapt_step(small_corpus: Any, tmp_path
     for adapt_on in ("subset", "inputs"):
         run_finetune(small_corpus.config(tmp_path / adapt_on, shots=4, adapt_on=adapt_on))
     assert losses(tmp_path / "subset") != losses(tmp_path / "inputs")
+
+
+def answer_otherwise(file: Path, wanted: Callable[[int], bool]) -> None:
+    """Make "purple" everybody's answer to the questions that are wanted by their id."""
+    document = json.loads(file.read_text(encoding="utf-8"))
+    annotations = document["annotations"] if isinstance(document, dict) else document
+    for item in annotations:
+        if wanted(item["question_id"]):
+            item["multiple_choice_answer"] = "purple"
+            item["answers"] = [{**one, "answer": "purple"} for one in item["answers"]]
+    file.write_text(json.dumps(document), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def two_worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data roots that differ in the answers of val alone: of VQA v2, and of the part of VQA-CP's train held out."""
+    here, there = (tmp_path_factory.mktemp("worlds") / name for name in ("here", "there"))
+    write_vqa(here, split="train", count=60)
+    write_vqa(here, split="val", count=30)
+    write_vqa_cp(here, count=600)
+    held = set(open_dataset("vqa-cp-v2", split="val", data_root=here).example_ids)
+    assert len(held) >= 9
+    shutil.copytree(here, there)
+    answer_otherwise(there / "vqa-v2" / "v2_mscoco_val2014_annotations.json", lambda number: True)
+    answer_otherwise(there / "vqa-cp-v2" / "vqacp_v2_train_annotations.json", lambda number: str(number) in held)
+    return here, there
+
+
+@pytest.mark.parametrize("name", ["vqa-v2", "vqa-cp-v2"])
+def test_the_answer_list_comes_from_train_unless_the_published_one_is_asked_for(
+    name: str, two_worlds: tuple[Path, Path]
+) -> None:
+    def answers(root: Path, **options: Any) -> tuple[str, ...]:
+        return open_dataset(name, split="train", data_root=root, **options).label_names("vqa")
+
+    here, there = two_worlds
+    assert answers(here) == answers(there)
+    assert "purple" not in answers(there)
+    assert "purple" in answers(there, answer_list="published")
+    assert "purple" not in answers(here, answer_list="published")
+
+
+def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
+    two_worlds: tuple[Path, Path], tmp_path: Path
+) -> None:
+    here, there = two_worlds
+    cache = tmp_path / "cache"
+    run_extract(ExtractConfig(teacher="minilm-l6", dataset="vqa-v2", data_root=here, output=cache, folds=2))
+
+    def train(name: str, root: Path, **changes: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], Any]:
+        run = tmp_path / name
+        settings: dict[str, Any] = {
+            "cache": (cache,),
+            "num_steps": 3,
+            "adapt_fraction": 0.34,
+            "batch_size": 8,
+            "confidence_folds": 2,
+        }
+        run_finetune(FinetuneConfig(dataset="vqa-v2", data_root=root, output=run, **{**settings, **changes}))
+        heads = json.loads((run / "heads.json").read_text(encoding="utf-8"))
+        return losses(run), load_file(run / "model.safetensors"), heads["vqa"]["label_names"]
+
+    first, second = train("here", here), train("there", there)
+    assert first[0] == second[0]
+    assert first[1].keys() == second[1].keys()
+    assert all(torch.equal(first[1][key], second[1][key]) for key in first[1])
+    assert first[2] == second[2]
+    published = [train(f"published-{root.name}", root, answer_list="published") for root in (here, there)]
+    assert published[0][2] != published[1][2]
+    assert published[0][0] != published[1][0]
+    # The head of a run with the published list goes on under that list, and under no other.
+    origins = {}
+    for name, changes in (("same", {"answer_list": "published"}), ("other", {})):
+        train(name, there, init=tmp_path / "published-there", method="plain", cache=(), **changes)
+        settings = json.loads((tmp_path / name / "settings.json").read_text(encoding="utf-8"))
+        origins[name] = settings["heads"]["vqa"]
+    assert origins["same"]["origin"] == "checkpoint"
+    assert origins["other"]["origin"] == "fresh"
+    assert "--answer-list" in origins["other"]["why"]

@@ -57,7 +57,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "adapt-lr-scale": {"adapt_lr_scale": 1.0},
     "adapt-fraction": {"adapt_fraction": 0.5},
     "teacher-control": {"teacher_control": "shuffle"},
-    "hide-picture": {"hide_picture": True},
     "method": {"method": "naive-kd"},
     "plain": {"method": "plain"},
     "plain-two-step": {"method": "plain-two-step"},
@@ -67,7 +66,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 COVERED_ELSEWHERE = {
     ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
     ("adapt_on", "inputs"): "needs a low-shot run: test_inputs_without_labels_change_the_adapt_step",
+    ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
     ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
+    ("live_weights", None): "needs a teacher with local weights: tests/training/test_live_weights.py",
     ("teacher_balance", "fixed"): "needs two teachers of a pathway: test_several_teachers_share_a_pathway_as_asked",
     ("teacher_balance", "learned"): "likewise",
     ("teacher_weight", None): "likewise",

@@ -165,6 +165,16 @@ def test_weights_are_logged_bounded_and_shuffling_keeps_them(small_corpus: Any, 
     assert first_kept["weighted/text"] != first_shuffled["weighted/text"]
 
 
+def test_normalised_weights_are_logged_as_they_are_used(small_corpus: Any, tmp_path: Path) -> None:
+    options = {"weighting": "gap", "weight_normalise": "batch-mean", "weight_max": 1.25}
+    run_finetune(small_corpus.config(tmp_path / "run", steps="one", num_steps=6, **options))
+    logged = [record[f"weights/{pathway}"] for record in metrics(tmp_path / "run") for pathway in ("vision", "text")]
+    assert max(histogram["max"] for histogram in logged) == 1.25
+    for histogram in logged:
+        # Of four weights at most 1.25 the mean is 1 where all are positive, else that many are at the bound.
+        assert any(histogram["mean"] == pytest.approx(mean) for mean in (0.0, 0.3125, 0.625, 0.9375, 1.0))
+
+
 def test_inference_is_the_plain_students(small_corpus: Any, tmp_path: Path) -> None:
     shapes = []
     for method in ("plain", "advl"):

@@ -1,0 +1,126 @@
+"""`--hide-picture`: whatever the pictures are, training is the same; what cannot keep that promise is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_logs import losses
+from safetensors.torch import load_file
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
+from advl_pipeline.extraction.confidence import estimate_confidence
+from advl_pipeline.studies.variants import SHIPPED
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.run import run_finetune
+
+TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "distil-only"}
+
+
+class Repainted:
+    """A dataset with every picture swapped for another one of it; everything else is the dataset's own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._others = swapped_pictures(dataset.image_units(), seed=0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        example = self._dataset[index]
+        return with_picture(example, self._others[example.image.unit_id])
+
+
+def learned(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """What a run computed for training, and what it learned; of the confidences those that weigh its pathway."""
+    unused = "confidence/vision"
+    logged = [{key: value for key, value in record.items() if key != unused} for record in losses(folder)]
+    return logged, load_file(folder / "model.safetensors")
+
+
+def same(one: Any, two: Any) -> bool:
+    (logged, tensors), (other_logged, other_tensors) = one, two
+    numbers, others = (
+        [value for record in records for value in record.values() if isinstance(value, float)]
+        for records in (logged, other_logged)
+    )
+    return numbers == pytest.approx(others, rel=1e-4, abs=1e-6) and all(
+        torch.allclose(tensors[key], other_tensors[key], atol=1e-5) for key in tensors
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [
+        ({"method": "plain", "hide_picture": True}, True),
+        ({"hide_picture": True, **TEXT_ALONE}, True),
+        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "text_pass": "text-only", "weighting": "gap"}, True),
+        (TEXT_ALONE, False),
+    ],
+    ids=["plain", "two steps", "one step", "shown"],
+)
+def test_other_pictures_change_nothing_in_training(
+    changes: dict[str, Any], is_same: bool, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Folds go by the pictures' ids, and confidences that the first run stored would serve the second one.
+    monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate_confidence)
+    monkeypatch.setattr(
+        "advl_pipeline.extraction.confidence.assign_folds",
+        lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
+    )
+    run_finetune(small_corpus.config(tmp_path / "own", num_steps=3, **changes))
+    monkeypatch.setattr(
+        "advl_pipeline.training.run.open_dataset", lambda name, **options: Repainted(open_dataset(name, **options))
+    )
+    run_finetune(small_corpus.config(tmp_path / "swapped", num_steps=3, **changes))
+    assert same(learned(tmp_path / "own"), learned(tmp_path / "swapped")) == is_same
+
+
+def hidden(**changes: Any) -> FinetuneConfig:
+    common: dict[str, Any] = {"dataset": "scenes-vcr", "output": Path("run"), "cache": (Path("cache"),)}
+    return FinetuneConfig(**{**common, "hide_picture": True, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "why", "remedy"),
+    [
+        ({"method": "plain-two-step"}, "contrast", "--steps one"),
+        ({**TEXT_ALONE, "adapt_objective": "contrastive"}, "contrast", "--adapt-objective distil-only"),
+        ({**TEXT_ALONE, "pathway": "vision"}, "visual states", "--pathway text"),
+        ({"method": "naive-kd"}, "visual states", "--pathway text"),
+        ({**TEXT_ALONE, "selection": "adaptive"}, "words", "--selection prior"),
+        ({**TEXT_ALONE, "selection": "visual"}, "words", "--selection prior"),
+        ({**TEXT_ALONE, "confidence": "probe-joint"}, "weighs", "--confidence probe"),
+        ({**TEXT_ALONE, "confidence": "zero-shot"}, "weighs", "--confidence probe"),
+    ],
+)
+def test_what_would_teach_from_pictures_is_refused(changes: dict[str, Any], why: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match="see none") as caught:
+        resolve_method(hidden(**changes), num_steps=10)
+    assert why in caught.value.why
+    assert ";" not in caught.value.why
+    assert remedy in caught.value.next_command
+
+
+def test_all_that_sees_pictures_is_named_at_once_and_its_remedies_are_enough() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_method(hidden(method="advl"), num_steps=10)
+    assert caught.value.next_command.startswith("add --adapt-objective distil-only --pathway text --selection prior,")
+    for allowed in (
+        TEXT_ALONE,
+        {**TEXT_ALONE, "adapt_objective": "projections-only", "selection": "random"},
+        {**TEXT_ALONE, "weighting": "uniform", "confidence": "probe-joint"},
+        {"method": "naive-kd", "pathway": "text"},
+        {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},
+    ):
+        resolve_method(hidden(**allowed), num_steps=10)
