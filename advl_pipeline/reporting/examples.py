@@ -250,6 +250,7 @@ def _open(
         text_style=config.get("text_style"),
         label_order=config.get("label_order", "uniter"),
         answers=Path(answers) if answers else None,
+        answer_list=config.get("answer_list", "train"),
         on_error=config.get("on_error", "fail"),
     )
 
