@@ -49,18 +49,23 @@ def accuracy_figure(result: StudyResult, look: Mapping[str, Look], *, setting: s
 
 
 def gain_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
-    """Gain over the baseline, paired by seed."""
+    """Gain over the baseline, paired by seed.
+
+    A student that never sees a picture is left out: what it lacks would set the scale of the figure, and beside it
+    no gain of a method could be seen.
+    """
     curves: dict[str, dict[str, list[_Point]]] = {}
     runs: list[str] = []
+    blind = {name for name in result.study.methods if result.study.variant(name).training.get("hide_picture")}
     for trend in result.trends:
-        if (trend.setting, trend.metric) == (setting, metric):
+        if (trend.setting, trend.metric) == (setting, metric) and trend.treated not in blind:
             shots = {standing.place.size: standing.place.shots for standing in result.standings}
             curves.setdefault(trend.test_set, {})[trend.treated] = [
                 _Point(size=size, label=shots_label(shots[size]), value=gain)
                 for size, gain in zip(trend.sizes, trend.gains, strict=True)
             ]
     for standing in result.standings:
-        if (standing.place.setting, standing.place.metric) == (setting, metric):
+        if (standing.place.setting, standing.place.metric) == (setting, metric) and standing.method not in blind:
             runs += standing.runs
     if not curves:
         return None
@@ -72,6 +77,7 @@ def gain_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
         caption=(
             "Difference in points of the same metric, paired by seed; bars span its 95 % interval over seeds. "
             "A method helps where its bar clears zero, and the teacher helps where it also clears the controls."
+            + (" The student that sees no picture stands in the table." if blind else "")
         ),
         runs=runs,
         write=wording.signed,

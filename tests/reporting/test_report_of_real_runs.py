@@ -83,6 +83,15 @@ def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: tuple[Study
 
 
 @pytest.mark.slow
+def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gains(page: Element) -> None:
+    accuracy, gain = (page.find("section", id=name)[0].text for name in ("accuracy", "gain"))
+    assert "plain, no picture" in accuracy
+    assert "plain, two steps" in gain
+    assert "plain, no picture" not in gain
+    assert "The student that sees no picture stands in the table." in gain
+
+
+@pytest.mark.slow
 def test_costs_of_inference_and_of_the_parts_were_measured(study: tuple[StudyResult, Path]) -> None:
     costs = {cost.method: cost for cost in study[0].costs}
     assert set(costs["plain"].part_milliseconds) == {"student"}
