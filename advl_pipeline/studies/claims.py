@@ -144,11 +144,7 @@ def _add_growth(draft: _Draft, result: StudyResult, metric: str) -> None:
 
 def _shift(draft: _Draft, result: StudyResult) -> None:
     study = result.study
-    drops = [
-        found
-        for found in result.mean_contrasts
-        if (found.setting, found.quantity, found.baseline) == (draft.setting, "drop", study.baseline)
-    ]
+    drops = _against_baseline(draft, result, "drop")
     if not drops:
         draft.lacks.append("the study has no shifted test set")
         return
@@ -176,11 +172,7 @@ def _shift(draft: _Draft, result: StudyResult) -> None:
 
 def _vision(draft: _Draft, result: StudyResult) -> None:
     study = result.study
-    uses = [
-        found
-        for found in result.mean_contrasts
-        if (found.setting, found.quantity, found.baseline) == (draft.setting, "use", study.baseline)
-    ]
+    uses = _against_baseline(draft, result, "use")
     if not uses:
         draft.lacks.append("no run was scored with swapped pictures")
         return
@@ -200,17 +192,19 @@ def _parts(draft: _Draft, result: StudyResult) -> None:
         draft.lacks.append("the study leaves out no part, so it can only compare the whole with naive KD")
     elif missing := PARTS - {study.variant(name).part for name in parts}:
         draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
-    baseline = [
-        found
-        for found in result.mean_contrasts
-        if (found.setting, found.test_set) == (draft.setting, _reference(study, draft.setting))
-        and (found.quantity, found.baseline) == ("accuracy", study.baseline)
-    ]
+    reference = _reference(study, draft.setting)
+    baseline = [found for found in _against_baseline(draft, result, "accuracy") if found.test_set == reference]
     for other in (*(name for name in ("naive-kd",) if name in study.methods), *parts):
         part = study.variant(other).part
         for like in baseline:
             name = f"{part} (against {other})" if part else f"whole method against {other}"
             _add_mean(draft, result, "accuracy", other, name=f"{like.metric}: {name}", like=like)
+
+
+def _against_baseline(draft: _Draft, result: StudyResult, quantity: ClaimQuantity) -> list[MeanContrast]:
+    """Return what the focus method has more than the baseline, on each test set where the quantity was measured."""
+    wanted = (draft.setting, quantity, result.study.baseline)
+    return [found for found in result.mean_contrasts if (found.setting, found.quantity, found.baseline) == wanted]
 
 
 def _add_mean(
