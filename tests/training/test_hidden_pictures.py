@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from altered_dataset import AlteredDataset
 from run_logs import losses
 from safetensors.torch import load_file
 
@@ -23,22 +24,10 @@ from advl_pipeline.training.run import run_finetune
 TEXT_ALONE = {"pathway": "text", "selection": "prior", "adapt_objective": "distil-only"}
 
 
-class Repainted:
-    """A dataset with every picture swapped for another one of it; everything else is the dataset's own."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._others = swapped_pictures(dataset.image_units(), seed=0)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        example = self._dataset[index]
-        return with_picture(example, self._others[example.image.unit_id])
+def repainted(dataset: Any) -> AlteredDataset:
+    """Return a dataset with every picture swapped for another one of it."""
+    others = swapped_pictures(dataset.image_units(), seed=0)
+    return AlteredDataset(dataset, lambda example: with_picture(example, others[example.image.unit_id]))
 
 
 def learned(folder: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -80,7 +69,7 @@ def test_other_pictures_change_nothing_in_training(
     )
     run_finetune(small_corpus.config(tmp_path / "own", num_steps=3, **changes))
     monkeypatch.setattr(
-        "advl_pipeline.training.run.open_dataset", lambda name, **options: Repainted(open_dataset(name, **options))
+        "advl_pipeline.training.run.open_dataset", lambda name, **options: repainted(open_dataset(name, **options))
     )
     run_finetune(small_corpus.config(tmp_path / "swapped", num_steps=3, **changes))
     assert same(learned(tmp_path / "own"), learned(tmp_path / "swapped")) == is_same

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from altered_dataset import AlteredDataset
 from dataset_mirrors import write_vqa, write_vqa_cp
 from run_logs import losses
 from safetensors.torch import load_file
@@ -32,23 +33,15 @@ def test_low_shot_runs_use_the_same_nested_questions_for_every_method(small_corp
     assert (wide["num_labelled"], wide["num_adapt_inputs"]) == (4, 16)
 
 
-class Relabelled:
-    """A dataset whose examples outside a set of ids carry wrong labels; everything else is the dataset's own."""
+def relabelled(dataset: Any, kept: set[str]) -> AlteredDataset:
+    """Return a dataset whose examples outside a set of ids carry wrong labels."""
 
-    def __init__(self, dataset: Any, kept: set[str]) -> None:
-        self._dataset, self._kept = dataset, kept
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        example = self._dataset[index]
-        if example.example_id in self._kept:
+    def relabel(example: Any) -> Any:
+        if example.example_id in kept:
             return example
         return replace(example, label=(example.label + 1) % len(example.candidates))
+
+    return AlteredDataset(dataset, relabel)
 
 
 @pytest.mark.parametrize("adapt_on", ["subset", "inputs"])
@@ -62,7 +55,7 @@ def test_labels_outside_the_subset_and_other_splits_influence_nothing(
     def open_relabelled(name: str, **options: Any) -> Any:
         opened.append(options["split"])
         dataset: Any = open_dataset(name, **options)
-        return Relabelled(dataset, set(nested_subset(dataset, 4, 0)))
+        return relabelled(dataset, set(nested_subset(dataset, 4, 0)))
 
     monkeypatch.setattr("advl_pipeline.training.run.open_dataset", open_relabelled)
     run_finetune(small_corpus.config(tmp_path / "wrong", **changes))
