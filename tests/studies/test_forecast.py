@@ -12,6 +12,7 @@ from synthetic_runs import write_study_file
 
 from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.reporting.forecast_text import forecast_as_text
@@ -46,6 +47,33 @@ def finish(folder: Path, path: Path, output: str) -> None:
         prepare=synthetic_runs.prepare,
         digest=synthetic_runs.digest,
     )
+
+
+def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path) -> None:
+    asked = StudyRunConfig(
+        study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
+    )
+    before = forecast_study(asked)
+    assert (before.num_left, before.seconds_left, before.bytes_left) == (16, None, None)
+    assert len(before.caches) == 2
+    assert not (tmp_path / "study").exists()
+    write_study_file(tmp_path, num_seeds=1)
+    run_study(asked, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+    write_study_file(tmp_path, num_seeds=2)
+    after = forecast_study(asked)
+    assert after.num_left == 8
+    assert after.seconds_left == pytest.approx(8 * 30.0)
+    assert after.bytes_left is not None
+    assert after.bytes_left > 8 * 1000
+    assert after.caches == ()
+
+
+def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Path) -> None:
+    path = write_study_file(tmp_path, extra=f'init = "{tmp_path / "student"}"\n')
+    asked = StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches")
+    assert forecast_study(asked).missing_inits == (tmp_path / "student",)
+    with pytest.raises(ConfigError, match="advl pretrain"):
+        run_study(asked, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
 
 
 def test_studies_beside_tell_the_time_of_cells_alike(tmp_path: Path) -> None:

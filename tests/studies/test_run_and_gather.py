@@ -362,24 +362,6 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
     assert moved.contrasts == result.contrasts
 
 
-def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path) -> None:
-    config = StudyRunConfig(
-        study=str(write_study_file(tmp_path, num_seeds=2)), output=tmp_path / "study", caches=tmp_path / "caches"
-    )
-    before = forecast_study(config)
-    assert (before.num_left, before.seconds_left, before.bytes_left) == (16, None, None)
-    assert len(before.caches) == 2
-    assert not (tmp_path / "study").exists()
-    run(tmp_path, num_seeds=1)
-    write_study_file(tmp_path, num_seeds=2)
-    after = forecast_study(config)
-    assert after.num_left == 8
-    assert after.seconds_left == pytest.approx(8 * 30.0)
-    assert after.bytes_left is not None
-    assert after.bytes_left > 8 * 1000
-    assert after.caches == ()
-
-
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     result = run(tmp_path, num_seeds=1)
     path = result.folder / result.cells[1].run / "evaluation" / "test.npz"
@@ -442,16 +424,6 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
 
         finetune.main(shlex.split(finetune_command(cell.finetune))[2:], standalone_mode=False)
         assert parsed == [cell.finetune]
-
-
-def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Path) -> None:
-    path = write_study_file(tmp_path, extra=f'init = "{tmp_path / "student"}"\n')
-    config = StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches")
-    assert forecast_study(config).missing_inits == (tmp_path / "student",)
-    with pytest.raises(ConfigError, match="advl pretrain"):
-        run_study(
-            config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
-        )
 
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
