@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 from transformers import BridgeTowerConfig as HfBridgeTowerConfig
 from transformers import BridgeTowerModel
@@ -48,6 +49,7 @@ class BridgeTower(PixelStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: BridgeTowerConfig
+    unimodal_states = "lower"
     config_class: ClassVar[type[BridgeTowerConfig]] = BridgeTowerConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "bridgetower": {},
@@ -96,6 +98,24 @@ class BridgeTower(PixelStudent):
             visual_states_NRH=picture.visual_states_NRH,
             pooled_NP=text.pooled_NP,
             image_state_NH=picture.image_state_NH,
+        )
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        """Return the last states of the two towers, which bridges carry into the cross-modal layers.
+
+        The picture's half of the pooled pair is zero.
+        """
+        assert isinstance(batch, PixelBatch)
+        text_NLH = self.model.text_model(
+            input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long()
+        ).last_hidden_state
+        image_NRH = batch.per_sequence(self.model.vision_model(self.normalised(batch))[-1])
+        pooled_NH = self.model.cross_modal_text_pooler(text_NLH)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=image_NRH,
+            pooled_NP=torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1),
+            image_state_NH=image_NRH[:, 0],
         )
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:

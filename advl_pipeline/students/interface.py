@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -100,6 +100,9 @@ class Student(nn.Module, ABC):
     """Width H of text and visual states."""
     pooled_size: int
     """Width P of the pooled state; equal to H for most students."""
+    unimodal_states: ClassVar[Literal["lower", "hidden-pass"]] = "hidden-pass"
+    """Where `encode_unimodal` takes its states: below the layers in which text and picture meet, or from a pass
+    through all layers in which each is hidden from the other."""
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
@@ -125,6 +128,15 @@ class Student(nn.Module, ABC):
                 state on the text (the two summaries of the contrastive objective).
             need_relevance: also return `relevance_NL`, which may cost a slower attention.
         """
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        """Return states of the text that have not seen the picture, and of the picture that have not seen the text.
+
+        Shapes are those of `encode`; `pooled_NP` sums up the text alone. A student that has layers below its fusion
+        returns their states and sets `unimodal_states` to "lower"; the others make a pass that hides the modalities
+        from one another.
+        """
+        return self.encode(batch, mask_visual=True)
 
     @abstractmethod
     def build_head(self, task: str, num_classes: int) -> nn.Module:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 from transformers import LxmertConfig as HfLxmertConfig
 from transformers import LxmertModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import widening_head
+from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias, widening_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
@@ -48,6 +49,7 @@ class Lxmert(RegionStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: LxmertConfig
+    unimodal_states = "lower"
     config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "lxmert": {},
@@ -95,6 +97,24 @@ class Lxmert(RegionStudent):
             image_state_NH=picture.image_state_NH,
         )
 
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        """Return the states of the language layers and of the relation layers, which the cross layers take."""
+        assert isinstance(batch, RegionBatch)
+        encoder = self.model.encoder
+        features_NRF, positions_NR4 = batch.per_sequence(batch.features_BRF), batch.per_sequence(batch.positions_BR7)
+        text_NLH = self.model.embeddings(batch.token_ids_NL, batch.types_NL)
+        visual_NRH = encoder.visn_fc(features_NRF, positions_NR4[..., :4])
+        for layer in encoder.layer:
+            text_NLH = layer(text_NLH, _bias(batch.token_mask_NL, text_NLH.dtype))[0]
+        for layer in encoder.r_layers:
+            visual_NRH = layer(visual_NRH, _bias(batch.visual_mask_NR, visual_NRH.dtype))[0]
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.model.pooler(text_NLH),
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
+        )
+
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
         return widening_head(width, num_classes, hidden=2 * width, activation=nn.GELU(), eps=1e-12)
@@ -136,6 +156,10 @@ class Lxmert(RegionStudent):
             pooled_NP=output.pooled_output,
             image_state_NH=output.vision_output[:, 0] if batch.whole_first else None,
         )
+
+
+def _bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return attention_bias(torch.where(mask_NT, TEXT, PADDING), dtype=dtype)
 
 
 def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:

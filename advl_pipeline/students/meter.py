@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
 
@@ -51,6 +52,7 @@ class Meter(PixelStudent):
     """The student. State names follow the original where the modules are the original's."""
 
     config: MeterConfig
+    unimodal_states = "lower"
     config_class: ClassVar[type[MeterConfig]] = MeterConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "meter": {},
@@ -149,6 +151,18 @@ class Meter(PixelStudent):
             image_state_NH=picture.image_state_NH,
         )
 
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        """Return what enters the cross-modal layers; the picture's half of the pooled pair is zero."""
+        assert isinstance(batch, PixelBatch)
+        text_NLH, image_NRH = self.cross_modal.transform(*self._towers(batch))
+        pooled_NH = self.cross_modal.cross_modal_text_pooler(text_NLH)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=image_NRH,
+            pooled_NP=torch.cat([pooled_NH, torch.zeros_like(pooled_NH)], dim=-1),
+            image_state_NH=image_NRH[:, 0],
+        )
+
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
@@ -158,12 +172,15 @@ class Meter(PixelStudent):
         name = "snli_classifier" if task == "snli-ve" else "vqa_classifier"
         return KeyRules(rename=((rf"^{name}\.", ""),), ignore=(rf"^(?!{name}\.)",))
 
-    def _run(self, batch: PixelBatch) -> StudentOutput:
+    def _towers(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         text_NLH = self.text(
             input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long()
         ).last_hidden_state
         image_BRH = self.vision.post_layernorm(self.vision(pixel_values=self.normalised(batch)).last_hidden_state)
-        texts, images, pooled = self.cross_modal(text_NLH, batch.per_sequence(image_BRH), batch.token_mask_NL)
+        return text_NLH, batch.per_sequence(image_BRH)
+
+    def _run(self, batch: PixelBatch) -> StudentOutput:
+        texts, images, pooled = self.cross_modal(*self._towers(batch), batch.token_mask_NL)
         return StudentOutput(
             text_states_NLH=texts[-1],
             visual_states_NRH=images[-1],

@@ -57,13 +57,18 @@ class CrossModalStack(nn.Module):
         self.cross_modal_text_pooler = BertPooler(pooler_config)
         initialise_bert(self)
 
+    def transform(self, text_NLD: torch.Tensor, image_NRE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what enters the first layer, (N, L, H) and (N, R, H): neither has seen the other."""
+        types = self.token_type_embeddings.weight
+        text_NLH: torch.Tensor = self.cross_modal_text_transform(text_NLD) + types[TEXT_STREAM]
+        image_NRH: torch.Tensor = self.cross_modal_image_transform(image_NRE) + types[IMAGE_STREAM]
+        return text_NLH, image_NRH
+
     def forward(
         self, text_NLD: torch.Tensor, image_NRE: torch.Tensor, text_mask_NL: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
         """Return text states and image states after each layer, and the pooled pair (N, 2H), text first."""
-        types = self.token_type_embeddings.weight
-        text = self.cross_modal_text_transform(text_NLD) + types[TEXT_STREAM]
-        image = self.cross_modal_image_transform(image_NRE) + types[IMAGE_STREAM]
+        text, image = self.transform(text_NLD, image_NRE)
         lowest = torch.finfo(text.dtype).min
         text_bias = torch.where(text_mask_NL.bool(), 0.0, lowest).to(text.dtype)[:, None, None, :]
         image_bias = image.new_zeros(len(image), 1, 1, image.shape[1])

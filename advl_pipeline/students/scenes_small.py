@@ -78,6 +78,7 @@ class ScenesSmall(Student):
     """The demo's student. `word_pieces` is the tokenizer of the embedded text model (its vocabulary only)."""
 
     name = "scenes-small"
+    unimodal_states = "lower"
 
     def __init__(self, config: ScenesSmallConfig, word_pieces: WordPieces) -> None:
         super().__init__()
@@ -180,6 +181,16 @@ class ScenesSmall(Student):
             batch,
             mask_visual=mask_visual,
             need_relevance=need_relevance,
+        )
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        assert isinstance(batch, ScenesSmallBatch)
+        text_NLH, visual_NRH = self.text_states(batch), self.visual_states(batch)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.pooler(text_NLH[:, 0]),
+            image_state_NH=visual_NRH[:, 0],
         )
 
     def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:

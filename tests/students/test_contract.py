@@ -334,6 +334,58 @@ def test_mask_visual_hides_the_text_from_the_picture(student: Student, examples:
     close(visual, visual[:1].expand_as(visual))
 
 
+def test_unimodal_states_have_not_seen_the_other_side(
+    student: Student, examples: list[Example], tmp_path: Path
+) -> None:
+    overrides = type(student).encode_unimodal is not Student.encode_unimodal
+    assert student.unimodal_states == ("lower" if overrides else "hidden-pass")
+    batch, plain = encode(student, examples)
+    with torch.no_grad():
+        own, other = (
+            student.encode_unimodal(student.collate(items))
+            for items in (examples, other_pictures(examples, tmp_path))
+        )
+    assert own.text_states_NLH.shape == plain.text_states_NLH.shape
+    assert own.visual_states_NRH.shape == plain.visual_states_NRH.shape
+    assert own.pooled_NP.shape == plain.pooled_NP.shape
+    assert (own.image_state_NH is None) == (plain.image_state_NH is None)
+    text = batch.token_mask_NL
+    close(other.text_states_NLH[text], own.text_states_NLH[text])
+    close(other.pooled_NP, own.pooled_NP)
+    assert (other.visual_states_NRH - own.visual_states_NRH).abs().max() > 1e-4
+    # The first example's candidates are different texts about one picture.
+    visual = own.visual_states_NRH[:4, batch.visual_mask_NR[0]]
+    close(visual, visual[:1].expand_as(visual))
+    assert (own.text_states_NLH[0] - own.text_states_NLH[1]).abs().max() > 1e-4
+
+
+def test_unimodal_states_do_not_depend_on_the_batch(student: Student, examples: list[Example]) -> None:
+    one = dataclasses.replace(examples[1], candidates=examples[1].candidates[:1])
+    batch, alone_batch = student.collate(examples), student.collate([one])
+    with torch.no_grad():
+        together, alone = student.encode_unimodal(batch), student.encode_unimodal(alone_batch)
+    assert alone_batch.token_mask_NL.all()
+    close(together.text_states_NLH[4][batch.token_mask_NL[4]], alone.text_states_NLH[0])
+    close(together.visual_states_NRH[4][batch.visual_mask_NR[4]], alone.visual_states_NRH[0])
+    close(together.pooled_NP[4], alone.pooled_NP[0])
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if student_of(name).unimodal_states == "lower"])
+def test_lower_states_are_those_that_the_fusion_starts_from(name: str, examples: list[Example]) -> None:
+    """The task's gradient passes through them: what they learn reaches the answer."""
+    student = student_of(name)
+    batch = student.collate(examples)
+    student.zero_grad()
+    lower = student.encode_unimodal(batch)
+    (lower.text_states_NLH.square().sum() + lower.visual_states_NRH.square().sum()).backward()
+    below = {name for name, value in student.named_parameters() if value.grad is not None and value.grad.any()}
+    student.zero_grad()
+    student.encode(batch).pooled_NP.square().sum().backward()
+    used = {name for name, value in student.named_parameters() if value.grad is not None and value.grad.any()}
+    student.zero_grad()
+    assert below < used
+
+
 def test_blanked_pictures_show_nothing_but_their_boxes(
     student: Student, examples: list[Example], tmp_path: Path
 ) -> None:
