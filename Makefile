@@ -7,7 +7,7 @@ ADVL := $(BIN)/python -m advl_cli
 STAMP := .venv/installed
 SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 # Enough pictures for 300 questions to learn from and 600 to be tested on.
-DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 100 --num-compositional 40
+DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 100 --num-compositional 40 --num-shift-inputs 200
 DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --output caches/demo
 
 # What `make study` runs, one after another; each resumes where it stopped, and finished runs are never run again.

@@ -53,6 +53,7 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
                 num_test=4,
                 num_unseen=4,
                 num_compositional=4,
+                num_shift_inputs=4,
                 workers=1,
             )
         )

@@ -28,7 +28,7 @@ batch_size = 4
 confidence_folds = 2
 """
 SIZES = ("--num-caption-scenes", "20", "--num-train", "8", "--num-val", "4", "--num-test", "4")
-SMALLER = ("--num-unseen", "4", "--num-compositional", "4", "--workers", "1")
+SMALLER = ("--num-unseen", "4", "--num-compositional", "4", "--num-shift-inputs", "4", "--workers", "1")
 
 
 def advl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

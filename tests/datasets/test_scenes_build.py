@@ -23,13 +23,20 @@ from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError
 
 TINY = ScenesConfig(
-    num_caption_scenes=10, num_train=4, num_val=4, num_test=4, num_unseen=4, num_compositional=4, workers=1
+    num_caption_scenes=10,
+    num_train=4,
+    num_val=4,
+    num_test=4,
+    num_unseen=4,
+    num_compositional=4,
+    num_shift_inputs=4,
+    workers=1,
 )
 
-PINNED_ANNOTATIONS = "0bb15fda7a33366732ecb6062329b04965f93845c455ad875f09b3d8b1d941b5"
+PINNED_ANNOTATIONS = "f449664ae617907d292f2424e295cf092ea7cd7677ce2ab5265e8d61d406881d"
 """SHA-256 over the annotation files of `TINY` that depend on whole numbers and on style A alone."""
 
-PINNED_CORPUS = "9fc5c9222ccadaec6c26a3a1d4a0edd91cc480206bc8aba19b0fea434a044186"
+PINNED_CORPUS = "ce433d7500ffda86598b81f5a8584749d5835ce0241d7a1ad1cc2c5065fc95cc"
 """Digest of `TINY`, JPEG files and drawn glyphs included, with the libraries of `PINNED_WITH`."""
 
 PINNED_WITH = {
@@ -127,7 +134,7 @@ def test_an_interrupted_build_leaves_nothing_that_counts_and_starts_cleanly(
         "from advl_pipeline.datasets.scenes.config import ScenesConfig\n"
         "if __name__ == '__main__':\n"
         "    run_build_scenes(ScenesConfig(data_root=Path(sys.argv[1]), num_caption_scenes=4000, num_train=4,\n"
-        "        num_val=4, num_test=4, num_unseen=4, num_compositional=4, workers=1))\n"
+        "        num_val=4, num_test=4, num_unseen=4, num_compositional=4, num_shift_inputs=4, workers=1))\n"
     )
     script = tmp_path / "builder.py"
     script.write_text(program)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advl_pipeline.datasets.scenes.caption_items import plan_caption_scenes
+from advl_pipeline.datasets.scenes.caption_items import caption_items, plan_caption_scenes
 from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.placement import PICTURE_SIDE, place
 from advl_pipeline.datasets.scenes.plan import HELD_OUT, plan_groups
@@ -292,3 +292,29 @@ def test_caption_scenes_show_every_kind_alike() -> None:
     )
     assert set(shown) == {kind.code for kind in VOCABULARY.kinds}
     assert max(shown.values()) - min(shown.values()) <= 2
+
+
+def test_caption_scenes_have_two_kinds_to_name_and_nothing_that_shares_a_hypernym_with_an_unnamed_one() -> None:
+    for scene in plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=120):
+        kinds = [thing.kind for thing in scene.things]
+        assert sum(kind.named for kind in kinds) >= 2
+        for kind in kinds:
+            assert kind.named or sum(other.family == kind.family for other in kinds) == 1
+
+
+def test_unnamed_kinds_are_mentioned_by_hypernym_in_half_of_their_pictures() -> None:
+    scenes = list(plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=400))
+    shown = mentioned = 0
+    for scene in scenes:
+        boxes = [(0, 0, 1, 1)] * len(scene.things)
+        _, listing = caption_items(scene, boxes, seed=1, split="train")
+        said = {phrase["box"]: listing["caption"][phrase["start"] : phrase["end"]] for phrase in listing["phrases"]}
+        for tag, thing in enumerate(scene.things):
+            if thing.kind.named:
+                assert said[tag] == thing.kind.name
+            else:
+                shown += 1
+                mentioned += tag in said
+                assert said.get(tag, thing.kind.family.hypernym) == thing.kind.family.hypernym
+    assert shown > 150
+    assert abs(mentioned / shown - 0.5) < 0.12

@@ -29,6 +29,21 @@ def test_numbers_are_those_of_the_card() -> None:
     assert (len(VOCABULARY.labelled), len(VOCABULARY.unseen), len(VOCABULARY.containers)) == (136, 44, 2)
 
 
+def test_a_quarter_of_the_labelled_kinds_is_unnamed_and_every_family_keeps_named_ones() -> None:
+    assert len(VOCABULARY.unnamed) == 33
+    assert all(kind.named for kind in (*VOCABULARY.unseen, *VOCABULARY.containers))
+    for family in {kind.family for kind in VOCABULARY.labelled}:
+        members = [kind for kind in VOCABULARY.labelled if kind.family == family]
+        assert sum(kind.named for kind in members) >= 2
+
+
+def test_no_other_name_and_no_hypernym_says_a_word_of_an_unnamed_kind() -> None:
+    said = {word for kind in VOCABULARY.kinds for word in kind.family.hypernym.split()}
+    for kind in VOCABULARY.unnamed:
+        others = {word for other in VOCABULARY.kinds if other != kind for word in other.name.split()}
+        assert not set(kind.name.split()) & (said | others)
+
+
 def test_kinds_are_distinct() -> None:
     for values in ([kind.code for kind in VOCABULARY.kinds], [kind.name for kind in VOCABULARY.kinds]):
         assert max(Counter(values).values()) == 1

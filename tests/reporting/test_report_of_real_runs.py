@@ -39,7 +39,14 @@ label_order = "meter"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     folder = tmp_path_factory.mktemp("real")
-    sizes = {"num_train": 8, "num_val": 4, "num_test": 8, "num_unseen": 4, "num_compositional": 4}
+    sizes = {
+        "num_train": 8,
+        "num_val": 4,
+        "num_test": 8,
+        "num_unseen": 4,
+        "num_compositional": 4,
+        "num_shift_inputs": 4,
+    }
     run_build_scenes(ScenesConfig(data_root=folder / "data", num_caption_scenes=20, workers=1, **sizes))
     (folder / "real.toml").write_text(STUDY, encoding="utf-8")
     config = StudyRunConfig(

@@ -163,7 +163,14 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
 
 
 def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path: Path) -> None:
-    sizes = {"num_train": 8, "num_val": 4, "num_test": 4, "num_unseen": 4, "num_compositional": 4}
+    sizes = {
+        "num_train": 8,
+        "num_val": 4,
+        "num_test": 4,
+        "num_unseen": 4,
+        "num_compositional": 4,
+        "num_shift_inputs": 4,
+    }
     run_build_scenes(ScenesConfig(data_root=tmp_path / "data", num_caption_scenes=20, workers=1, **sizes))
     training = '[training]\nrecipe = "none"\nbatch_size = 4\n[extraction]\nconfidence = false\n'
     path = write_study_file(

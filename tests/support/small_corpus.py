@@ -49,6 +49,7 @@ def build_small_corpus(folder: Path) -> SmallCorpus:
             num_test=4,
             num_unseen=4,
             num_compositional=4,
+            num_shift_inputs=4,
             workers=1,
         )
     )

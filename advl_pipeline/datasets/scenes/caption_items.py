@@ -1,8 +1,12 @@
-"""Scenes and captions for pretraining: short, template-like, plain names only, every phrase with its box."""
+"""Scenes and captions for pretraining: short, template-like, plain names only, every phrase with its box.
+
+Their vocabulary is limited, as that of real captions is: a kind that is not `named` goes by its family's hypernym in
+half of its pictures ("a mammal to the left of a hammer"), and is not mentioned in the other half.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from advl_pipeline.datasets.scenes import layout
@@ -12,37 +16,51 @@ from advl_pipeline.datasets.scenes.plan import MAX_THINGS, MIN_THINGS
 from advl_pipeline.datasets.scenes.relations import PHRASES, relation
 from advl_pipeline.datasets.scenes.render import Box
 from advl_pipeline.datasets.scenes.scene import Scene, Thing
-from advl_pipeline.datasets.scenes.vocabulary import Vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import Kind, Vocabulary
+from advl_pipeline.datasets.scenes.wording import indefinite
 
 CAPTIONS_PER_SCENE: Final = 2
 _OPENINGS: Final = ("", "a picture of ", "there is ")
 
 
 def plan_caption_scenes(vocabulary: Vocabulary, *, seed: int, split: str, num_scenes: int) -> Iterator[Scene]:
-    """Yield caption scenes in order: two to five different kinds of the whole vocabulary, each as often as any."""
-    kinds = vocabulary.kinds
-    deck: list[int] = []
+    """Yield caption scenes in order: two to five different kinds of the whole vocabulary, each as often as any.
+
+    At least two kinds of a scene are named, and no other of its family stands beside one that is not.
+    """
+    deck: list[Kind] = []
     for number in range(num_scenes):
         draws = Draws(seed, split, "caption scene", number)
         count = draws.between(MIN_THINGS, MAX_THINGS)
-        if len(deck) < 2 * MAX_THINGS:
-            deck += draws.shuffled(range(len(kinds)))
-        chosen: list[int] = []
+        chosen: list[Kind] = []
         while len(chosen) < count:
-            # Where two decks meet, a kind may come up twice; it then waits for the next scene.
-            position = next(index for index, kind in enumerate(deck) if kind not in chosen)
-            chosen.append(deck.pop(position))
+            # What does not fit waits for the next scene; where two decks meet, a kind may come up twice.
+            position = next((index for index, kind in enumerate(deck) if _fits(kind, chosen, count)), None)
+            if position is None:
+                deck += draws.shuffled(vocabulary.kinds)
+            else:
+                chosen.append(deck.pop(position))
         spots = place(draws, count, lambda centres: True)
-        things = tuple(Thing(kind=kinds[kind], spot=spot) for kind, spot in zip(chosen, spots, strict=True))
+        things = tuple(Thing(kind=kind, spot=spot) for kind, spot in zip(chosen, spots, strict=True))
         yield Scene(number=number, things=things)
+
+
+def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
+    """Tell whether a kind may join a caption scene: what is called "a mammal" must be its only mammal."""
+    num_unnamed = sum(not other.named for other in chosen)
+    if not kind.named and num_unnamed == count - MIN_THINGS:
+        return False
+    kin = [other for other in chosen if other.family == kind.family]
+    return all(kind.code != other.code and kind.named and other.named for other in kin)
 
 
 def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) -> Iterator[dict[str, Any]]:
     """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `layout.captions`)."""
     draws = Draws(seed, split, "captions", scene.number)
-    order = draws.shuffled(range(len(scene.things)))
-    for position, parts in enumerate((_relation_parts(scene, draws), _listing_parts(scene, order, draws))):
-        caption, phrases = _join(scene, parts)
+    calls = {tag: call for tag, thing in enumerate(scene.things) if (call := _call(thing.kind, draws))}
+    order = draws.shuffled(list(calls))
+    for position, parts in enumerate((_relation_parts(scene, order, draws), _listing_parts(order, draws))):
+        caption, phrases = _join(calls, parts)
         yield {
             "caption_id": f"{split}-{scene.number}-{position}",
             "image": str(layout.caption_image(split, scene.number)),
@@ -54,22 +72,29 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
         }
 
 
-def _relation_parts(scene: Scene, draws: Draws) -> list[str | int]:
+def _call(kind: Kind, draws: Draws) -> str | None:
+    """Return what a caption calls a kind, with its article; None for not mentioning it."""
+    if kind.named:
+        return kind.noun_phrase
+    return indefinite(kind.family.hypernym) if draws.below(2) else None
+
+
+def _relation_parts(scene: Scene, mentioned: Sequence[int], draws: Draws) -> list[str | int]:
     """Return a caption as strings and tags: "a cat to the left of a hammer"."""
     pairs = [
         (one, side, other)
-        for one, first in enumerate(scene.centres)
-        for other, second in enumerate(scene.centres)
-        if one != other and (side := relation(first, second)) is not None
+        for one in mentioned
+        for other in mentioned
+        if one != other and (side := relation(scene.centres[one], scene.centres[other])) is not None
     ]
     if not pairs:
-        one, other = draws.some(range(len(scene.things)), 2)
+        one, other = draws.some(mentioned, 2)
         return [one, " next to ", other]
     one, side, other = draws.pick(pairs)
     return [one, f" {PHRASES[side]} ", other]
 
 
-def _listing_parts(scene: Scene, order: Sequence[int], draws: Draws) -> list[str | int]:
+def _listing_parts(order: Sequence[int], draws: Draws) -> list[str | int]:
     """Return a caption as strings and tags: "a picture of a cat, a bee and a hammer"."""
     parts: list[str | int] = [draws.pick(_OPENINGS)]
     for position, thing in enumerate(order):
@@ -79,15 +104,15 @@ def _listing_parts(scene: Scene, order: Sequence[int], draws: Draws) -> list[str
     return parts
 
 
-def _join(scene: Scene, parts: Sequence[str | int]) -> tuple[str, list[dict[str, int]]]:
+def _join(calls: Mapping[int, str], parts: Sequence[str | int]) -> tuple[str, list[dict[str, int]]]:
     caption = ""
     phrases: list[dict[str, int]] = []
     for part in parts:
         if isinstance(part, str):
             caption += part
             continue
-        kind = scene.things[part].kind
-        caption += f"{kind.article} "
-        phrases.append({"start": len(caption), "end": len(caption) + len(kind.name), "box": part})
-        caption += kind.name
+        article, _, noun = calls[part].partition(" ")
+        caption += f"{article} "
+        phrases.append({"start": len(caption), "end": len(caption) + len(noun), "box": part})
+        caption += noun
     return caption, phrases

@@ -19,8 +19,11 @@ class ScenesConfig:
     )
     num_train: int = option(1200, help="Pictures of the split train.")
     num_val: int = option(300, help="Pictures of the split val.")
-    num_test: int = option(600, help="Pictures of the splits test and test-shift.")
+    num_test: int = option(600, help="Pictures of the splits test, test-shift and test-rephrased.")
     num_unseen: int = option(300, help="Pictures of the split test-unseen.")
     num_compositional: int = option(300, help="Pictures of the split test-compositional.")
+    num_shift_inputs: int = option(
+        600, help="Pictures of the split train-shift: unseen style, labels not for training."
+    )
     workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.")
     replace: bool = option(False, help="Replace a corpus of other settings that lies there.")

@@ -1,8 +1,8 @@
 """Where every file of the built-in corpus lies: pure functions from split to name, relative to `<root>/scenes`.
 
 Where the official datasets name a split, the official names are used. Official test splits of VCR and VQA carry
-no labels; ours do, in the fields of the labelled splits. `test-shift`, `test-unseen` and `test-compositional`
-follow the official pattern with the split's name in the place of `train2014`.
+no labels; ours do, in the fields of the labelled splits. All splits but train, val and test follow the official
+pattern with the split's name in the place of `train2014`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ VQA_FOLDER: Final = "vqa-v2"
 SNLI_VE_FOLDER: Final = "snli-ve"
 CAPTIONS_FOLDER: Final = "captions"
 
-TASK_SPLITS: Final = ("train", "val", "test", "test-shift", "test-unseen", "test-compositional")
+TASK_SPLITS: Final = (
+    "train",
+    "val",
+    "test",
+    "test-shift",
+    "test-unseen",
+    "test-compositional",
+    "test-rephrased",
+    "train-shift",
+)
 """Splits of the three task formats."""
 
 CAPTION_SPLITS: Final = ("train", "val")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.artwork import Style
@@ -17,14 +17,19 @@ CAPTION_VAL_SHARE: Final = 10
 """One caption scene for validation on so many for training."""
 
 
+Phrasing = Literal["open", "held-out"]
+"""Which wordings a split uses: those that training texts may use, or those that no training text uses."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSplit:
-    """One split of the task formats. Splits of one `plan` show and say the same, in different styles."""
+    """One split of the task formats. Splits of one `plan` show and say the same, in other styles or other words."""
 
     name: str
     plan: str
     num_scenes: int
     style: Style = "twemoji"
+    phrasing: Phrasing = "open"
     unseen: bool = False
     compositional: bool = False
 
@@ -43,6 +48,8 @@ def task_splits(config: ScenesConfig) -> tuple[TaskSplit, ...]:
             num_scenes=config.num_compositional,
             compositional=True,
         ),
+        TaskSplit(name="test-rephrased", plan="test", num_scenes=config.num_test, phrasing="held-out"),
+        TaskSplit(name="train-shift", plan="train-shift", num_scenes=config.num_shift_inputs, style="openmoji"),
     )
 
 

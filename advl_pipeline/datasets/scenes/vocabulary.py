@@ -47,6 +47,9 @@ class Kind:
     labelled: bool
     """True when the tasks may show it; the others appear in captions and in test-unseen alone."""
 
+    named: bool
+    """False when no caption ever calls it by its name, though caption pictures show it."""
+
     def __hash__(self) -> int:
         # The code names a kind; hashing all fields would dominate the planning of scenes.
         return hash(self.code)
@@ -73,6 +76,11 @@ class Vocabulary:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         return (*self.labelled, *self.unseen, *self.containers)
+
+    @property
+    def unnamed(self) -> tuple[Kind, ...]:
+        """The kinds that captions show and never name: about a quarter of the labelled ones."""
+        return tuple(kind for kind in self.labelled if not kind.named)
 
 
 def stem(word: str) -> str:
@@ -120,6 +128,8 @@ def parse_vocabulary(document: Mapping[str, Any]) -> Vocabulary:
         for name, entry in document["families"].items()
     }
 
+    unnamed = frozenset(document["unnamed"])
+
     def kinds(part: str) -> tuple[Kind, ...]:
         return tuple(
             Kind(
@@ -129,6 +139,7 @@ def parse_vocabulary(document: Mapping[str, Any]) -> Vocabulary:
                 family=families[entry["subcategory"]],
                 keywords=tuple(entry["keywords"]),
                 labelled=part == "labelled",
+                named=entry["name"] not in unnamed,
             )
             for entry in document[part]
         )
