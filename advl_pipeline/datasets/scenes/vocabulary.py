@@ -1,7 +1,8 @@
 """The frozen vocabulary: which kinds of things there are, their plain names and what people say about them.
 
 Plain names are the language of captions. Keywords and hypernyms are the language of the tasks; no keyword is the
-plain name of any kind, so a student that has read only captions has met none of them as a name.
+plain name of any kind, so a student that has read only captions has met none of them as a name. Descriptions are
+what people say of a kind without naming it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,17 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from advl_pipeline.datasets.scenes.descriptions import (
+    DESCRIPTIONS_FILE,
+    Description,
+    parse_descriptions,
+    parse_held_out,
+)
 
 VOCABULARY_FILE: Final = "scenes_vocabulary.json"
 SELECTION_FILE: Final = "scenes_selection.toml"
@@ -46,9 +55,12 @@ class Kind:
     keywords: tuple[str, ...]
     labelled: bool
     """True when the tasks may show it; the others appear in captions and in test-unseen alone."""
-
     named: bool
     """False when no caption ever calls it by its name, though caption pictures show it."""
+    descriptions: tuple[Description, ...]
+    """What any text may say of it; empty for a container."""
+    held_out: tuple[Description, ...]
+    """Phrasings that no training text may use; empty for a container."""
 
     def __hash__(self) -> int:
         # The code names a kind; hashing all fields would dominate the planning of scenes.
@@ -111,12 +123,17 @@ def read_data(name: str) -> str:
 
 @functools.cache
 def load_vocabulary() -> Vocabulary:
-    """Read the frozen vocabulary."""
-    return parse_vocabulary(json.loads(read_data(VOCABULARY_FILE)))
+    """Read the frozen vocabulary and what people say about its kinds."""
+    return parse_vocabulary(json.loads(read_data(VOCABULARY_FILE)), tomllib.loads(read_data(DESCRIPTIONS_FILE)))
 
 
-def parse_vocabulary(document: Mapping[str, Any]) -> Vocabulary:
-    """Build the vocabulary from its JSON document (`annotations.make_vocabulary` makes it)."""
+def parse_vocabulary(
+    document: Mapping[str, Any], descriptions: Mapping[str, Mapping[str, Sequence[str]]]
+) -> Vocabulary:
+    """Build the vocabulary from its JSON document (`annotations.make_vocabulary` makes it).
+
+    `descriptions` maps the code of a kind to its table of `data/scenes_descriptions.toml`.
+    """
     families = {
         name: Family(
             subcategory=name,
@@ -140,6 +157,8 @@ def parse_vocabulary(document: Mapping[str, Any]) -> Vocabulary:
                 keywords=tuple(entry["keywords"]),
                 labelled=part == "labelled",
                 named=entry["name"] not in unnamed,
+                descriptions=parse_descriptions(descriptions.get(entry["code"], {})),
+                held_out=parse_held_out(descriptions.get(entry["code"], {})),
             )
             for entry in document[part]
         )

@@ -1,0 +1,132 @@
+"""The descriptions of the kinds: enough of them, speakable, and giving nothing away by name or by form."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+
+import pytest
+
+from advl_pipeline.datasets.scenes.descriptions import ASPECTS, DESCRIPTIONS_FILE, HELD_OUT, Description
+from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary, read_data, stem
+
+VOCABULARY = load_vocabulary()
+DESCRIBED = (*VOCABULARY.labelled, *VOCABULARY.unseen)
+
+_MIN_SHARED = 4
+_FUNCTION_WORDS = frozenset(
+    """a about above across after again all along also among an and any are around as at away back be before behind
+    below beside between both but by down each even every first for from get gets goes has have her high his how in
+    inside into is it its itself just last left like made make makes many may more most much near never next no nobody
+    not now of off often on once one only onto or other others out outside over own part people person same several
+    so some somebody someone something such than that the their them then there they thing things this those through
+    to together too toward two under until up us very was when where which while who whoever whole with
+    without""".split()
+)
+
+
+def said_of(kind: Kind) -> tuple[Description, ...]:
+    return (*kind.descriptions, *kind.held_out)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def content_stems(text: str) -> set[str]:
+    return {stem(word) for word in words(text)} - {stem(word) for word in _FUNCTION_WORDS}
+
+
+def shares_a_word(text: str, name: str) -> set[str]:
+    """Return the words of the text that are a word of the name, by stem or one inside the other."""
+
+    def same(word: str, part: str) -> bool:
+        inside = min(len(word), len(part)) >= _MIN_SHARED and (word in part or part in word)
+        return stem(word) == stem(part) or inside
+
+    return {word for word in words(text) for part in words(name) if word not in _FUNCTION_WORDS and same(word, part)}
+
+
+def with_plurals(phrase: str) -> tuple[str, ...]:
+    return (phrase, f"{phrase}s", f"{phrase}es", re.sub("y$", "ies", phrase), re.sub("fe?$", "ves", phrase))
+
+
+def speaks_of(text: str, phrases: frozenset[str]) -> list[str]:
+    spoken = f" {' '.join(words(text))} "
+    return [phrase for phrase in phrases if f" {' '.join(words(phrase))} " in spoken]
+
+
+EVERY = [(kind, description) for kind in DESCRIBED for description in said_of(kind)]
+
+
+def test_all_kinds_are_described_in_the_order_of_the_vocabulary() -> None:
+    text = read_data(DESCRIPTIONS_FILE)
+    headings = re.findall(r"^\[(.+)\]  # (.+)$", text, flags=re.MULTILINE)
+    assert headings == [(kind.code, kind.name) for kind in DESCRIBED]
+    assert list(tomllib.loads(text)) == [kind.code for kind in DESCRIBED]
+    assert {key for table in tomllib.loads(text).values() for key in table} == {*ASPECTS, HELD_OUT}
+
+
+def test_every_kind_has_six_descriptions_over_four_aspects_and_two_held_out() -> None:
+    for kind in DESCRIBED:
+        assert len(kind.descriptions) >= 6, kind.name
+        assert len({description.aspect for description in kind.descriptions}) >= 4, kind.name
+        assert len(kind.held_out) >= 2, kind.name
+        assert {description.aspect for description in kind.held_out} == {HELD_OUT}
+
+
+def test_containers_are_not_described() -> None:
+    assert not any(said_of(kind) for kind in VOCABULARY.containers)
+
+
+def test_every_description_is_a_verb_phrase_in_the_third_person() -> None:
+    form = re.compile(r"(?:[a-z]+s) [A-Za-z0-9',\- ]*[A-Za-z0-9]")
+    assert [d.text for _, d in EVERY if not form.fullmatch(d.text) or "  " in d.text] == []
+
+
+def test_every_description_has_four_to_twelve_words() -> None:
+    assert [d.text for _, d in EVERY if not 4 <= len(d.text.split()) <= 12] == []
+
+
+def test_no_two_descriptions_are_the_same() -> None:
+    counts = Counter(" ".join(words(d.text)) for _, d in EVERY)
+    assert [text for text, count in counts.items() if count > 1] == []
+
+
+def test_no_description_speaks_its_own_name() -> None:
+    spoken = [(kind.name, d.text, shared) for kind, d in EVERY if (shared := shares_a_word(d.text, kind.name))]
+    assert spoken == []
+
+
+def test_no_description_speaks_the_name_of_any_kind() -> None:
+    names = frozenset(form for kind in VOCABULARY.kinds for form in with_plurals(kind.name))
+    assert [(kind.name, d.text, found) for kind, d in EVERY if (found := speaks_of(d.text, names))] == []
+
+
+def test_no_description_speaks_the_word_for_a_family() -> None:
+    families = {kind.family for kind in VOCABULARY.kinds}
+    words_for = frozenset(word for family in families for word in (family.hypernym, family.plural, family.group))
+    assert [(kind.name, d.text, found) for kind, d in EVERY if (found := speaks_of(d.text, words_for))] == []
+
+
+@pytest.mark.parametrize("aspect", [*ASPECTS, HELD_OUT])
+def test_the_first_word_tells_no_family(aspect: str) -> None:
+    """No opening verb that is used more than a few times belongs to one family alone."""
+    users: dict[str, list[str]] = {}
+    for kind, description in EVERY:
+        if description.aspect == aspect:
+            users.setdefault(description.text.split()[0], []).append(kind.family.subcategory)
+    alone = {verb: families for verb, families in users.items() if len(families) > 3 and len(set(families)) == 1}
+    assert alone == {}
+
+
+def test_held_out_phrasings_say_what_other_words_say() -> None:
+    repeated = []
+    for kind in DESCRIBED:
+        heard = set().union(*(content_stems(d.text) for d in kind.descriptions))
+        for description in kind.held_out:
+            own = content_stems(description.text)
+            if 3 * len(own & heard) > len(own):
+                repeated.append((kind.name, description.text, sorted(own & heard)))
+    assert repeated == []
