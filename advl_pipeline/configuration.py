@@ -1,16 +1,18 @@
 """Configuration: one frozen dataclass per command, filled from a TOML file and then from flags.
 
-A command's dataclass is the only place where an option is declared. The command line derives its flags from
-the fields (`cli/options.py`), a `--config run.toml` gives defaults, flags win, and an unknown key is an error.
+A command's dataclass is the only place where an option is declared, with its help and, for a number, its range.
+The command line derives its flags from the fields (`cli/options.py`), a `--config run.toml` gives defaults, flags
+win, and an unknown key is an error. Ranges are checked whenever a configuration is made, from Python too.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -20,16 +22,90 @@ from advl_pipeline.locations import Url, local_folder, parse_location
 ConfigT = TypeVar("ConfigT")
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, metavar: str | None = None) -> Any:  # noqa: A002
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Range:
+    """Which numbers an option takes; never NaN or infinite ones. Help and errors print it as `str` gives it."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    multiple_of: int | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.multiple_of is None or value % self.multiple_of == 0)
+        )
+
+    def __str__(self) -> str:
+        words = {"at least": self.minimum, "above": self.above, "at most": self.maximum, "below": self.below}
+        told = [f"{word} {bound:.15g}" for word, bound in words.items() if bound is not None]
+        if self.multiple_of is not None:
+            told.insert(0, f"a multiple of {self.multiple_of}")
+        return ", ".join(told)
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,  # noqa: A002
+    metavar: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    multiple_of: int | None = None,
+) -> Any:
     """Declare a field of a command's configuration together with the help text of its flag.
 
     Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `X | None` and
     `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and dataclasses.
+
+    Args:
+        default: value when nobody gives one; without, the option is required.
+        help: what the option does, shown by `--help`.
+        metavar: what `--help` shows for the value.
+        minimum: smallest number; `above` is the bound that is itself outside.
+        maximum: largest number; `below` is the bound that is itself outside.
+        above: see `minimum`.
+        below: see `maximum`.
+        multiple_of: the number is a whole multiple of this one.
     """
-    metadata = {"help": help, "metavar": metavar}
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of configuration fields are immutable")
+    found = Range(minimum=minimum, maximum=maximum, above=above, below=below, multiple_of=multiple_of)
+    metadata = {"help": help, "metavar": metavar, "range": None if found == Range() else found}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """Base of all configurations: a number outside the range of its option is refused, however it came there."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            allowed: Range | None = field.metadata.get("range")
+            for value in _numbers(getattr(self, field.name)):
+                if allowed is not None and value not in allowed:
+                    raise ConfigError(f"{flag_of(field.name)} must be {allowed}.", why=f"got {value!r}")
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -51,7 +127,7 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
         where: named in errors, such as the file that a layer was read from.
 
     Raises:
-        ConfigError: an unknown key, a missing field, or a value of the wrong type.
+        ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -73,7 +149,11 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
     ]
     if missing:
         raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}.", where=where)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        error.where = error.where or where
+        raise
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import click
 
-from advl_pipeline.configuration import build_config, read_toml
+from advl_pipeline.configuration import build_config, flag_of, read_toml
 from advl_pipeline.locations import Url
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -71,14 +71,14 @@ def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]])
 
 def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Function], Function]:
     kind, multiple = _click_type(hint)
-    flag = "--" + field.name.replace("_", "-")
-    text = field.metadata["help"]
-    has_default = field.default is not dataclasses.MISSING
-    if has_default and field.default not in (None, (), False, ""):
+    flag = flag_of(field.name)
+    notes = [str(field.metadata["range"])] if field.metadata["range"] else []
+    if field.default is dataclasses.MISSING:
+        notes.append("required")
+    elif field.default is not False and field.default not in (None, (), ""):
         shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = f"{text} [default: {shown}]"
-    elif not has_default:
-        text = f"{text} [required]"
+        notes.append(f"default: {shown}")
+    text = field.metadata["help"] + (f" [{'; '.join(notes)}]" if notes else "")
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     return click.option(

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InfoConfig:
+class InfoConfig(Configuration):
     """Configuration of `advl cache info`."""
 
     cache: Location = option(help="Folder or URL of the cache.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExportConfig:
+class ExportConfig(Configuration):
     """Configuration of `advl cache export`."""
 
     cache: Path = option(help="Folder of the cache.")
@@ -27,7 +27,7 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PruneConfig:
+class PruneConfig(Configuration):
     """Configuration of `advl cache prune`."""
 
     cache: Location = option(help="Folder of the cache; with --all also its URL.")
@@ -38,9 +38,9 @@ class PruneConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheBenchConfig:
+class CacheBenchConfig(Configuration):
     """Configuration of `advl cache bench`."""
 
     cache: Path = option(help="Folder of the cache.")
-    batch_size: int = option(64, help="Units per batch.")
-    seconds: float = option(5.0, help="How long to read, per modality and way of reading.")
+    batch_size: int = option(64, help="Units per batch.", minimum=1)
+    seconds: float = option(5.0, help="How long to read, per modality and way of reading.", above=0)

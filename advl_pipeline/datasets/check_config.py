@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckConfig:
+class CheckConfig(Configuration):
     """Configuration of `advl datasets check`."""
 
     name: str = option(help="Dataset; see `advl datasets list`.")
@@ -19,12 +19,12 @@ class CheckConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SubsetConfig:
+class SubsetConfig(Configuration):
     """Configuration of `advl datasets subset`."""
 
     name: str = option(help="Dataset; see `advl datasets list`.")
     output: Path = option(help="JSON file for the ids.")
-    shots: int = option(help="Number of questions.")
+    shots: int = option(help="Number of questions.", minimum=1)
     split: str = option("train", help="Split to draw from.")
-    seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.")
+    seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.", minimum=0)
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")

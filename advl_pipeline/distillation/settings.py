@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from advl_pipeline.errors import ConfigError
-
 Pathway = Literal["both", "vision", "text"]
 TeacherBalance = Literal["equal", "fixed", "learned"]
 AdaptObjective = Literal["contrastive", "distil-only", "projections-only"]
@@ -33,12 +31,3 @@ class DistillationSettings:
     weight_normalise: Literal["none", "batch-mean"] = "none"
     weight_shuffle: bool = False
     adapt_objective: AdaptObjective = "contrastive"
-
-    def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("selection-alpha", self.selection_alpha, 0.0, 1.0),
-            ("selection-rho", self.selection_rho, 0.0, 1.0),
-            ("weight-max", self.weight_max, 0.0, float("inf")),
-        ):
-            if not low <= value <= high:
-                raise ConfigError(f"{name} must lie between {low:g} and {high:g}.", why=f"got {value!r}")

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
+class EvaluateConfig(Configuration):
     """Configuration of `advl evaluate`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")
@@ -21,7 +21,7 @@ class EvaluateConfig:
         ("test",), help="Test set: a split of the run's dataset, or DATASET/SPLIT; repeatable."
     )
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
-    batch_size: int = option(64, help="Examples per forward pass.")
+    batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
         None, help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most]."
     )

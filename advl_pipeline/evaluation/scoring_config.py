@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreVqaConfig:
+class ScoreVqaConfig(Configuration):
     """Configuration of `advl score vqa`."""
 
     questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.")
@@ -22,7 +22,7 @@ class ScoreVqaConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreVcrConfig:
+class ScoreVcrConfig(Configuration):
     """Configuration of `advl score vcr`."""
 
     annotations: Path = option(help="Annotations with labels, such as val.jsonl.")
@@ -31,7 +31,7 @@ class ScoreVcrConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreSnliVeConfig:
+class ScoreSnliVeConfig(Configuration):
     """Configuration of `advl score snli-ve`."""
 
     annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.")
@@ -39,7 +39,7 @@ class ScoreSnliVeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreShiftConfig:
+class ScoreShiftConfig(Configuration):
     """Configuration of `advl score shift`."""
 
     run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.")

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
 
 Modality = Literal["both", "image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig:
+class ExtractConfig(Configuration):
     """Configuration of `advl extract`."""
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
@@ -35,19 +34,22 @@ class ExtractConfig:
         "none", help="Codec of stored token features; zstd is slower to read."
     )
     select_tokens: float | None = option(
-        None, help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %)."
+        None,
+        help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %).",
+        above=0,
+        maximum=1,
     )
     compute_dtype: Literal["fp32", "bf16"] = option("fp32", help="What the teacher computes in.")
     device: str = option("cpu", help="Where the teacher computes, such as cpu or cuda:0.")
-    batch_size: int = option(32, help="Units per forward pass.")
-    shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.")
-    num_workers: int = option(2, help="Threads that decode and tokenise ahead of the teacher.")
+    batch_size: int = option(32, help="Units per forward pass.", minimum=1)
+    shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1)
+    num_workers: int = option(2, help="Threads that decode and tokenise ahead of the teacher.", minimum=1)
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.")
-    folds: int = option(5, help="Folds of the cross-fitted confidence.")
-    seed: int = option(0, help="Seed of the folds.")
+    folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2)
+    seed: int = option(0, help="Seed of the folds.", minimum=0)
     weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     progress_file: Path | None = option(None, help="Append progress here as JSON lines.")
@@ -56,24 +58,16 @@ class ExtractConfig:
         "local", help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here)."
     )
     ray_tasks: int | None = option(
-        None, help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU]."
+        None,
+        help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
+        minimum=1,
     )
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--folds", self.folds, 2),
-            ("--num-workers", self.num_workers, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--shard-rows", self.shard_rows, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} must be at least {least}.", why=f"got {value}")
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RepairConfig:
+class RepairConfig(Configuration):
     """Configuration of `advl cache repair`."""
 
     cache: Location = option(help="Folder or URL of the cache.")
@@ -81,23 +75,25 @@ class RepairConfig:
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
     device: str | None = option(None, help="Where the teacher computes [default: where it did].")
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyConfig:
+class VerifyConfig(Configuration):
     """Configuration of `advl cache verify`."""
 
     cache: Location = option(help="Folder or URL of the cache.")
-    recompute: int = option(0, help="Also encode this many sampled units of each modality again and compare.")
-    seed: int = option(0, help="Chooses the sampled units.")
+    recompute: int = option(
+        0, help="Also encode this many sampled units of each modality again and compare.", minimum=0
+    )
+    seed: int = option(0, help="Chooses the sampled units.", minimum=0)
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
     device: str | None = option(None, help="Where the teacher computes [default: where it did].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImportConfig:
+class ImportConfig(Configuration):
     """Configuration of `advl cache import`."""
 
     source: Path = option(help="HDF5 file, or folder of .npy or .pt files, named after the pictures.")

@@ -18,7 +18,6 @@ from advl_pipeline.datasets.records import TextUnit
 from advl_pipeline.distillation.selection import top_words
 from advl_pipeline.distillation.word_prior import STOP_WORDS, WordPrior, fit_word_prior
 from advl_pipeline.distillation.words import assign_tokens_to_words, word_spans
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
 
 
@@ -36,10 +35,6 @@ class SelectingTextTower:
     """
 
     def __init__(self, tower: TextTower, prior: WordPrior, *, share: float) -> None:
-        if not 0.0 < share <= 1.0:
-            raise ConfigError(
-                f"The share of words to keep lies between 0 and 1, not at {share:g}.", where="--select-tokens"
-            )
         self._tower = tower
         self._prior = prior
         self._share = share

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 
 ReportFormat = Literal["html", "csv", "json", "latex", "md"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportConfig:
+class ReportConfig(Configuration):
     """Configuration of `advl report`."""
 
     study: Path = option(help="Study folder, as `advl study` wrote it.")
@@ -21,4 +21,6 @@ class ReportConfig:
     data_root: Path | None = option(
         None, help="Folder of the datasets, for examples [default: $ADVL_DATA or datasets/]."
     )
-    num_examples: int = option(6, help="Examples shown of differing answers, and of selected words; 0 for none.")
+    num_examples: int = option(
+        6, help="Examples shown of differing answers, and of selected words; 0 for none.", minimum=0
+    )

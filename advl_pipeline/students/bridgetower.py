@@ -34,14 +34,16 @@ from advl_pipeline.students.text_rows import Part, TextRow
 class BridgeTowerConfig(PixelStudentConfig):
     """Architecture of BridgeTower-base. The vision tower has one head per 64 of its width."""
 
-    num_layers: int = option(6, help="Cross-modal layers of each stream.")
-    tower_layers: int = option(12, help="Layers of each single-modality tower.")
-    image_size: int = option(288, help="Side of the square picture in pixels; position tables are fitted to it.")
-    patch_size: int = option(16, help="Side of a patch in pixels.")
+    num_layers: int = option(6, help="Cross-modal layers of each stream.", minimum=1)
+    tower_layers: int = option(12, help="Layers of each single-modality tower.", minimum=1)
+    image_size: int = option(
+        288, help="Side of the square picture in pixels; position tables are fitted to it.", minimum=1
+    )
+    patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
     tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(50265, help="Rows of the word table.")
-    max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.")
-    max_text_length: int = option(50, help="Tokens of one row.")
+    vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
+    max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.", minimum=1)
+    max_text_length: int = option(50, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 

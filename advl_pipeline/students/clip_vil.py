@@ -39,10 +39,10 @@ from advl_pipeline.students.text_rows import Part, TextRow
 class ClipVilConfig(RegionStudentConfig):
     """Architecture of CLIP-ViL_p; the defaults are those of its RN50 model."""
 
-    max_text_length: int = option(20, help="Tokens of one row.")
+    max_text_length: int = option(20, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
-    grid_side: int = option(12, help="Rows and columns of the grid.")
-    num_grid_positions: int = option(25, help="Rows of the tables of row and column embeddings.")
+    grid_side: int = option(12, help="Rows and columns of the grid.", minimum=1)
+    num_grid_positions: int = option(25, help="Rows of the tables of row and column embeddings.", minimum=1)
 
 
 class GridPosition(nn.Module):

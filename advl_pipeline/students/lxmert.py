@@ -38,10 +38,10 @@ PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in en
 class LxmertConfig(RegionStudentConfig):
     """Architecture of LXMERT; `num_layers` counts the language layers."""
 
-    num_layers: int = option(9, help="Language layers.")
-    num_relation_layers: int = option(5, help="Layers over the regions alone.")
-    num_cross_layers: int = option(5, help="Layers in which the streams meet.")
-    max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.")
+    num_layers: int = option(9, help="Language layers.", minimum=1)
+    num_relation_layers: int = option(5, help="Layers over the regions alone.", minimum=1)
+    num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
+    max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.", minimum=1)
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 

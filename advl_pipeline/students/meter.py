@@ -37,14 +37,16 @@ from advl_pipeline.students.text_rows import Part, TextRow
 class MeterConfig(PixelStudentConfig):
     """Architecture of METER with CLIP-ViT-B/16 and RoBERTa-base."""
 
-    num_layers: int = option(6, help="Cross-modal layers of each stream.")
-    text_layers: int = option(12, help="Layers of RoBERTa.")
-    vision_layers: int = option(11, help="Blocks of the vision transformer: CLIP's without the last.")
-    patch_size: int = option(16, help="Side of a patch in pixels.")
+    num_layers: int = option(6, help="Cross-modal layers of each stream.", minimum=1)
+    text_layers: int = option(12, help="Layers of RoBERTa.", minimum=1)
+    vision_layers: int = option(11, help="Blocks of the vision transformer: CLIP's without the last.", minimum=1)
+    patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
     tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(50265, help="Rows of the word table.")
-    max_positions: int = option(514, help="Rows of RoBERTa's position table; two of them stand for padding.")
-    max_text_length: int = option(50, help="Tokens of one row.")
+    vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
+    max_positions: int = option(
+        514, help="Rows of RoBERTa's position table; two of them stand for padding.", minimum=1
+    )
+    max_text_length: int = option(50, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 

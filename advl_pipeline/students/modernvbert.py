@@ -35,19 +35,19 @@ from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer
 class ModernVBertConfig(PixelStudentConfig):
     """Architecture of ModernVBERT."""
 
-    num_layers: int = option(22, help="Layers of ModernBERT.")
-    intermediate_size: int = option(1152, help="Width of ModernBERT's gated feed-forward layers.")
-    dropout: float = option(0.0, help="Dropout of states and attention.")
-    vision_size: int = option(768, help="Width of SigLIP.")
-    vision_layers: int = option(12, help="Layers of SigLIP.")
-    vision_intermediate_size: int = option(3072, help="Width of SigLIP's feed-forward layers.")
-    pixel_shuffle: int = option(4, help="Patches merged along each side into one token.")
-    image_size: int = option(512, help="Side of the square picture in pixels.")
-    patch_size: int = option(16, help="Side of a patch in pixels.")
+    num_layers: int = option(22, help="Layers of ModernBERT.", minimum=1)
+    intermediate_size: int = option(1152, help="Width of ModernBERT's gated feed-forward layers.", minimum=1)
+    dropout: float = option(0.0, help="Dropout of states and attention.", minimum=0, below=1)
+    vision_size: int = option(768, help="Width of SigLIP.", minimum=1)
+    vision_layers: int = option(12, help="Layers of SigLIP.", minimum=1)
+    vision_intermediate_size: int = option(3072, help="Width of SigLIP's feed-forward layers.", minimum=1)
+    pixel_shuffle: int = option(4, help="Patches merged along each side into one token.", minimum=1)
+    image_size: int = option(512, help="Side of the square picture in pixels.", minimum=1)
+    patch_size: int = option(16, help="Side of a patch in pixels.", minimum=1)
     tokenizer: str = option("ModernVBERT/modernvbert", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.")
-    max_positions: int = option(8192, help="Positions that the rotary embedding covers.")
-    max_text_length: int = option(512, help="Tokens of one row.")
+    vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.", minimum=1)
+    max_positions: int = option(8192, help="Positions that the rotary embedding covers.", minimum=1)
+    max_text_length: int = option(512, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
 
 

@@ -26,7 +26,7 @@ from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
 class RegionStudentConfig(TextStudentConfig):
     """Settings of every region student."""
 
-    feature_size: int = option(2048, help="Width F of the region features.")
+    feature_size: int = option(2048, help="Width F of the region features.", minimum=1)
     regions: Path | None = option(None, help="Detector's features; without, small crops through a fixed projection.")
     ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first.")
     region_naming: Literal["number", "stem", "uniter"] = option("stem", help="How those files name pictures.")

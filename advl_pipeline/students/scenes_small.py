@@ -27,7 +27,7 @@ from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from advl_pipeline.configuration import build_config, config_to_dict, option
+from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.students.attention_mass import attention_mass
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
@@ -40,18 +40,20 @@ TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScenesSmallConfig:
+class ScenesSmallConfig(Configuration):
     """Architecture of `scenes-small`."""
 
-    hidden_size: int = option(96, help="Width H.")
-    word_size: int = option(48, help="Width of the word vectors before they are projected up.")
-    num_separate_layers: int = option(1, help="Lower layers, in which each modality attends to itself.")
-    num_joint_layers: int = option(2, help="Upper layers, in which all attend to all.")
-    num_heads: int = option(4, help="Attention heads.")
-    intermediate_size: int = option(192, help="Width of the feed-forward layers.")
-    dropout: float = option(0.1, help="Dropout of states and attention.")
-    max_text_length: int = option(64, help="Word pieces of one sequence; longer texts are an error, never cut.")
-    crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.")
+    hidden_size: int = option(96, help="Width H.", minimum=1)
+    word_size: int = option(48, help="Width of the word vectors before they are projected up.", minimum=1)
+    num_separate_layers: int = option(1, help="Lower layers, in which each modality attends to itself.", minimum=1)
+    num_joint_layers: int = option(2, help="Upper layers, in which all attend to all.", minimum=1)
+    num_heads: int = option(4, help="Attention heads.", minimum=1)
+    intermediate_size: int = option(192, help="Width of the feed-forward layers.", minimum=1)
+    dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
+    max_text_length: int = option(
+        64, help="Word pieces of one sequence; longer texts are an error, never cut.", minimum=1
+    )
+    crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.", minimum=1)
 
 
 @dataclass(kw_only=True)

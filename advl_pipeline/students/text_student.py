@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from advl_pipeline.configuration import config_to_dict, option
+from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_rows import (
@@ -27,18 +27,18 @@ from advl_pipeline.students.text_rows import (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextStudentConfig:
+class TextStudentConfig(Configuration):
     """Settings that every student has; its architecture's own come on top."""
 
-    hidden_size: int = option(768, help="Width H.")
-    num_layers: int = option(12, help="Encoder layers.")
-    num_heads: int = option(12, help="Attention heads.")
-    intermediate_size: int = option(3072, help="Width of the feed-forward layers.")
-    dropout: float = option(0.1, help="Dropout of states and attention.")
+    hidden_size: int = option(768, help="Width H.", minimum=1)
+    num_layers: int = option(12, help="Encoder layers.", minimum=1)
+    num_heads: int = option(12, help="Attention heads.", minimum=1)
+    intermediate_size: int = option(3072, help="Width of the feed-forward layers.", minimum=1)
+    dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
     tokenizer: str = option("bert-base-uncased", help="Folder or hub name of the tokenizer, or minilm-l6.")
-    vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.")
-    max_positions: int = option(512, help="Rows of the position table.")
-    max_text_length: int = option(128, help="Tokens of one row.")
+    vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
+    max_positions: int = option(512, help="Rows of the position table.", minimum=1)
+    max_text_length: int = option(128, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
 
 

@@ -39,8 +39,8 @@ IMAGE_TYPE = 1
 class ViltConfig(PixelStudentConfig):
     """Architecture of ViLT-B/32."""
 
-    max_positions: int = option(40, help="Rows of the text's position table.")
-    max_text_length: int = option(40, help="Tokens of one row.")
+    max_positions: int = option(40, help="Rows of the text's position table.", minimum=1)
+    max_text_length: int = option(40, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 

@@ -37,9 +37,9 @@ EMPTY_TEXT_LENGTH = 2
 class VlBertConfig(RegionStudentConfig):
     """Architecture of VL-BERT; the defaults are vl-bert-base."""
 
-    max_text_length: int = option(64, help="Tokens of one row.")
+    max_text_length: int = option(64, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
-    visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.")
+    visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 
 @dataclass(kw_only=True)

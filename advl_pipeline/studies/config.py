@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from advl_pipeline.configuration import build_config, option, read_toml
+from advl_pipeline.configuration import Configuration, build_config, option, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig
@@ -34,7 +34,7 @@ _NO_TABLE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyRunConfig:
+class StudyRunConfig(Configuration):
     """Configuration of `advl study`."""
 
     study: str = option(help="Name of a shipped study, or a study file.")
@@ -42,7 +42,9 @@ class StudyRunConfig:
     caches: Path = option(Path("caches"), help="Folder of the teacher caches.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     keep_going: bool = option(False, help="Go on with the other cells when one fails.")
-    workers: int = option(1, help="Cells run side by side, each in a process of its own with its share of the cores.")
+    workers: int = option(
+        1, help="Cells run side by side, each in a process of its own with its share of the cores.", minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,19 +63,19 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyConfig:
+class StudyConfig(Configuration):
     """A grid of settings, methods, shots and seeds."""
 
     name: str = option(help="Name of the study and of its folder.")
     title: str = option("", help="Heading of the report.")
     question: str = option("", help="What the study asks, in one sentence.")
     methods: tuple[str, ...] = option(help="Variants to run, by name.")
-    shots: tuple[int | None, ...] = option((None,), help="Training questions; 'full' for all.")
-    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), help="Seeds, the same for every method.")
+    shots: tuple[int | None, ...] = option((None,), help="Training questions; 'full' for all.", minimum=1)
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), help="Seeds, the same for every method.", minimum=0)
     baseline: str = option("plain", help="Variant that the others are compared with.")
     focus: str = option("advl", help="Variant that the claims are about.")
-    margin: float = option(1.0, help="Smallest gain in points that would matter.")
-    min_seeds: int = option(5, help="Fewest seeds that a verdict other than 'undecided' may rest on.")
+    margin: float = option(1.0, help="Smallest gain in points that would matter.", minimum=0)
+    min_seeds: int = option(5, help="Fewest seeds that a verdict other than 'undecided' may rest on.", minimum=1)
     settings: tuple[Setting, ...] = option(help="Where the grid is run.")
     variants: Mapping[str, Variant] = field(default_factory=lambda: MappingProxyType({}))
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)

@@ -12,7 +12,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from advl_pipeline.cache.claims import claim
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyRunConfig, load_study
 from advl_pipeline.studies.execute import (
     CachePreparer,
@@ -73,8 +72,6 @@ def run_study(
         DatasetError: a dataset that it trains on is missing or malformed.
         AdvlError: what a cell raised, unless `keep_going`.
     """
-    if config.workers < 1:
-        raise ConfigError("workers must be at least 1.", why=f"got {config.workers}")
     study = load_study(config.study)
     folder = config.output or default_folder(study)
     digests = init_digests(study)

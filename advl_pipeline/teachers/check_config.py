@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckTeacherConfig:
+class CheckTeacherConfig(Configuration):
     """A teacher to open and to try on a few made-up units."""
 
     name: str = option(help="Teacher to check.")

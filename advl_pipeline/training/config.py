@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.locations import Location
 from advl_pipeline.students.recipe_terms import AdversarialModality, LearningRateSchedule, Optimiser, TaskLoss
@@ -30,7 +30,7 @@ TeacherControl = Literal["none", "shuffle"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig:
+class FinetuneConfig(Configuration):
     """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
 
     dataset: str = option(help="Dataset to finetune on, such as scenes-vcr, vcr, vqa-v2 or snli-ve.")
@@ -39,7 +39,7 @@ class FinetuneConfig:
         (), help="Teacher cache of the training split, folder or URL; repeat for several teachers."
     )
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.")
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     split: str = option("train", help="Split to train on.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
@@ -82,8 +82,10 @@ class FinetuneConfig:
         (), help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.", metavar="KEY=VALUE"
     )
     method: Method = option("advl", help="What is done with the teachers.")
-    shots: int | None = option(None, help="Train on a nested, class-balanced subset of this many questions.")
-    seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.")
+    shots: int | None = option(
+        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1
+    )
+    seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0)
 
     recipe: str = option(
         "auto",
@@ -94,32 +96,40 @@ class FinetuneConfig:
         None,
         help="Optimiser steps in total, both steps of the method together [default: the recipe's at full data, else "
         "300].",
+        minimum=2,
     )
-    batch_size: int | None = option(None, help="Examples per optimiser step [default: the recipe's, else 16].")
+    batch_size: int | None = option(
+        None, help="Examples per optimiser step [default: the recipe's, else 16].", minimum=1
+    )
     batch_tokens: int | None = option(
-        None, help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's]."
+        None,
+        help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's].",
+        minimum=1,
     )
     accumulate: int | None = option(
-        None, help="Micro-batches that one optimiser step is split into [default: the recipe's, else 1]."
+        None, help="Micro-batches that one optimiser step is split into [default: the recipe's, else 1].", minimum=1
     )
     optimiser: Optimiser | None = option(None, help="Optimiser [default: the recipe's, else adamw].")
     learning_rate: float | None = option(
-        None, help="Peak learning rate of the student [default: the recipe's, else 5e-4]."
+        None, help="Peak learning rate of the student [default: the recipe's, else 5e-4].", above=0
     )
     head_lr_scale: float | None = option(
         None,
         help="Learning rate of head and projections relative to the student's [default: the recipe's, else 1].",
+        minimum=0,
     )
-    weight_decay: float | None = option(None, help="Weight decay [default: the recipe's, else 0.01].")
+    weight_decay: float | None = option(None, help="Weight decay [default: the recipe's, else 0.01].", minimum=0)
     schedule: LearningRateSchedule | None = option(
         None, help="Learning rate after warming up [default: the recipe's, else linear-nonzero]."
     )
     warmup_fraction: float | None = option(
         None,
         help="Share of each step's budget spent warming up the learning rate [default: the recipe's, else 0.1].",
+        minimum=0,
+        below=1,
     )
     clip_norm: float | None = option(
-        None, help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else 2]."
+        None, help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else 2].", minimum=0
     )
     task_loss: TaskLoss | None = option(
         None,
@@ -132,16 +142,18 @@ class FinetuneConfig:
         None, help="Norm of its gradient steps and of the ball [default: the recipe's, else l2]."
     )
     adversarial_max_norm: float | None = option(
-        None, help="Radius of the ball that perturbations stay in, 0 for none [default: the recipe's, else 0]."
+        None,
+        help="Radius of the ball that perturbations stay in, 0 for none [default: the recipe's, else 0].",
+        minimum=0,
     )
     adversarial_learning_rate: float | None = option(
-        None, help="Step size of the perturbations [default: the recipe's, else 1e-3]."
+        None, help="Step size of the perturbations [default: the recipe's, else 1e-3].", above=0
     )
     adversarial_steps: int | None = option(
-        None, help="Adversarial passes per micro-batch [default: the recipe's, else 3]."
+        None, help="Adversarial passes per micro-batch [default: the recipe's, else 3].", minimum=1
     )
     adversarial_kl_weight: float | None = option(
-        None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5]."
+        None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5].", minimum=0
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="Mixed precision, by accelerate.")
     gradient_checkpointing: bool = option(
@@ -151,11 +163,12 @@ class FinetuneConfig:
     lora_rank: int = option(
         0,
         help="Train low-rank updates of this rank to the attention projections alone; 0 trains the student.",
+        minimum=0,
     )
     compile: bool = option(
         False, help="Run the student through torch.compile; refused for students that are not tested under it."
     )
-    checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.")
+    checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.", minimum=1)
     resume: bool = option(True, help="Continue an interrupted run in the output folder.")
 
     tensorboard: bool = option(False, help="Also log for TensorBoard, into tensorboard/ of the run folder.")
@@ -164,6 +177,7 @@ class FinetuneConfig:
         0.3,
         help="lambda: strength of the distillation terms beside the task loss. A pathway of two targets begins near "
         "4, since unrelated layer-normalised vectors lie 2 apart; the loss of a choice of four begins at 1.4.",
+        minimum=0,
     )
     distill_decay: Literal["none", "linear", "cosine"] = option(
         "none", help="Schedule of lambda over the finetune step, down to 0 at its end."
@@ -187,8 +201,8 @@ class FinetuneConfig:
     selection: Literal["adaptive", "prior", "visual", "random", "all"] | None = option(
         None, help="Adaptive Text Token Selection: how words are scored."
     )
-    selection_alpha: float = option(0.5, help="Share of the prior in a word's score.")
-    selection_rho: float = option(0.3, help="Share of the words that is kept.")
+    selection_alpha: float = option(0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1)
+    selection_rho: float = option(0.3, help="Share of the words that is kept.", above=0, maximum=1)
     candidates: Literal["all", "right"] = option(
         "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
     )
@@ -200,7 +214,7 @@ class FinetuneConfig:
     weighting: Literal["ratio", "teacher", "gap", "uniform"] | None = option(
         None, help="Adaptive Confidence-based Weighting: the weight of an instance."
     )
-    weight_max: float = option(2.0, help="Upper bound of an instance's weight.")
+    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0)
     weight_normalise: Literal["none", "batch-mean"] = option(
         "none",
         help="Rescale weights to mean 1 in the batch, none above --weight-max: what is cut goes to the others.",
@@ -209,13 +223,15 @@ class FinetuneConfig:
     confidence: Literal["probe", "probe-joint", "zero-shot", "none"] = option(
         "probe", help="Where the teacher's confidence comes from."
     )
-    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.")
+    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2)
     steps: Literal["one", "two"] | None = option(None, help="Two-step finetuning, or the finetune step alone.")
-    adapt_fraction: float = option(0.1, help="Share of the budget spent in the adapt step.")
+    adapt_fraction: float = option(0.1, help="Share of the budget spent in the adapt step.", above=0, below=1)
     adapt_lr_scale: float = option(
         0.1,
         help="Learning rate of the student in the adapt step relative to its own in the finetune step; projections, "
         "which start anew, learn at their own.",
+        minimum=0,
+        maximum=1,
     )
     adapt_objective: Literal["contrastive", "distil-only", "projections-only"] = option(
         "contrastive", help="What the adapt step learns."

@@ -53,10 +53,6 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     """
     defaults = _DEFAULTS[config.method]
     steps = config.steps or defaults["steps"]
-    if not 0.0 < config.adapt_fraction < 1.0:
-        raise ConfigError("adapt-fraction must lie between 0 and 1.", why=f"got {config.adapt_fraction!r}")
-    if not 0.0 <= config.adapt_lr_scale <= 1.0:
-        raise ConfigError("adapt-lr-scale must lie in [0, 1].", why=f"got {config.adapt_lr_scale!r}")
     if num_steps < 2:
         raise ConfigError("num-steps must be at least 2.", why=f"got {num_steps!r}")
     if defaults["teachers"] and not config.cache:

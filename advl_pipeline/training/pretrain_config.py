@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
+class PretrainConfig(Configuration):
     """Configuration of `advl pretrain`."""
 
     output: Path = option(Path("students/scenes-small"), help="Folder of the pretrained student.")
@@ -17,10 +17,14 @@ class PretrainConfig:
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     split: str = option("train", help="Split to train on.")
     student: str = option("scenes-small", help="Student to pretrain.")
-    seed: int = option(0, help="Chooses initialisation, order and masks.")
-    warmup_steps: int = option(250, help="Steps of region-phrase contrast alone.")
-    joint_steps: int = option(700, help="Steps of all objectives together: contrast, masked words, matching, naming.")
-    batch_size: int = option(64, help="Pairs per step.")
-    learning_rate: float = option(1e-3, help="Peak learning rate.")
-    weight_decay: float = option(0.01, help="AdamW weight decay.")
-    mask_probability: float = option(0.25, help="Share of the words of a caption that is masked.")
+    seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
+    warmup_steps: int = option(250, help="Steps of region-phrase contrast alone.", minimum=0)
+    joint_steps: int = option(
+        700, help="Steps of all objectives together: contrast, masked words, matching, naming.", minimum=0
+    )
+    batch_size: int = option(64, help="Pairs per step.", minimum=1)
+    learning_rate: float = option(1e-3, help="Peak learning rate.", above=0)
+    weight_decay: float = option(0.01, help="AdamW weight decay.", minimum=0)
+    mask_probability: float = option(
+        0.25, help="Share of the words of a caption that is masked.", minimum=0, maximum=1
+    )

@@ -182,11 +182,11 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_train": 6}, "num_train"),
-        ({"num_test": 0}, "num_test"),
-        ({"num_val": 4_000_000}, "num_val"),
-        ({"num_caption_scenes": 5}, "num_caption_scenes"),
-        ({"workers": -1}, "workers"),
+        ({"num_train": 6}, "--num-train"),
+        ({"num_test": 0}, "--num-test"),
+        ({"num_val": 4_000_000}, "--num-val"),
+        ({"num_caption_scenes": 5}, "--num-caption-scenes"),
+        ({"workers": -1}, "--workers"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, int], words: str) -> None:

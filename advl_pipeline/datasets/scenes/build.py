@@ -38,9 +38,7 @@ from advl_pipeline.datasets.scenes.corpus_record import (
 from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, drawing_pool, run_job, split_jobs
 from advl_pipeline.datasets.scenes.packages import require_package
 from advl_pipeline.datasets.scenes.render import Box
-from advl_pipeline.datasets.scenes.scene import SCENES_PER_GROUP
 from advl_pipeline.datasets.scenes.splits import (
-    CAPTION_VAL_SHARE,
     caption_splits,
     plan_caption_split,
     plan_task_split,
@@ -72,7 +70,6 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
         StorageError: the disk is full or not writable.
         Interrupted: a process that draws was killed.
     """
-    _check_sizes(config)
     root = resolve_data_root(config.data_root)
     folder = root / layout.FOLDER
     try:
@@ -97,22 +94,6 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
             next_command="run the same command again, with fewer --workers if memory is short",
         ) from None
     return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
-
-
-def _check_sizes(config: ScenesConfig) -> None:
-    for name in ("num_train", "num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs"):
-        value = getattr(config, name)
-        if value < SCENES_PER_GROUP or value % SCENES_PER_GROUP or value >= layout.CODE_STRIDE:
-            raise ConfigError(
-                f"{name} must be a positive multiple of {SCENES_PER_GROUP} below {layout.CODE_STRIDE}.",
-                why=f"got {value}",
-            )
-    if config.num_caption_scenes < CAPTION_VAL_SHARE:
-        raise ConfigError(
-            f"num_caption_scenes must be at least {CAPTION_VAL_SHARE}.", why=f"got {config.num_caption_scenes}"
-        )
-    if config.workers < 0:
-        raise ConfigError("workers cannot be negative.", why=f"got {config.workers}")
 
 
 def _require_same_settings(config: ScenesConfig, found: CorpusRecord, folder: Path) -> None:

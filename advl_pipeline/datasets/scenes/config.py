@@ -4,26 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.datasets.scenes.layout import CODE_STRIDE
+from advl_pipeline.datasets.scenes.scene import SCENES_PER_GROUP
+
+CAPTION_VAL_SHARE = 10
+"""Validation gets one captioned picture for so many of training."""
+
+
+def _num_scenes(default: int, purpose: str) -> Any:
+    return option(
+        default,
+        help=purpose,
+        multiple_of=SCENES_PER_GROUP,
+        minimum=SCENES_PER_GROUP,
+        maximum=CODE_STRIDE - SCENES_PER_GROUP,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesConfig:
-    """What to build. Numbers of scenes are multiples of four; a scene brings about 2 VCR, 6 VQA, 8 SNLI-VE items."""
+class ScenesConfig(Configuration):
+    """What to build. A scene brings about 2 VCR, 6 VQA, 8 SNLI-VE items."""
 
     data_root: Path | None = option(None, help="Folder of the datasets. Else $ADVL_DATA, else datasets/.")
-    seed: int = option(0, help="Determines every byte of the corpus.")
+    seed: int = option(0, help="Determines every byte of the corpus.", minimum=0)
     num_caption_scenes: int = option(
-        3000, help="Pictures with captions for pretraining; a tenth more for validation."
+        3000,
+        help="Pictures with captions for pretraining; a tenth more for validation.",
+        minimum=CAPTION_VAL_SHARE,
+        maximum=CODE_STRIDE - 1,
     )
-    num_train: int = option(1200, help="Pictures of the split train.")
-    num_val: int = option(300, help="Pictures of the split val.")
-    num_test: int = option(600, help="Pictures of the splits test, test-shift and test-rephrased.")
-    num_unseen: int = option(300, help="Pictures of the split test-unseen.")
-    num_compositional: int = option(300, help="Pictures of the split test-compositional.")
-    num_shift_inputs: int = option(
-        600, help="Pictures of the split train-shift: unseen style, labels not for training."
+    num_train: int = _num_scenes(1200, "Pictures of the split train.")
+    num_val: int = _num_scenes(300, "Pictures of the split val.")
+    num_test: int = _num_scenes(600, "Pictures of the splits test, test-shift and test-rephrased.")
+    num_unseen: int = _num_scenes(300, "Pictures of the split test-unseen.")
+    num_compositional: int = _num_scenes(300, "Pictures of the split test-compositional.")
+    num_shift_inputs: int = _num_scenes(
+        600, "Pictures of the split train-shift: unseen style, labels not for training."
     )
-    workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.")
+    workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.", minimum=0)
     replace: bool = option(False, help="Replace a corpus of other settings that lies there.")

@@ -1,0 +1,122 @@
+"""Every number that a user may give has a range: declared once, shown by `--help`, and kept by every door."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import typing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import advl_pipeline
+from advl_cli.main import group, main
+from advl_cli.options import config_options
+from advl_pipeline.configuration import Configuration, Range, build_config, option
+from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.training.config import FinetuneConfig
+
+
+def configurations() -> list[type[typing.Any]]:
+    """Every dataclass of the package that declares an option."""
+    found = []
+    for module in pkgutil.walk_packages(advl_pipeline.__path__, "advl_pipeline."):
+        if not module.name.endswith("__main__"):
+            found += [
+                value
+                for value in vars(importlib.import_module(module.name)).values()
+                if isinstance(value, type)
+                and value.__module__ == module.name
+                and dataclasses.is_dataclass(value)
+                and any("range" in field.metadata for field in dataclasses.fields(value))
+            ]
+    return found
+
+
+def is_number(hint: typing.Any) -> bool:
+    return hint in (int, float) or any(is_number(item) for item in typing.get_args(hint))
+
+
+@pytest.mark.parametrize("cls", configurations(), ids=lambda cls: cls.__name__)
+def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
+    hints = typing.get_type_hints(cls)
+    numeric = {
+        field.name for field in dataclasses.fields(cls) if "range" in field.metadata and is_number(hints[field.name])
+    }
+    assert {name for name in numeric if cls.__dataclass_fields__[name].metadata["range"] is None} == set()
+    assert not numeric or issubclass(cls, Configuration)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "allowed"),
+    [
+        ("--learning-rate", "-1", "above 0"),
+        ("--learning-rate", "nan", "above 0"),
+        ("--learning-rate", "inf", "above 0"),
+        ("--checkpoint-every", "0", "at least 1"),
+        ("--seed", "-1", "at least 0"),
+        ("--distill-weight", "nan", "at least 0"),
+        ("--distill-weight", "-1", "at least 0"),
+        ("--warmup-fraction", "2", "at least 0, below 1"),
+        ("--selection-rho", "0", "above 0, at most 1"),
+        ("--adapt-fraction", "1", "above 0, below 1"),
+        ("--confidence-folds", "1", "at least 2"),
+    ],
+)
+def test_finetune_refuses_a_number_outside_its_range(
+    flag: str, value: str, allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "--dataset", "scenes-vcr", "--output", str(tmp_path / "run"), flag, value])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert f"{flag} must be {allowed}." in told
+    assert value in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_configuration_made_in_python_keeps_the_ranges_too() -> None:
+    with pytest.raises(ConfigError, match="--selection-rho must be above 0, at most 1"):
+        FinetuneConfig(dataset="any", output=Path("any"), selection_rho=0.0)
+    config = EvaluateConfig(run=Path("any"))
+    with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
+        dataclasses.replace(config, batch_size=0)
+
+
+def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(ScenesConfig, {"num-unseen": 6}, where="corpus.toml")
+    assert caught.value.where == "corpus.toml"
+    assert "a multiple of 4" in caught.value.what
+
+
+def test_help_shows_the_ranges() -> None:
+    def shown(*command: str) -> str:
+        return " ".join(CliRunner().invoke(group, [*command, "--help"], terminal_width=200).output.split())
+
+    assert "and the order. [at least 0; default: 0]" in shown("finetune")
+    assert shown("datasets", "build", "scenes").count("[a multiple of 4, at least 4, at most 999996; default: ") == 6
+
+
+def test_ranges_hold_exactly_what_they_say() -> None:
+    assert [value for value in (0.0, 0.5, 1.0) if value in Range(above=0, below=1)] == [0.5]
+    assert [value for value in (0.0, 0.5, 1.0) if value in Range(minimum=0, maximum=1)] == [0.0, 0.5, 1.0]
+    assert [value for value in range(9) if value in Range(multiple_of=4)] == [0, 4, 8]
+    assert math.nan not in Range(minimum=0)
+    assert -math.inf not in Range(maximum=0)
+
+
+def test_every_item_of_a_repeated_option_is_checked() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Seeds(Configuration):
+        seeds: tuple[int | None, ...] = option((), help="Seeds.", minimum=0)
+
+    assert config_options(Seeds)
+    assert Seeds(seeds=(None, 3)).seeds == (None, 3)
+    with pytest.raises(ConfigError, match="--seeds must be at least 0"):
+        Seeds(seeds=(3, -1))
