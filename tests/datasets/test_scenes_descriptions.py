@@ -130,3 +130,10 @@ def test_held_out_phrasings_say_what_other_words_say() -> None:
             if 3 * len(own & heard) > len(own):
                 repeated.append((kind.name, description.text, sorted(own & heard)))
     assert repeated == []
+
+
+@pytest.mark.parametrize("aspect", [*ASPECTS, HELD_OUT])
+def test_no_first_word_opens_half_of_an_aspect(aspect: str) -> None:
+    openings = [d.text.split()[0] for _, d in EVERY if d.aspect == aspect]
+    ((_, count),) = Counter(openings).most_common(1)
+    assert 2 * count < len(openings)
