@@ -88,20 +88,15 @@ def open_detector_regions(
 def _as_regions(found: RegionFeatures) -> Regions:
     features, box_index = found.features_RF, found.box_index_R
     size: npt.NDArray[np.float32] = np.array([found.width, found.height] * 2, dtype=np.float32)
-    corners: npt.NDArray[np.float32] = found.boxes_R4 / size
+    sides_R2 = found.sides()
+    positions = np.concatenate([found.boxes_R4 / size, sides_R2, sides_R2[:, :1] * sides_R2[:, 1:]], axis=1)
     if found.whole_F is not None:
         features = np.concatenate([found.whole_F[None], features])
-        corners = np.concatenate([np.array([[0, 0, 1, 1]], dtype=np.float32), corners])
+        positions = np.concatenate([np.array([[0, 0, 1, 1, 1, 1, 1]], dtype=np.float32), positions])
         box_index = np.concatenate([np.array([-1]), box_index])
     return Regions(
         features_RF=features,
-        positions_R7=_positions(corners),
+        positions_R7=positions.astype(np.float32),
         box_index_R=box_index,
         whole_first=found.whole_F is not None,
     )
-
-
-def _positions(corners_R4: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    sides_R2 = corners_R4[:, 2:] - corners_R4[:, :2]
-    joined = np.concatenate([corners_R4, sides_R2, sides_R2[:, :1] * sides_R2[:, 1:]], axis=1)
-    return joined.astype(np.float32)

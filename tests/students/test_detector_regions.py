@@ -11,15 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.datasets.regions.interface import RegionFeatures, make_regions
-from advl_pipeline.datasets.regions.registry import PictureRegions
+from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import DetectorRegions
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.uniter import Uniter
 
 WIDTH, HEIGHT = 640, 480
+IMAGES = Path(__file__).parents[1] / "assets" / "uniter_data" / "img"
 
 
 class ArrayReader:
@@ -54,6 +56,11 @@ def unit(num_boxes: int) -> ImageUnit:
     )
 
 
+def one_pixel(name: str) -> ImageUnit:
+    """A picture of one pixel: its pixels are shares."""
+    return dataclasses.replace(unit(0), path=Path(f"{name}.jpg"), width=1, height=1)
+
+
 def test_ground_truth_then_detected_with_uniters_positions(
     reference: Callable[[str], Mapping[str, torch.Tensor]],
 ) -> None:
@@ -69,6 +76,42 @@ def test_ground_truth_then_detected_with_uniters_positions(
     expected = np.concatenate([shares, sides, sides.prod(1, keepdims=True)], axis=1)
     np.testing.assert_allclose(regions.positions_R7, expected, atol=1e-6)
     assert not regions.whole_first
+
+
+@pytest.mark.parametrize("variant", ["feat_th0.2_max100_min10", "feat_th0.2_max100_min10_compressed"])
+def test_all_seven_positions_are_those_of_uniters_own_loader(
+    variant: str, reference: Callable[[str], Mapping[str, torch.Tensor]]
+) -> None:
+    official = reference("uniter_data/vqa_collate_expected.npz")["img_pos_feat"].numpy()
+    reader = open_regions(IMAGES / "coco_val2014" / variant, index=Path("unused"))
+    detected = DetectorRegions(PictureRegions(reader, naming="stem"), feature_size=8)
+    for row, name in enumerate(reader.names()):
+        found = detected.regions(one_pixel(name)).positions_R7
+        np.testing.assert_array_equal(found[:, 4:], official[row, : len(found), 4:])
+        np.testing.assert_allclose(found, official[row, : len(found)], atol=1e-6)
+
+
+def test_joined_regions_of_vcr_keep_the_sides_of_their_files(
+    reference: Callable[[str], Mapping[str, torch.Tensor]],
+) -> None:
+    official = reference("uniter_data/vcr_collate_expected.npz")["qa/img_pos_feat"].numpy()
+    own = open_regions(IMAGES / "vcr_gt_val" / "feat_numbb100", index=Path("unused"))
+    detected = open_regions(IMAGES / "vcr_val" / "feat_th0.2_max100_min10", index=Path("unused"))
+    for row in range(2):
+        joined = join_regions(
+            own.read(f"vcr_gt_val_{row}", width=1, height=1), detected.read(f"vcr_val_{row}", width=1, height=1)
+        )
+        np.testing.assert_array_equal(joined.sides(), official[4 * row, : len(joined.features_RF), 4:6])
+
+
+def test_sides_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(Malformed, match="sides of boxes"):
+        make_regions(
+            features_RF=np.ones((1, 3), np.float32),
+            boxes_R4=np.zeros((1, 4), np.float32),
+            stated_sides_R2=np.array([[np.nan, 1]], np.float32),
+            size=(WIDTH, HEIGHT),
+        )
 
 
 def test_the_whole_picture_comes_first_where_the_file_has_it() -> None:

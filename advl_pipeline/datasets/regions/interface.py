@@ -20,9 +20,10 @@ class RegionFeatures:
     """Regions of one picture.
 
     `features_RF` float32; `boxes_R4` float32 (x1, y1, x2, y2) in pixels of the picture of `width` x `height`.
-    `confidence_R` is the detector's, where the file has it. `whole_F` is the feature of the whole picture, where
-    the file has it. `box_index_R` int64 is the row of the dataset's own boxes that a region stands for, -1 for
-    detected ones.
+    `stated_sides_R2` are the file's own widths and heights as shares of the picture, where it has them: in half
+    precision they are not the differences of its corners. `confidence_R` is the detector's, where the file has it.
+    `whole_F` is the feature of the whole picture, where the file has it. `box_index_R` int64 is the row of the
+    dataset's own boxes that a region stands for, -1 for detected ones.
     """
 
     features_RF: Floats
@@ -30,8 +31,17 @@ class RegionFeatures:
     width: int
     height: int
     box_index_R: npt.NDArray[np.int64]
+    stated_sides_R2: Floats | None = None
     confidence_R: Floats | None = None
     whole_F: Floats | None = None
+
+    def sides(self) -> Floats:
+        """Return (R, 2) width and height as shares of the picture: the file's own, else of the corners."""
+        if self.stated_sides_R2 is not None:
+            return self.stated_sides_R2
+        size: Floats = np.array([self.width, self.height], dtype=np.float32)
+        corners_R22 = self.boxes_R4.reshape(-1, 2, 2) / size
+        return np.asarray(corners_R22[:, 1] - corners_R22[:, 0], dtype=np.float32)
 
 
 class RegionReader(Protocol):
@@ -63,6 +73,7 @@ def make_regions(
     boxes_R4: Floats,
     size: tuple[int, int],
     stated_size: tuple[int, int] | None = None,
+    stated_sides_R2: Floats | None = None,
     confidence_R: Floats | None = None,
     whole_F: Floats | None = None,
 ) -> RegionFeatures:
@@ -71,6 +82,7 @@ def make_regions(
     Args:
         size: (width, height) of the picture.
         stated_size: of the picture that the file was computed from, where the file says it.
+        stated_sides_R2: width and height of each region as shares of the picture, where the file says them.
 
     Raises:
         Malformed: shapes that do not fit, values that are not finite, boxes outside the picture, another size.
@@ -83,7 +95,12 @@ def make_regions(
         raise Malformed(f"features of shape {features_RF.shape} and boxes of shape {boxes_R4.shape} do not fit")
     if confidence_R is not None and confidence_R.shape != (len(features_RF),):
         raise Malformed(f"{len(features_RF)} regions and confidences of shape {confidence_R.shape}")
-    for what, array in (("features", features_RF), ("boxes", boxes_R4), ("confidences", confidence_R)):
+    for what, array in (
+        ("features", features_RF),
+        ("boxes", boxes_R4),
+        ("sides of boxes", stated_sides_R2),
+        ("confidences", confidence_R),
+    ):
         if array is not None and not np.isfinite(array).all():
             raise Malformed(f"its {what} hold a value that is not finite")
     x1, y1, x2, y2 = boxes_R4.T
@@ -100,6 +117,7 @@ def make_regions(
         width=size[0],
         height=size[1],
         box_index_R=np.full(len(features_RF), -1, dtype=np.int64),
+        stated_sides_R2=None if stated_sides_R2 is None else np.require(stated_sides_R2, np.float32, ["C", "W"]),
         confidence_R=confidence_R,
         whole_F=whole_F,
     )

@@ -1,8 +1,8 @@
 """One file per picture: `.npz` (VisualBERT, ViLBERT and their like) and VL-BERT's `.json`.
 
-`.npz`: `features`; `boxes` or `bbox` in pixels, or `norm_bb` in shares; optionally `num_boxes`, `conf`, and `image_w`
-with `image_h`. JSON: `num_boxes`, `boxes` and `features` in base64 of float32, optionally `image_w`, `image_h` and
-`image_box_feature`.
+`.npz`: `features`; `boxes` or `bbox` in pixels, or `norm_bb` in shares (corners, then width and height); optionally
+`num_boxes`, `conf`, and `image_w` with `image_h`. JSON: `num_boxes`, `boxes` and `features` in base64 of float32,
+optionally `image_w`, `image_h` and `image_box_feature`.
 """
 
 from __future__ import annotations
@@ -96,8 +96,11 @@ def regions_of(arrays: dict[str, npt.NDArray[Any]], size: tuple[int, int], *, ro
     if boxes is None or boxes.ndim != 2 or boxes.shape[1] < 4:
         raise Malformed("there is no array of boxes with four columns")
     boxes_R4 = boxes[:rows, :4].astype(np.float32)
+    sides_R2 = None
     if "boxes" not in arrays and "bbox" not in arrays:
         boxes_R4 = boxes_R4 * np.array([*size, *size], dtype=np.float32)
+        if boxes.shape[1] >= 6:
+            sides_R2 = boxes[:rows, 4:6].astype(np.float32)
     confidence = arrays.get("conf")
     stated = None
     if "image_w" in arrays and "image_h" in arrays:
@@ -107,6 +110,7 @@ def regions_of(arrays: dict[str, npt.NDArray[Any]], size: tuple[int, int], *, ro
         boxes_R4=boxes_R4,
         size=size,
         stated_size=stated,
+        stated_sides_R2=sides_R2,
         confidence_R=None if confidence is None else confidence[:rows].astype(np.float32),
     )
 

@@ -73,6 +73,7 @@ def join_regions(first: RegionFeatures, second: RegionFeatures) -> RegionFeature
         width=first.width,
         height=first.height,
         box_index_R=np.concatenate([first.box_index_R, second.box_index_R]),
+        stated_sides_R2=np.concatenate([first.sides(), second.sides()]),
         confidence_R=np.concatenate(both) if len(both) == len(confidences) else None,
     )
 

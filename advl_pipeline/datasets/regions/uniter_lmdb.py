@@ -137,6 +137,7 @@ def _first(regions: RegionFeatures, count: int) -> RegionFeatures:
         width=regions.width,
         height=regions.height,
         box_index_R=regions.box_index_R[:count],
+        stated_sides_R2=None if regions.stated_sides_R2 is None else regions.stated_sides_R2[:count],
         confidence_R=None if regions.confidence_R is None else regions.confidence_R[:count],
     )
 
