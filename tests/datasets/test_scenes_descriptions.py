@@ -9,12 +9,14 @@ from collections import Counter
 import pytest
 
 from advl_pipeline.datasets.scenes.descriptions import ASPECTS, DESCRIPTIONS_FILE, HELD_OUT, Description
-from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary, read_data, stem
+from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary, read_data
 
 VOCABULARY = load_vocabulary()
 DESCRIBED = (*VOCABULARY.labelled, *VOCABULARY.unseen)
 
 _MIN_SHARED = 4
+_SUFFIXES = ("ing", "ies", "es", "ed", "s", "y", "e")
+_MIN_STEM = 3
 _FUNCTION_WORDS = frozenset(
     """a about above across after again all along also among an and any are around as at away back be before behind
     below beside between both but by down each even every first for from get gets goes has have her high his how in
@@ -28,6 +30,14 @@ _FUNCTION_WORDS = frozenset(
 
 def said_of(kind: Kind) -> tuple[Description, ...]:
     return (*kind.descriptions, *kind.held_out)
+
+
+def stem(word: str) -> str:
+    """Return a crude stem, good enough to see that "stripe" and "stripes" say the same."""
+    for suffix in _SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= _MIN_STEM:
+            return word[: -len(suffix)]
+    return word
 
 
 def words(text: str) -> list[str]:

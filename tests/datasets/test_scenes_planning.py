@@ -1,22 +1,27 @@
-"""Draws, relations, placement and plans: what holds for every scene before it is drawn."""
+"""Draws, relations, placement, plans and texts: what holds for every scene before it is drawn."""
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from advl_pipeline.datasets.scenes.caption_items import caption_items, plan_caption_scenes
+from advl_pipeline.datasets.scenes.descriptions import ASPECTS, Phrasing
 from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.placement import PICTURE_SIDE, place
 from advl_pipeline.datasets.scenes.plan import HELD_OUT, plan_groups
 from advl_pipeline.datasets.scenes.relations import (
     ALONG,
     INVERSE,
+    PHRASES,
     Centre,
     axis_of,
     only_one,
@@ -26,13 +31,15 @@ from advl_pipeline.datasets.scenes.relations import (
 from advl_pipeline.datasets.scenes.scene import Group, TaskScene
 from advl_pipeline.datasets.scenes.snli_ve_items import snli_ve_items
 from advl_pipeline.datasets.scenes.vcr_items import vcr_items
-from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
-from advl_pipeline.datasets.scenes.vqa_items import vqa_items
+from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary
+from advl_pipeline.datasets.scenes.vqa_items import QUALITIES, vqa_items
 from advl_pipeline.datasets.scenes.wording import Voice
 
 VOCABULARY = load_vocabulary()
 NUM_SCENES = 48
+SEEDS = (5, 6, 7)
 centres = st.tuples(st.integers(0, PICTURE_SIDE), st.integers(0, PICTURE_SIDE))
+Plans = dict[tuple[str, int], list[Group]]
 
 
 def plan(split: str, *, unseen: bool = False, compositional: bool = False, seed: int = 5) -> list[Group]:
@@ -44,12 +51,37 @@ def plan(split: str, *, unseen: bool = False, compositional: bool = False, seed:
 
 
 @pytest.fixture(scope="module")
-def plans() -> dict[str, list[Group]]:
+def plans() -> Plans:
+    """Plans by split and seed."""
     return {
-        "train": plan("train"),
-        "test-unseen": plan("test-unseen", unseen=True),
-        "test-compositional": plan("test-compositional", compositional=True),
+        (split, seed): plan(
+            split, unseen=split == "test-unseen", compositional=split == "test-compositional", seed=seed
+        )
+        for split in ("train", "test-unseen", "test-compositional")
+        for seed in SEEDS
     }
+
+
+def voice(split: str, seed: int, phrasing: Phrasing = "open") -> Voice:
+    return Voice(seed=seed, plan_split=split, split=split, phrasing=phrasing)
+
+
+def words(tokens: list[str | list[int]]) -> str:
+    return " ".join(token if isinstance(token, str) else f"[{token[0]}]" for token in tokens)
+
+
+PHRASES_OF_KINDS = [
+    (phrase.text, kind)
+    for kind in (*VOCABULARY.labelled, *VOCABULARY.unseen)
+    for phrase in (*kind.descriptions, *kind.held_out)
+]
+
+
+@functools.cache
+def described(text: str) -> list[Kind]:
+    """Return the kinds that a text describes, in whatever phrasing."""
+    spoken = text.replace(" 's", "'s").replace(" ,", ",")
+    return [kind for phrase, kind in PHRASES_OF_KINDS if phrase in spoken]
 
 
 def scenes_of(groups: list[Group]) -> Iterator[TaskScene]:
@@ -129,7 +161,7 @@ def test_things_keep_apart_and_inside(seed: int, count: int) -> None:
             assert distance >= spot.reach + other.reach
 
 
-def test_twins_share_families_and_nothing_else(plans: dict[str, list[Group]]) -> None:
+def test_twins_share_families_and_nothing_else(plans: Plans) -> None:
     for group in (group for groups in plans.values() for group in groups):
         everyone = [
             kind for task in group.task_scenes for kind in (task.subject, task.partner, task.reference) if kind
@@ -140,30 +172,41 @@ def test_twins_share_families_and_nothing_else(plans: dict[str, list[Group]]) ->
             one, two = twins.scenes
             assert one.subject.family == two.subject.family
             assert one.partner.family == two.partner.family
-            assert (one.container is None) != (two.container is None)
             assert (one.reference is None) == (two.reference is None)
             assert one.axis == two.axis
 
 
-def test_extras_are_of_other_families_than_what_is_asked_about(plans: dict[str, list[Group]]) -> None:
+def test_each_pair_of_twins_has_one_container_for_its_subjects_and_one_for_its_partners(plans: Plans) -> None:
+    for group in (group for groups in plans.values() for group in groups):
+        resembled = {family for task in group.task_scenes for family in task.container.resembles}
+        for twins in (group.one, group.two):
+            containers = {task.container for task in twins.scenes}
+            assert len(containers) == 2
+            assert containers == {task.container for task in group.one.scenes}
+            for task in twins.scenes:
+                assert containers == {VOCABULARY.hiding_place(task.subject), VOCABULARY.hiding_place(task.partner)}
+                assert sum(thing.kind in VOCABULARY.containers for thing in task.scene.things) == 1
+                assert resembled.isdisjoint(thing.kind.family for thing in task.scene.things)
+        assert VOCABULARY.hiding_place(group.one.first.subject) == VOCABULARY.hiding_place(group.two.first.partner)
+
+
+def test_extras_are_of_other_families_than_what_is_asked_about(plans: Plans) -> None:
     for group in (group for groups in plans.values() for group in groups):
         cast = {
             kind.code for task in group.task_scenes for kind in (task.subject, task.partner, task.reference) if kind
         }
         families = {kind.family for task in group.task_scenes for kind in (task.subject, task.partner)}
         for task in group.task_scenes:
-            assert task.container is None or task.container in VOCABULARY.containers
             for thing in task.scene.things:
                 if thing.kind.code not in cast:
                     assert thing.kind.family not in families
 
 
-def test_the_stated_relations_hold(plans: dict[str, list[Group]]) -> None:
+def test_the_stated_relations_hold(plans: Plans) -> None:
     for task in (task for groups in plans.values() for task in scenes_of(groups)):
         side = task.side(task.subject, task.partner)
         assert axis_of(side) == task.axis
-        if task.container is not None:
-            assert task.side(task.container, task.partner) in ALONG[task.axis]
+        assert task.side(task.container, task.subject) in ALONG[task.axis]
         if task.reference is not None:
             scene = task.scene
             subject, partner, reference = (scene.index(kind) for kind in (task.subject, task.partner, task.reference))
@@ -171,116 +214,272 @@ def test_the_stated_relations_hold(plans: dict[str, list[Group]]) -> None:
             assert only_one(partner, reference, INVERSE[side], scene.centres)
 
 
-def test_held_out_combinations_occur_in_the_compositional_split_alone(plans: dict[str, list[Group]]) -> None:
-    for name, groups in plans.items():
+def test_held_out_combinations_occur_in_the_compositional_split_alone(plans: Plans) -> None:
+    for (name, _), groups in plans.items():
         for task in scenes_of(groups):
             held_out = len(task.scene.things) == HELD_OUT[task.axis]
             assert held_out == (name == "test-compositional")
 
 
-def test_labelled_splits_show_no_unseen_kind(plans: dict[str, list[Group]]) -> None:
+def test_labelled_splits_show_no_unseen_kind(plans: Plans) -> None:
     unseen = {kind.code for kind in VOCABULARY.unseen}
     containers = {kind.code for kind in VOCABULARY.containers}
-    for name, groups in plans.items():
+    for (name, _), groups in plans.items():
         shown = {thing.kind.code for task in scenes_of(groups) for thing in task.scene.things} - containers
         assert shown <= unseen if name == "test-unseen" else shown.isdisjoint(unseen)
 
 
-def test_no_description_fits_another_thing(plans: dict[str, list[Group]]) -> None:
-    """Recognise kinds in the texts by their keywords alone and compare with what the item claims."""
-    for name, groups in plans.items():
+def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(plans: Plans) -> None:
+    """Recognise kinds in the answers by their descriptions alone and compare with what the item claims."""
+    for (name, seed), groups in plans.items():
         tasks = {task.scene.number: task for task in scenes_of(groups)}
-        twins = {task.scene.number: pair for g in groups for pair in (g.one, g.two) for task in pair.scenes}
-        voice = Voice(seed=5, plan_split=name, split=name)
         checked = 0
-        for item in vcr_items(groups, voice):
-            number = int(item["img_id"].rsplit("-", 1)[1])
-            cast = [kind for task in twins[number].scenes for kind in (task.subject, task.partner)]
-            for position, answer in enumerate(item["answer_choices"]):
-                text = f" {' '.join(map(str, answer))} "
-                meant = [kind for kind in cast if sum(f" {word} " in text for word in kind.keywords) >= 2]
-                if not meant:
-                    continue
-                (kind,) = meant
-                checked += 1
-                others = [thing.kind for thing in tasks[number].scene.things if thing.kind.code != kind.code]
-                rivals = others + [other for other in cast if other.code != kind.code]
-                assert not any(f" {word} " in text for other in rivals for word in other.keywords)
-                in_picture = kind.code in {thing.kind.code for thing in tasks[number].scene.things}
-                assert position != item["answer_label"] or in_picture
-        assert checked > 40
+        for item in vcr_items(groups, voice(name, seed)):
+            task = tasks[int(item["img_id"].rsplit("-", 1)[1])]
+            if item["answer_style"] != "described":
+                continue
+            checked += 1
+            answers = [described(words(answer)) for answer in item["answer_choices"]]
+            assert all(len(meant) == 1 for meant in answers)
+            (target,) = answers[item["answer_label"]]
+            (tag,) = (token[0] for token in item["question"] if isinstance(token, list))
+            if item["question_type"] != "relation":
+                assert task.scene.things[tag].kind == target
+            else:
+                assert task.reference is not None
+                assert task.scene.things[tag].kind == task.reference
+                assert PHRASES[task.side(target, task.reference)] in words(item["question"])
+        assert checked > 0.4 * NUM_SCENES
 
 
-def test_every_set_of_answers_is_right_once_each(plans: dict[str, list[Group]]) -> None:
-    items = list(vcr_items(plans["train"], Voice(seed=5, plan_split="train", split="train")))
-    right: dict[str, Counter[str]] = {}
-    for item in items:
-        # Texts that differ in the tag alone count as one; there are no tags in answers.
-        texts = [" ".join(map(str, choice)) for choice in item["answer_choices"]]
-        right.setdefault("|".join(sorted(texts)), Counter())[texts[item["answer_label"]]] += 1
-    assert len(right) == len(items) / 4
-    assert all(sorted(counts.values()) == [1, 1, 1, 1] for counts in right.values())
+def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        items = list(vcr_items(groups, voice(name, seed)))
+        assert len(items) == 2 * NUM_SCENES
+        for start in range(0, len(items), 4):
+            batch = items[start : start + 4]
+            texts = [[words(choice) for choice in item["answer_choices"]] for item in batch]
+            assert all(len(set(choices)) == 4 for choices in texts)
+            assert len({frozenset(choices) for choices in texts}) == 1
+            right = {choices[item["answer_label"]] for choices, item in zip(texts, batch, strict=True)}
+            assert len(right) == 4
+            assert len({item["answer_style"] for item in batch}) == 1
+            pointing = re.compile(r"the thing (to the left of|to the right of|above|below) \[\d\]|\[\d\]")
+            assert len({pointing.sub("it", words(item["question"])) for item in batch}) == 1
 
 
-def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(plans: dict[str, list[Group]]) -> None:
-    names = {kind.name for kind in VOCABULARY.labelled}
-    for item in vcr_items(plans["train"], Voice(seed=5, plan_split="train", split="train")):
-        texts = [" ".join(map(str, choice)) for choice in item["rationale_choices"]]
-        assert len(set(texts)) == 4
-        named = [sum(bool(re.search(rf"\b{name}\b", text)) for name in names) for text in texts]
-        assert len({text.count("[") for text in texts}) == 1
-        assert max(named) - min(named) <= 1  # "hot dog" holds the name "dog"
+def test_a_vcr_question_names_an_aspect_only_where_all_answers_are_of_it(plans: Plans) -> None:
+    seen = set()
+    for (name, seed), groups in plans.items():
+        for item in vcr_items(groups, voice(name, seed)):
+            aspect = item["question_type"]
+            if aspect in ASPECTS:
+                seen.add(aspect)
+                for answer in item["answer_choices"]:
+                    (kind,) = described(words(answer))
+                    spoken = words(answer).replace(" 's", "'s").replace(" ,", ",")
+                    assert aspect in {phrase.aspect for phrase in kind.descriptions if phrase.text in spoken}
+    assert seen == set(ASPECTS)
 
 
-def test_each_existence_hypothesis_has_all_three_labels(plans: dict[str, list[Group]]) -> None:
-    for name, groups in plans.items():
+def test_about_a_fifth_of_the_vcr_questions_go_by_relation_and_two_fifths_name_plainly(plans: Plans) -> None:
+    items = [item for (name, seed), groups in plans.items() for item in vcr_items(groups, voice(name, seed))]
+    shares = Counter(item["question_type"] for item in items)
+    styles = Counter(item["answer_style"] for item in items)
+    assert 0.12 < shares["relation"] / len(items) < 0.28
+    assert 0.26 < styles["name"] / len(items) < 0.46
+    assert 0.42 < styles["described"] / len(items) < 0.68
+    assert styles["category"] > 0
+
+
+def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        for item in vcr_items(groups, voice(name, seed)):
+            texts = [words(choice) for choice in item["rationale_choices"]]
+            assert len(set(texts)) == 4
+            assert len({text.count("[") for text in texts}) == 1
+            # Every token of the right rationale is in one of the wrong ones as well, at the same place of two facts.
+            right = texts[item["rationale_label"]]
+            shared = [set(right.split()) & set(text.split()) for text in texts if text != right]
+            assert set(right.split()) <= set.union(*shared)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: Plans, seed: int) -> None:
+    groups = plans["train", seed]
+    pairs = [
+        (list(vcr_items(groups, voice("train", seed))), list(vcr_items(groups, voice("train", seed, "held-out")))),
+        (
+            list(snli_ve_items(groups, voice("train", seed))),
+            list(snli_ve_items(groups, voice("train", seed, "held-out"))),
+        ),
+        (vqa_items(groups, voice("train", seed))[1], vqa_items(groups, voice("train", seed, "held-out"))[1]),
+    ]
+    texts = {"answer_choices", "rationale_choices", "question", "sentence2"}
+    texts |= {"answer_orig", "question_orig", "rationale_orig"}
+    for here, there in pairs:
+        for one, other in zip(here, there, strict=True):
+            assert {k: v for k, v in one.items() if k not in texts} == {
+                k: v for k, v in other.items() if k not in texts
+            }
+            if one.get("answer_style") in ("name", "category"):
+                assert one["answer_choices"] == other["answer_choices"]
+                assert one["question"] == other["question"]
+    spoken = [
+        json.dumps([pairs[0][side], pairs[1][side], vqa_items(groups, voice("train", seed, phrasing))[0]])
+        for side, phrasing in enumerate(get_args(Phrasing))
+    ]
+    for kind in VOCABULARY.labelled:
+        assert not any(phrase.text in spoken[0] for phrase in kind.held_out)
+        assert not any(phrase.text in spoken[1] for phrase in kind.descriptions)
+    asked_of_it = {words(item["question"]) for item in pairs[0][1] if item["answer_style"] == "described"}
+    assert all("true of" in question or "say about" in question for question in asked_of_it)
+
+
+def test_each_hypothesis_about_something_being_there_has_all_three_labels(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
         labels: dict[tuple[str, int], list[str]] = {}
         totals: Counter[str] = Counter()
-        for item in snli_ve_items(groups, Voice(seed=5, plan_split=name, split=name)):
+        for item in snli_ve_items(groups, voice(name, seed)):
             totals[item["gold_label"]] += 1
             if item["question_type"] != "relation":
                 group = int(item["Flickr30K_ID"]) % 1_000_000 // 4
                 labels.setdefault((item["sentence2"], group), []).append(item["gold_label"])
         assert all(sorted(found) == ["contradiction", "entailment", "neutral"] for found in labels.values())
         assert len(set(totals.values())) == 1
+        assert sum(totals.values()) == 9 * NUM_SCENES
 
 
-def test_neutral_needs_a_container_and_contradicted_existence_has_none(plans: dict[str, list[Group]]) -> None:
-    groups = plans["train"]
-    tasks = {task.scene.number: task for task in scenes_of(groups)}
-    for item in snli_ve_items(groups, Voice(seed=5, plan_split="train", split="train")):
-        boxed = tasks[int(item["Flickr30K_ID"]) % 1_000_000].container is not None
-        if item["gold_label"] == "neutral":
-            assert boxed
-        elif item["gold_label"] == "contradiction" and item["question_type"] != "relation":
-            assert not boxed
+def test_every_snli_ve_picture_has_every_label_equally_often(plans: Plans) -> None:
+    """So no cue of the picture alone tells anything: container, number of things, places, kinds that are shown."""
+    for (name, seed), groups in plans.items():
+        by_picture: dict[str, Counter[str]] = {}
+        by_container: dict[tuple[str, str], Counter[str]] = {}
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        for item in snli_ve_items(groups, voice(name, seed)):
+            if item["question_type"] in ("name", "described"):
+                by_picture.setdefault(item["Flickr30K_ID"], Counter())[item["gold_label"]] += 1
+            container = tasks[int(item["Flickr30K_ID"]) % 1_000_000].container
+            by_container.setdefault((container.name, item["question_type"]), Counter())[item["gold_label"]] += 1
+        assert len(by_picture) == NUM_SCENES
+        assert all(sorted(counts.values()) == [2, 2, 2] for counts in by_picture.values())
+        for (_, question_type), counts in by_container.items():
+            if question_type in ("category", "relation"):
+                assert len(set(counts.values())) == 1, question_type
 
 
-def test_vqa_answers_are_balanced_and_true(plans: dict[str, list[Group]]) -> None:
-    groups = plans["train"]
-    tasks = {task.scene.number: task for task in scenes_of(groups)}
-    questions, annotations = vqa_items(groups, Voice(seed=5, plan_split="train", split="train"), plain_answers=True)
-    counts: dict[str, Counter[str]] = {}
-    for question, annotation in zip(questions, annotations, strict=True):
-        answer = annotation["multiple_choice_answer"]
-        counts.setdefault(annotation["question_type"], Counter())[answer] += 1
-        things = [thing.kind for thing in tasks[question["image_id"] % 1_000_000].scene.things]
-        if annotation["question_type"] == "how many":
-            wanted = {"things": lambda kind: True}.get(
-                question["question"].split()[2],
-                lambda kind, q=question: kind.family.group == q["question"].split()[2],
-            )
-            assert int(answer) == sum(wanted(kind) for kind in things)
-        elif annotation["question_type"] == "what kind of":
-            assert answer in {kind.family.hypernym.lower() for kind in things}
-        elif annotation["question_type"] == "what is":
-            assert answer in {kind.name for kind in things}
-        votes = Counter(given["answer"] for given in annotation["answers"])
-        assert votes[answer] >= 7
-        assert sum(votes.values()) == 10
-    assert counts["is there"]["yes"] == counts["is there"]["no"]
-    assert abs(counts["is the"]["yes"] - counts["is the"]["no"]) <= 1
-    assert max(counts["what kind of"].values()) <= 4
+def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        compatible: Counter[bool] = Counter()
+        for task in tasks.values():
+            compatible.update(task.container.may_hide(kind) for kind in (task.subject, task.partner))
+        assert compatible[True] == compatible[False]
+        # Whoever knows the rule and does not look gets two of three, and whoever looks and knows no rule as well.
+        right_by_rule = right_by_looking = total = 0
+        for item in snli_ve_items(groups, voice(name, seed)):
+            meant = described(item["sentence2"])
+            if item["question_type"] != "described":
+                continue
+            (kind,) = meant
+            task = tasks[int(item["Flickr30K_ID"]) % 1_000_000]
+            shown = kind in {thing.kind for thing in task.scene.things}
+            hidden = task.container.may_hide(kind)
+            assert item["gold_label"] == ("entailment" if shown else "neutral" if hidden else "contradiction")
+            total += 1
+            right_by_rule += item["gold_label"] == ("neutral" if hidden else "contradiction")
+            right_by_looking += item["gold_label"] == ("entailment" if shown else "neutral")
+        assert right_by_rule * 3 == right_by_looking * 3 == total * 2
+
+
+def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        names = {kind.name: kind for task in tasks.values() for kind in (task.subject, task.partner)}
+        for item in snli_ve_items(groups, voice(name, seed)):
+            if item["question_type"] != "relation":
+                continue
+            sides = "|".join(PHRASES.values())
+            parts = re.fullmatch(rf"(.*) ({sides}) the (.*)\.", item["sentence2"])
+            assert parts is not None
+            said, phrase, other = parts.groups()
+            told = described(said)
+            subject = told[0] if told else names[re.sub("^The | is$| can be found$", "", said)]
+            anchor = names[other]
+            # Which groups are spoken of beside each other says nothing about the label.
+            assert VOCABULARY.hiding_place(subject) != VOCABULARY.hiding_place(anchor)
+            task = tasks[int(item["Flickr30K_ID"]) % 1_000_000]
+            if item["gold_label"] == "neutral":
+                assert subject not in {thing.kind for thing in task.scene.things}
+                assert task.container.may_hide(subject)
+                assert PHRASES[task.side(task.container, anchor)] == phrase
+            else:
+                assert (PHRASES[task.side(subject, anchor)] == phrase) == (item["gold_label"] == "entailment")
+
+
+def test_vqa_answers_are_true(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        questions, annotations = vqa_items(groups, voice(name, seed))
+        found = set()
+        for question, annotation in zip(questions, annotations, strict=True):
+            text, answer = question["question"], annotation["multiple_choice_answer"]
+            question_type = annotation["question_type"]
+            found.add(question_type)
+            task = tasks[question["image_id"] % 1_000_000]
+            things = {thing.kind: thing for thing in task.scene.things}
+            meant = described(text)
+            if question_type == "described":
+                assert (answer == "yes") == (meant[0] in things)
+            elif question_type == "name":
+                phrases = {kind.noun_phrase for kind in things}
+                assert (answer == "yes") == any(text.endswith(f" {phrase}?") for phrase in phrases)
+            elif question_type == "category":
+                hypernyms = {kind.family.hypernym for kind in things}
+                assert (answer == "yes") == any(text.endswith(f" {hypernym}?") for hypernym in hypernyms)
+            elif question_type == "where described":
+                x, y = (value - PICTURE_SIDE // 2 for value in things[meant[0]].spot.centre)
+                sideways = abs(x) > abs(y)
+                assert answer == (("left", "right")[x > 0] if sideways else ("top", "bottom")[y > 0])
+            elif question_type == "is it":
+                direction = next(word for word in ("left", "right", "top", "bottom") if word in text)
+                axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[direction]
+                outer = min(things, key=lambda kind: sign * things[kind].spot.centre[axis])
+                group = next(group for group, quality in QUALITIES.items() if quality in text)
+                assert (answer == "yes") == (outer.family.group == group)
+            elif question_type == "what kind":
+                assert f"{answer}s" in {kind.family.group for kind in things}
+            elif question_type == "how many":
+                wanted = text.split()[2]
+                assert int(answer) == sum(wanted in ("things", kind.family.group) for kind in things)
+            votes = Counter(given["answer"] for given in annotation["answers"])
+            assert votes[answer] >= 7
+            assert sum(votes.values()) == 10
+        assert len(found) == 9
+
+
+def test_vqa_answers_are_balanced(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        questions, annotations = vqa_items(groups, voice(name, seed))
+        counts: dict[str, Counter[str]] = {}
+        by_text: dict[tuple[int, str], Counter[str]] = {}
+        for question, annotation in zip(questions, annotations, strict=True):
+            answer, question_type = annotation["multiple_choice_answer"], annotation["question_type"]
+            counts.setdefault(question_type, Counter())[answer] += 1
+            if question_type in ("name", "described", "category"):
+                group = question["image_id"] % 1_000_000 // 4
+                by_text.setdefault((group, question["question"]), Counter())[answer] += 1
+            elif question_type == "is it":
+                by_text.setdefault((0, question["question"]), Counter())[answer] += 1
+        for question_type in ("name", "described", "category"):
+            assert counts[question_type]["yes"] == counts[question_type]["no"]
+        for (_, text), answers in by_text.items():
+            slack = 1 if text.startswith("Is the thing") else 0
+            assert abs(answers["yes"] - answers["no"]) <= slack
+        assert abs(counts["relation"]["yes"] - counts["relation"]["no"]) <= 1
+        for question_type in ("where name", "where described"):
+            assert set(counts[question_type]) == {"left", "right", "top", "bottom"}
+            assert max(counts[question_type].values()) <= 0.35 * counts[question_type].total() + 1
 
 
 def test_caption_scenes_show_every_kind_alike() -> None:

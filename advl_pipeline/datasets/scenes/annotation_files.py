@@ -44,10 +44,10 @@ def write_task_split(
                 for scene, scene_boxes in boxes.items()
             ),
         )
-    voice = Voice(seed=seed, plan_split=split.plan, split=split.name)
+    voice = Voice(seed=seed, plan_split=split.plan, split=split.name, phrasing=split.phrasing)
     num_vcr = _write_lines(folder / layout.vcr_annotations(split.name), vcr_items(groups, voice))
     num_snli_ve = _write_lines(folder / layout.snli_ve_annotations(split.name), snli_ve_items(groups, voice))
-    questions, annotations = vqa_items(groups, voice, plain_answers=not split.unseen)
+    questions, annotations = vqa_items(groups, voice)
     _write_json(
         folder / layout.vqa_questions(split.name), header(split.name, questions=True) | {"questions": questions}
     )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 DESCRIPTIONS_FILE: Final = "scenes_descriptions.toml"
-ASPECTS: Final = ("does", "used_for", "met", "looks", "belongs")
+Aspect = Literal["does", "used_for", "met", "looks", "belongs"]
+"""What a description speaks of: the headings of the file say what each means."""
+
+ASPECTS: Final[tuple[Aspect, ...]] = ("does", "used_for", "met", "looks", "belongs")
 HELD_OUT: Final = "held_out"
+
+Phrasing = Literal["open", "held-out"]
+"""Which descriptions a split speaks in: those that training texts may use, or those that no training text uses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

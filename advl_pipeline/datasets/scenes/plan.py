@@ -14,8 +14,7 @@ from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.placement import Rule, place
 from advl_pipeline.datasets.scenes.relations import ALONG, INVERSE, Axis, Relation, only_one, relation
 from advl_pipeline.datasets.scenes.scene import SCENES_PER_GROUP, Group, Scene, TaskScene, Thing, Twins
-from advl_pipeline.datasets.scenes.vocabulary import Kind, Vocabulary, phrase_stems, spoken_stems
-from advl_pipeline.datasets.scenes.wording import can_join
+from advl_pipeline.datasets.scenes.vocabulary import Container, Family, Kind, Vocabulary
 from advl_pipeline.errors import AdvlError
 
 HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
@@ -23,6 +22,9 @@ HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
 
 MIN_THINGS: Final = 2
 MAX_THINGS: Final = 5
+
+_CASTS_PER_RELATIONAL: Final = 5
+"""One pair of twins of so many is asked about by relation, the others by tag."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,14 +34,12 @@ class _Cast:
     subjects: tuple[Kind, Kind]
     partners: tuple[Kind, Kind]
     references: tuple[Kind, Kind] | None
-
-    @property
-    def described(self) -> tuple[Kind, ...]:
-        return (*self.subjects, *self.partners)
+    containers: tuple[Container, Container]
+    """One for either scene; the same two for all twins of a group."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        return (*self.described, *(self.references or ()))
+        return (*self.subjects, *self.partners, *(self.references or ()))
 
 
 class _Deck:
@@ -79,77 +79,62 @@ def plan_groups(
     deck = _Deck(pool, seed, split, "deck")
     for number in range(num_scenes // SCENES_PER_GROUP):
         draws = Draws(seed, split, "group", number)
-        casts: list[_Cast] = []
-        for _ in range(2):
-            casts.append(_cast(deck, pool, casts, vocabulary.containers, draws))
-        extras = _fitting_extras(pool, casts)
+        casts = _casts(deck, pool, vocabulary, draws)
+        excluded = {kind.family for cast in casts for kind in cast.kinds} | _resembled(casts[0].containers)
+        extras = [kind for kind in pool if kind.family not in excluded]
         first_number = number * SCENES_PER_GROUP
         one, two = (
-            _twins(cast, extras, vocabulary.containers, draws, first_number + 2 * order, compositional)
-            for order, cast in enumerate(casts)
+            _twins(cast, extras, draws, first_number + 2 * order, compositional) for order, cast in enumerate(casts)
         )
         yield Group(number=number, one=one, two=two)
 
 
-def _fitting_extras(pool: Sequence[Kind], casts: Sequence[_Cast]) -> list[Kind]:
-    """Return the kinds that may fill the pictures of a group: of other families, and no description fits them."""
-    families = {kind.family for cast in casts for kind in cast.kinds}
-    said = frozenset(
-        stem
-        for cast in casts
-        for kind in cast.described
-        for keyword in kind.keywords
-        for stem in phrase_stems(keyword)
+def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Draws) -> tuple[_Cast, _Cast]:
+    """Draw the kinds of a group: a family for each part, and one container for each role of the parts."""
+    siblings = {
+        kind: [other for other in pool if other.family == kind.family and other.code != kind.code] for kind in pool
+    }
+    taken: set[Family] = set()
+
+    def pair(fits: Callable[[Kind], bool], *, spare: bool = False) -> tuple[Kind, Kind]:
+        def fit(kind: Kind) -> bool:
+            return kind.family not in taken and bool(siblings[kind]) and fits(kind)
+
+        # What is only referred to leaves the deck alone: the deck sees to it that all kinds are asked about alike.
+        first = next(filter(fit, draws.shuffled(pool))) if spare else deck.take(fit)
+        taken.add(first.family)
+        return first, draws.pick(siblings[first])
+
+    def hidden_otherwise(kind: Kind) -> bool:
+        """Whether another container hides the kind, and neither container passes for one of the two families."""
+        container = vocabulary.hiding_place(kind)
+        families = _resembled((own, container))
+        return container != own and subjects[0].family not in families and kind.family not in families
+
+    subjects = pair(lambda kind: True)
+    own = vocabulary.hiding_place(subjects[0])
+    partners = pair(hidden_otherwise)
+    containers = (own, vocabulary.hiding_place(partners[0]))
+    taken |= _resembled(containers)
+    other_subjects = pair(lambda kind: vocabulary.hiding_place(kind) == containers[1])
+    other_partners = pair(lambda kind: vocabulary.hiding_place(kind) == containers[0])
+    references = [
+        pair(lambda kind: True, spare=True) if draws.below(_CASTS_PER_RELATIONAL) == 0 else None for _ in range(2)
+    ]
+    return (
+        _Cast(subjects=subjects, partners=partners, references=references[0], containers=containers),
+        _Cast(subjects=other_subjects, partners=other_partners, references=references[1], containers=containers),
     )
-    return [kind for kind in pool if kind.family not in families and spoken_stems(kind).isdisjoint(said)]
 
 
-def _cast(
-    deck: _Deck, pool: Sequence[Kind], earlier: Sequence[_Cast], containers: Sequence[Kind], draws: Draws
-) -> _Cast:
-    """Draw the kinds of a pair of twins from families that nothing else in the group belongs to."""
-    others = [*containers, *(kind for cast in earlier for kind in cast.kinds)]
-    described = [kind for cast in earlier for kind in cast.described]
-
-    def siblings(kind: Kind, *, named: bool) -> list[Kind]:
-        return [
-            other
-            for other in pool
-            if other.family == kind.family
-            and other.code != kind.code
-            and can_join((kind, other), described, others, named=named)
-        ]
-
-    def pair() -> tuple[Kind, Kind]:
-        families = {kind.family for kind in others}
-        first = deck.take(lambda kind: kind.family not in families and bool(siblings(kind, named=False)))
-        second = draws.pick(siblings(first, named=False))
-        others.extend((first, second))
-        described.extend((first, second))
-        return first, second
-
-    def reference_pair() -> tuple[Kind, Kind]:
-        families = {kind.family for kind in others}
-        shuffled = draws.shuffled(pool)
-        first = next(kind for kind in shuffled if kind.family not in families and siblings(kind, named=True))
-        second = draws.pick(siblings(first, named=True))
-        others.extend((first, second))
-        return first, second
-
-    subjects, partners = pair(), pair()
-    return _Cast(subjects=subjects, partners=partners, references=reference_pair() if draws.below(2) else None)
+def _resembled(containers: Sequence[Container]) -> set[Family]:
+    """Return the families that one of the containers may be taken for."""
+    return {family for container in containers for family in container.resembles}
 
 
-def _twins(
-    cast: _Cast,
-    extras: Sequence[Kind],
-    containers: Sequence[Kind],
-    draws: Draws,
-    first_number: int,
-    compositional: bool,
-) -> Twins:
+def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int, compositional: bool) -> Twins:
     axis: Axis = draws.pick(("horizontal", "vertical"))
-    with_container = draws.below(2)
+    containers = draws.shuffled(cast.containers)
     first, second = (
         _task_scene(
             draws,
@@ -157,14 +142,14 @@ def _twins(
             subject=cast.subjects[order],
             partner=cast.partners[order],
             reference=cast.references[order] if cast.references else None,
-            container=draws.pick(containers) if order == with_container else None,
+            container=containers[order],
             extras=extras,
             axis=axis,
             compositional=compositional,
         )
         for order in range(2)
     )
-    return Twins(first=first, second=second, rivals=(*cast.kinds, *containers))
+    return Twins(first=first, second=second)
 
 
 def _task_scene(
@@ -174,17 +159,15 @@ def _task_scene(
     subject: Kind,
     partner: Kind,
     reference: Kind | None,
-    container: Kind | None,
+    container: Container,
     extras: Sequence[Kind],
     axis: Axis,
     compositional: bool,
 ) -> TaskScene:
-    parts = [kind for kind in (reference, subject, partner, container) if kind is not None]
+    parts = [*([reference] if reference else ()), subject, partner, container]
     count = _draw_count(draws, len(parts), axis, compositional)
     kinds = [*parts, *_draw_extras(draws, extras, count - len(parts))]
-    spots = place(
-        draws, count, _rule(draws, axis=axis, relational=reference is not None, boxed=container is not None)
-    )
+    spots = place(draws, count, _rule(draws, axis=axis, relational=reference is not None))
     things = [Thing(kind=kind, spot=spot) for kind, spot in zip(kinds, spots, strict=True)]
     return TaskScene(
         scene=Scene(number=number, things=tuple(draws.shuffled(things))),
@@ -199,9 +182,7 @@ def _task_scene(
 def _draw_count(draws: Draws, least: int, axis: Axis, compositional: bool) -> int:
     if compositional:
         return HELD_OUT[axis]
-    counts = [count for count in range(least, MAX_THINGS + 1) if count != HELD_OUT[axis]]
-    # Pictures of two things are possible in one case only; half of that case keeps the counts even.
-    return MIN_THINGS if least == MIN_THINGS and draws.below(2) else draws.pick(counts)
+    return draws.pick([count for count in range(least, MAX_THINGS + 1) if count != HELD_OUT[axis]])
 
 
 def _draw_extras(draws: Draws, extras: Sequence[Kind], count: int) -> list[Kind]:
@@ -215,8 +196,8 @@ def _draw_extras(draws: Draws, extras: Sequence[Kind], count: int) -> list[Kind]
     return chosen
 
 
-def _rule(draws: Draws, *, axis: Axis, relational: bool, boxed: bool) -> Rule:
-    """Return what a prefix of the centres of [reference], subject, partner, [container], extras ... must obey."""
+def _rule(draws: Draws, *, axis: Axis, relational: bool) -> Rule:
+    """Return what a prefix of the centres of [reference], subject, partner, container, extras ... must obey."""
     side: Relation = draws.pick(ALONG[axis])
     subject = 1 if relational else 0
     partner, container = subject + 1, subject + 2
@@ -225,7 +206,7 @@ def _rule(draws: Draws, *, axis: Axis, relational: bool, boxed: bool) -> Rule:
         last = len(centres) - 1
         if last == partner and relation(centres[subject], centres[partner]) != side:
             return False
-        if boxed and last == container and relation(centres[container], centres[partner]) not in ALONG[axis]:
+        if last == container and relation(centres[container], centres[subject]) not in ALONG[axis]:
             return False
         if not relational or last == 0:
             return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from advl_pipeline.datasets.scenes.placement import Spot
 from advl_pipeline.datasets.scenes.relations import Axis, Centre, Relation, relation
-from advl_pipeline.datasets.scenes.vocabulary import Kind
+from advl_pipeline.datasets.scenes.vocabulary import Container, Kind
 from advl_pipeline.errors import AdvlError
 
 SCENES_PER_GROUP = 4
@@ -42,15 +42,15 @@ class TaskScene:
     """A scene with the parts that its things play in the items.
 
     `subject` and `partner` are what is asked about. In a scene with `reference`, subject and partner stand on
-    opposite sides of it, each alone on its side. `container` is a closed box that may hide something. All relations
-    that are ever mentioned of the scene lie on `axis`.
+    opposite sides of it, each alone on its side. `container` may hide something. All relations that are ever
+    mentioned of the scene lie on `axis`.
     """
 
     scene: Scene
     subject: Kind
     partner: Kind
     reference: Kind | None
-    container: Kind | None
+    container: Container
     axis: Axis
 
     def side(self, thing: Kind, other: Kind) -> Relation:
@@ -75,31 +75,33 @@ class Twins:
 
     first: TaskScene
     second: TaskScene
-    rivals: tuple[Kind, ...]
-    """Kinds that a description of a subject or partner must not fit: those of both scenes, and the containers."""
 
     @property
     def scenes(self) -> tuple[TaskScene, TaskScene]:
         return (self.first, self.second)
 
-    @property
-    def relational(self) -> bool:
-        """Whether the twins' questions go by relation and not by tag."""
-        return self.first.reference is not None
+    def twin(self, task: TaskScene) -> TaskScene:
+        """Return the other scene."""
+        return self.second if task is self.first else self.first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Two pairs of twins; in each pair one scene holds a closed box. Items never reach beyond a group."""
+    """Two pairs of twins. Items never reach beyond a group.
+
+    The group has two kinds of containers, one of each in either pair. The one may hide the subjects of `one` and the
+    partners of `two`, the other one the partners of `one` and the subjects of `two`. No family occurs in both pairs.
+    """
 
     number: int
     one: Twins
     two: Twins
 
     @property
-    def task_scenes(self) -> tuple[TaskScene, ...]:
-        return (*self.one.scenes, *self.two.scenes)
+    def pairs(self) -> tuple[tuple[Twins, Twins], tuple[Twins, Twins]]:
+        """Each pair of twins, with the other pair."""
+        return ((self.one, self.two), (self.two, self.one))
 
     @property
-    def rivals(self) -> tuple[Kind, ...]:
-        return (*self.one.rivals, *self.two.rivals)
+    def task_scenes(self) -> tuple[TaskScene, ...]:
+        return (*self.one.scenes, *self.two.scenes)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.artwork import Style
 from advl_pipeline.datasets.scenes.caption_items import plan_caption_scenes
 from advl_pipeline.datasets.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
+from advl_pipeline.datasets.scenes.descriptions import Phrasing
 from advl_pipeline.datasets.scenes.plan import plan_groups
 from advl_pipeline.datasets.scenes.scene import Group, Scene
 from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
-
-Phrasing = Literal["open", "held-out"]
-"""Which wordings a split uses: those that training texts may use, or those that no training text uses."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSplit:

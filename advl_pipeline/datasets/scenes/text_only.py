@@ -1,7 +1,8 @@
-"""How far one gets without the picture: the figures in the card of the corpus.
+"""How far one gets without the picture, or with one cue of it: the figures in the card of the corpus.
 
 Log-linear models over words, word pairs and, for multiple choice, pairs of a context word and a choice word; fitted
-on train and scored on test. Run as a program it prints the figures for a built corpus:
+on train and scored on test. For SNLI-VE also what one cue of the picture gives, per question type and without any
+word. Run as a program it prints the figures for a built corpus:
 
     python -m advl_pipeline.datasets.scenes.text_only datasets/scenes
 """
@@ -12,7 +13,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,8 +35,9 @@ _SOFT_STEP: Final = 0.3
 """VQA score per annotator who gave the answer, up to 1."""
 
 
-FIGURES: Final = ("vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "snli-ve-container")
-"""What is measured. The last is no model of texts: it knows whether a closed box is in the picture, only that."""
+FIGURES: Final = ("vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "snli-ve-container", "snli-ve-number")
+"""What is measured. The last two know one cue of the picture and no word: the kind of its container, and how many
+things it shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +86,10 @@ def _measure(folder: Path, split: str, name: str) -> TextOnlyFigure:
     train, test = _snli_ve(folder, "train"), _snli_ve(folder, split)
     if name == "snli-ve":
         return _class_figure(train, test)
+    cue = _CUES[name]
     return TextOnlyFigure(
         num_items=len(test),
-        accuracy=_constant_accuracy(_containers(folder, "train"), _containers(folder, split)),
+        accuracy=_constant_accuracy(_seen_by_cue(folder, "train", cue), _seen_by_cue(folder, split, cue)),
         baseline=_constant_accuracy(train, test),
     )
 
@@ -139,16 +142,33 @@ def _snli_ve(folder: Path, split: str) -> list[_Item]:
     ]
 
 
-def _containers(folder: Path, split: str) -> list[_Item]:
-    names = {f" {kind.name}" for kind in load_vocabulary().containers}
+def _seen_by_cue(folder: Path, split: str, cue: Callable[[str], str]) -> list[_Item]:
+    """Return items whose type is the question's, with what the cue tells of the picture."""
     return [
         _Item(
             choices=((),),
             scores=((line["gold_label"], 1.0),),
-            question_type=f"{line['question_type']} {any(name in line['sentence1'] for name in names)}",
+            question_type=f"{line['question_type']} {cue(line['sentence1'])}",
         )
         for line in _lines(folder / layout.snli_ve_annotations(split))
     ]
+
+
+def _container_in(premise: str) -> str:
+    """Return which container a listing of the picture's things names."""
+    (name,) = (kind.name for kind in load_vocabulary().containers if f" {kind.name}" in premise)
+    return name
+
+
+def _number_in(premise: str) -> str:
+    """Return how many things a listing of the picture's things names."""
+    return str(premise.count(",") + 2)
+
+
+_CUES: Final[Mapping[str, Callable[[str], str]]] = {
+    "snli-ve-container": _container_in,
+    "snli-ve-number": _number_in,
+}
 
 
 def _choice_figure(train: Sequence[_Item], test: Sequence[_Item]) -> TextOnlyFigure:

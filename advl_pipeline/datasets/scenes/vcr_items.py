@@ -1,56 +1,49 @@
 """Questions, answers and rationales in the format of VCR.
 
-A pair of twins gives four questions with one set of four answers: descriptions of both subjects and both partners.
-All four speak alike: by keywords, or by plain names. Each answer is right once and wrong three times, so no model of
-the answers alone can beat chance, and as question and answers say nothing about the picture, neither can one that
-reads both. Of the four rationales two facts are true or false independently, and the right answer says nothing about
-either.
+Four questions share one set of four answers, each right once and wrong three times. So no model of the answers alone
+can beat chance, and as question and answers say nothing about the picture, neither can one that reads both. All four
+speak alike: plain names, categories, or descriptions, and a question names an aspect only where all four answers are
+of that aspect. A pair of twins gives such a set with its subjects and partners; a set of categories takes one part of
+each family of a group, since twins share their families. Of the four rationales two facts are true or false
+independently, and the right answer says nothing about either.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from advl_pipeline.datasets.scenes import layout
+from advl_pipeline.datasets.scenes.descriptions import ASPECTS, Aspect
 from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.relations import INVERSE, PHRASES
 from advl_pipeline.datasets.scenes.render import Box
-from advl_pipeline.datasets.scenes.scene import Group, TaskScene, Twins
+from advl_pipeline.datasets.scenes.scene import Group, TaskScene
 from advl_pipeline.datasets.scenes.vocabulary import Kind
-from advl_pipeline.datasets.scenes.wording import Voice, describe
+from advl_pipeline.datasets.scenes.wording import Manner, Voice, capitalised, draw_manner, indefinite
 
 OBJECT_CLASS: Final = "object"
 NUM_CHOICES: Final = 4
 
-_TAG_QUESTIONS: Final = (
-    "What is {it} ?",
-    "What describes {it} ?",
-    "What is {it} good for ?",
-    "What does {it} make one think of ?",
-)
-_RELATION_QUESTIONS: Final = (
-    "What is {phrase} {it} ?",
-    "What describes the thing {phrase} {it} ?",
-    "What is there {phrase} {it} ?",
-)
-_ANSWERS: Final = (
-    "It goes with {a} and {b} .",
-    "Something for {a} and {b} .",
-    "People link it with {a} and {b} .",
-    "{a} , {b} and the like .",
-    "{hypernym_phrase} : think of {a} and {b} .",
-)
-_PLAIN_ANSWERS: Final = (
-    "It is {own} .",
-    "{own} .",
-    "That is {own} .",
-)
-_PLAIN_SETS: Final = 2
-_SETS: Final = 5
-"""So many sets of answers in so many name kinds plainly: what a student that knows captions alone can answer."""
+Topic = Literal["name", "category", "mixed", "does", "used_for", "met", "looks", "belongs"]
+"""What all four answers of a set are: plain names, categories, descriptions of any aspect, or of one aspect."""
 
+AnswerStyle = Literal["name", "category", "described"]
+
+_QUESTIONS: Final[Mapping[Topic, tuple[str, ...]]] = {
+    "name": ("What is {it} ?", "What is {it} called ?", "What do people call {it} ?"),
+    "category": ("What kind of thing is {it} ?", "What sort of thing is {it} ?"),
+    "mixed": ("What is true of {it} ?", "Which of these is true of {it} ?", "What can one say about {it} ?"),
+    "does": ("What does {it} do ?", "What is {it} known to do ?"),
+    "used_for": ("What is {it} good for ?", "What use do people have for {it} ?"),
+    "met": ("Where or when does one meet {it} ?", "Where or when would one come across {it} ?"),
+    "looks": ("What is {it} like to look at , hear or touch ?", "By what does one recognise {it} ?"),
+    "belongs": ("What goes with {it} ?", "What does {it} bring to mind ?"),
+}
+_NAMES: Final = ("It is {own} .", "{own} .", "That is {own} .")
+_DESCRIPTIONS: Final = ("It {d} .", "It is something that {d} .", "A thing that {d} .")
 _TAG_RATIONALES: Final = (
     "{it} is {phrase} {neighbour} .",
     "There is something {phrase} {neighbour} , and that is {it} .",
@@ -62,19 +55,36 @@ _RELATION_RATIONALES: Final = (
     "{reference} , which is {it} , stands between it and {neighbour} .",
     "{own} is next to {it} , which is {reference} , and {neighbour} is there too .",
 )
+
+_GROUPS_PER_CATEGORY: Final = 10
+"""The questions of one group of so many ask for categories."""
+
+_SETS_PER_MIXED: Final = 3
+"""One described set of so many mixes aspects: the question that fits any description must not be new to a student."""
+
 _TAG: Final = re.compile(r"\[(\d+)\]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A question of a set: its scene, the twin of that, and which part of the scene it is about."""
+
+    task: TaskScene
+    twin: TaskScene
+    target: Kind
 
 
 def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
     """Yield the lines of a split's JSONL file.
 
-    Besides the official fields each line has `question_type`: "tag" or "relation".
+    Besides the official fields each line has `question_type`, "relation" or the topic of its answers, and
+    `answer_style`, which tells plain names, categories and descriptions apart whatever the question is.
     """
     number = 0
     for group in groups:
-        for order, twins in enumerate((group.one, group.two)):
-            draws = voice.draws("vcr", group.number, order)
-            for item in _twin_items(twins, draws):
+        draws = voice.draws("vcr", group.number)
+        for topic, asked in _sets(group, draws):
+            for item in _set_items(topic, asked, voice, draws):
                 yield _record(item, split=voice.split, number=number, draws=draws)
                 number += 1
 
@@ -91,88 +101,109 @@ def metadata(boxes: Sequence[Box], *, width: int, height: int) -> dict[str, Any]
 
 
 def tokens(text: str) -> list[str | list[int]]:
-    """Split a sentence into VCR tokens: words, and lists of tags for `[3]`."""
-    return [[int(match[1])] if (match := _TAG.fullmatch(word)) else word for word in text.split()]
+    """Split a sentence into VCR tokens: words, punctuation, the "'s" of a possessive, and lists of tags for `[3]`."""
+    spaced = re.sub(r"(?<=\w)(?=[,;:]|'s\b)", " ", text)
+    return [[int(match[1])] if (match := _TAG.fullmatch(word)) else word for word in spaced.split()]
 
 
-def _twin_items(twins: Twins, draws: Draws) -> Iterator[dict[str, Any]]:
-    cast = [kind for task in twins.scenes for kind in (task.subject, task.partner)]
-    plain = draws.below(_SETS) < _PLAIN_SETS
-    answers = {kind.code: _answer(kind, twins.rivals, draws, plain=plain) for kind in cast}
-    questions = _RELATION_QUESTIONS if twins.relational else _TAG_QUESTIONS
-    # One wording for each part, so that the twins' questions differ in their tags alone.
-    wordings = (draws.pick(questions), draws.pick(questions))
-    for task, other in (twins.scenes, twins.scenes[::-1]):
-        for target, wording in zip((task.subject, task.partner), wordings, strict=True):
-            yield {
-                "scene": task,
-                "question": _question(task, target, wording),
-                "answers": [(answer, code == target.code) for code, answer in draws.shuffled(list(answers.items()))],
-                "rationales": draws.shuffled(_rationales(task, other, target, twins.rivals, draws)),
-                "question_type": "relation" if twins.relational else "tag",
-            }
+def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
+    """Yield two sets of four questions, with the topic of their answers."""
+    if draws.below(_GROUPS_PER_CATEGORY) == 0:
+        # Each set takes the subject of one twin and the partner of the other, so that it has four families.
+        choices = [draws.shuffled(twins.scenes) for twins in (group.one, group.two)]
+        for order in range(2):
+            yield (
+                "category",
+                [
+                    _Asked(task=task, twin=twin, target=target)
+                    for scenes in choices
+                    for task, twin, target in (
+                        (scenes[order], scenes[1 - order], scenes[order].subject),
+                        (scenes[1 - order], scenes[order], scenes[1 - order].partner),
+                    )
+                ],
+            )
+        return
+    for twins in (group.one, group.two):
+        asked = [
+            _Asked(task=task, twin=twins.twin(task), target=target)
+            for task in twins.scenes
+            for target in (task.subject, task.partner)
+        ]
+        yield _topic([one.target for one in asked], draws), asked
 
 
-def _answer(kind: Kind, rivals: Sequence[Kind], draws: Draws, *, plain: bool) -> str:
-    if plain:
-        return draws.pick(_PLAIN_ANSWERS).format(own=kind.noun_phrase)
-    return describe(kind, rivals, draws).fill(draws.pick(_ANSWERS))
+def _topic(targets: Sequence[Kind], draws: Draws) -> Topic:
+    if draw_manner(draws) == "name":
+        return "name"
+    known = [{description.aspect for description in kind.descriptions} for kind in targets]
+    shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
+    return "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
 
 
-def _question(task: TaskScene, target: Kind, wording: str) -> str:
+def _set_items(topic: Topic, asked: Sequence[_Asked], voice: Voice, draws: Draws) -> Iterator[dict[str, Any]]:
+    # One wording for all four, so that their questions differ in tags and sides alone.
+    aspectless = topic not in ASPECTS or voice.phrasing == "held-out"
+    wording = draws.pick(_QUESTIONS["mixed" if topic in ASPECTS and aspectless else topic])
+    answers = {one.target.code: _answer(one.target, topic, voice, draws) for one in asked}
+    for one in asked:
+        yield {
+            "scene": one.task,
+            "question": capitalised(wording.format(it=_it(one.task, one.target))),
+            "answers": [(answer, code == one.target.code) for code, answer in draws.shuffled(list(answers.items()))],
+            "rationales": draws.shuffled(_rationales(one, voice, draws)),
+            "question_type": topic if one.task.reference is None else "relation",
+            "answer_style": topic if topic in ("name", "category") else "described",
+        }
+
+
+def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
+    if topic == "name":
+        return capitalised(draws.pick(_NAMES).format(own=kind.noun_phrase))
+    if topic == "category":
+        return capitalised(draws.pick(_NAMES).format(own=indefinite(kind.family.hypernym)))
+    aspect: Aspect | None = None if topic == "mixed" else topic
+    template = draws.pick(_DESCRIPTIONS)
+    return template.format(d=voice.description(kind, draws, aspect))
+
+
+def _it(task: TaskScene, target: Kind) -> str:
+    """Point at what is asked about: by its tag, or by its side of the reference."""
     if task.reference is None:
-        return wording.format(it=f"[{task.scene.index(target)}]")
-    side = task.side(target, task.reference)
-    return wording.format(it=f"[{task.scene.index(task.reference)}]", phrase=PHRASES[side])
+        return f"[{task.scene.index(target)}]"
+    return f"the thing {PHRASES[task.side(target, task.reference)]} [{task.scene.index(task.reference)}]"
 
 
-def _rationales(
-    task: TaskScene, other: TaskScene, target: Kind, rivals: Sequence[Kind], draws: Draws
-) -> list[tuple[str, bool]]:
+def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
     """Return four rationales, the right one first: two facts, each true or false."""
-    true_neighbour, false_neighbour = (
-        (task.partner, other.partner) if target.code == task.subject.code else (task.subject, other.subject)
-    )
-    neighbours = _name_alike(true_neighbour, false_neighbour, rivals, draws)
-    if task.reference is None or other.reference is None:
-        side = task.side(target, true_neighbour)
+    task, twin, target = one.task, one.twin, one.target
+    neighbours = (task.partner, twin.partner) if target == task.subject else (task.subject, twin.subject)
+    manner: Manner = draws.pick(("name", "described"))
+    called = [voice.definite(kind, manner, draws) for kind in neighbours]
+    if task.reference is None or twin.reference is None:
+        side = task.side(target, neighbours[0])
         template = draws.pick(_TAG_RATIONALES)
         return [
             (
-                template.format(
-                    it=f"[{task.scene.index(target)}]",
-                    own=target.noun_phrase,
-                    phrase=PHRASES[claimed],
-                    neighbour=neighbour,
-                ),
-                claimed == side and neighbour == neighbours[0],
+                _rationale(template, task, target, target, phrase=PHRASES[claimed], neighbour=neighbour),
+                claimed == side and neighbour == called[0],
             )
             for claimed in (side, INVERSE[side])
-            for neighbour in neighbours
+            for neighbour in called
         ]
     template = draws.pick(_RELATION_RATIONALES)
-    references = (task.reference, other.reference)
     return [
         (
-            template.format(
-                it=f"[{task.scene.index(task.reference)}]",
-                own=target.noun_phrase,
-                reference=reference.noun_phrase,
-                neighbour=neighbour,
-            ),
-            reference.code == references[0].code and neighbour == neighbours[0],
+            _rationale(template, task, target, task.reference, reference=reference.noun_phrase, neighbour=neighbour),
+            reference == task.reference and neighbour == called[0],
         )
-        for reference in references
-        for neighbour in neighbours
+        for reference in (task.reference, twin.reference)
+        for neighbour in called
     ]
 
 
-def _name_alike(true: Kind, false: Kind, rivals: Sequence[Kind], draws: Draws) -> tuple[str, str]:
-    """Name two kinds in the same manner: plainly, or both by keywords."""
-    if draws.below(2):
-        return f"the {true.name}", f"the {false.name}"
-    template = draws.pick(("what goes with {a} and {b}", "the thing for {a} and {b}"))
-    return describe(true, rivals, draws).fill(template), describe(false, rivals, draws).fill(template)
+def _rationale(template: str, task: TaskScene, target: Kind, pointed_at: Kind, **parts: str) -> str:
+    return capitalised(template.format(it=f"[{task.scene.index(pointed_at)}]", own=target.noun_phrase, **parts))
 
 
 def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> dict[str, Any]:
@@ -206,6 +237,7 @@ def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> d
         "match_fold": f"{split}-0",
         "match_index": number,
         "question_type": item["question_type"],
+        "answer_style": item["answer_style"],
     }
 
 

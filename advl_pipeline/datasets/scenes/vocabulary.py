@@ -1,8 +1,7 @@
-"""The frozen vocabulary: which kinds of things there are, their plain names and what people say about them.
+"""The frozen vocabulary: which kinds of things there are, their plain names, their families, and what hides them.
 
-Plain names are the language of captions. Keywords and hypernyms are the language of the tasks; no keyword is the
-plain name of any kind, so a student that has read only captions has met none of them as a name. Descriptions are
-what people say of a kind without naming it.
+Plain names are the language of captions. Descriptions, what people say of a kind without naming it, are the language
+of the tasks.
 """
 
 from __future__ import annotations
@@ -24,9 +23,6 @@ from advl_pipeline.datasets.scenes.descriptions import (
 
 VOCABULARY_FILE: Final = "scenes_vocabulary.json"
 SELECTION_FILE: Final = "scenes_selection.toml"
-
-_SUFFIXES: Final = ("ing", "ies", "es", "ed", "s", "y", "e")
-_MIN_STEM: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +48,6 @@ class Kind:
     name: str
     article: str
     family: Family
-    keywords: tuple[str, ...]
     labelled: bool
     """True when the tasks may show it; the others appear in captions and in test-unseen alone."""
     named: bool
@@ -78,12 +73,30 @@ class Kind:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Container(Kind):
+    """A kind that may hide others. Tasks show it and never ask about it."""
+
+    hides: tuple[str, ...]
+    """The groups of what it may hide; every group has one such container."""
+
+    resembles: tuple[Family, ...]
+    """Families that it may be taken for: nothing is said of them where it stands."""
+
+    def __hash__(self) -> int:
+        return hash(self.code)
+
+    def may_hide(self, kind: Kind) -> bool:
+        """Whether something that is not to be seen may be in or behind it."""
+        return kind.family.group in self.hides
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Vocabulary:
     """All kinds in a fixed order: the labelled ones, the unseen ones, then the containers that may hide a thing."""
 
     labelled: tuple[Kind, ...]
     unseen: tuple[Kind, ...]
-    containers: tuple[Kind, ...]
+    containers: tuple[Container, ...]
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -94,26 +107,10 @@ class Vocabulary:
         """The kinds that captions show and never name: about a quarter of the labelled ones."""
         return tuple(kind for kind in self.labelled if not kind.named)
 
-
-def stem(word: str) -> str:
-    """Return a crude stem, good enough to see that "stripe" and "stripes" say the same."""
-    for suffix in _SUFFIXES:
-        if word.endswith(suffix) and len(word) - len(suffix) >= _MIN_STEM:
-            return word[: -len(suffix)]
-    return word
-
-
-@functools.cache
-def phrase_stems(phrase: str) -> frozenset[str]:
-    """Return the stems of a phrase's words."""
-    return frozenset(stem(word) for word in phrase.split())
-
-
-@functools.cache
-def spoken_stems(kind: Kind) -> frozenset[str]:
-    """Return the stems of every word that anybody uses for the kind: name, hypernym, keywords."""
-    phrases = (kind.name, kind.family.hypernym, *kind.keywords)
-    return frozenset().union(*(phrase_stems(phrase) for phrase in phrases))
+    def hiding_place(self, kind: Kind) -> Container:
+        """Return the one container that may hide a kind."""
+        (container,) = (container for container in self.containers if container.may_hide(kind))
+        return container
 
 
 def read_data(name: str) -> str:
@@ -147,20 +144,29 @@ def parse_vocabulary(
 
     unnamed = frozenset(document["unnamed"])
 
-    def kinds(part: str) -> tuple[Kind, ...]:
-        return tuple(
-            Kind(
-                code=entry["code"],
-                name=entry["name"],
-                article=entry["article"],
-                family=families[entry["subcategory"]],
-                keywords=tuple(entry["keywords"]),
-                labelled=part == "labelled",
-                named=entry["name"] not in unnamed,
-                descriptions=parse_descriptions(descriptions.get(entry["code"], {})),
-                held_out=parse_held_out(descriptions.get(entry["code"], {})),
-            )
-            for entry in document[part]
-        )
+    def fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+        table = descriptions.get(entry["code"], {})
+        return {
+            "code": entry["code"],
+            "name": entry["name"],
+            "article": entry["article"],
+            "family": families[entry["subcategory"]],
+            "named": entry["name"] not in unnamed,
+            "descriptions": parse_descriptions(table),
+            "held_out": parse_held_out(table),
+        }
 
-    return Vocabulary(labelled=kinds("labelled"), unseen=kinds("unseen"), containers=kinds("containers"))
+    labelled, unseen = (
+        tuple(Kind(**fields(entry), labelled=part == "labelled") for entry in document[part])
+        for part in ("labelled", "unseen")
+    )
+    containers = tuple(
+        Container(
+            **fields(entry),
+            labelled=False,
+            hides=tuple(entry["hides"]),
+            resembles=tuple(families[name] for name in entry["resembles"]),
+        )
+        for entry in document["containers"]
+    )
+    return Vocabulary(labelled=labelled, unseen=unseen, containers=containers)

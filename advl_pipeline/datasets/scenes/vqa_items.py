@@ -1,29 +1,34 @@
-"""Questions and ten answers in the format of VQA v2.
+"""Questions and ten answers in the format of VQA v2: few answers, each of them right many times.
 
-Yes/no questions are asked in both scenes of a pair of twins and are true in one of them. Numbers and other answers
-are chosen so that, per question type, the answers come up equally often.
+Yes/no questions about something being there are put to two pictures and are true in one of them. All other answers
+are drawn so that, per question type, they come up equally often, as far as the pictures have them. Questions ask for
+the place of a thing, or for the thing at a place; places are said relative to the picture or to another thing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.draws import Draws
+from advl_pipeline.datasets.scenes.placement import PICTURE_SIDE
 from advl_pipeline.datasets.scenes.relations import (
     ALONG,
     INVERSE,
     PHRASES,
+    RELATIONS,
+    Centre,
     Relation,
     only_one,
     outermost,
+    relation,
 )
 from advl_pipeline.datasets.scenes.scene import Group, TaskScene, Twins
 from advl_pipeline.datasets.scenes.vocabulary import Kind
-from advl_pipeline.datasets.scenes.wording import Voice, describe
+from advl_pipeline.datasets.scenes.wording import Manner, Voice, draw_manner, indefinite
 
 NUM_ANSWERS: Final = 10
 QUESTIONS_PER_IMAGE: Final = 1000
@@ -32,16 +37,39 @@ QUESTIONS_PER_IMAGE: Final = 1000
 COUNTED_GROUPS: Final = ("animals", "foods")
 _THINGS: Final = "things"
 
-_EXTREMES: Final[dict[Relation, str]] = {
+_SIDES: Final[Mapping[Relation, str]] = {"left": "left", "right": "right", "above": "top", "below": "bottom"}
+"""Relation to the middle of the picture -> answer."""
+
+_EXTREMES: Final[Mapping[Relation, str]] = {
     "left": "furthest to the left",
     "right": "furthest to the right",
-    "above": "at the top",
-    "below": "at the bottom",
+    "above": "nearest to the top",
+    "below": "nearest to the bottom",
 }
-_IS_THERE: Final = ("Is there {something}?", "Is there {something} in the picture?")
+_OFF_CENTRE: Final = 32
+"""Pixels from the middle of the picture from which on a thing is at one of its sides."""
+
+QUALITIES: Final[Mapping[str, str]] = {
+    "animals": "an animal",
+    "foods": "something to eat or drink",
+    "vehicles": "something to travel in",
+}
+"""Group -> what everything in it is."""
+
+_ARGUABLE: Final[Mapping[str, tuple[str, ...]]] = {"foods": ("plants",), "vehicles": ("sports things",)}
+"""Group -> other groups of which people might say the same ("sled", "mushroom"): they are not asked about that."""
+
+_QUESTIONS_WHERE: Final = 2
+"""So many things of a picture are asked for their place."""
+
+_IS_THERE: Final = ("Is there {something}?", "Can you see {something}?", "Does the picture show {something}?")
+_WHERE: Final = ("Where is {thing}?", "Where in the picture is {thing}?", "On which side of the picture is {thing}?")
+_IS_A: Final = "Is the thing {place} {quality}?"
 _HOW_MANY: Final = ("How many {what} are there?", "How many {what} are in the picture?")
 _WHAT_KIND: Final = ("What kind of thing is {place}?", "What sort of thing is {place}?")
-_WHAT: Final = ("What is {place}?", "What is the thing {place}?")
+
+_Used = Counter[tuple[str, str]]
+"""How often an answer was given: by question type, or by question, and answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,28 +82,23 @@ class _Question:
     """What some of the ten people say instead."""
 
 
-def vqa_items(
-    groups: Sequence[Group], voice: Voice, *, plain_answers: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def vqa_items(groups: Sequence[Group], voice: Voice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lists `questions` and `annotations` of a split's two files.
 
-    Args:
-        groups: the plan.
-        voice: names draws and pictures.
-        plain_answers: ask for plain names too; not where no training answer could hold them.
+    Question types are "name", "described", "category" (is there something?), "where name", "where described",
+    "is it", "what kind", "relation" and "how many".
     """
-    used: Counter[tuple[str, str]] = Counter()
+    used: _Used = Counter()
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for group in groups:
-        for order, twins in enumerate((group.one, group.two)):
-            draws = voice.draws("vqa", group.number, order)
-            for task, asked in _twin_questions(twins, draws, used, plain_answers):
-                image_id = layout.picture_number(voice.split, task.scene.number)
-                for position, question in enumerate(asked):
-                    question_id = image_id * QUESTIONS_PER_IMAGE + position
-                    questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
-                    annotations.append(_annotation(question, image_id, question_id, draws))
+        draws = voice.draws("vqa", group.number)
+        for task, asked in _group_questions(group, voice, draws, used):
+            image_id = layout.picture_number(voice.split, task.scene.number)
+            for position, question in enumerate(asked):
+                question_id = image_id * QUESTIONS_PER_IMAGE + position
+                questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
+                annotations.append(_annotation(question, image_id, question_id, draws))
     return questions, annotations
 
 
@@ -97,55 +120,155 @@ def header(split: str, *, questions: bool) -> dict[str, Any]:
     return common | {"task_type": "Open-Ended"} if questions else common
 
 
-def _twin_questions(
-    twins: Twins, draws: Draws, used: Counter[tuple[str, str]], plain_answers: bool
+def _group_questions(
+    group: Group, voice: Voice, draws: Draws, used: _Used
 ) -> Iterator[tuple[TaskScene, list[_Question]]]:
-    rivals = twins.rivals
-    shared = [
-        (kind, draws.pick(_IS_THERE).format(something=describe(kind, rivals, draws).something(draws)))
-        for task in twins.scenes
-        for kind in (task.subject, task.partner)
-    ]
-    # Subject or partner, the same choice in both scenes: each question is asked twice and true once.
-    part = draws.below(2)
-    for task in twins.scenes:
-        own = {thing.kind.code for thing in task.scene.things}
-        asked = [
-            _Question(
-                text=text,
-                question_type="is there",
-                answer_type="yes/no",
-                answer="yes" if kind.code in own else "no",
-            )
-            for kind, text in shared[part::2]
-        ]
-        asked.append(_which_side(task, rivals, draws, used))
-        asked.append(_how_many(task, draws, used))
-        asked.extend(_what(task, rivals, draws, used, plain_answers))
-        yield task, asked
+    asked: dict[int, list[_Question]] = {task.scene.number: [] for task in group.task_scenes}
+    for twins, others in group.pairs:
+        for task, question in (*_exists(twins, voice, draws), *_categories(twins, others, draws)):
+            asked[task.scene.number].append(question)
+    for task in group.task_scenes:
+        yield (
+            task,
+            [
+                *asked[task.scene.number],
+                *_where(task, voice, draws, used),
+                *_is_a(task, draws, used),
+                *_what_kind(task, voice, draws, used),
+                _relation(task, voice, draws, used),
+                *_how_many(task, draws, used),
+            ],
+        )
 
 
-def _which_side(task: TaskScene, rivals: Sequence[Kind], draws: Draws, used: Counter[tuple[str, str]]) -> _Question:
-    side = task.side(task.subject, task.partner)
-    answer = _rarest(("yes", "no"), "is the", draws, used)
-    phrase = PHRASES[side if answer == "yes" else INVERSE[side]]
-    subject = f"the {task.subject.name}" if draws.below(2) else describe(task.subject, rivals, draws).definite(draws)
-    return _Question(
-        text=f"Is {subject} {phrase} the {task.partner.name}?",
-        question_type="is the",
-        answer_type="yes/no",
+def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
+    """Ask in both scenes for the subjects or for the partners of both: each question is put twice and true once."""
+    of_subject = draws.below(2)
+    for own in twins.scenes:
+        kind = own.subject if of_subject else own.partner
+        manner = draw_manner(draws)
+        text = draws.pick(_IS_THERE).format(something=voice.something(kind, manner, draws))
+        yield own, _yes_no(text, manner, "yes")
+        yield twins.twin(own), _yes_no(text, manner, "no")
+
+
+def _categories(twins: Twins, others: Twins, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
+    """Ask for a family of the twins in either scene, and in a scene of the other twins, which has neither."""
+    wrong = draws.shuffled(others.scenes)
+    for order, own in enumerate(draws.shuffled(twins.scenes)):
+        family = (own.subject, own.partner)[order].family
+        text = draws.pick(_IS_THERE).format(something=indefinite(family.hypernym))
+        yield own, _yes_no(text, "category", "yes")
+        yield wrong[order], _yes_no(text, "category", "no")
+
+
+def _yes_no(text: str, question_type: str, answer: str) -> _Question:
+    return _Question(text=text, question_type=question_type, answer_type="yes/no", answer=answer)
+
+
+def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask where two things are; things in the middle of the picture are on no side of it."""
+    sides = {
+        thing.kind: _SIDES[side]
+        for thing in draws.shuffled(task.scene.things)
+        if thing.kind != task.container and (side := _side_of_picture(thing.spot.centre)) is not None
+    }
+    for _ in range(min(_QUESTIONS_WHERE, len(sides))):
+        manner = draw_manner(draws)
+        question_type = f"where {manner}"
+        answer = _rarest(tuple(dict.fromkeys(sides.values())), question_type, draws, used)
+        kind = next(kind for kind, side in sides.items() if side == answer)
+        del sides[kind]
+        thing = voice.definite(kind, manner, draws)
+        yield _Question(
+            text=draws.pick(_WHERE).format(thing=thing),
+            question_type=question_type,
+            answer_type="other",
+            answer=answer,
+        )
+
+
+def _side_of_picture(centre: Centre) -> Relation | None:
+    middle = PICTURE_SIDE // 2
+    if max(abs(value - middle) for value in centre) < _OFF_CENTRE:
+        return None
+    return relation(centre, (middle, middle))
+
+
+def _is_a(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask of an outermost thing whether it is of a group; each question is true as often as false, or once more."""
+    options: list[tuple[str, str]] = []
+    for kind, place in draws.shuffled(_extremes(task)):
+        for group, quality in QUALITIES.items():
+            if kind.family.group in _ARGUABLE.get(group, ()):
+                continue
+            text = _IS_A.format(place=place, quality=quality)
+            answer, other = ("yes", "no") if kind.family.group == group else ("no", "yes")
+            if used[text, answer] <= used[text, other]:
+                options.append((text, answer))
+    if options:
+        text, answer = draws.pick(options)
+        used[text, answer] += 1
+        yield _yes_no(text, "is it", answer)
+
+
+def _extremes(task: TaskScene) -> list[tuple[Kind, str]]:
+    """Return the outermost things with where they are, but no container."""
+    things, centres = task.scene.things, task.scene.centres
+    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
+    found = [(outermost(side, centres, asked), side) for side in RELATIONS]
+    return [(things[index].kind, _EXTREMES[side]) for index, side in found if index is not None]
+
+
+def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
+    places = draws.shuffled([*_extremes(task), *_neighbours(task, voice, draws)])
+    by_answer = {kind.family.group.removesuffix("s"): (kind, place) for kind, place in places}
+    if not by_answer:
+        return
+    answer = _rarest(tuple(by_answer), "what kind", draws, used)
+    kind, place = by_answer[answer]
+    yield _Question(
+        text=draws.pick(_WHAT_KIND).format(place=place),
+        question_type="what kind",
+        answer_type="other",
         answer=answer,
+        alternatives=(kind.family.hypernym.lower(), kind.name),
     )
 
 
-def _how_many(task: TaskScene, draws: Draws, used: Counter[tuple[str, str]]) -> _Question:
+def _neighbours(task: TaskScene, voice: Voice, draws: Draws) -> list[tuple[Kind, str]]:
+    """Return things that are alone on one side of another thing, with a phrase that says so."""
+    things, centres = task.scene.things, task.scene.centres
+    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
+    manner: Manner = draw_manner(draws)
+    return [
+        (things[target].kind, f"{PHRASES[side]} {voice.definite(things[reference].kind, manner, draws)}")
+        for side in ALONG[task.axis]
+        for target in asked
+        for reference in asked
+        if target != reference and only_one(target, reference, side, centres)
+    ]
+
+
+def _relation(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> _Question:
+    side = task.side(task.subject, task.partner)
+    answer = _rarest(("yes", "no"), "relation", draws, used)
+    phrase = PHRASES[side if answer == "yes" else INVERSE[side]]
+    subject = voice.definite(task.subject, draw_manner(draws), draws)
+    return _yes_no(f"Is {subject} {phrase} the {task.partner.name}?", "relation", answer)
+
+
+def _how_many(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask in every second scene for a number."""
+    if draws.below(2):
+        return
     counts = {group: sum(thing.kind.family.group == group for thing in task.scene.things) for group in COUNTED_GROUPS}
     counts[_THINGS] = len(task.scene.things)
     options = [(group, str(count)) for group, count in counts.items()]
     group, answer = min(draws.shuffled(options), key=lambda option: used[option])
     used[group, answer] += 1
     near = tuple(str(value) for value in (int(answer) - 1, int(answer) + 1) if value >= 0)
-    return _Question(
+    yield _Question(
         text=draws.pick(_HOW_MANY).format(what=group),
         question_type="how many",
         answer_type="number",
@@ -154,55 +277,7 @@ def _how_many(task: TaskScene, draws: Draws, used: Counter[tuple[str, str]]) -> 
     )
 
 
-def _what(
-    task: TaskScene, rivals: Sequence[Kind], draws: Draws, used: Counter[tuple[str, str]], plain_answers: bool
-) -> Iterator[_Question]:
-    places = _places(task, rivals, draws)
-    if not places:
-        return
-    hypernyms = {kind.family.hypernym.lower(): (kind, place) for kind, place in draws.shuffled(places)}
-    answer = _rarest(tuple(hypernyms), "what kind of", draws, used)
-    kind, place = hypernyms[answer]
-    yield _Question(
-        text=draws.pick(_WHAT_KIND).format(place=place),
-        question_type="what kind of",
-        answer_type="other",
-        answer=answer,
-        alternatives=(kind.family.plural.lower(), kind.name),
-    )
-    if plain_answers:
-        names = {kind.name: (kind, place) for kind, place in draws.shuffled(places)}
-        answer = _rarest(tuple(names), "what is", draws, used)
-        kind, place = names[answer]
-        yield _Question(
-            text=draws.pick(_WHAT).format(place=place),
-            question_type="what is",
-            answer_type="other",
-            answer=answer,
-            alternatives=(kind.family.hypernym.lower(), kind.keywords[0]),
-        )
-
-
-def _places(task: TaskScene, rivals: Sequence[Kind], draws: Draws) -> list[tuple[Kind, str]]:
-    """Return things with a phrase that says where each is, and that no other thing fits."""
-    things, centres = task.scene.things, task.scene.centres
-    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
-    places: list[tuple[Kind, str]] = []
-    for side in ALONG[task.axis]:
-        extreme = outermost(side, centres, asked)
-        if extreme is not None:
-            places.append((things[extreme].kind, _EXTREMES[side]))
-        for target in asked:
-            for reference in asked:
-                if target != reference and only_one(target, reference, side, centres):
-                    kind = things[reference].kind
-                    told = kind in (task.subject, task.partner) and draws.below(2)
-                    name = describe(kind, rivals, draws).definite(draws) if told else f"the {kind.name}"
-                    places.append((things[target].kind, f"{PHRASES[side]} {name}"))
-    return places
-
-
-def _rarest(options: Sequence[str], question_type: str, draws: Draws, used: Counter[tuple[str, str]]) -> str:
+def _rarest(options: Sequence[str], question_type: str, draws: Draws, used: _Used) -> str:
     answer = min(draws.shuffled(options), key=lambda option: used[question_type, option])
     used[question_type, answer] += 1
     return answer
