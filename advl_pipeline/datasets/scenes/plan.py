@@ -14,7 +14,7 @@ from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.placement import Rule, place
 from advl_pipeline.datasets.scenes.relations import ALONG, INVERSE, Axis, Relation, only_one, relation
 from advl_pipeline.datasets.scenes.scene import SCENES_PER_GROUP, Group, Scene, TaskScene, Thing, Twins
-from advl_pipeline.datasets.scenes.vocabulary import Container, Family, Kind, Vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import Container, Kind, Vocabulary
 from advl_pipeline.errors import AdvlError
 
 HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
@@ -80,8 +80,8 @@ def plan_groups(
     for number in range(num_scenes // SCENES_PER_GROUP):
         draws = Draws(seed, split, "group", number)
         casts = _casts(deck, pool, vocabulary, draws)
-        excluded = {kind.family for cast in casts for kind in cast.kinds} | _resembled(casts[0].containers)
-        extras = [kind for kind in pool if kind.family not in excluded]
+        excluded = _resembled(casts[0].containers).union(*(_kin(kind) for cast in casts for kind in cast.kinds))
+        extras = [kind for kind in pool if kind.family.subcategory not in excluded]
         first_number = number * SCENES_PER_GROUP
         one, two = (
             _twins(cast, extras, draws, first_number + 2 * order, compositional) for order, cast in enumerate(casts)
@@ -94,22 +94,22 @@ def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Dra
     siblings = {
         kind: [other for other in pool if other.family == kind.family and other.code != kind.code] for kind in pool
     }
-    taken: set[Family] = set()
+    taken: set[str] = set()
 
     def pair(fits: Callable[[Kind], bool], *, spare: bool = False) -> tuple[Kind, Kind]:
         def fit(kind: Kind) -> bool:
-            return kind.family not in taken and bool(siblings[kind]) and fits(kind)
+            return kind.family.subcategory not in taken and bool(siblings[kind]) and fits(kind)
 
         # What is only referred to leaves the deck alone: the deck sees to it that all kinds are asked about alike.
         first = next(filter(fit, draws.shuffled(pool))) if spare else deck.take(fit)
-        taken.add(first.family)
+        taken.update(_kin(first))
         return first, draws.pick(siblings[first])
 
     def hidden_otherwise(kind: Kind) -> bool:
         """Whether another container hides the kind, and neither container passes for one of the two families."""
         container = vocabulary.hiding_place(kind)
-        families = _resembled((own, container))
-        return container != own and subjects[0].family not in families and kind.family not in families
+        families = {other.family.subcategory for other in (subjects[0], kind)}
+        return container != own and families.isdisjoint(_resembled((own, container)))
 
     subjects = pair(lambda kind: True)
     own = vocabulary.hiding_place(subjects[0])
@@ -127,9 +127,14 @@ def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Dra
     )
 
 
-def _resembled(containers: Sequence[Container]) -> set[Family]:
+def _resembled(containers: Sequence[Container]) -> set[str]:
     """Return the families that one of the containers may be taken for."""
-    return {family for container in containers for family in container.resembles}
+    return {subcategory for container in containers for subcategory in container.resembles}
+
+
+def _kin(kind: Kind) -> set[str]:
+    """Return the families that no other thing of a group may have, once it has the kind."""
+    return {kind.family.subcategory, *kind.family.overlaps}
 
 
 def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int, compositional: bool) -> Twins:

@@ -35,6 +35,8 @@ class Family:
     plural: str
     group: str
     """A coarser word, in the plural, such as "animals"; several families share one."""
+    overlaps: tuple[str, ...]
+    """Subcategories of families whose kinds may pass for one of this family's, and the other way round."""
 
     def __hash__(self) -> int:
         return hash(self.subcategory)
@@ -79,8 +81,8 @@ class Container(Kind):
     hides: tuple[str, ...]
     """The groups of what it may hide; every group has one such container."""
 
-    resembles: tuple[Family, ...]
-    """Families that it may be taken for: nothing is said of them where it stands."""
+    resembles: tuple[str, ...]
+    """Subcategories of families that it may be taken for: nothing is said of them where it stands."""
 
     def __hash__(self) -> int:
         return hash(self.code)
@@ -138,6 +140,7 @@ def parse_vocabulary(
             hypernym=entry["hypernym"],
             plural=entry["plural"],
             group=entry["group"],
+            overlaps=tuple(entry["overlaps"]),
         )
         for name, entry in document["families"].items()
     }
@@ -165,7 +168,7 @@ def parse_vocabulary(
             **fields(entry),
             labelled=False,
             hides=tuple(entry["hides"]),
-            resembles=tuple(families[name] for name in entry["resembles"]),
+            resembles=tuple(entry["resembles"]),
         )
         for entry in document["containers"]
     )

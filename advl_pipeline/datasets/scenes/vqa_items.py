@@ -52,7 +52,7 @@ _OFF_CENTRE: Final = 32
 QUALITIES: Final[Mapping[str, str]] = {
     "animals": "an animal",
     "foods": "something to eat or drink",
-    "vehicles": "something to travel in",
+    "vehicles": "a vehicle",
 }
 """Group -> what everything in it is."""
 
