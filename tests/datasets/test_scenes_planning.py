@@ -479,7 +479,7 @@ def test_vqa_answers_are_balanced(plans: Plans) -> None:
         assert abs(counts["relation"]["yes"] - counts["relation"]["no"]) <= 1
         for question_type in ("where name", "where described"):
             assert set(counts[question_type]) == {"left", "right", "top", "bottom"}
-            assert max(counts[question_type].values()) <= 0.35 * counts[question_type].total() + 1
+            assert max(counts[question_type].values()) <= 0.35 * counts[question_type].total() + 4
 
 
 def test_caption_scenes_show_every_kind_alike() -> None:
