@@ -13,6 +13,7 @@ from advl_pipeline.datasets.scenes.plan import plan_groups
 from advl_pipeline.datasets.scenes.scene import Group, Scene
 from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSplit:
     """One split of the task formats. Splits of one `plan` show and say the same, in other styles or other words."""
