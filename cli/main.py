@@ -23,7 +23,7 @@ COMMANDS = {
     "score": "Score prediction files by the official rules, without any model.",
     "students": "List students, show one, check a checkpoint.",
     "study": "Run a grid of methods, shots, seeds and test sets from one TOML file.",
-    "teachers": "List teachers, show one, check that its weights are at hand.",
+    "teachers": "List teachers, show one, install its weights, check that they are at hand.",
 }
 """Command name -> one-line help. The module of the same name in this package holds `command`."""
 

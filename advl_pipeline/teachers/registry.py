@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
+from advl_pipeline.teachers.archives import require_archive_folder
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, TeacherCard
 from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind, OpenOptions
 from advl_pipeline.teachers.packages import require_package_folder
@@ -87,6 +88,11 @@ def _open(name: str, options: OpenOptions) -> Teacher:
 
 
 def _open_card(card: TeacherCard, options: OpenOptions) -> Teacher:
+    if card.source == "archive":
+        from advl_pipeline.teachers.transformers_family import open_transformers
+
+        folder = options.weights or require_archive_folder(card.name)
+        return open_transformers(card.source_id, dataclasses.replace(options, weights=folder))
     if card.source == "transformers":
         from advl_pipeline.teachers.transformers_family import open_transformers
 
