@@ -138,6 +138,17 @@ class Student(nn.Module, ABC):
         """
         return self.encode(batch, mask_visual=True)
 
+    def word_table(self) -> tuple[nn.Embedding, int]:
+        """Return the vectors of word pieces and the row of the mask token, which `advl pretrain` needs.
+
+        Raises:
+            ConfigError: the student's weights are published, so that it is not pretrained here.
+        """
+        raise ConfigError(
+            f"Student {self.name} brings its own pretraining.",
+            next_command=f"advl finetune --student {self.name} --init CHECKPOINT",
+        )
+
     @abstractmethod
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         """Return a fresh head for a task: pooled (N, P) -> logits (N, num_classes); 1 class for multiple choice."""

@@ -8,6 +8,7 @@ Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
@@ -80,6 +82,20 @@ class PixelStudent(TextStudent):
 
     def num_visual_of(self, unit: ImageUnit) -> int:
         return self.num_visual
+
+    def box_shares(self, unit: ImageUnit) -> torch.Tensor:
+        """Return (boxes, R): what share of each box of a picture lies on each visual token; 0 on class tokens."""
+        side = math.isqrt(self.num_visual - self.num_class_tokens)
+        boxes_R4 = torch.from_numpy(unit.boxes_R4) / torch.tensor([unit.width, unit.height, unit.width, unit.height])
+        edges = torch.arange(side + 1) / side
+        shares = []
+        for low, high in ((1, 3), (0, 2)):
+            first, last = boxes_R4[:, low, None], boxes_R4[:, high, None]
+            overlap = (torch.minimum(last, edges[1:]) - torch.maximum(first, edges[:-1])).clamp(min=0)
+            shares.append(overlap / overlap.sum(1, keepdim=True).clamp(min=1e-6))
+        rows, columns = shares
+        cells = (rows[:, :, None] * columns[:, None, :]).flatten(1)
+        return nn.functional.pad(cells, (self.num_class_tokens, 0))
 
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         text, num_cut = self.collate_texts(examples)

@@ -128,6 +128,19 @@ class RegionStudent(TextStudent):
         )
 
 
+def tagged_regions(batch: RegionBatch, examples: Sequence[Example]) -> torch.Tensor:
+    """Return (N, L) int64: the region that each token refers to by an object tag, -1 for most."""
+    region_NL = torch.full_like(batch.token_ids_NL, -1)
+    candidates = [candidate for example in examples for candidate in example.candidates]
+    for row, candidate in enumerate(candidates):
+        starts, ends = batch.char_spans_NL2[row].unbind(-1)
+        for tag in candidate.tags:
+            region = (batch.box_index_NR[row] == tag.box).nonzero()
+            if len(region):
+                region_NL[row][(starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = region[0, 0]
+    return region_NL
+
+
 def without_picture(batch: RegionBatch) -> RegionBatch:
     """Return the batch with one empty region per sequence: what a two-stream student's text sees of no picture."""
     mask = torch.zeros_like(batch.visual_mask_NR)

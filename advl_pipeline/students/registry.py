@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
 
 BUILDERS: dict[str, str] = {
-    "scenes-small": "advl_pipeline.students.scenes_small:build",
+    **dict.fromkeys(("scenes-small", "scenes-small-lm"), "advl_pipeline.students.scenes_small:build"),
+    "scenes-uniter": "advl_pipeline.students.scenes_uniter:build",
+    "scenes-vilt": "advl_pipeline.students.scenes_vilt:build",
     **{
         f"{family}-{size}": "advl_pipeline.students.uniter:build"
         for family in ("uniter", "villa")

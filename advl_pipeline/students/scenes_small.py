@@ -2,7 +2,8 @@
 
 A BERT-family encoder over word pieces, one whole-picture token and one token per box. It sees a region only
 through its own trainable patch encoder of a small crop and through seven box coordinates, and its word vectors
-start at random: nothing in it comes from a teacher. A word piece that names an object by tag also receives that
+start at random: nothing in it comes from a teacher. (`scenes-small-lm` is the same with word vectors that start from
+a language model, as those of published students do.) A word piece that names an object by tag also receives that
 object's visual state where text and picture meet, in the manner of VL-BERT. Dropout and layer norm follow UNITER.
 
 Two things differ from UNITER because of its size. In the lower layers text and picture attend only to themselves, so
@@ -30,6 +31,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.students.attention_mass import attention_mass
+from advl_pipeline.students.embedded_words import language_model_words
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.region_pixels import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
@@ -79,11 +81,11 @@ class ScenesSmallBatch(StudentBatch):
 class ScenesSmall(Student):
     """The demo's student. `word_pieces` is the tokenizer of the embedded text model (its vocabulary only)."""
 
-    name = "scenes-small"
     unimodal_states = "lower"
 
-    def __init__(self, config: ScenesSmallConfig, word_pieces: WordPieces) -> None:
+    def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: WordPieces) -> None:
         super().__init__()
+        self.name = name
         self.config = config
         self.hidden_size = self.pooled_size = config.hidden_size
         self.word_pieces = word_pieces
@@ -177,12 +179,23 @@ class ScenesSmall(Student):
         need_relevance: bool = False,
     ) -> StudentOutput:
         assert isinstance(batch, ScenesSmallBatch)
-        return self.join(
-            self.text_states(batch, perturbation),
-            self.visual_states(batch, perturbation),
-            batch,
-            mask_visual=mask_visual,
-            need_relevance=need_relevance,
+        text_NLH, visual_NRH = self.text_states(batch, perturbation), self.visual_states(batch, perturbation)
+        if not mask_visual:
+            text_NLH = text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
+        num_text = text_NLH.shape[1]
+        x_NTH = torch.cat([text_NLH, visual_NRH], dim=1)
+        bias = attention_bias(batch.token_mask_NL, batch.visual_mask_NR, separate=mask_visual, dtype=x_NTH.dtype)
+        *first, last = self.encoder.layer[self.config.num_separate_layers :]
+        for layer in first:
+            x_NTH = layer(x_NTH, bias)
+        relevance = attention_mass(last.attention.self, x_NTH, bias, num_text) if need_relevance else None
+        x_NTH = last(x_NTH, bias)
+        return StudentOutput(
+            text_states_NLH=x_NTH[:, :num_text],
+            visual_states_NRH=x_NTH[:, num_text:],
+            pooled_NP=self.pooler(x_NTH[:, 0]),
+            image_state_NH=x_NTH[:, num_text],
+            relevance_NL=relevance,
         )
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
@@ -217,44 +230,8 @@ class ScenesSmall(Student):
         states_BRH = self._lower_layers(self._embed_visual(pixels, batch.positions_BR7), batch.visible_BR)
         return states_BRH[batch.picture_N]
 
-    def join(
-        self,
-        text_NLH: torch.Tensor,
-        visual_NRH: torch.Tensor,
-        batch: ScenesSmallBatch,
-        *,
-        visual_mask_NR: torch.Tensor | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        """Run the joint layers over states of `text_states` and `visual_states`.
-
-        Args:
-            text_NLH: the text's states.
-            visual_NRH: the pictures' states; another batch's, or reordered, where a caption meets a wrong picture.
-            batch: of the text; its tags point into the visual tokens.
-            visual_mask_NR: which visual tokens there are, when they are not the batch's own.
-            mask_visual: as for `encode`.
-            need_relevance: as for `encode`.
-        """
-        if not mask_visual:
-            text_NLH = text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
-        num_text = text_NLH.shape[1]
-        x_NTH = torch.cat([text_NLH, visual_NRH], dim=1)
-        visible_NR = batch.visual_mask_NR if visual_mask_NR is None else visual_mask_NR
-        bias = attention_bias(batch.token_mask_NL, visible_NR, separate=mask_visual, dtype=x_NTH.dtype)
-        *first, last = self.encoder.layer[self.config.num_separate_layers :]
-        for layer in first:
-            x_NTH = layer(x_NTH, bias)
-        relevance = attention_mass(last.attention.self, x_NTH, bias, num_text) if need_relevance else None
-        x_NTH = last(x_NTH, bias)
-        return StudentOutput(
-            text_states_NLH=x_NTH[:, :num_text],
-            visual_states_NRH=x_NTH[:, num_text:],
-            pooled_NP=self.pooler(x_NTH[:, 0]),
-            image_state_NH=x_NTH[:, num_text],
-            relevance_NL=relevance,
-        )
+    def word_table(self) -> tuple[nn.Embedding, int]:
+        return self.word_embedding, self.word_pieces.mask_id
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
@@ -314,12 +291,18 @@ def _tagged_visual_tokens(char_spans_L2: np.ndarray[Any, Any], candidate: Candid
 
 
 def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesSmall:
-    """Build the student, from a folder that `save_student` wrote or with random weights."""
+    """Build the student, from a folder that `save_student` wrote or with random weights.
+
+    The word vectors of `scenes-small-lm` are not random: they start from a language model's.
+    """
     saved, load = load_student_weights(weights, name) if weights else ({}, None)
     config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
-    student = ScenesSmall(config, load_word_pieces())
+    student = ScenesSmall(name, config, load_word_pieces())
     if load:
         load(student)
+    elif name == "scenes-small-lm":
+        with torch.no_grad():
+            student.word_embedding.weight.copy_(language_model_words(config.word_size))
     return student
 
 

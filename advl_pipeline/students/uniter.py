@@ -122,14 +122,7 @@ class Uniter(RegionStudent):
         need_relevance: bool = False,
     ) -> StudentOutput:
         assert isinstance(batch, RegionBatch)
-        delta = perturbation or Perturbation()
-        text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
-        regions_NRH = self.model.embed_regions(
-            batch.features_BRF,
-            batch.positions_BR7,
-            repeat=batch.per_sequence,
-            perturbation_NRF=delta.visual_NRF,
-        )
+        text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation(), mask_visual=mask_visual)
         num_text = text_NLH.shape[1]
         x_NSH, relevance_NL = run_layers(
             self.model.encoder.layer,
@@ -147,6 +140,19 @@ class Uniter(RegionStudent):
             image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
             relevance_NL=relevance_NL,
         )
+
+    def embed(
+        self, batch: RegionBatch, delta: Perturbation, *, mask_visual: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what enters the first layer: text (N, L, H) and regions (N, R, H)."""
+        text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
+        regions_NRH = self.model.embed_regions(
+            batch.features_BRF,
+            batch.positions_BR7,
+            repeat=batch.per_sequence,
+            perturbation_NRF=delta.visual_NRF,
+        )
+        return text_NLH, regions_NRH
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return uniter_head(task, self.hidden_size, num_classes)

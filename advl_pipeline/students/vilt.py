@@ -89,8 +89,7 @@ class Vilt(PixelStudent):
     ) -> StudentOutput:
         assert isinstance(batch, PixelBatch)
         self.refuse_perturbation(perturbation)
-        text_NLH = self._embed_text(batch.token_ids_NL, batch.types_NL)
-        image_NRH = batch.per_sequence(self._embed_pixels(self.normalised(batch)))
+        text_NLH, image_NRH = self.embed(batch, mask_visual=mask_visual)
         x_NSH = torch.cat([text_NLH, image_NRH], dim=1)
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
@@ -109,6 +108,11 @@ class Vilt(PixelStudent):
             image_state_NH=x_NSH[:, num_text],
             relevance_NL=relevance,
         )
+
+    def embed(self, batch: PixelBatch, *, mask_visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what enters the first layer: text (N, L, H) and picture (N, R, H)."""
+        text_NLH = self._embed_text(batch.token_ids_NL, batch.types_NL)
+        return text_NLH, batch.per_sequence(self._embed_pixels(self.normalised(batch)))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)

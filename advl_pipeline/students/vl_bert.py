@@ -22,7 +22,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import Regions, with_whole_picture
-from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig, tagged_regions
 from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert_core import ObjectDownsample, VlBertModel, collect_objects
@@ -120,14 +120,7 @@ class VlBert(RegionStudent):
 
     def collate(self, examples: Sequence[Example]) -> VlBertBatch:
         batch = super().collate(examples)
-        tags_NL = torch.zeros_like(batch.token_ids_NL)
-        candidates = [candidate for example in examples for candidate in example.candidates]
-        for row, candidate in enumerate(candidates):
-            starts, ends = batch.char_spans_NL2[row].unbind(-1)
-            for tag in candidate.tags:
-                region = (batch.box_index_NR[row] == tag.box).nonzero()
-                if len(region):
-                    tags_NL[row][(starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = region[0, 0]
+        tags_NL = tagged_regions(batch, examples).clamp(min=0)
         values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
         return VlBertBatch(**values, tags_NL=tags_NL)
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.clip_vil import ClipVil
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelStudent
@@ -23,7 +24,7 @@ from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.run import compile_student
 
-SMALL = [name for name in student_names() if name.endswith(("-tiny", "-small"))]
+SMALL = [name for name in student_names() if name.endswith("-tiny") or name.startswith("scenes-")]
 
 COMPILED = ["clip-vil-tiny", "vilt-tiny"]
 """Students that are tested under torch.compile; tracing one takes about twenty seconds, so that not all are."""
@@ -31,13 +32,10 @@ COMPILED = ["clip-vil-tiny", "vilt-tiny"]
 UNUSED = {
     "uniter": r"mask_embedding",
     "villa": r"mask_embedding",
+    "scenes-uniter": r"mask_embedding",
     "bridgetower": r"text_model\.pooler",
 }
 """Parameters of the original files that finetuning does not use, by family."""
-
-
-def family(name: str) -> str:
-    return name.rpartition("-")[0]
 
 
 @cache
@@ -179,7 +177,7 @@ def test_gradients_reach_every_parameter_in_use(student: Student, examples: list
     total.backward()
     silent = {name for name, value in student.named_parameters() if value.grad is None or not value.grad.abs().any()}
     student.zero_grad()
-    unused = UNUSED.get(family(student.name))
+    unused = UNUSED.get(family_of(student.name))
     expected = {name for name, _ in student.named_parameters() if unused and re.search(unused, name)}
     assert silent == expected
 
@@ -305,6 +303,30 @@ def test_a_regions_state_is_of_its_box(student: Student, examples: list[Example]
             change_NR = (after.visual_states_NRH - before.visual_states_NRH).norm(dim=2)
             change_NR[batch.box_index_NR < 0] = 0.0
             assert [int(batch.box_index_NR[0, region]) for region in strongest(change_NR)] == [box]
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name.startswith("scenes-")])
+def test_a_tagged_word_sees_the_object_that_it_names(name: str, examples: list[Example], tmp_path: Path) -> None:
+    """The same words about another box are another question, unless the picture is hidden."""
+    student = student_of(name)
+    asked = examples[0].candidates[0]
+    where = asked.text.index("dog2")
+    unit = dataclasses.replace(examples[0].image, box_labels=("dog", "dog", "dog"))
+    batches = []
+    for box in (1, 2):
+        tags = (ObjectTag(start=where, end=where + 4, box=box),)
+        item = dataclasses.replace(examples[0], image=unit, candidates=(dataclasses.replace(asked, tags=tags),))
+        batches.append(student.collate([item]))
+    inside = (batches[0].char_spans_NL2[0, :, 0] >= where) & (batches[0].char_spans_NL2[0, :, 1] <= where + 4)
+    with torch.no_grad():
+        one, other = (student.encode(batch).text_states_NLH[0] for batch in batches)
+        hidden, other_hidden = (student.encode(batch, mask_visual=True).text_states_NLH[0] for batch in batches)
+        apart, other_apart = (student.encode_unimodal(batch).text_states_NLH[0] for batch in batches)
+    change_L = (one - other).norm(dim=1)
+    assert inside[change_L.argmax()]
+    assert change_L.max() > 1e-3
+    close(other_hidden, hidden)
+    close(other_apart, apart)
 
 
 def other_pictures(examples: list[Example], folder: Path) -> list[Example]:
