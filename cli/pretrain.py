@@ -15,10 +15,14 @@ from .options import config_from_flags, config_options, json_option, print_json
 @config_options(PretrainConfig)
 @json_option
 def command(as_json: bool, **flags: Any) -> None:
-    """Give the demo student its image-text pretraining, once; the stored student is reused.
+    """Give a small student its image-text pretraining, once; the stored student is reused.
+
+    With the student are stored its head that names regions, from which multiple choice starts, and the words that the
+    captions hold.
 
     \b
     advl pretrain --dataset scenes-captions --output students/scenes-small
+    advl pretrain --student scenes-uniter
     """
     config = config_from_flags(PretrainConfig, flags)
     from advl_pipeline.training.pretrain import run_pretrain

@@ -40,6 +40,14 @@ def save_heads(folder: Path, model: FinetuneModel, dataset: Dataset) -> None:
     write_text(folder / HEADS_DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
+def save_choice_head(folder: Path, head: nn.Module) -> None:
+    """Write a pretraining's naming head beside its student, as the head of multiple choice."""
+    name = head_name("vcr-q2a")
+    save_tensors(folder / HEADS_FILE, {f"{name}.{key}": value for key, value in head.state_dict().items()})
+    description = {name: {"task": "vcr-q2a", "label_names": [], "learned_by": "naming regions in pretraining"}}
+    write_text(folder / HEADS_DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
 def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:
     """Return the heads of a run and the class names of each.
 

@@ -1,6 +1,7 @@
 """Task heads at the start of a run: the checkpoint's where it has them for the same classes, else fresh ones.
 
-A head is only meaningful with the classes that it was trained for. A run folder names its own. An original file does
+A head is only meaningful with the classes that it was trained for. A run folder names its own; a pretrained student's
+folder holds the head that named regions, from which multiple choice starts. An original file does
 not, so VQA's answers have to be given: by `--answers` when they are the run's too, by `--head-answers` when they are
 others, such as those of LXMERT's pretraining. SNLI-VE's have the order that the student's authors use.
 """
@@ -76,7 +77,7 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     head.load_state_dict(
         {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     )
-    return HeadOrigin(origin="checkpoint", why="of the same classes")
+    return HeadOrigin(origin="checkpoint", why=described[name].get("learned_by", "of the same classes"))
 
 
 def _from_original(

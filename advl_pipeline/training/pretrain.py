@@ -1,8 +1,9 @@
-"""`run_pretrain`: make the demo student a vision-language model pretrained on image-text pairs, and on nothing more.
+"""`run_pretrain`: make a small student a vision-language model pretrained on image-text pairs, and on nothing more.
 
-First region-phrase contrast alone, then contrast, masked words, image-text matching and naming of regions together:
-masked words and matching alone do not ground words in regions at this size. The result is stored once and identified
-by its dataset's content and its settings, as a cache is.
+First region-phrase contrast alone, on states that have not met, then contrast, masked words, image-text matching and
+naming of regions together: masked words and matching alone do not ground words in regions at this size. The result
+is stored once and identified by its dataset's content and its settings, as a cache is. With the student are stored
+its naming head, from which multiple choice starts, and the words of the captions, which it may be said to know.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,21 @@ from tqdm import tqdm
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, read_description, save_student
-from advl_pipeline.students.scenes_small import ScenesSmall, ScenesSmallBatch
 from advl_pipeline.training.batch_order import positions_of_step
+from advl_pipeline.training.heads import save_choice_head
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.pretrain_config import PretrainConfig
 from advl_pipeline.training.pretrain_objectives import (
     PhraseTargets,
     PretrainHeads,
+    count_words,
     mask_words,
     phrase_targets,
     region_questions,
@@ -39,7 +44,7 @@ from advl_pipeline.training.pretrain_objectives import (
 )
 from advl_pipeline.training.schedule import linear_warmup_decay
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
 
 
@@ -59,29 +64,38 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     Raises:
         ConfigError: the student cannot be pretrained here. IdentityMismatch: another one lies in the folder.
     """
+    output = config.output or Path("students") / config.student
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
     origin = {"pretraining": pretrain_identity(config, dataset)}
-    if (config.output / DESCRIPTION_FILE).exists():
-        found = read_description(config.output)["origin"]
+    if (output / DESCRIPTION_FILE).exists():
+        found = read_description(output)["origin"]
         if found == origin:
-            return PretrainResult(output=config.output, reused=True, losses={}, seconds=0.0)
+            return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
         raise IdentityMismatch(
             "The folder holds a student that was pretrained otherwise.",
-            where=str(config.output),
+            where=str(output),
             why=f"here {json.dumps(found, sort_keys=True)}; asked for {json.dumps(origin, sort_keys=True)}",
             next_command="choose another --output, or remove the folder",
         )
     began = time.perf_counter()
     torch.manual_seed(config.seed)
     student = build_student(config.student)
-    if not isinstance(student, ScenesSmall):
+    heads = PretrainHeads(student)
+    captions = [dataset[position] for position in range(len(dataset))]
+    tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
+    if not tagged:
         raise ConfigError(
-            f"Student {config.student} brings its own pretraining.",
-            next_command="advl finetune --student NAME --init CHECKPOINT",
+            "No caption says which box it names.",
+            where=f"{config.dataset}, split {config.split}",
+            why="the pretraining aligns phrases with boxes",
+            next_command="advl datasets build scenes",
         )
-    losses = _train(config, dataset, student)
-    save_student(config.output, student, origin=origin)
-    return PretrainResult(output=config.output, reused=False, losses=losses, seconds=time.perf_counter() - began)
+    losses = _train(config, dataset, tagged, student, heads)
+    output.mkdir(parents=True, exist_ok=True)
+    save_choice_head(output, heads.naming)
+    write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
+    save_student(output, student, origin=origin)
+    return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
 
 
 def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -92,16 +106,19 @@ def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any
 
 @dataclass(kw_only=True)
 class _PairBatch:
-    """Captions with their own pictures, their phrases, and a question about a region of each, in order."""
+    """Captions with their own pictures, with others, and questions about a region of each."""
 
-    captions: ScenesSmallBatch
+    captions: StudentBatch
     phrases: PhraseTargets
-    questions: ScenesSmallBatch
+    mixed: StudentBatch
+    is_pair: torch.Tensor
+    questions: StudentBatch
     is_named: torch.Tensor
 
 
-def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> dict[str, float]:
-    heads = PretrainHeads(student)
+def _train(
+    config: PretrainConfig, dataset: Dataset, positions: Sequence[int], student: Student, heads: PretrainHeads
+) -> dict[str, float]:
     parameters = [*student.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     num_steps = config.warmup_steps + config.joint_steps
@@ -110,17 +127,10 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
 
     def batches() -> Iterator[_PairBatch]:
         for step in range(num_steps):
-            positions = positions_of_step(len(dataset), step=step, batch_size=config.batch_size, seed=config.seed)
-            examples = [dataset[int(position)] for position in positions]
+            chosen = positions_of_step(len(positions), step=step, batch_size=config.batch_size, seed=config.seed)
+            examples = [dataset[positions[int(index)]] for index in chosen]
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            captions = student.collate([without_tags(example) for example in examples])
-            asked, is_named = region_questions(examples, generator)
-            yield _PairBatch(
-                captions=captions,
-                phrases=phrase_targets(examples, captions.box_index_NR),
-                questions=student.collate(asked),
-                is_named=is_named,
-            )
+            yield _pair_batch(student, examples, generator)
 
     with (
         Prefetcher(batches) as prefetched,
@@ -133,10 +143,10 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
                 group["lr"] = config.learning_rate * linear_warmup_decay(
                     step, num_steps=num_steps, warmup_fraction=0.05
                 )
-            text_NLH, visual_NRH = student.text_states(batch.captions), student.visual_states(batch.captions)
-            terms = {"contrast": heads.contrast(text_NLH, visual_NRH, batch.captions, batch.phrases)}
+            apart = student.encode_unimodal(batch.captions)
+            terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
             if step >= config.warmup_steps:
-                terms |= _joint(config, student, heads, batch, text_NLH, visual_NRH, generator)
+                terms |= _joint(config, student, heads, batch, generator)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
             torch.nn.utils.clip_grad_norm_(parameters, 2.0)
@@ -148,32 +158,40 @@ def _train(config: PretrainConfig, dataset: Dataset, student: ScenesSmall) -> di
     return losses
 
 
+def _pair_batch(student: Student, examples: Sequence[Example], generator: torch.Generator) -> _PairBatch:
+    untagged = [without_tags(example) for example in examples]
+    captions = student.collate(untagged)
+    picture, is_pair = swap_pictures(len(examples), generator)
+    mixed = [
+        replace(example, image=examples[index].image)
+        for example, index in zip(untagged, picture.tolist(), strict=True)
+    ]
+    asked, is_named = region_questions(examples, generator)
+    return _PairBatch(
+        captions=captions,
+        phrases=phrase_targets(student, examples, captions),
+        mixed=student.collate(mixed),
+        is_pair=is_pair,
+        questions=student.collate(asked),
+        is_named=is_named,
+    )
+
+
 def _joint(
-    config: PretrainConfig,
-    student: ScenesSmall,
-    heads: PretrainHeads,
-    batch: _PairBatch,
-    text_NLH: torch.Tensor,
-    visual_NRH: torch.Tensor,
-    generator: torch.Generator,
+    config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _PairBatch, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Return the objectives of the joint layers; the states below them are computed once for all."""
+    """Return the objectives of states in which text and picture have met."""
     shown = batch.captions
-    maskable = shown.char_spans_NL2[..., 1] > shown.char_spans_NL2[..., 0]
+    words, mask_id = student.word_table()
     masked_ids, targets = mask_words(
         shown.token_ids_NL,
-        maskable,
+        shown.char_spans_NL2[..., 1] > shown.char_spans_NL2[..., 0],
         probability=config.mask_probability,
-        mask_id=student.word_pieces.mask_id,
+        mask_id=mask_id,
         generator=generator,
     )
-    masked = replace(shown, token_ids_NL=masked_ids)
-    guessed = student.join(student.text_states(masked), visual_NRH, masked)
-    picture, is_pair = swap_pictures(shown.num_sequences, generator)
-    mixed = student.join(text_NLH, visual_NRH[picture], shown, visual_mask_NR=shown.visual_mask_NR[picture])
-    named = student.join(student.text_states(batch.questions), visual_NRH, batch.questions)
     return {
-        "words": heads.masked_words(guessed, student.word_embedding.weight, targets),
-        "matching": heads.match(mixed, shown, batch.phrases, is_pair),
-        "naming": heads.name(named, batch.is_named),
+        "words": heads.masked_words(student.encode(replace(shown, token_ids_NL=masked_ids)), words.weight, targets),
+        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
+        "naming": heads.name(student.encode(batch.questions), batch.is_named),
     }

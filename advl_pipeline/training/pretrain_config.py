@@ -1,4 +1,4 @@
-"""What the demo student's image-text pretraining is."""
+"""What the image-text pretraining of the small students is."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from advl_pipeline.configuration import Configuration, option
 class PretrainConfig(Configuration):
     """Configuration of `advl pretrain`."""
 
-    output: Path = option(Path("students/scenes-small"), help="Folder of the pretrained student.")
+    output: Path | None = option(None, help="Folder of the pretrained student [default: students/STUDENT].")
     dataset: str = option("scenes-captions", help="Image-caption pairs with phrase boxes.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     split: str = option("train", help="Split to train on.")
-    student: str = option("scenes-small", help="Student to pretrain.")
+    student: str = option(
+        "scenes-small", help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter or scenes-vilt."
+    )
     seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
     warmup_steps: int = option(250, help="Steps of region-phrase contrast alone.", minimum=0)
     joint_steps: int = option(

@@ -1,12 +1,15 @@
 """Objectives of the image-text pretraining: region-phrase contrast, masked words, matching, naming of regions.
 
+A region is a box's own visual token, or for students over patches the patches under the box.
+
 Shapes: N captions, L tokens, R visual tokens, Q phrases of the batch, H width, E width of word vectors, V word
 pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,39 +18,55 @@ from torch.nn import functional
 
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
-from advl_pipeline.students.interface import StudentBatch, StudentOutput
-from advl_pipeline.students.scenes_small import ScenesSmall
+from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+from advl_pipeline.students.pixel_student import PixelStudent
 
 
 @dataclass(kw_only=True)
 class PhraseTargets:
-    """Phrases of a batch: their caption, characters, visual token, and a number that equal wordings share."""
+    """Phrases of a batch: their caption, characters, place in the picture, and a number that equal wordings share.
+
+    `place_QR` (float32) sums to 1: the box's visual token, or the shares of the box on the patches.
+    """
 
     caption_Q: torch.Tensor
     span_Q2: torch.Tensor
-    visual_token_Q: torch.Tensor
+    place_QR: torch.Tensor
     wording_Q: torch.Tensor
 
 
-def phrase_targets(examples: Sequence[Example], box_index_NR: torch.Tensor) -> PhraseTargets:
+def phrase_targets(student: Student, examples: Sequence[Example], batch: StudentBatch) -> PhraseTargets:
     """Gather the phrases that name a box, from the captions' object tags."""
-    captions, spans, tokens, wordings = [], [], [], []
+    captions, spans, places, wordings = [], [], [], []
     numbers: dict[str, int] = {}
     for row, example in enumerate(examples):
         (candidate,) = example.candidates
-        token_of_box = {int(box): token for token, box in enumerate(box_index_NR[row].tolist()) if box >= 0}
+        places_of_boxes = _places_of_boxes(student, example, batch.box_index_NR[row])
         for tag in candidate.tags:
             captions.append(row)
             spans.append((tag.start, tag.end))
-            tokens.append(token_of_box[tag.box])
+            places.append(places_of_boxes[tag.box])
             wording = candidate.text[tag.start : tag.end].lower()
             wordings.append(numbers.setdefault(wording, len(numbers)))
     return PhraseTargets(
         caption_Q=torch.tensor(captions),
         span_Q2=torch.tensor(spans),
-        visual_token_Q=torch.tensor(tokens),
+        place_QR=torch.stack(places),
         wording_Q=torch.tensor(wordings),
     )
+
+
+def _places_of_boxes(student: Student, example: Example, box_index_R: torch.Tensor) -> torch.Tensor:
+    """Return (boxes, R): where each box lies among the visual tokens."""
+    if isinstance(student, PixelStudent):
+        return student.box_shares(example.image)
+    return (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()
+
+
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """Return how often each word comes up, in lower case."""
+    return Counter(text[start:end].lower() for text in texts for start, end in word_spans(text))
 
 
 def without_tags(example: Example) -> Example:
@@ -59,7 +78,8 @@ def region_questions(examples: Sequence[Example], generator: torch.Generator) ->
     """Ask of one box per picture whether a phrase names it: "object 3" against "a cat".
 
     The phrase is the box's own, another one of the same caption, or one of another caption, so that the answer needs
-    the box and not only the picture. The tag is the context of the candidate, the phrase its answer.
+    the box and not only the picture. The tag is the context of the candidate, the phrase its answer, and the task
+    that of a choice, so that a student lays the two out as it will lay out question and answer.
 
     Returns:
         Examples, and (n,) bool, whether the phrase is the box's own.
@@ -78,6 +98,7 @@ def region_questions(examples: Sequence[Example], generator: torch.Generator) ->
         asked.append(
             replace(
                 example,
+                task="vcr-q2a",
                 candidates=(
                     Candidate(
                         text_unit=text_unit(f"{name} {phrase}"),
@@ -96,29 +117,28 @@ def _draw(limit: int, generator: torch.Generator) -> int:
 
 
 class PretrainHeads(nn.Module):
-    """Heads of the three objectives; none of them is kept with the student."""
+    """Heads of the objectives. The naming head alone is kept: multiple choice starts from it."""
 
-    def __init__(self, student: ScenesSmall) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
         width = student.hidden_size
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
-        word_size = student.config.word_size
+        words, _ = student.word_table()
+        word_size = words.embedding_dim
         self.word_transform = nn.Sequential(nn.Linear(width, word_size), nn.GELU(), nn.LayerNorm(word_size))
-        self.word_bias = nn.Parameter(torch.zeros(student.word_pieces.num_tokens))
+        self.word_bias = nn.Parameter(torch.zeros(words.num_embeddings))
         self.matching = nn.Linear(student.pooled_size, 2)
         self.phrase_matching = nn.Linear(width, 2)
-        self.naming = nn.Linear(student.pooled_size, 2)
+        self.naming = student.build_head("vcr-q2a", 1)
 
-    def contrast(
-        self, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets
-    ) -> torch.Tensor:
+    def contrast(self, apart: StudentOutput, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
         """Return symmetric InfoNCE between phrases and their boxes over the batch.
 
         The states themselves are aligned, without a projection in between, so that the attention of the joint layers
         finds a word's region by likeness. Boxes that another phrase calls by the same wording are no negatives.
         """
-        phrase_QH = phrase_states(text_NLH, batch, phrases)
-        region_QH = visual_NRH[phrases.caption_Q, phrases.visual_token_Q]
+        phrase_QH = phrase_states(apart.text_states_NLH, batch, phrases)
+        region_QH = (phrases.place_QR[:, None] @ apart.visual_states_NRH[phrases.caption_Q])[:, 0]
         phrase = functional.normalize(phrase_QH, dim=-1)
         region = functional.normalize(region_QH, dim=-1)
         logits_QQ = phrase @ region.T / self.log_temperature.exp().clamp(min=0.01)
@@ -149,8 +169,11 @@ class PretrainHeads(nn.Module):
         return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long()) + of_phrases
 
     def name(self, output: StudentOutput, is_named_N: torch.Tensor) -> torch.Tensor:
-        """Return cross-entropy of whether the phrase names the box (see `region_questions`)."""
-        return functional.cross_entropy(self.naming(output.pooled_NP), is_named_N.long())
+        """Return binary cross-entropy of whether the phrase names the box (see `region_questions`).
+
+        The right phrase has the higher logit, as a right answer has: the head is a choice head.
+        """
+        return functional.binary_cross_entropy_with_logits(self.naming(output.pooled_NP)[:, 0], is_named_N.float())
 
 
 def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
