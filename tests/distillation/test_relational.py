@@ -1,0 +1,130 @@
+"""Relational distillation against a loop, and what it must not depend on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from advl_pipeline.distillation.relational import drift, log_likenesses, relational_divergence
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    return relational_divergence(student, teacher, group, student_temperature=0.05, teacher_temperature=0.1)
+
+
+def by_loop(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -> list[float]:
+    found = []
+    for i in range(len(student)):
+        others = [j for j in range(len(student)) if group[j] != group[i]]
+        rows = []
+        for states, temperature in ((teacher, 0.1), (student, 0.05)):
+            centred = states - states.mean(0)
+            cosines = [float(functional.cosine_similarity(centred[i], centred[j], dim=0)) for j in others]
+            top = max(cosines, default=0.0)
+            powers = [math.exp((value - top) / temperature) for value in cosines]
+            rows.append([power / sum(powers) for power in powers])
+        found.append(sum(p * math.log(p / q) for p, q in zip(*rows, strict=True) if p > 0))
+    return found
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(3, 9), st.integers(0, 10_000), st.integers(1, 4))
+def test_equals_a_loop_over_pairs(num_nodes: int, seed: int, num_groups: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(num_nodes, 6, generator=generator)
+    teacher = torch.randn(num_nodes, 4, generator=generator)
+    group = torch.randint(num_groups, (num_nodes,), generator=generator)
+    expected = torch.tensor(by_loop(student, teacher, group), dtype=torch.float32)
+    torch.testing.assert_close(divergence(student, teacher, group), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.fixture
+def nodes() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    student = torch.randn(12, 5, generator=generator)
+    return student, torch.randn(12, 7, generator=generator), torch.arange(12) // 2
+
+
+def test_does_not_depend_on_the_teacher_s_scale_place_or_rotation(
+    nodes: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    student, teacher, group = nodes
+    rotation, _ = torch.linalg.qr(torch.randn(7, 7, generator=torch.Generator().manual_seed(1)))
+    changed = 3.0 * teacher @ rotation + 5.0
+    torch.testing.assert_close(
+        divergence(student, changed, group), divergence(student, teacher, group), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_follows_the_order_of_the_nodes(nodes: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    student, teacher, group = nodes
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        divergence(student[order], teacher[order], group[order]),
+        divergence(student, teacher, group)[order],
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_does_not_depend_on_the_student_s_width(nodes: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    student, teacher, group = nodes
+    torch.testing.assert_close(
+        divergence(functional.pad(student, (0, 9)), teacher, group),
+        divergence(student, teacher, group),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_is_zero_for_the_teacher_s_own_relations_and_has_no_gradient_into_the_teacher() -> None:
+    teacher = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    student = teacher.detach().clone().requires_grad_()
+    value = relational_divergence(
+        student, teacher, torch.arange(8), student_temperature=0.1, teacher_temperature=0.1
+    ).sum()
+    assert float(value.detach()) == pytest.approx(0.0, abs=1e-5)
+    value.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+
+
+def test_a_node_without_others_has_no_divergence_and_a_finite_gradient() -> None:
+    student = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = divergence(student, torch.randn(3, 5), torch.zeros(3, dtype=torch.long))
+    assert value.tolist() == [0.0, 0.0, 0.0]
+    value.sum().backward()
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
+
+
+def test_descent_on_it_places_an_unknown_word_beside_the_known_one_that_the_teacher_likens_it_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known = functional.normalize(torch.randn(6, 16, generator=generator), dim=-1)
+    meaning = torch.tensor([0, 1, 2, 3, 4, 5, 2])
+    teacher = functional.normalize(torch.randn(6, 32, generator=generator), dim=-1)[meaning]
+    unknown = torch.randn(1, 16, generator=generator, requires_grad=True)
+    optimiser = torch.optim.Adam([unknown], lr=0.1)
+    for _ in range(100):
+        optimiser.zero_grad()
+        divergence(torch.cat([known, unknown]), teacher, torch.arange(7)).mean().backward()
+        optimiser.step()
+    nearest = log_likenesses(torch.cat([known, unknown.detach()]), torch.eye(7, dtype=torch.bool), temperature=0.1)
+    assert int(nearest[-1].argmax()) == 2
+
+
+def test_drift_counts_what_pretraining_knew_in_units_of_variance() -> None:
+    reference = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    moved = reference.clone()
+    moved[0] += 2.0
+    variance = float(reference.var(0, unbiased=False).mean())
+    weight = torch.zeros(40)
+    assert float(drift(moved, reference, weight)) == 0.0
+    weight[:4] = 1.0
+    assert float(drift(moved, reference, weight)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
+    assert float(drift(10 * moved, 10 * reference, weight)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
