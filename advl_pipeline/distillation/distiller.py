@@ -24,14 +24,19 @@ from advl_pipeline.distillation.contrastive import image_text_contrast
 from advl_pipeline.distillation.pathways import (
     TextProjections,
     VisionProjections,
+    masked_mean,
+    node_divergences,
     text_loss,
     vision_loss,
+    word_distances,
 )
 from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.relational import drift
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal
+from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 INITIAL_TEMPERATURE = 0.07
@@ -74,7 +79,11 @@ class DistillationTerms:
 
 
 class Distiller(nn.Module):
-    """Projections from the student's width to every teacher's, and to the common space of the adapt step."""
+    """The pathways of every teacher: projections from the student's width where coordinates are distilled, and to the
+    common space of the adapt step.
+
+    `teachers` names those of each pathway.
+    """
 
     def __init__(
         self,
@@ -87,28 +96,39 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.teachers: dict[str, list[str]] = {
+            "vision": [name for name, widths in teachers.items() if widths.image_global],
+            "text": [name for name, widths in teachers.items() if widths.text_global],
+        }
+        if teachers:
+            check_balance(settings.teacher_balance, settings.teacher_weights, self.teachers, pathway=settings.pathway)
+        for pathway in ("vision", "text"):
+            if settings.pathway not in ("both", pathway):
+                self.teachers[pathway] = []
+        _check_targets(settings, self.teachers, teachers)
         self.vision = nn.ModuleDict()
         self.text = nn.ModuleDict()
-        for name, widths in teachers.items():
-            key = module_key(name)
-            if widths.image_global and settings.pathway in ("both", "vision"):
-                self.vision[key] = VisionProjections(hidden_size, widths.image_global, widths.image_region)
-            if widths.text_global and settings.pathway in ("both", "text"):
-                self.text[key] = TextProjections(pooled_size, hidden_size, widths.text_global, widths.text_token)
+        if settings.distance != "relational":
+            for name in self.teachers["vision"]:
+                widths = teachers[name]
+                assert widths.image_global
+                self.vision[module_key(name)] = VisionProjections(
+                    hidden_size, widths.image_global, widths.image_region
+                )
+            for name in self.teachers["text"]:
+                widths = teachers[name]
+                assert widths.text_global
+                self.text[module_key(name)] = TextProjections(
+                    pooled_size, hidden_size, widths.text_global, widths.text_token
+                )
         self.free_log_variance = nn.ParameterDict()
-        if teachers:
-            sharing = {
-                "vision": [name for name, widths in teachers.items() if widths.image_global],
-                "text": [name for name, widths in teachers.items() if widths.text_global],
-            }
-            check_balance(settings.teacher_balance, settings.teacher_weights, sharing, pathway=settings.pathway)
-        for pathway, projections in (("vision", self.vision), ("text", self.text)):
-            if settings.teacher_balance == "learned" and len(projections) > 1:
-                for key in projections:
+        for pathway, names in self.teachers.items():
+            if settings.teacher_balance == "learned" and len(names) > 1:
+                for name in names:
                     free = nn.Parameter(torch.zeros(()))
                     # Its stretched gradient would take over the norm that all gradients are clipped by.
                     free.register_hook(lambda gradient: gradient / STRETCH)  # type: ignore[no-untyped-call]
-                    self.free_log_variance[f"{pathway}/{key}"] = free
+                    self.free_log_variance[f"{pathway}/{module_key(name)}"] = free
         self.contrast_image = nn.Linear(hidden_size, contrast_size)
         self.contrast_text = nn.Linear(pooled_size, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
@@ -116,34 +136,36 @@ class Distiller(nn.Module):
     @property
     def needs_relevance(self) -> bool:
         """Whether the student must report its attention to the picture."""
-        return bool(self.text) and self.settings.selection in ("adaptive", "visual")
+        return bool(self.teachers["text"]) and self.settings.selection in ("adaptive", "visual")
 
     def terms(
         self,
-        output: StudentOutput,
+        distilled: StudentOutput,
         batch: StudentBatch,
         signal: TeacherSignal,
         right_N: torch.Tensor,
+        image_ids_B: torch.Tensor,
         *,
-        text_only: StudentOutput | None = None,
+        relevance_NL: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> DistillationTerms:
         """Compute the pathway losses of a batch.
 
         Args:
-            output: of the student's ordinary pass.
-            text_only: of a pass that hides the picture, whose states the language pathway then distils.
-            batch: what it was computed from.
+            distilled: the student's states that are compared with the teachers'.
+            batch: what they were computed from.
             signal: the teachers on the same examples.
             right_N: bool, the sequence of each example's right candidate, for `candidates = right`; a row of an
                 example without one must be all True.
+            image_ids_B: int64, equal where two examples show the same picture.
+            relevance_NL: the student's attention from each token to the picture.
             generator: of random word selection.
         """
-        example_N = example_of_sequence(batch.num_candidates, output.pooled_NP.device)
+        example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
-        vision_N = self._vision(output, batch, signal, example_N)
-        text_N, selected_NW = self._text(output if text_only is None else text_only, output, signal, generator)
+        vision_N = self._vision(distilled, batch, signal, example_N, image_ids_B)
+        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator)
         return DistillationTerms(
             pathways={
                 pathway: self._balanced(
@@ -157,6 +179,36 @@ class Distiller(nn.Module):
                 if losses_N
             },
             selected_NW=selected_NW,
+        )
+
+    def drift(
+        self,
+        states: StudentOutput,
+        reference: StudentOutput,
+        batch: StudentBatch,
+        words: WordAlignment,
+        anchored_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return how far words that pretraining knew, and what pictures show, have moved from where it left them.
+
+        Args:
+            states: of the student, from one modality each.
+            reference: those of the student as it was pretrained, on the same batch.
+            batch: of both.
+            words: with how well pretraining knew each.
+            anchored_B: bool, whose pictures count; None for all.
+        """
+        num_words = words.known_NW.shape[1]
+        now_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, num_words)
+        then_NWH, _ = pool_to_words(reference.text_states_NLH, words.word_of_token_NL, num_words)
+        visible_NR = batch.visual_mask_NR
+        if anchored_B is not None:
+            visible_NR = (
+                visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
+            )
+        visual_XH = states.visual_states_NRH[visible_NR]
+        return drift(now_NWH[seen_NW], then_NWH[seen_NW], words.known_NW[seen_NW]) + drift(
+            visual_XH, reference.visual_states_NRH[visible_NR], torch.ones(len(visual_XH), device=visual_XH.device)
         )
 
     def weights(
@@ -221,25 +273,32 @@ class Distiller(nn.Module):
         )
 
     def _vision(
-        self, output: StudentOutput, batch: StudentBatch, signal: TeacherSignal, example_N: torch.Tensor
+        self,
+        distilled: StudentOutput,
+        batch: StudentBatch,
+        signal: TeacherSignal,
+        example_N: torch.Tensor,
+        image_ids_B: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         losses = {}
         for name, one in signal.vision.items():
-            key = module_key(name)
-            if key not in self.vision:
+            if name not in self.teachers["vision"]:
+                continue
+            if self.settings.distance == "relational":
+                losses[name] = self._related_vision(distilled, batch, one, image_ids_B)[example_N]
                 continue
             regions = seen = None
             expanded = _expand_vision(one, example_N)
             if expanded.regions_BSD is not None:
                 regions, seen = pool_to_words(
-                    output.visual_states_NRH, batch.box_index_NR, expanded.regions_BSD.shape[1]
+                    distilled.visual_states_NRH, batch.box_index_NR, expanded.regions_BSD.shape[1]
                 )
-            projections = self.vision[key]
+            projections = self.vision[module_key(name)]
             assert isinstance(projections, VisionProjections)
             losses[name] = vision_loss(
                 projections,
                 expanded,
-                image_BH=image_state(output, batch),
+                image_BH=image_state(distilled, batch),
                 regions_BSH=regions,
                 region_seen_BS=seen,
                 target=self.settings.vision_target,
@@ -247,49 +306,118 @@ class Distiller(nn.Module):
             )
         return losses
 
+    def _related_vision(
+        self, distilled: StudentOutput, batch: StudentBatch, one: VisionSignal, image_ids_B: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (B,): relational divergence of each picture's regions, and of the whole picture.
+
+        The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same.
+        """
+        first_B = first_sequences(batch.num_candidates, image_ids_B.device)
+        target = self.settings.vision_target
+        loss_B = torch.zeros(len(first_B), device=image_ids_B.device)
+        if target in ("regions", "both") and one.regions_BSD is not None:
+            assert one.region_mask_BS is not None
+            num_regions = one.regions_BSD.shape[1]
+            regions_BSH, seen_BS = pool_to_words(
+                distilled.visual_states_NRH[first_B], batch.box_index_NR[first_B], num_regions
+            )
+            node_BS = seen_BS & one.region_mask_BS
+            place_S = torch.arange(num_regions, device=image_ids_B.device)
+            group_BS = image_ids_B[:, None] * num_regions + place_S
+            loss_B = loss_B + masked_mean(self._divergences(regions_BSH, one.regions_BSD, node_BS, group_BS), node_BS)
+        if target in ("image", "both"):
+            image_B1H = image_state(distilled, batch)[first_B][:, None]
+            node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
+            loss_B = loss_B + self._divergences(
+                image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None]
+            ).squeeze(1)
+        return loss_B
+
+    def _divergences(
+        self, states: torch.Tensor, features: torch.Tensor, node: torch.Tensor, group: torch.Tensor
+    ) -> torch.Tensor:
+        return node_divergences(
+            states,
+            features,
+            node_NW=node,
+            group_NW=group,
+            student_temperature=self.settings.student_temperature,
+            teacher_temperature=self.settings.teacher_temperature,
+        )
+
     def _text(
         self,
         distilled: StudentOutput,
-        output: StudentOutput,
         signal: TeacherSignal,
+        relevance_NL: torch.Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        if not self.text or not signal.text:
+        if not self.teachers["text"] or not signal.text:
             return {}, None
-        assert signal.words is not None
-        num_words = signal.words.prior_NW.shape[1]
-        words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, signal.words.word_of_token_NL, num_words)
-        relevance_NW = self._relevance(output, signal, num_words)
+        words = signal.words
+        assert words is not None
+        num_words = words.prior_NW.shape[1]
+        words_NWH, seen_NW = pool_to_words(distilled.text_states_NLH, words.word_of_token_NL, num_words)
+        relevance_NW = self._relevance(relevance_NL, signal, num_words)
         losses = {}
         selected_NW = None
         for name, one in signal.text.items():
-            key = module_key(name)
-            if key not in self.text:
+            if name not in self.teachers["text"]:
                 continue
-            mask_NW = signal.words.word_mask_NW & seen_NW
+            mask_NW = words.word_mask_NW & seen_NW
             if one.word_mask_NW is not None:
                 mask_NW = mask_NW & one.word_mask_NW
+            each_NW = None
+            if self.settings.distance == "relational":
+                # Function words are like everything and like nothing.
+                mask_NW = mask_NW & (words.prior_NW > 0)
+                each_NW = self._related_words(words_NWH, one, mask_NW, words.form_NW, name)
+            elif self.settings.selection == "need" and one.words_NWD is not None:
+                each_NW = word_distances(self._text_projections(name), one, words_NWH, self.settings.distance)
             selected_NW = select_words(
                 self.settings.selection,
                 mask_NW=mask_NW,
-                prior_NW=signal.words.prior_NW,
+                prior_NW=words.prior_NW,
                 relevance_NW=relevance_NW,
                 alpha=self.settings.selection_alpha,
                 rho=self.settings.selection_rho,
                 generator=generator,
-                counted_NW=signal.words.word_mask_NW & seen_NW if one.is_selected else None,
+                counted_NW=words.word_mask_NW & seen_NW if one.is_selected else None,
+                need_NW=None if each_NW is None else each_NW.detach(),
             )
-            projections = self.text[key]
-            assert isinstance(projections, TextProjections)
-            losses[name] = text_loss(
-                projections,
-                one,
-                pooled_NP=distilled.pooled_NP,
-                words_NWH=words_NWH,
-                selected_NW=selected_NW,
-                kind=self.settings.distance,
-            )
+            if self.settings.distance == "relational":
+                assert each_NW is not None
+                losses[name] = masked_mean(each_NW, selected_NW)
+            else:
+                losses[name] = text_loss(
+                    self._text_projections(name),
+                    one,
+                    pooled_NP=distilled.pooled_NP,
+                    words_NWH=words_NWH,
+                    selected_NW=selected_NW,
+                    kind=self.settings.distance,
+                )
         return losses, selected_NW
+
+    def _related_words(
+        self, words_NWH: torch.Tensor, one: TextSignal, node_NW: torch.Tensor, form_NW: torch.Tensor, name: str
+    ) -> torch.Tensor:
+        assert one.words_NWD is not None
+        forms_X = form_NW[node_NW]
+        if len(forms_X) < 2 or bool((forms_X == forms_X[0]).all()):
+            raise ConfigError(
+                "A batch has fewer than two words with a meaning, so there is nothing to relate.",
+                where=name,
+                why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
+                next_command="--batch-size with more examples to a micro-batch, or --distance mse",
+            )
+        return self._divergences(words_NWH, one.words_NWD, node_NW, form_NW)
+
+    def _text_projections(self, name: str) -> TextProjections:
+        projections = self.text[module_key(name)]
+        assert isinstance(projections, TextProjections)
+        return projections
 
     def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))
@@ -309,14 +437,16 @@ class Distiller(nn.Module):
             balance=dict(zip(losses_B, factor_K.detach(), strict=True)),
         )
 
-    def _relevance(self, output: StudentOutput, signal: TeacherSignal, num_words: int) -> torch.Tensor | None:
+    def _relevance(
+        self, relevance_NL: torch.Tensor | None, signal: TeacherSignal, num_words: int
+    ) -> torch.Tensor | None:
         for one in signal.text.values():
             if one.relevance_NW is not None:
                 return one.relevance_NW
-        if output.relevance_NL is None:
+        if relevance_NL is None:
             return None
         assert signal.words is not None
-        pooled, _ = pool_to_words(output.relevance_NL[..., None], signal.words.word_of_token_NL, num_words)
+        pooled, _ = pool_to_words(relevance_NL[..., None], signal.words.word_of_token_NL, num_words)
         return pooled[..., 0]
 
 
@@ -337,6 +467,37 @@ def example_of_sequence(num_candidates: tuple[int, ...], device: torch.device) -
     """Return (N,) int64: the example that each sequence belongs to."""
     counts = torch.tensor(num_candidates, device=device)
     return torch.repeat_interleave(torch.arange(len(num_candidates), device=device), counts)
+
+
+def first_sequences(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return (B,) int64: the first sequence of each example."""
+    return torch.tensor([0, *num_candidates[:-1]], device=device).cumsum(0)
+
+
+def _check_targets(
+    settings: DistillationSettings, pathways: Mapping[str, list[str]], teachers: Mapping[str, TeacherWidths]
+) -> None:
+    """Refuse targets that a teacher does not have.
+
+    Raises:
+        ConfigError: regions of a teacher that saw none, relations between words of one that stored none.
+    """
+    for name in pathways["vision"]:
+        if settings.vision_target == "regions" and not teachers[name].image_region:
+            raise ConfigError(
+                "This teacher's cache has no features of regions, so none can be a target.",
+                where=name,
+                why="the dataset gives no boxes, or the cache was made without them",
+                next_command="--vision-target image, or --pathway text",
+            )
+    for name in pathways["text"]:
+        if settings.distance == "relational" and not teachers[name].text_token:
+            raise ConfigError(
+                "This teacher's cache has no features of words, so no words can be related.",
+                where=name,
+                why="it was made with global features alone",
+                next_command="--distance mse, or extract with token features",
+            )
 
 
 def _expand_vision(signal: VisionSignal, example_N: torch.Tensor) -> VisionSignal:

@@ -2,7 +2,8 @@
 
 METHOD.md: L_V = D(P_v(v_img), g(I)) [+ mean over boxes of D(P_r(v_r), g_r(I))];
 L_T = D(P_cls(h_cls), t_*) + mean over selected words of D(P_t(h_j), t_j). Separate pathways are the paper's; the
-distances, targets and projections are our reading.
+distances, targets and projections are our reading. In the second reading no projection is needed: each node (a word,
+a region) is compared with the others of the batch.
 Shapes: B examples, N sequences, R visual tokens, S boxes, W words, H student width, D teacher width.
 """
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.distillation.distance import Distance, distance
+from advl_pipeline.distillation.relational import relational_divergence
 from advl_pipeline.distillation.signal import TextSignal, VisionSignal
 
 VisionTarget = Literal["image", "regions", "both"]
@@ -82,10 +84,46 @@ def text_loss(
     """Return (N,): distance of the sequence's summary to the teacher's, plus the mean over the selected words."""
     loss_N = distance(projections.summary(pooled_NP), signal.global_ND, kind)
     if signal.words_NWD is not None:
-        assert projections.word is not None
-        each_NW = distance(projections.word(words_NWH), signal.words_NWD, kind)
-        loss_N = loss_N + masked_mean(each_NW, selected_NW)
+        loss_N = loss_N + masked_mean(word_distances(projections, signal, words_NWH, kind), selected_NW)
     return loss_N
+
+
+def word_distances(
+    projections: TextProjections, signal: TextSignal, words_NWH: torch.Tensor, kind: Distance
+) -> torch.Tensor:
+    """Return (N, W): distance of each word to the teacher's."""
+    assert projections.word is not None
+    assert signal.words_NWD is not None
+    return distance(projections.word(words_NWH), signal.words_NWD, kind)
+
+
+def node_divergences(
+    states_NWH: torch.Tensor,
+    features_NWD: torch.Tensor,
+    *,
+    node_NW: torch.Tensor,
+    group_NW: torch.Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> torch.Tensor:
+    """Return (N, W): the relational divergence of each node among all nodes of the batch, 0 where there is none.
+
+    Args:
+        states_NWH: the student's words, or regions.
+        features_NWD: the teacher's.
+        node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
+        group_NW: int64, nodes of one group are not compared.
+        student_temperature: of the student's distributions.
+        teacher_temperature: of the teacher's.
+    """
+    each_X = relational_divergence(
+        states_NWH[node_NW],
+        features_NWD[node_NW],
+        group_NW[node_NW],
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(node_NW, each_X)
 
 
 def masked_mean(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:

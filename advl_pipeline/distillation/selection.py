@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Selection = Literal["adaptive", "prior", "visual", "random", "all"]
+Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
 
 _ROUNDING = 1e-6
 """Of a product such as 0.3 * 10, which must not be rounded up to 4."""
@@ -40,12 +40,13 @@ def select_words(
     rho: float,
     generator: torch.Generator | None = None,
     counted_NW: torch.Tensor | None = None,
+    need_NW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (N, W) bool: the words that are distilled.
 
     Args:
-        kind: `adaptive` mixes prior and visual relevance, `prior` and `visual` use one, `random` draws as many,
-            `all` keeps every word.
+        kind: `adaptive` mixes prior and visual relevance, `prior` and `visual` use one, `need` takes the words that
+            the student places least as the teacher does, `random` draws as many, `all` keeps every word.
         mask_NW: bool, the words that exist on both sides of the alignment.
         prior_NW: IDF prior, 0 for function words.
         relevance_NW: visual relevance; None where neither an aligned teacher nor attention gives one, in which case
@@ -54,12 +55,16 @@ def select_words(
         rho: share of the words kept, rounded up; at least one word of a row that has any.
         generator: of `random`.
         counted_NW: bool, the words that `rho` is a share of, where the cache holds only some of them; else `mask_NW`.
+        need_NW: of `need`, the distance of each word's state to the teacher's, without gradient.
     """
     if kind == "all":
         return mask_NW
     prior = min_max_scale(prior_NW, mask_NW)
     if kind == "random":
         score = torch.rand(mask_NW.shape, generator=generator).to(mask_NW.device)
+    elif kind == "need":
+        assert need_NW is not None
+        score = need_NW
     elif relevance_NW is None or kind == "prior":
         score = prior
     else:

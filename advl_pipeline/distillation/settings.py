@@ -17,17 +17,20 @@ class DistillationSettings:
     """Options of METHOD.md with the defaults of `advl`; what each does is told where it is used."""
 
     pathway: Pathway = "both"
-    distance: Literal["mse", "l1", "cosine", "smooth-l1"] = "mse"
+    distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = "relational"
+    student_temperature: float = 0.05
+    teacher_temperature: float = 0.05
+    distill_layer: Literal["unimodal", "fused"] = "unimodal"
     vision_target: Literal["image", "regions", "both"] = "both"
     teacher_balance: TeacherBalance = "equal"
     teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    selection: Literal["adaptive", "prior", "visual", "random", "all"] = "adaptive"
+    selection: Literal["adaptive", "prior", "visual", "need", "random", "all"] = "adaptive"
     selection_alpha: float = 0.5
     selection_rho: float = 0.3
     candidates: Literal["all", "right"] = "all"
-    text_pass: Literal["fused", "text-only"] = "fused"
     weighting: Literal["ratio", "teacher", "gap", "uniform"] = "ratio"
     weight_max: float = 2.0
     weight_normalise: Literal["none", "batch-mean"] = "none"
     weight_shuffle: bool = False
     adapt_objective: AdaptObjective = "contrastive"
+    anchor_weight: float = 20.0

@@ -40,11 +40,17 @@ class TextSignal:
 
 @dataclass(frozen=True, kw_only=True)
 class WordAlignment:
-    """The words of each sequence: the word of each student token, the prior, and which words exist."""
+    """The words of each sequence: the word of each student token, the prior, and which words exist.
+
+    `form_NW` (int64) is equal where two words are spelled alike. `known_NW` (float32, 0 to 1) says how well the
+    student's pretraining knew a word.
+    """
 
     word_of_token_NL: torch.Tensor
     prior_NW: torch.Tensor
     word_mask_NW: torch.Tensor
+    form_NW: torch.Tensor
+    known_NW: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,24 @@ class WordPrior:
         return self.idf.get(word, self.unseen)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownWords:
+    """How well a student's pretraining knew a word: from how often it saw it, count / (count + `half`).
+
+    Without counts every word counts as known, as the vocabulary of a published student is.
+    """
+
+    counts: Mapping[str, int] | None
+    half: float = 5.0
+
+    def of_word(self, word: str) -> float:
+        """Return a number in [0, 1] for a lower-cased word; function words are known to everybody."""
+        if self.counts is None or is_function_word(word):
+            return 1.0
+        count = self.counts.get(word, 0)
+        return count / (count + self.half)
+
+
 def is_function_word(word: str) -> bool:
     """Return whether a lower-cased word is a stop word or punctuation."""
     return word in STOP_WORDS or not any(character.isalnum() for character in word)

@@ -8,7 +8,7 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.disk import CacheForecast
 from advl_pipeline.studies.forecast import Forecast
-from advl_pipeline.training.config import planned_steps
+from advl_pipeline.training.methods import planned_steps
 
 
 def forecast_as_text(forecast: Forecast) -> str:

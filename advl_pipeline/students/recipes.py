@@ -52,6 +52,7 @@ class Recipe:
     eps: float = 1e-8
     momentum: float = 0.0
     head_lr_scale: float = 1.0
+    adapt_lr_scale: float = 1.0
     lr_scales: tuple[ScaleRule, ...] = ()
     clip_norm: float = 0.0
     clip_each: float = 0.0

@@ -12,7 +12,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.folder import STUDY_FILE, read_study_folder
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.run_folder import read_json
-from advl_pipeline.training.config import planned_steps
+from advl_pipeline.training.methods import planned_steps
 from advl_pipeline.training.run_identity import run_identity
 
 HERE = "finished runs of this study"

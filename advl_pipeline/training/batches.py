@@ -23,7 +23,11 @@ ANNOUNCE_AHEAD = 8
 
 @dataclass(kw_only=True)
 class TrainingBatch:
-    """One micro-batch. `image_ids_B` (int64) is equal where two examples show the same picture."""
+    """One micro-batch.
+
+    `image_ids_B` (int64) is equal where two examples show the same picture. `anchored_B` (bool) is False for pictures
+    of another split than the one that is trained on: pretraining may never have seen their like.
+    """
 
     example_ids: tuple[str, ...]
     task: str
@@ -31,6 +35,7 @@ class TrainingBatch:
     targets: TaskTargets
     signal: TeacherSignal | None
     image_ids_B: torch.Tensor
+    anchored_B: torch.Tensor
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Return the batch with every tensor on a device."""
@@ -41,6 +46,7 @@ class TrainingBatch:
             targets=self.targets.to(device),
             signal=None if self.signal is None else self.signal.to(device),
             image_ids_B=self.image_ids_B.to(device),
+            anchored_B=self.anchored_B.to(device),
         )
 
 
@@ -54,6 +60,7 @@ def training_batches(
     order: BatchOrder,
     labelled: bool,
     labelled_ids: frozenset[str] | None = None,
+    other_ids: frozenset[str] = frozenset(),
 ) -> Iterator[list[TrainingBatch]]:
     """Yield, for each optimiser step, the micro-batches of this rank.
 
@@ -66,6 +73,7 @@ def training_batches(
         order: which examples a step takes, by position in `indices`.
         labelled: whether confidences in the ground truth are looked up.
         labelled_ids: examples whose labels may be used, None for all.
+        other_ids: examples of other splits than the one that is trained on.
     """
 
     def parts(step: int) -> list[list[Example]]:
@@ -85,7 +93,9 @@ def training_batches(
                 source.announce(coming)
                 num_announced += len(coming)
         yield [
-            collate_batch(examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids)
+            collate_batch(
+                examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
+            )
             for examples in waiting.popleft()
         ]
 
@@ -98,6 +108,7 @@ def collate_batch(
     *,
     labelled: bool,
     labelled_ids: frozenset[str] | None = None,
+    other_ids: frozenset[str] = frozenset(),
 ) -> TrainingBatch:
     """Return the batch of examples of one task; with `labelled`, with the teachers' confidences.
 
@@ -112,5 +123,6 @@ def collate_batch(
         student=batch,
         targets=collate_targets(examples, num_classes, labelled_ids=labelled_ids),
         signal=signal,
+        anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
     )

@@ -22,6 +22,7 @@ PLAIN: Mapping[str, float] = {
     "weight_decay": 0.01,
     "warmup_fraction": 0.1,
     "clip_norm": 2.0,
+    "adapt_lr_scale": 1.0,
 }
 """What stands for options that are left to a recipe, where there is none."""
 
@@ -94,9 +95,8 @@ class FinetuneConfig(Configuration):
     )
     num_steps: int | None = option(
         None,
-        help="Optimiser steps in total, both steps of the method together [default: the recipe's at full data, else "
-        "300].",
-        minimum=2,
+        help="Optimiser steps of the finetune step [default: the recipe's at full data, else 300].",
+        minimum=1,
     )
     batch_size: int | None = option(
         None, help="Examples per optimiser step [default: the recipe's, else 16].", minimum=1
@@ -183,7 +183,22 @@ class FinetuneConfig(Configuration):
         "none", help="Schedule of lambda over the finetune step, down to 0 at its end."
     )
     pathway: Literal["both", "vision", "text"] = option("both", help="Pathways in use.")
-    distance: Literal["mse", "l1", "cosine", "smooth-l1"] = option("mse", help="Distance of the pathways.")
+    distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = option(
+        "relational",
+        help="What of a teacher is followed: relational, its likenesses among the words (regions) of a batch; or the "
+        "coordinates of its features, through a projection, by mse, l1, cosine or smooth-l1.",
+    )
+    student_temperature: float = option(
+        0.05, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
+    )
+    teacher_temperature: float = option(
+        0.05, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
+    )
+    distill_layer: Literal["unimodal", "fused"] = option(
+        "unimodal",
+        help="Which states are distilled: those that have seen one modality alone, from below the fusion where the "
+        "student has such layers, else from a pass that hides the other modality; or those after the fusion.",
+    )
     target_norm: Literal["standardise", "none"] = option(
         "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
     )
@@ -198,18 +213,13 @@ class FinetuneConfig(Configuration):
         help="Weight of a teacher in its pathways, for --teacher-balance fixed; once for each.",
         metavar="NAME=NUMBER",
     )
-    selection: Literal["adaptive", "prior", "visual", "random", "all"] | None = option(
+    selection: Literal["adaptive", "prior", "visual", "need", "random", "all"] | None = option(
         None, help="Adaptive Text Token Selection: how words are scored."
     )
     selection_alpha: float = option(0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1)
     selection_rho: float = option(0.3, help="Share of the words that is kept.", above=0, maximum=1)
     candidates: Literal["all", "right"] = option(
         "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
-    )
-    text_pass: Literal["fused", "text-only"] = option(
-        "fused",
-        help="Which states the language pathway distils: those that have seen the picture, or of a further pass that "
-        "hides it, as the text teacher never sees it either.",
     )
     weighting: Literal["ratio", "teacher", "gap", "uniform"] | None = option(
         None, help="Adaptive Confidence-based Weighting: the weight of an instance."
@@ -225,20 +235,36 @@ class FinetuneConfig(Configuration):
     )
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2)
     steps: Literal["one", "two"] | None = option(None, help="Two-step finetuning, or the finetune step alone.")
-    adapt_fraction: float = option(0.1, help="Share of the budget spent in the adapt step.", above=0, below=1)
-    adapt_lr_scale: float = option(
-        0.1,
+    adapt_steps: int = option(
+        400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1
+    )
+    adapt_texts: int = option(
+        64,
+        help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
+        minimum=2,
+    )
+    adapt_lr_scale: float | None = option(
+        None,
         help="Learning rate of the student in the adapt step relative to its own in the finetune step; projections, "
-        "which start anew, learn at their own.",
+        "which start anew, learn at their own [default: the recipe's, else 1].",
         minimum=0,
-        maximum=1,
     )
-    adapt_objective: Literal["contrastive", "distil-only", "projections-only"] = option(
-        "contrastive", help="What the adapt step learns."
+    anchor_weight: float = option(
+        20.0,
+        help="How strongly the adapt step holds what pictures show, and words that pretraining knew, where it left "
+        "them; in units of their variance, 0 lets them go.",
+        minimum=0,
     )
-    adapt_on: Literal["subset", "inputs"] = option(
-        "subset",
-        help="Inputs of the adapt step: the labelled subset, or all inputs of the split without labels.",
+    adapt_objective: Literal["contrastive", "distil-only", "projections-only"] | None = option(
+        None,
+        help="What the adapt step learns: distillation alone, the contrast of pictures and texts with it, or the "
+        "projections with the student held [default: contrastive for plain-two-step, else distil-only].",
+    )
+    adapt_on: tuple[str, ...] = option(
+        ("inputs",),
+        help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
+        "DATASET/SPLIT, of which caches must be given too, such as pictures in the style of the target. Repeatable.",
+        metavar="INPUTS",
     )
     teacher_control: TeacherControl = option(
         "none", help="Control: permute the teacher's features over units; a cache of `random:NAME` is the other one."
@@ -255,8 +281,3 @@ class FinetuneConfig(Configuration):
         "for each.",
         metavar="NAME=PATH",
     )
-
-
-def planned_steps(config: FinetuneConfig) -> int:
-    """Return the optimiser steps that a run is planned for; a recipe's own number is known only with its data."""
-    return int(PLAIN["num_steps"]) if config.num_steps is None else config.num_steps

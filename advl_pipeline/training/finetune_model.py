@@ -81,6 +81,8 @@ class FinetuneModel(nn.Module):
         self.heads = nn.ModuleDict(dict(heads))
         self.distiller = distiller
         self.task_loss: TaskLoss = task_loss
+        self.anchor: tuple[Student, ...] = ()
+        """The student as it was pretrained, which the adapt step holds known words to; no part of the module."""
         self.trainable = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
 
     def forward(
@@ -93,6 +95,7 @@ class FinetuneModel(nn.Module):
         phase: Phase,
         strength: float,
         image_ids_B: torch.Tensor,
+        anchored_B: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         perturbation: Perturbation | None = None,
     ) -> LossTerms:
@@ -106,12 +109,13 @@ class FinetuneModel(nn.Module):
             phase: `adapt` (no task loss) or `finetune`.
             strength: lambda.
             image_ids_B: int64, equal where two examples show the same picture.
+            anchored_B: bool, pictures of a kind that pretraining saw; None for all.
             generator: of random choices inside the method.
             perturbation: of the student's inputs in the finetune step.
         """
         if phase == "adapt":
-            return self._adapt(batch, targets, signal, image_ids_B, generator)
-        return self._finetune(batch, targets, signal, task, strength, generator, perturbation)
+            return self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
+        return self._finetune(batch, targets, signal, image_ids_B, task, strength, generator, perturbation)
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
         """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
@@ -124,22 +128,33 @@ class FinetuneModel(nn.Module):
         targets: TaskTargets,
         signal: TeacherSignal | None,
         image_ids_B: torch.Tensor,
+        anchored_B: torch.Tensor | None,
         generator: torch.Generator | None,
     ) -> LossTerms:
         terms = LossTerms()
-        right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
-        separate = None
-        if self.distiller.settings.adapt_objective == "contrastive":
-            separate = self.student.encode(batch, mask_visual=True)
-            contrast = self.distiller.contrast(separate, batch, right_B, image_ids_B, known_B=targets.known_B)
+        contrasts = self.distiller.settings.adapt_objective == "contrastive"
+        apart = (
+            self.student.encode_unimodal(batch) if contrasts or self.anchor or self._distils_apart(signal) else None
+        )
+        if contrasts:
+            assert apart is not None
+            right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
+            contrast = self.distiller.contrast(apart, batch, right_B, image_ids_B, known_B=targets.known_B)
             terms.weighted["contrast"] = contrast
             terms.raw["contrast"] = contrast.detach()
         if signal is not None:
-            output = self.encode(batch, need_relevance=self.distiller.needs_relevance)
-            distilled = self._distilled(output, batch, targets, signal, separate, generator)
-            for name, term in distilled.pathways.items():
+            for name, term in self.distilled(batch, targets, signal, image_ids_B, None, apart, generator).items():
                 terms.weighted[name] = term.value_B.mean()
                 terms.note(name, term)
+        if self.anchor:
+            assert apart is not None
+            assert signal is not None
+            assert signal.words is not None
+            with torch.no_grad():
+                reference = self.anchor[0].encode_unimodal(batch)
+            drift = self.distiller.drift(apart, reference, batch, signal.words, anchored_B)
+            terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
+            terms.raw["drift"] = drift.detach()
         return terms
 
     def _finetune(
@@ -147,6 +162,7 @@ class FinetuneModel(nn.Module):
         batch: StudentBatch,
         targets: TaskTargets,
         signal: TeacherSignal | None,
+        image_ids_B: torch.Tensor,
         task: str,
         strength: float,
         generator: torch.Generator | None,
@@ -160,40 +176,76 @@ class FinetuneModel(nn.Module):
         terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()}, compared=scored.compared)
         if targets.label_B is not None:
             terms.num_correct = (logits.detach().argmax(1) == targets.label_B).sum()
-        if signal is None or strength == 0.0:
+        if signal is None or strength == 0.0 or not any(self.distiller.teachers.values()):
             return terms
         confidence_B = student_confidence(self.task_loss, logits, targets)
         terms.confidence = {"student": confidence_B, **signal.confidence}
-        distilled = self._distilled(output, batch, targets, signal, None, generator)
-        for name, term in distilled.pathways.items():
+        for name, term in self.distilled(batch, targets, signal, image_ids_B, output, None, generator).items():
             weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)
             terms.weighted[name] = strength * (weights_B * term.value_B).mean()
             terms.note(name, term)
             terms.weights[name] = weights_B
         return terms
 
-    def _distilled(
+    def distilled(
         self,
-        output: StudentOutput,
         batch: StudentBatch,
         targets: TaskTargets,
         signal: TeacherSignal,
-        separate: StudentOutput | None,
+        image_ids_B: torch.Tensor,
+        fused: StudentOutput | None,
+        apart: StudentOutput | None,
         generator: torch.Generator | None,
+    ) -> Mapping[str, PathwayTerm]:
+        """Return the pathways' terms.
+
+        Args:
+            batch: the student's inputs.
+            targets: of which candidate is right.
+            signal: of the teachers.
+            image_ids_B: int64, equal where two examples show the same picture.
+            fused: the ordinary pass, where there is one already.
+            apart: the pass in which neither modality has seen the other, where there is one already.
+            generator: of random choices inside the method.
+        """
+        right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
+        is_right_N = self._right_mask(batch, right_B, targets)
+        return self.distillation_terms(
+            batch, signal, is_right_N, image_ids_B, fused=fused, apart=apart, generator=generator
+        ).pathways
+
+    def distillation_terms(
+        self,
+        batch: StudentBatch,
+        signal: TeacherSignal,
+        is_right_N: torch.Tensor,
+        image_ids_B: torch.Tensor,
+        *,
+        fused: StudentOutput | None = None,
+        apart: StudentOutput | None = None,
+        generator: torch.Generator | None = None,
     ) -> DistillationTerms:
-        """Return the pathways' terms; `separate` is a pass that hides the picture, where there is one already."""
-        hides_picture = self.distiller.settings.text_pass == "text-only" and len(self.distiller.text)
-        if hides_picture and separate is None:
-            separate = self.student.encode(batch, mask_visual=True)
-        right_B = right_sequences(targets, batch.num_candidates).to(output.pooled_NP.device)
+        """Return terms and selected words from the states that the run distils; see `distilled`."""
+        needs_relevance = self.distiller.needs_relevance
+        if fused is None and (needs_relevance or not self._distils_apart(signal)):
+            fused = self.encode(batch, need_relevance=needs_relevance)
+        if apart is None and self._distils_apart(signal):
+            apart = self.student.encode_unimodal(batch)
+        states = apart if self._distils_apart(signal) else fused
+        assert states is not None
         return self.distiller.terms(
-            output,
+            states,
             batch,
             signal,
-            self._right_mask(batch, right_B, targets),
-            text_only=separate if hides_picture else None,
+            is_right_N,
+            image_ids_B,
+            relevance_NL=None if fused is None else fused.relevance_NL,
             generator=generator,
         )
+
+    def _distils_apart(self, signal: TeacherSignal | None) -> bool:
+        has_teachers = signal is not None and any(self.distiller.teachers.values())
+        return has_teachers and self.distiller.settings.distill_layer == "unimodal"
 
     def encode(
         self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None

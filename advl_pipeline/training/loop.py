@@ -82,7 +82,7 @@ def run_phase(
         settings,
         model,
         train_student=_trains_student(model, plan.phase),
-        student_scale=config.adapt_lr_scale if plan.phase == "adapt" else 1.0,
+        student_scale=settings.adapt_lr_scale if plan.phase == "adapt" else 1.0,
     )
     if checkpoint is not None:
         restore(checkpoint, model, optimizer)
@@ -200,6 +200,7 @@ def _run_model(
         phase=phase,
         strength=strength,
         image_ids_B=batch.image_ids_B,
+        anchored_B=batch.anchored_B,
         generator=generator,
         perturbation=perturbation,
     )

@@ -1,14 +1,15 @@
 """Methods by name: what each control and ADVL itself do with the teachers.
 
-| method         | teachers | words            | weights  | steps |
-|----------------|----------|------------------|----------|-------|
-| plain          | no       | -                | -        | one   |
-| plain-two-step | no       | -                | -        | two   |
-| naive-kd       | yes      | all              | uniform  | one   |
-| advl           | yes      | adaptive         | ratio    | two   |
+| method         | teachers | words            | weights  | steps | adapt step learns |
+|----------------|----------|------------------|----------|-------|-------------------|
+| plain          | no       | -                | -        | one   | -                 |
+| plain-two-step | no       | -                | -        | two   | contrast          |
+| naive-kd       | yes      | all              | uniform  | one   | -                 |
+| advl           | yes      | adaptive         | ratio    | two   | distillation      |
 
-Every method trains for the same number of optimiser steps on the same examples in the same order. An option given
-explicitly wins over the method's default, which is how ablations are named.
+Every method has the same finetune step: as many optimiser steps on the same examples in the same order. Methods of
+two steps share the budget and the inputs of the adapt step too. An option given explicitly wins over the method's
+default, which is how ablations are named.
 """
 
 from __future__ import annotations
@@ -20,13 +21,37 @@ from typing import Any, Literal
 
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import PLAIN, FinetuneConfig
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "plain": {"teachers": False, "selection": "all", "weighting": "uniform", "steps": "one"},
-    "plain-two-step": {"teachers": False, "selection": "all", "weighting": "uniform", "steps": "two"},
-    "naive-kd": {"teachers": True, "selection": "all", "weighting": "uniform", "steps": "one"},
-    "advl": {"teachers": True, "selection": "adaptive", "weighting": "ratio", "steps": "two"},
+    "plain": {
+        "teachers": False,
+        "selection": "all",
+        "weighting": "uniform",
+        "steps": "one",
+        "adapt_objective": "contrastive",
+    },
+    "plain-two-step": {
+        "teachers": False,
+        "selection": "all",
+        "weighting": "uniform",
+        "steps": "two",
+        "adapt_objective": "contrastive",
+    },
+    "naive-kd": {
+        "teachers": True,
+        "selection": "all",
+        "weighting": "uniform",
+        "steps": "one",
+        "adapt_objective": "distil-only",
+    },
+    "advl": {
+        "teachers": True,
+        "selection": "adaptive",
+        "weighting": "ratio",
+        "steps": "two",
+        "adapt_objective": "distil-only",
+    },
 }
 
 
@@ -42,19 +67,17 @@ class ResolvedMethod:
 
 
 def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
-    """Fill the options that follow the method, and split the budget over the two steps.
+    """Fill the options that follow the method, and give each step its budget.
 
     Args:
         config: of the run.
-        num_steps: optimiser steps of both steps together.
+        num_steps: optimiser steps of the finetune step.
 
     Raises:
         ConfigError: options that contradict each other.
     """
     defaults = _DEFAULTS[config.method]
     steps = config.steps or defaults["steps"]
-    if num_steps < 2:
-        raise ConfigError("num-steps must be at least 2.", why=f"got {num_steps!r}")
     if defaults["teachers"] and not config.cache:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
@@ -67,18 +90,21 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             where="--live-weights",
             next_command="add --live, or leave out --live-weights",
         )
-    if steps == "two" and not defaults["teachers"] and config.adapt_objective != "contrastive":
+    objective = config.adapt_objective or defaults["adapt_objective"]
+    if steps == "two" and not defaults["teachers"] and objective != "contrastive":
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",
-            why=f"adapt-objective is {config.adapt_objective}, which learns from teachers alone",
+            why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
-    num_adapt = max(1, round(num_steps * config.adapt_fraction)) if steps == "two" else 0
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         steps=steps,
         settings=DistillationSettings(
             pathway=config.pathway,
             distance=config.distance,
+            student_temperature=config.student_temperature,
+            teacher_temperature=config.teacher_temperature,
+            distill_layer=config.distill_layer,
             vision_target=config.vision_target,
             teacher_balance=config.teacher_balance,
             teacher_weights=teacher_weights(config.teacher_weight),
@@ -86,19 +112,30 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             selection_alpha=config.selection_alpha,
             selection_rho=config.selection_rho,
             candidates=config.candidates,
-            text_pass=config.text_pass,
             weighting=config.weighting or defaults["weighting"],
             weight_max=config.weight_max,
             weight_normalise=config.weight_normalise,
             weight_shuffle=config.weight_shuffle,
-            adapt_objective=config.adapt_objective,
+            adapt_objective=config.adapt_objective or defaults["adapt_objective"],
+            anchor_weight=config.anchor_weight,
         ),
-        num_adapt_steps=num_adapt,
-        num_finetune_steps=num_steps - num_adapt,
+        num_adapt_steps=config.adapt_steps if steps == "two" else 0,
+        num_finetune_steps=num_steps,
     )
     if config.hide_picture:
         _check_hidden_picture(method, confidence=config.confidence)
     return method
+
+
+def planned_steps(config: FinetuneConfig) -> int:
+    """Return the optimiser steps that a run is planned for; a recipe's own number is known only with its data."""
+    steps = config.steps or _DEFAULTS[config.method]["steps"]
+    return finetune_steps(config) + (config.adapt_steps if steps == "two" else 0)
+
+
+def finetune_steps(config: FinetuneConfig) -> int:
+    """Return the steps of the finetune step alone, as far as the options tell."""
+    return int(PLAIN["num_steps"]) if config.num_steps is None else config.num_steps
 
 
 def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:

@@ -73,12 +73,16 @@ def measure_parts(
     found["student"] = _median(lambda: _task_step(model, batch), repeats, device)
     if batch.signal is not None:
         with torch.no_grad():
-            output = model.encode(batch.student, need_relevance=model.distiller.needs_relevance)
+            output = (
+                model.student.encode_unimodal(batch.student)
+                if model.distiller.settings.distill_layer == "unimodal"
+                else model.encode(batch.student, need_relevance=model.distiller.needs_relevance)
+            )
         for part, signal in (
             ("vision", replace(batch.signal, text={})),
             ("text", replace(batch.signal, vision={})),
         ):
-            if len(getattr(model.distiller, part)) and getattr(signal, part):
+            if model.distiller.teachers[part] and getattr(signal, part):
                 single = replace(batch, signal=signal)
                 found[part] = _median(partial(_pathway_step, model, single, output, part), repeats, device)
     if contrasts:
@@ -132,13 +136,15 @@ def _pathway_step(model: FinetuneModel, batch: TrainingBatch, output: StudentOut
         batch.student,
         batch.signal,
         every_N,
+        batch.image_ids_B,
+        relevance_NL=output.relevance_NL,
         generator=torch.Generator().manual_seed(0),
     )
     terms.pathways[part].value_B.mean().backward()  # type: ignore[no-untyped-call]
 
 
 def _contrast_step(model: FinetuneModel, batch: TrainingBatch) -> None:
-    separate = model.student.encode(batch.student, mask_visual=True)
+    separate = model.student.encode_unimodal(batch.student)
     right_B = right_sequences(batch.targets, batch.student.num_candidates).to(batch.image_ids_B.device)
     model.distiller.contrast(separate, batch.student, right_B, batch.image_ids_B).backward()  # type: ignore[no-untyped-call]
 

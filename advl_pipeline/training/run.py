@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +21,35 @@ from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.joined import JoinedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.distillation.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
 from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.adapt_inputs import cache_of_split, open_other_inputs
 from advl_pipeline.training.adversarial_step import require_perturbable
-from advl_pipeline.training.batch_order import GROUP_SIZE
+from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.compatibility import check_caches, check_selection
-from advl_pipeline.training.config import FinetuneConfig, planned_steps
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads, save_heads
 from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
+from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
-from advl_pipeline.training.methods import ResolvedMethod, resolve_method
+from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.run_folder import RunFolder
@@ -72,15 +78,22 @@ class FinetuneResult:
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What the phases train on: positions in the split of the labelled subset and of the adapt step's inputs.
+    """What the phases train on: positions in the split of the labelled subset, and in `adapt_dataset`, which begins
+    with the split, of the adapt step's inputs.
 
     `num_skipped` counts what the dataset left out as malformed.
     """
 
     dataset: Dataset
     labelled: list[int]
+    adapt_dataset: Dataset
     adapt: list[int]
     num_skipped: int
+
+    @property
+    def other_ids(self) -> frozenset[str]:
+        """Examples of the adapt step that are of other splits than the one to train on."""
+        return self.adapt_dataset.other_ids if isinstance(self.adapt_dataset, JoinedDataset) else frozenset()
 
 
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -90,7 +103,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
         folder of another run. DatasetError, CorruptCache, WeightsUnavailable: as they say.
     """
-    resolve_method(config, num_steps=planned_steps(config))
+    resolve_method(config, num_steps=finetune_steps(config))
     if config.tensorboard:
         require_tensorboard()
     folder = RunFolder(config.output)
@@ -132,7 +145,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             folder.write_json(SELECTED_WORDS_FILE, words)
             folder.write_json(WORD_SELECTION_FILE, describe_selection(model, source))
         parts = _measure_parts(settings, method, model, inputs, source, accelerator)
-        summary = _summary(config, settings, model, inputs, timings, time.perf_counter() - began) | parts
+        summary = _summary(config, settings, method, model, inputs, timings, time.perf_counter() - began) | parts
         folder.write_json("result.json", summary)
         folder.checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -213,14 +226,18 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
         on_error=config.on_error,
     )
     everything = list(range(len(dataset)))
-    if config.shots is None:
-        return _Inputs(dataset=dataset, labelled=everything, adapt=everything, num_skipped=len(dataset.skipped))
-    chosen = set(nested_subset(dataset, config.shots, config.seed))
-    labelled = [index for index, name in enumerate(dataset.example_ids) if name in chosen]
+    labelled = everything
+    if config.shots is not None:
+        chosen = set(nested_subset(dataset, config.shots, config.seed))
+        labelled = [index for index, name in enumerate(dataset.example_ids) if name in chosen]
+    others = open_other_inputs(config, dataset)
+    joined = JoinedDataset([dataset, *others]) if others else dataset
+    own = everything if "inputs" in config.adapt_on else labelled if "subset" in config.adapt_on else []
     return _Inputs(
         dataset=dataset,
         labelled=labelled,
-        adapt=everything if config.adapt_on == "inputs" else labelled,
+        adapt_dataset=joined,
+        adapt=[*own, *range(len(dataset), len(joined))],
         num_skipped=len(dataset.skipped),
     )
 
@@ -233,31 +250,53 @@ def _open_caches(config: FinetuneConfig) -> list[TeacherCache]:
 def _open_signals(
     config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder, *, device: torch.device
 ) -> SignalSource | None:
-    if not method.uses_teachers:
+    anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
+    if not method.uses_teachers and not anchors:
         folder.keep_caches([])
         return None
-    caches = _open_caches(config)
-    check_caches(caches, inputs.dataset)
-    check_selection(caches, method.settings)
-    folder.keep_caches([(str(cache.path), cache.identity) for cache in caches])
-    weights = live_weights(config.live_weights, [cache.teacher_name for cache in caches])
-    teachers: list[TeacherFeatures] = [
-        live_teacher(cache, inputs.dataset, weights=weights.get(cache.teacher_name), device=str(device))
-        if config.live
-        else cached_teacher(cache)
-        for cache in caches
-    ]
-    names = [teacher.name for teacher in teachers]
-    if len(set(names)) != len(names):
-        raise ConfigError("Two caches hold the same teacher.", why=", ".join(names))
-    confidence = _confidence(config, method, caches, inputs)
+    splits = inputs.adapt_dataset.parts if isinstance(inputs.adapt_dataset, JoinedDataset) else (inputs.dataset,)
+    by_split = cache_of_split(_open_caches(config) if method.uses_teachers else [], splits)
+    for split, of_split in zip(splits, by_split, strict=True):
+        check_caches(of_split, split)
+        check_selection(of_split, method.settings)
+    folder.keep_caches([(str(cache.path), cache.identity) for of_split in by_split for cache in of_split])
+    confidence = _confidence(config, method, by_split[0], inputs)
     if config.teacher_control == "shuffle":
         if config.live:
             raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
-        teachers = [shuffled_teacher(teacher, seed=config.seed) for teacher in teachers]
         confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
-    prior = fit_word_prior(candidate.text for index in inputs.adapt for candidate in inputs.dataset[index].candidates)
-    return SignalSource(teachers, prior=prior, confidence=confidence, target_norm=config.target_norm)
+    weights = live_weights(config.live_weights, [cache.teacher_name for cache in by_split[0]])
+
+    def features(cache: TeacherCache, split: Dataset) -> TeacherFeatures:
+        if config.live:
+            return live_teacher(cache, split, weights=weights.get(cache.teacher_name), device=str(device))
+        teacher = cached_teacher(cache)
+        return shuffled_teacher(teacher, seed=config.seed) if config.teacher_control == "shuffle" else teacher
+
+    teachers = [
+        joined_teacher(
+            [cached_teacher(cache) for cache in of_teacher],
+            [features(cache, split) for cache, split in zip(of_teacher, splits, strict=True)],
+        )
+        for of_teacher in zip(*by_split, strict=True)
+    ]
+    texts = (
+        candidate.text
+        for index in sorted({*inputs.labelled, *inputs.adapt})
+        for candidate in inputs.adapt_dataset[index].candidates
+    )
+    return SignalSource(
+        teachers,
+        prior=fit_word_prior(texts),
+        known=KnownWords(counts=_known_words(config)),
+        confidence=confidence,
+        target_norm=config.target_norm,
+    )
+
+
+def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
+    """Return the words that pretraining taught, with their counts; None where it left no record."""
+    return None if config.init is None else known_words(config.init)
 
 
 def _confidence(
@@ -305,11 +344,19 @@ def _train(
     folder.keep_metrics_before(first_step)
     if config.tensorboard and accelerator.is_main_process:
         folder.open_tensorboard(first_step=first_step)
+    if method.num_adapt_steps and resumed_phase == "adapt" and method.settings.anchor_weight > 0:
+        # Before a checkpoint is restored, the model is still as it was pretrained.
+        reference = copy.deepcopy(model.student).to(accelerator.device).eval().requires_grad_(False)
+        model.anchor = (reference,)
     if checkpoint:
         restore(checkpoint[2], model, None)
     timings: dict[str, PhaseTiming] = {}
     with tqdm(
-        total=settings.num_steps, initial=first_step, desc=config.method, unit="step", disable=not sys.stderr.isatty()
+        total=sum(plan.num_steps for plan in phases),
+        initial=first_step,
+        desc=config.method,
+        unit="step",
+        disable=not sys.stderr.isatty(),
     ) as bar:
         for plan in phases:
             if plan.num_steps == 0 or (plan.phase == "adapt" and resumed_phase == "finetune"):
@@ -373,39 +420,54 @@ def _batch_maker(
     inputs: _Inputs,
     source: SignalSource | None,
 ) -> Any:
-    adapt = plan.phase == "adapt"
-    indices, order = order_examples(
-        settings,
-        student,
-        inputs.dataset,
-        inputs.adapt if adapt else inputs.labelled,
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    if plan.phase == "finetune":
+        indices, order = order_examples(
+            settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size
+        )
+        return partial(
+            _batches_of, inputs.dataset, indices, student, source, order=order, labelled=True, labelled_ids=None
+        )
+    texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
+    order = ExampleOrder(
+        len(inputs.adapt),
+        batch_size=max(2 * world_size, round(config.adapt_texts / texts_each)),
+        accumulate=1,
         seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=rank,
+        world_size=world_size,
     )
-
     ids = inputs.dataset.example_ids
     # The adapt step may see more inputs than there are labels for.
-    labelled_ids = frozenset(ids[position] for position in inputs.labelled) if adapt else None
+    labelled_ids = frozenset(ids[position] for position in inputs.labelled)
+    return partial(
+        _batches_of,
+        inputs.adapt_dataset,
+        inputs.adapt,
+        student,
+        source,
+        order=order,
+        labelled=False,
+        labelled_ids=labelled_ids,
+        other_ids=inputs.other_ids,
+    )
 
-    def make(steps: range) -> Iterator[list[TrainingBatch]]:
-        return training_batches(
-            inputs.dataset,
-            indices,
-            student,
-            source,
-            steps=steps,
-            order=order,
-            labelled=not adapt,
-            labelled_ids=labelled_ids,
-        )
 
-    return make
+def _batches_of(
+    dataset: Dataset,
+    indices: Sequence[int],
+    student: Student,
+    source: SignalSource | None,
+    steps: range,
+    **settings: Any,
+) -> Iterator[list[TrainingBatch]]:
+    return training_batches(dataset, indices, student, source, steps=steps, **settings)
 
 
 def _summary(
     config: FinetuneConfig,
     settings: TrainingSettings,
+    method: ResolvedMethod,
     model: FinetuneModel,
     inputs: _Inputs,
     timings: dict[str, PhaseTiming],
@@ -421,7 +483,7 @@ def _summary(
         "dataset": config.dataset,
         "shots": config.shots,
         "seed": config.seed,
-        "num_steps": settings.num_steps,
+        "num_steps": method.num_adapt_steps + method.num_finetune_steps,
         "recipe": settings.line(),
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,

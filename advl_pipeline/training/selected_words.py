@@ -30,7 +30,7 @@ SelectedWords = dict[str, list[list[list[int]]]]
 
 def selects_words(model: FinetuneModel) -> bool:
     """Whether the run distils some words and not others."""
-    return bool(model.distiller.text) and model.distiller.settings.selection != "all"
+    return bool(model.distiller.teachers["text"]) and model.distiller.settings.selection != "all"
 
 
 def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, Any]:
@@ -51,6 +51,8 @@ def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, 
 
 
 def _obstacle(settings: DistillationSettings, source: SignalSource) -> str:
+    if settings.selection == "need":
+        return "the teachers decide which words the student needs, and no teacher runs on test items"
     if settings.selection == "random":
         return "they are drawn at random, so that they would be others each time"
     selecting = [teacher.name for teacher in source.teachers if teacher.words_are_selected]
@@ -85,11 +87,13 @@ def selected_words(
         example = dataset[position]
         batch = collate_batch([example], dataset, model.student, source, labelled=False).to(device)
         assert batch.signal is not None
-        output = model.encode(batch.student, need_relevance=model.distiller.needs_relevance)
         every_N = torch.ones(batch.student.num_sequences, dtype=torch.bool, device=device)
-        generator = torch.Generator().manual_seed(position)
-        selected_NW = model.distiller.terms(
-            output, batch.student, batch.signal, every_N, generator=generator
+        selected_NW = model.distillation_terms(
+            batch.student,
+            batch.signal,
+            every_N,
+            batch.image_ids_B,
+            generator=torch.Generator().manual_seed(position),
         ).selected_NW
         if selected_NW is None:
             continue

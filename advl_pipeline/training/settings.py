@@ -42,6 +42,7 @@ class TrainingSettings:
     optimiser: Optimiser
     learning_rate: float
     head_lr_scale: float
+    adapt_lr_scale: float
     lr_scales: tuple[ScaleRule, ...]
     weight_decay: float
     no_decay: str | None
@@ -132,8 +133,8 @@ def resolve_settings(
 
 def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int) -> dict[str, Any]:
     same = (
-        "optimiser", "learning_rate", "head_lr_scale", "lr_scales", "weight_decay", "no_decay", "betas", "eps",
-        "momentum", "schedule", "milestones", "lr_floor", "clip_norm", "clip_each", "batch_unit",
+        "optimiser", "learning_rate", "head_lr_scale", "adapt_lr_scale", "lr_scales", "weight_decay", "no_decay",
+        "betas", "eps", "momentum", "schedule", "milestones", "lr_floor", "clip_norm", "clip_each", "batch_unit",
     )  # fmt: skip
     values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
     values["task_loss"] = recipe.loss
@@ -168,7 +169,8 @@ def _source_of(key: str, recipe: Recipe) -> str:
 def _of_options(config: FinetuneConfig, recipe: Recipe | None) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     for name in (
-        "num_steps", "accumulate", "optimiser", "learning_rate", "head_lr_scale", "weight_decay", "schedule",
+        "num_steps", "accumulate", "optimiser", "learning_rate", "head_lr_scale", "adapt_lr_scale", "weight_decay",
+        "schedule",
         "clip_norm", "task_loss",
     ):  # fmt: skip
         if (value := getattr(config, name)) is not None:

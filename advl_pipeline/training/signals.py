@@ -5,6 +5,7 @@ Runs on the background thread. Shapes: B examples, N sequences, S boxes, W words
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,7 @@ from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.distillation.distiller import TeacherWidths
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
-from advl_pipeline.distillation.word_prior import WordPrior
+from advl_pipeline.distillation.word_prior import KnownWords, WordPrior
 from advl_pipeline.distillation.words import align_tokens_to_words, word_spans
 from advl_pipeline.students.interface import StudentBatch
 
@@ -123,17 +124,21 @@ class SignalSource:
         *,
         prior: WordPrior,
         confidence: Mapping[str, Mapping[str, float]],
+        known: KnownWords | None = None,
         target_norm: str = "standardise",
     ) -> None:
         """Args:
         teachers: with features of every unit that will be asked for.
         prior: IDF over the training texts.
         confidence: modality -> example id -> probability of the ground truth.
+        known: what the student's pretraining knew [default: every word].
         target_norm: `standardise` or `none`.
         """
         self.teachers = teachers
         self.prior = prior
         self._prior_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(prior.of_text)
+        self._known = known or KnownWords(counts=None)
+        self._forms_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._spelling)
         self._confidence = confidence
         self._standardise = target_norm == "standardise"
 
@@ -189,14 +194,24 @@ class SignalSource:
         num_words = max(1, *(len(spans) for spans in words))
         prior = np.zeros((len(texts), num_words), dtype=np.float32)
         mask = np.zeros((len(texts), num_words), dtype=bool)
+        form = np.zeros((len(texts), num_words), dtype=np.int64)
+        known = np.zeros((len(texts), num_words), dtype=np.float32)
         for row, (text, spans) in enumerate(zip(texts, words, strict=True)):
             prior[row, : len(spans)] = self._prior_of(text)
             mask[row, : len(spans)] = True
+            form[row, : len(spans)], known[row, : len(spans)] = self._forms_of(text)
         return WordAlignment(
             word_of_token_NL=torch.from_numpy(align_tokens_to_words(spans_NL2, words)),
             prior_NW=torch.from_numpy(prior),
             word_mask_NW=torch.from_numpy(mask),
+            form_NW=torch.from_numpy(form),
+            known_NW=torch.from_numpy(known),
         )
+
+    def _spelling(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        words = [text[start:end].lower() for start, end in word_spans(text)]
+        forms = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.int64)
+        return forms, np.array([self._known.of_word(word) for word in words], dtype=np.float32)
 
     def _vision(self, teacher: TeacherFeatures, examples: Sequence[Example]) -> VisionSignal:
         store = teacher.image

@@ -15,6 +15,7 @@ from torch import nn
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, TeacherWidths
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 WIDTH, POOLED = 6, 5
@@ -39,6 +40,7 @@ class Candidate:
     text: dict[str, Array]
     words: dict[str, Array]
     known_words: dict[str, Array]
+    forms: list[int]
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Item:
 
     candidates: list[Candidate]
     right: int
+    picture: int
     image: dict[str, Array]
     boxes: dict[str, Array]
 
@@ -74,12 +77,14 @@ def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
                     text={name: random.normal(size=widths[0]) for name, widths in READERS.items()},
                     words={name: random.normal(size=(num_words, widths[1])) for name, widths in READERS.items()},
                     known_words={name: random.random(num_words) < 0.8 for name in READERS},
+                    forms=random.integers(0, 12, size=num_words).tolist(),
                 )
             )
         items.append(
             Item(
                 candidates=candidates,
                 right=int(random.integers(count)),
+                picture=int(random.integers(3)),
                 image={name: random.normal(size=widths[0]) for name, widths in EYES.items()},
                 boxes={name: random.normal(size=(num_boxes, widths[1])) for name, widths in EYES.items()},
             )
@@ -91,7 +96,7 @@ def distiller_of(**settings: Any) -> Distiller:
     torch.manual_seed(3)
     widths = {name: TeacherWidths(image_global=a, image_region=b) for name, (a, b) in EYES.items()}
     widths |= {name: TeacherWidths(text_global=a, text_token=b) for name, (a, b) in READERS.items()}
-    chosen = DistillationSettings(**{"selection": "prior", "selection_rho": 0.5, **settings})
+    chosen = DistillationSettings(**{"distance": "mse", "selection": "prior", "selection_rho": 0.5, **settings})
     return Distiller(chosen, widths, hidden_size=WIDTH, pooled_size=POOLED)
 
 
@@ -104,7 +109,10 @@ def stack(rows: list[Array], *, extra: int, fill: Any) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def lay_out(items: list[Item], *, extra: int = 0) -> tuple[StudentOutput, StudentBatch, TeacherSignal, torch.Tensor]:
+LaidOut = tuple[StudentOutput, StudentBatch, TeacherSignal, torch.Tensor, torch.Tensor]
+
+
+def lay_out(items: list[Item], *, extra: int = 0) -> LaidOut:
     """Return the examples as a batch, padded with garbage: what `Distiller.terms` takes."""
     flat = [candidate for item in items for candidate in item.candidates]
     box_index = stack([np.array(c.box_of_visual) for c in flat], extra=extra, fill=-1)
@@ -128,6 +136,8 @@ def lay_out(items: list[Item], *, extra: int = 0) -> tuple[StudentOutput, Studen
         word_of_token_NL=stack([np.array(c.word_of_token) for c in flat], extra=extra, fill=-1),
         prior_NW=stack([c.prior for c in flat], extra=extra, fill=7.0).float(),
         word_mask_NW=stack([np.ones(len(c.prior), bool) for c in flat], extra=extra, fill=False),
+        form_NW=stack([np.array(c.forms) for c in flat], extra=extra, fill=0),
+        known_NW=stack([np.zeros(len(c.prior)) for c in flat], extra=extra, fill=1.0).float(),
     )
     signal = TeacherSignal(
         vision={
@@ -149,11 +159,16 @@ def lay_out(items: list[Item], *, extra: int = 0) -> tuple[StudentOutput, Studen
         words=words,
     )
     right_N = torch.tensor([index == item.right for item in items for index in range(len(item.candidates))])
-    return output, batch, signal, right_N
+    return output, batch, signal, right_N, torch.tensor([item.picture for item in items])
 
 
 def run(distiller: Distiller, items: list[Item], *, extra: int = 0) -> DistillationTerms:
-    return distiller.terms(*lay_out(items, extra=extra))
+    return terms_of(distiller, lay_out(items, extra=extra))
+
+
+def terms_of(distiller: Distiller, laid_out: LaidOut) -> DistillationTerms:
+    output, *rest = laid_out
+    return distiller.terms(output, *rest, relevance_NL=output.relevance_NL)
 
 
 def apart(kind: str, projection: nn.Module, state: Array, target: Array) -> float:
@@ -214,6 +229,63 @@ def text_by_loop(distiller: Distiller, name: str, candidate: Candidate) -> float
     return total + (sum(each) / len(each) if each else 0.0)
 
 
+def divergence_by_loop(student: list[Array], teacher: list[Array], groups: list[int], node: int) -> float:
+    """KL of one node's likenesses to the nodes of other groups, the teacher's from the student's."""
+    others = [other for other, group in enumerate(groups) if group != groups[node]]
+    logs = []
+    for states in (teacher, student):
+        centred = np.array(states) - np.mean(states, axis=0)
+        centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+        scores = centred[others] @ centred[node] / 0.05
+        logs.append(scores - scores.max(initial=0.0) - math.log(sum(np.exp(scores - scores.max(initial=0.0))) or 1.0))
+    return float(np.sum(np.exp(logs[0]) * (logs[0] - logs[1])))
+
+
+def relations_by_loop(distiller: Distiller, items: list[Item]) -> dict[str, list[float]]:
+    """Nodes are the known words of a prior above 0, or the regions of each picture's first sequence."""
+    found: dict[str, list[float]] = {"vision": [0.0] * len(items), "text": [0.0] * len(items)}
+    for name in READERS:
+        nodes = [
+            (at, c, word)
+            for at, item in enumerate(items)
+            for c, candidate in enumerate(item.candidates)
+            for word in range(len(candidate.prior))
+            if candidate.known_words[name][word] and word in candidate.word_of_token and candidate.prior[word] > 0
+        ]
+        candidates = [items[at].candidates[c] for at, c, _ in nodes]
+        rows = [
+            [row for row, belongs in enumerate(candidate.word_of_token) if belongs == word]
+            for candidate, (_, _, word) in zip(candidates, nodes, strict=True)
+        ]
+        student = [candidate.tokens[row].mean(axis=0) for candidate, row in zip(candidates, rows, strict=True)]
+        teacher = [candidate.words[name][word] for candidate, (_, _, word) in zip(candidates, nodes, strict=True)]
+        forms = [candidate.forms[word] for candidate, (_, _, word) in zip(candidates, nodes, strict=True)]
+        for at, item in enumerate(items):
+            for c, candidate in enumerate(item.candidates):
+                usable = candidate.known_words[name] & (candidate.prior > 0)
+                chosen = chosen_by_loop(distiller, candidate, usable)
+                each = [divergence_by_loop(student, teacher, forms, nodes.index((at, c, word))) for word in chosen]
+                found["text"][at] += sum(each) / max(1, len(each)) / len(item.candidates) / len(READERS)
+    for name in EYES:
+        nodes_of = [
+            (at, row, box)
+            for at, item in enumerate(items)
+            for row, box in enumerate(item.candidates[0].box_of_visual)
+            if box >= 0
+        ]
+        student = [items[at].candidates[0].visual[row] for at, row, _ in nodes_of]
+        teacher = [items[at].boxes[name][box] for at, _, box in nodes_of]
+        places = [items[at].picture * 100 + box for at, _, box in nodes_of]
+        for at in range(len(items)):
+            each = [
+                divergence_by_loop(student, teacher, places, node)
+                for node, (owner, _, _) in enumerate(nodes_of)
+                if owner == at
+            ]
+            found["vision"][at] += sum(each) / max(1, len(each)) / len(EYES)
+    return found
+
+
 def terms_by_loop(distiller: Distiller, items: list[Item]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"vision": [], "text": []}
     for item in items:
@@ -257,8 +329,45 @@ def test_terms_equal_the_loops(settings: dict[str, Any]) -> None:
     close(terms, terms_by_loop(distiller, ITEMS))
 
 
-def test_padding_changes_nothing() -> None:
-    distiller = distiller_of(selection="adaptive")
+@pytest.mark.parametrize("seed", [0, 5, 9])
+@pytest.mark.parametrize("selection", ["all", "prior"])
+def test_relational_terms_equal_the_loops(seed: int, selection: str) -> None:
+    distiller = distiller_of(distance="relational", selection=selection, vision_target="regions")
+    items = draw(seed, (4, 1, 3, 2))
+    assert not list(distiller.vision.parameters()) + list(distiller.text.parameters())
+    expected = relations_by_loop(distiller, items)
+    assert sum(expected["text"]) > 0
+    for pathway, term in run(distiller, items).pathways.items():
+        np.testing.assert_allclose(term.value_B.detach().numpy(), expected[pathway], rtol=2e-3, atol=2e-3)
+
+
+def test_the_words_that_the_student_places_worst_are_selected_by_need() -> None:
+    everything = distiller_of(distance="relational", selection="all", vision_target="regions")
+    needy = distiller_of(distance="relational", selection="need", vision_target="regions", selection_rho=0.3)
+    for pathway, term in run(needy, ITEMS).pathways.items():
+        # The mean of the largest is at least the mean of all.
+        above = term.value_B - run(everything, ITEMS).pathways[pathway].value_B
+        assert bool((above >= -1e-5).all())
+        assert bool((above > 1e-3).any()) == (pathway == "text")
+
+
+def test_relations_without_partners_or_features_are_refused() -> None:
+    distiller = distiller_of(distance="relational", selection="all", vision_target="regions")
+    alike = [replace(i, candidates=[replace(c, forms=[3] * len(c.forms)) for c in i.candidates]) for i in ITEMS]
+    with pytest.raises(ConfigError, match="fewer than two words"):
+        run(distiller, alike)
+    settings = DistillationSettings(distance="relational", vision_target="regions")
+    for widths, message in (
+        (TeacherWidths(text_global=4), "no features of words"),
+        (TeacherWidths(image_global=4), "no features of regions"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Distiller(settings, {"teacher": widths}, hidden_size=WIDTH, pooled_size=POOLED)
+
+
+@pytest.mark.parametrize("distance", ["mse", "relational"])
+def test_padding_changes_nothing(distance: str) -> None:
+    distiller = distiller_of(selection="adaptive", distance=distance)
     plain, padded = run(distiller, ITEMS), run(distiller, ITEMS, extra=4)
     for pathway, term in plain.pathways.items():
         torch.testing.assert_close(padded.pathways[pathway].value_B, term.value_B, atol=1e-6, rtol=1e-5)
@@ -268,8 +377,10 @@ def test_padding_changes_nothing() -> None:
     assert not padded.selected_NW[:, plain.selected_NW.shape[1] :].any()
 
 
-def test_the_order_of_candidates_and_of_the_batch_change_nothing() -> None:
-    distiller = distiller_of(selection="adaptive")
+@pytest.mark.parametrize("distance", ["mse", "relational"])
+def test_the_order_of_candidates_and_of_the_batch_change_nothing(distance: str) -> None:
+    # The states of a picture's first sequence stand for it in relations; here sequences of one picture differ.
+    distiller = distiller_of(selection="adaptive", distance=distance, pathway="text" if distance != "mse" else "both")
     expected = {name: term.value_B for name, term in run(distiller, ITEMS).pathways.items()}
     turned = [replace(item, candidates=item.candidates[::-1]) for item in ITEMS]
     order = [2, 0, 3, 1]
@@ -301,17 +412,17 @@ def test_the_teachers_scale_and_offset_change_nothing() -> None:
 
 def test_an_aligned_teacher_says_what_is_seen_before_the_students_attention_does() -> None:
     distiller = distiller_of(selection="visual", selection_rho=0.3)
-    output, batch, signal, right_N = lay_out(ITEMS)
-    by_attention = distiller.terms(output, batch, signal, right_N).selected_NW
+    output, batch, signal, *rest = lay_out(ITEMS)
+    by_attention = terms_of(distiller, (output, batch, signal, *rest)).selected_NW
     assert signal.words is not None
     relevance_NW = torch.rand(signal.words.prior_NW.shape, generator=torch.Generator().manual_seed(0))
     text = {"scribe": replace(signal.text["scribe"], relevance_NW=relevance_NW), "clerk": signal.text["clerk"]}
-    by_towers = distiller.terms(output, batch, replace(signal, text=text), right_N).selected_NW
+    by_towers = terms_of(distiller, (output, batch, replace(signal, text=text), *rest)).selected_NW
     without = replace(output, relevance_NL=None)
     assert by_attention is not None
     assert by_towers is not None
     assert not by_towers.equal(by_attention)
-    again = distiller.terms(without, batch, replace(signal, text=text), right_N).selected_NW
+    again = terms_of(distiller, (without, batch, replace(signal, text=text), *rest)).selected_NW
     assert again is not None
     assert again.equal(by_towers)
 
@@ -341,7 +452,7 @@ def test_gradients_equal_finite_differences(state: str) -> None:
         slope[index] = (by_loop(value + nudge) - by_loop(value - nudge)) / 2e-5
     output, *rest = lay_out(items)
     leaf = getattr(output, FIELDS[state]).requires_grad_()
-    terms = distiller.terms(output, *rest)
+    terms = terms_of(distiller, (output, *rest))
     (torch.tensor(instance_weights) * terms.pathways[pathway].value_B).sum().backward()  # type: ignore[no-untyped-call]
     assert leaf.grad is not None
     found = leaf.grad[0].numpy()

@@ -60,7 +60,7 @@ def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> N
             student=name,
             task=(),
             num_steps=4,
-            adapt_fraction=0.5,
+            adapt_steps=2,
             # Where its authors finetuned it on VCR, batches are theirs too.
             batch_size=2 if recipe is None else None,
         )

@@ -97,7 +97,7 @@ def test_an_id_holds_every_option_at_its_default(tmp_path: Path, monkeypatch: py
     described: list[dict[str, object]] = []
 
     def changed(config: dict[str, object]) -> dict[str, object]:
-        described.append(run_identity(config) | {"adapt_fraction": 0.2})
+        described.append(run_identity(config) | {"adapt_steps": 2})
         return described[-1]
 
     monkeypatch.setattr(plan_module, "run_identity", changed)

@@ -29,8 +29,9 @@ class SmallCorpus:
             "method": "advl",
             "cache": self.caches,
             "task": ("vcr-q2a",),
-            "num_steps": 6,
-            "adapt_fraction": 0.34,
+            "num_steps": 4,
+            "adapt_steps": 2,
+            "adapt_texts": 16,
             "batch_size": 4,
             "confidence_folds": 2,
         }

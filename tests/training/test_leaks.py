@@ -148,7 +148,7 @@ def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
         settings: dict[str, Any] = {
             "cache": (cache,),
             "num_steps": 3,
-            "adapt_fraction": 0.34,
+            "adapt_steps": 2,
             "batch_size": 8,
             "confidence_folds": 2,
         }

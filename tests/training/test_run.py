@@ -38,7 +38,18 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
     options = [
         *(sys.executable, "-m", "advl_cli", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
         *("--data-root", str(small_corpus.data_root), "--output", str(tmp_path / "killed")),
-        *("--num-steps", "24", "--adapt-fraction", "0.34", "--batch-size", "4", "--confidence-folds", "2"),
+        *(
+            "--num-steps",
+            "16",
+            "--adapt-steps",
+            "8",
+            "--adapt-texts",
+            "16",
+            "--batch-size",
+            "4",
+            "--confidence-folds",
+            "2",
+        ),
         *("--checkpoint-every", "1"),
     ]
     command = [*options, "--cache", str(config.cache[0]), "--cache", str(config.cache[1])]
