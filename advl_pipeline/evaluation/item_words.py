@@ -82,7 +82,7 @@ def _select(
         relevance_NW = pool_to_words(output.relevance_NL[..., None], words.word_of_token_NL, num_words)[0][..., 0]
     selected_NW = select_words(
         described["selection"],
-        mask_NW=words.word_mask_NW & seen_NW,
+        mask_NW=words.word_mask_NW & seen_NW & ((words.prior_NW > 0) | (not described["content_words"])),
         prior_NW=words.prior_NW,
         relevance_NW=relevance_NW,
         alpha=described["alpha"],

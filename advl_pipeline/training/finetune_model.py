@@ -152,6 +152,8 @@ class FinetuneModel(nn.Module):
             assert signal.words is not None
             with torch.no_grad():
                 reference = self.anchor[0].encode_unimodal(batch)
+            if self.hide_picture:
+                anchored_B = torch.zeros_like(image_ids_B, dtype=torch.bool)
             drift = self.distiller.drift(apart, reference, batch, signal.words, anchored_B)
             terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
             terms.raw["drift"] = drift.detach()

@@ -91,6 +91,13 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             next_command="add --live, or leave out --live-weights",
         )
     objective = config.adapt_objective or defaults["adapt_objective"]
+    if steps == "two" and objective == "projections-only" and config.distance == "relational":
+        raise ConfigError(
+            "The adapt step has nothing to learn.",
+            where="--adapt-objective projections-only",
+            why="relations are compared as they are: there are no projections",
+            next_command="--distance mse, or --adapt-objective distil-only",
+        )
     if steps == "two" and not defaults["teachers"] and objective != "contrastive":
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",

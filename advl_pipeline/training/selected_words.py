@@ -46,6 +46,7 @@ def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, 
         "selection": settings.selection,
         "alpha": settings.selection_alpha,
         "rho": settings.selection_rho,
+        "content_words": settings.distance == "relational",
         "prior": asdict(source.prior),
     }
 

@@ -97,7 +97,13 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
     run = tmp_path / "run"
     run_finetune(
         small_corpus.config(
-            run, cache=(pair.path,), confidence="zero-shot", selection="visual", selection_rho=RHO, num_steps=3
+            run,
+            cache=(pair.path,),
+            confidence="zero-shot",
+            selection="visual",
+            selection_rho=RHO,
+            num_steps=3,
+            distance="mse",
         )
     )
     ids = list(pair.dataset.example_ids)

@@ -53,7 +53,7 @@ def same(one: Any, two: Any) -> bool:
     [
         ({"method": "plain", "hide_picture": True}, True),
         ({"hide_picture": True, **TEXT_ALONE}, True),
-        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "text_pass": "text-only", "weighting": "gap"}, True),
+        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "distill_layer": "fused", "weighting": "gap"}, True),
         (TEXT_ALONE, False),
     ],
     ids=["plain", "two steps", "one step", "shown"],
@@ -104,10 +104,10 @@ def test_what_would_teach_from_pictures_is_refused(changes: dict[str, Any], why:
 def test_all_that_sees_pictures_is_named_at_once_and_its_remedies_are_enough() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_method(hidden(method="advl"), num_steps=10)
-    assert caught.value.next_command.startswith("add --adapt-objective distil-only --pathway text --selection prior,")
+    assert caught.value.next_command.startswith("add --pathway text --selection prior,")
     for allowed in (
         TEXT_ALONE,
-        {**TEXT_ALONE, "adapt_objective": "projections-only", "selection": "random"},
+        {**TEXT_ALONE, "adapt_objective": "projections-only", "distance": "mse", "selection": "random"},
         {**TEXT_ALONE, "weighting": "uniform", "confidence": "probe-joint"},
         {"method": "naive-kd", "pathway": "text"},
         {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},

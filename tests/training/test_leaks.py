@@ -27,9 +27,9 @@ from advl_pipeline.training.run import run_finetune
 
 
 def test_low_shot_runs_use_the_same_nested_questions_for_every_method(small_corpus: Any, tmp_path: Path) -> None:
-    summary = run_finetune(small_corpus.config(tmp_path / "run", shots=4, num_steps=2)).summary
+    summary = run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=("subset",))).summary
     assert (summary["num_labelled"], summary["num_adapt_inputs"]) == (4, 4)
-    wide = run_finetune(small_corpus.config(tmp_path / "wide", shots=4, num_steps=2, adapt_on="inputs")).summary
+    wide = run_finetune(small_corpus.config(tmp_path / "wide", shots=4)).summary
     assert (wide["num_labelled"], wide["num_adapt_inputs"]) == (4, 16)
 
 
@@ -48,7 +48,7 @@ def relabelled(dataset: Any, kept: set[str]) -> AlteredDataset:
 def test_labels_outside_the_subset_and_other_splits_influence_nothing(
     adapt_on: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"shots": 4, "adapt_on": adapt_on}
+    changes = {"shots": 4, "adapt_on": (adapt_on,)}
     run_finetune(small_corpus.config(tmp_path / "true", **changes))
     opened: list[str] = []
 
@@ -80,7 +80,7 @@ def test_low_shot_statistics_come_from_where_the_readme_says(
 
     monkeypatch.setattr("advl_pipeline.training.run.fit_word_prior", fit)
     monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate)
-    run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=adapt_on, num_steps=2))
+    run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=(adapt_on,), num_steps=2))
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     subset = set(nested_subset(dataset, 4, 0))
     examples = [dataset[index] for index in range(len(dataset))]
@@ -92,7 +92,7 @@ def test_low_shot_statistics_come_from_where_the_readme_says(
 
 def test_inputs_without_labels_change_the_adapt_step(small_corpus: Any, tmp_path: Path) -> None:
     for adapt_on in ("subset", "inputs"):
-        run_finetune(small_corpus.config(tmp_path / adapt_on, shots=4, adapt_on=adapt_on))
+        run_finetune(small_corpus.config(tmp_path / adapt_on, shots=4, adapt_on=(adapt_on,)))
     assert losses(tmp_path / "subset") != losses(tmp_path / "inputs")
 
 

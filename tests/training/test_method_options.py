@@ -23,6 +23,12 @@ METHOD_OPTIONS = {"method", *_NAMES[_NAMES.index("distill_weight") :]}
 
 
 CHANGES: dict[str, dict[str, Any]] = {
+    "distance-mse": {"distance": "mse"},
+    "student-temperature": {"student_temperature": 0.2},
+    "teacher-temperature": {"teacher_temperature": 0.2},
+    "selection-need": {"selection": "need"},
+    "anchor-weight": {"anchor_weight": 0.0},
+    "adapt-texts": {"adapt_texts": 8},
     "distance-cosine": {"distance": "cosine"},
     "distance-l1": {"distance": "l1"},
     "distance-smooth-l1": {"distance": "smooth-l1"},
@@ -49,8 +55,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "confidence": {"confidence": "probe-joint"},
     "confidence-none": {"confidence": "none"},
     "steps": {"steps": "one"},
-    "adapt-objective": {"adapt_objective": "distil-only"},
-    "adapt-projections": {"adapt_objective": "projections-only"},
+    "adapt-objective": {"adapt_objective": "contrastive"},
+    "adapt-projections": {"adapt_objective": "projections-only", "distance": "mse"},
     "distill-weight": {"distill_weight": 0.7},
     "distill-decay": {"distill_decay": "linear"},
     "distill-decay-cosine": {"distill_decay": "cosine"},
@@ -65,7 +71,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 COVERED_ELSEWHERE = {
     ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
-    ("adapt_on", "inputs"): "needs a low-shot run: test_inputs_without_labels_change_the_adapt_step",
+    ("adapt_on", None): "needs a low-shot run or another split: test_inputs_without_labels_change_the_adapt_step",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
     ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
     ("live_weights", None): "needs a teacher with local weights: tests/training/test_live_weights.py",
@@ -89,7 +95,12 @@ def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
             choices = [True]
         if not choices:
             assert field.name in {*names, *(name for name, _ in COVERED_ELSEWHERE)}, field.name
-        defaults = {"selection": "adaptive", "weighting": "ratio", "steps": "two"}
+        defaults = {
+            "selection": "adaptive",
+            "weighting": "ratio",
+            "steps": "two",
+            "adapt_objective": "distil-only",
+        }
         for value in choices:
             if value != (followed or defaults.get(field.name)):
                 assert (field.name, value) in {*tried, *COVERED_ELSEWHERE}, (field.name, value)

@@ -91,10 +91,11 @@ def test_the_cost_of_each_part_is_measured_and_changes_nothing(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [num_repeats(steps) for steps in (6, 49, 50, 100, 1000)] == [0, 0, 1, 2, 5]
-    without = run_finetune(small_corpus.config(tmp_path / "without")).summary
+    without = run_finetune(small_corpus.config(tmp_path / "without", adapt_objective="contrastive")).summary
     assert "parts" not in without
     monkeypatch.setattr("advl_pipeline.training.run.num_repeats", lambda num_steps: 1)
-    parts = run_finetune(small_corpus.config(tmp_path / "with")).summary["parts"]
+    options = {"adapt_objective": "contrastive"}
+    parts = run_finetune(small_corpus.config(tmp_path / "with", **options)).summary["parts"]
     assert set(parts["milliseconds"]) == {"reading", "student", "vision", "text", "contrast"}
     assert all(value > 0 for value in parts["milliseconds"].values())
     assert parts["num_examples"] == 4

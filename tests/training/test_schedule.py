@@ -41,7 +41,7 @@ def test_a_run_weighs_its_teachers_by_the_schedule_of_the_finetune_step_alone(
     small_corpus: Any, tmp_path: Path
 ) -> None:
     config = small_corpus.config(
-        tmp_path / "run", distill_weight=0.8, distill_decay="linear", weighting="uniform", num_steps=6
+        tmp_path / "run", distill_weight=0.8, distill_decay="linear", weighting="uniform", num_steps=4
     )
     run_finetune(config)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

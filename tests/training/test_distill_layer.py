@@ -1,4 +1,4 @@
-"""Which pass the language pathway distils: one that has seen the picture, or one that hides it."""
+"""Which states are distilled: those that have seen one modality alone, or those after the fusion."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from advl_pipeline.training.signals import SignalSource, cached_teacher
 
 @pytest.mark.parametrize("phase", ["adapt", "finetune"])
 @pytest.mark.parametrize("adapt_objective", ["contrastive", "distil-only"])
-@pytest.mark.parametrize(("text_pass", "sees"), [("fused", True), ("text-only", False)])
-def test_only_the_fused_pass_sees_the_picture(
-    small_corpus: SmallCorpus, phase: Phase, adapt_objective: str, text_pass: str, sees: bool
+@pytest.mark.parametrize("distance", ["relational", "mse"])
+@pytest.mark.parametrize(("layer", "sees"), [("fused", True), ("unimodal", False)])
+def test_only_fused_states_of_words_have_seen_the_picture(
+    small_corpus: SmallCorpus, phase: Phase, adapt_objective: str, distance: str, layer: str, sees: bool
 ) -> None:
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     examples = [dataset[index] for index in range(4)]
@@ -36,7 +37,12 @@ def test_only_the_fused_pass_sees_the_picture(
     torch.manual_seed(0)
     student = build_student("scenes-small")
     distiller = Distiller(
-        DistillationSettings(text_pass=text_pass, adapt_objective=adapt_objective, selection="all"),  # type: ignore[arg-type]
+        DistillationSettings(
+            distill_layer=layer,  # type: ignore[arg-type]
+            adapt_objective=adapt_objective,  # type: ignore[arg-type]
+            distance=distance,  # type: ignore[arg-type]
+            selection="all",
+        ),
         source.widths(),
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
