@@ -63,6 +63,8 @@ def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.T
         reference_XH: those of the student as it was pretrained, on the same inputs.
         weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0.
     """
+    if not len(states_XH):
+        return states_XH.sum()
     reference = reference_XH.detach().float()
     variance = reference.var(0, unbiased=False).mean().clamp(min=torch.finfo(torch.float32).tiny)
     moved_X = (states_XH.float() - reference).square().mean(-1) / variance
