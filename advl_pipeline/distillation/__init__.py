@@ -1,4 +1,4 @@
-"""Distillation: METHOD.md as pure functions.
+"""Distillation: docs/method.md as pure functions.
 
 In: student states with spans, teacher signals with spans, confidences. Out: loss terms and weights.
 Pathways (vision, language), token alignment and selection, confidence weights, adapt and finetune objectives;

@@ -1,4 +1,4 @@
-"""The contrastive part of the adapt step (METHOD.md, L_con): picture and text summaries of the downstream inputs.
+"""The contrastive part of the adapt step (docs/method.md): picture and text summaries of the downstream inputs.
 
 Shapes: B examples, N sequences (all candidates of all examples), E width of the common space.
 """

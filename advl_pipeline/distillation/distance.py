@@ -1,6 +1,6 @@
 """Distances between student projections and teacher targets.
 
-METHOD.md, Distance: D(a, b) = mean over width of f(LN(a) - sg LN(b)); our reading of the paper.
+docs/method.md, Distance: D(a, b) = mean over width of f(LN(a) - sg LN(b)); our reading of the paper.
 Shapes: ... any leading axes, D width.
 """
 

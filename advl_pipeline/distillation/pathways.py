@@ -1,6 +1,6 @@
 """The two pathways: one loss per instance from the student's states and one teacher's signal.
 
-METHOD.md: L_V = D(P_v(v_img), g(I)) [+ mean over boxes of D(P_r(v_r), g_r(I))];
+docs/method.md: L_V = D(P_v(v_img), g(I)) [+ mean over boxes of D(P_r(v_r), g_r(I))];
 L_T = D(P_cls(h_cls), t_*) + mean over selected words of D(P_t(h_j), t_j). Separate pathways are the paper's; the
 distances, targets and projections are our reading. In the second reading no projection is needed: each node (a word,
 a region) is compared with the others of the batch.

@@ -14,7 +14,7 @@ AdaptObjective = Literal["contrastive", "distil-only", "projections-only"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillationSettings:
-    """Options of METHOD.md with the defaults of `advl`; what each does is told where it is used."""
+    """Options of docs/method.md with the defaults of `advl`; what each does is told where it is used."""
 
     pathway: Pathway = "both"
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = "relational"

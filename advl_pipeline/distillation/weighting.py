@@ -1,6 +1,6 @@
 """Adaptive Confidence-based Weighting: how much each instance is distilled.
 
-The paper fixes that instances are weighted by confidence. The formula is our reading (METHOD.md):
+The paper fixes that instances are weighted by confidence. The formula is our reading (docs/method.md):
 w(x) = min(w_max, c_T(x) / (sg c_S(x) + eps)): distil more where the teacher is right and the student is not.
 Shapes: B examples, K classes.
 """

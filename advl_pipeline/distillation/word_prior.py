@@ -1,6 +1,6 @@
 """How informative a word is before any picture is seen: inverse document frequency on the task's training text.
 
-METHOD.md, prior_j: IDF, 0 for stop words and punctuation; our reading of the paper's token selection.
+docs/method.md, prior_j: IDF, 0 for stop words and punctuation; our reading of the paper's token selection.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Confidence of teachers in the ground truth, per example: what Adaptive Confidence-based Weighting is fed with.
 
-Estimators (METHOD.md): `probe`, one cross-fitted linear head per modality; `probe-joint`, one head over both;
+Estimators (docs/method.md): `probe`, one cross-fitted linear head per modality; `probe-joint`, one head over both;
 `zero-shot`, the softmax over candidates of an aligned pair of towers; `none`. Only stores and labels are read, never
 a teacher. An example's confidence depends on the labels of other folds alone, and only on the examples named.
 """

@@ -1,4 +1,4 @@
-"""Caches with some of the text tokens: those of the words with the highest prior (METHOD.md).
+"""Caches with some of the text tokens: those of the words with the highest prior (docs/method.md).
 
 Shapes: W words of a text, M tokens that are kept.
 """

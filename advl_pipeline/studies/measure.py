@@ -10,6 +10,7 @@ from pathlib import Path
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.timings import Timing, cell_kind, timing_of
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.methods import finetune_steps
 
 MEASURED_STEPS = 10
 """Few, so that a slow machine answers in minutes; the first of them are slower than those to come."""
@@ -38,7 +39,16 @@ def measure_kinds(cells: Sequence[Cell], *, finetune: Callable[[FinetuneConfig],
     found = []
     for cell in by_kind.values():
         with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
-            finetune(replace(cell.finetune, num_steps=MEASURED_STEPS, output=Path(folder)))
+            # The adapt step keeps its share: its steps cost something else.
+            share = cell.finetune.adapt_steps / finetune_steps(cell.finetune)
+            finetune(
+                replace(
+                    cell.finetune,
+                    num_steps=MEASURED_STEPS,
+                    adapt_steps=max(1, round(MEASURED_STEPS * share)),
+                    output=Path(folder),
+                )
+            )
             source = f"runs of {MEASURED_STEPS} steps made now"
             found.append(timing_of(cell, Path(folder) / "result.json", source=source))
     return found

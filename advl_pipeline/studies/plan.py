@@ -25,8 +25,9 @@ from advl_pipeline.locations import local_folder
 from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
+from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import resolve_method
+from advl_pipeline.training.methods import resolve_method, takes_two_steps
 from advl_pipeline.training.run_identity import run_identity
 from advl_pipeline.training.settings import resolve_settings
 
@@ -120,11 +121,10 @@ def build_plan(
     ]
     needs: dict[Path, CacheNeed] = {}
     for cell in cells:
-        for teacher, location in zip(cell.teachers, cell.finetune.cache, strict=True):
+        read = [(*place, teacher) for place in distilled_splits(cell.finetune) for teacher in cell.teachers]
+        for (dataset, split, teacher), location in zip(read, cell.finetune.cache, strict=True):
             path = local_folder(location, what="caches")
-            needs[path] = CacheNeed(
-                teacher=teacher, dataset=cell.finetune.dataset, split=cell.finetune.split, path=path
-            )
+            needs[path] = CacheNeed(teacher=teacher, dataset=dataset, split=split, path=path)
     return Plan(study=study, cells=tuple(cells), caches=tuple(needs.values()))
 
 
@@ -179,7 +179,11 @@ def _cell(
     config = replace(
         config,
         recipe=str(places.recipes.get(config.recipe, config.recipe)),
-        cache=tuple(_cache_path(places.caches, teacher, setting.dataset, config.split) for teacher in teachers),
+        cache=tuple(
+            _cache_path(places.caches, teacher, dataset, split)
+            for dataset, split in distilled_splits(config)
+            for teacher in teachers
+        ),
     )
     cell_id = cell_identity(
         config,
@@ -269,6 +273,12 @@ def trained_on(config: FinetuneConfig) -> str:
     return f"{config.dataset}/{config.split}"
 
 
+def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """Return (dataset, split) of all inputs that a run's teachers are asked about."""
+    others = other_splits(config.adapt_on) if takes_two_steps(config) else []
+    return [(config.dataset, config.split), *others]
+
+
 def _cache_path(caches: Path, teacher: str, dataset: str, split: str) -> Path:
     default = default_output(teacher, dataset, split)
     return caches / default.relative_to(default.parts[0])
@@ -278,4 +288,4 @@ def _teachers(variant: Variant, setting: Setting) -> tuple[str, ...]:
     if not variant.uses_teachers:
         return ()
     names = setting.teachers if variant.teachers is None else variant.teachers
-    return tuple(variant.teacher_prefix + name for name in names)
+    return tuple(f"{variant.teacher_prefix}{name}{variant.teacher_suffix}" for name in names)

@@ -1,4 +1,4 @@
-"""Named variants of a method: the controls and ablations of METHOD.md, each a base method with other options.
+"""Named variants of a method: the controls and ablations of docs/method.md, each a base method with other options.
 
 Every variant shares subset, seeds, optimiser steps and evaluation with all others of its study; only what its
 entry states differs. A study file can define more under `[variants.NAME]`.
@@ -33,6 +33,7 @@ class Variant:
     part: str = option("", help="Of an ablation: the part of the method that is left out.")
     teachers: tuple[str, ...] | None = option(None, help="Teachers in place of the setting's.")
     teacher_prefix: str = option("", help="Put before every teacher's name, such as 'random:'.")
+    teacher_suffix: str = option("", help="Put after every teacher's name, such as '@1'.")
     training: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Fields of `FinetuneConfig` that this variant sets."""
 
@@ -42,7 +43,15 @@ class Variant:
 
 
 def _variant(
-    method: str, role: Role, label: str, note: str, *, part: str = "", teacher_prefix: str = "", **training: Any
+    method: str,
+    role: Role,
+    label: str,
+    note: str,
+    *,
+    part: str = "",
+    teacher_prefix: str = "",
+    teacher_suffix: str = "",
+    **training: Any,
 ) -> Variant:
     return Variant(
         method=method,
@@ -51,6 +60,7 @@ def _variant(
         note=note,
         part=part,
         teacher_prefix=teacher_prefix,
+        teacher_suffix=teacher_suffix,
         training=MappingProxyType(dict(training)),
     )
 
@@ -83,6 +93,22 @@ SHIPPED: Mapping[str, Variant] = MappingProxyType(
             "ADVL, random teacher",
             "A teacher of the same architecture that was never trained.",
             teacher_prefix="random:",
+        ),
+        "advl-random-1": _variant(
+            "advl",
+            "control",
+            "ADVL, random teacher 1",
+            "Another draw of its weights.",
+            teacher_prefix="random:",
+            teacher_suffix="@1",
+        ),
+        "advl-random-2": _variant(
+            "advl",
+            "control",
+            "ADVL, random teacher 2",
+            "A third draw of its weights.",
+            teacher_prefix="random:",
+            teacher_suffix="@2",
         ),
         "naive-kd-shuffled": _variant(
             "naive-kd",
@@ -136,28 +162,57 @@ SHIPPED: Mapping[str, Variant] = MappingProxyType(
         "advl-one-step": _variant(
             "advl", "ablation", "ADVL, one step", "Without the adapt step.", part="two steps", steps="one"
         ),
-        "advl-distil-only": _variant(
+        "advl-coordinates": _variant(
             "advl",
             "ablation",
-            "ADVL, no contrast",
-            "The adapt step distils and learns no contrast.",
-            part="contrastive adapt objective",
-            adapt_objective="distil-only",
+            "ADVL, coordinates",
+            "The teacher's coordinates through a projection, in place of its relations.",
+            part="relations",
+            distance="mse",
         ),
-        "advl-projections-only": _variant(
+        "advl-fused": _variant(
             "advl",
             "ablation",
-            "ADVL, projections first",
-            "The adapt step learns the projections alone and leaves the student as it was pretrained.",
-            part="student adapted in step 1",
-            adapt_objective="projections-only",
+            "ADVL, fused states",
+            "Distils states that have seen both modalities.",
+            part="states of one modality",
+            distill_layer="fused",
         ),
-        "advl-all-inputs": _variant(
+        "advl-no-anchor": _variant(
+            "advl",
+            "ablation",
+            "ADVL, no anchor",
+            "The adapt step does not hold what pretraining knew.",
+            part="anchor",
+            anchor_weight=0.0,
+        ),
+        "advl-subset": _variant(
+            "advl",
+            "ablation",
+            "ADVL, labelled inputs",
+            "The adapt step sees the labelled subset alone.",
+            part="inputs without labels",
+            adapt_on=("subset",),
+        ),
+        "advl-contrast": _variant(
             "advl",
             "method",
-            "ADVL, all inputs",
-            "The adapt step sees all training inputs without their labels: another protocol, reported apart.",
-            adapt_on="inputs",
+            "ADVL, with contrast",
+            "The adapt step also learns the contrast of pictures and texts.",
+            adapt_objective="contrastive",
+        ),
+        "advl-first-reading": _variant(
+            "advl",
+            "control",
+            "ADVL, first reading",
+            "Coordinates of fused states, a contrast, a short adapt step on the labelled subset: it helped nobody.",
+            distance="mse",
+            distill_layer="fused",
+            adapt_objective="contrastive",
+            adapt_on=("subset",),
+            adapt_steps=30,
+            adapt_lr_scale=0.1,
+            anchor_weight=0.0,
         ),
     }
 )

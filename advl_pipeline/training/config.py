@@ -1,4 +1,4 @@
-"""What one finetuning run is: every option of METHOD.md by name, shared by the command line, Python and studies."""
+"""What one finetuning run is: every option of docs/method.md by name, for the command line, Python and studies."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
         ConfigError: options that contradict each other.
     """
     defaults = _DEFAULTS[config.method]
-    steps = config.steps or defaults["steps"]
+    steps: Literal["one", "two"] = "two" if takes_two_steps(config) else "one"
     if defaults["teachers"] and not config.cache:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
@@ -136,8 +136,12 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
 
 def planned_steps(config: FinetuneConfig) -> int:
     """Return the optimiser steps that a run is planned for; a recipe's own number is known only with its data."""
-    steps = config.steps or _DEFAULTS[config.method]["steps"]
-    return finetune_steps(config) + (config.adapt_steps if steps == "two" else 0)
+    return finetune_steps(config) + (config.adapt_steps if takes_two_steps(config) else 0)
+
+
+def takes_two_steps(config: FinetuneConfig) -> bool:
+    """Return whether a run has an adapt step."""
+    return (config.steps or _DEFAULTS[config.method]["steps"]) == "two"
 
 
 def finetune_steps(config: FinetuneConfig) -> int:

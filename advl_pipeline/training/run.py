@@ -49,7 +49,7 @@ from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
-from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method
+from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method, takes_two_steps
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.run_folder import RunFolder
@@ -230,7 +230,7 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     if config.shots is not None:
         chosen = set(nested_subset(dataset, config.shots, config.seed))
         labelled = [index for index, name in enumerate(dataset.example_ids) if name in chosen]
-    others = open_other_inputs(config, dataset)
+    others = open_other_inputs(config, dataset) if takes_two_steps(config) else []
     joined = JoinedDataset([dataset, *others]) if others else dataset
     own = everything if "inputs" in config.adapt_on else labelled if "subset" in config.adapt_on else []
     return _Inputs(

@@ -196,7 +196,7 @@ def by_distiller(distiller: Distiller, batch: Shown) -> torch.Tensor:
 
 
 def by_numpy(distiller: Distiller, batch: Shown) -> float:
-    """The term as METHOD.md words it, example by example."""
+    """The term as docs/method.md words it, example by example."""
 
     def project(layer: torch.nn.Linear, state: Array) -> Array:
         weight, bias = (value.detach().numpy().astype(np.float64) for value in (layer.weight, layer.bias))

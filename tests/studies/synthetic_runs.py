@@ -20,7 +20,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.studies.config import METRICS_OF_TASK, StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell
-from advl_pipeline.training.config import planned_steps
+from advl_pipeline.training.methods import planned_steps
 
 NUM_ITEMS = 240
 GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}

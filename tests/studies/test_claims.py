@@ -154,14 +154,14 @@ def test_what_a_study_lacks_is_said(tmp_path: Path) -> None:
 
 
 def test_a_control_differs_from_the_focus_in_its_teacher_alone(tmp_path: Path) -> None:
-    extra = "focus = 'advl-projections-only'\n"
-    methods = ["plain", "naive-kd", "advl-shuffled", "advl-projections-only"]
-    gains = {**GAINS, "advl-projections-only": 26.0}
+    extra = "focus = 'advl-no-anchor'\n"
+    methods = ["plain", "naive-kd", "advl-shuffled", "advl-no-anchor"]
+    gains = {**GAINS, "advl-no-anchor": 26.0}
     lines = {"methods": str(methods).replace("'", '"'), "shots": '["full"]'}
     found = verdicts(gathered(tmp_path, gains=gains, extra=extra, **lines))["C1"]
     assert found.outcome == UNDECIDED
     assert "no shuffled or random teacher" in found.reason
-    own = "[variants.control]\nmethod = 'advl'\nadapt-objective = 'projections-only'\nteacher-control = 'shuffle'\n"
+    own = "[variants.control]\nmethod = 'advl'\nanchor-weight = 0.0\nteacher-control = 'shuffle'\n"
     lines["methods"] = str([*methods, "control"]).replace("'", '"')
     assert verdicts(gathered(tmp_path, gains=gains, extra=extra + own, **lines))["C1"].outcome == SUPPORTED
 
@@ -191,7 +191,7 @@ def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Pat
 
 def test_one_part_left_out_is_not_every_part(tmp_path: Path) -> None:
     gains = {**GAINS, "advl": 26.0, "naive-kd": 4.0}
-    methods = ["plain", "naive-kd", "advl", "advl-shuffled", "advl-projections-only"]
+    methods = ["plain", "naive-kd", "advl", "advl-shuffled", "advl-no-anchor"]
     few = verdicts(gathered(tmp_path, methods=str(methods).replace("'", '"'), gains=gains))["C5"]
     assert {test.outcome for test in few.tests} == {SUPPORTED}
     assert few.outcome == UNDECIDED

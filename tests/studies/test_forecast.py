@@ -25,6 +25,9 @@ from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.training.config import FinetuneConfig
 
+ONE_STEP, TWO_STEPS = 30.0, 63.0
+"""Seconds of a cell of 300 steps, and of one with 400 of the adapt step before them: 0.09 s each, and 3 s around."""
+
 
 def config(folder: Path, path: Path, output: str = "mine") -> StudyRunConfig:
     return StudyRunConfig(
@@ -62,7 +65,7 @@ def test_forecast_measures_what_is_done_and_says_when_nothing_is(tmp_path: Path)
     write_study_file(tmp_path, num_seeds=2)
     after = forecast_study(asked)
     assert after.num_left == 8
-    assert after.seconds_left == pytest.approx(8 * 30.0)
+    assert after.seconds_left == pytest.approx(4 * ONE_STEP + 4 * TWO_STEPS)
     assert after.bytes_left is not None
     assert after.bytes_left > 8 * 1000
     assert after.caches == ()
@@ -83,15 +86,15 @@ def test_studies_beside_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
     (tmp_path / "studies" / "damaged").mkdir()
     (tmp_path / "studies" / "damaged" / "study.json").write_text("{", encoding="utf-8")
     told = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
-    # 16 cells of 300 steps, 30 s each, as the runs with other seeds took.
-    assert told.cell_seconds == pytest.approx(16 * 30.0)
+    # As the runs with other seeds took.
+    assert told.cell_seconds == pytest.approx(8 * ONE_STEP + 8 * TWO_STEPS)
     assert told.time_basis == "finished runs of study earlier (8)"
     assert "measured on finished runs of study earlier (8)" in forecast_as_text(told)
     # Another learning rate costs nothing; another batch or another student does.
     path = write_study_file(tmp_path, num_seeds=2, extra="[training]\nlearning_rate = 1e-5\nnum_steps = 600\n")
     longer = forecast(tmp_path, path)
     assert longer.cell_seconds is not None
-    assert 16 * 50 < longer.cell_seconds < 16 * 60
+    assert 8 * 50 + 8 * 85 < longer.cell_seconds < 8 * 60 + 8 * 95
     for extra in ("[training]\nbatch_size = 64\n", 'student = "uniter-tiny"\n', '[training]\nsteps = "one"\n'):
         other = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, extra=extra))
         assert (other.cell_seconds, other.num_unmeasured > 0) == (None, True)
@@ -125,7 +128,7 @@ def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
     assert (done.num_left, done.caches, done.seconds_left, done.bytes_left) == (0, (), 0, 0)
     more = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
     assert len(more.caches) == 2
-    assert more.seconds_left == pytest.approx(8 * 30.0 + 2 * 7.0)
+    assert more.seconds_left == pytest.approx(4 * ONE_STEP + 4 * TWO_STEPS + 2 * 7.0)
 
 
 def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
@@ -155,8 +158,9 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
     ran.clear()
     after = told(path)
     assert [short.method for short in ran] == ["plain", "naive-kd", "advl", "advl"]
-    # 300 steps of 0.5 s, and 8 s - 10 * 0.5 s around them.
-    assert after.cell_seconds == pytest.approx(16 * (150.0 + 3.0))
+    # 0.5 s a step, and 8 s - 10 * 0.5 s around them.
+    assert after.cell_seconds == pytest.approx(8 * (150.0 + 3.0) + 8 * (350.0 + 3.0))
+    assert {short.method: short.adapt_steps for short in ran}["advl"] == round(MEASURED_STEPS * 400 / 300)
     assert after.time_basis == f"runs of {MEASURED_STEPS} steps made now (4)"
     assert not any(short.output.exists() for short in ran)
     assert not (tmp_path / "studies").exists()
