@@ -1,8 +1,8 @@
 """Adaptive Text Token Selection: which words of a sequence are distilled.
 
 The paper fixes that there is an adaptive selection at the level of the token. The scores are our reading
-(docs/method.md): s_j = alpha * prior_j + (1 - alpha) * vis_j, both min-max scaled inside the instance; kept are the top
-ceil(rho * W) words.
+(docs/method.md): s_j = alpha * prior_j + (1 - alpha) * vis_j, both min-max scaled inside the instance; kept are the
+top ceil(rho * W) words.
 Shapes: N sequences, W words.
 """
 
