@@ -146,7 +146,9 @@ def test_several_teachers_share_a_pathway_as_asked(
         "fixed": {"teacher_weight": shares},
         "learned": {},
     }.items():
-        config = small_corpus.config(tmp_path / name, cache=two_readers, teacher_balance=name, **changes)
+        config = small_corpus.config(
+            tmp_path / name, cache=two_readers, teacher_balance=name, distance="mse", **changes
+        )
         run_finetune(replace(config, weighting="uniform", checkpoint_every=1))
     found = {name: losses(tmp_path / name) for name in ("equal", "fixed", "learned")}
     assert found["equal"] != found["fixed"] != found["learned"] != found["equal"]
