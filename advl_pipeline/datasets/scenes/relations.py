@@ -49,6 +49,14 @@ def relation(thing: Centre, reference: Centre) -> Relation | None:
     return None
 
 
+def leaning(thing: Centre, reference: Centre) -> Relation:
+    """Return the relation that the greater offset speaks for, however arguable it is."""
+    dx, dy = thing[0] - reference[0], thing[1] - reference[1]
+    if abs(dx) >= abs(dy):
+        return "left" if dx < 0 else "right"
+    return "above" if dy < 0 else "below"
+
+
 def only_one(target: int, reference: int, wanted: Relation, centres: Sequence[Centre]) -> bool:
     """Tell whether `target` is the one thing that stands in the relation to `reference`, none other arguably so."""
     if relation(centres[target], centres[reference]) != wanted:

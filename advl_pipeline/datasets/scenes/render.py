@@ -1,4 +1,4 @@
-"""Draw a scene with whole-number arithmetic alone, so that every machine gets the same pixels.
+"""Draw a scene with whole-number arithmetic alone, so that every machine gets the same pixels from the same artwork.
 
 Where arrays are floating, they hold whole numbers below 2**24 (float32) or 2**53 (float64): sums and products are
 exact in any order, so the matrix products are too. Legend: pictures are uint8 (H, W, 3); sprites uint8 (H, W, 4) with
@@ -18,13 +18,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from advl_pipeline.datasets.scenes.artwork import Sprite, Style, load_sprite
+from advl_pipeline.datasets.scenes.background import background, draw_bar
 from advl_pipeline.datasets.scenes.draws import Draws
-from advl_pipeline.datasets.scenes.placement import PICTURE_SIDE
+from advl_pipeline.datasets.scenes.looks import Look, coloured, draw_look, light
+from advl_pipeline.datasets.scenes.placement import OVERLAP, PICTURE_SIDE
+from advl_pipeline.datasets.scenes.relations import leaning, relation
 from advl_pipeline.datasets.scenes.scene import Thing
 from advl_pipeline.datasets.scenes.vocabulary import Kind
 
-Picture = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
+Owners = npt.NDArray[np.int8]
+"""(PICTURE_SIDE, PICTURE_SIDE): tag of the thing that each pixel shows, -1 for none."""
 
 _FRACTION: Final = 16
 _ONE: Final = 1 << _FRACTION
@@ -32,15 +36,24 @@ _WEIGHT_BITS: Final = 8
 _VISIBLE: Final = 24
 """Alpha from which a pixel counts as part of a thing when its box is taken."""
 
-_COSINES: Final = {0: 65536, 4: 65376, 8: 64898, 12: 64104}
-_SINES: Final = {0: 0, 4: 4572, 8: 9121, 12: 13626}
+_HIDES: Final = 128
+"""Alpha from which a pixel hides another thing."""
+
+_COSINES: Final = {0: 65536, 4: 65376, 8: 64898, 12: 64104, 16: 62997}
+_SINES: Final = {0: 0, 4: 4572, 8: 9121, 12: 13626, 16: 18064}
 """Degrees -> cosine and sine times 2**16, rounded."""
 
-_KNOTS: Final = 4
-_PALE: Final = (176, 246)
-"""Range of the background's channels."""
+_LEAST_SEEN: Final = (3, 4)
+"""Share of its pixels that a thing keeps, whatever stands before it."""
 
-_VARIATION: Final = 14
+_MOST_MOVED: Final = 10
+"""Twice the pixels by which the middle of what is seen of a thing may differ from that of the whole thing."""
+
+_BARRED: Final = 3
+_BAR_TRIES: Final = 4
+"""One picture in so many has a bar, if one of so many tries leaves all things recognisable."""
+
+_BAR_SHADE: Final = (64, 144)
 _JPEG_QUALITY: Final = 90
 
 
@@ -54,92 +67,123 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
-    """Artwork ready to be put down: pixels, where their upper left corner goes and the visible part's box.
-
-    Both places are relative to the centre of the thing.
-    """
+    """Artwork ready to be put down: pixels, and where their upper left corner goes relative to a thing's centre."""
 
     pixels: Sprite
     corner: tuple[int, int]
-    box: Box
+
+    def area(self, thing: Thing) -> tuple[slice, slice]:
+        """Return the rows and columns of the picture that the pixels cover."""
+        left, top = thing.spot.centre[0] + self.corner[0], thing.spot.centre[1] + self.corner[1]
+        height, width = self.pixels.shape[:2]
+        return slice(top, top + height), slice(left, left + width)
 
 
-def draw_scene(things: Sequence[Thing], style: Style, draws: Draws) -> Drawing:
-    """Draw things on a soft background; the draws decide the background alone."""
+def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -> Drawing:
+    """Draw things, each in one of the styles; the draws decide on everything else that may vary.
+
+    A thing may hide a little of one other, and a bar a little of several. A box is that of a thing's visible pixels.
+    """
     picture = background(draws)
-    boxes = tuple(_paste(picture, thing, style) for thing in things)
+    looks = [draw_look(thing.kind, styles, draws) for thing in things]
+    centres = [thing.spot.centre for thing in things]
+    bars = [draw_bar(draws.pick(centres), draws) for _ in range(_BAR_TRIES)] if not draws.below(_BARRED) else []
+    shade = [draws.between(*_BAR_SHADE) for _ in range(3)]
+    lit = light(draws)
+
+    stamps, order = _arrange(things, looks)
+    owners = _owners(things, stamps, order)
+    for tag in order:
+        _paste(picture[stamps[tag].area(things[tag])], stamps[tag].pixels)
+    for bar in bars:
+        behind = owners.copy()
+        behind[bar.area] = -1
+        if _shows(things, stamps, behind):
+            picture[bar.area], owners = shade, behind
+            break
+    shown = np.stack([lit[channel][picture[..., channel]] for channel in range(3)], axis=2)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return Drawing(jpeg=buffer.getvalue(), boxes=boxes)
+    Image.fromarray(shown).save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return Drawing(jpeg=buffer.getvalue(), boxes=tuple(_extent(owners == tag) for tag in range(len(things))))
 
 
-def background(draws: Draws) -> Picture:
-    """Return a pale picture whose colour varies softly: a coarse grid of colours, interpolated."""
-    base = [draws.between(*_PALE) for _ in range(3)]
-    grid = np.array(
-        [
-            [[channel + draws.between(-_VARIATION, _VARIATION) for channel in base] for _ in range(_KNOTS)]
-            for _ in range(_KNOTS)
-        ],
-        dtype=np.float32,
+def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp], range]:
+    """Return the stamps of things, and the order to put them down in, so that each can be recognised."""
+    stamps = [
+        _stamp(thing.kind, look, thing.spot.size, thing.spot.tilt) for thing, look in zip(things, looks, strict=True)
+    ]
+    tags = range(len(things))
+    for order in (tags, tags[::-1]):
+        if _shows(things, stamps, _owners(things, stamps, order)):
+            return stamps, order
+    # Neither of two things can stand before the other: upright and so much smaller, they do not touch.
+    return [
+        _stamp(thing.kind, look, thing.spot.size - OVERLAP, 0) for thing, look in zip(things, looks, strict=True)
+    ], tags
+
+
+def _owners(things: Sequence[Thing], stamps: Sequence[Stamp], order: Sequence[int]) -> Owners:
+    owners = np.full((PICTURE_SIDE, PICTURE_SIDE), -1, dtype=np.int8)
+    for tag in order:
+        alpha, under = stamps[tag].pixels[..., 3], owners[stamps[tag].area(things[tag])]
+        under[(alpha >= _HIDES) | ((alpha >= _VISIBLE) & (under < 0))] = tag
+    return owners
+
+
+def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> bool:
+    """Tell whether of each thing enough is seen, about where it stands, and on the planned side of every other."""
+    part, whole = _LEAST_SEEN
+    middles = []
+    for tag, (thing, stamp) in enumerate(zip(things, stamps, strict=True)):
+        alone, seen = stamp.pixels[..., 3] >= _VISIBLE, owners == tag
+        if np.count_nonzero(seen) * whole < np.count_nonzero(alone) * part:
+            return False
+        rows, columns = stamp.area(thing)
+        before, after = _extent(alone), _extent(seen)
+        # Twice the centre, to stay with whole numbers.
+        moves = (after[axis] + after[axis + 2] - before[axis] - before[axis + 2] for axis in (0, 1))
+        corner = (columns.start, rows.start)
+        if any(abs(move - 2 * start) > _MOST_MOVED for move, start in zip(moves, corner, strict=True)):
+            return False
+        middles.append((after[0] + after[2], after[1] + after[3]))
+    return all(
+        planned in (None, leaning(middles[one], middles[other]))
+        for one, first in enumerate(things)
+        for other, second in enumerate(things)
+        if one != other
+        for planned in (relation(first.spot.centre, second.spot.centre),)
     )
-    weights = _knot_weights()
-    channels = (weights @ np.moveaxis(grid, 2, 0) @ weights.T).astype(np.int32) // PICTURE_SIDE**2
-    return np.ascontiguousarray(np.moveaxis(np.minimum(channels, 255), 0, 2), dtype=np.uint8)
 
 
-@functools.cache
-def _knot_weights() -> npt.NDArray[np.float32]:
-    """Whole-number weights (PICTURE_SIDE, _KNOTS) of linear interpolation; each row sums to PICTURE_SIDE."""
-    position = np.arange(PICTURE_SIDE) * (_KNOTS - 1)
-    knot, part = position // PICTURE_SIDE, position % PICTURE_SIDE
-    weights = np.zeros((PICTURE_SIDE, _KNOTS), dtype=np.float32)
-    weights[np.arange(PICTURE_SIDE), knot] = PICTURE_SIDE - part
-    weights[np.arange(PICTURE_SIDE), knot + 1] = part
-    return weights
-
-
-def _paste(picture: Picture, thing: Thing, style: Style) -> Box:
-    stamp = turned(thing.kind, style, thing.spot.size, thing.spot.tilt)
-    x, y = thing.spot.centre
-    left, top = x + stamp.corner[0], y + stamp.corner[1]
-    height, width = stamp.pixels.shape[:2]
-    area = picture[top : top + height, left : left + width]
+def _paste(area: npt.NDArray[np.uint8], pixels: Sprite) -> None:
     # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest whole number for n up to 255 * 255.
-    shown = area * (255 - stamp.pixels[..., 3:].astype(np.uint32)) + 128
-    area[...] = stamp.pixels[..., :3] + ((shown + (shown >> 8)) >> 8)
-    x1, y1, x2, y2 = stamp.box
-    return (x + x1, y + y1, x + x2, y + y2)
+    shown = area * (255 - pixels[..., 3:].astype(np.uint32)) + 128
+    area[...] = pixels[..., :3] + ((shown + (shown >> 8)) >> 8)
 
 
-@functools.lru_cache(maxsize=4096)
-def turned(kind: Kind, style: Style, size: int, tilt: int) -> Stamp:
-    """Return a kind's artwork with its longer side scaled to `size` pixels and turned by `tilt` degrees."""
-    sprite = _scaled_artwork(kind, style, size)
+def _stamp(kind: Kind, look: Look, size: int, tilt: int) -> Stamp:
+    return turned(coloured(_scaled_artwork(kind, look.style, size), look), look, size, tilt)
+
+
+def turned(sprite: Sprite, look: Look, size: int, tilt: int) -> Stamp:
+    """Return a sprite of `size` pixels in the pose of a look, turned clockwise by `tilt` degrees."""
     height, width = sprite.shape[:2]
     padded = np.zeros((height + 2, width + 2, 4), dtype=np.int32)
-    padded[1:-1, 1:-1] = sprite
-    side = -(-size * 6 // 5) // 2 * 2
+    padded[1:-1, 1:-1] = sprite[:, ::-1] if look.mirrored else sprite
+    side = -(-size * 5 // 4) // 2 * 2
     steps = (2 * np.arange(side, dtype=np.int64) + 1 - side) * _ONE // 2
     cosine, sine = _COSINES[abs(tilt)], _SINES[abs(tilt)] * (1 if tilt >= 0 else -1)
     x, y = steps[None, :], steps[:, None]
-    # Each pixel is looked up where it was before the thing was turned; y grows downwards.
-    source_x = ((x * cosine - y * sine) >> _FRACTION) + (width + 1) * _ONE // 2
-    source_y = ((x * sine + y * cosine) >> _FRACTION) + (height + 1) * _ONE // 2
+    # Each pixel is looked up where it was before the thing was turned and squeezed; y grows downwards.
+    source_x = ((x * cosine - y * sine) >> _FRACTION) * 256 // look.width + (width + 1) * _ONE // 2
+    source_y = ((x * sine + y * cosine) >> _FRACTION) * 256 // look.height + (height + 1) * _ONE // 2
     pixels = _bilinear(padded, source_x.astype(np.int32), source_y.astype(np.int32)).astype(np.uint8)
-    x1, y1, x2, y2 = _extent(pixels, 1)
-    seen = _extent(pixels, _VISIBLE)
-    half = side // 2
-    return Stamp(
-        pixels=np.ascontiguousarray(pixels[y1:y2, x1:x2]),
-        corner=(x1 - half, y1 - half),
-        box=(seen[0] - half, seen[1] - half, seen[2] - half, seen[3] - half),
-    )
+    x1, y1, x2, y2 = _extent(pixels[..., 3] > 0)
+    return Stamp(pixels=np.ascontiguousarray(pixels[y1:y2, x1:x2]), corner=(x1 - side // 2, y1 - side // 2))
 
 
-def _extent(pixels: Sprite, least: int) -> Box:
-    """Return the box of the pixels with at least this alpha."""
-    seen = pixels[..., 3] >= least
+def _extent(seen: npt.NDArray[np.bool_]) -> Box:
+    """Return the box around what is true."""
     rows, columns = np.nonzero(seen.any(axis=1))[0], np.nonzero(seen.any(axis=0))[0]
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from advl_pipeline.datasets.scenes import layout
-from advl_pipeline.datasets.scenes.artwork import Style
+from advl_pipeline.datasets.scenes.artwork import SEEN_STYLES, SHIFTED_STYLES, Style
 from advl_pipeline.datasets.scenes.caption_items import plan_caption_scenes
 from advl_pipeline.datasets.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_pipeline.datasets.scenes.descriptions import Phrasing
@@ -21,7 +21,7 @@ class TaskSplit:
     name: str
     plan: str
     num_scenes: int
-    style: Style = "twemoji"
+    styles: tuple[Style, ...] = SEEN_STYLES
     phrasing: Phrasing = "open"
     unseen: bool = False
     compositional: bool = False
@@ -33,7 +33,7 @@ def task_splits(config: ScenesConfig) -> tuple[TaskSplit, ...]:
         TaskSplit(name="train", plan="train", num_scenes=config.num_train),
         TaskSplit(name="val", plan="val", num_scenes=config.num_val),
         TaskSplit(name="test", plan="test", num_scenes=config.num_test),
-        TaskSplit(name="test-shift", plan="test", num_scenes=config.num_test, style="openmoji"),
+        TaskSplit(name="test-shift", plan="test", num_scenes=config.num_test, styles=SHIFTED_STYLES),
         TaskSplit(name="test-unseen", plan="test-unseen", num_scenes=config.num_unseen, unseen=True),
         TaskSplit(
             name="test-compositional",
@@ -42,7 +42,7 @@ def task_splits(config: ScenesConfig) -> tuple[TaskSplit, ...]:
             compositional=True,
         ),
         TaskSplit(name="test-rephrased", plan="test", num_scenes=config.num_test, phrasing="held-out"),
-        TaskSplit(name="train-shift", plan="train-shift", num_scenes=config.num_shift_inputs, style="openmoji"),
+        TaskSplit(name="train-shift", plan="train-shift", num_scenes=config.num_shift_inputs, styles=SHIFTED_STYLES),
     )
 
 
