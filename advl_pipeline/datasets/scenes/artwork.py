@@ -1,8 +1,8 @@
 """Artwork of the kinds in several styles, as trimmed pictures with premultiplied alpha.
 
 A sprite is uint8 (H, W, 4). In colour styles the channels are red, green, blue, already multiplied by alpha, and
-alpha. Line art has no colours of its own: its first channel is ink, the next two are empty, and alpha is ink and paper
-together, which is what the lines enclose; `looks.coloured` tints it.
+alpha. Line art has no colours of its own: its first channel is ink, the next two are empty, and alpha is ink and
+paper together, paper being what the lines enclose; `looks.coloured` tints it.
 """
 
 from __future__ import annotations
