@@ -19,6 +19,7 @@ COMMANDS = {
     "finetune": "Phase 2: finetune a student while streaming teacher caches.",
     "predict": "Write the predictions of a run in the form the leaderboards take.",
     "pretrain": "Give the demo student its image-text pretraining.",
+    "readout": "Tell, without labels, whether a student places words and regions as its teachers do.",
     "report": "Turn a study into one self-contained HTML page or a table.",
     "score": "Score prediction files by the official rules, without any model.",
     "students": "List students, show one, check a checkpoint.",

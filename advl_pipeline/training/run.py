@@ -52,6 +52,7 @@ from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method, takes_two_steps
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
+from advl_pipeline.training.placement import READOUT_FILE, read_placement
 from advl_pipeline.training.run_folder import RunFolder
 from advl_pipeline.training.selected_words import (
     SELECTED_WORDS_FILE,
@@ -96,6 +97,14 @@ class _Inputs:
         return self.adapt_dataset.other_ids if isinstance(self.adapt_dataset, JoinedDataset) else frozenset()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Signals:
+    """What the run learns from, and the teachers as they are, which a control's are not."""
+
+    source: SignalSource
+    judge: SignalSource
+
+
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
 
@@ -127,13 +136,14 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         world_size=accelerator.num_processes,
     )
     method = resolve_method(config, num_steps=settings.num_steps)
-    source = _open_signals(config, method, inputs, folder, device=accelerator.device)
+    signals = _open_signals(config, method, inputs, folder, device=accelerator.device)
+    source = None if signals is None else signals.source
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     origins = {name: dataclasses.asdict(head) for name, head in heads.items()}
     if accelerator.is_main_process:
         folder.keep_settings({**settings.to_dict(), "heads": origins})
         _say(settings, heads)
-    timings = _train(config, settings, method, model, accelerator, folder, inputs, source)
+    timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
         if config.lora_rank:
             merge_lora(model.student)
@@ -249,7 +259,7 @@ def _open_caches(config: FinetuneConfig) -> list[TeacherCache]:
 
 def _open_signals(
     config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder, *, device: torch.device
-) -> SignalSource | None:
+) -> _Signals | None:
     anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
     if not method.uses_teachers and not anchors:
         folder.keep_caches([])
@@ -273,25 +283,26 @@ def _open_signals(
         teacher = cached_teacher(cache)
         return shuffled_teacher(teacher, seed=config.seed) if config.teacher_control == "shuffle" else teacher
 
+    cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
+    read = [[features(cache, split) for cache in of_split] for of_split, split in zip(by_split, splits, strict=True)]
     teachers = [
-        joined_teacher(
-            [cached_teacher(cache) for cache in of_teacher],
-            [features(cache, split) for cache, split in zip(of_teacher, splits, strict=True)],
-        )
-        for of_teacher in zip(*by_split, strict=True)
+        joined_teacher(of_teacher, as_read)
+        for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
     ]
     texts = (
         candidate.text
         for index in sorted({*inputs.labelled, *inputs.adapt})
         for candidate in inputs.adapt_dataset[index].candidates
     )
-    return SignalSource(
+    source = SignalSource(
         teachers,
         prior=fit_word_prior(texts),
         known=KnownWords(counts=_known_words(config)),
         confidence=confidence,
         target_norm=config.target_norm,
     )
+    judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
+    return _Signals(source=source, judge=source.of(judges))
 
 
 def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
@@ -331,8 +342,9 @@ def _train(
     accelerator: Accelerator,
     folder: RunFolder,
     inputs: _Inputs,
-    source: SignalSource | None,
+    signals: _Signals | None,
 ) -> dict[str, PhaseTiming]:
+    source = None if signals is None else signals.source
     phases = [
         PhasePlan(phase="adapt", num_steps=method.num_adapt_steps, first_logged_step=0),
         PhasePlan(phase="finetune", num_steps=method.num_finetune_steps, first_logged_step=method.num_adapt_steps),
@@ -348,6 +360,10 @@ def _train(
         # Before a checkpoint is restored, the model is still as it was pretrained.
         reference = copy.deepcopy(model.student).to(accelerator.device).eval().requires_grad_(False)
         model.anchor = (reference,)
+    readout = partial(
+        _read_placement, model, inputs, signals, enabled=method.num_adapt_steps > 0, device=accelerator.device
+    )
+    before = readout() if resumed_phase == "adapt" else None
     if checkpoint:
         restore(checkpoint[2], model, None)
     timings: dict[str, PhaseTiming] = {}
@@ -377,8 +393,20 @@ def _train(
                 checkpoint=checkpoint[2] if checkpoint and inside else None,
                 progress=bar.update,
             )
+            if plan.phase == "adapt" and before and accelerator.is_main_process:
+                folder.write_json(READOUT_FILE, {"before": before, "after": readout()})
     folder.close()
     return timings
+
+
+def _read_placement(
+    model: FinetuneModel, inputs: _Inputs, signals: _Signals | None, *, enabled: bool, device: torch.device
+) -> dict[str, Any]:
+    if signals is None or not enabled or not signals.judge.teachers:
+        return {}
+    model.student.to(device)
+    positions = range(len(inputs.dataset))
+    return read_placement(model.student, inputs.dataset, positions, signals.judge, device=device)
 
 
 def _measure_parts(

@@ -142,6 +142,11 @@ class SignalSource:
         self._confidence = confidence
         self._standardise = target_norm == "standardise"
 
+    def of(self, teachers: Sequence[TeacherFeatures]) -> SignalSource:
+        """Return the same with other teachers and no confidences."""
+        norm = "standardise" if self._standardise else "none"
+        return SignalSource(teachers, prior=self.prior, confidence={}, known=self._known, target_norm=norm)
+
     def widths(self) -> dict[str, TeacherWidths]:
         """Return the feature widths by teacher, in the order of the teachers."""
         return {

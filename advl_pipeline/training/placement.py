@@ -1,0 +1,149 @@
+"""Read how a student places the words and regions of a split beside its teachers: see `distillation/readout.py`.
+
+Shapes: N sequences, W words, B pictures, S boxes, X nodes, H student width, D teacher width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.distillation.distiller import first_sequences
+from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
+from advl_pipeline.students.interface import Student, StudentOutput
+from advl_pipeline.training.batches import TrainingBatch, collate_batch
+from advl_pipeline.training.signals import SignalSource
+
+READOUT_FILE = "readout.json"
+"""In a run folder: the agreement before and after the adapt step."""
+
+MAX_TEXTS = 1024
+"""Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
+
+KNOWN = 0.5
+"""A word counts as known when pretraining saw it about as often as `KnownWords.half`."""
+
+Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""States (X, H), features (X, D), an int64 group and whether each is known."""
+
+
+@torch.inference_mode()
+def read_placement(
+    student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+) -> dict[str, dict[str, dict[str, float] | None]]:
+    """Return, by teacher, the agreement on `words` and on `regions`; None where there are too few.
+
+    Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
+    left, all are both. A word's state is the mean over its occurrences.
+
+    Args:
+        student: as it is; left in the mode that it was in.
+        dataset: whose texts and pictures are looked at.
+        positions: that may be looked at; the first ones in a fixed random order are.
+        source: of the teachers' signals.
+        device: that the student is on.
+    """
+    texts_each = len(dataset[positions[0]].candidates)
+    order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
+    chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
+    was_training = student.training
+    student.eval()
+    words: dict[str, list[Nodes]] = {}
+    regions: dict[str, list[Nodes]] = {}
+    seen_pictures: set[int] = set()
+    for start in range(0, len(chosen), 16):
+        examples = [dataset[position] for position in chosen[start : start + 16]]
+        batch = collate_batch(examples, dataset, student, source, labelled=False).to(device)
+        assert batch.signal is not None
+        output = student.encode_unimodal(batch.student)
+        for name, nodes in _words(output, batch):
+            words.setdefault(name, []).append(nodes)
+        fresh = [int(picture) not in seen_pictures for picture in batch.image_ids_B]
+        seen_pictures.update(map(int, batch.image_ids_B))
+        for name, nodes in _regions(output, batch, torch.tensor(fresh, device=device)):
+            regions.setdefault(name, []).append(nodes)
+    student.train(was_training)
+    return {
+        teacher.name: {
+            "words": _as_numbers(_word_agreement(words.get(teacher.name, []))),
+            "regions": _as_numbers(_region_agreement(regions.get(teacher.name, []))),
+        }
+        for teacher in source.teachers
+    }
+
+
+def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes]]:
+    signal = batch.signal
+    assert signal is not None
+    assert signal.words is not None
+    words = signal.words
+    states_NWH, seen_NW = pool_to_words(output.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    found = []
+    for name, one in signal.text.items():
+        if one.words_NWD is None:
+            continue
+        node_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
+        if one.word_mask_NW is not None:
+            node_NW = node_NW & one.word_mask_NW
+        is_known_X = words.known_NW[node_NW] >= KNOWN
+        found.append((name, (states_NWH[node_NW], one.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)))
+    return found
+
+
+def _regions(output: StudentOutput, batch: TrainingBatch, fresh_B: torch.Tensor) -> list[tuple[str, Nodes]]:
+    assert batch.signal is not None
+    found = []
+    for name, one in batch.signal.vision.items():
+        if one.regions_BSD is None or one.region_mask_BS is None:
+            continue
+        first_B = first_sequences(batch.student.num_candidates, fresh_B.device)
+        states_BSH, seen_BS = pool_to_words(
+            output.visual_states_NRH[first_B], batch.student.box_index_NR[first_B], one.regions_BSD.shape[1]
+        )
+        node_BS = seen_BS & one.region_mask_BS & fresh_B[:, None]
+        picture_BS = batch.image_ids_B[:, None].expand_as(node_BS)
+        nodes = (states_BSH[node_BS], one.regions_BSD[node_BS], picture_BS[node_BS], node_BS[node_BS])
+        found.append((name, nodes))
+    return found
+
+
+def _word_agreement(parts: list[Nodes]) -> Agreement | None:
+    if not parts:
+        return None
+    states_XH, features_XD, form_X, known_X = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    states_GH, form_G = mean_by_group(states_XH, form_X)
+    features_GD, _ = mean_by_group(features_XD, form_X)
+    known_G = mean_by_group(known_X.float()[:, None], form_X)[0][:, 0] >= KNOWN
+    everything_G = torch.ones_like(known_G)
+    has_both = bool(known_G.any()) and not bool(known_G.all())
+    return agreement(
+        states_GH,
+        features_GD,
+        asked_X=~known_G if has_both else everything_G,
+        offered_X=known_G if has_both else everything_G,
+        kin_X=form_G,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _region_agreement(parts: list[Nodes]) -> Agreement | None:
+    if not parts:
+        return None
+    states_XH, features_XD, picture_X, every_X = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return agreement(
+        states_XH,
+        features_XD,
+        asked_X=every_X,
+        offered_X=every_X,
+        kin_X=picture_X,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _as_numbers(found: Agreement | None) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)

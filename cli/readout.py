@@ -1,0 +1,41 @@
+"""`advl readout`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.evaluation.readout_config import ReadoutConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("readout")
+@config_options(ReadoutConfig, arguments=("student",))
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Tell, without labels and in seconds, whether a student places words and regions as its teachers do.
+
+    Of four words that pretraining taught, the teacher likens one most to a word that it did not teach: the line says
+    how often the student does the same. Chance is 25 percent.
+
+    \b
+    advl readout students/scenes-small --cache caches/minilm-l6/scenes-vcr/train
+    advl readout runs/advl-300-0 --cache caches/minilm-l6/scenes-vcr/train --answer-on val
+    """
+    from advl_pipeline.evaluation.readout import run_readout
+
+    result = run_readout(config_from_flags(ReadoutConfig, flags))
+    if as_json:
+        print_json(config_to_dict(result))
+        return
+    for teacher, found in result.placement.items():
+        for nodes, numbers in found.items():
+            if numbers is not None:
+                share, chance = 100 * numbers["share"], 100 * numbers["chance"]
+                click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
+    for stratum, answers in result.answers.items():
+        name = stratum or "all questions"
+        click.echo(f"answers by likeness  {name}: {answers['percent']:.1f} % of {answers['num_questions']:.0f}")

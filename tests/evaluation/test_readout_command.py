@@ -1,0 +1,110 @@
+"""`advl readout` as a user runs it, and the readout that a run with an adapt step leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_corpus import SmallCorpus, build_small_corpus
+
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.evaluation.readout import answers_by_likeness
+from advl_pipeline.students.known_words import write_known_words
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.run import run_finetune
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    return build_small_corpus(tmp_path_factory.mktemp("readout"))
+
+
+@pytest.fixture(scope="module")
+def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("student") / "student"
+    torch.manual_seed(0)
+    save_student(folder, build_student("scenes-small"), origin={})
+    write_known_words(folder, dict.fromkeys("is a an the it of to that with for in on and".split(), 50))
+    return folder
+
+
+def readout(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "advl_cli", "readout", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_tells_agreement_and_answers_by_likeness(corpus: SmallCorpus, student_folder: Path) -> None:
+    caches = [argument for path in corpus.caches for argument in ("--cache", path)]
+    done = readout(student_folder, *caches, "--data-root", corpus.data_root, "--answer-on", "val", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    words = found["placement"]["minilm-l6"]["words"]
+    assert words["chance"] == 0.25
+    assert 0 <= words["share"] <= 1
+    assert found["placement"]["minilm-l6"]["regions"] is None
+    assert found["placement"]["efficientnet-lite0"]["regions"]["num_asked"] > 10
+    # Four pictures' questions, each asked for its answer and its rationale.
+    assert found["answers"][""]["num_questions"] == 16
+    told = readout(student_folder, *caches, "--data-root", corpus.data_root)
+    assert "minilm-l6  words:" in told.stdout
+    assert "(chance 25 %)" in told.stdout
+
+
+def test_what_cannot_be_read_is_refused(corpus: SmallCorpus, student_folder: Path, tmp_path: Path) -> None:
+    for arguments, code, message in (
+        ((student_folder,), 2, "needs a teacher cache"),
+        ((tmp_path, "--cache", corpus.caches[0]), 6, "no saved student"),
+    ):
+        refused = readout(*arguments, "--data-root", corpus.data_root)
+        assert refused.returncode == code, refused.stderr
+        assert message in refused.stderr
+        assert "next:" in refused.stderr
+
+
+def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teacher(
+    corpus: SmallCorpus, tmp_path: Path
+) -> None:
+    for name, changes in (("true", {}), ("shuffled", {"teacher_control": "shuffle"})):
+        run_finetune(corpus.config(tmp_path / name, **changes))
+    true, shuffled = (
+        json.loads((tmp_path / name / "readout.json").read_text(encoding="utf-8")) for name in ("true", "shuffled")
+    )
+    assert true["before"] == shuffled["before"]
+    assert set(true["after"]) == {"minilm-l6", "efficientnet-lite0"}
+    run_finetune(corpus.config(tmp_path / "plain", method="plain", cache=()))
+    assert not (tmp_path / "plain" / "readout.json").exists()
+
+
+def test_likeness_takes_the_candidate_whose_words_lie_beside_the_region(corpus: SmallCorpus) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
+    student = build_student("scenes-small")
+    encode = student.encode_unimodal
+
+    def knowing(batch: Any) -> Any:
+        """Answer texts of right candidates point along the first axis, as all regions do; the others do not."""
+        output = encode(batch)
+        output.visual_states_NRH = torch.zeros_like(output.visual_states_NRH)
+        output.visual_states_NRH[..., 0] = 1.0
+        output.text_states_NLH = torch.zeros_like(output.text_states_NLH)
+        output.text_states_NLH[..., 1] = 1.0
+        row = 0
+        for example in waiting.pop(0):
+            output.text_states_NLH[row + example.label, :, 0] = 5.0
+            row += len(example.candidates)
+        return output
+
+    examples: list[Example] = [dataset[index] for index in range(len(dataset))]
+    waiting = [examples]
+    student.encode_unimodal = knowing  # type: ignore[method-assign]
+    prior = fit_word_prior(candidate.text for example in examples for candidate in example.candidates)
+    found = answers_by_likeness(student, dataset, prior, device=torch.device("cpu"))
+    assert found[""]["percent"] == 100.0
+    assert found[""]["num_questions"] == len(examples)
