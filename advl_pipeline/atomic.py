@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from advl_pipeline.errors import StorageError
+
+_REASONS = {
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would exceed the size limit",
+    errno.EIO: "the disk reported an input/output error",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+@contextmanager
+def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
+    """Turn what the disk says inside the block into `StorageError` about a path.
+
+    Args:
+        path: that is written.
+        failures: what a library raises in place of `OSError`.
+    """
+    known: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        yield
+    except known as error:
+        raise StorageError(
+            "A file could not be written.",
+            where=str(path),
+            why=f"{reason_of(error)}; what was finished before is intact",
+            next_command="make room or mend the disk, then give the same command again",
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the disk said, in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it where they are missing; raises `StorageError`."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably; readers see the old content or the new, never a part."""
+    """Write a file atomically and durably; readers see the old content or the new, never a part.
+
+    Raises:
+        StorageError: the disk is full or failed; the part that was written is removed.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+    try:
+        with writing(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically and durably."""
+    """Write a UTF-8 text file atomically and durably; raises `StorageError`."""
     write_bytes(path, content.encode("utf-8"))
 
 

@@ -161,6 +161,27 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """Return the flags that give a configuration its values, those at their defaults left out.
+
+    Args:
+        cls: the configuration.
+        values: field name -> value, as `config_to_dict` has them; other keys are passed over.
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(cls):
+        value = values.get(field.name)
+        if value is None or value == _to_plain(field.default):
+            continue
+        flag = flag_of(field.name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                words += [flag, str(item)]
+    return words
+
+
 def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return config_to_dict(value)

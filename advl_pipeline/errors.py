@@ -88,8 +88,18 @@ class Interrupted(AdvlError):
     exit_code = 130
 
 
-def suggest_names(wanted: str, known: Iterable[str], *, limit: int = 4) -> str:
+class Suggestion(str):
+    """The words of `suggest_names`, with what was wanted and the nearest known name ("" when none is near)."""
+
+    __slots__ = ("nearest", "wanted")
+    wanted: str
+    nearest: str
+
+
+def suggest_names(wanted: str, known: Iterable[str], *, limit: int = 4) -> Suggestion:
     """Return a readable list of the known names nearest to `wanted`, or all of them when none is near."""
-    known = sorted(known)
+    known = sorted(set(known))
     near = difflib.get_close_matches(wanted, known, n=limit, cutoff=0.4)
-    return ("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known))
+    told = Suggestion(("did you mean " + ", ".join(near) + "?") if near else ("known: " + ", ".join(known)))
+    told.wanted, told.nearest = wanted, near[0] if near else ""
+    return told

@@ -1,7 +1,20 @@
-"""`python -m advl_cli`: the same as `advl`."""
+"""The `advl` command, also as `python -m advl_cli`: Ctrl-C has its exit code from the first line on."""
 
 from __future__ import annotations
 
-from .main import main
+import sys
 
-main()
+
+def start() -> None:
+    """Load the command line and run it."""
+    try:
+        from .main import main
+
+        main()
+    except KeyboardInterrupt:
+        print("error: Interrupted before anything was done.\n  next:  give the same command again", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    start()

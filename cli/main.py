@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from advl_pipeline.errors import AdvlError, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_names
+
+from .advice import Invocation, after_usage_error, next_command
 
 COMMANDS = {
     "cache": "Inspect, verify, repair, convert or measure a teacher feature cache.",
@@ -57,45 +59,66 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="advl-pipeline", prog_name="advl")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def group(ctx: click.Context, debug: bool) -> None:
+def group(debug: bool) -> None:
     """Move what frozen expert models know into a vision-language model while it is finetuned.
 
     \b
     advl datasets build scenes
     advl extract --teacher minilm-l6 --dataset scenes-vcr --split train
-    advl finetune --cache caches/minilm-l6/scenes-vcr/train --dataset scenes-vcr --method advl
+    advl finetune --dataset scenes-vcr --method advl --cache caches/minilm-l6/scenes-vcr/train \\
+        --output runs/advl
     """
-    ctx.obj = {"debug": debug}
+    del debug  # Read from the arguments, since an error may come before this runs.
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that the outcome has (`docs/exit-codes.md`)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+    invocation = Invocation(arguments=sys.argv[1:] if arguments is None else arguments)
     try:
-        outcome: Any = group.main(args=arguments, prog_name="advl", standalone_mode=False)
-    except click.ClickException as error:
+        outcome: Any = group.main(
+            args=list(invocation.arguments), prog_name="advl", standalone_mode=False, obj=invocation
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.UsageError as error:
+        advice = after_usage_error(error, group, invocation)
+        _stop(ConfigError(error.format_message(), next_command=advice), invocation)
     except AdvlError as error:
-        _print_error(str(error), debug)
-        sys.exit(error.exit_code)
+        error.next_command = next_command(error, group, invocation)
+        _stop(error, invocation)
     except (KeyboardInterrupt, click.Abort):
-        _print_error("Interrupted. What was finished is kept; the same command resumes.", debug)
-        sys.exit(130)
+        _stop(_interrupted(invocation), invocation)
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        _print_error(
-            f"Unexpected error: {type(error).__name__}: {error}\n  next:  run again with `advl --debug ...`",
-            debug,
+        if _came_of_ctrl_c(error):
+            _stop(_interrupted(invocation), invocation)
+        _stop(
+            AdvlError(
+                f"Unexpected error: {type(error).__name__}: {error}",
+                next_command=Invocation(arguments=["--debug", *invocation.arguments]).command(),
+            ),
+            invocation,
         )
-        sys.exit(1)
     sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
-def _print_error(message: str, debug: bool) -> None:
-    if debug:
+def _interrupted(invocation: Invocation) -> Interrupted:
+    return Interrupted("Interrupted.", why="what was finished is kept", next_command=invocation.command())
+
+
+def _came_of_ctrl_c(error: BaseException | None) -> bool:
+    """Say whether Ctrl-C is behind an error: extension modules turn it into an ImportError when they load."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _stop(error: AdvlError, invocation: Invocation) -> NoReturn:
+    if "--debug" in invocation.arguments:
         traceback.print_exc()
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)

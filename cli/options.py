@@ -15,6 +15,8 @@ import click
 from advl_pipeline.configuration import build_config, flag_of, read_toml
 from advl_pipeline.locations import Url
 
+from .advice import Invocation
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -49,6 +51,10 @@ def config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     file: Path | None = flags.pop("config_file", None)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     layers = [read_toml(file)] if file else []
+    told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
+    invocation = click.get_current_context().find_object(Invocation)
+    if invocation is not None:
+        invocation.given = told
     return build_config(cls, *layers, given, where=str(file) if file else "command line")
 
 

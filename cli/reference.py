@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,15 +54,18 @@ def _visit(name: str, command: click.Command) -> Iterator[tuple[str, click.Comma
                 yield from _visit(f"{name} {child_name}", child)
 
 
-def _paragraphs(command: click.Command) -> str:
-    text = (command.help or "").replace("\f", "")
-    out = []
-    for paragraph in text.split("\n\n"):
-        if paragraph.startswith("\b"):
-            out.append("```sh\n" + paragraph.removeprefix("\b").strip("\n") + "\n```")
+def help_blocks(command: click.Command) -> Iterator[tuple[bool, str]]:
+    """Yield the paragraphs of a command's help in order: whether it is a block of examples, and its text."""
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        if paragraph.startswith("\b\n"):
+            yield True, paragraph.removeprefix("\b\n")
         else:
-            out.append(" ".join(paragraph.split()))
-    return "\n\n".join(out) + "\n"
+            yield False, " ".join(paragraph.split())
+
+
+def _paragraphs(command: click.Command) -> str:
+    parts = [f"```sh\n{text}\n```" if is_example else text for is_example, text in help_blocks(command)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from s3_server import S3Server, serve_s3
+from small_corpus import SmallCorpus, build_small_corpus
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start;
 # the tests of interruption need the ordinary behaviour.
@@ -36,3 +37,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server on loopback; tests take a prefix each."""
     with serve_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    """The small corpus with its caches, built once for all tests."""
+    return build_small_corpus(tmp_path_factory.mktemp("corpus"))

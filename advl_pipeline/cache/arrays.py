@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -134,6 +135,11 @@ class CacheArray(ABC):
         if begin < end:
             mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
+    def _bad_shard(self, what: str, path: Path, why: str) -> CorruptCache:
+        # What a remote cache is called is not known here; its files in the disk cache are no place to repair.
+        repair = "" if self._remote is not None else f"advl cache repair {shlex.quote(str(self._root))}"
+        return CorruptCache(what, where=str(path), why=why, next_command=repair)
+
     def _map(self, shard: int) -> mmap.mmap:
         if (mapped := self._maps.get(shard)) is not None:
             return mapped
@@ -145,7 +151,7 @@ class CacheArray(ABC):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
+            raise self._bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
         try:
             return self._map_file(shard, path, descriptor)
         finally:
@@ -154,7 +160,7 @@ class CacheArray(ABC):
     def _map_file(self, shard: int, path: Path, descriptor: int) -> mmap.mmap:
         size = os.fstat(descriptor).st_size
         if size < self.spec.footer_bytes:
-            raise bad_shard("A shard has the wrong length.", path, f"{size} bytes")
+            raise self._bad_shard("A shard has the wrong length.", path, f"{size} bytes")
         mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         self._accept(shard, mapped, path)
         self._paths[shard] = path
@@ -227,11 +233,11 @@ class MappedArray(CacheArray):
     def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
         spec = self.spec
         if len(mapped) != spec.file_bytes(shard):
-            raise bad_shard(
+            raise self._bad_shard(
                 "A shard has the wrong length.", path, f"{len(mapped)} bytes instead of {spec.file_bytes(shard)}"
             )
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
-            raise bad_shard("The index of a shard is damaged.", path, "")
+            raise self._bad_shard("The index of a shard is damaged.", path, "")
         count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
         view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
         self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
@@ -274,7 +280,7 @@ class CompressedArray(CacheArray):
             try:
                 decompress_into(frame, target[number * spec.chunk_bytes : (number + 1) * spec.chunk_bytes])
             except ValueError as error:
-                raise bad_shard("A compressed chunk is damaged.", self._paths[shard], str(error)) from None
+                raise self._bad_shard("A compressed chunk is damaged.", self._paths[shard], str(error)) from None
         return rows
 
     def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
@@ -297,7 +303,7 @@ class CompressedArray(CacheArray):
             and footer == spec.footer(shard, lengths_C)
         )
         if not sound:
-            raise bad_shard("The index of a shard is damaged.", path, "")
+            raise self._bad_shard("The index of a shard is damaged.", path, "")
         self._chunk_ends[shard] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_C.astype(np.int64))])
 
 
@@ -306,8 +312,3 @@ def open_array(root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -
     if spec.compression == "none":
         return MappedArray(root, spec, remote)
     return CompressedArray(root, spec, remote)
-
-
-def bad_shard(what: str, path: Path, why: str) -> CorruptCache:
-    """Return the error that names a shard."""
-    return CorruptCache(what, where=str(path), why=why, next_command="advl cache repair CACHE")

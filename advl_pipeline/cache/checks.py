@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat as stat_mode
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def require_cache(root: Path) -> None:
             "There is no cache here.",
             where=str(root),
             why="a stopped extraction had not begun to write" if (root / WORK_FOLDER).exists() else "",
-            next_command="advl extract --teacher NAME --dataset NAME --split SPLIT",
+            next_command="advl extract --teacher NAME --dataset NAME --split SPLIT "
+            f"--output {shlex.quote(str(root))}",
         )
 
 

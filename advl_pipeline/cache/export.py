@@ -5,6 +5,8 @@ Shapes: N units, M token rows, D feature width.
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
+from advl_pipeline.atomic import writing
 from advl_pipeline.cache.config import ExportConfig
 from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
@@ -40,7 +44,7 @@ def run_export(config: ExportConfig) -> ExportResult:
 
     Raises:
         ConfigError: the output exists, or the format needs a library that is not installed.
-        CorruptCache: the cache cannot be read.
+        CorruptCache: the cache cannot be read. StorageError: the disk is full or failed; no output is left.
     """
     cache = open_cache(config.cache)
     if config.output.exists():
@@ -48,13 +52,30 @@ def run_export(config: ExportConfig) -> ExportResult:
             "The output exists already.", where=str(config.output), next_command="give another --output"
         )
     writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors, "parquet": _to_parquet}
-    files = writers[config.to](cache, config.output)
+    partial = config.output.with_name(f"{config.output.name}.partial")
+    try:
+        with writing(config.output, SafetensorError):
+            _remove(partial)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            writers[config.to](cache, partial)
+            partial.replace(config.output)
+    except BaseException:
+        _remove(partial)
+        raise
+    files = [config.output] if config.output.is_file() else sorted(config.output.iterdir())
     return ExportResult(
         output=config.output,
         files=tuple(path.name for path in files),
         num_units={name: len(store) for name, store in cache.stores().items()},
         num_bytes=sum(path.stat().st_size for path in files),
     )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
@@ -72,35 +93,66 @@ def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:
         yield chosen, arrays
 
 
-def _to_hdf5(cache: TeacherCache, output: Path) -> list[Path]:
+class _HeldFile(io.FileIO):
+    """A file for HDF5, which crashes when it must close a file after a failed write: failures are held back.
+
+    From the first failure on, writes seem to succeed; `raise_failure` tells of it.
+    """
+
+    _failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self._failure is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._failure = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        if self._failure is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self._failure = error
+        return size or 0
+
+    def raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def _to_hdf5(cache: TeacherCache, output: Path) -> None:
     import h5py
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(output, "w") as file:
-        file.attrs["identity"] = canonical_json(cache.identity).decode()
-        for modality, store in cache.stores().items():
-            group = file.create_group(modality)
-            for chosen, arrays in _parts(store):
-                for name, rows in {"unit_id": np.array(chosen, "S32"), **arrays}.items():
-                    if name not in group:
-                        group.create_dataset(
-                            name,
-                            data=rows,
-                            maxshape=(None, *rows.shape[1:]),
-                            chunks=(min(512, max(1, len(rows))), *rows.shape[1:]),
-                        )
-                    else:
-                        before = group[name].shape[0]
-                        group[name].resize(before + len(rows), axis=0)
-                        group[name][before:] = rows
-    return [output]
+    with _HeldFile(output, "w+b") as held:
+        with h5py.File(held, "w") as file:
+            file.attrs["identity"] = canonical_json(cache.identity).decode()
+            for modality, store in cache.stores().items():
+                group = file.create_group(modality)
+                for chosen, arrays in _parts(store):
+                    held.raise_failure()
+                    for name, rows in {"unit_id": np.array(chosen, "S32"), **arrays}.items():
+                        if name not in group:
+                            group.create_dataset(
+                                name,
+                                data=rows,
+                                maxshape=(None, *rows.shape[1:]),
+                                chunks=(min(512, max(1, len(rows))), *rows.shape[1:]),
+                            )
+                        else:
+                            before = group[name].shape[0]
+                            group[name].resize(before + len(rows), axis=0)
+                            group[name][before:] = rows
+        held.raise_failure()
 
 
-def _to_safetensors(cache: TeacherCache, output: Path) -> list[Path]:
+def _to_safetensors(cache: TeacherCache, output: Path) -> None:
     from safetensors.numpy import save_file
 
-    output.mkdir(parents=True)
-    written = []
+    output.mkdir()
     for modality, store in cache.stores().items():
         for number, (chosen, arrays) in enumerate(_parts(store)):
             path = output / f"{modality}-{number:05d}.safetensors"
@@ -111,11 +163,9 @@ def _to_safetensors(cache: TeacherCache, output: Path) -> list[Path]:
                 path,
                 metadata={"identity": canonical_json(cache.identity).decode()},
             )
-            written.append(path)
-    return written
 
 
-def _to_parquet(cache: TeacherCache, output: Path) -> list[Path]:
+def _to_parquet(cache: TeacherCache, output: Path) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -124,8 +174,7 @@ def _to_parquet(cache: TeacherCache, output: Path) -> list[Path]:
             "Writing Parquet needs pyarrow.", next_command="pip install 'advl-pipeline[parquet]'"
         ) from None
 
-    output.mkdir(parents=True)
-    written = []
+    output.mkdir()
     for modality, store in cache.stores().items():
         path = output / f"{modality}.parquet"
         file = None
@@ -143,8 +192,6 @@ def _to_parquet(cache: TeacherCache, output: Path) -> list[Path]:
             file.write_table(table)
         if file is not None:
             file.close()
-            written.append(path)
-    return written
 
 
 def _fixed_rows(pa: Any, rows_MD: npt.NDArray[Any]) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.atomic import reason_of
 from advl_pipeline.errors import CorruptCache, StorageError
 
 WORK_FOLDER = ".work"
@@ -103,17 +104,10 @@ def flush_folder(folder: Path) -> None:
 
 def storage_error(error: OSError, relative: str) -> StorageError:
     """Say what the disk said, and that nothing committed is lost."""
-    reason = {
-        errno.ENOSPC: "no space is left on the disk",
-        errno.EDQUOT: "the disk quota is used up",
-        errno.EFBIG: "the file would exceed the size limit",
-        errno.EIO: "the disk reported an input/output error",
-        errno.EROFS: "the file system is read-only",
-    }.get(error.errno or 0, error.strerror or str(error))
     return StorageError(
         "A file of the cache could not be written.",
         where=relative,
-        why=f"{reason}; everything committed before is intact",
+        why=f"{reason_of(error)}; everything committed before is intact",
         next_command="make room or mend the disk, then give the same command again: it resumes",
     )
 

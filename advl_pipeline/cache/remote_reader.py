@@ -83,7 +83,7 @@ def require_remote_cache(store: ObjectStore) -> dict[str, int]:
         raise ConfigError(
             "There is no cache here.",
             where=str(store.url),
-            next_command="advl extract --teacher NAME --dataset NAME --split SPLIT --output URL",
+            next_command=f"advl extract --teacher NAME --dataset NAME --split SPLIT --output {store.url}",
         )
     return sizes
 

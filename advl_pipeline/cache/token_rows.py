@@ -50,11 +50,7 @@ class TokenRows:
             shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
             outside = start_Q.min() < 0 or length_Q.min() < 0
             if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
-                raise CorruptCache(
-                    "A unit's rows lie outside its shard.",
-                    where=str(self._where),
-                    next_command="advl cache repair CACHE",
-                )
+                raise CorruptCache("A unit's rows lie outside its shard.", where=str(self._where))
         return start_Q, length_Q
 
     def lengths(self, positions_Q: Positions) -> npt.NDArray[np.int32]:

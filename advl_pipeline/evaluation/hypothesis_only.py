@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, sparse
 
-from advl_pipeline.atomic import write_text
+from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import resolve_data_root
@@ -61,7 +61,7 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     hard = [pair_id for pair_id, wrong in zip(split.example_ids, called_N != labels_N, strict=True) if wrong]
     accuracy = 100.0 * (len(texts) - len(hard)) / len(texts)
     path = config.output or _default_path(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     document = {
         "dataset": config.name,
         "split": config.split,

@@ -66,7 +66,7 @@ def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32])
             raise DatasetError(
                 "An item has no label, so it cannot be scored.",
                 where=example.example_id,
-                next_command="advl predict writes what a leaderboard takes",
+                next_command="advl predict --help   (writes what a leaderboard takes)",
             )
         values[row] = float(choice == example.label)
     return _item_scores(examples, values)

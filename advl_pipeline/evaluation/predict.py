@@ -5,6 +5,7 @@ Shapes: B examples, C candidates, K classes.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -16,10 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from advl_pipeline.configuration import command_words
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
+from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.run import read_config
@@ -78,8 +82,17 @@ def load_run(folder: Path, *, device: str = "cpu", overrides: Mapping[str, Any] 
         overrides: settings of the student that differ from training, such as the region features of another split.
 
     Raises:
-        WeightsUnavailable: the run is not finished.
+        ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
     """
+    config = read_config(folder)
+    if not (folder / "result.json").is_file():
+        resume = command_words(FinetuneConfig, config | {"output": str(folder)})
+        raise WeightsUnavailable(
+            "The run is not finished.",
+            where=str(folder),
+            why="there is no result.json, which comes last",
+            next_command=shlex.join(["advl", "finetune", *resume]),
+        )
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     heads, label_names = load_heads(folder, student)
     target = torch.device(device)
@@ -88,7 +101,7 @@ def load_run(folder: Path, *, device: str = "cpu", overrides: Mapping[str, Any] 
         heads=heads.eval().to(target),
         label_names=label_names,
         device=target,
-        hides_picture=bool(read_config(folder).get("hide_picture", False)),
+        hides_picture=bool(config.get("hide_picture", False)),
     )
 
 

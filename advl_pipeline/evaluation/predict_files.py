@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.atomic import make_folder
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import TASKS, open_dataset
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
@@ -70,7 +71,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
     )
     folder = config.run / "predictions"
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     predict = _predict_vcr if is_vcr else _predict_classes
     require_same_labels(dataset, finished)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))

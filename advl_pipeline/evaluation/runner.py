@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.atomic import write_text
+from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
@@ -282,8 +282,9 @@ def _file(run: Path, name: str, suffix: str) -> Path:
 
 
 def _write(run: Path, name: str, document: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
-    _file(run, name, "").parent.mkdir(exist_ok=True)
+    make_folder(_file(run, name, "").parent)
     partial = _file(run, name, ".partial.npz")
-    np.savez_compressed(partial, allow_pickle=False, **arrays)
-    partial.replace(_file(run, name, ".npz"))
+    with writing(partial):
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
+        partial.replace(_file(run, name, ".npz"))
     write_text(_file(run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -16,7 +16,8 @@ from advl_pipeline.extraction.sources import Source
 
 _BYTES_OF = {"float16": 2, "float32": 4, "int8": 1}
 _PER_UNIT_BYTES = 64
-_SPARE_BYTES = 64 << 20
+_SPARE_BYTES = 64_000_000
+"""Left free beside a cache: its metadata, and work of the system that a full disk would stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,8 @@ def require_room(root: Path, num_bytes: int) -> int:
         raise StorageError(
             "There is not enough room for the cache.",
             where=str(root),
-            why=f"about {num_bytes / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
+            why=f"about {num_bytes / 1e6:.1f} MB are needed and {_SPARE_BYTES / 1e6:.0f} MB are to stay free, "
+            f"{free / 1e6:.1f} MB are free",
             next_command="make room, or give another --output",
         )
     return free

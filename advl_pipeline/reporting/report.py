@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.atomic import write_text
-from advl_pipeline.errors import StorageError
+from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
@@ -34,11 +33,8 @@ def run_report(config: ReportConfig) -> ReportResult:
     result = gather_study(config.study)
     output = config.output or config.study / f"report.{_EXTENSIONS[config.to]}"
     content = _render(result, config)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, content)
-    except OSError as error:
-        raise StorageError("The report cannot be written.", where=str(output), why=str(error)) from error
+    make_folder(output.parent)
+    write_text(output, content)
     return ReportResult(output=output, study=result, verdicts=judge_claims(result))
 
 

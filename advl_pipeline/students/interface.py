@@ -62,7 +62,7 @@ class StudentBatch:
             raise ConfigError(
                 f"{type(self).__name__} does not say where its pictures are, so they cannot be blanked.",
                 why="its class sets no picture_field",
-                next_command="advl evaluate --probe swapped --probe removed ...",
+                next_command="add --probe swapped --probe removed",
             )
         content = torch.full_like(getattr(self, self.picture_field), self.blank_value)
         return replace(self, **{self.picture_field: content})  # type: ignore[arg-type]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from advl_pipeline.atomic import write_text
+from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.students.interface import Student
@@ -27,7 +28,7 @@ def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -
         student: its encoder; heads and projections are not part of it.
         origin: what it was made from, such as the identity of its pretraining.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     save_tensors(folder / WEIGHTS_FILE, student.state_dict())
     description = {
         "student": student.name,
@@ -50,7 +51,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise WeightsUnavailable(
             "There is no saved student here.",
             where=str(folder),
-            next_command=f"advl pretrain --output {folder}",
+            next_command=f"advl pretrain --output {shlex.quote(str(folder))}",
         ) from None
     except json.JSONDecodeError as error:
         raise WeightsUnavailable(

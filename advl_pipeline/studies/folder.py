@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.atomic import write_bytes, write_text
+from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.recipe_choice import AUTO, NONE
@@ -61,7 +61,7 @@ def write_study(
         "command": command,
         "cells": {cell.cell_id: cell.title for cell in plan.cells},
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / STUDY_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -94,7 +94,7 @@ def keep_recipes(folder: Path, study: StudyConfig) -> dict[str, Path]:
                 continue
             raise ConfigError("A recipe cannot be read.", where=name, why=str(error)) from error
         kept[name] = folder / RECIPE_FOLDER / (hashlib.blake2b(content, digest_size=8).hexdigest() + ".toml")
-        kept[name].parent.mkdir(parents=True, exist_ok=True)
+        make_folder(kept[name].parent)
         write_bytes(kept[name], content)
     return kept
 
@@ -102,7 +102,7 @@ def keep_recipes(folder: Path, study: StudyConfig) -> dict[str, Path]:
 def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:
     """Record how long a cache took to extract: caches themselves keep no times, so that equal ones are equal."""
     path = _extraction_file(folder, need.path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, json.dumps({"teacher": need.teacher, "cache": str(need.path), "seconds": seconds}) + "\n")
 
 

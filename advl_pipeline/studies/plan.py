@@ -152,7 +152,7 @@ def _cell(
         raise ConfigError(
             f"{method} needs a teacher and the setting {setting.name} names none.",
             where=study.source,
-            next_command='add teachers = ["minilm-l6", ...] to the study file',
+            next_command='add teachers = ["minilm-l6"] to the study file',
         )
     # The last layer to name an option wins: what is special about a variant must survive every general override.
     layers: list[Mapping[str, Any]] = [

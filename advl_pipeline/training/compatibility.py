@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from advl_pipeline.cache.provenance import renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.distillation.settings import DistillationSettings
@@ -34,8 +35,11 @@ def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
                 "The cache was made from another dataset than the one to train on.",
                 where=str(cache.path),
                 why="\n         ".join(lines),
-                next_command=f"advl extract --teacher {cache.identity['teacher']['name']} --dataset {dataset.name} "
-                f"--split {dataset.split}",
+                next_command=renew_command(
+                    cache.provenance["config"]
+                    | {"dataset": dataset.name, "split": dataset.split, "text_style": dataset.text_style},
+                    cache.path,
+                ),
             )
 
 
@@ -54,18 +58,18 @@ def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettin
         share = cache.kept_share
         if share is None:
             continue
-        again = f"advl extract --teacher {cache.teacher_name} ... without --select-tokens"
+        again = renew_command(cache.provenance["config"] | {"select_tokens": None}, cache.path)
         if settings.selection not in ("adaptive", "prior"):
             raise ConfigError(
                 f"This cache cannot serve the token selection {settings.selection!r}.",
                 where=str(cache.path),
                 why=f"it holds only the {share:g} of each text's words with the highest prior",
-                next_command=f"{again}, or --selection prior",
+                next_command=f"add --selection prior, or {again}",
             )
         if settings.selection_rho > share:
             raise ConfigError(
                 f"This cache holds fewer words than a selection of {settings.selection_rho:g} of them takes.",
                 where=str(cache.path),
                 why=f"it holds {share:g} of each text's words",
-                next_command=f"{again}, or --selection-rho {share:g}",
+                next_command=f"add --selection-rho {share:g}, or {again}",
             )

@@ -52,14 +52,14 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     """Return the heads of a run and the class names of each.
 
     Raises:
-        WeightsUnavailable: the run is not finished.
+        WeightsUnavailable: their files are missing.
     """
     path = folder / HEADS_DESCRIPTION
     if not path.exists():
         raise WeightsUnavailable(
-            "This run has no task heads; it is not finished.",
+            "This run has no task heads.",
             where=str(folder),
-            next_command="run the same `advl finetune` again: it resumes",
+            next_command="give the command that trained it again, with --no-resume",
         )
     description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     heads = nn.ModuleDict(

@@ -82,7 +82,7 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
             next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
-            "then advl finetune --cache DIR ...",
+            f"then the same command with --cache caches/NAME/{config.dataset}/{config.split}",
         )
     if config.live_weights and not config.live:
         raise ConfigError(

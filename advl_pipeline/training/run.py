@@ -535,8 +535,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise ConfigError(
-            "There is no finetuning run here.", where=str(folder), next_command="advl finetune --output DIR ..."
-        )
+        raise ConfigError("There is no finetuning run here.", where=str(folder), next_command="advl finetune --help")
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config

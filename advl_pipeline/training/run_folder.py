@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.atomic import write_text
+from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.training.run_identity import run_identity
 from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLog
@@ -49,7 +49,7 @@ class RunFolder:
         Raises:
             IdentityMismatch: another run lies there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         if self.config.exists() and resume:
             found = run_identity(json.loads(self.config.read_text(encoding="utf-8")))
             asked = run_identity(config)
@@ -131,7 +131,7 @@ class RunFolder:
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append records to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
         if self.tensorboard is not None:
             self.tensorboard.log(records)

@@ -348,7 +348,7 @@ def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) ->
         run_report(ReportConfig(study=tmp_path))
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(StorageError, match="could not be written"):
         run_report(ReportConfig(study=vcr[0].folder, to="csv", output=blocked / "report.csv"))
 
 

@@ -66,11 +66,17 @@ def split_jobs(
 
 @contextmanager
 def drawing_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield processes that draw. An error drops the jobs that wait; a builder's death ends its processes."""
+    """Yield processes that draw. An error or Ctrl-C ends them at once, and so does the builder's death."""
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey, initargs=(os.getpid(),))
     try:
         yield pool
+    except BaseException:
+        # A job is a hundred pictures: waiting for those that run takes many seconds, for a draft that is thrown away.
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,0 +1,240 @@
+"""Every error says what to type next: a command that parses, and that holds what the user gave."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from small_corpus import SmallCorpus
+
+from advl_cli.advice import command_of
+from advl_cli.main import group, main
+from advl_cli.reference import commands
+from advl_pipeline import errors
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.errors import AdvlError
+from advl_pipeline.training import run as training_run
+
+PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
+CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AdvlError)]
+OPTIONS = {
+    option for _, command in commands() for item in command.params for option in (*item.opts, *item.secondary_opts)
+}
+OF_OTHER_PROGRAMS = {"--head", "--help", "--no-deps", "--force-reinstall", "--local-dir"}
+
+
+def advl(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command in this process; return its exit code and what it said on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def advised(told: str) -> list[str]:
+    """Return the words of the last command that an error advises."""
+    advice = told.partition("\n  next:")[2]
+    found = re.findall(r"(?:^|\s)(advl [^\n]*?)(?= &&| \(|   |, |\n|$)", advice)
+    assert found, f"no command is advised:\n{told}"
+    return shlex.split(found[-1])
+
+
+def require_parses(words: list[str]) -> None:
+    assert words[0] == "advl"
+    command, number = command_of(words[1:], group)
+    assert command is not None, words
+    rest = [word for word in words[1 + number :] if word != "--help"]
+    if not isinstance(command, click.Group) and not {"--help", "--list"} & set(words):
+        command.make_context("advl", rest)
+
+
+def written_advice() -> Iterator[tuple[str, str]]:
+    """Yield the place and the text of every `next_command=` of the package; values in it stand as `x`."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "next_command":
+                for text in _texts(node.value):
+                    yield f"{file.relative_to(PACKAGE)}:{node.value.lineno}", text
+
+
+def _texts(node: ast.expr) -> list[str]:
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.JoinedStr(values=parts):
+            return ["".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in parts)]
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return [a + b for a in _texts(left) or ["x"] for b in _texts(right) or ["x"]]
+        case ast.IfExp(body=body, orelse=orelse):
+            return [*_texts(body), *_texts(orelse)]
+    return []
+
+
+ADVICE = list(written_advice())
+
+
+def test_the_walk_finds_the_advice() -> None:
+    assert len(ADVICE) > 100
+
+
+@pytest.mark.parametrize(("place", "text"), ADVICE, ids=[place for place, _ in ADVICE])
+def test_what_an_error_advises_can_be_typed(place: str, text: str) -> None:
+    assert "..." not in text, "an advice is whole"
+    assert " CACHE" not in text, "an error knows its cache"
+    for piece in re.split(r" && | \(|   |, |; ", text.replace("`", "")):
+        if found := re.search(r"(?:^|(?<= ))advl [a-z].*", piece):
+            require_parses(shlex.split(found[0]))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= OPTIONS | OF_OTHER_PROGRAMS
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("own", ["", "advl datasets check scenes-vcr", "make room, then give the same command again"])
+def test_every_kind_of_error_advises_with_what_was_given(
+    cls: type[AdvlError], own: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object) -> None:
+        raise cls("It cannot be done.", next_command=own)
+
+    monkeypatch.setattr(training_run, "run_finetune", fail)
+    given = ["finetune", "--dataset", "scenes-vcr", "--output", "runs/a b", "--cache", "caches/x"]
+    code, told = advl(*given, "--data-root", "/da ta", capsys=capsys)
+    assert code == cls.exit_code
+    words = advised(told)
+    require_parses(words)
+    command, _ = command_of(words[1:], group)
+    assert command is not None
+    if "--help" in words:
+        assert words[1] == "finetune"
+    elif any(item.name == "data_root" for item in command.params):
+        assert words[words.index("--data-root") + 1] == "/da ta"
+    if "same command" in own:
+        assert words == ["advl", *given, "--data-root", "/da ta"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (["finetune", "--dataset", "scenes-vcr", "--datset-root", "d"], None),
+        (["finetune", "--dataset", "scenes-vcr", "--data-rot", "d"], ["--data-root", "d"]),
+        (
+            ["finetune", "--dataset", "scenes-vcr", "--method", "avdl", "--seed", "7"],
+            ["--method", "advl", "--seed", "7"],
+        ),
+        (
+            ["finetun", "--dataset", "scenes-vcr", "--seed", "7"],
+            ["finetune", "--dataset", "scenes-vcr", "--seed", "7"],
+        ),
+        (["cache", "inf", "caches/a"], ["cache", "info", "caches/a"]),
+        (["datasets", "card", "vrc"], ["datasets", "card", "vcr"]),
+        (["extract", "--teacher", "minilm-l6", "--dataset", "scenes-vrc"], ["--dataset", "scenes-vcr"]),
+        (["students", "show", "uniter-tny"], ["students", "show", "uniter-tiny"]),
+        (["study", "dmo"], ["study", "demo"]),
+    ],
+)
+def test_a_typo_is_put_right_in_the_command_that_was_typed(
+    wrong: list[str], right: list[str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = advl(*wrong, capsys=capsys)
+    assert code == 2
+    words = advised(told)
+    require_parses(words)
+    assert right is None or words[-len(right) :] == right
+
+
+def test_a_typo_of_a_task_is_put_right(
+    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data-root", str(small_corpus.data_root), "--output", str(tmp_path / "run"), "--method", "plain"]
+    code, told = advl("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2", *given, capsys=capsys)
+    assert code == 2
+    assert advised(told) == ["advl", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a", *given]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["dataset = ", "datset = 'scenes-vcr'", "dataset = 3", "num-steps = -1", "method = 'avdl'", "task = [[1]]"],
+)
+def test_an_error_in_a_file_says_to_mend_it(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    words = ["finetune", "--config", str(file), "--output", "runs/a"]
+    code, told = advl(*words, capsys=capsys)
+    assert code == 2
+    assert f"mend {file}" in told
+    assert advised(told) == ["advl", *words]
+
+
+def test_names_are_listed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = advl("datasets", "card", "mydata", capsys=capsys)
+    names = told.partition("known: ")[2].splitlines()[0].split(", ")
+    assert code == 2
+    assert len(names) == len(set(names)) > 5
+
+
+def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
+    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = small_corpus.caches[0]
+    words = [
+        "finetune",
+        "--dataset",
+        "scenes-vcr",
+        "--text-style",
+        "r2c",
+        "--cache",
+        cache,
+        "--output",
+        tmp_path / "run",
+    ]
+    code, told = advl(*words, "--data-root", small_corpus.data_root, capsys=capsys)
+    assert code == 3, told
+    told_words = advised(told)
+    require_parses(told_words)
+    assert told_words[:2] == ["advl", "extract"]
+    for flag, value in {"--text-style": "r2c", "--data-root": small_corpus.data_root, "--output": cache}.items():
+        assert told_words[told_words.index(flag) + 1] == str(value)
+    assert f"advl cache prune {cache} --all &&" in told
+
+
+def test_an_unfinished_run_is_to_be_resumed(
+    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = small_corpus.config(folder, seed=3, task=())
+    (folder / "config.json").write_text(json.dumps(config_to_dict(config)))
+    for words in (["evaluate", "--run", folder], ["predict", folder]):
+        code, told = advl(*words, capsys=capsys)
+        assert code == 6
+        advice = advised(told)
+        require_parses(advice)
+        assert advice[:2] == ["advl", "finetune"]
+        for flag, value in {"--output": folder, "--seed": 3, "--data-root": small_corpus.data_root}.items():
+            assert advice[advice.index(flag) + 1] == str(value)
+
+
+def test_a_damaged_shard_is_repaired_by_name(
+    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(small_corpus.caches[0], cache)
+    shard = next(path for path in sorted((cache / "text" / "tokens" / "values").rglob("0")) if path.is_file())
+    damaged = bytearray(shard.read_bytes())
+    damaged[-1] ^= 1
+    shard.write_bytes(damaged)
+    code, told = advl("cache", "export", cache, "--output", tmp_path / "out.h5", capsys=capsys)
+    assert code == 4
+    assert advised(told) == ["advl", "cache", "repair", str(cache)]
+
+
+def test_a_secret_in_a_url_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = advl("finetune", "--cache", "s3://key:secret@bucket/x", "--method", "avdl", capsys=capsys)
+    assert code == 2
+    assert "secret" not in told

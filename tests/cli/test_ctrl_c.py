@@ -1,0 +1,58 @@
+"""Ctrl-C has its exit code from the first line of our code on, and stops a build at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# Stops the process inside an import, where a person's Ctrl-C falls while a command starts.
+_INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+wanted, *sys.argv = sys.argv[1:]
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+runpy.run_module("advl_cli", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["advl_cli.main", "click", "advl_pipeline.errors", "advl_cli.finetune", "torch", "numpy"]
+)
+def test_ctrl_c_while_a_command_starts_exits_with_130(module: str, tmp_path: Path) -> None:
+    words = ["advl", "finetune", "--dataset", "scenes-vcr", "--method", "plain", "--output", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_IMPORT, module, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "ADVL_DATA": str(tmp_path)},
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "next:" in done.stderr
+
+
+def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
+    words = ["datasets", "build", "scenes", "--data-root", str(tmp_path), "--workers", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "advl_cli", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not any(tmp_path.rglob("*.jpg")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, told
+    # Two jobs of a hundred pictures each take about nine seconds when they are waited for.
+    assert time.monotonic() - began < 3.0
+    assert not (tmp_path / "scenes").exists()

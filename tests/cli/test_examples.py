@@ -1,0 +1,290 @@
+"""Every example of every help text, of README and of docs/ runs, in a folder where what it needs is there.
+
+What a person has in full is small here: published weights are stand-ins of the same file formats, datasets are the
+small corpus and mirrors of the official downloads, and numbers of steps, shots and pictures are cut down.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import h5py
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
+from small_clip import save_small_clip
+from small_corpus import SmallCorpus
+from tiny_tokenizers import build_tokenizer
+
+from advl_cli.advice import command_of
+from advl_cli.main import group, main
+from advl_cli.reference import commands, help_blocks
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import save_student
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("docs/**/*.md"))]
+
+FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPLITS = ("train", "val", "test", "unseen", "compositional", "shift-inputs")
+
+CUT_DOWN: Mapping[str, Sequence[str]] = {
+    "finetune": ("--num-steps", "2", "--batch-size", "2", "--confidence-folds", "2"),
+    "pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
+    "extract": ("--folds", "2"),
+    "cache bench": ("--seconds", "0.05"),
+    "datasets build scenes": (
+        *(word for name in SPLITS for word in (f"--num-{name}", "4")),
+        *("--num-caption-scenes", "20", "--workers", "1"),
+    ),
+}
+"""Options that make an example small; the last one of a repeated option counts."""
+
+STAND_INS: Mapping[str, str] = {
+    "uniter-base": "uniter-tiny",
+    "vilt": "vilt-tiny",
+    "hf:ORG/MODEL": "hf:small/clip",
+    "FOLDER": "small-clip",
+    "/data": "data",
+    "demo": "mine.toml",
+}
+"""Words of examples that stand for what is too large for a test, or for a name that a person puts in."""
+
+SMALL_WEIGHTS: Mapping[str, str] = {
+    "hf:small/clip": "small-clip",
+    "clip-vit-l": "small-clip",
+    "roberta-l": "small-roberta",
+}
+"""Teachers whose published weights are too large; the folder holds small ones of the same kind."""
+
+NEEDS: Mapping[str, str] = {
+    "s3://": "an object store; tests/extraction/test_remote.py runs these against a real server",
+    "...": "the rest of a command that stands elsewhere",
+    "img_db/": "UNITER's published region features; tests/datasets/test_regions.py reads their format",
+    "timm:MODEL": "weights that timm fetches",
+    "runs/uniter-vcr": "the run of an example with published weights",
+    "vilt-b32-mlm": "published weights; tests/students checks every checkpoint format",
+}
+"""What an example needs that no test can have, and why; it is parsed and its options are checked."""
+
+
+def blocks() -> list[tuple[str, tuple[str, ...]]]:
+    """Return every block of examples: where it stands, and its command lines."""
+    found = [(name, text) for name, command in commands() for is_example, text in help_blocks(command) if is_example]
+    for page in PAGES:
+        if page != "docs/cli.md":
+            content = (REPOSITORY / page).read_text(encoding="utf-8")
+            found += [(page, text) for text in FENCED.findall(content)]
+    split = ((place, re.sub(r"\\\n\s*", " ", text).splitlines()) for place, text in found)
+    listed = [(place, tuple(" ".join(line.split()) for line in lines if "advl " in line)) for place, lines in split]
+    return [(place, lines) for place, lines in listed if lines]
+
+
+BLOCKS = blocks()
+
+
+def words_of(line: str) -> list[list[str]]:
+    """Return the words of each `advl` command of a line; what starts it, and comments, are left out."""
+    parts = re.split(r" & (?=advl|wait)", line) if line.startswith("advl ") else re.findall(r"advl [^']*", line)
+    return [shlex.split(part, comments=True) for part in parts if part.startswith("advl ")]
+
+
+def reason_not_to_run(line: str) -> str:
+    return next((why for sign, why in NEEDS.items() if sign in line), "")
+
+
+def advl(words: Sequence[Any]) -> None:
+    """Run a command that must succeed, in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert stop.value.code == 0, f"advl {shlex.join(map(str, words))} exits with {stop.value.code}"
+
+
+def cut_down(words: Sequence[str]) -> list[str]:
+    """Return an example's words (without `advl`) with its stand-ins and small numbers."""
+    words = [STAND_INS.get(word, word) for word in words]
+    words = [
+        "4" if before in ("--shots", "--num-train") else word
+        for before, word in zip(["", *words[:-1]], words, strict=True)
+    ]
+    command, _ = command_of(words, group)
+    assert command is not None
+    for name, more in CUT_DOWN.items():
+        if words[: len(name.split())] == name.split():
+            words += more
+    if "uniter-tiny" in words:
+        words += ["--tokenizer", "minilm-l6"]
+    for teacher, folder in SMALL_WEIGHTS.items():
+        if teacher in words and "show" not in words and "--weights" not in words:
+            words += ["--weights", folder]
+    return words
+
+
+@pytest.fixture(scope="module")
+def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which somebody has worked: datasets, caches, runs, a study, files of predictions."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("ADVL_DATA", raising=False)
+        shutil.copytree(small_corpus.data_root, "datasets")
+        for cache in small_corpus.caches:
+            shutil.copytree(cache, Path("caches") / cache.name / "scenes-vcr" / "train")
+        _write_mirrors(Path("datasets"))
+        save_student(Path("students/scenes-small"), build_student("scenes-small"), origin={})
+        torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
+        save_small_clip(Path("small-clip"))
+        _save_small_roberta(Path("small-roberta"))
+        short = ["--method", "plain", "--num-steps", 2, "--batch-size", 2, "--shots", 4]
+        for name, run in (
+            ("scenes-vcr", "advl-100-0"),
+            ("vcr", "vcr-advl"),
+            ("vqa-v2", "vqa-advl"),
+            ("snli-ve", "ve"),
+        ):
+            advl(["finetune", "--dataset", name, "--output", f"runs/{run}", *short])
+        advl(["evaluate", "--run", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
+        _write_predictions()
+        Path("mine.toml").write_text(STUDY)
+        advl(["study", "mine.toml", "--output", "runs/studies/demo"])
+    return folder
+
+
+RUNS = {"scenes-vcr": "advl-100-0", "vcr": "vcr-advl", "vqa-v2": "vqa-advl", "snli-ve": "ve"}
+
+STUDY = """
+name = "mine"
+dataset = "scenes-vcr"
+tasks = ["vcr-q2a"]
+student = "scenes-small"
+teachers = ["minilm-l6"]
+test_sets = ["test"]
+methods = ["plain", "naive-kd"]
+shots = [4]
+seeds = [0]
+
+[evaluation]
+probe = ["none"]
+
+[training]
+num_steps = 2
+batch_size = 2
+confidence_folds = 2
+"""
+
+
+def _write_mirrors(root: Path) -> None:
+    for split in ("train", "val"):
+        write_vcr(root, [vcr_record(number, split=split) for number in range(8)], split=split)
+    write_vcr(root, [vcr_record(number, split="test", labelled=False) for number in range(11)], split="test")
+    singular = "shortcut/rule_based/val_rule_singular.jsonl"
+    write_vcr(root, [vcr_record(number) for number in range(6)], file=singular)
+    for split, count in (("train", 60), ("val", 30), ("test", 30)):
+        write_vqa(root, split=split, count=count)
+    for name in ("train", "dev", "test"):
+        write_snli_ve(root, name=name, count=12)
+    with h5py.File("region_features.h5", "w") as file:
+        for path in sorted((root / "vqa-v2" / "train2014").iterdir()):
+            file[path.stem] = np.ones((2, 8), np.float32)
+
+
+def _save_small_roberta(folder: Path) -> None:
+    build_tokenizer("bytes", folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    hf.RobertaModel(
+        hf.RobertaConfig(**sizes, vocab_size=500, max_position_embeddings=130, pad_token_id=1)
+    ).save_pretrained(folder)
+
+
+def _write_predictions() -> None:
+    """Write the files that `advl score` takes, under the names of the examples."""
+    advl(["predict", "runs/vqa-advl", "--split", "val", "--output", "results.json"])
+    shutil.copy("results.json", "R.json")
+    advl(["predict", "runs/ve", "--split", "test", "--output", "predictions.csv"])
+    shutil.copy("datasets/snli-ve/snli_ve_test.jsonl", "snli_ve_test.jsonl")
+    for short, name in (("Q", "v2_OpenEnded_mscoco_val2014_questions"), ("A", "v2_mscoco_val2014_annotations")):
+        for target in (f"{short}.json", f"{name}.json"):
+            shutil.copy(f"datasets/vqa-v2/{name}.json", target)
+    shutil.copy("datasets/vcr/val.jsonl", "val.jsonl")
+    for name in ("answers", "rationales"):
+        np.save(f"{name}.npy", np.random.default_rng(0).standard_normal((8, 4)))
+
+
+def test_examples_are_found_everywhere() -> None:
+    places = {place for place, _ in BLOCKS}
+    assert {name for name, _ in commands()} | {"README.md", "docs/adding-a-teacher.md"} <= places
+    lines = [line for _, block in BLOCKS for line in block]
+    assert len(lines) > 60
+    for sign in NEEDS:
+        assert any(sign in line for line in lines), f"no example needs {sign!r} any more"
+
+
+@pytest.mark.parametrize(
+    ("place", "line"), [(place, line) for place, block in BLOCKS for line in block], ids=lambda text: text[:70]
+)
+def test_every_example_parses(place: str, line: str) -> None:
+    for words in words_of(line):
+        command, number = command_of(words[1:], group)
+        assert command is not None, line
+        if not isinstance(command, click.Group) and "--list" not in words:
+            command.make_context("advl", [word for word in words[1 + number :] if word != "..."])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "lines"), BLOCKS, ids=[f"{place}: {lines[0][:60]}" for place, lines in BLOCKS])
+def test_every_example_runs(
+    place: str, lines: tuple[str, ...], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(home, here)
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("ADVL_DATA", raising=False)
+    todo = [words[1:] for line in lines if not reason_not_to_run(line) for words in words_of(line)]
+    if not todo:
+        pytest.skip(reason_not_to_run(lines[0]))
+    for words in todo:
+        for made in _made_by(words):
+            if made.is_dir():
+                shutil.rmtree(made)
+        advl(cut_down(words))
+
+
+def _made_by(words: Sequence[str]) -> list[Path]:
+    """Return the folders that a command makes and that must not be there yet."""
+    if words[:3] == ["datasets", "build", "scenes"]:
+        # What was made of an earlier corpus does not go with a new one.
+        return [Path("datasets/scenes"), Path("caches")]
+    if words[0] == "pretrain":
+        return [Path("students/scenes-small")]
+    if words[0] == "finetune":
+        return [Path(words[words.index("--output") + 1])]
+    return []
+
+
+def test_the_recorded_reference_is_readable() -> None:
+    """What a person sees in docs/cli.md: every example on a line of its own, in a block, and no control character."""
+    page = (REPOSITORY / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", page)
+    block = page.partition("## `advl cache`\n")[2].partition("\n## ")[0]
+    assert block == (
+        "\nInspect, verify, repair, convert or measure a teacher feature cache.\n"
+        "\n"
+        "```sh\n"
+        "advl cache info caches/minilm-l6/scenes-vcr/train\n"
+        "advl cache verify caches/minilm-l6/scenes-vcr/train --recompute 8\n"
+        "```\n"
+    )
+    inside = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"^```sh\n.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    assert "advl " not in re.sub(r"`[^`]*`", "", outside)
+    for example in inside:
+        for line in re.sub(r" \\\n +", " ", example).splitlines():
+            assert line.startswith("advl ")

@@ -1,0 +1,77 @@
+"""A disk that is full, or a folder that cannot be written, has its own exit code in every command that writes."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_corpus import SmallCorpus
+
+from advl_cli.main import main
+from advl_pipeline.atomic import write_text
+from advl_pipeline.errors import StorageError
+from advl_pipeline.extraction.estimate import require_room
+from advl_pipeline.tensor_files import save_tensors
+
+FORBIDDEN = Path("/proc/self/none")
+"""A folder that nobody can make, not even root."""
+
+
+def advl(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def test_finetune_into_a_folder_that_cannot_be_written(
+    small_corpus: SmallCorpus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--data-root", small_corpus.data_root]
+    code, told = advl(*words, "--shots", 4, "--num-steps", 2, "--output", FORBIDDEN, capsys=capsys)
+    assert code == 7, told
+    assert str(FORBIDDEN) in told.partition("where:")[2]
+    assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]
+
+
+@pytest.mark.parametrize("form", ["hdf5", "safetensors"])
+def test_an_export_that_fills_the_disk_leaves_nothing(form: str, small_corpus: SmallCorpus, tmp_path: Path) -> None:
+    output = tmp_path / "features"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({10_000}, {10_000}));"
+    run = "from advl_cli.main import main; main()"
+    words = ["cache", "export", str(small_corpus.caches[0]), "--to", form, "--output", str(output)]
+    done = subprocess.run([sys.executable, "-c", limit + run, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "next:" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "x" * 20_000),
+        lambda path: save_tensors(path, {"a": torch.zeros(20_000)}),
+    ],
+)
+def test_a_file_that_does_not_fit_leaves_the_old_one(write: object, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StorageError) as caught:
+            write(path)  # type: ignore[operator]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.exit_code == 7
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "before"
+
+
+def test_the_reserve_that_a_cache_leaves_free_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 60_000_000}))
+    with pytest.raises(StorageError, match=r"20\.0 MB are needed and 64 MB are to stay free, 60\.0 MB are free"):
+        require_room(tmp_path, 20_000_000)
