@@ -33,6 +33,9 @@ STORED_ORDER = LABEL_ORDERS["uniter"]
 """Order of the class numbers in the index, whatever order a dataset is opened with."""
 
 
+_TYPE_FIELD = "question_type"
+"""Field of the built-in corpus alone; other pairs are all of one type."""
+
 _PICTURE_FIELDS = ("Flickr30K_ID", "Flikr30kID", "Flickr30kID")
 """Spellings of the picture's field: of the generator, of the older files (sic), of e-SNLI-VE."""
 
@@ -76,11 +79,13 @@ class SnliVeDataset(IndexedDataset):
             "reader": READER_VERSION,
             "file": self._digests[0].hex(),
             "images": files.images,
+            "strata": _TYPE_FIELD,
         }
         self._columns = open_columns(source.index, key, lambda: build_snli_ve_columns(self._path, files.images))
         self._ids = StringColumn(self._columns, "pair_id")
         self._hypotheses = StringColumn(self._columns, "hypothesis")
         self._image_names = StringColumn(self._columns, "image")
+        self._strata = StringColumn(self._columns, "stratum")
         lines = self._columns["problem.line"].tolist()
         reasons = StringColumn(self._columns, "problem")
         problems = [
@@ -111,7 +116,7 @@ class SnliVeDataset(IndexedDataset):
             question_ids=self.example_ids,
             example_ids=[(example_id,) for example_id in self.example_ids],
             cells=self._columns["label"][self._rows].astype(np.int64),
-            strata=[""] * len(self._rows),
+            strata=[self._stratum(row) for row in self._rows.tolist()],
             by_class=True,
         )
 
@@ -125,7 +130,7 @@ class SnliVeDataset(IndexedDataset):
         return self._order.index(STORED_ORDER[int(self._columns["label"][row])]), ()
 
     def _stratum(self, row: int) -> str:
-        return ""
+        return self._strata[int(self._columns["stratum"][row])]
 
     def _image_number(self, row: int) -> int:
         return int(self._columns["image_number"][row])
@@ -150,7 +155,8 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
     pair_ids: dict[str, int] = {}
     images: dict[str, int] = {}
     hypotheses: list[str] = []
-    rows: list[tuple[int, int, int]] = []
+    strata: dict[str, int] = {}
+    rows: list[tuple[int, int, int, int]] = []
     problems: list[tuple[int, str]] = []
     for number, parse in _records(path):
         try:
@@ -166,16 +172,20 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
             continue
         pair_ids[pair_id] = number
         hypotheses.append(hypothesis)
-        rows.append((number, STORED_ORDER.index(label), images.setdefault(image, len(images))))
-    table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        told = record.get(_TYPE_FIELD)
+        stratum = strata.setdefault(told if isinstance(told, str) else "", len(strata))
+        rows.append((number, STORED_ORDER.index(label), images.setdefault(image, len(images)), stratum))
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return {
         "line": table[:, 0],
         "label": table[:, 1].astype(np.int8),
         "image_number": table[:, 2].astype(np.int32),
+        "stratum": table[:, 3].astype(np.int32),
         "problem.line": np.array([number for number, _ in problems], dtype=np.int64),
         **StringColumn.encode("pair_id", pair_ids),
         **StringColumn.encode("hypothesis", hypotheses),
         **StringColumn.encode("image", images),
+        **StringColumn.encode("stratum", strata),
         **StringColumn.encode("problem", [why for _, why in problems]),
     }
 

@@ -27,6 +27,9 @@ NUM_CHOICES = 4
 Conditioning = Literal["right", "all"]
 """Rationales are read given the right answer, or given each of the four answers (the test server's 20 scores)."""
 
+_TYPE_FIELD = "question_type"
+"""Field of the built-in corpus alone."""
+
 _WH_WORDS = frozenset({"why", "what", "where", "how", "who", "when", "which", "whose"})
 _AUXILIARIES = frozenset(
     "is are was were am do does did can could will would should may might must has have had".split()
@@ -71,7 +74,13 @@ class VcrDataset(IndexedDataset):
         self._digest = source.annotation_digest(files.annotations)
         self._lines = MappedLines(self._path)
         self._last_record: tuple[int, dict[str, Any]] | None = None
-        key = {"index": "vcr", "reader": READER_VERSION, "file": self._digest.hex(), "labelled": files.labelled}
+        key = {
+            "index": "vcr",
+            "reader": READER_VERSION,
+            "file": self._digest.hex(),
+            "labelled": files.labelled,
+            "strata": _TYPE_FIELD,
+        }
         self._columns = open_columns(source.index, key, lambda: build_vcr_columns(self._path, files.labelled))
         self._ids = StringColumn(self._columns, "annot_id")
         self._image_names = StringColumn(self._columns, "image")
@@ -216,7 +225,7 @@ def build_vcr_columns(path: Path, labelled: bool) -> Columns:
         except Malformed as error:
             problems.append((line.number, str(error)))
             continue
-        stratum = strata.setdefault(question_type(record["question"]), len(strata))
+        stratum = strata.setdefault(question_type(record), len(strata))
         rows.append((line.number, line.offset, len(line.data), number, stratum, *labels))
     table = np.array(rows, dtype=np.int64).reshape(-1, 7)
     return {
@@ -224,7 +233,7 @@ def build_vcr_columns(path: Path, labelled: bool) -> Columns:
         "offset": table[:, 1],
         "length": table[:, 2].astype(np.int32),
         "image_number": table[:, 3].astype(np.int32),
-        "stratum": table[:, 4].astype(np.int16),
+        "stratum": table[:, 4].astype(np.int32),
         "answer_label": table[:, 5].astype(np.int8),
         "rationale_label": table[:, 6].astype(np.int8),
         "problem.line": np.array([number for number, _ in problems], dtype=np.int64),
@@ -303,8 +312,14 @@ def _label_of(record: Mapping[str, Any], name: str) -> int:
     return int(label)
 
 
-def question_type(question: Tokens) -> str:
-    """Return the kind of a question by its first word: a wh-word, "yes/no" or "other"."""
+def question_type(record: Mapping[str, Any]) -> str:
+    """Return the kind of a question: what its line says, or as official lines say nothing, a kind by its first word.
+
+    That is a wh-word, "yes/no" or "other".
+    """
+    told, question = record.get(_TYPE_FIELD), record["question"]
+    if isinstance(told, str):
+        return told
     first = question[0].lower() if isinstance(question[0], str) else ""
     if first in _WH_WORDS:
         return first

@@ -94,8 +94,9 @@ def test_vcr_lines_are_complete_and_point_at_what_is_there(folder: Path, split: 
     images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
     for line in lines(folder / layout.vcr_annotations(split)):
         assert line.keys() == VCR_FIELDS | {"question_type", "answer_style"}
-        assert line["question_type"] in ("name", "category", "mixed", "relation", *ASPECTS)
         assert line["answer_style"] in ("name", "category", "described")
+        by_tag = (line["answer_style"],) if line["answer_style"] != "described" else ("mixed", *ASPECTS)
+        assert line["question_type"] in (*by_tag, f"relation {line['answer_style']}")
         metadata = json.loads((images / line["metadata_fn"]).read_text())
         assert metadata["names"] == line["objects"] == ["object"] * len(metadata["boxes"])
         with Image.open(images / line["img_fn"]) as picture:
@@ -304,6 +305,16 @@ def test_counts_are_those_of_the_record_and_of_the_readers(built: ScenesResult) 
         assert len(dataset) == counts["items"] * tasks.get(home, 1)
         assert len(dataset.image_units()) == counts["images"]
         assert len(dataset[0].image.boxes_R4) >= 2
+
+
+def test_readers_tell_question_types_apart(built: ScenesResult) -> None:
+    """Breakdowns and low-shot subsets go by them."""
+    for name, path in (("scenes-vcr", layout.vcr_annotations), ("scenes-snli-ve", layout.snli_ve_annotations)):
+        told = [line["question_type"] for line in lines(built.folder / path("test"))]
+        dataset = open_dataset(name, split="test", data_root=built.folder.parent)
+        assert list(dataset.question_table().strata) == told
+        assert dataset[0].stratum == told[0]
+        assert len(set(told)) >= 4
 
 
 def test_licences_travel_with_the_corpus(folder: Path) -> None:

@@ -43,7 +43,7 @@ _QUESTIONS: Final[Mapping[Topic, tuple[str, ...]]] = {
     "belongs": ("What goes with {it} ?", "What does {it} bring to mind ?"),
 }
 _NAMES: Final = ("It is {own} .", "{own} .", "That is {own} .")
-_DESCRIPTIONS: Final = ("It {d} .", "It is something that {d} .", "A thing that {d} .")
+_DESCRIPTIONS: Final = ("It {d} .", "This one {d} .", "A thing that {d} .")
 _TAG_RATIONALES: Final = (
     "{it} is {phrase} {neighbour} .",
     "There is something {phrase} {neighbour} , and that is {it} .",
@@ -77,8 +77,8 @@ class _Asked:
 def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
     """Yield the lines of a split's JSONL file.
 
-    Besides the official fields each line has `question_type`, "relation" or the topic of its answers, and
-    `answer_style`, which tells plain names, categories and descriptions apart whatever the question is.
+    Besides the official fields each line has `answer_style`, and `question_type`: the topic of the answers, or for a
+    question by relation "relation" and the style of its answers.
     """
     number = 0
     for group in groups:
@@ -143,8 +143,9 @@ def _topic(targets: Sequence[Kind], draws: Draws) -> Topic:
 
 def _set_items(topic: Topic, asked: Sequence[_Asked], voice: Voice, draws: Draws) -> Iterator[dict[str, Any]]:
     # One wording for all four, so that their questions differ in tags and sides alone.
-    aspectless = topic not in ASPECTS or voice.phrasing == "held-out"
-    wording = draws.pick(_QUESTIONS["mixed" if topic in ASPECTS and aspectless else topic])
+    asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
+    wording = draws.pick(_QUESTIONS[asked_for])
+    style: AnswerStyle = topic if topic in ("name", "category") else "described"
     answers = {one.target.code: _answer(one.target, topic, voice, draws) for one in asked}
     for one in asked:
         yield {
@@ -152,8 +153,8 @@ def _set_items(topic: Topic, asked: Sequence[_Asked], voice: Voice, draws: Draws
             "question": capitalised(wording.format(it=_it(one.task, one.target))),
             "answers": [(answer, code == one.target.code) for code, answer in draws.shuffled(list(answers.items()))],
             "rationales": draws.shuffled(_rationales(one, voice, draws)),
-            "question_type": topic if one.task.reference is None else "relation",
-            "answer_style": topic if topic in ("name", "category") else "described",
+            "question_type": topic if one.task.reference is None else f"relation {style}",
+            "answer_style": style,
         }
 
 
