@@ -3,8 +3,9 @@
 Every picture holds one container, and a stated rule says which coarse groups each kind of container may hide
 (`Container.hides`). What is to be seen is entailed; what is not to be seen is neutral where the container may hide
 it, and contradicted where it may not. Each hypothesis about something being there is put to three pictures of its
-group, one per label. Each picture, and so each kind of container and each number of things, has every label equally
-often. Whoever knows only whether the thing is there gets two of three, and so does whoever knows only the rule.
+group, one per label. Each picture has the labels of hypotheses about things equally often, and each kind of container
+those of all hypotheses. Whoever knows only whether the thing is there gets two of three, and so does whoever knows
+only the rule.
 """
 
 from __future__ import annotations
