@@ -86,7 +86,7 @@ docs: $(STAMP) ## Write the command reference from the commands
 bench: $(STAMP) ## Measure reading and writing against the peers
 	$(BIN)/python -m benchmarks
 
-chaos: $(STAMP) ## Kill an extraction at 50 random moments and compare the bytes
+chaos: $(STAMP) ## Kill 50 extractions and damage 200 caches at random; the next command must give the same bytes
 	$(BIN)/python -m benchmarks.chaos
 
 clean: ## Remove what can be made again (not datasets, caches and runs)

@@ -1,6 +1,6 @@
-"""`make chaos`: kill an extraction at 50 random moments; each time the same command must give the same bytes.
+"""`make chaos`: what the next command makes of killed extractions and of damaged caches, compared to the byte.
 
-python -m benchmarks.chaos [--kills N] [--seed S]
+python -m benchmarks.chaos [--kills N] [--damages N] [--seed S]
 """
 
 from __future__ import annotations
@@ -9,35 +9,86 @@ import argparse
 import importlib
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _SUPPORT = Path(__file__).resolve().parent.parent / "tests" / "support"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """How many tries of one kind ended as they must."""
+
+    what: str
+    good: int
+    tries: int
+
+    def line(self) -> str:
+        return f"{self.good} of {self.tries} {self.what}"
+
+
 def main() -> None:
-    """Kill, resume, compare, count; exit code 1 when any resumed cache differed."""
+    """Try, compare, count; exit code 1 when anything ended otherwise than it must."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50, help="Extractions to kill.")
+    parser.add_argument("--damages", type=int, default=200, help="Caches to damage.")
+    parser.add_argument("--seed", type=int, default=0, help="Chooses moments, files and damages.")
     options = parser.parse_args()
     sys.path.insert(0, str(_SUPPORT))
     chaos = importlib.import_module("chaos")
-    good = 0
+    first = options.seed * 100_003
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        reference, span = chaos.reference_run(folder)
-        print(f"an uninterrupted run writes {len(reference)} files in {span:.2f} s")
-        for number in range(options.kills):
-            seed = options.seed * 100_003 + number
-            try:
-                moment, committed = chaos.kill_and_resume(folder, reference, span, name=f"kill-{number}", seed=seed)
-            except AssertionError as error:
-                print(f"kill {number + 1:>3}: {error}")
-                continue
+        # A further kind of chaos is a function that returns a `Count`, and a line here.
+        counts = [
+            count_kills(chaos, folder / "kills", range(first, first + options.kills)),
+            count_damages(chaos, folder / "damages", range(first, first + options.damages)),
+        ]
+    print("\n".join(count.line() for count in counts))
+    sys.exit(0 if all(count.good == count.tries for count in counts) else 1)
+
+
+def count_kills(chaos: Any, folder: Path, seeds: range) -> Count:
+    """Kill an extraction at a random moment and give the same command again."""
+    reference, span = chaos.reference_run(folder)
+    print(f"an uninterrupted run writes {len(reference)} files in {span:.2f} s")
+
+    def kill(seed: int) -> str:
+        moment, committed = chaos.kill_and_resume(folder, reference, span, name=f"kill-{seed}", seed=seed)
+        return f"after {moment:.3f} s with {committed:>2} shards committed: identical"
+
+    return _count("killed extractions resumed to identical bytes", "kill", kill, seeds)
+
+
+def count_damages(chaos: Any, folder: Path, seeds: range) -> Count:
+    """Damage any file of a cache, or any two, and follow the advice of `advl cache verify`."""
+    jobs = [
+        (name, chaos.cache_to_damage(folder / str(number), options))
+        for number, (name, options) in enumerate(chaos.CACHES.items())
+    ]
+
+    def damage(seed: int) -> str:
+        name, job = jobs[seed % len(jobs)]
+        damages, commands = chaos.damage_and_mend(job, f"damaged-{seed}", seed=seed)
+        return f"{name}; {', '.join(damages)}; {len(commands)} command(s): identical"
+
+    what = "damaged caches were mended to identical bytes by the commands that were advised"
+    return _count(what, "damage", damage, seeds)
+
+
+def _count(what: str, label: str, attempt: Callable[[int], str], seeds: range) -> Count:
+    good = 0
+    for number, seed in enumerate(seeds, start=1):
+        try:
+            outcome = attempt(seed)
+        except AssertionError as error:
+            outcome = str(error)
+        else:
             good += 1
-            print(f"kill {number + 1:>3}: after {moment:.3f} s with {committed:>2} shards committed: identical")
-    print(f"{good} of {options.kills} resumed to identical bytes")
-    sys.exit(0 if good == options.kills else 1)
+        print(f"{label} {number:>3}: {outcome}", flush=True)
+    return Count(what=what, good=good, tries=len(seeds))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,10 @@ class ModalityRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRecord:
-    """What is settled before encoding: modalities, stored dtype, rows per shard, digest of the identity."""
+    """What is settled before encoding: modalities, stored dtype, rows per shard, digest of the identity.
+
+    `provenance` repeats the provenance file, so that any two files may be lost; None in caches of before it did.
+    """
 
     identity_sha256: str
     stored_dtype: StoredDtype
@@ -65,6 +68,7 @@ class PlanRecord:
     modalities: Mapping[str, ModalityRecord]
     files: Files
     compression: Compression = "none"
+    provenance: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +141,7 @@ def render_plan(record: PlanRecord) -> bytes:
             "stored_dtype": record.stored_dtype,
             "shard_rows": record.shard_rows,
             **({} if record.compression == "none" else {"compression": record.compression}),
+            **({} if record.provenance is None else {"provenance": dict(record.provenance)}),
             "modalities": {
                 name: {
                     "num_units": shape.num_units,
@@ -209,6 +214,7 @@ def load_plan(root: Path) -> PlanRecord:
             modalities=modalities,
             files=files_from_json(content["files"]),
             compression=content.get("compression", "none"),
+            provenance=content.get("provenance"),
         )
 
 

@@ -109,6 +109,7 @@ def begin_cache(
         modalities={name: modality.record() for name, modality in modalities.items()},
         files=files,
         compression=compression,
+        provenance=provenance,
     )
     publish_if_changed(root, PLAN_RECORD, [render_plan(record)])
 
@@ -219,7 +220,7 @@ class CacheWriter:
     def content_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
         """Return what a committed shard adds to the tables, read back from sound tables and token rows.
 
-        `stats` lists the teacher's own statistics.
+        `stats` lists all statistics: even the norms may be of what the teacher scaled before it was stored.
         """
         shape, placement = self.plan.modalities[modality], self.placement(modality)
         position_N = np.array(placement.units_of(shard), np.int64)

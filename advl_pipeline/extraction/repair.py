@@ -1,7 +1,8 @@
 """Repair: what is damaged is taken back to the state before it was committed, then the extraction is resumed.
 
-Metadata files exist twice or follow from others, so they are restored from what is left; a shard is encoded again
-only when a file that it wrote is damaged. Files that are sound are not touched.
+Metadata files exist more than once or follow from others, so they are restored from what is left; a shard is encoded
+again only when a file that it wrote is damaged, or a statistic of the teacher's is. Files that are sound are not
+touched.
 """
 
 from __future__ import annotations
@@ -138,12 +139,12 @@ def _provenance_of(location: Location) -> dict[str, Any]:
 
 
 def recover_provenance(root: Path, *, where: str) -> dict[str, Any]:
-    """Return the provenance from whichever of its two copies under `root` is sound; `where` names the cache.
+    """Return the provenance from whichever of its three copies under `root` is sound; `where` names the cache.
 
     Raises:
         ConfigError: neither can be read.
     """
-    copies = [*_parsed(root, PROVENANCE_FILE), *_attributes(root, "provenance")]
+    copies = [*_parsed(root, PROVENANCE_FILE), *_attributes(root, "provenance"), *_planned_provenance(root)]
     recorded = _recorded_digest(root, PROVENANCE_FILE)
     for copy in copies:
         if hashlib.sha256(render_json(copy)).hexdigest() == recorded:
@@ -211,7 +212,7 @@ def _take_back(mending: Mending, writer: CacheWriter, modality: str, report: Ver
     tables = schema.global_spec(
         modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=writer.stored
     )
-    stats = _own_statistics(report, modality, shape.num_units)
+    stats = _statistics(report, modality, shape.num_units)
     stats_sound = all(is_sound(spec.shard_path(0)) for spec in stats.values())
     for shard in range(placement.num_shards):
         if not writer.is_committed(modality, shard):
@@ -232,10 +233,10 @@ def _take_back(mending: Mending, writer: CacheWriter, modality: str, report: Ver
             mending.remove(record)
 
 
-def _own_statistics(report: VerifyReport, modality: str, num_units: int) -> dict[str, ArraySpec]:
+def _statistics(report: VerifyReport, modality: str, num_units: int) -> dict[str, ArraySpec]:
     prefix = f"{modality}/stats/"
     names = {path.removeprefix(prefix).split("/")[0] for path in report.files if path.startswith(prefix)}
-    return {name: schema.stat_spec(modality, name, num_units) for name in sorted(names - {"norm", "zarr.json"})}
+    return {name: schema.stat_spec(modality, name, num_units) for name in sorted(names - {"zarr.json"})}
 
 
 def _parsed(root: Path, name: str) -> list[dict[str, Any]]:
@@ -254,6 +255,13 @@ def _attributes(root: Path, key: str) -> list[dict[str, Any]]:
             continue
         if isinstance(content, dict):
             return [content]
+    return []
+
+
+def _planned_provenance(root: Path) -> list[dict[str, Any]]:
+    with suppress(CorruptCache):
+        provenance = load_plan(root).provenance
+        return [] if provenance is None else [dict(provenance)]
     return []
 
 

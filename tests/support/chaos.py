@@ -1,4 +1,7 @@
-"""Kill real extraction processes at random moments and compare what they leave with an uninterrupted run."""
+"""Kill real extraction processes at random moments, damage real caches, and compare what the next command leaves.
+
+What an uninterrupted, undamaged run leaves is the reference, to the byte.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
+import shutil
 import signal
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny_extraction import run_settings, tree_bytes
+from tiny_extraction import run_command, run_settings, tree_bytes
 
 from advl_pipeline.cache.verify import verify_cache
 
@@ -62,6 +69,13 @@ class Job:
 
     def start(self) -> Running:
         """Start the extraction."""
+        return self._start(run_settings)
+
+    def start_command(self, arguments: Sequence[str]) -> Running:
+        """Start `advl` with these arguments, on the same teacher and dataset."""
+        return self._start(run_command, list(arguments))
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> Running:
         number = len(list(self.folder.glob("*.log")))
         path, log = self.folder / f"{self.output.name}.json", self.folder / f"{self.output.name}-{number}.log"
         content = json.dumps(self.settings)
@@ -70,7 +84,7 @@ class Job:
             path.write_text(content, encoding="utf-8")
         log.touch()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
-        process = _CONTEXT.Process(target=run_settings, args=(str(path), str(log)), daemon=True)
+        process = _CONTEXT.Process(target=target, args=(*arguments, str(path), str(log)), daemon=True)
         process.start()
         return Running(process=process, log=log)
 
@@ -134,9 +148,7 @@ def kill_and_resume(
     running.wait()
     committed = len(list(job.output.glob("records/*-[0-9]*.json")))
     job.finish()
-    found = tree_bytes(job.output)
-    different = [name for name in sorted(reference.keys() | found.keys()) if reference.get(name) != found.get(name)]
-    if different:
+    if different := differing(reference, job.output):
         raise AssertionError(f"killed after {moment:.3f} s, resumed differently: {different[:5]}")
     report = verify_cache(job.output)
     if not report.is_sound:
@@ -153,3 +165,131 @@ def reference_run(folder: Path) -> tuple[dict[str, bytes], float]:
     if running.wait() != 0:
         raise AssertionError(f"exit code {running.process.exitcode}: {running.messages()[-2000:]}")
     return tree_bytes(job.output), time.perf_counter() - begin
+
+
+CACHES: dict[str, dict[str, Any]] = {
+    "text": {"modality": "text"},
+    "text, zstd, int8, selected": {
+        "modality": "text",
+        "compression": "zstd",
+        "dtype": "int8",
+        "select_tokens": 0.4,
+    },
+    "image": {"modality": "image"},
+}
+"""Options of the caches that are damaged."""
+
+DAMAGES = ("flip", "zero", "truncate", "append", "delete", "link", "folder", "swap")
+_MAX_COMMANDS = 4
+
+
+def component(name: str) -> str:
+    """Return a file's name without what counts shards or tells sets of confidences apart."""
+    return re.sub(r"[0-9a-f]{16}|[0-9]+", "0", name)
+
+
+def cache_to_damage(folder: Path, options: dict[str, Any]) -> Job:
+    """Extract one of `CACHES`; returns the job that made it."""
+    job = make_job(folder, "whole", delay=0.0, **options)
+    job.finish()
+    return job
+
+
+def damage_and_mend(job: Job, name: str, *, seed: int) -> tuple[list[str], list[str]]:
+    """Damage any file of a copy of a cache, or any two, and follow the advice of `advl cache verify` to its end.
+
+    Args:
+        job: what made the cache; its output stays as it is.
+        name: of the copy, beside it.
+        seed: chooses files and damages.
+
+    Returns:
+        What was damaged and how, and the commands that were advised.
+
+    Raises:
+        AssertionError: the damage is not noticed, the advice leads nowhere, or what it leads to has other bytes.
+    """
+    generator = random.Random(seed)
+    reference = tree_bytes(job.output)
+    copy = job.folder / name
+    shutil.copytree(job.output, copy)
+    kinds: dict[str, list[str]] = {}
+    for file in sorted(reference):
+        kinds.setdefault(component(file), []).append(file)
+    # Each kind of file is as likely as another, however many there are of it; two may be of one kind.
+    chosen = sorted(
+        {generator.choice(kinds[generator.choice(sorted(kinds))]) for _ in range(generator.choice((1, 2)))}
+    )
+    damages = [f"{file}: {inflict(copy, file, reference, generator)}" for file in chosen]
+    if not differing(reference, copy):  # Two swaps undo each other.
+        (copy / chosen[0]).unlink()
+    commands = follow_advice(job, copy, shlex.join(["advl", "cache", "verify", str(copy)]))
+    if not commands:
+        raise AssertionError(f"{damages}: not noticed")
+    if different := differing(reference, copy):
+        raise AssertionError(f"{damages}: after {commands} other bytes in {different[:5]}")
+    shutil.rmtree(copy)
+    return damages, commands
+
+
+def follow_advice(job: Job, cache: Path, command: str) -> list[str]:
+    """Run a command and whatever it advises until `command` itself ends well; returns what was advised."""
+    advised: list[str] = []
+    pending = command
+    while True:
+        running = job.start_command(shlex.split(pending)[1:])
+        code, said = running.wait(), running.messages()
+        if code == 0:
+            if pending == command:
+                return advised
+            pending = command
+            continue
+        found = re.search(r"next: +(advl .+)", said)
+        if found is None or len(advised) == _MAX_COMMANDS:
+            raise AssertionError(f"{cache.name}: {pending} ends with {code} after {advised}: {said[-1000:]}")
+        pending = found[1]
+        advised.append(pending)
+
+
+def inflict(cache: Path, name: str, reference: dict[str, bytes], generator: random.Random) -> str:
+    """Damage a file of a cache in some way; returns which. Its bytes differ afterwards, or it is no plain file."""
+    path, content = cache / name, reference[name]
+    damage = generator.choice(DAMAGES)
+    others = sorted(other for other in reference if reference[other] != content)
+    if damage == "flip":
+        flipped = bytearray(content)
+        flipped[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+    elif damage == "zero" and any(content[: len(content) // 2]):
+        # The footer of a shard stays.
+        path.write_bytes(bytes(len(content) // 2) + content[len(content) // 2 :])
+    elif damage == "append":
+        path.write_bytes(content + b"\0")
+    elif damage == "swap":
+        # With a file that is named alike where there is one, such as the next shard.
+        alike = [other for other in others if component(other) == component(name)] or others
+        other = cache / generator.choice(alike)
+        if other.is_file() and not other.is_symlink() and path.is_file():
+            aside = cache.with_name(f"{cache.name}-aside")
+            path.rename(aside)
+            other.rename(path)
+            aside.rename(other)
+        else:
+            path.unlink()
+    elif damage in ("truncate", "zero"):
+        path.write_bytes(content[: generator.randrange(len(content))])
+    else:
+        path.unlink()
+        if damage == "link":
+            path.symlink_to(cache.with_name("whole") / name)
+        elif damage == "folder":
+            path.mkdir()
+    return damage
+
+
+def differing(reference: dict[str, bytes], root: Path) -> list[str]:
+    """Return the files in which a tree differs from a reference; links count as other files."""
+    found = tree_bytes(root)
+    links = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink()}
+    names = sorted(reference.keys() | found.keys() | links)
+    return [name for name in names if name in links or reference.get(name) != found.get(name)]

@@ -2,7 +2,7 @@
 
 `run_settings` runs one extraction from a JSON file with the keys `folder` (of the pictures), `config` (of
 `ExtractConfig`), and optionally `teacher` and `dataset` (keyword arguments below), `file_size_limit` in bytes, and
-`repair`: true to repair the cache instead.
+`repair`: true to repair the cache instead. `run_command` runs a command line in place of that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from advl_cli.main import main
 from advl_pipeline.cache import leases
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.writer import CacheWriter
@@ -37,6 +39,9 @@ from advl_pipeline.datasets.records import (
     text_unit,
 )
 from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.extraction import recompute
+from advl_pipeline.extraction import repair as extraction_repair
+from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.repair import repair
@@ -80,10 +85,13 @@ class TinyTextTower:
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
         time.sleep(self._delay)
         tokens = [self._table[unit.inputs["codes"]] for unit in units]
+        # As the real text towers do: global features of length 1, and how long they were before.
+        mean_ND = torch.stack([rows.mean(dim=0) for rows in tokens])
+        norm_N = mean_ND.norm(dim=1)
         return EncodedBatch(
-            global_ND=torch.stack([rows.mean(dim=0) for rows in tokens]),
+            global_ND=mean_ND / norm_N[:, None],
             token_values=tokens,
-            stats={"entropy": torch.tensor([float(rows[0, 0]) for rows in tokens])},
+            stats={"entropy": torch.tensor([float(rows[0, 0]) for rows in tokens]), "norm": norm_N},
         )
 
 
@@ -241,6 +249,25 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
 def open_tiny(config: ExtractConfig) -> tuple[Teacher, TinyDataset]:
     """Open the teacher and the dataset in `config.data_root`, as `extraction.run.open_inputs` does by name."""
     return tiny_teacher(delay=0.05), TinyDataset(config.data_root)
+
+
+def run_command(arguments: Sequence[str], path: str, log: str) -> None:
+    """Run a command line as a process, with the small teacher and dataset of the JSON file `path` under every name.
+
+    What it prints goes to the file `log`, its end is the exit code.
+    """
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(descriptor, stream.fileno())
+    torch.set_num_threads(1)
+    settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    teacher = tiny_teacher(**settings.get("teacher", {}))
+    dataset = TinyDataset(Path(settings["folder"]), **settings.get("dataset", {}))
+    with ExitStack() as stack:
+        for module in (extraction_run, extraction_repair, recompute):
+            stack.enter_context(patch.object(module, "open_inputs", lambda config: (teacher, dataset)))
+        main(list(arguments))
 
 
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:
