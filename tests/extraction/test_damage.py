@@ -120,7 +120,7 @@ def test_repair_restores_the_bytes_and_touches_nothing_else(pristine: Path, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("options", chaos.CACHES.values(), ids=chaos.CACHES.keys())
 def test_the_repair_command_restores_every_component(tmp_path: Path, options: dict[str, Any]) -> None:
-    """One file of every kind. The text tower scales its features, so their norms cannot be told from what is stored."""
+    """One file of every kind. The text tower scales its features, so norms do not follow from what is stored."""
     job = chaos.cache_to_damage(tmp_path, options)
     reference = tree_bytes(job.output)
     components = {chaos.component(name): name for name in sorted(reference)}
