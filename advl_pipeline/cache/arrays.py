@@ -44,8 +44,8 @@ class RemoteFiles(Protocol):
 class CacheArray(ABC):
     """One array of a cache, read-only. Nothing is opened before it is asked for.
 
-    Mapping a shard checks its length and its index first, so a file that was cut short or replaced by another is an
-    error and never a bus error or rows of zeros.
+    Mapping a shard checks its length and its index first, so a file that was cut short is an error and never a bus
+    error or rows of zeros. Whether it is the file that was written, `trust.require_trustworthy` and `verify` say.
     """
 
     def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:

@@ -181,6 +181,7 @@ class FeatureStore:
 
     `global_mean`, `global_variance`, `token_mean` and `token_variance` are the moments of the stored features per
     dimension, (D,) float32; the token ones are empty, and `token_dim` 0, where the cache holds no token features.
+    `clipped` counts the values beyond the range of the stored dtype.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class FeatureStore:
         self._shape = shape
         self._files = complete.files
         self._quarantined = complete.quarantined.get(modality, {})
+        self.clipped = complete.clipped.get(modality, 0)
         planned = schema.plan_specs(modality, shape.num_units)
         moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
         if remote is None:

@@ -39,6 +39,11 @@ class FinetuneConfig(Configuration):
     cache: tuple[Location, ...] = option(
         (), help="Teacher cache of the training split, folder or URL; repeat for several teachers."
     )
+    verify_caches: bool = option(
+        False,
+        help="Hash every file of the caches before the first step; without, those that changed since they were "
+        "written or last checked, and a sample of the numbers is looked at.",
+    )
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
     disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.joined import JoinedDataset
@@ -269,6 +270,8 @@ def _open_signals(
     for split, of_split in zip(splits, by_split, strict=True):
         check_caches(of_split, split)
         check_selection(of_split, method.settings)
+        for cache in of_split:
+            require_trustworthy(cache, hash_all=config.verify_caches)
     folder.keep_caches([(str(cache.path), cache.identity) for of_split in by_split for cache in of_split])
     confidence = _confidence(config, method, by_split[0], inputs)
     if config.teacher_control == "shuffle":

@@ -8,7 +8,7 @@ from typing import Any
 NOT_IDENTITY = frozenset(
     {
         *("output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"),
-        "live_weights",
+        *("live_weights", "verify_caches"),
     }
 )
 """Where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.

@@ -1,0 +1,149 @@
+"""Whether a cache may be trained on: what changed since it was last vouched for, and a look at the numbers.
+
+The complete record is written last, so every file that it lists is older. A file whose content or name changed later,
+by the times that the kernel keeps, is hashed. Once all of them are what the record says, the record's own time is set
+to now: it then vouches for them until now, and the next run hashes nothing. A copy of a cache is new everywhere, so
+the first run on it hashes all of it, which costs about as much as reading it once.
+
+Objects in a store are hashed whenever they are fetched; there is nothing to add to that.
+
+Shapes: Q sampled units, D feature width.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from advl_pipeline.cache.quantise import is_finite
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.cache.records import COMPLETE_RECORD, Files, load_complete
+from advl_pipeline.cache.verify import Finding, VerifyReport, describe_findings, file_problem, verify_cache
+from advl_pipeline.errors import CorruptCache
+from advl_pipeline.locations import Url
+
+SAMPLED_UNITS = 64
+"""Units of each modality whose numbers are looked at; on a disk of spinning plates about a second."""
+
+_NORM_TOLERANCE = 1e-2
+"""Of a stored norm, relative; float16 is a tenth of that."""
+
+
+def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
+    """Refuse a cache that is not what its commit record says, as far as can be seen at little cost.
+
+    Args:
+        cache: opened, so that every file is there and of its recorded size.
+        hash_all: hash every file, and look at every number, with a progress bar.
+
+    Raises:
+        CorruptCache: a file changed, or sampled features are not finite or not as long as they were.
+        StorageError: the object store failed.
+    """
+    if hash_all:
+        _require_sound(cache)
+    elif isinstance(cache.path, Path):
+        _require_unchanged(cache.path)
+    if isinstance(cache.path, Path):
+        for store in cache.stores().values():
+            _require_sensible(store, cache.path)
+
+
+def changed_files(root: Path, files: Files) -> dict[str, int]:
+    """Return the files that changed after the complete record vouched for them, and when they did, in ns."""
+    vouched_ns = (root / COMPLETE_RECORD).stat().st_mtime_ns
+    changes = {name: _changed_ns(root, name) for name in files}
+    return {name: changed_ns for name, changed_ns in changes.items() if changed_ns > vouched_ns}
+
+
+def _require_unchanged(root: Path) -> None:
+    files = load_complete(root).files
+    changed = changed_files(root, files)
+    if not changed:
+        return
+    findings: list[Finding] = []
+    with _progress(root, sum(files[name].num_bytes for name in changed)) as bar:
+        for name in changed:
+            problem = file_problem(root, name, files[name])
+            findings += [Finding(path=name, problem=problem)] if problem else []
+            bar.update(files[name].num_bytes)
+    if findings:
+        num_bytes = sum(files[name].num_bytes for name in changed)
+        raise describe_findings(VerifyReport(path=root, files=files, num_bytes=num_bytes, findings=tuple(findings)))
+    if changed_files(root, files) == changed:
+        _vouch(root)
+
+
+def _require_sound(cache: TeacherCache) -> None:
+    before: dict[str, int] = {}
+    files: Files = {}
+    if isinstance(cache.path, Path):
+        files = load_complete(cache.path).files
+        before = changed_files(cache.path, files)
+    total = sum(entry.num_bytes for entry in files.values()) or None
+    with _progress(cache.path, total) as bar:
+        report = verify_cache(cache.path, progress=bar.update)
+    # Other runs may be adding confidences at this moment; whoever reads those checks them.
+    findings = tuple(finding for finding in report.findings if finding.path in report.files)
+    if findings:
+        raise describe_findings(replace(report, findings=findings))
+    if isinstance(cache.path, Path) and changed_files(cache.path, files) == before:
+        _vouch(cache.path)
+
+
+def _vouch(root: Path) -> None:
+    # Where the cache may only be read, the next run hashes what changed once more.
+    with suppress(OSError):
+        os.utime(root / COMPLETE_RECORD)
+
+
+def _changed_ns(root: Path, name: str) -> int:
+    found = (root / name).lstat()
+    return max(found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _progress(location: Path | Url, num_bytes: int | None) -> tqdm[Any]:
+    return tqdm(total=num_bytes, desc=f"checking {location}", unit="B", unit_scale=True)
+
+
+def _require_sensible(store: FeatureStore, root: Path) -> None:
+    """Look at some units: finite numbers, spans that are some, and global features of the length they had."""
+    count = min(SAMPLED_UNITS, len(store))
+    if count == 0:
+        return
+    # Others each time, so that what one run misses the next may find.
+    chosen_Q = np.sort(np.random.default_rng().choice(len(store), count, replace=False))
+    ids = list(store.ids_at(store.readable_positions(chosen_Q)))
+    global_QD = store.global_features(ids)
+    if not is_finite(global_QD):
+        raise _senseless(root, f"{store.modality}/global", "it holds values that are not finite")
+    if store.has_tokens and not is_finite(store.token_features(ids)[0]):
+        raise _senseless(root, f"{store.modality}/tokens/values", "it holds values that are not finite")
+    if store.has_spans:
+        store.char_spans(ids)
+    if not store.clipped and not _has_its_norms(global_QD, store.stat("norm", ids)):
+        why = "its rows are neither of unit length nor as long as stats/norm says"
+        raise _senseless(root, f"{store.modality}/global", why)
+
+
+def _has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32]) -> bool:
+    """Say whether all features are as long as the teacher gave them, or all were scaled to unit length."""
+    stored_Q = np.linalg.norm(global_QD.astype(np.float32), axis=1)
+    unit_Q = np.where(norm_Q > 0, np.float32(1), np.float32(0))
+    return any(np.allclose(stored_Q, wanted_Q, rtol=_NORM_TOLERANCE, atol=1e-4) for wanted_Q in (norm_Q, unit_Q))
+
+
+def _senseless(root: Path, name: str, why: str) -> CorruptCache:
+    return CorruptCache(
+        "The cache holds numbers that cannot be.",
+        where=f"{root}/{name}",
+        why=why,
+        next_command=f"advl cache verify {root}",
+    )
