@@ -112,15 +112,20 @@ def _variants(folder: Path, quick: bool, figures: dict[str, Any]) -> None:
 
 def _training(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
     # The runs time the parts of a step once for every 50 steps.
-    sizes = (8, 50, 1) if quick else (80, 150, 7)
-    costs = measure_training(folder / "training", num_pictures=sizes[0], num_steps=sizes[1], rounds=sizes[2])
+    sizes = (8, 50, 1, 2_000) if quick else (80, 150, 7, 40_000)
+    costs = measure_training(
+        folder / "training", num_pictures=sizes[0], num_steps=sizes[1], rounds=sizes[2], num_texts=sizes[3]
+    )
     figures["training"] = asdict(costs)
     print(f"\nstep: plain {costs.plain:.4f} s, cached {costs.cached:.4f} s, live {costs.live:.4f} s")
     print(f"of which the distillation's own arithmetic {costs.arithmetic:.4f} s")
     print(f"a step with live teachers takes {costs.live / costs.cached:.1f} times one from caches")
+    print(f"a cache of {sizes[3]} texts is checked in {costs.checking:.3f} s, {costs.checking_share:.2%} of an epoch")
+    print(f"and hashed in {costs.hashing:.2f} s, {costs.hashing_share:.1%} of an epoch")
     return [
         Goal(name="share of the finetune loop waiting", value=costs.wait_share, target=0.02, at_least=False),
         Goal(name="step with cached distillation, arithmetic apart", value=costs.ratio, target=1.10, at_least=False),
+        Goal(name="checking a cache, share of an epoch", value=costs.checking_share, target=0.01, at_least=False),
     ]
 
 

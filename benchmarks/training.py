@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import PLAIN, FinetuneConfig
 from advl_pipeline.training.run import run_finetune
+from benchmarks.corpus import texts
+from benchmarks.formats import build_cache
 
 _TEACHERS = ("minilm-l6", "efficientnet-lite0")
+_TEXTS_PER_QUESTION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
     """Median seconds per step, the share of time waited, and the distillation's own arithmetic per step.
+
+    `checking` is what looking at a cache before a run takes, `hashing` what `--verify-caches` takes, in seconds;
+    `checking_share` and `hashing_share` are those over an epoch of cached steps on the same cache.
 
     `ratio` is a step with cached distillation, the arithmetic apart, over the same step without it: the median of the
     rounds' ratios.
@@ -38,10 +47,17 @@ class StepCosts:
     arithmetic: float
     wait_share: float
     ratio: float
+    checking: float
+    hashing: float
+    checking_share: float
+    hashing_share: float
 
 
-def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds: int) -> StepCosts:
-    """Finetune the small student without teachers and from caches, in turn, then with live teachers."""
+def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds: int, num_texts: int) -> StepCosts:
+    """Finetune the small student without teachers and from caches, in turn, then with live teachers.
+
+    `num_texts` is the size of the cache whose check before a run is measured: a small one's would be all overhead.
+    """
     data_root = folder / "data"
     if not data_root.exists():
         run_build_scenes(
@@ -80,6 +96,8 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
     live = summary("live", **{**advl, "live": True, "num_steps": max(2, num_steps // 8)})
     plain, cached = ([pair[way]["seconds_per_step"] for pair in found] for way in (0, 1))
     arithmetic = [_arithmetic(*pair) for pair in found]
+    checking, hashing = _checking_seconds(folder / "texts", num_texts)
+    epoch = num_texts / _TEXTS_PER_QUESTION / PLAIN["batch_size"] * statistics.median(cached)
     return StepCosts(
         plain=statistics.median(plain),
         cached=statistics.median(cached),
@@ -90,7 +108,26 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
             (of_cached - of_arithmetic) / of_plain
             for of_plain, of_cached, of_arithmetic in zip(plain, cached, arithmetic, strict=True)
         ),
+        checking=checking,
+        hashing=hashing,
+        checking_share=checking / epoch,
+        hashing_share=hashing / epoch,
     )
+
+
+def _checking_seconds(folder: Path, num_texts: int) -> tuple[float, float]:
+    """Return the median seconds of a check before a run, and the seconds of one that hashes everything."""
+    if not folder.exists():
+        build_cache(folder, texts(num_texts))
+    cache = open_cache(folder)
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        require_trustworthy(cache)
+        seconds.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    require_trustworthy(cache, hash_all=True)
+    return statistics.median(seconds), time.perf_counter() - begin
 
 
 def _arithmetic(plain: Mapping[str, Any], cached: Mapping[str, Any]) -> float:

@@ -1,0 +1,98 @@
+"""What is looked at before a cache is trained on: changes since it was vouched for, and a sample of its numbers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_extraction import tree_bytes
+
+from advl_pipeline.cache import trust
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import load_complete
+from advl_pipeline.cache.trust import changed_files, require_trustworthy
+from advl_pipeline.errors import CorruptCache
+
+VALUES = "text/tokens/values/c/0/0"
+
+
+def hashed(cache: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> list[str]:
+    """Return the files that a check before training hashes."""
+    names: list[str] = []
+    ask = trust.file_problem
+
+    def noting(root: Path, name: str, entry: Any) -> str | None:
+        names.append(name)
+        return ask(root, name, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trust, "file_problem", noting)
+        require_trustworthy(open_cache(cache), **options)
+    return names
+
+
+@pytest.mark.parametrize("array", ["values", "char_spans"])
+def test_swapped_shards_are_noticed(cache_path: Path, tmp_path: Path, array: str) -> None:
+    require_trustworthy(open_cache(cache_path))
+    one, two = (cache_path / f"text/tokens/{array}/c/{shard}/0" for shard in (1, 2))
+    one.rename(tmp_path / "aside")
+    two.rename(one)
+    (tmp_path / "aside").rename(two)
+    with pytest.raises(CorruptCache, match=f"text/tokens/{array}/c/1/0: its content changed"):
+        require_trustworthy(open_cache(cache_path))
+
+
+def test_what_was_vouched_for_is_not_hashed_again(
+    pristine: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_path
+    assert hashed(pristine / "cache", monkeypatch) == []  # Written in order, and never copied.
+    files = load_complete(cache).files
+    # Some files of a copy may be older than the copy of the record.
+    changed = changed_files(cache, files)
+    assert changed
+    assert hashed(cache, monkeypatch) == list(changed)
+    assert hashed(cache, monkeypatch) == []
+    (cache / VALUES).touch()
+    assert hashed(cache, monkeypatch) == [VALUES]
+    assert hashed(cache, monkeypatch) == []
+    before = tree_bytes(cache)
+    require_trustworthy(open_cache(cache), hash_all=True)
+    assert tree_bytes(cache) == before
+
+
+def test_a_sample_of_the_numbers_is_looked_at(pristine: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(pristine / "cache", tmp_path / "cache"))
+    for name, match in (
+        ("text/global/c/0/0", "neither of unit length"),
+        ("text/tokens/values/c/1/0", "not finite"),
+        ("image/global/c/0/0", "not finite"),
+    ):
+        for relative in load_complete(cache).files:
+            if not relative.startswith(name.rpartition("/c/")[0] + "/c/"):
+                continue
+            path = cache / relative
+            rows = np.frombuffer(path.read_bytes(), np.float16).copy()
+            footer = rows[-2:].copy()
+            rows[: len(rows) // 2] = np.nan if match == "not finite" else 3.0
+            rows[-2:] = footer
+            path.write_bytes(rows.tobytes())
+        os.utime(cache / "records/complete.json")  # No time tells of it.
+        with pytest.raises(CorruptCache, match=match):
+            require_trustworthy(open_cache(cache))
+        shutil.rmtree(cache)
+        shutil.copytree(pristine / "cache", cache)
+
+
+def test_a_cache_that_may_only_be_read_is_hashed_each_time(cache_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(1, "not the owner", str(path))
+
+    monkeypatch.setattr(trust.os, "utime", refuse)
+    first = hashed(cache_path, monkeypatch)
+    assert first
+    assert hashed(cache_path, monkeypatch) == first
