@@ -66,7 +66,7 @@ def write_confidence(
         # Not ours only where a writer that ends removes the folder of claims at this moment.
         with claim(cache_path, name, wait=True) as is_done:
             if is_done:
-                if not _is_there(cache_path, identity):
+                if not is_there(cache_path, identity):
                     _write(cache_path, identity, example_ids, probability)
                 _remove_claim(cache_path / WORK_FOLDER, name)
 
@@ -79,7 +79,8 @@ def _remove_claim(work: Path, name: str) -> None:
         work.rmdir()
 
 
-def _is_there(cache_path: Path, identity: Mapping[str, Any]) -> bool:
+def is_there(cache_path: Location, identity: Mapping[str, Any]) -> bool:
+    """Whether a set is there, and sound."""
     try:
         return read_confidence(cache_path, identity) is not None
     except CorruptCache:

@@ -66,6 +66,13 @@ class Leases:
         with self._lock:
             return name in self._held and self._renew(name)
 
+    def retire(self, name: str) -> None:
+        """Remove a lease that is held, for work that is done for good: whoever waits for it finds that."""
+        with self._lock:
+            if name in self._held and self._renew(name):
+                del self._held[name]
+                self._store.delete(_object(name))
+
     def close(self) -> None:
         """Stop keeping leases alive."""
         self._stopped.set()

@@ -82,12 +82,11 @@ def _require_unchanged(root: Path) -> None:
 
 
 def _require_sound(cache: TeacherCache) -> None:
-    before: dict[str, int] = {}
-    files: Files = {}
+    total = None
     if isinstance(cache.path, Path):
         files = load_complete(cache.path).files
         before = changed_files(cache.path, files)
-    total = sum(entry.num_bytes for entry in files.values()) or None
+        total = sum(path.stat().st_size for path in cache.path.rglob("*") if path.is_file())
     with _progress(cache.path, total) as bar:
         report = verify_cache(cache.path, progress=bar.update)
     # Other runs may be adding confidences at this moment; whoever reads those checks them.

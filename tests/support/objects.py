@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from advl_pipeline.cache.confidence import write_confidence
 from advl_pipeline.cache.object_store import ObjectStore, Version
 from advl_pipeline.locations import Url
 
@@ -18,6 +21,14 @@ def upload(url: Url, content: Mapping[str, bytes]) -> None:
     """Make objects."""
     for name, raw in content.items():
         spoil(url, name, raw)
+
+
+def write_set(
+    url: str, identity: Mapping[str, Any], names: Sequence[str], probability: Any, environment: Mapping[str, str]
+) -> None:
+    """Write a set of confidences, in a process of its own that finds the store by `environment`."""
+    os.environ.update(environment)
+    write_confidence(Url(url), identity, names, probability)
 
 
 def spoil(url: Url, name: str, content: bytes) -> None:
