@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from advl_pipeline.cache.files import Buffer, hash_file
 from advl_pipeline.errors import AdvlError, ConfigError, StorageError
@@ -26,14 +26,24 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 5
 _STALLED_SECONDS = 60
 _RETRY_SECONDS = 15
-_MAX_RETRIES = 3
+_MAX_RETRIES = 5
+_TRIES_OF_CUT_ANSWERS = 3
 _STREAM_BYTES = 1 << 22
+_CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "an answer stopped coming"}
+"""What the library's messages name when a body does not come to its end, and what that is."""
 
 
 class MissingObject(AdvlError):
     """There is no object of that name."""
 
     exit_code = 4
+
+
+Answer = TypeVar("Answer")
+
+
+class _CutShort(StorageError):
+    """An answer ended, or stopped coming, before it was whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +81,11 @@ class ObjectStore:
         """Return an object's content and which version it is; raises `MissingObject`."""
         import obstore
 
-        with self._speaking(name):
+        def request() -> tuple[bytes, Version]:
             found = obstore.get(self._store, self._key(name))
             return bytes(found.bytes()), _version_of(found.meta)
+
+        return self._ask(name, request)
 
     def stream(self, name: str) -> Iterator[Buffer]:
         """Yield an object's content in blocks; raises `MissingObject`."""
@@ -87,9 +99,9 @@ class ObjectStore:
         import obstore
 
         whole = f"{self._key(folder)}/" if folder else f"{self.url.prefix}/"
-        with self._speaking(folder):
-            items = [item for page in obstore.list(self._store, prefix=whole, chunk_size=1000) for item in page]
+        pages = self._ask(folder, lambda: list(obstore.list(self._store, prefix=whole, chunk_size=1000)))
         base = len(self.url.prefix) + 1
+        items = (item for page in pages for item in page)
         return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
 
     def create(self, name: str, content: Buffer | Path) -> Version | None:
@@ -104,14 +116,17 @@ class ObjectStore:
             raise self._no_bucket(f"{self.url}/{name}") from None
 
     def replace(self, name: str, content: Buffer | Path, seen: Version) -> Version | None:
-        """Write over the version of an object that was seen; None when it is another by now, or gone."""
+        """Write over the version of an object that was seen; None when it is another by now, or gone.
+
+        Where it holds this very content by now, that is taken for having been written here.
+        """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
             known = {"e_tag": seen.e_tag, "version": seen.version}
             return self._put(name, content, {key: value for key, value in known.items() if value is not None})
         except (AlreadyExistsError, PreconditionError, MissingObject):
-            return None
+            return self._version_of_content(name, content)
 
     def settle(self, name: str, path: Path, *, may_replace: Callable[[], bool] = lambda: True) -> bool:
         """Have an object hold a file's content, whatever was there; returns whether it does.
@@ -133,16 +148,43 @@ class ObjectStore:
         """Remove an object; one that is not there is no error."""
         import obstore
 
-        with suppress(MissingObject), self._speaking(name):
-            obstore.delete(self._store, self._key(name))
+        with suppress(MissingObject):
+            self._ask(name, lambda: obstore.delete(self._store, self._key(name)))
 
     def _put(self, name: str, content: Buffer | Path, mode: Any) -> Version:
         import obstore
 
-        with self._speaking(name):
-            # One request, never in parts: the object is there whole or not at all, and so is the condition.
-            body = content.read_bytes() if isinstance(content, Path) else bytes(content)
-            return _version_of(obstore.put(self._store, self._key(name), body, mode=mode, use_multipart=False))
+        body = content.read_bytes() if isinstance(content, Path) else bytes(content)
+        # One request, never in parts: the object is there whole or not at all, and so is the condition.
+        return _version_of(
+            self._ask(name, lambda: obstore.put(self._store, self._key(name), body, mode=mode, use_multipart=False))
+        )
+
+    def _version_of_content(self, name: str, content: Buffer | Path) -> Version | None:
+        """Return the version of an object that holds this content already, else None.
+
+        A write is repeated where its answer was lost. If it had been carried out, the repetition is refused for what
+        it has written itself.
+        """
+        try:
+            raw, seen = self.get_versioned(name)
+        except MissingObject:
+            return None
+        return seen if raw == (content.read_bytes() if isinstance(content, Path) else bytes(content)) else None
+
+    def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
+        """Make a request, again where its answer was cut short, which the library does for objects alone.
+
+        Reading, listing, removing and writing on a condition may be repeated.
+        """
+        for tries_left in reversed(range(_TRIES_OF_CUT_ANSWERS)):
+            try:
+                with self._speaking(name):
+                    return request()
+            except _CutShort:
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _key(self, name: str) -> str:
         return f"{self.url.prefix}/{name}"
@@ -181,10 +223,11 @@ class ObjectStore:
                 raise self._no_bucket(where) from None
             if _reason(error).startswith(("401", "403")):
                 raise self._refused(where, error) from None
-            raise StorageError(
+            cut_short = [said for mark, said in _CUT_SHORT.items() if mark in str(error)]
+            raise (_CutShort if cut_short else StorageError)(
                 "The object store cannot be reached, or does not do what was asked.",
                 where=where,
-                why=_reason(error),
+                why=cut_short[0] if cut_short else _reason(error),
                 next_command="check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes",
             ) from None
 

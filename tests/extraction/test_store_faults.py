@@ -1,0 +1,113 @@
+"""A store that answers 500 or 503, cuts bodies, drips or stalls: work goes on, or stops with a message, and resumes.
+
+Nothing that is read is ever other than what was written.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from chaos import make_job
+from objects import objects
+from s3_faults import Fault, serve_faults
+from s3_server import S3Server, environment_of
+from tiny_extraction import tiny_extract, tree_bytes
+
+from advl_pipeline.cache import object_store
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.errors import StorageError
+from advl_pipeline.locations import Url
+
+SMALL = {"num_images": 12}
+WHY = {
+    "500": "500 Internal Server Error",
+    "503": "503 Service Unavailable, SlowDown",
+    "cut": "an answer was cut short",
+    "stall": "an answer stopped coming",
+}
+PASSING = [fault for fault in get_args(Fault) if fault != "stall"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `data` and an undisturbed `cache`; never to be changed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    tiny_extract(folder / "data", folder / "cache", dataset=SMALL, confidence=True)
+    return folder
+
+
+def extraction(folder: Path, url: Url, environment: dict[str, str], tmp_path: Path) -> Any:
+    """Describe the extraction as a process that reaches the store by `environment`."""
+    job = make_job(tmp_path, "remote", delay=0.0, batch_size=8, shard_rows=64, folds=5)
+    job.settings["config"]["output"] = str(url)
+    job.settings.update({"folder": str(folder / "data"), "dataset": SMALL, "environment": environment})
+    return job
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_extraction_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, fault: Fault) -> None:
+    with serve_faults(s3_server, fault) as store:
+        running = extraction(folder, url, store.environment, tmp_path).start()
+        assert running.wait() == 0, running.messages()
+        assert store.num_faults > 20
+    assert verify_cache(url).is_sound
+    assert objects(url) == tree_bytes(folder / "cache")
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_reading_goes_on(folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, fault: Fault) -> None:
+    tiny_extract(folder / "data", url, dataset=SMALL, confidence=True)
+    local = open_cache(folder / "cache").text
+    assert local is not None
+    expected = [batch.token_BMD.numpy() for batch in local.batches(8, seed=3)]
+    with serve_faults(s3_server, fault) as store, environment_of(store.environment):
+        disk_cache = DiskCacheConfig(folder=tmp_path / "empty", max_bytes=1 << 30)
+        text = open_cache(url, disk_cache=disk_cache).text
+        assert text is not None
+        for batch, rows_BMD in zip(text.batches(8, seed=3), expected, strict=True):
+            np.testing.assert_array_equal(batch.token_BMD.numpy(), rows_BMD)
+        assert store.num_faults > 5
+        assert verify_cache(url).is_sound
+
+
+@pytest.mark.parametrize("fault", WHY)
+def test_a_store_that_stays_ill_is_named(
+    folder: Path, url: Url, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    tiny_extract(folder / "data", url, dataset=SMALL)
+    monkeypatch.setattr(object_store, "_STALLED_SECONDS", 1)
+    with serve_faults(s3_server, fault, every=1, spared=10_000) as store, environment_of(store.environment):
+        text = open_cache(url).text
+        assert text is not None
+        store.spared = 0
+        begin = time.monotonic()
+        for call in (lambda: text.token_features(list(text.ids)), lambda: verify_cache(url), lambda: open_cache(url)):
+            with pytest.raises(StorageError) as caught:
+                call()
+            assert "the same command resumes" in caught.value.next_command
+            assert WHY[fault] in caught.value.why
+            assert "AKID" not in str(caught.value)
+        assert time.monotonic() - begin < 90
+        assert not list((tmp_path / "disk-cache").rglob("text/tokens/values/c/*/*"))
+
+
+def test_extraction_stops_with_a_message_and_resumes(
+    folder: Path, url: Url, s3_server: S3Server, tmp_path: Path
+) -> None:
+    with serve_faults(s3_server, "503", every=1, spared=40) as store:
+        job = extraction(folder, url, store.environment, tmp_path)
+        running = job.start()
+        assert running.wait() == 7, running.messages()
+        assert "503 Service" in running.messages()
+        assert "the same command resumes" in running.messages()
+        assert "Traceback" not in running.messages()
+        store.every = 4
+        job.settings["lease_seconds"] = 1.0
+        job.finish()
+    assert objects(url) == tree_bytes(folder / "cache")

@@ -1,0 +1,149 @@
+"""A proxy in front of an S3 server, which answers some requests as stores do on a bad day.
+
+What is signed is left as it is, so the server behind takes the requests for its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment
+
+Fault = Literal["500", "503", "500 after", "cut", "slow", "stall"]
+"""An error, an error in place of the answer to a request that was carried out, half a body, a body that drips, and
+one that stops coming while the connection stays."""
+
+_STATUS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "500 after": (500, "InternalError")}
+_DRIP_SECONDS = 0.3
+_PIECES = 6
+
+
+@dataclass
+class FaultyStore:
+    """A running proxy. Of all requests, one in `every` meets a fault: those of `faults`, in turn.
+
+    `spared` requests come first that meet none. Both may be set while it runs.
+    """
+
+    faults: tuple[Fault, ...]
+    endpoint: str = ""
+    every: int = 4
+    spared: int = 0
+    num_requests: int = 0
+    num_faults: int = 0
+    is_over: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client needs to reach the store through the proxy."""
+        return client_environment(self.endpoint, ACCESS_KEY, SECRET_KEY)
+
+    def next_fault(self) -> Fault | None:
+        """Count a request, and say what it meets."""
+        with self._lock:
+            self.num_requests += 1
+            turn = self.num_requests - self.spared
+            if turn <= 0 or turn % self.every:
+                return None
+            self.num_faults += 1
+            return self.faults[self.num_faults % len(self.faults)]
+
+
+@contextmanager
+def serve_faults(server: S3Server, *faults: Fault, every: int = 4, spared: int = 0) -> Iterator[FaultyStore]:
+    """Run a proxy in front of a server until the block ends."""
+    store = FaultyStore(faults=faults, every=every, spared=spared)
+    behind = urlsplit(server.endpoint).netloc
+
+    class Handler(_Handler):
+        pass
+
+    Handler.store, Handler.behind = store, behind
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    proxy.daemon_threads = True
+    store.endpoint = f"http://127.0.0.1:{proxy.server_address[1]}"
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, name="s3-faults")
+    thread.start()
+    try:
+        yield store
+    finally:
+        store.is_over.set()
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    store: FaultyStore
+    behind: str
+
+    def _pass_on(self) -> None:
+        fault = self.store.next_fault()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        with suppress(ConnectionError, BrokenPipeError):
+            if fault in ("500", "503"):
+                self._refuse(fault)
+                return
+            status, headers, content = self._ask(body)
+            if fault == "500 after":
+                self._refuse(fault)
+                return
+            self._answer(status, headers, content, fault)
+
+    do_GET = do_PUT = do_DELETE = do_HEAD = do_POST = _pass_on
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(self.behind, timeout=60)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                connection.putheader(name, value)
+            connection.endheaders(body or None)
+            response = connection.getresponse()
+            return response.status, response.getheaders(), response.read()
+        finally:
+            connection.close()
+
+    def _refuse(self, fault: Fault) -> None:
+        status, code = _STATUS[fault]
+        content = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+        self._answer(status, [("Content-Type", "application/xml")], content, None)
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, fault: Fault | None) -> None:
+        self.send_response_only(status)
+        names = {name.lower() for name, _ in headers}
+        for name, value in headers:
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        if "content-length" not in names and status not in (204, 304):
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+        elif fault in ("slow", "stall"):
+            size = max(1, -(-len(content) // _PIECES))
+            for first in range(0, len(content), size):
+                self.wfile.write(content[first : first + size])
+                if fault == "stall":
+                    self.store.is_over.wait(600)
+                    self.close_connection = True
+                    return
+                time.sleep(_DRIP_SECONDS / _PIECES)
+        else:
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        del format, arguments
