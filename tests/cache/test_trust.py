@@ -35,6 +35,20 @@ def hashed(cache: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> lis
     return names
 
 
+@pytest.mark.parametrize("damage", ["zero", "nan", "flip"])
+def test_a_payload_that_changed_is_noticed(cache_path: Path, damage: str) -> None:
+    path = cache_path / VALUES
+    content = bytearray(path.read_bytes())
+    half = len(content) // 4 * 2
+    if damage == "flip":
+        content[half] ^= 1
+    else:  # The footer stays.
+        content[:half] = np.full(half // 2, np.nan if damage == "nan" else 0.0, np.float16).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(CorruptCache, match=f"{VALUES}: its content changed"):
+        require_trustworthy(open_cache(cache_path))
+
+
 @pytest.mark.parametrize("array", ["values", "char_spans"])
 def test_swapped_shards_are_noticed(cache_path: Path, tmp_path: Path, array: str) -> None:
     require_trustworthy(open_cache(cache_path))
