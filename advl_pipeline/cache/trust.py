@@ -25,7 +25,14 @@ from tqdm import tqdm
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.cache.records import COMPLETE_RECORD, Files, load_complete
-from advl_pipeline.cache.verify import Finding, VerifyReport, describe_findings, file_problem, verify_cache
+from advl_pipeline.cache.verify import (
+    Finding,
+    VerifyReport,
+    describe_findings,
+    file_problem,
+    recorded_files,
+    verify_cache,
+)
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.locations import Url
 
@@ -86,7 +93,7 @@ def _require_sound(cache: TeacherCache) -> None:
     if isinstance(cache.path, Path):
         files = load_complete(cache.path).files
         before = changed_files(cache.path, files)
-        total = sum(path.stat().st_size for path in cache.path.rglob("*") if path.is_file())
+        total = sum(entry.num_bytes for entry in recorded_files(cache.path, []).values())
     with _progress(cache.path, total) as bar:
         report = verify_cache(cache.path, progress=bar.update)
     # Other runs may be adding confidences at this moment; whoever reads those checks them.
