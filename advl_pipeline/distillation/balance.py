@@ -25,8 +25,9 @@ unstretched, 300 steps at 5e-4 could move s by less than 0.1."""
 
 
 def weighted_teachers(losses_KB: torch.Tensor, weights_K: torch.Tensor) -> torch.Tensor:
-    """Return (B,): the mean of the teachers' losses under weights >= 0 of any sum above 0."""
-    return (losses_KB * (weights_K / weights_K.sum())[:, None]).sum(0)
+    """Return (B,): the mean of the teachers' losses under weights >= 0 of any sum; 0 where all weights are 0."""
+    share_K = weights_K / weights_K.sum().clamp(min=torch.finfo(weights_K.dtype).tiny)
+    return (losses_KB * share_K[:, None]).sum(0)
 
 
 def uncertain_teachers(losses_KB: torch.Tensor, log_variance_K: torch.Tensor) -> torch.Tensor:

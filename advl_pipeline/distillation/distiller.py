@@ -8,7 +8,8 @@ Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, H 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,13 +23,14 @@ from advl_pipeline.distillation.balance import (
 )
 from advl_pipeline.distillation.contrastive import image_text_contrast
 from advl_pipeline.distillation.pathways import (
+    Pair,
     TextProjections,
     VisionProjections,
     masked_mean,
     node_divergences,
-    text_loss,
-    vision_loss,
-    word_distances,
+    pairs_loss,
+    text_pairs,
+    vision_pairs,
 )
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.relational import drift
@@ -53,6 +55,17 @@ class TeacherWidths:
     text_token: int | None = None
 
 
+class Target(NamedTuple):
+    """A kind of a teacher's features in a pathway: `image` or `region` of `vision`, `summary` or `word` of `text`."""
+
+    pathway: Literal["vision", "text"]
+    teacher: str
+    kind: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PathwayTerm:
     """The loss of one pathway: means over candidates, without weight of the instance or lambda.
@@ -71,11 +84,12 @@ class PathwayTerm:
 class DistillationTerms:
     """Loss terms by pathway, `vision` and `text`, of those that have a teacher, and the words that were distilled.
 
-    `selected_NW` is bool.
+    `selected_NW` is bool. `pairs` holds what the coordinate distances compared.
     """
 
     pathways: Mapping[str, PathwayTerm]
     selected_NW: torch.Tensor | None
+    pairs: Mapping[Target, Pair]
 
 
 class Distiller(nn.Module):
@@ -164,8 +178,9 @@ class Distiller(nn.Module):
         example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
-        vision_N = self._vision(distilled, batch, signal, example_N, image_ids_B)
-        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator)
+        pairs: dict[Target, Pair] = {}
+        vision_N = self._vision(distilled, batch, signal, example_N, image_ids_B, pairs)
+        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, pairs)
         return DistillationTerms(
             pathways={
                 pathway: self._balanced(
@@ -179,7 +194,19 @@ class Distiller(nn.Module):
                 if losses_N
             },
             selected_NW=selected_NW,
+            pairs=pairs,
         )
+
+    def leave_out(self, target: Target) -> None:
+        """Distil a coordinate target no more; a teacher without any other is out of the pathway."""
+        projections, key = getattr(self, target.pathway), module_key(target.teacher)
+        setattr(projections[key], target.kind, None)
+        if list(projections[key].children()):
+            return
+        del projections[key]
+        self.teachers[target.pathway].remove(target.teacher)
+        if (name := f"{target.pathway}/{key}") in self.free_log_variance:
+            del self.free_log_variance[name]
 
     def drift(
         self,
@@ -279,6 +306,7 @@ class Distiller(nn.Module):
         signal: TeacherSignal,
         example_N: torch.Tensor,
         image_ids_B: torch.Tensor,
+        compared: dict[Target, Pair],
     ) -> dict[str, torch.Tensor]:
         losses = {}
         for name, one in signal.vision.items():
@@ -295,15 +323,16 @@ class Distiller(nn.Module):
                 )
             projections = self.vision[module_key(name)]
             assert isinstance(projections, VisionProjections)
-            losses[name] = vision_loss(
+            pairs = vision_pairs(
                 projections,
                 expanded,
                 image_BH=image_state(distilled, batch),
                 regions_BSH=regions,
                 region_seen_BS=seen,
                 target=self.settings.vision_target,
-                kind=self.settings.distance,
             )
+            compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
+            losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
 
     def _related_vision(
@@ -352,6 +381,7 @@ class Distiller(nn.Module):
         signal: TeacherSignal,
         relevance_NL: torch.Tensor | None,
         generator: torch.Generator | None,
+        compared: dict[Target, Pair],
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if not self.teachers["text"] or not signal.text:
             return {}, None
@@ -369,12 +399,20 @@ class Distiller(nn.Module):
             if one.word_mask_NW is not None:
                 mask_NW = mask_NW & one.word_mask_NW
             each_NW = None
+            pairs: dict[str, Pair] = {}
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
                 mask_NW = mask_NW & (words.prior_NW > 0)
                 each_NW = self._related_words(words_NWH, one, mask_NW, words.form_NW, name)
-            elif self.settings.selection == "need" and one.words_NWD is not None:
-                each_NW = word_distances(self._text_projections(name), one, words_NWH, self.settings.distance)
+            else:
+                projections = self.text[module_key(name)]
+                assert isinstance(projections, TextProjections)
+                pairs = text_pairs(projections, one, pooled_NP=distilled.pooled_NP, words_NWH=words_NWH)
+                if self.settings.selection == "need" and "word" in pairs:
+                    each_NW = pairs["word"].distances(self.settings.distance)
+            if self.settings.distance != "relational" and "word" not in pairs:
+                mask_NW = torch.zeros_like(mask_NW)
+                each_NW = mask_NW.float()
             selected_NW = select_words(
                 self.settings.selection,
                 mask_NW=mask_NW,
@@ -390,14 +428,10 @@ class Distiller(nn.Module):
                 assert each_NW is not None
                 losses[name] = masked_mean(each_NW, selected_NW)
             else:
-                losses[name] = text_loss(
-                    self._text_projections(name),
-                    one,
-                    pooled_NP=distilled.pooled_NP,
-                    words_NWH=words_NWH,
-                    selected_NW=selected_NW,
-                    kind=self.settings.distance,
-                )
+                if "word" in pairs:
+                    pairs["word"] = replace(pairs["word"], mask_NX=selected_NW)
+                compared |= {Target("text", name, kind): pair for kind, pair in pairs.items()}
+                losses[name] = pairs_loss(pairs, self.settings.distance, like_N=words_NWH[:, 0, 0])
         return losses, selected_NW
 
     def _related_words(
@@ -413,11 +447,6 @@ class Distiller(nn.Module):
                 next_command="--batch-size with more examples to a micro-batch, or --distance mse",
             )
         return self._divergences(words_NWH, one.words_NWD, node_NW, form_NW)
-
-    def _text_projections(self, name: str) -> TextProjections:
-        projections = self.text[module_key(name)]
-        assert isinstance(projections, TextProjections)
-        return projections
 
     def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))

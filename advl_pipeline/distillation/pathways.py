@@ -1,4 +1,4 @@
-"""The two pathways: one loss per instance from the student's states and one teacher's signal.
+"""The two pathways: what is compared of the student's states and one teacher's signal.
 
 docs/method.md: L_V = D(P_v(v_img), g(I)) [+ mean over boxes of D(P_r(v_r), g_r(I))];
 L_T = D(P_cls(h_cls), t_*) + mean over selected words of D(P_t(h_j), t_j). Separate pathways are the paper's; the
@@ -9,6 +9,8 @@ Shapes: B examples, N sequences, R visual tokens, S boxes, W words, H student wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,24 +24,46 @@ VisionTarget = Literal["image", "regions", "both"]
 
 
 class VisionProjections(nn.Module):
-    """Linear maps from the student's width to one vision teacher's; alive only in training."""
+    """Linear maps from the student's width to one vision teacher's; alive only in training. None: no such target."""
 
     def __init__(self, student_width: int, global_dim: int, region_dim: int | None) -> None:
         super().__init__()
-        self.image = nn.Linear(student_width, global_dim)
-        self.region = nn.Linear(student_width, region_dim) if region_dim else None
+        self.image: nn.Linear | None = nn.Linear(student_width, global_dim)
+        self.region: nn.Linear | None = nn.Linear(student_width, region_dim) if region_dim else None
 
 
 class TextProjections(nn.Module):
-    """Linear maps from the student's width to one text teacher's; alive only in training."""
+    """Linear maps from the student's width to one text teacher's; alive only in training. None: no such target."""
 
     def __init__(self, pooled_width: int, student_width: int, global_dim: int, word_dim: int | None) -> None:
         super().__init__()
-        self.summary = nn.Linear(pooled_width, global_dim)
-        self.word = nn.Linear(student_width, word_dim) if word_dim else None
+        self.summary: nn.Linear | None = nn.Linear(pooled_width, global_dim)
+        self.word: nn.Linear | None = nn.Linear(student_width, word_dim) if word_dim else None
 
 
-def vision_loss(
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What one term of a pathway compares: states (N, H) or (N, X, H), and targets of as many vectors of width D.
+
+    `mask_NX` is bool, which of several vectors count; None where there is one in each row.
+    """
+
+    projection: nn.Linear
+    states: torch.Tensor
+    targets: torch.Tensor
+    mask_NX: torch.Tensor | None = None
+
+    def distances(self, kind: Distance) -> torch.Tensor:
+        """Return (N,) or (N, X): the distance of each vector."""
+        return distance(self.projection(self.states), self.targets, kind)
+
+    def loss(self, kind: Distance) -> torch.Tensor:
+        """Return (N,): the distance, or the mean of those that count, 0 for a row without any."""
+        each = self.distances(kind)
+        return each if self.mask_NX is None else masked_mean(each, self.mask_NX)
+
+
+def vision_pairs(
     projections: VisionProjections,
     signal: VisionSignal,
     *,
@@ -47,9 +71,8 @@ def vision_loss(
     regions_BSH: torch.Tensor | None,
     region_seen_BS: torch.Tensor | None,
     target: VisionTarget,
-    kind: Distance,
-) -> torch.Tensor:
-    """Return (B,): distance of the picture's state to the teacher's, plus the mean over boxes.
+) -> dict[str, Pair]:
+    """Return the pairs `image` and `region`, of those that there are.
 
     Args:
         projections: of this teacher.
@@ -58,43 +81,43 @@ def vision_loss(
         regions_BSH: the student's state of each box, where it has boxes.
         region_seen_BS: bool, whether the student has a state for a box.
         target: which of the two terms count. A picture without any common box has no region term.
-        kind: the distance.
     """
-    loss_B = image_BH.new_zeros(len(image_BH), dtype=torch.float32)
-    if target in ("image", "both"):
-        loss_B = loss_B + distance(projections.image(image_BH), signal.global_BD, kind)
-    if target in ("regions", "both") and signal.regions_BSD is not None and regions_BSH is not None:
-        assert projections.region is not None
+    pairs = {}
+    if target in ("image", "both") and projections.image is not None:
+        pairs["image"] = Pair(projection=projections.image, states=image_BH, targets=signal.global_BD)
+    if (
+        target in ("regions", "both")
+        and projections.region is not None
+        and signal.regions_BSD is not None
+        and regions_BSH is not None
+    ):
         assert signal.region_mask_BS is not None
         assert region_seen_BS is not None
-        each_BS = distance(projections.region(regions_BSH), signal.regions_BSD, kind)
-        loss_B = loss_B + masked_mean(each_BS, signal.region_mask_BS & region_seen_BS)
-    return loss_B
+        pairs["region"] = Pair(
+            projection=projections.region,
+            states=regions_BSH,
+            targets=signal.regions_BSD,
+            mask_NX=signal.region_mask_BS & region_seen_BS,
+        )
+    return pairs
 
 
-def text_loss(
-    projections: TextProjections,
-    signal: TextSignal,
-    *,
-    pooled_NP: torch.Tensor,
-    words_NWH: torch.Tensor,
-    selected_NW: torch.Tensor,
-    kind: Distance,
-) -> torch.Tensor:
-    """Return (N,): distance of the sequence's summary to the teacher's, plus the mean over the selected words."""
-    loss_N = distance(projections.summary(pooled_NP), signal.global_ND, kind)
-    if signal.words_NWD is not None:
-        loss_N = loss_N + masked_mean(word_distances(projections, signal, words_NWH, kind), selected_NW)
-    return loss_N
+def text_pairs(
+    projections: TextProjections, signal: TextSignal, *, pooled_NP: torch.Tensor, words_NWH: torch.Tensor
+) -> dict[str, Pair]:
+    """Return the pairs `summary`, of the whole sequence, and `word`, of those that there are."""
+    pairs = {}
+    if projections.summary is not None:
+        pairs["summary"] = Pair(projection=projections.summary, states=pooled_NP, targets=signal.global_ND)
+    if projections.word is not None and signal.words_NWD is not None:
+        pairs["word"] = Pair(projection=projections.word, states=words_NWH, targets=signal.words_NWD)
+    return pairs
 
 
-def word_distances(
-    projections: TextProjections, signal: TextSignal, words_NWH: torch.Tensor, kind: Distance
-) -> torch.Tensor:
-    """Return (N, W): distance of each word to the teacher's."""
-    assert projections.word is not None
-    assert signal.words_NWD is not None
-    return distance(projections.word(words_NWH), signal.words_NWD, kind)
+def pairs_loss(pairs: Mapping[str, Pair], kind: Distance, *, like_N: torch.Tensor) -> torch.Tensor:
+    """Return (N,) float32: the sum of the pairs' losses, 0 where there is no pair; as long as `like_N`."""
+    nothing_N = torch.zeros_like(like_N, dtype=torch.float32)
+    return sum((pair.loss(kind) for pair in pairs.values()), nothing_N)
 
 
 def node_divergences(

@@ -21,6 +21,8 @@ class DistillationSettings:
     student_temperature: float = 0.05
     teacher_temperature: float = 0.05
     distill_layer: Literal["unimodal", "fused"] = "unimodal"
+    projection_start: Literal["ridge", "random"] = "ridge"
+    target_check: Literal["r2", "none"] = "r2"
     vision_target: Literal["image", "regions", "both"] = "both"
     teacher_balance: TeacherBalance = "equal"
     teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

@@ -207,6 +207,16 @@ class FinetuneConfig(Configuration):
     target_norm: Literal["standardise", "none"] = option(
         "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
     )
+    projection_start: Literal["ridge", "random"] = option(
+        "ridge",
+        help="How projections of the coordinate distances start: fitted in closed form on the frozen student over "
+        "some hundred inputs without labels, or at random.",
+    )
+    target_check: Literal["r2", "none"] = option(
+        "r2",
+        help="Leave out targets of the coordinate distances that no linear map tells from the student's states: the "
+        "same fit's R2 on held-out inputs is below 0.05. none keeps them all.",
+    )
     vision_target: Literal["image", "regions", "both"] = option("both", help="Targets of the vision pathway.")
     teacher_balance: Literal["equal", "fixed", "learned"] = option(
         "equal",

@@ -52,6 +52,11 @@ class LossTerms:
     def total(self) -> torch.Tensor:
         return torch.stack(list(self.weighted.values())).sum()
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether anything is learned: not where an adapt step of distillation alone has no target left."""
+        return any(value.requires_grad for value in self.weighted.values())
+
     def note(self, pathway: str, term: PathwayTerm) -> None:
         """Keep what the log tells of a pathway."""
         self.raw[pathway] = term.raw_B.mean()

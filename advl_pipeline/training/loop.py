@@ -168,8 +168,11 @@ def _optimiser_step(
             )
         else:
             terms = run_model()
-            backward(terms.total)
+            if terms.has_gradient:
+                backward(terms.total)
         collected.append((share, terms))
+    if not any(terms.has_gradient for _, terms in collected):
+        return _summarise(collected, num_examples), num_examples
     record: dict[str, Any] = {}
     if settings.clip_norm > 0:
         record["grad_norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))

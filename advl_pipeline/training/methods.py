@@ -112,6 +112,8 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             student_temperature=config.student_temperature,
             teacher_temperature=config.teacher_temperature,
             distill_layer=config.distill_layer,
+            projection_start=config.projection_start,
+            target_check=config.target_check,
             vision_target=config.vision_target,
             teacher_balance=config.teacher_balance,
             teacher_weights=teacher_weights(config.teacher_weight),

@@ -54,6 +54,7 @@ from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resol
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.placement import READOUT_FILE, read_placement
+from advl_pipeline.training.projection_fit import TargetFit, fit_projections
 from advl_pipeline.training.run_folder import RunFolder
 from advl_pipeline.training.selected_words import (
     SELECTED_WORDS_FILE,
@@ -140,10 +141,14 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     signals = _open_signals(config, method, inputs, folder, device=accelerator.device)
     source = None if signals is None else signals.source
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
-    origins = {name: dataclasses.asdict(head) for name, head in heads.items()}
+    fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
     if accelerator.is_main_process:
-        folder.keep_settings({**settings.to_dict(), "heads": origins})
-        _say(settings, heads)
+        found = {
+            "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
+            "targets": {str(fit.target): fit.to_dict() for fit in fits},
+        }
+        folder.keep_settings(settings.to_dict() | found)
+        _say(settings, heads, fits)
     timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
         if config.lora_rank:
@@ -219,8 +224,23 @@ def compile_student(student: Student) -> None:
     student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
 
 
-def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin]) -> None:
-    for line in (settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in heads.items())):
+def _fit_projections(
+    config: FinetuneConfig,
+    model: FinetuneModel,
+    inputs: _Inputs,
+    source: SignalSource | None,
+    *,
+    device: torch.device,
+) -> list[TargetFit]:
+    if source is None:
+        return []
+    model.to(device)
+    return fit_projections(model, inputs.adapt_dataset, inputs.adapt, source, seed=config.seed, device=device)
+
+
+def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], fits: Sequence[TargetFit]) -> None:
+    lines = [settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in heads.items())]
+    for line in (*lines, *(fit.line() for fit in fits)):
         tqdm.write(line, file=sys.stderr)
 
 

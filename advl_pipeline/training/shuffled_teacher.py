@@ -21,8 +21,9 @@ _TOWERS: tuple[Tower, ...] = get_args(Tower)
 class ShuffledFeatures(StandIn):
     """Every unit gets the features of another one, by one random cycle through the store's units.
 
-    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are. `tower` keeps the
-    cycles of two stores apart: the same one through as many pictures as texts would leave the pairs matched.
+    Token rows are taken from the other unit in turn, so that shapes and alignment stay as they are; from the next one
+    of the cycle that has rows where it has none. `tower` keeps the cycles of two stores apart: the same one through
+    as many pictures as texts would leave the pairs matched.
     """
 
     def __init__(self, store: FeatureStore, *, seed: int, tower: Tower) -> None:
@@ -31,6 +32,16 @@ class ShuffledFeatures(StandIn):
         ids = list(store.ids)
         cycle = [ids[index] for index in np.random.default_rng(entropy).permutation(len(ids))]
         self._other = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+        self._other_with_rows = self._skip_empty(cycle) if store.has_tokens else {}
+
+    def _skip_empty(self, cycle: list[str]) -> dict[str, str]:
+        has_rows = dict(zip(cycle, (self._store.token_lengths(cycle) > 0).tolist(), strict=True))
+        donor = next((unit for unit in cycle if has_rows[unit]), cycle[0])
+        found = {}
+        for unit in reversed(cycle):
+            found[unit] = donor
+            donor = unit if has_rows[unit] else donor
+        return found
 
     def global_features(self, ids: Sequence[str]) -> Array:
         """Return the other units' global features."""
@@ -39,7 +50,7 @@ class ShuffledFeatures(StandIn):
     def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
         """Return as many rows per unit as it has, taken in turn from the other unit."""
         _, lengths = self._store.token_features(ids)
-        other_rows, other_lengths = self._store.token_features([self._other[unit] for unit in ids])
+        other_rows, other_lengths = self._store.token_features([self._other_with_rows[unit] for unit in ids])
         starts = np.concatenate([[0], np.cumsum(other_lengths)[:-1]])
         take = [
             start + np.arange(length) % max(1, other)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_corpus import SmallCorpus
+from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.training.shuffled_teacher import ShuffledFeatures, Tower, shuffled_teacher
@@ -52,3 +55,21 @@ def test_both_towers_of_a_teacher_are_permuted(small_corpus: SmallCorpus) -> Non
     towers = [tower for teacher in teachers for tower in (teacher.image, teacher.text) if tower is not None]
     assert len(towers) == 2
     assert all(isinstance(tower, ShuffledFeatures) for tower in towers)
+
+
+def test_a_picture_without_boxes_lends_no_rows(tmp_path: Path) -> None:
+    """Every fourth picture has none: rows come from another unit all the same, and from that unit alone."""
+    tiny_extract(tmp_path / "pictures", tmp_path / "cache")
+    store = open_cache(tmp_path / "cache").image
+    assert store is not None
+    ids = list(store.ids)
+    rows_of = {unit: np.asarray(store.token_features([unit])[0]) for unit in ids}
+    shuffled = ShuffledFeatures(store, seed=0, tower="image")
+    given, lengths = shuffled.token_features(ids)
+    assert lengths.tolist() == [len(rows_of[unit]) for unit in ids]
+    assert 0 in lengths
+    for unit, rows in zip(ids, np.split(given, np.cumsum(lengths)[:-1]), strict=True):
+        donors = [
+            other for other in ids if other != unit and all((rows_of[other] == row).all(1).any() for row in rows)
+        ]
+        assert donors, f"the rows of {unit} are its own, or of several units"
