@@ -1,7 +1,9 @@
 """`scenes-vilt`: a ViLT small enough to be pretrained on a CPU, over pictures squeezed to a small square.
 
-ViLT's modules as they are, with one thing added: a word piece that names an object by tag also receives the mean
-embedding of the patches under that object's box. ViLT itself sees no boxes and has no way to tell what "object 3" is.
+ViLT's modules, used otherwise in two places, because of its size and of the corpus. In the first layer text and
+patches attend only to themselves, so that pretraining can align them before they are mixed, and a picture passes it
+once for all candidates. And a word piece that names an object by tag also receives the mean state of the patches
+under that object's box: ViLT sees no boxes and cannot tell what "object 3" is.
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
 """
@@ -17,10 +19,13 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Student
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelBatch
 from advl_pipeline.students.vilt import Vilt
+
+NUM_SEPARATE_LAYERS = 1
 
 
 @dataclass(kw_only=True)
@@ -34,10 +39,11 @@ class ScenesVilt(Vilt):
     """The student."""
 
     compile_refusal = Student.compile_refusal
+    unimodal_states = "lower"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-vilt": {
             "hidden_size": 96,
-            "num_layers": 2,
+            "num_layers": 3,
             "num_heads": 4,
             "intermediate_size": 192,
             "image_size": 112,
@@ -63,10 +69,30 @@ class ScenesVilt(Vilt):
         values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
         return TaggedPixelBatch(**values, tags_NLR=tags_NLR)
 
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return super().fusion_layers[NUM_SEPARATE_LAYERS:]
+
     def embed(self, batch: PixelBatch, *, mask_visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states below the fusion; unless the picture is hidden, tagged words hold their patches'."""
         assert isinstance(batch, TaggedPixelBatch)
-        text_NLH, image_NRH = super().embed(batch, mask_visual=mask_visual)
+        text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
+        image_BRH = self.embed_pixels(self.normalised(batch))
+        bias = attention_bias(torch.where(batch.token_mask_NL, TEXT, PADDING), dtype=text_NLH.dtype)
+        for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
+            text_NLH, image_BRH = layer(text_NLH, bias)[0], layer(image_BRH, None)[0]
+        image_NRH = batch.per_sequence(image_BRH)
         return (text_NLH if mask_visual else text_NLH + batch.tags_NLR @ image_NRH), image_NRH
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        assert isinstance(batch, PixelBatch)
+        text_NLH, image_NRH = self.embed(batch, mask_visual=True)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=image_NRH,
+            pooled_NP=self.model.pooler(text_NLH),
+            image_state_NH=image_NRH[:, 0],
+        )
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.embeddings.text_embeddings.word_embeddings, self.tokenizer.mask_id

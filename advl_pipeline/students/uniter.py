@@ -7,7 +7,7 @@ Shapes: N sequences, L text tokens, R regions, S = L + R, H width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -125,7 +125,7 @@ class Uniter(RegionStudent):
         text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation(), mask_visual=mask_visual)
         num_text = text_NLH.shape[1]
         x_NSH, relevance_NL = run_layers(
-            self.model.encoder.layer,
+            self.fusion_layers,
             torch.cat([text_NLH, regions_NRH], dim=1),
             kinds_of(batch.token_mask_NL, batch.visual_mask_NR),
             num_text=num_text,
@@ -141,10 +141,15 @@ class Uniter(RegionStudent):
             relevance_NL=relevance_NL,
         )
 
+    @property
+    def fusion_layers(self) -> Sequence[nn.Module]:
+        """The layers in which text and picture attend to one another."""
+        return list(self.model.encoder.layer)
+
     def embed(
         self, batch: RegionBatch, delta: Perturbation, *, mask_visual: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters the first layer: text (N, L, H) and regions (N, R, H)."""
+        """Return what enters those layers: text (N, L, H) and regions (N, R, H)."""
         text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
         regions_NRH = self.model.embed_regions(
             batch.features_BRF,

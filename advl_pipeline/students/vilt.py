@@ -7,7 +7,7 @@ Shapes: B examples, N sequences, L text tokens, R visual tokens (class token, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -94,7 +94,7 @@ class Vilt(PixelStudent):
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
         num_text = text_NLH.shape[1]
-        *first, last = self.model.encoder.layer
+        *first, last = self.fusion_layers
         for layer in first:
             x_NSH = layer(x_NSH, bias)[0]
         relevance = None
@@ -109,10 +109,15 @@ class Vilt(PixelStudent):
             relevance_NL=relevance,
         )
 
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        """The layers in which text and picture attend to one another."""
+        return list(self.model.encoder.layer)
+
     def embed(self, batch: PixelBatch, *, mask_visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what enters the first layer: text (N, L, H) and picture (N, R, H)."""
-        text_NLH = self._embed_text(batch.token_ids_NL, batch.types_NL)
-        return text_NLH, batch.per_sequence(self._embed_pixels(self.normalised(batch)))
+        """Return what enters those layers: text (N, L, H) and picture (N, R, H)."""
+        text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
+        return text_NLH, batch.per_sequence(self.embed_pixels(self.normalised(batch)))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.hidden_size, num_classes, hidden=2 * self.hidden_size)
@@ -122,13 +127,13 @@ class Vilt(PixelStudent):
         """Return the rules that take the head out of transformers' question-answering checkpoint."""
         return KeyRules(rename=((r"^classifier\.", ""),), ignore=(r"^(?!classifier\.)",))
 
-    def _embed_text(self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor) -> torch.Tensor:
+    def embed_text(self, token_ids_NL: torch.Tensor, types_NL: torch.Tensor) -> torch.Tensor:
         parts = self.model.embeddings
         embedded = parts.text_embeddings(input_ids=token_ids_NL, token_type_ids=types_NL)
         typed: torch.Tensor = embedded + parts.token_type_embeddings.weight[0]
         return typed
 
-    def _embed_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+    def embed_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         parts = self.model.embeddings
         patches_BPH = parts.patch_embeddings(pixels_B3SS).flatten(2).transpose(1, 2)
         tokens_BRH = torch.cat([parts.cls_token.expand(len(patches_BPH), -1, -1), patches_BPH], dim=1)
