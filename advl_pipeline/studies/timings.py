@@ -28,6 +28,7 @@ _NO_MATTER_FOR_A_STEP = frozenset(
             "adapt_lr_scale",
             "adapt_on",
             "head_answers",
+            "known_words",
             "fresh_heads",
         ),
     }

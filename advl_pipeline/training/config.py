@@ -68,6 +68,11 @@ class FinetuneConfig(Configuration):
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
     )
+    known_words: Path | None = option(
+        None,
+        help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
+        "count [default: what `advl pretrain` recorded, else every word counts as known].",
+    )
     fresh_heads: bool = option(False, help="Start the task's head anew even where the checkpoint holds one.")
     tokenizer: str | None = option(
         None, help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the student's own]."

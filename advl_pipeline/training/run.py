@@ -32,7 +32,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
 from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.known_words import known_words
+from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
 from advl_pipeline.students.registry import build_student
@@ -330,6 +330,8 @@ def _open_signals(
 
 def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
     """Return the words that pretraining taught, with their counts; None where it left no record."""
+    if config.known_words is not None:
+        return read_known_words(config.known_words)
     return None if config.init is None else known_words(config.init)
 
 

@@ -157,3 +157,13 @@ def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path
     with pytest.raises(ConfigError, match="No caption says which box"):
         run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-snli-ve"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_known_words_wins_over_what_pretraining_recorded(
+    small_corpus: Any, pretrained: Path, tmp_path: Path
+) -> None:
+    """The list is read before anything is learned: a damaged one stops the run, which the record alone would not."""
+    damaged = tmp_path / "words.tsv"
+    damaged.write_text("no count here\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="known words"):
+        run_finetune(small_corpus.config(tmp_path / "run", init=pretrained, known_words=damaged))
