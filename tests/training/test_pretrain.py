@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.pretrain import PretrainConfig, run_pretrain
 from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_targets
-from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.run import _known_words, run_finetune
 
 STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt")
 
@@ -159,11 +161,11 @@ def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_of_known_words_wins_over_what_pretraining_recorded(
-    small_corpus: Any, pretrained: Path, tmp_path: Path
-) -> None:
-    """The list is read before anything is learned: a damaged one stops the run, which the record alone would not."""
-    damaged = tmp_path / "words.tsv"
-    damaged.write_text("no count here\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="known words"):
-        run_finetune(small_corpus.config(tmp_path / "run", init=pretrained, known_words=damaged))
+def test_a_list_of_known_words_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
+    recorded, given = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.tsv"
+    recorded.write_text('{"cat": 1}', encoding="utf-8")
+    given.write_text("dog\t3\n", encoding="utf-8")
+    config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
+    assert _known_words(config) == {"cat": 1}
+    assert _known_words(replace(config, known_words=given)) == {"dog": 3}
+    assert _known_words(replace(config, init=None)) is None
