@@ -12,33 +12,34 @@ from torch.nn import functional
 def image_text_contrast(
     image_BE: torch.Tensor,
     text_NE: torch.Tensor,
-    right_B: torch.Tensor,
+    pulled_BN: torch.Tensor,
     *,
-    same_image_BN: torch.Tensor,
+    left_out_BN: torch.Tensor,
     temperature: torch.Tensor,
 ) -> torch.Tensor:
-    """Symmetric InfoNCE with in-batch negatives and the wrong candidates as hard negatives.
+    """Symmetric InfoNCE with in-batch negatives, where several texts may belong to a picture.
 
-    A picture is pulled to its right candidate among all texts of the batch, its own wrong candidates included; the
-    right candidates are pulled to their pictures among all pictures. Texts of another example on the same picture
-    are not negatives of it.
+    A picture is told which texts of the batch are its own, as a group: -log of their share of the softmax over all
+    texts. Each group is told which picture of the batch is its own, by the summed likeness of its texts.
 
     Args:
         image_BE: picture summaries.
         text_NE: text summaries of every sequence.
-        right_B: int64, the sequence of each example's right candidate.
-        same_image_BN: bool, sequence n belongs to another example that shows the picture of example b.
+        pulled_BN: bool, the texts that belong to each picture, at least one.
+        left_out_BN: bool, texts that are neither pulled to a picture nor pushed from it.
         temperature: scalar, positive.
 
     Returns:
         Scalar, the mean of the two directions.
     """
-    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells candidates apart.
+    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells texts apart.
     with torch.autocast(image_BE.device.type, enabled=False):
         image = functional.normalize(image_BE.float(), dim=-1)
         text = functional.normalize(text_NE.float(), dim=-1)
-        logits_BN = (image @ text.T / temperature).masked_fill(same_image_BN, -torch.inf)
-    to_text = functional.cross_entropy(logits_BN, right_B)
-    logits_BB = logits_BN[:, right_B]
-    to_image = functional.cross_entropy(logits_BB.T, torch.arange(len(right_B), device=logits_BB.device))
+        logits_BN = (image @ text.T / temperature).masked_fill(left_out_BN, -torch.inf)
+        own_B = logits_BN.masked_fill(~pulled_BN, -torch.inf).logsumexp(1)
+        to_text = (logits_BN.logsumexp(1) - own_B).mean()
+        # How well every picture (first axis) fits the texts of every example (second).
+        groups_BB = logits_BN[:, None, :].masked_fill(~pulled_BN[None], -torch.inf).logsumexp(2)
+        to_image = (groups_BB.logsumexp(0) - own_B).mean()
     return (to_text + to_image) / 2

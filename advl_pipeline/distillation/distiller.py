@@ -280,22 +280,22 @@ class Distiller(nn.Module):
             batch: what it was computed from.
             right_B: int64, the sequence of each example's right candidate.
             image_ids: int64 (B,), equal where two examples show the same picture.
-            known_B: bool, whether the right candidate is known; None for all. An input without a label is pulled to
-                the candidate given in `right_B`, whichever it is, and its others are no negatives of it.
+            known_B: bool, whether the right candidate is known; None for all. All candidates of an input without a
+                label belong to its picture, as a group. Of the others the right one does; its rivals are left out,
+                since what is said of another thing in the picture may be true as well.
         """
         example_N = example_of_sequence(batch.num_candidates, right_B.device)
         image_NH = image_state(separate, batch)
-        other_BN = example_N[None, :] != torch.arange(len(right_B), device=right_B.device)[:, None]
-        same_BN = image_ids[:, None] == image_ids[example_N][None, :]
-        no_negative_BN = same_BN & other_BN
+        is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
+        pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
         if known_B is not None:
-            chosen_BN = right_B[:, None] == torch.arange(len(example_N), device=right_B.device)[None, :]
-            no_negative_BN = no_negative_BN | (~known_B[:, None] & ~other_BN & ~chosen_BN)
+            pulled_BN = torch.where(known_B[:, None], pulled_BN, is_own_BN)
+        same_picture_BN = image_ids[:, None] == image_ids[example_N][None, :]
         return image_text_contrast(
             self.contrast_image(image_NH[right_B]),
             self.contrast_text(separate.pooled_NP),
-            right_B,
-            same_image_BN=no_negative_BN,
+            pulled_BN,
+            left_out_BN=same_picture_BN & ~pulled_BN,
             temperature=self.log_temperature.exp().clamp(min=0.01),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -19,29 +18,40 @@ Array = np.ndarray
 
 
 def by_loop(
-    image: torch.Tensor, text: torch.Tensor, right: list[int], excluded: torch.Tensor, temperature: float
+    image: torch.Tensor, text: torch.Tensor, own: list[list[int]], left_out: torch.Tensor, temperature: float
 ) -> float:
-    def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float(a @ b / (a.norm() * b.norm())) / temperature
+    def fit(b: int, texts: list[int]) -> float:
+        """Sum of exp(likeness) of a picture and those of the texts that count for it."""
+        counted = [n for n in texts if not left_out[b, n]]
+        return sum(
+            math.exp(float(image[b] @ text[n] / (image[b].norm() * text[n].norm())) / temperature) for n in counted
+        )
 
     total = 0.0
     for b in range(len(image)):
-        texts = [n for n in range(len(text)) if not excluded[b, n]]
-        total -= cosine(image[b], text[right[b]])
-        total += math.log(sum(math.exp(cosine(image[b], text[n])) for n in texts))
-        pictures = [k for k in range(len(image)) if not excluded[k, right[b]]]
-        total -= cosine(image[b], text[right[b]])
-        total += math.log(sum(math.exp(cosine(image[k], text[right[b]])) for k in pictures))
+        total += math.log(fit(b, list(range(len(text))))) - math.log(fit(b, own[b]))
+        total += math.log(sum(fit(k, own[b]) for k in range(len(image)))) - math.log(fit(b, own[b]))
     return total / (2 * len(image))
+
+
+def pulled(own: list[list[int]], num_texts: int) -> torch.Tensor:
+    mask = torch.zeros(len(own), num_texts, dtype=torch.bool)
+    for row, texts in enumerate(own):
+        mask[row, texts] = True
+    return mask
+
+
+OWN = [[1], [4, 5], [11]]
 
 
 def test_likenesses_keep_their_precision_under_autocast() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(3, 5, generator=generator), torch.randn(12, 5, generator=generator)
-    right, excluded = torch.tensor([1, 4, 11]), torch.zeros(3, 12, dtype=torch.bool)
-    plain = image_text_contrast(image, text, right, same_image_BN=excluded, temperature=torch.tensor(0.01))
+    nothing = torch.zeros(3, 12, dtype=torch.bool)
+    options = {"left_out_BN": nothing, "temperature": torch.tensor(0.01)}
+    plain = image_text_contrast(image, text, pulled(OWN, 12), **options)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = image_text_contrast(image, text, right, same_image_BN=excluded, temperature=torch.tensor(0.01))
+        cast = image_text_contrast(image, text, pulled(OWN, 12), **options)
     assert cast.dtype == torch.float32
     assert cast.item() == plain.item()
 
@@ -49,48 +59,30 @@ def test_likenesses_keep_their_precision_under_autocast() -> None:
 def test_equals_the_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     image, text = torch.randn(3, 5, generator=generator), torch.randn(12, 5, generator=generator)
-    right = torch.tensor([1, 4, 11])
-    excluded = torch.zeros(3, 12, dtype=torch.bool)
-    excluded[0, 4:8] = True
-    excluded[1, 0:4] = True
-    found = image_text_contrast(image, text, right, same_image_BN=excluded, temperature=torch.tensor(0.2))
-    assert found.item() == pytest.approx(by_loop(image, text, right.tolist(), excluded, 0.2), rel=1e-5)
+    left_out = torch.zeros(3, 12, dtype=torch.bool)
+    left_out[0, 4:8] = True
+    left_out[1, 0:4] = True
+    found = image_text_contrast(image, text, pulled(OWN, 12), left_out_BN=left_out, temperature=torch.tensor(0.2))
+    assert found.item() == pytest.approx(by_loop(image, text, OWN, left_out, 0.2), rel=1e-5)
 
 
-def test_wrong_candidates_are_hard_negatives() -> None:
-    image = torch.eye(2)
-    text = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.0, 1.0], [0.0, -1.0]])
-    right = torch.tensor([0, 2])
-    none = torch.zeros(2, 4, dtype=torch.bool)
-    apart = image_text_contrast(image, text, right, same_image_BN=none, temperature=torch.tensor(0.1))
-    text[1] = torch.tensor([1.0, 0.0])
-    confused = image_text_contrast(image, text, right, same_image_BN=none, temperature=torch.tensor(0.1))
-    # One of two pictures, one of two directions: log 2 / 4.
-    assert confused - apart > 0.17
-
-
-def batch_of(seed: int) -> tuple[torch.Tensor, torch.Tensor, list[range], list[int], torch.Tensor]:
-    """Pictures, texts, the texts of each picture, the right one's place among them, and texts that do not count."""
+def batch_of(seed: int) -> tuple[torch.Tensor, torch.Tensor, list[list[int]], torch.Tensor]:
+    """Pictures, texts, the texts that belong to each picture, and those that do not count."""
     generator = torch.Generator().manual_seed(seed)
-    counts = [4, 1, 3, 2]
-    starts = np.cumsum([0, *counts])
-    texts = [range(start, end) for start, end in itertools.pairwise(starts.tolist())]
-    excluded = torch.zeros(4, 10, dtype=torch.bool)
-    # The first and the third example show one picture.
-    excluded[0, texts[2]] = True
-    excluded[2, texts[0]] = True
-    places = [3, 0, 1, 0]
+    own = [[3], [4], [6, 5, 7], [8]]
+    left_out = torch.zeros(4, 10, dtype=torch.bool)
+    # The first and the third example show one picture; the rivals of the last one's text are left out.
+    left_out[0, 5:8] = True
+    left_out[2, 0:4] = True
+    left_out[3, 9] = True
     image, text = torch.randn(4, 5, generator=generator), torch.randn(10, 5, generator=generator)
-    return image, text, texts, places, excluded
+    return image, text, own, left_out
 
 
 def test_gradients_are_finite_differences_of_the_loop() -> None:
-    image, text, texts, places, excluded = batch_of(1)
-    right = [own[place] for own, place in zip(texts, places, strict=True)]
+    image, text, own, left_out = batch_of(1)
     inputs = [image.requires_grad_(), text.requires_grad_(), torch.tensor(0.3, requires_grad=True)]
-    image_text_contrast(
-        inputs[0], inputs[1], torch.tensor(right), same_image_BN=excluded, temperature=inputs[2]
-    ).backward()
+    image_text_contrast(inputs[0], inputs[1], pulled(own, 10), left_out_BN=left_out, temperature=inputs[2]).backward()
     points = [value.detach().double() for value in inputs]
     step = 1e-5
     for which, value in enumerate(inputs):
@@ -100,7 +92,7 @@ def test_gradients_are_finite_differences_of_the_loop() -> None:
             for sign in (1.0, -1.0):
                 moved = [point.clone() for point in points]
                 moved[which].view(-1)[place] += sign * step
-                ends.append(by_loop(moved[0], moved[1], right, excluded, float(moved[2])))
+                ends.append(by_loop(moved[0], moved[1], own, left_out, float(moved[2])))
             numeric[place] = (ends[0] - ends[1]) / (2 * step)
         assert value.grad is not None
         assert numeric.abs().max() > 1e-3
@@ -108,28 +100,22 @@ def test_gradients_are_finite_differences_of_the_loop() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_candidates_and_of_the_batch_changes_nothing(seed: int) -> None:
-    image, text, texts, places, excluded = batch_of(seed)
+def test_the_order_of_texts_and_of_the_batch_changes_nothing(seed: int) -> None:
+    image, text, own, left_out = batch_of(seed)
     random = np.random.default_rng(seed)
 
-    def value(examples: list[int], order: list[list[int]]) -> float:
-        """The objective with the examples in an order, and each one's texts in an order of their own."""
-        rows = [row for example in examples for row in order[example]]
-        right = [rows.index(texts[example][places[example]]) for example in examples]
+    def value(examples: list[int], rows: list[int]) -> float:
         return image_text_contrast(
             image[examples],
             text[rows],
-            torch.tensor(right),
-            same_image_BN=excluded[examples][:, rows],
+            pulled(own, 10)[examples][:, rows],
+            left_out_BN=left_out[examples][:, rows],
             temperature=torch.tensor(0.2),
         ).item()
 
-    written = [list(own) for own in texts]
-    expected = value([0, 1, 2, 3], written)
-    shuffled = [random.permutation(own).tolist() for own in texts]
-    assert shuffled != written
-    assert value([0, 1, 2, 3], shuffled) == pytest.approx(expected, rel=1e-5)
-    assert value(random.permutation(4).tolist(), shuffled) == pytest.approx(expected, rel=1e-5)
+    expected = value([0, 1, 2, 3], list(range(10)))
+    turned = value(random.permutation(4).tolist(), random.permutation(10).tolist())
+    assert turned == pytest.approx(expected, rel=1e-5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,22 +202,22 @@ def by_numpy(distiller: Distiller, batch: Shown) -> float:
     def like(b: int, other: int, row: int) -> float:
         return float(image[b] @ text[other][row]) / temperature
 
-    def shares_picture(b: int, other: int) -> bool:
-        return b != other and batch.picture[b] == batch.picture[other]
+    def own(b: int) -> list[int]:
+        is_known = batch.known is None or batch.known[b]
+        return [batch.right[b]] if is_known else list(range(len(text[b])))
+
+    def counts(b: int, other: int, row: int) -> bool:
+        return batch.picture[b] != batch.picture[other] or (b == other and row in own(b))
 
     total = 0.0
     for b in examples:
-        row = batch.right[b]
+        mine = sum(math.exp(like(b, b, row)) for row in own(b))
         texts = [
-            like(b, other, candidate)
-            for other in examples
-            for candidate in range(len(text[other]))
-            if not shares_picture(b, other)
-            and (other != b or candidate == row or batch.known is None or batch.known[b])
+            like(b, other, row) for other in examples for row in range(len(text[other])) if counts(b, other, row)
         ]
-        pictures = [like(other, b, row) for other in examples if not shares_picture(other, b)]
+        pictures = [like(other, b, row) for other in examples for row in own(b) if counts(other, b, row)]
         for found in (texts, pictures):
-            total += math.log(sum(map(math.exp, found))) - like(b, b, row)
+            total += math.log(sum(map(math.exp, found))) - math.log(mine)
     return total / (2 * len(examples))
 
 
@@ -255,11 +241,12 @@ ONE_PICTURE, OWN_PICTURES = [7, 7, 7, 7], [1, 2, 3, 4]
 @pytest.mark.parametrize(
     ("picture", "example", "row", "counts"),
     [
-        (ONE_PICTURE, 0, 0, True),
-        (ONE_PICTURE, 0, 2, True),
-        # Of an unlabelled item: its others are no negatives of it, and its chosen one has nothing to be told from.
+        # Alone with one picture nothing is told apart: rivals of a right candidate may be true of it too.
+        (ONE_PICTURE, 0, 0, False),
+        (ONE_PICTURE, 0, 2, False),
         (ONE_PICTURE, 2, 0, False),
-        (ONE_PICTURE, 2, 1, False),
+        # Rivals are negatives of other pictures, and all texts of an unlabelled item belong to its own.
+        (OWN_PICTURES, 0, 0, True),
         (OWN_PICTURES, 2, 0, True),
         (OWN_PICTURES, 2, 1, True),
     ],
