@@ -89,7 +89,8 @@ def run_phase(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     peak = [group["lr"] for group in optimizer.param_groups]
     timing = PhaseTiming()
-    wrapped.train()
+    # Likenesses are compared with those of teachers, which have no dropout either.
+    wrapped.train(plan.phase == "finetune")
     pending: list[dict[str, Any]] = []
     began = time.perf_counter()
     with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
