@@ -1,0 +1,57 @@
+"""What the code imports is what the project declares, and nothing that it declares goes unused."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+OWN = {"advl_pipeline", "advl_cli", "advl_data", "benchmarks"}
+FILES_ALONE = {"demo", "bench", "dev"}
+"""Extras of packages that are read as files, measured against, or run as tools."""
+
+LOADED_BY_OTHERS = {"msgpack-numpy", "protobuf", "sentencepiece", "tiktoken", "torchvision", "fonttools"}
+"""Packages that a library of ours imports when it meets a file of their kind."""
+
+FOR_USERS = {"zarr"}
+"""What a cache is opened with by whoever does not use our reader: it comes with us, so that this always works."""
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=!~;\[ ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def imported() -> set[str]:
+    found: set[str] = set()
+    for folder in ("advl_pipeline", "cli", "data"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    found |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                    found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - OWN
+
+
+def distributions(modules: set[str]) -> set[str]:
+    known = importlib.metadata.packages_distributions()
+    return {name.lower().replace("_", "-") for module in modules for name in known.get(module, [module])}
+
+
+def test_every_import_is_declared() -> None:
+    declared = {name_of(item) for item in PROJECT["dependencies"]}
+    declared |= {name_of(item) for items in PROJECT["optional-dependencies"].values() for item in items}
+    assert distributions(imported()) - declared == set()
+
+
+def test_every_declared_package_is_imported() -> None:
+    used = distributions(imported()) | LOADED_BY_OTHERS | FOR_USERS
+    assert {name_of(item) for item in PROJECT["dependencies"]} - used == set()
+    for extra, items in PROJECT["optional-dependencies"].items():
+        if extra not in FILES_ALONE:
+            assert {name_of(item) for item in items} - used == set(), extra
