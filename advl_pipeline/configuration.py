@@ -88,11 +88,25 @@ class Configuration:
     """Base of all configurations: a number outside the range of its option is refused, however it came there."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            allowed: Range | None = field.metadata.get("range")
-            for value in _numbers(getattr(self, field.name)):
-                if allowed is not None and value not in allowed:
-                    raise ConfigError(f"{flag_of(field.name)} must be {allowed}.", why=f"got {value!r}")
+        check_ranges(type(self), {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+
+def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: str = "") -> None:
+    """Refuse numbers outside the ranges that a configuration declares.
+
+    Args:
+        cls: the configuration.
+        values: field name -> value; names that are no fields are passed over.
+        where: named in the error.
+
+    Raises:
+        ConfigError: with the option, its range and the number.
+    """
+    for field in dataclasses.fields(cls):
+        allowed: Range | None = field.metadata.get("range")
+        for value in _numbers(values.get(field.name)):
+            if allowed is not None and value not in allowed:
+                raise ConfigError(f"{flag_of(field.name)} must be {allowed}.", where=where, why=f"got {value!r}")
 
 
 def flag_of(name: str) -> str:

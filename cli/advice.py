@@ -53,9 +53,17 @@ def next_command(error: AdvlError, group: click.Group, invocation: Invocation) -
         if corrected:
             return corrected
     advice = error.next_command or _usual_advice(error, group, invocation)
-    if _AGAIN in advice:
-        return f"{advice}\n         {invocation.command()}"
-    return "".join(_completed(piece, group, invocation.given) for piece in _BREAK.split(advice))
+    told = "".join(_completed(piece, group, invocation.given) for piece in _BREAK.split(advice))
+    return f"{told}\n         {invocation.command()}" if _AGAIN in advice else told
+
+
+def what_follows(command: str) -> str:
+    """Return a command that follows on success, with what the user gave to the one that ran."""
+    context = click.get_current_context().find_root()
+    invocation = context.find_object(Invocation)
+    if invocation is None or not isinstance(context.command, click.Group):
+        return command
+    return _completed(command, context.command, invocation.given)
 
 
 def after_usage_error(error: click.UsageError, group: click.Group, invocation: Invocation) -> str:

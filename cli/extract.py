@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Any
 
 import click
 
 from advl_pipeline.extraction.config import ExtractConfig
 
+from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
 
 
@@ -42,7 +44,8 @@ def command(as_json: bool, **flags: Any) -> None:
     shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())
     click.echo(f"encoded {result.encoded_units} units in {result.seconds:.1f} s ({shares})")
     if result.skipped:
-        click.echo(f"{result.skipped} malformed items were left out: advl datasets check {config.dataset}")
+        check = what_follows(shlex.join(["advl", "datasets", "check", config.dataset]))
+        click.echo(f"{result.skipped} malformed items were left out: {check}")
     if result.quarantined:
         click.echo(f"{result.quarantined} pictures could not be read: advl cache info {result.path}")
     if result.clipped:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
 
 from advl_pipeline.training.config import FinetuneConfig
 
+from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
 
 
@@ -37,4 +39,5 @@ def command(as_json: bool, **flags: Any) -> None:
         f"{100 * summary['wait_share']:.1f} % waiting for data)"
     )
     click.echo(f"run folder: {result.output}")
-    click.echo(f"next: advl evaluate --run {result.output} --on test")
+    follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", "test"])
+    click.echo(f"next: {what_follows(follows)}")

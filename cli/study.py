@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies
 
+from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
 
 
@@ -67,7 +69,8 @@ def command(as_json: bool, dry_run: bool, measure: bool, **flags: Any) -> None:
     result = run_study(config, report_failure=failures.append)
     click.echo(result_as_json(result) if as_json else as_text(result))
     if not as_json:
-        click.echo(f"\nstudy folder: {result.folder}\nnext: advl report {result.folder}")
+        report = shlex.join(["advl", "report", str(result.folder)])
+        click.echo(f"\nstudy folder: {result.folder}\nnext: {what_follows(report)}")
     for failure in failures:
         click.echo(f"failed: {failure.cell}\n{failure.message}", err=True)
     if failures:

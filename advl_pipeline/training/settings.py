@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import check_ranges, config_to_dict
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.recipe_choice import ChosenRecipe
 from advl_pipeline.students.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
@@ -91,7 +91,7 @@ def resolve_settings(
         world_size: number of processes.
 
     Raises:
-        ConfigError: options that contradict each other.
+        ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.
     """
     values: dict[str, Any] = {
         **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
@@ -125,9 +125,7 @@ def resolve_settings(
             "The schedule of steps needs milestones.",
             next_command="put them into a recipe: schedule = 'steps', milestones = [0.7, 0.9]",
         )
-    for key in ("num_steps", "batch_size", "accumulate"):
-        if values[key] < 1:
-            raise ConfigError(f"{key.replace('_', '-')} must be at least 1.", why=f"got {values[key]!r}")
+    check_ranges(FinetuneConfig, values, where=chosen.note)
     return TrainingSettings(note=chosen.note, sources=sources, **values)
 
 

@@ -19,7 +19,10 @@ from advl_pipeline.configuration import Configuration, Range, build_config, opti
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.students.recipe_choice import ChosenRecipe
+from advl_pipeline.students.recipes import load_recipe
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.settings import resolve_settings
 
 
 def configurations() -> list[type[typing.Any]]:
@@ -64,7 +67,7 @@ def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
         ("--distill-weight", "-1", "at least 0"),
         ("--warmup-fraction", "2", "at least 0, below 1"),
         ("--selection-rho", "0", "above 0, at most 1"),
-        ("--adapt-fraction", "1", "above 0, below 1"),
+        ("--lora-rank", "-1", "at least 0"),
         ("--confidence-folds", "1", "at least 2"),
     ],
 )
@@ -93,6 +96,15 @@ def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> No
         build_config(ScenesConfig, {"num-unseen": 6}, where="corpus.toml")
     assert caught.value.where == "corpus.toml"
     assert "a multiple of 4" in caught.value.what
+
+
+def test_a_number_of_a_recipe_keeps_the_range_of_its_option() -> None:
+    config = FinetuneConfig(dataset="any", output=Path("any"))
+    recipe = dataclasses.replace(load_recipe("uniter", "vqa", "base"), learning_rate=math.nan)
+    with pytest.raises(ConfigError, match="--learning-rate must be above 0"):
+        resolve_settings(
+            config, ChosenRecipe(recipe=recipe, is_own_size=True, note="mine.toml"), task="vqa", num_labelled=8
+        )
 
 
 def test_help_shows_the_ranges() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,33 @@ def test_finetune_into_a_folder_that_cannot_be_written(
     code, told = advl(*words, "--shots", 4, "--num-steps", 2, "--output", FORBIDDEN, capsys=capsys)
     assert code == 7, told
     assert str(FORBIDDEN) in told.partition("where:")[2]
+    assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]
+
+
+def test_finetune_on_a_disk_that_fills_up_keeps_what_was_there(small_corpus: SmallCorpus, tmp_path: Path) -> None:
+    run = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+    words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--data-root", small_corpus.data_root]
+    words += ["--shots", 4, "--num-steps", 2, "--checkpoint-every", 1, "--output", tmp_path / "run"]
+    command = [sys.executable, "-c", f"{run} from advl_cli.main import main; main()", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "the file would exceed the size limit" in done.stderr
+    assert shlex.join(["advl", *map(str, words)]) in done.stderr
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".partial")]
+
+
+def test_predict_into_a_folder_that_cannot_be_written(
+    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data-root", str(small_corpus.data_root)]
+    words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--shots", "4", "--num-steps", "2"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--output", str(tmp_path / "run"), *given])
+    assert stop.value.code == 0
+    told = capsys.readouterr().out
+    assert f"next: advl evaluate --run {tmp_path / 'run'} --on test --data-root {small_corpus.data_root}" in told
+    code, told = advl("predict", tmp_path / "run", "--output", FORBIDDEN / "file.csv", *given, capsys=capsys)
+    assert code == 7, told
     assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]
 
 
