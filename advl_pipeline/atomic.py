@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,9 @@ def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
 
 def reason_of(error: Exception) -> str:
     """Return what the disk said, in words."""
-    number = error.errno if isinstance(error, OSError) else None
+    # safetensors gives the number in words alone.
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(named[1]) if named else 0
     return _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
 
 

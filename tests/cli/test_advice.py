@@ -238,3 +238,11 @@ def test_a_secret_in_a_url_is_not_shown(capsys: pytest.CaptureFixture[str]) -> N
     code, told = advl("finetune", "--cache", "s3://key:secret@bucket/x", "--method", "avdl", capsys=capsys)
     assert code == 2
     assert "secret" not in told
+
+
+def test_a_missing_cache_is_extracted_from_where_the_data_lie(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--dataset", "scenes-vcr", "--output", "runs/a", "--data-root", "/da ta"]
+    code, told = advl("finetune", *given, capsys=capsys)
+    assert code == 2
+    assert "advl extract --teacher NAME --dataset scenes-vcr --split train --data-root '/da ta'" in told
+    assert advised(told) == ["advl", "finetune", *given]

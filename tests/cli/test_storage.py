@@ -50,21 +50,6 @@ def test_finetune_on_a_disk_that_fills_up_keeps_what_was_there(small_corpus: Sma
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".partial")]
 
 
-def test_predict_into_a_folder_that_cannot_be_written(
-    small_corpus: SmallCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["--data-root", str(small_corpus.data_root)]
-    words = ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--shots", "4", "--num-steps", "2"]
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--output", str(tmp_path / "run"), *given])
-    assert stop.value.code == 0
-    told = capsys.readouterr().out
-    assert f"next: advl evaluate --run {tmp_path / 'run'} --on test --data-root {small_corpus.data_root}" in told
-    code, told = advl("predict", tmp_path / "run", "--output", FORBIDDEN / "file.csv", *given, capsys=capsys)
-    assert code == 7, told
-    assert f"--data-root {small_corpus.data_root}" in told.partition("next:")[2]
-
-
 @pytest.mark.parametrize("form", ["hdf5", "safetensors"])
 def test_an_export_that_fills_the_disk_leaves_nothing(form: str, small_corpus: SmallCorpus, tmp_path: Path) -> None:
     output = tmp_path / "features"
