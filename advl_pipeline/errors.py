@@ -82,6 +82,12 @@ class ClusterError(AdvlError):
     exit_code = 8
 
 
+class NotFinite(AdvlError):
+    """A loss, a gradient or a weight of a training that is infinite or not a number; the last checkpoint is kept."""
+
+    exit_code = 9
+
+
 class Interrupted(AdvlError):
     """Stopped by a signal; the same command resumes."""
 

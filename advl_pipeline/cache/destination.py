@@ -15,6 +15,7 @@ from advl_pipeline.cache.claims import claim
 from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.files import remove_work
 from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location, Url
 
 
@@ -106,6 +107,9 @@ def open_destination(location: Location, disk_cache: DiskCacheConfig) -> Iterato
     Args:
         location: folder or URL.
         disk_cache: where a process keeps what it reads from, and has yet to write to, an object store.
+
+    Raises:
+        ConfigError: the folder holds something else than a cache.
     """
     if isinstance(location, Url):
         from advl_pipeline.cache.remote_destination import RemoteDestination
@@ -113,4 +117,5 @@ def open_destination(location: Location, disk_cache: DiskCacheConfig) -> Iterato
         with RemoteDestination(location, disk_cache) as remote:
             yield remote
     else:
+        require_folder(location, "cache")
         yield FolderDestination(location)

@@ -21,6 +21,7 @@ from advl_pipeline.cache.config import ExportConfig
 from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.folders import require_outside
 
 _UNITS_AT_ONCE = 4096
 
@@ -47,6 +48,7 @@ def run_export(config: ExportConfig) -> ExportResult:
         CorruptCache: the cache cannot be read. StorageError: the disk is full or failed; no output is left.
     """
     cache = open_cache(config.cache)
+    require_outside(config.output)
     if config.output.exists():
         raise ConfigError(
             "The output exists already.", where=str(config.output), next_command="give another --output"

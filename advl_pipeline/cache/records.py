@@ -20,11 +20,12 @@ from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.errors import CorruptCache
+from advl_pipeline.folders import MARKERS
 
 PLAN_RECORD = "records/plan.json"
 COMPLETE_RECORD = "records/complete.json"
 PROVENANCE_FILE = "records/provenance.json"
-IDENTITY_FILE = "identity.json"
+IDENTITY_FILE = MARKERS["cache"].file
 
 MODALITIES = ("image", "text")
 _SEAL = "record_sha256"

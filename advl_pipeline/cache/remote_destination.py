@@ -27,6 +27,7 @@ from advl_pipeline.cache.object_store import MissingObject, ObjectStore, require
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
+    IDENTITY_FILE,
     MODALITIES,
     PLAN_RECORD,
     Files,
@@ -37,7 +38,7 @@ from advl_pipeline.cache.records import (
 )
 from advl_pipeline.cache.staged import STAGED_FOLDER, staged_name
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.errors import CorruptCache, StorageError
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError
 from advl_pipeline.locations import Url
 
 _CONNECTIONS = 8
@@ -80,6 +81,7 @@ class RemoteDestination:
             try:
                 raw = self._store.get(PLAN_RECORD)
             except MissingObject:
+                self._require_ours()
                 return
             # Under another name until the files that it lists are here too.
             self._keep(f"{WORK_FOLDER}/{PLAN_RECORD}", raw)
@@ -92,7 +94,20 @@ class RemoteDestination:
             for name, raw in zip(new, pool.map(self._store.get, new), strict=True):
                 self._keep(name, raw)
 
+    def _require_ours(self) -> None:
+        """Refuse a place that holds something else than a cache, as `folders.require_folder` does for a folder."""
+        names = [name for name in self._store.list() if not name.startswith(f"{WORK_FOLDER}/")]
+        if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
+            raise ConfigError(
+                "This place cannot take a teacher cache.",
+                where=str(self.location),
+                why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
+                next_command="give another --output",
+            )
+
     def publish_plan(self) -> None:
+        # Alone and first: it is what tells other commands that this place is a cache.
+        self._put_all([IDENTITY_FILE], lease="plan")
         self._put_all(load_plan(self.root).files, lease="plan")
         if not self._commit(PLAN_RECORD, lease="plan"):
             shutil.rmtree(self.root / "records")

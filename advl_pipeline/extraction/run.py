@@ -80,7 +80,7 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
     """Run a frozen teacher over a dataset split and write its cache.
 
     Raises:
-        ConfigError: unknown names, a tower that the teacher lacks.
+        ConfigError: unknown names, a tower that the teacher lacks, an output that holds something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
         WeightsUnavailable: the teacher's weights are not at hand.
         IdentityMismatch: the folder holds a cache of other settings.

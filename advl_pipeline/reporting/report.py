@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.folders import require_outside
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
@@ -32,6 +33,7 @@ def run_report(config: ReportConfig) -> ReportResult:
     """
     result = gather_study(config.study)
     output = config.output or config.study / f"report.{_EXTENSIONS[config.to]}"
+    require_outside(output)
     content = _render(result, config)
     make_folder(output.parent)
     write_text(output, content)

@@ -12,16 +12,19 @@ from safetensors.torch import load_file
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
+from advl_pipeline.folders import MARKERS
 from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
 
 WEIGHTS_FILE = "model.safetensors"
-DESCRIPTION_FILE = "student.json"
+DESCRIPTION_FILE = MARKERS["student"].file
 
 
 def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -> None:
-    """Write the student; the description comes last, so that a folder with it is complete.
+    """Write the student; the description comes first, so that a folder with anything of a student says so.
+
+    Weights that are missing, or of another student, are told from the digest in the description.
 
     Args:
         folder: created when missing.
@@ -29,7 +32,6 @@ def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -
         origin: what it was made from, such as the identity of its pretraining.
     """
     make_folder(folder)
-    save_tensors(folder / WEIGHTS_FILE, student.state_dict())
     description = {
         "student": student.name,
         "config": student.config_dict(),
@@ -37,6 +39,7 @@ def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -
         "origin": dict(origin),
     }
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
+    save_tensors(folder / WEIGHTS_FILE, student.state_dict())
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -5,8 +5,7 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.students.weight_files import weight_files, weights_digest
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, trained_on
 from advl_pipeline.studies.run_folder import evaluation_file, read_json
@@ -100,9 +100,7 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
             why="init names a folder with a *.safetensors file, or a checkpoint file",
             next_command=f"advl pretrain --student {student} --output {path}, or put the checkpoint there",
         )
-    return {
-        setting.init: _digest(weight_files(setting.init)) for setting in study.settings if setting.init is not None
-    }
+    return {setting.init: weights_digest(setting.init) for setting in study.settings if setting.init is not None}
 
 
 def dataset_digests(
@@ -150,16 +148,3 @@ def missing_inits(study: StudyConfig) -> dict[Path, str]:
     """Return the pretrained students that do not exist, with the name of the student each is for."""
     inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
     return {path: student for path, student in inits.items() if not weight_files(path)}
-
-
-def weight_files(path: Path) -> list[Path]:
-    """Return the files that hold a pretrained student; none where it does not exist."""
-    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-
-
-def _digest(files: Sequence[Path]) -> str:
-    state = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            state.update(hashlib.file_digest(handle, "sha256").digest())
-    return state.hexdigest()

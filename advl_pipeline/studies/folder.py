@@ -16,11 +16,12 @@ from typing import Any
 from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.folders import MARKERS
 from advl_pipeline.students.recipe_choice import AUTO, NONE
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
 
-STUDY_FILE = "study.json"
+STUDY_FILE = MARKERS["study"].file
 EXTRACTION_FOLDER = "extraction"
 RECIPE_FOLDER = "recipes"
 
@@ -48,10 +49,11 @@ def write_study(
     digests: dict[Path, str],
     dataset_digests: dict[str, str],
     recipes: Mapping[str, Path],
+    copies: Mapping[Path, bytes],
     caches: Path,
     command: str,
 ) -> None:
-    """Record the study, so that the folder alone says what it holds."""
+    """Record the study, so that the folder alone says what it holds, and then copy its recipes."""
     record = {
         "study": config_to_dict(plan.study),
         "init_digests": {str(path): digest for path, digest in digests.items()},
@@ -63,6 +65,9 @@ def write_study(
     }
     make_folder(folder)
     write_text(folder / STUDY_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    for path, content in copies.items():
+        make_folder(path.parent)
+        write_bytes(path, content)
 
 
 def recipe_files(study: StudyConfig) -> list[str]:
@@ -74,18 +79,20 @@ def recipe_files(study: StudyConfig) -> list[str]:
     return sorted({str(table["recipe"]) for table in tables if "recipe" in table} - {AUTO, NONE})
 
 
-def keep_recipes(folder: Path, study: StudyConfig) -> dict[str, Path]:
-    """Copy the study's recipe files into its folder: what its cells follow must not change under them.
+def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dict[Path, bytes]]:
+    """Read the study's recipe files, which its folder keeps copies of: what cells follow must not change under them.
 
-    A file that is gone is taken from the folder, if it was copied before.
+    A file that is gone is taken from the folder, if it was copied before. Nothing is written.
 
     Returns:
-        A recipe file as the study names it -> its copy.
+        A recipe file as the study names it -> its copy in the folder; and the copies that are to be written, with
+        their content.
 
     Raises:
         ConfigError: a file can be read neither there nor here, or the record of the study is damaged.
     """
     kept = recorded_recipes(folder)
+    copies: dict[Path, bytes] = {}
     for name in recipe_files(study):
         try:
             content = Path(name).read_bytes()
@@ -94,9 +101,8 @@ def keep_recipes(folder: Path, study: StudyConfig) -> dict[str, Path]:
                 continue
             raise ConfigError("A recipe cannot be read.", where=name, why=str(error)) from error
         kept[name] = folder / RECIPE_FOLDER / (hashlib.blake2b(content, digest_size=8).hexdigest() + ".toml")
-        make_folder(kept[name].parent)
-        write_bytes(kept[name], content)
-    return kept
+        copies[kept[name]] = content
+    return kept, copies
 
 
 def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:

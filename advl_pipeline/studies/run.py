@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from advl_pipeline.cache.claims import claim
+from advl_pipeline.folders import require_folder
 from advl_pipeline.studies.config import StudyRunConfig, load_study
 from advl_pipeline.studies.execute import (
     CachePreparer,
@@ -26,7 +27,7 @@ from advl_pipeline.studies.execute import (
 )
 from advl_pipeline.studies.folder import (
     default_folder,
-    keep_recipes,
+    read_recipes,
     recorded_dataset_digests,
     write_extraction,
     write_study,
@@ -74,29 +75,34 @@ def run_study(
     """
     study = load_study(config.study)
     folder = config.output or default_folder(study)
+    require_folder(folder, "study")
     digests = init_digests(study)
-    recipes = keep_recipes(folder, study)
+    recipes, copies = read_recipes(folder, study)
+    # Until the copies are written, a plan is read from the files that they are copies of.
+    readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
     content = dataset_digests(
-        study, config.data_root, digest, recorded=recorded_dataset_digests(folder), recipes=recipes
+        study, config.data_root, digest, recorded=recorded_dataset_digests(folder), recipes=readable
     )
-    plan = build_plan(
+    lay_out = partial(
+        build_plan,
         study,
         folder=folder,
         caches=config.caches,
         data_root=config.data_root,
         init_digests=digests,
         dataset_digests=content,
-        recipes=recipes,
     )
     write_study(
         folder,
-        plan,
+        lay_out(recipes=readable),
         digests=digests,
         dataset_digests=content,
         recipes=recipes,
+        copies=copies,
         caches=config.caches,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
+    plan = lay_out(recipes=recipes)
     if not all(is_finished(cell) for cell in plan.cells):
         _prepare(plan, config, folder, prepare)
         _run_cells(plan, config, folder, execute, report_failure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from advl_pipeline.cache.provenance import renew_command
 from advl_pipeline.cache.reader import TeacherCache
@@ -11,18 +12,23 @@ from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 
 
+def dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    """Return what a cache must have in common with the split that is trained on."""
+    return {
+        "name": dataset.name,
+        "split": dataset.split,
+        "text_style": dataset.text_style,
+        "content_digest": dataset.content_digest(),
+    }
+
+
 def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
     """Compare each cache's dataset with the one that is trained on.
 
     Raises:
         IdentityMismatch: with both values and the command that extracts again.
     """
-    expected = {
-        "name": dataset.name,
-        "split": dataset.split,
-        "text_style": dataset.text_style,
-        "content_digest": dataset.content_digest(),
-    }
+    expected = dataset_identity(dataset)
     for cache in caches:
         found = cache.identity["dataset"]
         lines = [

@@ -16,12 +16,19 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from advl_pipeline.errors import NotFinite
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.training.adversarial_step import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.checkpoint import restore, save_checkpoint
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, LossTerms, Phase
+from advl_pipeline.training.finite import (
+    StepPlace,
+    require_finite_gradient,
+    require_finite_terms,
+    require_finite_weights,
+)
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.run_folder import RunFolder
@@ -92,6 +99,7 @@ def run_phase(
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(plan.phase == "finetune")
     pending: list[dict[str, Any]] = []
+    num_saved = plan.first_logged_step + start_step
     began = time.perf_counter()
     with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
         for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
@@ -103,9 +111,21 @@ def run_phase(
                 step, num_steps=plan.num_steps, start=config.distill_weight, decay=config.distill_decay
             )
             seed_step(config.seed, plan.phase, step, accelerator.process_index)
-            record, num_examples = _optimiser_step(
-                wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength
+            place = StepPlace(
+                config=config, step=plan.first_logged_step + step, phase=plan.phase, num_saved=num_saved
             )
+            try:
+                record, num_examples = _optimiser_step(
+                    wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place
+                )
+                finished = step + 1 == plan.num_steps
+                saves = finished or (step + 1) % config.checkpoint_every == 0
+                if saves:
+                    require_finite_weights(model, place)
+            except NotFinite:
+                if accelerator.is_main_process:
+                    folder.log(pending)
+                raise
             timing.num_steps += 1
             timing.num_examples += num_examples
             record |= {
@@ -118,8 +138,9 @@ def run_phase(
             }
             pending.append(record)
             progress(1)
-            finished = step + 1 == plan.num_steps
-            if accelerator.is_main_process and (finished or (step + 1) % config.checkpoint_every == 0):
+            if saves:
+                num_saved = plan.first_logged_step + step + 1
+            if saves and accelerator.is_main_process:
                 folder.log(pending)
                 pending.clear()
                 save_checkpoint(folder.checkpoint, model, optimizer.optimizer, step=step + 1, phase=plan.phase)
@@ -148,6 +169,7 @@ def _optimiser_step(
     settings: TrainingSettings,
     phase: Phase,
     strength: float,
+    place: StepPlace,
 ) -> tuple[dict[str, Any], int]:
     optimizer.zero_grad(set_to_none=True)
     num_examples = sum(len(batch.example_ids) for batch in micro_batches)
@@ -172,11 +194,17 @@ def _optimiser_step(
             if terms.has_gradient:
                 backward(terms.total)
         collected.append((share, terms))
+    require_finite_terms([terms for _, terms in collected], place)
     if not any(terms.has_gradient for _, terms in collected):
         return _summarise(collected, num_examples), num_examples
     record: dict[str, Any] = {}
     if settings.clip_norm > 0:
-        record["grad_norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
+        norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
+        record["grad_norm"] = float(norm)
+    else:
+        norm = nn.utils.get_total_norm(value.grad for value in wrapped.parameters() if value.grad is not None)
+    loss_scale = None if accelerator.scaler is None else accelerator.scaler.get_scale
+    require_finite_gradient(norm, accelerator.unwrap_model(wrapped).named_parameters(), place, loss_scale=loss_scale)
     if settings.clip_each > 0:
         if settings.clip_norm <= 0:
             accelerator.unscale_gradients()

@@ -8,7 +8,7 @@ its naming head, from which multiple choice starts, and the words of the caption
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
+from advl_pipeline.folders import require_folder
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.students.known_words import write_known_words
+from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.saved import DESCRIPTION_FILE, read_description, save_student
+from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_description, save_student
 from advl_pipeline.training.batch_order import positions_of_step
-from advl_pipeline.training.heads import save_choice_head
+from advl_pipeline.training.heads import HEADS_DESCRIPTION, save_choice_head
 from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.pretrain_config import PretrainConfig
 from advl_pipeline.training.pretrain_objectives import (
@@ -62,21 +64,25 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     """Pretrain a student, or return the stored one when it was made the same way.
 
     Raises:
-        ConfigError: the student cannot be pretrained here. IdentityMismatch: another one lies in the folder.
+        ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
+        IdentityMismatch: another one lies in the folder. NotFinite: a loss became so; nothing is written.
     """
     output = config.output or Path("students") / config.student
+    require_folder(output, "student")
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
     origin = {"pretraining": pretrain_identity(config, dataset)}
     if (output / DESCRIPTION_FILE).exists():
-        found = read_description(output)["origin"]
-        if found == origin:
+        rows = differences(origin, read_description(output)["origin"])
+        if rows:
+            raise IdentityMismatch(
+                f"The folder holds a student that was pretrained otherwise ({len(rows)} settings differ).",
+                where=str(output),
+                why="\n" + difference_table(rows),
+                next_command="choose another --output, or remove the folder",
+            )
+        # Where one is missing, an earlier call was stopped while it wrote them.
+        if all((output / name).exists() for name in (WEIGHTS_FILE, HEADS_DESCRIPTION, KNOWN_WORDS_FILE)):
             return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
-        raise IdentityMismatch(
-            "The folder holds a student that was pretrained otherwise.",
-            where=str(output),
-            why=f"here {json.dumps(found, sort_keys=True)}; asked for {json.dumps(origin, sort_keys=True)}",
-            next_command="choose another --output, or remove the folder",
-        )
     began = time.perf_counter()
     torch.manual_seed(config.seed)
     student = build_student(config.student)
@@ -90,11 +96,10 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
             why="the pretraining aligns phrases with boxes",
             next_command="advl datasets build scenes",
         )
-    losses = _train(config, dataset, tagged, student, heads)
-    output.mkdir(parents=True, exist_ok=True)
+    losses = _train(config, dataset, tagged, student, heads, output)
+    save_student(output, student, origin=origin)
     save_choice_head(output, heads.naming)
     write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
-    save_student(output, student, origin=origin)
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
 
 
@@ -117,7 +122,12 @@ class _PairBatch:
 
 
 def _train(
-    config: PretrainConfig, dataset: Dataset, positions: Sequence[int], student: Student, heads: PretrainHeads
+    config: PretrainConfig,
+    dataset: Dataset,
+    positions: Sequence[int],
+    student: Student,
+    heads: PretrainHeads,
+    output: Path,
 ) -> dict[str, float]:
     parameters = [*student.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -149,9 +159,10 @@ def _train(
                 terms |= _joint(config, student, heads, batch, generator)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
-            torch.nn.utils.clip_grad_norm_(parameters, 2.0)
-            optimizer.step()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 2.0)
             losses = {name: float(value.detach()) for name, value in terms.items()}
+            _require_finite({**losses, "gradient": float(norm)}, step, output)
+            optimizer.step()
             bar.update(1)
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)
     student.eval()
@@ -175,6 +186,17 @@ def _pair_batch(student: Student, examples: Sequence[Example], generator: torch.
         questions=student.collate(asked),
         is_named=is_named,
     )
+
+
+def _require_finite(values: dict[str, float], step: int, output: Path) -> None:
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if bad:
+        raise NotFinite(
+            f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
+            where=str(output),
+            why="nothing was written",
+            next_command="lower --learning-rate",
+        )
 
 
 def _joint(

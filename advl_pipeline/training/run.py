@@ -30,6 +30,7 @@ from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.confidence import load_or_estimate_confidence
+from advl_pipeline.folders import require_folder
 from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words, read_known_words
@@ -37,14 +38,16 @@ from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointin
 from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.students.weight_files import weights_digest
 from advl_pipeline.training.adapt_inputs import cache_of_split, open_other_inputs
 from advl_pipeline.training.adversarial_step import require_perturbable
 from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
-from advl_pipeline.training.compatibility import check_caches, check_selection
+from advl_pipeline.training.compatibility import check_caches, check_selection, dataset_identity
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.finite import StepPlace, require_finite_weights
 from advl_pipeline.training.heads import build_heads, save_heads
 from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
 from advl_pipeline.training.joined_teacher import joined_teacher
@@ -56,6 +59,7 @@ from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.placement import READOUT_FILE, read_placement
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
 from advl_pipeline.training.run_folder import RunFolder
+from advl_pipeline.training.run_identity import describe_run
 from advl_pipeline.training.selected_words import (
     SELECTED_WORDS_FILE,
     WORD_SELECTION_FILE,
@@ -94,6 +98,11 @@ class _Inputs:
     num_skipped: int
 
     @property
+    def splits(self) -> tuple[Dataset, ...]:
+        """The split to train on, and then the other ones that the adapt step sees."""
+        return self.adapt_dataset.parts if isinstance(self.adapt_dataset, JoinedDataset) else (self.dataset,)
+
+    @property
     def other_ids(self) -> frozenset[str]:
         """Examples of the adapt step that are of other splits than the one to train on."""
         return self.adapt_dataset.other_ids if isinstance(self.adapt_dataset, JoinedDataset) else frozenset()
@@ -110,21 +119,19 @@ class _Signals:
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     """Finetune a student by a method, resuming an interrupted run; a finished one is returned as it is.
 
+    Nothing is written into the output before everything is validated. A run that lies there goes on only with the
+    options, the dataset and the caches that it was begun with.
+
     Raises:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
-        folder of another run. DatasetError, CorruptCache, WeightsUnavailable: as they say.
+        folder of another run. NotFinite: a loss, a gradient or a weight. DatasetError, CorruptCache,
+        WeightsUnavailable: as they say.
     """
     resolve_method(config, num_steps=finetune_steps(config))
     if config.tensorboard:
         require_tensorboard()
     folder = RunFolder(config.output)
-    folder.open(
-        config_to_dict(config),
-        resume=config.resume,
-        cache_identities=lambda: [cache.identity for cache in _open_caches(config)],
-    )
-    if (finished := folder.read_result()) is not None:
-        return FinetuneResult(output=config.output, summary=finished)
+    require_folder(config.output, "run")
     began = time.perf_counter()
     forget_peak_memory()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
@@ -138,7 +145,21 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         world_size=accelerator.num_processes,
     )
     method = resolve_method(config, num_steps=settings.num_steps)
-    signals = _open_signals(config, method, inputs, folder, device=accelerator.device)
+    caches = _open_caches(config) if method.uses_teachers else []
+    identity = describe_run(
+        config,
+        chosen.recipe,
+        settings,
+        datasets=[dataset_identity(split) for split in inputs.splits],
+        label_names={task: inputs.dataset.label_names(task) for task in inputs.dataset.tasks},
+        caches=[cache.identity for cache in caches],
+        init_digest=None if config.init is None else weights_digest(config.init),
+    )
+    if config.resume:
+        folder.require_same_run(identity)
+        if (finished := folder.read_result()) is not None:
+            return FinetuneResult(output=config.output, summary=finished)
+    signals = _open_signals(config, method, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
@@ -147,12 +168,21 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
         }
-        folder.keep_settings(settings.to_dict() | found)
+        folder.begin(
+            identity,
+            config=config_to_dict(config),
+            settings=settings.to_dict() | found,
+            caches=[(str(cache.path), cache.identity) for cache in caches],
+            resume=config.resume,
+        )
         _say(settings, heads, fits)
+    accelerator.wait_for_everyone()
     timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
         if config.lora_rank:
             merge_lora(model.student)
+        end = StepPlace(config=config, step=settings.num_steps, phase="finetune", num_saved=settings.num_steps)
+        require_finite_weights(model, end)
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
         save_student(folder.path, model.student, origin=origin)
         save_heads(folder.path, model, inputs.dataset)
@@ -279,20 +309,22 @@ def _open_caches(config: FinetuneConfig) -> list[TeacherCache]:
 
 
 def _open_signals(
-    config: FinetuneConfig, method: ResolvedMethod, inputs: _Inputs, folder: RunFolder, *, device: torch.device
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    caches: Sequence[TeacherCache],
+    inputs: _Inputs,
+    *,
+    device: torch.device,
 ) -> _Signals | None:
     anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
     if not method.uses_teachers and not anchors:
-        folder.keep_caches([])
         return None
-    splits = inputs.adapt_dataset.parts if isinstance(inputs.adapt_dataset, JoinedDataset) else (inputs.dataset,)
-    by_split = cache_of_split(_open_caches(config) if method.uses_teachers else [], splits)
-    for split, of_split in zip(splits, by_split, strict=True):
+    by_split = cache_of_split(caches, inputs.splits)
+    for split, of_split in zip(inputs.splits, by_split, strict=True):
         check_caches(of_split, split)
         check_selection(of_split, method.settings)
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
-    folder.keep_caches([(str(cache.path), cache.identity) for of_split in by_split for cache in of_split])
     confidence = _confidence(config, method, by_split[0], inputs)
     if config.teacher_control == "shuffle":
         if config.live:
@@ -307,7 +339,10 @@ def _open_signals(
         return shuffled_teacher(teacher, seed=config.seed) if config.teacher_control == "shuffle" else teacher
 
     cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
-    read = [[features(cache, split) for cache in of_split] for of_split, split in zip(by_split, splits, strict=True)]
+    read = [
+        [features(cache, split) for cache in of_split]
+        for of_split, split in zip(by_split, inputs.splits, strict=True)
+    ]
     teachers = [
         joined_teacher(of_teacher, as_read)
         for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)

