@@ -86,7 +86,7 @@ docs: $(STAMP) ## Write the command reference from the commands
 bench: $(STAMP) ## Measure reading and writing against the peers
 	$(BIN)/python -m benchmarks
 
-chaos: $(STAMP) ## Kill 50 extractions and damage 200 caches at random; the next command must give the same bytes
+chaos: $(STAMP) ## Kill 50 extractions and 20 finetunes, damage 200 caches at random; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
 
 clean: ## Remove what can be made again (not datasets, caches and runs)

@@ -1,6 +1,6 @@
-"""`make chaos`: what the next command makes of killed extractions and of damaged caches, compared to the byte.
+"""`make chaos`: what the next command makes of killed extractions, damaged caches and killed finetunes, to the byte.
 
-python -m benchmarks.chaos [--kills N] [--damages N] [--seed S]
+python -m benchmarks.chaos [--kills N] [--damages N] [--finetunes N] [--seed S]
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="Extractions to kill.")
     parser.add_argument("--damages", type=int, default=200, help="Caches to damage.")
+    parser.add_argument("--finetunes", type=int, default=20, help="Finetunes to kill.")
     parser.add_argument("--seed", type=int, default=0, help="Chooses moments, files and damages.")
     options = parser.parse_args()
     sys.path.insert(0, str(_SUPPORT))
@@ -45,6 +46,7 @@ def main() -> None:
         counts = [
             count_kills(chaos, folder / "kills", range(first, first + options.kills)),
             count_damages(chaos, folder / "damages", range(first, first + options.damages)),
+            count_finetunes(folder / "finetunes", range(first, first + options.finetunes)),
         ]
     print("\n".join(count.line() for count in counts))
     sys.exit(0 if all(count.good == count.tries for count in counts) else 1)
@@ -76,6 +78,24 @@ def count_damages(chaos: Any, folder: Path, seeds: range) -> Count:
 
     what = "damaged caches were mended to identical bytes by the commands that were advised"
     return _count(what, "damage", damage, seeds)
+
+
+def count_finetunes(folder: Path, seeds: range) -> Count:
+    """Kill a finetune at a random moment and give the same command again."""
+    what = "killed finetunes resumed to the same weights"
+    if not seeds:
+        return Count(what=what, good=0, tries=0)
+    chaos = importlib.import_module("chaos_finetune")
+    corpus = importlib.import_module("small_corpus").build_small_corpus(folder / "corpus")
+    reference, span = chaos.reference_finetune(corpus, folder / "reference")
+    print(f"an uninterrupted finetune trains and writes for {span:.2f} s")
+
+    def kill(seed: int) -> str:
+        output = folder / f"kill-{seed}"
+        moment, logged = chaos.kill_and_resume_finetune(corpus, reference, span, output, seed=seed)
+        return f"after {moment:.3f} s with {logged:>2} steps logged: identical"
+
+    return _count(what, "finetune", kill, seeds)
 
 
 def _count(what: str, label: str, attempt: Callable[[int], str], seeds: range) -> Count:

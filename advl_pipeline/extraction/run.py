@@ -41,6 +41,7 @@ from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.journal import record_extraction
 from advl_pipeline.extraction.progress import Progress, Stage
 from advl_pipeline.extraction.sources import Source, open_sources
+from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
@@ -89,6 +90,9 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         Interrupted: stopped by a signal; the same call resumes.
     """
     with interruptible():
+        # Before the teacher loads; whoever opens the destination checks again.
+        if isinstance(location := _location(config), Path):
+            require_folder(location, "cache")
         if config.engine == "ray" and not config.dry_run:
             from advl_pipeline.extraction.ray_engine import extract_on_ray
 
@@ -135,7 +139,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
     begun = time.perf_counter()
-    location = config.output or default_output(config.teacher, config.dataset, config.split)
+    location = _location(config)
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
     with open_destination(location, disk_cache_config(config.disk_cache, config.disk_cache_gb)) as destination:
@@ -169,6 +173,10 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         clipped=sum(complete.clipped.values()),
         confidences=confidences,
     )
+
+
+def _location(config: ExtractConfig) -> Location:
+    return config.output or default_output(config.teacher, config.dataset, config.split)
 
 
 def _settle_plan(

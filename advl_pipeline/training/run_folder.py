@@ -31,6 +31,9 @@ _MADE_BY_TRAINING = (
 _MADE_OF_THE_RUN = ("evaluation", "predictions")
 """Folders that commands after training add; what they say is of the run that is gone."""
 
+_SHOWN = 16
+"""Differences that are listed: two caches of other teachers differ in nearly everything."""
+
 LIBRARIES = ("advl-pipeline", "torch", "transformers", "timm", "zarr", "numpy", "accelerate", "safetensors")
 
 
@@ -66,10 +69,12 @@ class RunFolder:
                 next_command="choose another --output, or pass --no-resume to start over in this one",
             ) from None
         if rows := differences(identity, found):
+            # What is named first is what people know: a teacher's name before the settings of its layers.
+            rows = tuple(sorted(rows, key=lambda row: (row.path.count("."), row.path)))
             raise IdentityMismatch(
                 f"The run folder holds a run with other settings or data ({len(rows)} differ).",
                 where=str(self.path),
-                why="\n" + difference_table(rows),
+                why="\n" + difference_table(rows[:_SHOWN]) + ("\n    ..." if len(rows) > _SHOWN else ""),
                 next_command="choose another --output, or pass --no-resume to start over in this one",
             )
 

@@ -9,45 +9,65 @@ from typing import Any
 import pytest
 
 from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.folders import folder_kind
 from advl_pipeline.training.run_folder import RunFolder
 
 
-def settings(**values: Any) -> dict[str, Any]:
-    return {"settings": {key: {"value": value, "source": "mine.toml"} for key, value in values.items()}}
+def begin(path: Path, identity: dict[str, Any], *, resume: bool = True, cache: str = "here") -> RunFolder:
+    folder = RunFolder(path)
+    if resume:
+        folder.require_same_run(identity)
+    folder.begin(identity, config={"cache": [cache]}, settings={}, caches=[(cache, {"name": "clip"})], resume=resume)
+    return folder
 
 
-def open_folder(path: Path, config: dict[str, Any], *names: str) -> None:
-    RunFolder(path).open(config, resume=True, cache_identities=lambda: [{"name": name} for name in names])
-
-
-def test_caches_may_move_but_not_change(tmp_path: Path) -> None:
-    open_folder(tmp_path, {"cache": ["here"]})
-    with pytest.raises(IdentityMismatch, match="other settings"):
-        open_folder(tmp_path, {"cache": ["there"]}, "clip")
-    RunFolder(tmp_path).keep_caches([("here", {"name": "clip"})])
-    open_folder(tmp_path, {"cache": ["there"]}, "clip")
+def test_a_folder_takes_the_same_run_again_and_no_other(tmp_path: Path) -> None:
+    begin(tmp_path, {"options": {"method": "advl", "distance": None}, "settings": {"betas": (0.9, 0.98)}})
+    assert folder_kind(tmp_path) == "run"
+    begin(
+        tmp_path, {"options": {"method": "advl", "distance": None}, "settings": {"betas": [0.9, 0.98]}}, cache="there"
+    )
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["cache"] == ["there"]
-    for others in (["dino"], [], ["clip", "dino"]):
-        with pytest.raises(IdentityMismatch, match="here \\['there'\\], asked for \\['elsewhere'\\]"):
-            open_folder(tmp_path, {"cache": ["elsewhere"]}, *others)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(IdentityMismatch, match=r"other settings or data \(2 differ\)") as refusal:
+        begin(tmp_path, {"options": {"method": "advl"}, "settings": {"betas": [0.9, 0.999]}})
+    lines = [line.split() for line in refusal.value.why.splitlines()]
+    assert ["setting", "asked", "for", "found"] in lines
+    assert ["options.distance", "(absent)", "null"] in lines
+    assert ["settings.betas", "[0.9,0.999]", "[0.9,0.98]"] in lines
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_run_does_not_go_on_with_other_numbers(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.keep_settings(settings(learning_rate=1e-4, betas=(0.9, 0.98), accumulate=4))
-    folder.checkpoint.touch()
-    folder.keep_settings(settings(learning_rate=1e-4, betas=(0.9, 0.98), accumulate=2))
-    with pytest.raises(IdentityMismatch) as refusal:
-        folder.keep_settings(settings(learning_rate=2e-4, betas=(0.9, 0.98), accumulate=2))
-    assert refusal.value.why == "learning_rate: here 0.0001, asked for 0.0002"
-    kept = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
-    assert kept["settings"]["learning_rate"]["value"] == 1e-4
-    folder.checkpoint.unlink()
-    folder.keep_settings(settings(learning_rate=2e-4))
+def test_a_damaged_record_is_no_leave_to_go_on(tmp_path: Path) -> None:
+    begin(tmp_path, {"options": {}})
+    for content in ("{", "[1]", "3"):
+        (tmp_path / "run.json").write_text(content, encoding="utf-8")
+        with pytest.raises(IdentityMismatch, match="damaged"):
+            begin(tmp_path, {"options": {}})
 
 
-def test_an_option_that_the_run_did_not_know_is_named_as_absent(tmp_path: Path) -> None:
-    open_folder(tmp_path, {"method": "advl"})
-    with pytest.raises(IdentityMismatch) as refusal:
-        open_folder(tmp_path, {"method": "advl", "distance": None})
-    assert refusal.value.why == "distance: here (absent), asked for None"
+def test_starting_over_leaves_nothing_of_the_former_run_but_what_is_not_its_own(tmp_path: Path) -> None:
+    folder = begin(tmp_path, {"options": {"seed": 0}})
+    left = (
+        "checkpoint.safetensors",
+        "result.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "student.json",
+        "heads.json",
+    )
+    for name in (*left, "evaluation/test.json", "predictions/test.csv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    begin(tmp_path, {"options": {"seed": 1}}, resume=False)
+    assert folder.read_result() is None
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {
+        *("run.json", "config.json", "environment.json", "caches.json", "settings.json", "notes.txt"),
+    }
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "run.json.123.partial").write_text("{", encoding="utf-8")
+    begin(tmp_path, {"options": {}})
+    assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,144 @@
+"""A run stops at the step whose loss, gradient or weights are not finite, and keeps its last good checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from run_logs import metrics
+from torch import nn
+
+from advl_cli.main import main
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache
+from advl_pipeline.errors import NotFinite
+from advl_pipeline.training import run as run_module
+from advl_pipeline.training.checkpoint import read_checkpoint
+from advl_pipeline.training.finite import StepPlace, require_finite_gradient, require_finite_weights
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0), capsys.readouterr().err
+
+
+def test_a_diverging_run_stops_with_its_last_good_checkpoint(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = [
+        *("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--task", "vcr-q2a"),
+        *("--method", "plain", "--output", run, "--num-steps", 20, "--batch-size", 4, "--checkpoint-every", 1),
+        *("--learning-rate", "1e10"),
+    ]
+    for _ in range(2):
+        code, said = advl(capsys, *command)
+        assert code == 9, said
+        stopped = re.search(r"stopped at step (\d+) of the finetune step: .+ is not finite", said)
+        assert stopped is not None, said
+        step = int(stopped[1])
+        kept = read_checkpoint(run / "checkpoint.safetensors")
+        assert kept is not None
+        assert kept[0] == step
+        assert f"the checkpoint after {step} steps is kept" in said
+        assert all(bool(tensor.isfinite().all()) for tensor in kept[2].values())
+        assert [record["step"] for record in metrics(run)] == list(range(step))
+        assert not (run / "result.json").exists()
+        assert not (run / "model.safetensors").exists()
+
+
+class Failing(StandIn):
+    """A cache's features that are not numbers from the third reading on."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        super().__init__(store)
+        self._num_readings = 0
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        return self._store.global_features(ids)
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
+        self._num_readings += 1
+        rows, lengths = self._store.token_features(ids)
+        return (np.full_like(rows, np.nan) if self._num_readings > 2 else rows), lengths
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        return self._store.char_spans(ids)
+
+    def begin_epoch(self) -> None:
+        self._store.begin_epoch()
+
+    def announce(self, ids: Sequence[str]) -> None:
+        self._store.announce(ids)
+
+
+def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(cache: TeacherCache) -> TeacherFeatures:
+        teacher = cached_teacher(cache)
+        return replace(teacher, text=Failing(cache.text)) if cache.text is not None else teacher
+
+    monkeypatch.setattr(run_module, "cached_teacher", failing)
+    with pytest.raises(NotFinite, match="step 2 of the finetune step: the loss term text is not finite") as stopped:
+        run_finetune(small_corpus.config(tmp_path / "run", method="naive-kd", checkpoint_every=2))
+    assert "text = nan; the checkpoint after 2 steps is kept" in stopped.value.why
+    assert f"advl cache verify {small_corpus.caches[0]}" in stopped.value.next_command
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors") is not None
+
+
+def test_weights_are_looked_at_before_the_student_is_written(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = run_module._train
+
+    def spoil(config: Any, settings: Any, method: Any, model: nn.Module, *others: Any) -> Any:
+        timings = train(config, settings, method, model, *others)
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[0] = torch.inf
+        return timings
+
+    monkeypatch.setattr(run_module, "_train", spoil)
+    with pytest.raises(NotFinite, match="a weight is not finite") as stopped:
+        run_finetune(small_corpus.config(tmp_path / "run", method="plain", cache=(), num_steps=2))
+    assert re.search("student\\.", stopped.value.why)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "student.json").exists()
+
+
+def test_gradients_without_clipping_and_under_a_loss_scale(small_corpus: Any, tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[1.0, torch.nan]]), torch.ones(1)
+    place = StepPlace(config=small_corpus.config(tmp_path), step=3, phase="finetune", num_saved=0)
+    norm = torch.tensor(torch.nan)
+    for scale in (None, lambda: 0.5):
+        with pytest.raises(NotFinite, match="the gradient is not finite") as stopped:
+            require_finite_gradient(norm, model.named_parameters(), place, loss_scale=scale)
+        assert "from weight; there is no checkpoint" in stopped.value.why
+    # The scaler skips the step and halves its scale.
+    require_finite_gradient(norm, model.named_parameters(), place, loss_scale=lambda: 65536.0)
+    require_finite_gradient(torch.tensor(1.0), model.named_parameters(), place, loss_scale=None)
+    require_finite_weights(model, place)
+
+
+def test_pretraining_stops_before_anything_is_written(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        *("pretrain", "--data-root", small_corpus.data_root, "--output", tmp_path / "student"),
+        *("--warmup-steps", 30, "--joint-steps", 5, "--batch-size", 4, "--learning-rate", "1e30"),
+    ]
+    code, said = advl(capsys, *command)
+    assert code == 9, said
+    assert "Pretraining stopped at step" in said
+    assert not (tmp_path / "student").exists()

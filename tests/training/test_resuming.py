@@ -1,0 +1,143 @@
+"""What a run was begun with decides whether it goes on: caches and dataset by their content, wherever they lie."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_extraction import tree_bytes
+
+from advl_cli.main import main
+from advl_pipeline.datasets.scenes.build import run_build_scenes
+from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training.run_folder import RunFolder
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Give a command; returns its exit code and what it says on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0), capsys.readouterr().err
+
+
+def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path | None = None) -> list[object]:
+    return [
+        *("finetune", "--dataset", "scenes-vcr", "--data-root", data_root or small_corpus.data_root),
+        *("--task", "vcr-q2a", "--output", output, "--num-steps", 4, "--batch-size", 4, "--checkpoint-every", 1),
+        *("--confidence-folds", 2, *others),
+    ]
+
+
+def interrupt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[object], *, at: int = 2
+) -> None:
+    """Give a command that is interrupted when it logs for the `at`-th time."""
+    log, calls = RunFolder.log, []
+
+    def stop(self: RunFolder, records: Any) -> None:
+        calls.append(records)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        log(self, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", stop)
+        assert advl(capsys, *command)[0] == 130
+
+
+def test_a_cache_that_changed_under_a_run_is_refused(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, image = small_corpus.caches
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    shutil.copytree(text, cache)
+    command = finetune(small_corpus, run, "--cache", cache)
+    interrupt(capsys, monkeypatch, command)
+    before = tree_bytes(run)
+    assert "checkpoint.safetensors" in before
+    settings = {"teacher": "minilm-l6", "dataset": "scenes-vcr", "data_root": small_corpus.data_root}
+    run_extract(ExtractConfig(**settings, output=tmp_path / "wide", dtype="float32", confidence=False))
+    run_extract(ExtractConfig(**settings, output=tmp_path / "some", select_tokens=0.5, confidence=False))
+    for other, sides in (
+        (tmp_path / "wide", ("cache.1.storage.dtype", '"float32"', '"float16"')),
+        (tmp_path / "some", ("cache.1.teacher.text.kept_tokens.share", "0.5", "(absent)")),
+        (image, ("cache.1.teacher.name", '"efficientnet-lite0"', '"minilm-l6"')),
+    ):
+        shutil.rmtree(cache)
+        shutil.copytree(other, cache)
+        code, said = advl(capsys, *command)
+        assert code == 3, said
+        assert list(sides) in [line.split() for line in said.splitlines()], said
+        assert tree_bytes(run) == before
+        # Wherever it lies.
+        assert advl(capsys, *finetune(small_corpus, run, "--cache", other))[0] == 3
+        assert tree_bytes(run) == before
+    shutil.rmtree(cache)
+    assert advl(capsys, *finetune(small_corpus, run, "--cache", text))[0] == 0
+    assert (run / "result.json").exists()
+    # A finished run is not passed off as one of another cache either.
+    before = tree_bytes(run)
+    assert advl(capsys, *finetune(small_corpus, run, "--cache", image))[0] == 3
+    assert tree_bytes(run) == before
+
+
+def test_a_dataset_that_changed_under_a_run_is_refused(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_corpus.data_root, tmp_path / "data")
+    command = finetune(small_corpus, tmp_path / "run", "--method", "plain", data_root=tmp_path / "data")
+    interrupt(capsys, monkeypatch, command)
+    before = tree_bytes(tmp_path / "run")
+    sizes = dict.fromkeys(("num_val", "num_test", "num_unseen", "num_compositional"), 4)
+    config = ScenesConfig(
+        data_root=tmp_path / "data", num_caption_scenes=20, num_train=8, **sizes, seed=1, workers=1, replace=True
+    )
+    run_build_scenes(config)
+    code, said = advl(capsys, *command)
+    assert code == 3, said
+    assert [line for line in said.splitlines() if line.split()[:1] == ["dataset.content_digest"]], said
+    assert tree_bytes(tmp_path / "run") == before
+    # The same data at another place.
+    moved = finetune(small_corpus, tmp_path / "run", "--method", "plain")
+    assert advl(capsys, *moved)[0] == 0
+
+
+def test_a_refused_command_leaves_its_output_alone(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "one"
+    text, image = small_corpus.caches
+    given = finetune(small_corpus, run, "--cache", text, "--cache", image)
+    run_extract(
+        ExtractConfig(
+            teacher="minilm-l6",
+            dataset="scenes-vcr",
+            split="val",
+            data_root=small_corpus.data_root,
+            output=tmp_path / "val",
+            confidence=False,
+        )
+    )
+    for wrong, expected in (
+        (["--student", "uniter-tny"], 2),
+        (["--task", "vcr-q2b"], 2),
+        (["--cache", tmp_path / "val"], 3),
+        (["--cache", tmp_path], 2),
+        (["--cache", text], 2),
+        (["--init", tmp_path / "missing"], 6),
+        (["--recipe", tmp_path / "missing.toml"], 2),
+        (["--tokenizer", tmp_path / "missing"], None),
+        (["--student-option", "num_layer=3"], 2),
+        (["--task-loss", "soft-target-bce"], 2),
+        (["--compile", "--student", "vl-bert-tiny"], None),
+    ):
+        code, said = advl(capsys, *given, *wrong)
+        assert code not in (0, 1), said
+        assert expected in (code, None), said
+        assert not run.parent.exists(), wrong
+    assert advl(capsys, *given)[0] == 0
