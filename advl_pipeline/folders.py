@@ -85,7 +85,7 @@ def require_outside(path: Path, *, option: str = "--output") -> None:
     Raises:
         ConfigError: as said.
     """
-    for parent in path.absolute().parents:
+    for parent in path.resolve().parents:
         found = folder_kind(parent)
         if found in _OWNS_ALL:
             raise ConfigError(
