@@ -95,7 +95,14 @@ def test_a_dataset_that_changed_under_a_run_is_refused(
     before = tree_bytes(tmp_path / "run")
     sizes = dict.fromkeys(("num_val", "num_test", "num_unseen", "num_compositional"), 4)
     config = ScenesConfig(
-        data_root=tmp_path / "data", num_caption_scenes=20, num_train=8, **sizes, seed=1, workers=1, replace=True
+        data_root=tmp_path / "data",
+        num_caption_scenes=20,
+        num_train=8,
+        num_shift_inputs=4,
+        **sizes,
+        seed=1,
+        workers=1,
+        replace=True,
     )
     run_build_scenes(config)
     code, said = advl(capsys, *command)
