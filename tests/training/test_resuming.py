@@ -93,13 +93,12 @@ def test_a_dataset_that_changed_under_a_run_is_refused(
     command = finetune(small_corpus, tmp_path / "run", "--method", "plain", data_root=tmp_path / "data")
     interrupt(capsys, monkeypatch, command)
     before = tree_bytes(tmp_path / "run")
-    sizes = dict.fromkeys(("num_val", "num_test", "num_unseen", "num_compositional"), 4)
+    kinds = ("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs")
     config = ScenesConfig(
         data_root=tmp_path / "data",
         num_caption_scenes=20,
         num_train=8,
-        num_shift_inputs=4,
-        **sizes,
+        **dict.fromkeys(kinds, 4),
         seed=1,
         workers=1,
         replace=True,
