@@ -181,7 +181,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     if accelerator.is_main_process:
         if config.lora_rank:
             merge_lora(model.student)
-        end = StepPlace(config=config, step=settings.num_steps, phase="finetune", num_saved=settings.num_steps)
+        num_steps = method.num_adapt_steps + method.num_finetune_steps
+        end = StepPlace(config=config, step=num_steps, phase="finetune", num_saved=num_steps)
         require_finite_weights(model, end)
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
         save_student(folder.path, model.student, origin=origin)
