@@ -26,7 +26,7 @@ from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLo
 
 _MADE_BY_TRAINING = (
     *("model.safetensors", "student.json", "heads.safetensors", "heads.json"),
-    *("selected_words.json", "word_selection.json"),
+    *("selected_words.json", "word_selection.json", "readout.json"),
 )
 _MADE_OF_THE_RUN = ("evaluation", "predictions")
 """Folders that commands after training add; what they say is of the run that is gone."""

@@ -29,7 +29,7 @@ def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path |
     return [
         *("finetune", "--dataset", "scenes-vcr", "--data-root", data_root or small_corpus.data_root),
         *("--task", "vcr-q2a", "--output", output, "--num-steps", 4, "--batch-size", 4, "--checkpoint-every", 1),
-        *("--confidence-folds", 2, *others),
+        *("--adapt-steps", 2, "--confidence-folds", 2, *others),
     ]
 
 
