@@ -132,7 +132,7 @@ def test_a_refused_command_leaves_its_output_alone(
     for wrong, expected in (
         (["--student", "uniter-tny"], 2),
         (["--task", "vcr-q2b"], 2),
-        (["--cache", tmp_path / "val"], 3),
+        (["--cache", tmp_path / "val"], 2),
         (["--cache", tmp_path], 2),
         (["--cache", text], 2),
         (["--init", tmp_path / "missing"], 6),
@@ -146,4 +146,7 @@ def test_a_refused_command_leaves_its_output_alone(
         assert code not in (0, 1), said
         assert expected in (code, None), said
         assert not run.parent.exists(), wrong
+    # Alone it is a cache of another split.
+    assert advl(capsys, *finetune(small_corpus, run, "--cache", tmp_path / "val"))[0] == 3
+    assert not run.parent.exists()
     assert advl(capsys, *given)[0] == 0
