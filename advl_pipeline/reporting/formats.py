@@ -9,7 +9,15 @@ from collections.abc import Sequence
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.tables import LONG_COLUMNS, WideCell, WideTable, long_rows, wide_tables
+from advl_pipeline.reporting.tables import (
+    LONG_COLUMNS,
+    ReadoutTable,
+    WideCell,
+    WideTable,
+    long_rows,
+    readout_tables,
+    wide_tables,
+)
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import StudyResult
@@ -34,6 +42,11 @@ def as_text(result: StudyResult) -> str:
     for verdict in judge_claims(result):
         prefix = f"{verdict.setting}: " if len(result.study.settings) > 1 else ""
         lines.append(f"{verdict.claim}  {verdict.outcome.upper():<23} {prefix}{verdict.statement} {verdict.reason}")
+    readouts = readout_tables(result)
+    if readouts:
+        lines += ["", f"{wording.READOUT_QUESTION} {wording.READOUT_EXPLAINED}"]
+    for readout in readouts:
+        lines += ["", readout.title, *_aligned(_readout_grid(readout))]
     for table in wide_tables(result):
         lines += ["", table.title, *_aligned(_grid(table))]
     lines += ["", _LEGEND]
@@ -55,11 +68,13 @@ def as_markdown(result: StudyResult) -> str:
         "| " + " | ".join(map(_md, (f"{v.claim} {v.statement}", v.setting, v.outcome, v.reason))) + " |"
         for v in judge_claims(result)
     ]
+    readouts = readout_tables(result)
+    if readouts:
+        lines += ["", f"## {wording.READOUT_QUESTION}", "", wording.READOUT_EXPLAINED]
+    for readout in readouts:
+        lines += ["", f"### {_md(readout.title)}", "", *_md_table(_readout_grid(readout))]
     for table in wide_tables(result):
-        header, *rows = _grid(table)
-        lines += ["", f"## {_md(table.title)}", "", "| " + " | ".join(map(_md, header)) + " |"]
-        lines.append("|---|---|" + "--:|" * len(table.test_sets))
-        lines += ["| " + " | ".join(map(_md, row)) + " |" for row in rows]
+        lines += ["", f"## {_md(table.title)}", "", *_md_table(_grid(table))]
     return "\n".join([*lines, "", _LEGEND, ""])
 
 
@@ -109,6 +124,20 @@ def _grid(table: WideTable) -> list[list[str]]:
     return rows
 
 
+def _readout_grid(table: ReadoutTable) -> list[list[str]]:
+    rows = [["shots", "method", *table.columns, "runs"], ["", "chance", *table.chance, ""]]
+    rows += [
+        [
+            shots_label(row.shots),
+            row.label,
+            *(" → ".join(cell) if cell else "" for cell in row.cells),
+            str(row.num_runs),
+        ]
+        for row in table.rows
+    ]
+    return rows
+
+
 def _cell_text(cell: WideCell | None) -> str:
     if cell is None:
         return ""
@@ -118,6 +147,12 @@ def _cell_text(cell: WideCell | None) -> str:
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(item.ljust(width) for item, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _md_table(grid: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose first two columns are words and whose others are numbers."""
+    header, *rows = ["| " + " | ".join(map(_md, row)) + " |" for row in grid]
+    return [header, "|---|---|" + "--:|" * (len(grid[0]) - 2), *rows]
 
 
 def _md(text: str) -> str:

@@ -32,7 +32,7 @@ from advl_pipeline.reporting.figures_rows import (
 )
 from advl_pipeline.reporting.figures_training import calibration_figure, weight_figure
 from advl_pipeline.reporting.look import Look, looks
-from advl_pipeline.reporting.tables import wide_tables
+from advl_pipeline.reporting.tables import readout_tables, wide_tables
 from advl_pipeline.studies.claim_tests import NOT_SUPPORTED, SUPPORTED, UNDECIDED, ClaimTest
 from advl_pipeline.studies.claims import Verdict, judge_claims
 from advl_pipeline.studies.config import shots_label
@@ -108,6 +108,7 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet], words: Sequ
         axis=Markup(forest_axis(reach=reach)),
         notes=_notes(verdicts),
         margin=f"{result.study.margin:g}",
+        readouts=readout_tables(result),
         tables=wide_tables(result),
         bars=_bars(result),
         sections=_sections(result, look),

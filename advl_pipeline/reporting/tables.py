@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.result import Contrast, Place, StudyResult
+from advl_pipeline.studies.result import Contrast, Place, Readout, StudyResult
+
+_RANDOM = "random:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,86 @@ class WideTable:
     @property
     def title(self) -> str:
         return f"{self.setting}, {wording.metric_name(self.metric)} in percent"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutRow:
+    """A method at one shot size; `cells` hold before and after by column, None where nothing was read."""
+
+    shots: int | None
+    method: str
+    label: str
+    role: str
+    num_runs: int
+    cells: tuple[tuple[str, str] | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutTable:
+    """All methods and shots of one setting that have a readout; `columns` name nodes and teacher."""
+
+    setting: str
+    columns: tuple[str, ...]
+    chance: tuple[str, ...]
+    rows: tuple[ReadoutRow, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.setting}, choices that agree with the teacher's, in percent"
+
+
+def readout_tables(result: StudyResult) -> tuple[ReadoutTable, ...]:
+    """Arrange the readouts: one table per setting, rows by shots and method, columns by nodes and teacher.
+
+    A random teacher has no column of its own. Its runs were read beside it, as the only teacher that they know: that
+    the student comes to agree with it shows that the adapt step works, not that anything true was learned. Its row
+    says so.
+    """
+    tables = []
+    for setting in result.study.settings:
+        found = [item for item in result.readouts if item.setting == setting.name]
+        columns = {_readout_column(item): item.chance for item in found}
+        places = {(item.shots, item.method) for item in found}
+        sizes = sorted({shots for shots, _ in places}, key=lambda shots: (shots is None, shots or 0))
+        rows = tuple(
+            _readout_row(result, [item for item in found if (item.shots, item.method) == (shots, method)], columns)
+            for shots in sizes
+            for method in result.study.methods
+            if (shots, method) in places
+        )
+        if rows:
+            chance = tuple(map(wording.percent, columns.values()))
+            tables.append(ReadoutTable(setting=setting.name, columns=tuple(columns), chance=chance, rows=rows))
+    return tuple(tables)
+
+
+def _readout_column(readout: Readout) -> str:
+    """Name the column of a readout: that of the teacher of which a random one has the architecture."""
+    teacher = readout.teacher
+    if teacher.startswith(_RANDOM):
+        teacher = teacher.removeprefix(_RANDOM).partition("@")[0]
+    return f"{readout.nodes}, {teacher}"
+
+
+def _readout_row(result: StudyResult, found: list[Readout], columns: Mapping[str, float]) -> ReadoutRow:
+    by_column = {_readout_column(item): item for item in found}
+    variant = result.study.variant(found[0].method)
+    label = wording.method_label(result.study, found[0].method)
+    if any(item.teacher.startswith(_RANDOM) for item in found):
+        label += " (beside that random teacher)"
+    return ReadoutRow(
+        shots=found[0].shots,
+        method=found[0].method,
+        label=label,
+        role=variant.role,
+        num_runs=max(len(item.seeds) for item in found),
+        cells=tuple(
+            (wording.percent(item.before.mean), wording.spread(item.after))
+            if (item := by_column.get(column)) is not None
+            else None
+            for column in columns
+        ),
+    )
 
 
 def wide_tables(result: StudyResult) -> tuple[WideTable, ...]:

@@ -27,6 +27,15 @@ QUESTIONS: Mapping[Questions, str] = {
 """How the questions of a shifted set go together with those of the original."""
 
 
+READOUT_QUESTION = "Does the student place words as the teacher does?"
+READOUT_EXPLAINED = (
+    "Of four known words, one is the most like a word that pretraining never taught: so the teacher finds. Listed is "
+    "how often the student picks the same one, before → after the adapt step, mean over the runs. Where pretraining "
+    "left no record of its words, all words count as both. Regions are asked about in the same way, among those of "
+    "other pictures. No label is used. What learned from a shuffled teacher is read beside the true one."
+)
+
+
 def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric)
 

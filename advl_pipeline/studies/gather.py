@@ -13,6 +13,7 @@ import numpy as np
 from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
+from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, text_shares, trends, vision_use
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
@@ -26,14 +27,18 @@ from advl_pipeline.studies.result import (
     CellState,
     Cost,
     Place,
+    Readout,
     StudyResult,
     WeightHistogram,
 )
 from advl_pipeline.studies.run_folder import (
     Evaluation,
+    NodeReadout,
+    Nodes,
     Quantity,
     WeightBins,
     read_json,
+    read_readout,
     read_task_loss,
     read_weights,
 )
@@ -71,6 +76,7 @@ def gather_study(folder: Path) -> StudyResult:
         mean_contrasts=mean_contrasts(plan.study, table),
         vision=vision_use(plan.study, table),
         text_shares=text_shares(plan.study, table),
+        readouts=_readouts(done),
         costs=_costs(done, results, evaluations),
         weights=_weights(done),
         calibrations=_calibrations(plan, sizes, evaluations),
@@ -131,6 +137,30 @@ def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, int | None], list[Cel
     for cell in cells:
         groups.setdefault((cell.setting, cell.method, cell.shots), []).append(cell)
     return groups
+
+
+def _readouts(cells: Sequence[Cell]) -> tuple[Readout, ...]:
+    found = []
+    for (setting, method, shots), group in _groups(cells).items():
+        pooled: dict[tuple[str, Nodes], dict[int, NodeReadout]] = {}
+        for cell in group:
+            for key, one in read_readout(cell.run).items():
+                pooled.setdefault(key, {})[cell.seed] = one
+        for (teacher, nodes), by_seed in pooled.items():
+            found.append(
+                Readout(
+                    setting=setting,
+                    method=method,
+                    shots=shots,
+                    teacher=teacher,
+                    nodes=nodes,
+                    seeds=tuple(by_seed),
+                    before=summarise([one.before for one in by_seed.values()]),
+                    after=summarise([one.after for one in by_seed.values()]),
+                    chance=float(np.mean([one.chance for one in by_seed.values()])),
+                )
+            )
+    return tuple(found)
 
 
 def _costs(

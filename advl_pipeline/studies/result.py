@@ -15,6 +15,7 @@ from advl_pipeline.evaluation.calibration import Reliability
 from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, PairedComparison, Significance, Spread
 from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.run_folder import Nodes
 
 ClaimQuantity = Literal["accuracy", "drop", "use"]
 CellState = Literal["finished", "partial", "pending"]
@@ -184,6 +185,25 @@ class TextShare:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Readout:
+    """How often a method's students place words or regions as a teacher does, before and after the adapt step.
+
+    `teacher` is the one of the cache: where a control shuffles it, the true one; where a control's teacher is
+    random, that random one. `chance` is the percentage of a student that knows nothing of the teacher.
+    """
+
+    setting: str
+    method: str
+    shots: int | None
+    teacher: str
+    nodes: Nodes
+    seeds: tuple[int, ...]
+    before: Spread
+    after: Spread
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
     """What training a method costs, over the seeds of one shot size. Times in seconds, memory in bytes."""
 
@@ -262,6 +282,7 @@ class StudyResult:
     mean_contrasts: tuple[MeanContrast, ...]
     vision: tuple[VisionUse, ...]
     text_shares: tuple[TextShare, ...]
+    readouts: tuple[Readout, ...]
     costs: tuple[Cost, ...]
     weights: tuple[WeightHistogram, ...]
     calibrations: tuple[Calibration, ...]

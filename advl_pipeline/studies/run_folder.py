@@ -21,8 +21,10 @@ from advl_pipeline.evaluation.statistics import ItemGroups, item_groups
 FloatArray = npt.NDArray[np.float64]
 
 Quantity = Literal["weight", "confidence"]
+Nodes = Literal["words", "regions"]
 
 _QUANTITIES: Mapping[str, Quantity] = {"weights": "weight", "confidence": "confidence"}
+_NODES: tuple[Nodes, ...] = ("words", "regions")
 _ITEM = "item"
 _SCORES = "scores"
 
@@ -49,6 +51,15 @@ class WeightBins:
 
     bin_width: float
     counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeReadout:
+    """How often one run's student places nodes as the teacher does, around the adapt step; in percent."""
+
+    before: float
+    after: float
+    chance: float
 
 
 def read_json(path: Path) -> Any:
@@ -176,4 +187,36 @@ def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:
             if group in _QUANTITIES:
                 bins = WeightBins(bin_width=float(value["bin_width"]), counts=tuple(value["counts"]))
                 found.setdefault((_QUANTITIES[group], modality), []).append(bins)
+    return found
+
+
+def read_readout(run: Path) -> dict[tuple[str, Nodes], NodeReadout]:
+    """Return what a run's readout found by teacher and nodes; nothing for a run without an adapt step or a teacher.
+
+    Raises:
+        ConfigError: readout.json is damaged.
+    """
+    path = run / "readout.json"
+    if not path.exists():
+        return {}
+    document = read_json(path)
+    found: dict[tuple[str, Nodes], NodeReadout] = {}
+    try:
+        for teacher, before in document["before"].items():
+            after = document["after"][teacher]
+            for nodes in _NODES:
+                # Null where there were too few nodes to choose among, which the adapt step does not change.
+                if before[nodes] is not None:
+                    found[teacher, nodes] = NodeReadout(
+                        before=100.0 * float(before[nodes]["share"]),
+                        after=100.0 * float(after[nodes]["share"]),
+                        chance=100.0 * float(before[nodes]["chance"]),
+                    )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            "The readout of a run is damaged.",
+            where=str(path),
+            why=f"no {error}" if isinstance(error, KeyError) else str(error),
+            next_command="delete the run folder and give the study command again",
+        ) from error
     return found

@@ -19,6 +19,7 @@ from advl_pipeline.evaluation.readout import answers_by_likeness
 from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.studies.run_folder import read_readout
 from advl_pipeline.training.run import run_finetune
 
 
@@ -79,8 +80,15 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     )
     assert true["before"] == shuffled["before"]
     assert set(true["after"]) == {"minilm-l6", "efficientnet-lite0"}
+    gathered = read_readout(tmp_path / "true")
+    assert set(gathered) == {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
+    words = gathered["minilm-l6", "words"]
+    assert words.before == 100 * true["before"]["minilm-l6"]["words"]["share"]
+    assert words.after == 100 * true["after"]["minilm-l6"]["words"]["share"]
+    assert words.chance == 25.0
     run_finetune(corpus.config(tmp_path / "plain", method="plain", cache=()))
     assert not (tmp_path / "plain" / "readout.json").exists()
+    assert read_readout(tmp_path / "plain") == {}
 
 
 def test_likeness_takes_the_candidate_whose_words_lie_beside_the_region(corpus: SmallCorpus) -> None:

@@ -21,9 +21,10 @@ from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure
+from advl_pipeline.reporting.formats import as_markdown, as_text
 from advl_pipeline.reporting.look import looks
 from advl_pipeline.reporting.report import run_report
-from advl_pipeline.reporting.tables import LONG_COLUMNS
+from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult
@@ -100,8 +101,8 @@ def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[Study
 def test_sections_come_in_order_with_verdicts_first(page: Element) -> None:
     headings = [section.attributes["id"] for section in page.find("main")[0].find("section")]
     assert headings == [
-        "verdicts", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples", "words",
-        "cost", "repeat",
+        "verdicts", "readout", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples",
+        "words", "cost", "repeat",
     ]  # fmt: skip
 
 
@@ -116,6 +117,47 @@ def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[
         for numbers, test in zip(article.find("p", class_="numbers"), verdict.tests, strict=True):
             assert wording.signed(test.mean) in numbers.text
             assert wording.interval(test.interval) in numbers.text
+
+
+def test_the_readout_stands_before_the_table_with_its_controls(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    section = page.find("section", id="readout")[0]
+    assert section.find("h2")[0].text == "Does the student place words as the teacher does?"
+    (table,) = section.find("table")
+    columns = [cell.text for cell in table.find("thead")[0].find("th")]
+    assert columns == ["method", "shots", "regions, efficientnet-lite0", "words, minilm-l6", "runs"]
+    chance, *rows = table.find("tbody")[0].find("tr")
+    assert [cell.text for cell in chance.find("td")] == ["", "25.0", "25.0", ""]
+    shown = [[row.find("th")[0].text, *(cell.text for cell in row.find("td"))] for row in rows]
+    assert shown == [
+        [label, shots, f"30.0 → {after} ± 1.6", f"30.0 → {after} ± 1.6", "5"]
+        for shots in ("100", "400")
+        for label, after in (("ADVL", "72.0"), ("ADVL, shuffled teacher", "32.0"))
+    ]
+    assert ["control" in row.attributes["class"].split() for row in rows] == [False, True] * 2
+    text, markdown = as_text(vcr[0]), as_markdown(vcr[0])
+    for told in (text, markdown):
+        assert "Does the student place words as the teacher does?" in told
+        assert told.index("30.0 → 32.0 ± 1.6") < told.index("accuracy in percent")
+    assert "| 100 | ADVL, shuffled teacher | 30.0 → 32.0 ± 1.6 | 30.0 → 32.0 ± 1.6 | 5 |" in markdown
+
+
+def test_a_random_teacher_is_read_beside_itself_and_its_row_says_so(tmp_path: Path) -> None:
+    result = make_study(tmp_path, num_seeds=1, methods='["plain", "advl", "advl-random-1"]', shots="[100]")
+    assert {item.teacher for item in result.readouts if item.method == "advl-random-1"} == {
+        "random:minilm-l6@1",
+        "random:efficientnet-lite0@1",
+    }
+    (table,) = readout_tables(result)
+    assert table.columns == ("regions, efficientnet-lite0", "words, minilm-l6")
+    assert [row.label for row in table.rows] == ["ADVL", "ADVL, random teacher 1 (beside that random teacher)"]
+    assert all(row.cells == (("30.0", "70.0"), ("30.0", "70.0")) for row in table.rows)
+
+
+def test_a_study_without_an_adapt_step_shows_no_readout(tmp_path: Path) -> None:
+    result = make_study(tmp_path, num_seeds=1, methods='["plain", "naive-kd"]', focus='"naive-kd"', shots="[100]")
+    report = run_report(ReportConfig(study=result.folder))
+    assert not read_page(report.output.read_text(encoding="utf-8")).find("section", id="readout")
+    assert "Does the student place" not in as_text(result) + as_markdown(result)
 
 
 def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyResult, Path]) -> None:

@@ -20,7 +20,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.studies.config import METRICS_OF_TASK, StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell
-from advl_pipeline.training.methods import planned_steps
+from advl_pipeline.training.methods import planned_steps, takes_two_steps
 
 NUM_ITEMS = 240
 GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}
@@ -75,6 +75,8 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
                         "mean": 0.9, "max": 2.0, "bin_width": 0.1, "counts": counts.tolist(),
                     }  # fmt: skip
             file.write(json.dumps(record) + "\n")
+    if cell.teachers and takes_two_steps(cell.finetune):
+        write_json(run / "readout.json", readout(cell))
     for test_set in cell.test_sets:
         evaluate(cell, study, test_set, gains)
     write_json(
@@ -94,6 +96,17 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
             },
         },
     )  # fmt: skip
+
+
+def readout(cell: Cell) -> dict[str, Any]:
+    """Return what a run's readout holds: a text teacher places words, a vision teacher places regions."""
+    learns = cell.finetune.teacher_control == "none"
+    document: dict[str, Any] = {"before": {}, "after": {}}
+    for name in cell.teachers:
+        nodes, other = ("words", "regions") if "minilm" in name else ("regions", "words")
+        for when, share in (("before", 0.3), ("after", (0.7 if learns else 0.3) + 0.01 * cell.seed)):
+            document[when][name] = {nodes: {"share": share, "num_asked": 200, "chance": 0.25}, other: None}
+    return document
 
 
 def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, float]) -> None:

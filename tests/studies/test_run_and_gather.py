@@ -173,6 +173,17 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
     assert "command" not in result.environments[0]
 
 
+def test_readouts_are_means_over_the_seeds_of_what_the_runs_with_an_adapt_step_left(result: StudyResult) -> None:
+    found = {(item.method, item.shots, item.teacher, item.nodes): item for item in result.readouts}
+    sides = {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
+    assert set(found) == {(m, s, *side) for m in ("advl", "advl-shuffled") for s in (100, 400) for side in sides}
+    advl = found["advl", 100, "minilm-l6", "words"]
+    assert advl.seeds == (0, 1, 2, 3, 4)
+    assert (advl.before.mean, advl.after.mean, advl.chance) == pytest.approx((30.0, 72.0, 25.0))
+    assert advl.after.deviation == pytest.approx(np.std([70, 71, 72, 73, 74], ddof=1))
+    assert found["advl-shuffled", 100, "minilm-l6", "words"].after.mean == pytest.approx(32.0)
+
+
 @pytest.mark.parametrize("loss", ["soft-target-bce", "soft-target-kl"])
 def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path: Path, loss: str) -> None:
     result = run(
@@ -388,6 +399,27 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     result = run(tmp_path, num_seeds=1)
     path = result.folder / result.cells[0].run / name
     path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ConfigError) as caught:
+        gather_study(result.folder)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"before": {',
+        "[]",
+        '{"before": {"minilm-l6": {"words": null}}}',
+        '{"before": {"t": {"words": {"share": 1}}}}',
+    ],
+)
+def test_a_damaged_readout_is_named_and_a_missing_one_is_left_out(tmp_path: Path, content: str) -> None:
+    result = run(tmp_path, num_seeds=2, shots="[100]")
+    path = next(result.folder / c.run for c in result.cells if (c.method, c.seed) == ("advl", 0)) / "readout.json"
+    path.unlink()
+    seeds = {item.seeds for item in gather_study(result.folder).readouts if item.method == "advl"}
+    assert seeds == {(1,)}
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         gather_study(result.folder)
     assert str(path) in str(caught.value)
