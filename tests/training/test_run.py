@@ -140,7 +140,7 @@ def test_selections_that_need_all_tokens_refuse_some(
     config = small_corpus.config(tmp_path / "run", cache=(selected_cache,), num_steps=2)
     with pytest.raises(ConfigError, match="cannot serve") as caught:
         run_finetune(replace(config, selection=selection))
-    assert "select-tokens" in caught.value.next_command
+    assert "advl extract" in caught.value.next_command
     with pytest.raises(ConfigError, match="fewer words"):
         run_finetune(replace(config, output=tmp_path / "more", selection_rho=0.6))
 
