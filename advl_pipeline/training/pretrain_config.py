@@ -20,11 +20,11 @@ class PretrainConfig(Configuration):
         "scenes-small", help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter or scenes-vilt."
     )
     seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
-    warmup_steps: int = option(250, help="Steps of region-phrase contrast alone.", minimum=0)
+    warmup_steps: int = option(500, help="Steps of region-phrase contrast alone.", minimum=0)
     joint_steps: int = option(
-        700, help="Steps of all objectives together: contrast, masked words, matching, naming.", minimum=0
+        900, help="Steps of all objectives together: contrast, masked words, matching, naming.", minimum=0
     )
-    batch_size: int = option(64, help="Pairs per step.", minimum=1)
+    batch_size: int = option(96, help="Pairs per step.", minimum=1)
     learning_rate: float = option(1e-3, help="Peak learning rate.", above=0)
     weight_decay: float = option(0.01, help="AdamW weight decay.", minimum=0)
     mask_probability: float = option(
