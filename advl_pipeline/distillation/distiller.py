@@ -34,7 +34,7 @@ from advl_pipeline.distillation.pathways import (
 )
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.relational import drift
-from advl_pipeline.distillation.selection import select_words
+from advl_pipeline.distillation.selection import min_max_scale, select_words
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
@@ -426,7 +426,12 @@ class Distiller(nn.Module):
             )
             if self.settings.distance == "relational":
                 assert each_NW is not None
-                losses[name] = masked_mean(each_NW, selected_NW)
+                related = []
+                if self.settings.relational_nodes in ("words", "both"):
+                    related.append(masked_mean(each_NW, selected_NW))
+                if self.settings.relational_nodes in ("texts", "both"):
+                    related.append(self._related_texts(words_NWH, one, mask_NW, words))
+                losses[name] = torch.stack(related).sum(0)
             else:
                 if "word" in pairs:
                     pairs["word"] = replace(pairs["word"], mask_NX=selected_NW)
@@ -447,6 +452,24 @@ class Distiller(nn.Module):
                 next_command="--batch-size with more examples to a micro-batch, or --distance mse",
             )
         return self._divergences(words_NWH, one.words_NWD, node_NW, form_NW)
+
+    def _related_texts(
+        self, words_NWH: torch.Tensor, one: TextSignal, node_NW: torch.Tensor, words: WordAlignment
+    ) -> torch.Tensor:
+        """Return (N,): relational divergence of each text among the texts of the batch.
+
+        A text stands for the mean of its words, the more informative the more it counts: what several words say
+        together is told apart where each alone is not. Texts of the same words are not compared.
+        """
+        assert one.words_NWD is not None
+        weight_NW = min_max_scale(words.prior_NW, node_NW)
+        weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
+        weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
+        states_N1H, features_N1D = (
+            torch.einsum("nw,nwd->nd", weight_NW, values)[:, None] for values in (words_NWH, one.words_NWD)
+        )
+        same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
+        return self._divergences(states_N1H, features_N1D, node_NW.any(1, keepdim=True), same_N1)[:, 0]
 
     def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))

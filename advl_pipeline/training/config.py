@@ -198,6 +198,10 @@ class FinetuneConfig(Configuration):
         help="What of a teacher is followed: relational, its likenesses among the words (regions) of a batch; or the "
         "coordinates of its features, through a projection, by mse, l1, cosine or smooth-l1.",
     )
+    relational_nodes: Literal["words", "texts", "both"] = option(
+        "words",
+        help="Of relational: what of a text is related, its words, the text as the mean of its words, or both.",
+    )
     student_temperature: float = option(
         0.05, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
     )
