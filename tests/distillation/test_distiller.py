@@ -341,6 +341,37 @@ def test_relational_terms_equal_the_loops(seed: int, selection: str) -> None:
         np.testing.assert_allclose(term.value_B.detach().numpy(), expected[pathway], rtol=2e-3, atol=2e-3)
 
 
+def test_related_texts_equal_the_loop() -> None:
+    """A text is the mean of its words, weighted by their prior between the lowest and the highest of the text."""
+    distiller = distiller_of(distance="relational", relational_nodes="texts", selection="all", pathway="text")
+    items = draw(4, (4, 1, 3, 2))
+    expected = [0.0] * len(items)
+    for name in READERS:
+        student, teacher, groups, owners = [], [], [], []
+        for at, item in enumerate(items):
+            for candidate in item.candidates:
+                words = [
+                    word
+                    for word in range(len(candidate.prior))
+                    if candidate.known_words[name][word] and word in candidate.word_of_token
+                ]
+                if not words:
+                    continue
+                low, high = (extreme(candidate.prior[words]) for extreme in (np.min, np.max))
+                weights = (candidate.prior[words] - low) / (high - low) if high > low else np.ones(len(words))
+                rows = [[r for r, belongs in enumerate(candidate.word_of_token) if belongs == word] for word in words]
+                states = np.array([candidate.tokens[row].mean(axis=0) for row in rows])
+                student.append(weights @ states / weights.sum())
+                teacher.append(weights @ candidate.words[name][words] / weights.sum())
+                groups.append(sum(candidate.forms[word] for word in words))
+                owners.append(at)
+        for node, at in enumerate(owners):
+            value = divergence_by_loop(student, teacher, groups, node)
+            expected[at] += value / len(items[at].candidates) / len(READERS)
+    found = run(distiller, items).pathways["text"].value_B.detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
 def test_the_words_that_the_student_places_worst_are_selected_by_need() -> None:
     everything = distiller_of(distance="relational", selection="all", vision_target="regions")
     needy = distiller_of(distance="relational", selection="need", vision_target="regions", selection_rho=0.3)

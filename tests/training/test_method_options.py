@@ -24,6 +24,8 @@ METHOD_OPTIONS = {"method", *_NAMES[_NAMES.index("distill_weight") :]}
 
 CHANGES: dict[str, dict[str, Any]] = {
     "distance-mse": {"distance": "mse"},
+    "relational-nodes-texts": {"relational_nodes": "texts"},
+    "relational-nodes-both": {"relational_nodes": "both"},
     "student-temperature": {"student_temperature": 0.2},
     "teacher-temperature": {"teacher_temperature": 0.2},
     "selection-need": {"selection": "need"},
