@@ -74,6 +74,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 COVERED_ELSEWHERE = {
     ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
     ("adapt_on", None): "needs a low-shot run or another split: test_inputs_without_labels_change_the_adapt_step",
+    ("projection_start", "random"): "of coordinate distances: tests/training/test_projection_fit.py",
+    ("target_check", "none"): "likewise",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
     ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
     ("live_weights", None): "needs a teacher with local weights: tests/training/test_live_weights.py",
