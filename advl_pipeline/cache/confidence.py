@@ -1,4 +1,5 @@
-"""Confidence statistics of a cache: per example and estimator, the probability given to the ground truth.
+"""Confidence statistics of a cache: per example and estimator, the probability given to the ground truth, and the
+share of what is wrong that it outranks.
 
 Each set has an identity of its own (estimator, task, split, folds, seed, examples) and lies in `confidence/<key>/`,
 where the key is the beginning of the identity's digest. Sets are added at any time and never change.
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,14 @@ from advl_pipeline.locations import Location, Url
 KEY_DIGITS = 16
 
 
+class ConfidenceSet(NamedTuple):
+    """n example ids; `probability_N` (n,) float32 in [0, 1]; `outranked_N` likewise, NaN where nothing is wrong."""
+
+    example_ids: list[str]
+    probability_N: npt.NDArray[np.float32]
+    outranked_N: npt.NDArray[np.float32]
+
+
 def confidence_key(identity: Mapping[str, Any]) -> str:
     """Return the name of the group that holds a set of confidences."""
     return digest(identity)[:KEY_DIGITS]
@@ -39,6 +48,7 @@ def write_confidence(
     identity: Mapping[str, Any],
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
+    outranked: npt.NDArray[np.float32],
 ) -> None:
     """Add a set of confidences; one that is there, and sound, stays as it is, whoever wrote it.
 
@@ -50,24 +60,28 @@ def write_confidence(
         identity: what the numbers depend on, as plain JSON types.
         example_ids: n distinct ids.
         probability: (n,) float32 in [0, 1].
+        outranked: (n,) float32 in [0, 1] or NaN.
     """
     if isinstance(cache_path, Url):
         from advl_pipeline.cache.remote_confidence import write_remote_confidence
 
-        write_remote_confidence(cache_path, identity, example_ids, probability)
+        write_remote_confidence(cache_path, identity, example_ids, probability, outranked)
         return
-    probability = np.ascontiguousarray(probability, np.float32)
-    if probability.shape != (len(example_ids),) or len(set(example_ids)) != len(example_ids) or not len(example_ids):
-        raise ValueError("one probability is needed for each of some distinct examples")
+    probability, outranked = (np.ascontiguousarray(values, np.float32) for values in (probability, outranked))
+    shapes = {probability.shape, outranked.shape, (len(set(example_ids)),)}
+    if shapes != {(len(example_ids),)} or not len(example_ids):
+        raise ValueError("one probability and one share are needed for each of some distinct examples")
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("probabilities lie in [0, 1]")
+    if not ((outranked >= 0) & (outranked <= 1) | np.isnan(outranked)).all():
+        raise ValueError("shares lie in [0, 1]")
     name, is_done = f"confidence-{confidence_key(identity)}", False
     while not is_done:
         # Not ours only where a writer that ends removes the folder of claims at this moment.
         with claim(cache_path, name, wait=True) as is_done:
             if is_done:
                 if not is_there(cache_path, identity):
-                    _write(cache_path, identity, example_ids, probability)
+                    _write(cache_path, identity, example_ids, probability, outranked)
                 _remove_claim(cache_path / WORK_FOLDER, name)
 
 
@@ -88,7 +102,11 @@ def is_there(cache_path: Location, identity: Mapping[str, Any]) -> bool:
 
 
 def _write(
-    cache_path: Path, identity: Mapping[str, Any], example_ids: Sequence[str], probability: npt.NDArray[np.float32]
+    cache_path: Path,
+    identity: Mapping[str, Any],
+    example_ids: Sequence[str],
+    probability: npt.NDArray[np.float32],
+    outranked: npt.NDArray[np.float32],
 ) -> None:
     key = confidence_key(identity)
     folder = f"confidence/{key}"
@@ -98,6 +116,7 @@ def _write(
     files: dict[str, FileEntry] = {}
     content: dict[str, npt.NDArray[Any]] = {
         "probability": probability,
+        "outranked": outranked,
         "example_id_utf8": text,
         "example_id_lengths": lengths,
     }
@@ -119,10 +138,8 @@ def _write(
         (cache_path / WORK_FOLDER).rmdir()
 
 
-def read_confidence(
-    cache_path: Location, identity: Mapping[str, Any]
-) -> tuple[list[str], npt.NDArray[np.float32]] | None:
-    """Return (example ids, probability (n,) float32) of the set with this identity, or None when there is none.
+def read_confidence(cache_path: Location, identity: Mapping[str, Any]) -> ConfidenceSet | None:
+    """Return the set with this identity, or None when there is none.
 
     Raises:
         CorruptCache: the set is there but damaged.
@@ -142,6 +159,7 @@ def read_confidence(
     files = files_from_json(record["files"])
     shapes = {
         "probability": (record["num_examples"], "float32"),
+        "outranked": (record["num_examples"], "float32"),
         "example_id_utf8": (record["num_bytes"], "uint8"),
         "example_id_lengths": (record["num_examples"], "int32"),
     }
@@ -154,7 +172,8 @@ def read_confidence(
     ends = np.cumsum(content["example_id_lengths"]).tolist()
     text = content["example_id_utf8"].tobytes()
     starts = [0, *ends[:-1]]
-    return [text[first:after].decode() for first, after in zip(starts, ends, strict=True)], content["probability"]
+    names = [text[first:after].decode() for first, after in zip(starts, ends, strict=True)]
+    return ConfidenceSet(names, content["probability"], content["outranked"])
 
 
 def list_confidence(cache_path: Path) -> list[dict[str, Any]]:

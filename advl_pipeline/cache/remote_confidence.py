@@ -24,10 +24,8 @@ from advl_pipeline.cache.remote_verify import fetch_object
 from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.locations import Url
 
-Set = tuple[list[str], npt.NDArray[np.float32]]
 
-
-def read_remote_confidence(url: Url, identity: Mapping[str, Any]) -> Set | None:
+def read_remote_confidence(url: Url, identity: Mapping[str, Any]) -> confidence.ConfidenceSet | None:
     """As `confidence.read_confidence`."""
     store = ObjectStore(url)
     seen = b""
@@ -47,7 +45,11 @@ def read_remote_confidence(url: Url, identity: Mapping[str, Any]) -> Set | None:
 
 
 def write_remote_confidence(
-    url: Url, identity: Mapping[str, Any], example_ids: Sequence[str], probability: npt.NDArray[np.float32]
+    url: Url,
+    identity: Mapping[str, Any],
+    example_ids: Sequence[str],
+    probability: npt.NDArray[np.float32],
+    outranked: npt.NDArray[np.float32],
 ) -> None:
     """As `confidence.write_confidence`; the record is the last object that is written.
 
@@ -59,13 +61,13 @@ def write_remote_confidence(
     try:
         with leases.claim(lease, wait=True):
             if not confidence.is_there(url, identity):
-                _write(url, identity, example_ids, probability, leases, lease)
+                _write(url, identity, example_ids, probability, outranked, leases, lease)
             leases.retire(lease)
     finally:
         leases.close()
 
 
-def _read_under(store: ObjectStore, raw: bytes, identity: Mapping[str, Any]) -> Set | None:
+def _read_under(store: ObjectStore, raw: bytes, identity: Mapping[str, Any]) -> confidence.ConfidenceSet | None:
     record = confidence_record_path(confidence.confidence_key(identity))
     with _standing_for(store.url) as root:
         (root / record).parent.mkdir()
@@ -80,13 +82,14 @@ def _write(
     identity: Mapping[str, Any],
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
+    outranked: npt.NDArray[np.float32],
     leases: Leases,
     lease: str,
 ) -> None:
     store = ObjectStore(url)
     record = confidence_record_path(confidence.confidence_key(identity))
     with _standing_for(url) as root:
-        confidence.write_confidence(root, identity, example_ids, probability)
+        confidence.write_confidence(root, identity, example_ids, probability, outranked)
         store.delete(record)
         for name in [*files_from_json(unseal(root, record)["files"]), record]:
             if not store.settle(name, root / name, may_replace=lambda: leases.is_held(lease)):

@@ -23,15 +23,16 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
 from advl_pipeline.extraction.folds import assign_folds
-from advl_pipeline.extraction.probe import ProbeData, cross_fitted_probability
+from advl_pipeline.extraction.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.extraction.probe_features import ProbeFeatures, View
+from advl_pipeline.extraction.separation import outranked_candidates
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import TeacherCache
 
 ESTIMATORS = ("probe", "probe-joint", "zero-shot", "none")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever the same inputs would give other numbers."""
 
 _log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def estimate_confidence(
     estimator: str,
     folds: int,
     seed: int,
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Estimate the probability that the teachers give to the ground truth.
+) -> dict[str, TruthConfidence]:
+    """Estimate the probability that the teachers give to the ground truth, and what of the wrong it outranks.
 
     Items on one picture, hence both tasks of a question, share a fold. Each task has heads of its own. The order of
     `example_ids` does not matter.
@@ -60,7 +61,7 @@ def estimate_confidence(
         seed: chooses the folds.
 
     Returns:
-        Modality ("vision", "text", "joint") -> (n,) float32 in [0, 1], in the order of `example_ids`. `probe` gives
+        Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
         each modality that a cache has, `probe-joint` and `zero-shot` "joint", `none` nothing.
 
     Raises:
@@ -81,13 +82,13 @@ def load_or_estimate_confidence(
     estimator: str,
     folds: int,
     seed: int,
-) -> dict[str, npt.NDArray[np.float32]]:
+) -> dict[str, TruthConfidence]:
     """As `estimate_confidence`, but what the caches store under the same identity is read, and what is new is stored.
 
     A set lies in the first cache that it depends on. Where that cache cannot be written to, the estimate is used and
     a warning is logged.
     """
-    found: dict[str, npt.NDArray[np.float32]] = {}
+    found: dict[str, TruthConfidence] = {}
     for view in confidence_views(caches, estimator):
         used = _caches_of(caches, view)
         identity = confidence_identity(
@@ -101,12 +102,15 @@ def load_or_estimate_confidence(
         )
         stored = read_confidence(used[0].path, identity)
         if stored is not None:
-            value_of = dict(zip(stored[0], stored[1].tolist(), strict=True))
-            found[view] = np.array([value_of[name] for name in example_ids], dtype=np.float32)
+            place = {name: row for row, name in enumerate(stored.example_ids)}
+            rows = [place[name] for name in example_ids]
+            found[view] = TruthConfidence(
+                probability_N=stored.probability_N[rows], outranked_N=stored.outranked_N[rows]
+            )
             continue
         found[view] = _estimate_view(caches, dataset, example_ids, estimator, view, folds, seed)
         try:
-            write_confidence(used[0].path, identity, example_ids, found[view])
+            write_confidence(used[0].path, identity, example_ids, found[view].probability_N, found[view].outranked_N)
         except (StorageError, PermissionError) as error:
             _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
     return found
@@ -182,7 +186,7 @@ def _estimate_view(
     view: View,
     folds: int,
     seed: int,
-) -> npt.NDArray[np.float32]:
+) -> TruthConfidence:
     names = sorted(example_ids)
     if len(set(names)) != len(names) or not names:
         raise ValueError("confidence needs at least one example id, each once")
@@ -190,18 +194,21 @@ def _estimate_view(
     fold_N = assign_folds([example.image.unit_id for example in examples], folds=folds, seed=seed)
     tasks = np.array([example.task for example in examples])
     probability_N = np.zeros(len(names), dtype=np.float32)
+    outranked_N = np.zeros(len(names), dtype=np.float32)
     for task in sorted(set(tasks.tolist())):
         rows = np.flatnonzero(tasks == task)
         chosen = [examples[row] for row in rows]
         if estimator == "zero-shot":
-            probability_N[rows] = _zero_shot(_aligned_cache(caches), chosen)
-            continue
-        data = _probe_data(_caches_of(caches, view), dataset, chosen, view)
-        # Folds that hold no example of this task close ranks, so that every head has something to be checked on.
-        _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
-        probability_N[rows] = cross_fitted_probability(data, fold_of_task.astype(np.int64))
+            of_task = _zero_shot(_aligned_cache(caches), chosen)
+        else:
+            data = _probe_data(_caches_of(caches, view), dataset, chosen, view)
+            # Folds that hold no example of this task close ranks, so that every head has something to be checked on.
+            _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
+            of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64))
+        probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
     place = {name: row for row, name in enumerate(names)}
-    return probability_N[[place[name] for name in example_ids]]
+    order = [place[name] for name in example_ids]
+    return TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
 
 
 def _probe_data(
@@ -234,7 +241,7 @@ def _probe_data(
     )
 
 
-def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> npt.NDArray[np.float32]:
+def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> TruthConfidence:
     """Softmax over candidates of logit_scale * cosine(image, candidate's text)."""
     if cache.image is None or cache.text is None:
         raise ValueError("an aligned cache has both modalities")
@@ -247,10 +254,13 @@ def _zero_shot(cache: TeacherCache, examples: Sequence[Example]) -> npt.NDArray[
     scale = float(cache.identity["teacher"]["logit_scale"])
     image_ND = _unit_rows(cache.image.global_features([example.image.unit_id for example in examples]))
     probability_N = np.empty(len(examples), dtype=np.float32)
+    outranked_N = np.empty(len(examples), dtype=np.float32)
     for row, example in enumerate(examples):
         text_CD = _unit_rows(cache.text.global_features([choice.text_unit.unit_id for choice in example.candidates]))
-        probability_N[row] = softmax(scale * (text_CD @ image_ND[row]))[_label_of(example)]
-    return probability_N
+        score_C, label = scale * (text_CD @ image_ND[row]), _label_of(example)
+        probability_N[row] = softmax(score_C)[label]
+        outranked_N[row] = outranked_candidates(score_C[None], np.array([label]))[0]
+    return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
 
 
 def _aligned_cache(caches: Sequence[TeacherCache]) -> TeacherCache:

@@ -19,6 +19,8 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
+from advl_pipeline.extraction.separation import outranked_candidates, outranked_classes
+
 FloatArray = npt.NDArray[np.float64]
 Kind = Literal["choice", "classes", "soft-labels"]
 
@@ -58,8 +60,20 @@ class ProbeData:
         return len(self.features_NCF)
 
 
-def cross_fitted_probability(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Return the probability given to the ground truth of each example, (N,) float32 in [0, 1].
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TruthConfidence:
+    """How sure a teacher is of the truth of N examples, and whether it told the truth from what is wrong.
+
+    `probability_N`: of the ground truth, float32 in [0, 1]. `outranked_N`: the share of an example's wrong
+    alternatives that the truth outranks (see `separation.py`), float32 in [0, 1]; NaN where there is none.
+    """
+
+    probability_N: npt.NDArray[np.float32]
+    outranked_N: npt.NDArray[np.float32]
+
+
+def cross_fitted_confidence(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> TruthConfidence:
+    """Return the confidence in the ground truth of each example.
 
     Multiple choice: softmax over the candidates. Classes: softmax over the classes; one that the training folds lack
     gets what the head's intercept leaves it. Soft labels: c = sum_a score(a) p(a) / sum_a score(a) with p the
@@ -74,12 +88,14 @@ def cross_fitted_probability(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> 
         return _chance(data)
     centred = _centred(data)
     probability_N = np.zeros(len(data), dtype=np.float32)
+    outranked_N = np.zeros(len(data), dtype=np.float32)
     for fold in range(num_folds):
         held_out = np.flatnonzero(fold_N == fold)
         penalty = _choose_penalty(data, centred, fold_N, fold, num_folds)
         (head,) = _Head.fit(data, centred, np.flatnonzero(fold_N != fold), [penalty])
-        probability_N[held_out] = head.truth_probability(data, centred, held_out)
-    return probability_N
+        for block in _blocks(held_out):
+            probability_N[block], outranked_N[block] = head.confidence(data, centred, block)
+    return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
 
 
 def _choose_penalty(
@@ -167,23 +183,25 @@ class _Head:
             total -= float(picked.sum())
         return total / len(rows)
 
-    def truth_probability(
+    def confidence(
         self, data: ProbeData, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
-    ) -> FloatArray:
-        """Return (n,) probabilities of the ground truth."""
-        parts: list[FloatArray] = []
-        for block in _blocks(rows):
-            scores = self.scores(centred, block)
-            if data.score_NK is not None:
-                score_nK = data.score_NK[block].toarray().astype(np.float64)
-                total_n = score_nK.sum(axis=1)
-                parts.append((score_nK * expit(scores[:, 0])).sum(axis=1) / np.where(total_n > 0, total_n, 1.0))
-                continue
-            assert data.label_N is not None
-            logits = _masked(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
-            picked = np.take_along_axis(softmax(logits, axis=1), data.label_N[block][:, None], axis=1)
-            parts.append(picked[:, 0])
-        return np.concatenate(parts)
+    ) -> tuple[FloatArray, npt.NDArray[np.float32]]:
+        """Return (n,) probabilities of the ground truth, and the shares of what is wrong that it outranks."""
+        scores = self.scores(centred, rows)
+        if data.score_NK is not None:
+            probability_nK, truth_nK = expit(scores[:, 0]), data.score_NK[rows].toarray().astype(np.float64)
+            total_n = truth_nK.sum(axis=1)
+            mean_n = (truth_nK * probability_nK).sum(axis=1) / np.where(total_n > 0, total_n, 1.0)
+            return mean_n, outranked_classes(probability_nK, truth_nK)
+        assert data.label_N is not None
+        label_n = data.label_N[rows]
+        logits = _masked(scores[..., 0], data, rows) if data.kind == "choice" else scores[:, 0]
+        probability = softmax(logits, axis=1)
+        truth_n = np.take_along_axis(probability, label_n[:, None], axis=1)[:, 0]
+        if data.kind == "choice":
+            valid_nC = None if data.valid_NC is None else data.valid_NC[rows]
+            return truth_n, outranked_candidates(logits, label_n, valid_nC)
+        return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
 
 
 Objective = Callable[[FloatArray, float], tuple[float, FloatArray]]
@@ -251,11 +269,14 @@ def _centred(data: ProbeData) -> npt.NDArray[np.float32]:
     return centred
 
 
-def _chance(data: ProbeData) -> npt.NDArray[np.float32]:
+def _chance(data: ProbeData) -> TruthConfidence:
     if data.kind != "choice":
-        return np.full(len(data), 1.0 / data.num_classes, dtype=np.float32)
-    if data.valid_NC is None:
-        return np.full(len(data), 1.0 / data.features_NCF.shape[1], dtype=np.float32)
-    count_N = data.valid_NC.sum(axis=1).astype(np.float32)
-    chance_N: npt.NDArray[np.float32] = 1.0 / count_N
-    return chance_N
+        num_alternatives_N = np.full(len(data), data.num_classes)
+    elif data.valid_NC is None:
+        num_alternatives_N = np.full(len(data), data.features_NCF.shape[1])
+    else:
+        num_alternatives_N = data.valid_NC.sum(axis=1)
+    return TruthConfidence(
+        probability_N=(1.0 / num_alternatives_N).astype(np.float32),
+        outranked_N=np.where(num_alternatives_N > 1, 0.5, np.nan).astype(np.float32),
+    )

@@ -1,0 +1,112 @@
+"""Does a confidence know anything: does the truth of an item outrank what is wrong about it?
+
+Shapes: N items, C candidates, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+Floats = npt.NDArray[np.floating]
+
+LEVEL = 0.95
+
+ADDED = (1.0, 1.0, 0.0, 0.0)
+"""Items that the interval counts besides: two that outrank everything, two that outrank nothing. Agresti and Coull
+(1998) do so for proportions; without them a handful of lucky items would be certain."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Separation:
+    """AUC of right against wrong inside the items, with its 95 % interval; 0.5 is chance."""
+
+    auc: float
+    low: float
+    high: float
+    num_items: int
+
+    @property
+    def is_above_chance(self) -> bool:
+        return self.low > 0.5
+
+
+def separation(outranked_N: Floats, groups: Sequence[str]) -> Separation:
+    """Return the mean of the items' shares, and Student's interval of it with items clustered by group.
+
+    The variance is that of Obuchowski (1997) for clustered data, of items that are each a comparison of their own.
+
+    Args:
+        outranked_N: share of its wrong alternatives that the truth of an item outranks; NaN for items without any.
+        groups: of the items, such as their picture: items of one group are not independent.
+    """
+    counted_N = ~np.isnan(outranked_N)
+    share_n = np.asarray(outranked_N, np.float64)[counted_N]
+    if not len(share_n):
+        return Separation(auc=0.5, low=0.0, high=1.0, num_items=0)
+    names = [name for name, is_counted in zip(groups, counted_N.tolist(), strict=True) if is_counted]
+    _, group_n = np.unique(names, return_inverse=True)
+    num_groups = int(group_n.max()) + 1 + len(ADDED)
+    values = np.concatenate([share_n, ADDED])
+    owner = np.concatenate([group_n, np.arange(num_groups - len(ADDED), num_groups)])
+    middle = values.mean()
+    residual_G = np.bincount(owner, weights=values - middle, minlength=num_groups)
+    variance = num_groups / (num_groups - 1) * float((residual_G**2).sum()) / len(values) ** 2
+    half = float(stdtrit(num_groups - 1, (1 + LEVEL) / 2)) * np.sqrt(variance)
+    return Separation(
+        auc=float(share_n.mean()),
+        low=max(0.0, float(middle - half)),
+        high=min(1.0, float(middle + half)),
+        num_items=len(share_n),
+    )
+
+
+def outranked_candidates(
+    score_NC: Floats, label_N: npt.NDArray[np.int64], valid_NC: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.float32]:
+    """Return (N,) float32: the share of the wrong candidates that score below the right one; a tie counts half.
+
+    Args:
+        score_NC: of each candidate.
+        label_N: the right one.
+        valid_NC: False for candidates that an item lacks.
+    """
+    rival_NC = np.ones(score_NC.shape, bool) if valid_NC is None else valid_NC.copy()
+    np.put_along_axis(rival_NC, label_N[:, None], False, axis=1)
+    truth_N1 = np.take_along_axis(score_NC, label_N[:, None], axis=1)
+    won_NC = np.where(rival_NC, (score_NC < truth_N1) + 0.5 * (score_NC == truth_N1), 0.0)
+    count_N = rival_NC.sum(axis=1)
+    share_N: npt.NDArray[np.float32] = np.where(
+        count_N > 0, won_NC.sum(axis=1) / np.maximum(count_N, 1), np.nan
+    ).astype(np.float32)
+    return share_N
+
+
+def outranked_classes(score_NK: Floats, truth_NK: Floats) -> npt.NDArray[np.float32]:
+    """Return (N,) float32: the share of the wrong classes that the truth outranks, beyond how frequent classes are.
+
+    A frequent class scores higher than a rare one for every item. So scores are ranked inside their class first: what
+    is compared is how high an item stands among all items for its own class and for others. Of several right classes
+    the mean weighted by `truth_NK` is taken; NaN for an item without a right class, or without a wrong one.
+
+    Args:
+        score_NK: of items that one head has scored.
+        truth_NK: weight of each class in the truth, 0 for wrong ones.
+    """
+    from scipy.stats import rankdata
+
+    rank_NK = rankdata(score_NK, axis=0)
+    share_N = np.full(len(score_NK), np.nan, np.float32)
+    for row, (rank_K, truth_K) in enumerate(zip(rank_NK, truth_NK, strict=True)):
+        is_right_K = truth_K > 0
+        wrong = np.sort(rank_K[~is_right_K])
+        if not is_right_K.any() or not len(wrong):
+            continue
+        right = rank_K[is_right_K]
+        below = (np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")) / (2 * len(wrong))
+        share_N[row] = np.average(below, weights=truth_K[is_right_K])
+    return share_N
