@@ -17,8 +17,8 @@ Floats = npt.NDArray[np.floating]
 LEVEL = 0.95
 
 ADDED = (1.0, 1.0, 0.0, 0.0)
-"""Items that the interval counts besides: two that outrank everything, two that outrank nothing. Agresti and Coull
-(1998) do so for proportions; without them a handful of lucky items would be certain."""
+"""Shares of groups that the interval counts besides: two that outrank everything, two that outrank nothing. Agresti
+and Coull (1998) do so for proportions; without them a handful of lucky items would be certain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +50,13 @@ def separation(outranked_N: Floats, groups: Sequence[str]) -> Separation:
         return Separation(auc=0.5, low=0.0, high=1.0, num_items=0)
     names = [name for name, is_counted in zip(groups, counted_N.tolist(), strict=True) if is_counted]
     _, group_n = np.unique(names, return_inverse=True)
-    num_groups = int(group_n.max()) + 1 + len(ADDED)
-    values = np.concatenate([share_n, ADDED])
-    owner = np.concatenate([group_n, np.arange(num_groups - len(ADDED), num_groups)])
-    middle = values.mean()
-    residual_G = np.bincount(owner, weights=values - middle, minlength=num_groups)
-    variance = num_groups / (num_groups - 1) * float((residual_G**2).sum()) / len(values) ** 2
+    added = np.array(ADDED)
+    size_G = np.bincount(group_n).astype(np.float64)
+    total_G = np.concatenate([np.bincount(group_n, weights=share_n), added * size_G.mean()])
+    size_G = np.concatenate([size_G, np.full(len(added), size_G.mean())])
+    middle = total_G.sum() / size_G.sum()
+    num_groups = len(size_G)
+    variance = num_groups / (num_groups - 1) * ((total_G - middle * size_G) ** 2).sum() / size_G.sum() ** 2
     half = float(stdtrit(num_groups - 1, (1 + LEVEL) / 2)) * np.sqrt(variance)
     return Separation(
         auc=float(share_n.mean()),

@@ -258,6 +258,11 @@ class FinetuneConfig(Configuration):
         "probe", help="Where the teacher's confidence comes from."
     )
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2)
+    confidence_check: Literal["auc", "none"] = option(
+        "auc",
+        help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong: the 95 % "
+        "interval of its AUC on the labelled items is not above 0.5. none follows it whatever it knows.",
+    )
     steps: Literal["one", "two"] | None = option(None, help="Two-step finetuning, or the finetune step alone.")
     adapt_steps: int = option(
         400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1

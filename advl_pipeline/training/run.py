@@ -45,6 +45,7 @@ from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.compatibility import check_caches, check_selection, dataset_identity
+from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.finite import StepPlace, require_finite_weights
@@ -110,10 +111,12 @@ class _Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Signals:
-    """What the run learns from, and the teachers as they are, which a control's are not."""
+    """What the run learns from, the teachers as they are, which a control's are not, and what was found about their
+    confidences."""
 
     source: SignalSource
     judge: SignalSource
+    checked: Sequence[CheckedConfidence]
 
 
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -161,12 +164,14 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             return FinetuneResult(output=config.output, summary=finished)
     signals = _open_signals(config, method, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
+    checked = [] if signals is None else signals.checked
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
+            "confidence": {one.modality: one.to_dict() for one in checked},
         }
         folder.begin(
             identity,
@@ -175,7 +180,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             caches=[(str(cache.path), cache.identity) for cache in caches],
             resume=config.resume,
         )
-        _say(settings, heads, fits)
+        _say(settings, heads, [*fits, *checked])
     accelerator.wait_for_everyone()
     timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
@@ -269,9 +274,11 @@ def _fit_projections(
     return fit_projections(model, inputs.adapt_dataset, inputs.adapt, source, seed=config.seed, device=device)
 
 
-def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], fits: Sequence[TargetFit]) -> None:
+def _say(
+    settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequence[TargetFit | CheckedConfidence]
+) -> None:
     lines = [settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in heads.items())]
-    for line in (*lines, *(fit.line() for fit in fits)):
+    for line in (*lines, *(one.line() for one in found)):
         tqdm.write(line, file=sys.stderr)
 
 
@@ -326,7 +333,7 @@ def _open_signals(
         check_selection(of_split, method.settings)
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
-    confidence = _confidence(config, method, by_split[0], inputs)
+    confidence, checked = _confidence(config, method, by_split[0], inputs)
     if config.teacher_control == "shuffle":
         if config.live:
             raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
@@ -361,7 +368,7 @@ def _open_signals(
         target_norm=config.target_norm,
     )
     judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
-    return _Signals(source=source, judge=source.of(judges))
+    return _Signals(source=source, judge=source.of(judges), checked=checked)
 
 
 def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
@@ -373,9 +380,10 @@ def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
 
 def _confidence(
     config: FinetuneConfig, method: ResolvedMethod, caches: Sequence[TeacherCache], inputs: _Inputs
-) -> dict[str, dict[str, float]]:
+) -> tuple[dict[str, dict[str, float]], list[CheckedConfidence]]:
+    """Return modality -> example id -> confidence, of those that weights follow, and what was found about each."""
     if method.settings.weighting == "uniform" or config.confidence == "none":
-        return {}
+        return {}, []
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
     estimates = load_or_estimate_confidence(
         caches=caches,
@@ -385,7 +393,14 @@ def _confidence(
         folds=config.confidence_folds,
         seed=config.seed,
     )
-    return {modality: dict(zip(ids, map(float, values), strict=True)) for modality, values in estimates.items()}
+    pictures = [inputs.dataset[index].image.unit_id for index in inputs.labelled]
+    checked = check_confidences(estimates, pictures, config.confidence_check)
+    followed = {
+        one.modality: dict(zip(ids, map(float, estimates[one.modality].probability_N), strict=True))
+        for one in checked
+        if one.is_used
+    }
+    return followed, checked
 
 
 def _permute(values: dict[str, float], seed: int) -> dict[str, float]:

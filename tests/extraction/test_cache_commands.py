@@ -114,7 +114,7 @@ def test_repair(
 def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [{"seed": seed} for seed in range(3)]
     for identity in sets:
-        write_confidence(cache, identity, ["a"], np.array([0.5], np.float32))
+        write_confidence(cache, identity, ["a"], np.array([0.5], np.float32), np.array([1], np.float32))
     keys = [path.name for path in sorted((cache / "confidence").iterdir()) if path.is_dir()]
     code, _, err = advl(capsys, "cache", "prune", cache, "--confidence", "0123")
     assert code == 2

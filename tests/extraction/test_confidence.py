@@ -22,7 +22,9 @@ from advl_pipeline.extraction.confidence import (
     estimate_confidence,
     load_or_estimate_confidence,
 )
+from advl_pipeline.extraction.probe import TruthConfidence
 from advl_pipeline.extraction.probe_features import ProbeFeatures, bag_of_words
+from advl_pipeline.extraction.separation import separation
 
 KINDS = ["dog", "umbrella", "apple", "boat"]
 
@@ -146,9 +148,13 @@ def caches_of(
 
 def confidences(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, npt.NDArray[np.float32]]:
     names = settings.pop("example_ids", dataset.example_ids)
-    return estimate_confidence(
-        caches=caches, dataset=dataset, example_ids=names, **{"estimator": "probe", "folds": 5, "seed": 0, **settings}
-    )
+    found = estimates(dataset, caches, example_ids=names, **settings)
+    return {view: estimate.probability_N for view, estimate in found.items()}
+
+
+def estimates(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, TruthConfidence]:
+    usual: dict[str, Any] = {"example_ids": dataset.example_ids, "estimator": "probe", "folds": 5, "seed": 0}
+    return estimate_confidence(caches=caches, dataset=dataset, **{**usual, **settings})
 
 
 def test_the_vision_probe_knows_kinds_by_the_boxes_that_are_asked_about() -> None:
@@ -167,6 +173,29 @@ def test_the_vision_probe_also_sees_the_boxes_that_are_not_tagged() -> None:
     """A question that names one object and asks about the other one."""
     dataset = FakeDataset(300, other=True)
     assert confidences(dataset, caches_of(dataset))["vision"].mean() > 0.75
+
+
+@pytest.mark.parametrize("task", ["vcr-q2a", "snli-ve", "vqa"])
+def test_auc_tells_a_teacher_that_knows_from_one_that_cannot(task: Task) -> None:
+    """Pictures show the kind that is asked about; texts do not, but tell which answers are frequent."""
+    dataset = FakeDataset(300, task=task)
+    pictures = [example.image.unit_id for example in dataset.examples]
+    auc = {
+        view: separation(estimate.outranked_N, pictures)
+        for view, estimate in estimates(dataset, caches_of(dataset)).items()
+    }
+    assert auc["vision"].auc > 0.75
+    assert auc["vision"].is_above_chance
+    assert not auc["text"].is_above_chance
+    assert auc["text"].low < 0.5 < auc["text"].high
+
+
+def test_zero_shot_shares_are_of_the_wrong_candidates() -> None:
+    dataset = FakeDataset(60)
+    (found,) = estimates(dataset, caches_of(dataset, scale=20.0), estimator="zero-shot").values()
+    assert set(np.round(found.outranked_N * 3, 4).tolist()) <= {0.0, 1.0, 2.0, 3.0}
+    # Both kinds of the picture are among the candidates: the truth is one of the two best.
+    assert separation(found.outranked_N, dataset.example_ids).low > 0.7
 
 
 def test_the_joint_probe_uses_both_teachers() -> None:
@@ -335,14 +364,18 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     identity = confidence_identity(**settings, view="vision")
     stored = read_confidence(cache.path, identity)
     assert stored is not None
-    np.testing.assert_array_equal(stored[1], fresh["vision"])
-    np.testing.assert_array_equal(fresh["vision"], estimate_confidence(**settings)["vision"])
+    np.testing.assert_array_equal(stored.probability_N, fresh["vision"].probability_N)
+    np.testing.assert_array_equal(stored.outranked_N, fresh["vision"].outranked_N)
+    np.testing.assert_array_equal(
+        fresh["vision"].probability_N, estimate_confidence(**settings)["vision"].probability_N
+    )
 
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("estimated again although it was stored")
 
-    monkeypatch.setattr("advl_pipeline.extraction.confidence.cross_fitted_probability", refuse)
+    monkeypatch.setattr("advl_pipeline.extraction.confidence.cross_fitted_confidence", refuse)
     again = load_or_estimate_confidence(**{**settings, "example_ids": dataset.example_ids[:50][::-1]})
-    np.testing.assert_array_equal(again["vision"], fresh["vision"][::-1])
+    np.testing.assert_array_equal(again["vision"].probability_N, fresh["vision"].probability_N[::-1])
+    np.testing.assert_array_equal(again["vision"].outranked_N, fresh["vision"].outranked_N[::-1])
     with pytest.raises(AssertionError, match="estimated again"):
         load_or_estimate_confidence(**{**settings, "seed": 1})

@@ -16,9 +16,13 @@ from scipy.special import softmax
 
 from advl_pipeline.extraction import probe
 from advl_pipeline.extraction.folds import assign_folds
-from advl_pipeline.extraction.probe import ProbeData, cross_fitted_probability
+from advl_pipeline.extraction.probe import ProbeData, cross_fitted_confidence
 
 Labels = npt.NDArray[np.int64]
+
+
+def cross_fitted_probability(data: ProbeData, fold_N: Labels) -> npt.NDArray[np.float32]:
+    return cross_fitted_confidence(data, fold_N).probability_N
 
 
 def choice_data(num: int, *, informative: bool, width: int = 48, seed: int = 0) -> ProbeData:

@@ -23,6 +23,7 @@ from advl_pipeline.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.repair import RepairResult, repair
 
 SMALL = {"num_images": 18}
+SHARES = np.array([1.0, np.nan], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -212,16 +213,17 @@ def test_opening_finds_changes_in_all_that_it_reads(cache: Path) -> None:
 def test_a_set_of_confidences_stays_as_it_was_first_written(cache: Path) -> None:
     identity = {"estimator": "mine"}
     before = set(cache.rglob("*"))
-    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32))
-    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.75], np.float32))
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32), SHARES)
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.75], np.float32), SHARES)
     found = read_confidence(cache, identity)
     assert found is not None
-    assert found[1].tolist() == [0.25, 0.5]
+    assert found.probability_N.tolist() == [0.25, 0.5]
+    np.testing.assert_array_equal(found.outranked_N, SHARES)
     assert verify_cache(cache).is_sound
     added = {path.relative_to(cache).parts[0] for path in {*cache.rglob("*")} - before}
     assert added == {"confidence", "records"}
     (cache / f"confidence/{confidence_key(identity)}/probability/c/0").write_bytes(b"damaged")
-    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.75], np.float32))
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.75], np.float32), SHARES)
     again = read_confidence(cache, identity)
     assert again is not None
     assert again[1].tolist() == [0.25, 0.75]
@@ -286,7 +288,7 @@ def test_folder_that_is_a_link_is_refused(pristine: Path, cache: Path, tmp_path:
 
 def test_damaged_confidences_are_named(pristine: Path, cache: Path) -> None:
     identity = {"estimator": "probe", "seed": 3}
-    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32))
+    write_confidence(cache, identity, ["a", "b"], np.array([0.25, 0.5], np.float32), SHARES)
     assert verify_cache(cache).is_sound
     file = cache / f"confidence/{confidence_key(identity)}/probability/c/0"
     flip(file, 0.0)

@@ -61,7 +61,7 @@ def between_record_and_probabilities(monkeypatch: pytest.MonkeyPatch, act: Any) 
 
 
 def test_a_set_that_another_process_writes_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(0))
+    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
     before = objects(url)
     between_record_and_probabilities(monkeypatch, lambda: ended(write_elsewhere(url, 1)))
     found = read_confidence(url, IDENTITY)
@@ -71,7 +71,7 @@ def test_a_set_that_another_process_writes_meanwhile(url: Url, monkeypatch: pyte
 
 
 def test_a_damaged_set_that_another_process_mends_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(0))
+    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
     content = ObjectStore(url).get(PROBABILITY)
     spoil(url, PROBABILITY, content[:7] + bytes([content[7] ^ 1]) + content[8:])
     with pytest.raises(CorruptCache, match=PROBABILITY):
@@ -83,7 +83,7 @@ def test_a_damaged_set_that_another_process_mends_meanwhile(url: Url, monkeypatc
 
 
 def test_a_set_that_is_removed_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_confidence(url, IDENTITY, NAMES, numbers(0))
+    write_confidence(url, IDENTITY, NAMES, numbers(0), numbers(0))
 
     def remove() -> None:
         for name in [RECORD, *ObjectStore(url).list("confidence")]:

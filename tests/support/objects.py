@@ -28,7 +28,7 @@ def write_set(
 ) -> None:
     """Write a set of confidences, in a process of its own that finds the store by `environment`."""
     os.environ.update(environment)
-    write_confidence(Url(url), identity, names, probability)
+    write_confidence(Url(url), identity, names, probability, probability)
 
 
 def spoil(url: Url, name: str, content: bytes) -> None:

@@ -56,6 +56,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "confidence-folds": {"confidence_folds": 3},
     "confidence": {"confidence": "probe-joint"},
     "confidence-none": {"confidence": "none"},
+    "confidence-check": {"confidence_check": "auc"},
     "steps": {"steps": "one"},
     "adapt-objective": {"adapt_objective": "contrastive"},
     "adapt-projections": {"adapt_objective": "projections-only", "distance": "mse"},
@@ -73,6 +74,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 COVERED_ELSEWHERE = {
     ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
+    ("confidence_check", "none"): "what the small corpus has, against which auc is tried",
     ("adapt_on", None): "needs a low-shot run or another split: test_inputs_without_labels_change_the_adapt_step",
     ("projection_start", "random"): "of coordinate distances: tests/training/test_projection_fit.py",
     ("target_check", "none"): "likewise",

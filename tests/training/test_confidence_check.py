@@ -1,0 +1,60 @@
+"""Weights follow a confidence that knows something, and nothing else; the run says which."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_logs import losses, metrics
+
+from advl_pipeline.extraction.confidence import estimate_confidence
+from advl_pipeline.extraction.probe import TruthConfidence
+from advl_pipeline.training.run import run_finetune
+
+
+def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def estimate(**options: Any) -> dict[str, TruthConfidence]:
+        """Vision outranks everything, text half of it."""
+        return {
+            view: TruthConfidence(
+                probability_N=found.probability_N,
+                outranked_N=np.full_like(found.outranked_N, {"vision": 1.0, "text": 0.5}[view]),
+            )
+            for view, found in estimate_confidence(**options).items()
+        }
+
+    monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate)
+    for check in ("auc", "none"):
+        run_finetune(small_corpus.config(tmp_path / check, confidence_check=check, weight_max=100.0))
+        told = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}
+        assert set(told) == {"confidence vision", "confidence text"}
+        assert "AUC 1.00 for right against wrong" in told["confidence vision"]
+        assert "NOT ABOVE CHANCE" not in told["confidence vision"]
+        assert ("NOT ABOVE CHANCE" in told["confidence text"]) == (check == "auc")
+        kept = json.loads((tmp_path / check / "settings.json").read_text(encoding="utf-8"))["confidence"]
+        assert kept["vision"]["weights"] == "by confidence"
+        assert kept["vision"]["auc"] == 1.0
+        assert kept["text"]["auc"] == 0.5
+        assert kept["text"]["low"] < 0.5 < kept["text"]["high"]
+        assert kept["text"]["weights"] == ("uniform" if check == "auc" else "by confidence")
+    checked, trusted = (
+        [one for one in metrics(tmp_path / name) if "weights/text" in one] for name in ("auc", "none")
+    )
+    assert all(one["weights/text"]["mean"] == one["weights/text"]["max"] == 1.0 for one in checked)
+    assert all(one["weights/text"]["max"] > one["weights/text"]["mean"] for one in trusted)
+    assert checked[0]["weights/vision"] == trusted[0]["weights/vision"]
+    assert losses(tmp_path / "auc") != losses(tmp_path / "none")
+
+
+def test_the_small_corpus_itself_tells_nothing_by_sixteen_questions(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", confidence_check="auc", num_steps=1))
+    kept = json.loads((tmp_path / "run/settings.json").read_text(encoding="utf-8"))["confidence"]
+    assert set(kept) == {"vision", "text"}
+    for found in kept.values():
+        assert found["num_items"] == 16
+        assert (found["weights"] == "by confidence") == (found["low"] > 0.5)
