@@ -11,6 +11,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.check_config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.evaluation.hypothesis_only_config import HardSubsetConfig
+from advl_pipeline.studies.headroom_config import HeadroomConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 
@@ -173,3 +174,33 @@ def subset(as_json: bool, **flags: Any) -> None:
         return
     click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {result.dataset} {result.split}")
     click.echo(f"written to {config.output}")
+
+
+@command.command("headroom")
+@config_options(HeadroomConfig, arguments=("dataset",))
+@json_option
+def headroom(as_json: bool, **flags: Any) -> None:
+    """Tell how much of what teachers know could help a student on a task: the table that a dataset is judged by.
+
+    A student that is given the teachers' features as inputs must be clearly above the same student without them.
+    Where it is not, no distillation can show anything.
+
+    \b
+    advl datasets headroom scenes-vcr --init students/scenes-small \\
+        --cache caches/minilm-l6/scenes-vcr/train --cache caches/minilm-l6/scenes-vcr/val
+    """
+    from advl_pipeline.studies.headroom import headroom_as_dict, run_headroom
+
+    found = run_headroom(config_from_flags(HeadroomConfig, flags))
+    if as_json:
+        print_json(headroom_as_dict(found))
+        return
+    click.echo(f"{found.dataset}, {found.task}, {found.split}: {found.num_items:,} items, {found.shots} shots")
+    for row in found.rows:
+        seeds = "" if len(row.per_seed) == 1 else "  (" + ", ".join(f"{value:.1f}" for value in row.per_seed) + ")"
+        click.echo(f"  {row.name:<44} {row.mean:5.1f} %{seeds}")
+    verdict = "fit for use" if found.is_fit else "not fit for use"
+    click.echo(
+        f"headroom: the teachers' features as inputs give {found.headroom:+.1f} points over plain; "
+        f"{verdict} (at least {found.margin:g} are asked for)"
+    )

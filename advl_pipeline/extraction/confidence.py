@@ -23,7 +23,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
 from advl_pipeline.extraction.folds import assign_folds
-from advl_pipeline.extraction.probe import ProbeData, TruthConfidence, cross_fitted_confidence
+from advl_pipeline.extraction.probe import ProbeData, TruthConfidence, cross_fitted_confidence, probe_scores
 from advl_pipeline.extraction.probe_features import ProbeFeatures, View
 from advl_pipeline.extraction.separation import outranked_candidates
 
@@ -72,6 +72,38 @@ def estimate_confidence(
         view: _estimate_view(caches, dataset, example_ids, estimator, view, folds, seed)
         for view in confidence_views(caches, estimator)
     }
+
+
+def teacher_answers(
+    *,
+    caches: Sequence[TeacherCache],
+    dataset: Dataset,
+    example_ids: Sequence[str],
+    other_caches: Sequence[TeacherCache],
+    examples: Sequence[Example],
+    folds: int,
+    seed: int,
+) -> npt.NDArray[np.float64]:
+    """Score the answers of another split's examples by a probe of the teachers alone, of all modalities together.
+
+    Args:
+        caches: of the split that the probe is fitted on.
+        dataset: that split.
+        example_ids: of the labelled examples of one task that it is fitted on.
+        other_caches: of the same teachers in the same order, of the split that is scored.
+        examples: of that split, of the same task.
+        folds: folds by which the strength of regularisation is chosen.
+        seed: chooses the folds.
+
+    Returns:
+        (n, C) scores of candidates or (n, K) of classes, in the order of `examples`.
+    """
+    labelled = _examples_of(dataset, sorted(example_ids))
+    fold_N = assign_folds([example.image.unit_id for example in labelled], folds=folds, seed=seed)
+    views = confidence_views(caches, "probe")
+    view: View = "joint" if len(views) > 1 else views[0]
+    fitted_on = _probe_data(caches, dataset, labelled, view)
+    return probe_scores(fitted_on, fold_N, _probe_data(other_caches, dataset, examples, view))
 
 
 def load_or_estimate_confidence(

@@ -98,6 +98,30 @@ def cross_fitted_confidence(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> T
     return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
 
 
+def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: ProbeData) -> FloatArray:
+    """Return scores of other examples, (n, C) or (n, K), -inf for candidates that one lacks.
+
+    The head is fitted on all of `fitted_on`; its penalty is the one with the lowest loss over its folds.
+
+    Args:
+        fitted_on: labelled examples.
+        fold_N: fold of each of them, from `folds.assign_folds`.
+        scored: examples with features of the same stores' teachers; their truth is not looked at.
+    """
+    centred = _centred(fitted_on)
+    losses = np.zeros(len(PENALTIES))
+    num_folds = int(fold_N.max(initial=0)) + 1
+    for fold in range(num_folds if num_folds > 1 else 0):
+        heads = _Head.fit(fitted_on, centred, np.flatnonzero(fold_N != fold), PENALTIES)
+        held_out = np.flatnonzero(fold_N == fold)
+        losses += [head.mean_loss(fitted_on, centred, held_out) * len(held_out) for head in heads]
+    penalty = PENALTIES[int(losses.argmin())] if num_folds > 1 else DEFAULT_PENALTY
+    (head,) = _Head.fit(fitted_on, centred, np.arange(len(fitted_on)), [penalty])
+    others, rows = _centred(scored), np.arange(len(scored))
+    scores = head.scores(others, rows)
+    return _masked(scores[..., 0], scored, rows) if scored.kind == "choice" else scores[:, 0]
+
+
 def _choose_penalty(
     data: ProbeData, centred: npt.NDArray[np.float32], fold_N: npt.NDArray[np.int64], fold: int, num_folds: int
 ) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.students.recipes import describe, load_recipe, recipe_names
-from advl_pipeline.students.registry import student_names
+from advl_pipeline.students.registry import GIVEN, student_names
 
 CATALOGUE_PACKAGE = "advl_data"
 SIZES = ("tiny", "small", "base", "large", "vcr")
@@ -89,7 +89,8 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
 
 
 def family_of(name: str) -> str:
-    """Return a student's name without its size."""
+    """Return a student's name without its size; one that is given features is of its own family."""
+    name = name.removeprefix(GIVEN)
     stem, _, size = name.rpartition("-")
     return stem if stem and size in SIZES else name
 
@@ -97,7 +98,7 @@ def family_of(name: str) -> str:
 def size_of(name: str) -> str:
     """Return the size at the end of a student's name, "base" where it has none."""
     family = family_of(name)
-    return "base" if family == name else name[len(family) + 1 :]
+    return name.removeprefix(GIVEN)[len(family) + 1 :] or "base"
 
 
 def student_table() -> str:

@@ -138,6 +138,18 @@ class Student(nn.Module, ABC):
         """
         return self.encode(batch, mask_visual=True)
 
+    def input_widths(self) -> tuple[int, int]:
+        """Return the widths of what a `Perturbation` is added to: word embeddings, E, and raw visual features, F.
+
+        Raises:
+            ConfigError: nothing can be added to the student's inputs.
+        """
+        raise ConfigError(
+            f"Features cannot be added to the inputs of {self.name}.",
+            why="the student does not say how wide its inputs are (`input_widths`)",
+            next_command="choose a student that does, such as scenes-small or uniter-base",
+        )
+
     def word_table(self) -> tuple[nn.Embedding, int]:
         """Return the vectors of word pieces and the row of the mask token, which `advl pretrain` needs.
 

@@ -34,6 +34,10 @@ BUILDERS: dict[str, str] = {
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
 
+GIVEN = "given:"
+GIVEN_BUILDER = "advl_pipeline.training.given_features:build"
+"""`given:NAME` is the student NAME with its teachers' features as inputs: a measuring device, in no list."""
+
 Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
 
 
@@ -46,7 +50,7 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     """Build a student by name.
 
     Args:
-        name: one of `student_names()`.
+        name: one of `student_names()`, or `given:` and one of them.
         weights: a folder that `save_student` wrote, or a checkpoint in the student's own format; None for random
             weights.
         overrides: architecture settings that differ from the student's defaults, such as the number of layers.
@@ -54,8 +58,9 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     Raises:
         ConfigError: unknown name or setting. WeightsUnavailable: the weights are not there.
     """
-    if name in BUILDERS:
-        module, _, function = BUILDERS[name].partition(":")
+    place = GIVEN_BUILDER if name.startswith(GIVEN) else BUILDERS.get(name)
+    if place is not None:
+        module, _, function = place.partition(":")
         builder: Builder = getattr(importlib.import_module(module), function)
     else:
         points = {point.name: point for point in entry_points(group="advl.students")}

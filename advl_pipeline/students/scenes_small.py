@@ -230,6 +230,9 @@ class ScenesSmall(Student):
         states_BRH = self._lower_layers(self._embed_visual(pixels, batch.positions_BR7), batch.visible_BR)
         return states_BRH[batch.picture_N]
 
+    def input_widths(self) -> tuple[int, int]:
+        return self.config.word_size, 3 * self.config.crop_size**2
+
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.word_embedding, self.word_pieces.mask_id
 

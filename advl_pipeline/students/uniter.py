@@ -159,6 +159,9 @@ class Uniter(RegionStudent):
         )
         return text_NLH, regions_NRH
 
+    def input_widths(self) -> tuple[int, int]:
+        return self.hidden_size, self.config.feature_size
+
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return uniter_head(task, self.hidden_size, num_classes)
 
