@@ -41,6 +41,9 @@ from advl_pipeline.distillation.weighting import instance_weights, normalise_to_
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
+KNOWN = 0.5
+"""A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
+
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
 
@@ -402,8 +405,14 @@ class Distiller(nn.Module):
             pairs: dict[str, Pair] = {}
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
-                mask_NW = mask_NW & (words.prior_NW > 0)
-                each_NW = self._related_words(words_NWH, one, mask_NW, words.form_NW, name)
+                node_NW = mask_NW = mask_NW & (words.prior_NW > 0)
+                related_NWH = words_NWH
+                if words.is_recorded:
+                    # Words that pretraining taught are landmarks: others are placed by them, and they stay.
+                    is_known_NW = words.known_NW >= KNOWN
+                    related_NWH = torch.where(is_known_NW[..., None], words_NWH.detach(), words_NWH)
+                    mask_NW = mask_NW & ~is_known_NW
+                each_NW = self._related_words(related_NWH, one, node_NW, words.form_NW, name)
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
@@ -430,7 +439,7 @@ class Distiller(nn.Module):
                 if self.settings.relational_nodes in ("words", "both"):
                     related.append(masked_mean(each_NW, selected_NW))
                 if self.settings.relational_nodes in ("texts", "both"):
-                    related.append(self._related_texts(words_NWH, one, mask_NW, words))
+                    related.append(self._related_texts(words_NWH, one, node_NW, words))
                 losses[name] = torch.stack(related).sum(0)
             else:
                 if "word" in pairs:

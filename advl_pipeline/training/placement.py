@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.distillation.distiller import first_sequences
+from advl_pipeline.distillation.distiller import KNOWN, first_sequences
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
 from advl_pipeline.students.interface import Student, StudentOutput
@@ -24,9 +24,6 @@ READOUT_FILE = "readout.json"
 
 MAX_TEXTS = 1024
 """Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
-
-KNOWN = 0.5
-"""A word counts as known when pretraining saw it about as often as `KnownWords.half`."""
 
 Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """States (X, H), features (X, D), an int64 group and whether each is known."""

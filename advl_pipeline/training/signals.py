@@ -211,6 +211,7 @@ class SignalSource:
             word_mask_NW=torch.from_numpy(mask),
             form_NW=torch.from_numpy(form),
             known_NW=torch.from_numpy(known),
+            is_recorded=self._known.counts is not None,
         )
 
     def _spelling(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
