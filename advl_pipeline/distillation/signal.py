@@ -43,7 +43,7 @@ class WordAlignment:
     """The words of each sequence: the word of each student token, the prior, and which words exist.
 
     `form_NW` (int64) is equal where two words are spelled alike. `known_NW` (float32, 0 to 1) says how well the
-    student's pretraining knew a word. `is_recorded`: it left a record of that; without one every word counts as known.
+    student's pretraining knew a word. `is_recorded`: it left a record; without one every word counts as known.
     """
 
     word_of_token_NL: torch.Tensor
