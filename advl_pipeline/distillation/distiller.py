@@ -367,13 +367,19 @@ class Distiller(nn.Module):
         return loss_B
 
     def _divergences(
-        self, states: torch.Tensor, features: torch.Tensor, node: torch.Tensor, group: torch.Tensor
+        self,
+        states: torch.Tensor,
+        features: torch.Tensor,
+        node: torch.Tensor,
+        group: torch.Tensor,
+        landmark: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return node_divergences(
             states,
             features,
             node_NW=node,
             group_NW=group,
+            landmark_NW=node if landmark is None else landmark,
             student_temperature=self.settings.student_temperature,
             teacher_temperature=self.settings.teacher_temperature,
         )
@@ -406,13 +412,12 @@ class Distiller(nn.Module):
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
                 node_NW = mask_NW = mask_NW & (words.prior_NW > 0)
-                related_NWH = words_NWH
+                landmark_NW = node_NW
                 if words.is_recorded:
-                    # Words that pretraining taught are landmarks: others are placed by them, and they stay.
-                    is_known_NW = words.known_NW >= KNOWN
-                    related_NWH = torch.where(is_known_NW[..., None], words_NWH.detach(), words_NWH)
-                    mask_NW = mask_NW & ~is_known_NW
-                each_NW = self._related_words(related_NWH, one, node_NW, words.form_NW, name)
+                    # Words that pretraining taught are landmarks, by which the others are placed.
+                    landmark_NW = node_NW & (words.known_NW >= KNOWN)
+                    mask_NW = node_NW & ~landmark_NW
+                each_NW = self._related_words(words_NWH, one, node_NW, words.form_NW, landmark_NW, name)
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
@@ -449,7 +454,13 @@ class Distiller(nn.Module):
         return losses, selected_NW
 
     def _related_words(
-        self, words_NWH: torch.Tensor, one: TextSignal, node_NW: torch.Tensor, form_NW: torch.Tensor, name: str
+        self,
+        words_NWH: torch.Tensor,
+        one: TextSignal,
+        node_NW: torch.Tensor,
+        form_NW: torch.Tensor,
+        landmark_NW: torch.Tensor,
+        name: str,
     ) -> torch.Tensor:
         assert one.words_NWD is not None
         forms_X = form_NW[node_NW]
@@ -460,7 +471,7 @@ class Distiller(nn.Module):
                 why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
                 next_command="--batch-size with more examples to a micro-batch, or --distance mse",
             )
-        return self._divergences(words_NWH, one.words_NWD, node_NW, form_NW)
+        return self._divergences(words_NWH, one.words_NWD, node_NW, form_NW, landmark_NW)
 
     def _related_texts(
         self, words_NWH: torch.Tensor, one: TextSignal, node_NW: torch.Tensor, words: WordAlignment

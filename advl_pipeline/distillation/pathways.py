@@ -126,6 +126,7 @@ def node_divergences(
     *,
     node_NW: torch.Tensor,
     group_NW: torch.Tensor,
+    landmark_NW: torch.Tensor,
     student_temperature: float,
     teacher_temperature: float,
 ) -> torch.Tensor:
@@ -136,6 +137,7 @@ def node_divergences(
         features_NWD: the teacher's.
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
+        landmark_NW: bool, the nodes that every node is compared with.
         student_temperature: of the student's distributions.
         teacher_temperature: of the teacher's.
     """
@@ -143,6 +145,7 @@ def node_divergences(
         states_NWH[node_NW],
         features_NWD[node_NW],
         group_NW[node_NW],
+        landmark_NW[node_NW],
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
     )

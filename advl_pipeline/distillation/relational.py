@@ -1,9 +1,10 @@
 """Relations instead of coordinates: the student's likenesses among words, or regions, follow the teacher's.
 
 docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau_T), q_ij = softmax_j(cos(h_i, h_j) / tau_S),
-vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). A linear map that is learned from the few words that a
-student knows does not carry to the others; likenesses to the known words do. The family is known: Park et al. 2019,
-Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
+vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). Where it is recorded what pretraining taught, j runs
+over the known words and i over the others: they are placed by landmarks, not by words that are lost themselves. A
+linear map that is learned from the few words that a student knows does not carry to the others; likenesses to the
+known words do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
 Shapes: X nodes (words or regions of a batch), H student width, D teacher width, ... any leading axes.
 """
 
@@ -32,6 +33,7 @@ def relational_divergence(
     student_XH: torch.Tensor,
     teacher_XD: torch.Tensor,
     group_X: torch.Tensor,
+    landmark_X: torch.Tensor,
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -43,12 +45,13 @@ def relational_divergence(
         teacher_XD: the teacher's features, without gradient.
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
+        landmark_X: bool, the nodes that every node is compared with: all of them, or those that are known already.
         student_temperature: tau_S.
         teacher_temperature: tau_T.
 
     A node that is compared with nothing has divergence 0.
     """
-    left_out_XX = group_X[:, None] == group_X[None, :]
+    left_out_XX = (group_X[:, None] == group_X[None, :]) | ~landmark_X[None, :]
     q_XX = log_likenesses(student_XH, left_out_XX, temperature=student_temperature)
     p_XX = log_likenesses(teacher_XD.detach(), left_out_XX, temperature=teacher_temperature)
     each_XX = p_XX.exp() * (p_XX.masked_fill(left_out_XX, 0.0) - q_XX.masked_fill(left_out_XX, 0.0))

@@ -268,7 +268,7 @@ class FinetuneConfig(Configuration):
         400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1
     )
     adapt_texts: int = option(
-        64,
+        128,
         help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
         minimum=2,
     )

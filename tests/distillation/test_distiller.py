@@ -341,6 +341,22 @@ def test_relational_terms_equal_the_loops(seed: int, selection: str) -> None:
         np.testing.assert_allclose(term.value_B.detach().numpy(), expected[pathway], rtol=2e-3, atol=2e-3)
 
 
+def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None:
+    distiller = distiller_of(distance="relational", selection="all", pathway="text")
+    output, batch, signal, *rest = lay_out(ITEMS)
+    assert signal.words is not None
+    known_NW = (signal.words.form_NW % 2).float()
+    recorded = replace(signal.words, known_NW=known_NW, is_recorded=True)
+    found = terms_of(distiller, (output, batch, replace(signal, words=recorded), *rest))
+    assert found.selected_NW is not None
+    assert not bool((found.selected_NW & (known_NW > 0.5)).any())
+    assert bool(found.selected_NW.any())
+    everything = terms_of(distiller, (output, batch, signal, *rest))
+    assert everything.selected_NW is not None
+    assert bool((everything.selected_NW & (known_NW > 0.5)).any())
+    assert not torch.allclose(found.pathways["text"].value_B, everything.pathways["text"].value_B)
+
+
 def test_related_texts_equal_the_loop() -> None:
     """A text is the mean of its words, weighted by their prior between the lowest and the highest of the text."""
     distiller = distiller_of(distance="relational", relational_nodes="texts", selection="all", pathway="text")
