@@ -413,7 +413,7 @@ class Distiller(nn.Module):
                 # Function words are like everything and like nothing.
                 node_NW = mask_NW = mask_NW & (words.prior_NW > 0)
                 landmark_NW = node_NW
-                if words.is_recorded:
+                if self.settings.landmarks == "known" and words.is_recorded:
                     # Words that pretraining taught are landmarks, by which the others are placed.
                     landmark_NW = node_NW & (words.known_NW >= KNOWN)
                     mask_NW = node_NW & ~landmark_NW

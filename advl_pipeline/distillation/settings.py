@@ -19,6 +19,7 @@ class DistillationSettings:
     pathway: Pathway = "both"
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = "relational"
     relational_nodes: Literal["words", "texts", "both"] = "words"
+    landmarks: Literal["all", "known"] = "all"
     student_temperature: float = 0.05
     teacher_temperature: float = 0.05
     distill_layer: Literal["unimodal", "fused"] = "unimodal"

@@ -202,6 +202,11 @@ class FinetuneConfig(Configuration):
         "words",
         help="Of relational: what of a text is related, its words, the text as the mean of its words, or both.",
     )
+    landmarks: Literal["all", "known"] = option(
+        "all",
+        help="Of relational: what words are related to, all words of the batch, or those that pretraining taught, which "
+        "are then not distilled themselves.",
+    )
     student_temperature: float = option(
         0.05, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
     )
@@ -268,7 +273,7 @@ class FinetuneConfig(Configuration):
         400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1
     )
     adapt_texts: int = option(
-        128,
+        64,
         help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
         minimum=2,
     )

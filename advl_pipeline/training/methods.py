@@ -110,6 +110,7 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             pathway=config.pathway,
             distance=config.distance,
             relational_nodes=config.relational_nodes,
+            landmarks=config.landmarks,
             student_temperature=config.student_temperature,
             teacher_temperature=config.teacher_temperature,
             distill_layer=config.distill_layer,

@@ -342,7 +342,7 @@ def test_relational_terms_equal_the_loops(seed: int, selection: str) -> None:
 
 
 def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None:
-    distiller = distiller_of(distance="relational", selection="all", pathway="text")
+    distiller = distiller_of(distance="relational", selection="all", pathway="text", landmarks="known")
     output, batch, signal, *rest = lay_out(ITEMS)
     assert signal.words is not None
     known_NW = (signal.words.form_NW % 2).float()

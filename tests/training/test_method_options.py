@@ -76,6 +76,7 @@ COVERED_ELSEWHERE = {
     ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
     ("confidence_check", "none"): "what the small corpus has, against which auc is tried",
     ("adapt_on", None): "needs a low-shot run or another split: test_inputs_without_labels_change_the_adapt_step",
+    ("landmarks", "known"): "needs a record of pretraining: tests/distillation/test_distiller.py",
     ("projection_start", "random"): "of coordinate distances: tests/training/test_projection_fit.py",
     ("target_check", "none"): "likewise",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
