@@ -3,8 +3,8 @@
 docs/method.md, second reading: p_ij = softmax_j(cos(t_i, t_j) / tau_T), q_ij = softmax_j(cos(h_i, h_j) / tau_S),
 vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). With landmarks, j runs over the words that pretraining
 taught and i over the others: they are placed by what is known, not by words that are lost themselves. A linear map
-that is learned from the few words that a student knows does not carry to the others; likenesses to the known words do.
-The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
+that is learned from the few words that a student knows does not carry to the others; likenesses to the known words
+do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
 Shapes: X nodes (words or regions of a batch), H student width, D teacher width, ... any leading axes.
 """
 

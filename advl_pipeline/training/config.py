@@ -204,8 +204,8 @@ class FinetuneConfig(Configuration):
     )
     landmarks: Literal["all", "known"] = option(
         "all",
-        help="Of relational: what words are related to, all words of the batch, or those that pretraining taught, which "
-        "are then not distilled themselves.",
+        help="Of relational: what words are related to, all words of the batch, or those that pretraining taught, "
+        "which are then not distilled themselves.",
     )
     student_temperature: float = option(
         0.05, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
