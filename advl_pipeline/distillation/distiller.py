@@ -26,6 +26,7 @@ from advl_pipeline.distillation.pathways import (
     Pair,
     TextProjections,
     VisionProjections,
+    VisionTarget,
     masked_mean,
     node_divergences,
     pairs_loss,
@@ -332,11 +333,16 @@ class Distiller(nn.Module):
                 image_BH=image_state(distilled, batch),
                 regions_BSH=regions,
                 region_seen_BS=seen,
-                target=self.settings.vision_target,
+                target=self._vision_target(one),
             )
             compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
             losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
+
+    def _vision_target(self, one: VisionSignal) -> VisionTarget:
+        if self.settings.vision_target == "auto":
+            return "image" if one.regions_BSD is None else "regions"
+        return self.settings.vision_target
 
     def _related_vision(
         self, distilled: StudentOutput, batch: StudentBatch, one: VisionSignal, image_ids_B: torch.Tensor
@@ -346,7 +352,7 @@ class Distiller(nn.Module):
         The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same.
         """
         first_B = first_sequences(batch.num_candidates, image_ids_B.device)
-        target = self.settings.vision_target
+        target = self._vision_target(one)
         loss_B = torch.zeros(len(first_B), device=image_ids_B.device)
         if target in ("regions", "both") and one.regions_BSD is not None:
             assert one.region_mask_BS is not None

@@ -231,7 +231,9 @@ class FinetuneConfig(Configuration):
         help="Leave out targets of the coordinate distances that no linear map tells from the student's states: the "
         "same fit's R2 on held-out inputs is below 0.05. none keeps them all.",
     )
-    vision_target: Literal["image", "regions", "both"] = option("both", help="Targets of the vision pathway.")
+    vision_target: Literal["auto", "image", "regions", "both"] = option(
+        "auto", help="Targets of the vision pathway: auto takes regions where the teacher has them, else the picture."
+    )
     teacher_balance: Literal["equal", "fixed", "learned"] = option(
         "equal",
         help="How several teachers share a pathway: their mean, a mean under --teacher-weight, or weights learned "

@@ -183,9 +183,9 @@ def apart(kind: str, projection: nn.Module, state: Array, target: Array) -> floa
 def vision_by_loop(distiller: Distiller, name: str, item: Item, candidate: Candidate) -> float:
     projections, settings = distiller.vision[name], distiller.settings
     total = 0.0
-    if settings.vision_target != "regions":
+    if settings.vision_target in ("image", "both"):
         total += apart(settings.distance, projections.image, candidate.visual.mean(axis=0), item.image[name])
-    if settings.vision_target != "image":
+    if settings.vision_target in ("auto", "regions", "both"):
         each = [
             apart(settings.distance, projections.region, candidate.visual[row], item.boxes[name][box])
             for row, box in enumerate(candidate.box_of_visual)
@@ -311,7 +311,7 @@ ITEMS = draw(0, (4, 1, 3, 2))
         {},
         {"distance": "cosine"},
         {"vision_target": "image"},
-        {"vision_target": "regions"},
+        {"vision_target": "both"},
         {"candidates": "right"},
         {"selection": "all"},
         {"selection": "visual"},

@@ -213,7 +213,7 @@ def test_refusals(small_corpus: Any, tmp_path: Path) -> None:
 
 def test_defaults_of_the_configuration_are_the_methods() -> None:
     config = FinetuneConfig(dataset="any", output=Path("any"))
-    assert (config.distance, config.target_norm, config.vision_target) == ("relational", "standardise", "both")
+    assert (config.distance, config.target_norm, config.vision_target) == ("relational", "standardise", "auto")
     assert (config.selection_alpha, config.selection_rho, config.weight_max) == (0.5, 0.3, 2.0)
     assert (config.distill_weight, config.distill_decay, config.weight_normalise) == (0.3, "none", "none")
     assert (config.adapt_steps, config.adapt_objective, config.adapt_on) == (400, None, ("inputs",))
