@@ -265,6 +265,11 @@ class FinetuneConfig(Configuration):
         "probe", help="Where the teacher's confidence comes from."
     )
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2)
+    student_confidence: Literal["start", "smoothed", "current"] = option(
+        "start",
+        help="Whose confidence of the student weighs an item: that of the beginning of step 2, before it saw a label "
+        "(one pass over the labelled items); one smoothed over the visits of the item; or the current one.",
+    )
     confidence_check: Literal["auc", "none"] = option(
         "auc",
         help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong: the 95 % "

@@ -7,7 +7,7 @@ Shapes: B examples, N sequences, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, P
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.recipe_terms import TaskLoss
+from advl_pipeline.training.student_confidence import StudentConfidence
 from advl_pipeline.training.targets import (
     TaskTargets,
     right_sequences,
@@ -88,6 +89,8 @@ class FinetuneModel(nn.Module):
         self.task_loss: TaskLoss = task_loss
         self.anchor: tuple[Student, ...] = ()
         """The student as it was pretrained, which the adapt step holds known words to; no part of the module."""
+        self.remembered: StudentConfidence | None = None
+        """What the student's confidence was, where weights do not follow the current one."""
         self.trainable = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
 
     def forward(
@@ -103,6 +106,7 @@ class FinetuneModel(nn.Module):
         anchored_B: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         perturbation: Perturbation | None = None,
+        example_ids: Sequence[str] = (),
     ) -> LossTerms:
         """Return the loss terms of one batch.
 
@@ -117,10 +121,13 @@ class FinetuneModel(nn.Module):
             anchored_B: bool, pictures of a kind that pretraining saw; None for all.
             generator: of random choices inside the method.
             perturbation: of the student's inputs in the finetune step.
+            example_ids: of the batch, where the student's confidences are remembered.
         """
         if phase == "adapt":
             return self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
-        return self._finetune(batch, targets, signal, image_ids_B, task, strength, generator, perturbation)
+        return self._finetune(
+            batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids
+        )
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
         """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
@@ -174,6 +181,7 @@ class FinetuneModel(nn.Module):
         strength: float,
         generator: torch.Generator | None,
         perturbation: Perturbation | None,
+        example_ids: Sequence[str],
     ) -> LossTerms:
         need_relevance = signal is not None and self.distiller.needs_relevance
         output = self.encode(batch, perturbation=perturbation, need_relevance=need_relevance)
@@ -186,6 +194,8 @@ class FinetuneModel(nn.Module):
         if signal is None or strength == 0.0 or not any(self.distiller.teachers.values()):
             return terms
         confidence_B = student_confidence(self.task_loss, logits, targets)
+        if self.remembered is not None:
+            confidence_B = self.remembered.of(example_ids, confidence_B)
         terms.confidence = {"student": confidence_B, **signal.confidence}
         for name, term in self.distilled(batch, targets, signal, image_ids_B, output, None, generator).items():
             weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)

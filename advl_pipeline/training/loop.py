@@ -233,6 +233,7 @@ def _run_model(
         strength=strength,
         image_ids_B=batch.image_ids_B,
         anchored_B=batch.anchored_B,
+        example_ids=batch.example_ids,
         generator=generator,
         perturbation=perturbation,
     )

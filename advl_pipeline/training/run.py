@@ -71,6 +71,7 @@ from advl_pipeline.training.selected_words import (
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
+from advl_pipeline.training.student_confidence import StudentConfidence, measure_student_confidence
 from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
 from advl_pipeline.training.tensorboard import require_tensorboard
@@ -167,6 +168,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     checked = [] if signals is None else signals.checked
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
+    model.remembered = _remembered(config, method, checked, inputs, num_processes=accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
@@ -403,6 +405,33 @@ def _confidence(
     return followed, checked
 
 
+def _remembered(
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    checked: Sequence[CheckedConfidence],
+    inputs: _Inputs,
+    *,
+    num_processes: int,
+) -> StudentConfidence | None:
+    """Return where the student's confidences are kept, or None where weights need none but the current one.
+
+    Raises:
+        ConfigError: visits to be smoothed that several processes share.
+    """
+    needs_it = method.settings.weighting in ("ratio", "gap") and any(one.is_used for one in checked)
+    if not needs_it or config.student_confidence == "current":
+        return None
+    if config.student_confidence == "smoothed" and num_processes > 1:
+        raise ConfigError(
+            "The student's confidence is smoothed by one process only.",
+            where="--student-confidence smoothed",
+            why=f"{num_processes} processes share the visits of an item",
+            next_command="use --student-confidence start",
+        )
+    ids = inputs.dataset.example_ids
+    return StudentConfidence(config.student_confidence, [ids[position] for position in inputs.labelled])
+
+
 def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(values), generator=generator).tolist()
@@ -457,6 +486,13 @@ def _train(
             start = done if inside else 0
             if start >= plan.num_steps:
                 continue
+            remembered = model.remembered
+            if plan.phase == "finetune" and remembered is not None and not remembered.is_measured:
+                model.to(accelerator.device)
+                with accelerator.autocast():
+                    remembered.begin(
+                        measure_student_confidence(model, inputs.dataset, inputs.labelled, device=accelerator.device)
+                    )
             timings[plan.phase] = run_phase(
                 config,
                 settings,

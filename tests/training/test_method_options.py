@@ -56,6 +56,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "confidence-folds": {"confidence_folds": 3},
     "confidence": {"confidence": "probe-joint"},
     "confidence-none": {"confidence": "none"},
+    "student-confidence-smoothed": {"student_confidence": "smoothed"},
+    "student-confidence-current": {"student_confidence": "current"},
     "confidence-check": {"confidence_check": "auc"},
     "steps": {"steps": "one"},
     "adapt-objective": {"adapt_objective": "contrastive"},

@@ -1,0 +1,94 @@
+"""Which c_S weighs an item: the student's as step 2 begins, smoothed over the item's visits, or as it is.
+
+As it is, c_S is lowest while a fresh head knows nothing, so that c_T / c_S is largest then. After some epochs it says
+that an item was learned by heart. As step 2 begins, no label of the item has been seen: c_S says what the student knew.
+The heads behind c_T never saw the item either.
+Shapes: M labelled items, B examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import head_name
+from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.training.targets import score_task, student_confidence
+
+if TYPE_CHECKING:
+    from advl_pipeline.training.finetune_model import FinetuneModel
+
+StudentConfidenceKind = Literal["start", "smoothed", "current"]
+
+SMOOTHING = 0.8
+"""Share of the old value that stays at each visit: about the last five visits count."""
+
+BATCH_SIZE = 32
+
+_MISSING = -1.0
+
+
+class StudentConfidence(nn.Module):
+    """c_S of the labelled items; a buffer, so that a checkpoint holds it."""
+
+    value_M: torch.Tensor
+
+    def __init__(self, kind: Literal["start", "smoothed"], example_ids: Sequence[str]) -> None:
+        super().__init__()
+        self.kind = kind
+        self._row = {name: row for row, name in enumerate(example_ids)}
+        self.register_buffer("value_M", torch.full((len(example_ids),), _MISSING))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether every item has a value."""
+        return bool((self.value_M != _MISSING).all())
+
+    def begin(self, value_M: torch.Tensor) -> None:
+        """Take the values that step 2 begins with, in the order of the ids."""
+        self.value_M.copy_(value_M)
+
+    def of(self, example_ids: Sequence[str], current_B: torch.Tensor) -> torch.Tensor:
+        """Return (B,) the confidences that weigh a visit; `smoothed` takes the visit in."""
+        rows_B = torch.tensor([self._row[name] for name in example_ids], device=self.value_M.device)
+        value_B = self.value_M[rows_B]
+        if self.kind == "smoothed":
+            value_B = SMOOTHING * value_B + (1.0 - SMOOTHING) * current_B.detach().to(value_B.dtype)
+            self.value_M[rows_B] = value_B
+        return value_B
+
+
+@torch.no_grad()
+def measure_student_confidence(
+    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], *, device: torch.device
+) -> torch.Tensor:
+    """Return (M,) float32: the probability that the student, without dropout, gives to each truth.
+
+    Args:
+        model: as it is; left in the mode that it was in.
+        dataset: the labelled split.
+        positions: of the M items.
+        device: that the model is on.
+    """
+    was_training = model.training
+    model.eval()
+    found_M = torch.empty(len(positions))
+    tasks = [dataset[position].task for position in positions]
+    for _, rows_of_task in groupby(sorted(range(len(positions)), key=tasks.__getitem__), key=tasks.__getitem__):
+        rows = list(rows_of_task)
+        for first in range(0, len(rows), BATCH_SIZE):
+            chosen = rows[first : first + BATCH_SIZE]
+            examples = [dataset[positions[row]] for row in chosen]
+            batch = collate_batch(examples, dataset, model.student, None, labelled=True).to(device)
+            pooled_NP = model.encode(batch.student, need_relevance=False).pooled_NP
+            head = model.heads[head_name(batch.task)]
+            scored = score_task(model.task_loss, head, pooled_NP, batch.student.num_candidates, batch.targets)
+            confidence_B = student_confidence(model.task_loss, scored.logits, batch.targets)
+            found_M[torch.tensor(chosen)] = confidence_B.float().cpu()
+    model.train(was_training)
+    return found_M
