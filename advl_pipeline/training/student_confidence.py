@@ -1,8 +1,8 @@
 """Which c_S weighs an item: the student's as step 2 begins, smoothed over the item's visits, or as it is.
 
 As it is, c_S is lowest while a fresh head knows nothing, so that c_T / c_S is largest then. After some epochs it says
-that an item was learned by heart. As step 2 begins, no label of the item has been seen: c_S says what the student knew.
-The heads behind c_T never saw the item either.
+that an item was learned by heart. As step 2 begins, no label of the item has been seen, so that c_S says what the
+student knew. The heads behind c_T never saw the item either.
 Shapes: M labelled items, B examples.
 """
 
