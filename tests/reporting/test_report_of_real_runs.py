@@ -102,7 +102,7 @@ def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gai
 def test_costs_of_inference_and_of_the_parts_were_measured(study: tuple[StudyResult, Path]) -> None:
     costs = {cost.method: cost for cost in study[0].costs}
     assert set(costs["plain"].part_milliseconds) == {"student"}
-    assert set(costs["plain-two-step"].part_milliseconds) == {"student", "contrast"}
+    assert set(costs["plain-two-step"].part_milliseconds) == {"student", "contrast", "reading"}
     assert all(cost.milliseconds_per_item and cost.milliseconds_per_item > 0 for cost in costs.values())
 
 

@@ -19,7 +19,8 @@ from advl_pipeline.teachers.registry import open_teacher
 
 DESIGNED = (
     "clip-vit-b clip-vit-l clip-vit-l-336 siglip2-b dinov2-b dinov2-l dinov3 vit-l swin-l convnext roberta-b "
-    "roberta-l bert-l deberta-v3-l t5-l modernbert minilm-l6 efficientnet-lite0 efficientnet-lite1 efficientnet-lite2"
+    "roberta-l bert-l deberta-v3-l t5-l modernbert minilm-l6 mpnet-base efficientnet-lite0 "
+    "efficientnet-lite1 efficientnet-lite2"
 ).split()
 
 

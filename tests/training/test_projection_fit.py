@@ -52,7 +52,15 @@ def start(
     torch.manual_seed(0)
     student = build_student("scenes-small")
     distiller = Distiller(
-        DistillationSettings(**{"selection": "all", "distance": "mse", "distill_layer": "fused", **settings}),
+        DistillationSettings(
+            **{
+                "selection": "all",
+                "distance": "mse",
+                "distill_layer": "fused",
+                "vision_target": "both",
+                **settings,
+            }
+        ),
         source.widths(),
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
@@ -115,7 +123,8 @@ def _config(tiny: Any, tmp_path: Path) -> Iterator[FinetuneConfig]:
     with patch("advl_pipeline.training.run.open_dataset", lambda *_, **__: dataset):
         yield FinetuneConfig(
             dataset="tiny", output=tmp_path / "run", cache=(path,), num_steps=2, adapt_steps=2, adapt_texts=8,
-            batch_size=4, confidence="none", distance="mse", anchor_weight=0.0, adapt_objective="distil-only",
+            batch_size=4, confidence="none", distance="mse", vision_target="both", anchor_weight=0.0,
+            adapt_objective="distil-only",
         )  # fmt: skip
 
 
