@@ -196,7 +196,8 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     assert seconds["plain"] > 0
     run_extract(plan)
     written = sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
-    assert cache.num_bytes == pytest.approx(written, rel=0.2)
+    # Rows are written in whole chunks of 1024, which so small a cache does not fill.
+    assert cache.num_bytes == pytest.approx(written, rel=0.05, abs=1024 * 384 * 2)
     assert not forecast_study(config(tmp_path, path)).caches
 
 
