@@ -186,6 +186,7 @@ def headroom(as_json: bool, **flags: Any) -> None:
     Where it is not, no distillation can show anything.
 
     \b
+    advl extract --teacher minilm-l6 --dataset scenes-vcr --split val
     advl datasets headroom scenes-vcr --init students/scenes-small \\
         --cache caches/minilm-l6/scenes-vcr/train --cache caches/minilm-l6/scenes-vcr/val
     """

@@ -23,7 +23,7 @@ def command(as_json: bool, **flags: Any) -> None:
 
     \b
     advl readout students/scenes-small --cache caches/minilm-l6/scenes-vcr/train
-    advl readout runs/advl-300-0 --cache caches/minilm-l6/scenes-vcr/train --answer-on val
+    advl readout runs/advl-100-0 --cache caches/minilm-l6/scenes-vcr/train --answer-on val
     """
     from advl_pipeline.evaluation.readout import run_readout
 

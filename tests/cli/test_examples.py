@@ -40,6 +40,7 @@ CUT_DOWN: Mapping[str, Sequence[str]] = {
     "finetune": ("--num-steps", "2", "--batch-size", "2", "--confidence-folds", "2"),
     "pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
     "extract": ("--folds", "2"),
+    "datasets headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),
     "cache bench": ("--seconds", "0.05"),
     "datasets build scenes": (
         *(word for name in SPLITS for word in (f"--num-{name}", "4")),

@@ -49,6 +49,8 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
             "4",
             "--confidence-folds",
             "2",
+            "--confidence-check",
+            "none",
         ),
         *("--checkpoint-every", "1"),
     ]
