@@ -24,6 +24,7 @@ seeds = [0, 1]
 
 [training]
 num_steps = 4
+adapt_steps = 2
 batch_size = 4
 confidence_folds = 2
 """

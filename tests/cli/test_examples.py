@@ -37,7 +37,7 @@ FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPLITS = ("train", "val", "test", "unseen", "compositional", "shift-inputs")
 
 CUT_DOWN: Mapping[str, Sequence[str]] = {
-    "finetune": ("--num-steps", "2", "--batch-size", "2", "--confidence-folds", "2"),
+    "finetune": ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "2", "--confidence-folds", "2"),
     "pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
     "extract": ("--folds", "2"),
     "datasets headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),

@@ -31,6 +31,7 @@ seeds = [0]
 # The recipe's rates are for a pretrained student: from scratch, both methods would still answer alike after 50 steps.
 recipe = "none"
 num_steps = 50
+adapt_steps = 8
 batch_size = 4
 label_order = "meter"
 """
