@@ -173,7 +173,7 @@ def test_fitting_and_predicting_on_the_same_examples_would_be_wrong() -> None:
     data = choice_data(60, informative=False, width=300)
     rows = np.arange(60)
     (seen,) = probe._Head.fit(data, probe._centred(data), rows, [1e-4])
-    assert seen.truth_probability(data, probe._centred(data), rows).mean() > 0.9
+    assert seen.confidence(data, probe._centred(data), rows)[0].mean() > 0.9
     assert cross_fitted_probability(data, folds_of(60)).mean() < 0.35
 
 
