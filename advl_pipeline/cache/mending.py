@@ -63,7 +63,11 @@ class FolderMending:
         self.destination: Destination = FolderDestination(root)
 
     def remove(self, name: str) -> None:
-        (self._root / name).unlink(missing_ok=True)
+        path = self._root / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def clear(self, name: str, *, is_recorded: bool) -> None:
         path = self._root / name

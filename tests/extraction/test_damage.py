@@ -148,6 +148,17 @@ def test_any_two_copies_of_the_provenance_may_be_lost(pristine: Path, tmp_path: 
         assert tree_bytes(cache) == tree_bytes(pristine / "cache"), spared
 
 
+def test_a_folder_in_the_place_of_the_last_record_is_removed(pristine: Path, cache: Path) -> None:
+    expected = tree_bytes(pristine / "cache")
+    record = cache / "records" / "complete.json"
+    record.unlink()
+    (record / "inside").mkdir(parents=True)
+    # A second damage makes the repair take the record away before it writes.
+    flip(cache / "text" / "global" / "c" / "0" / "0")
+    assert mend(pristine, cache).is_identical
+    assert tree_bytes(cache) == expected
+
+
 def hash_of(damage: str) -> int:
     return ["flip", "truncate", "delete", "link"].index(damage)
 

@@ -159,7 +159,7 @@ def test_selection_is_part_of_the_identity(variants: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01])
 def test_senseless_shares_are_refused(variants: Path, tmp_path: Path, share: float) -> None:
-    with pytest.raises(ConfigError, match="between 0 and 1"):
+    with pytest.raises(ConfigError, match="must be above 0, at most 1"):
         tiny_extract(variants / "data", tmp_path / "cache", select_tokens=share)
 
 
