@@ -99,12 +99,12 @@ def answers_by_likeness(
         ConfigError: the split has no multiple choice.
     """
     right: dict[str, list[bool]] = defaultdict(list)
+    source = SignalSource([], prior=prior, confidence={})
     for examples in _choices(dataset):
         batch = student.collate(examples).to(device)
         output = student.encode_unimodal(batch)
         candidates = [candidate for example in examples for candidate in example.candidates]
         words = [word_spans(candidate.text) for candidate in candidates]
-        source = SignalSource([], prior=prior, confidence={})
         alignment = source.signal(examples, batch, with_confidence=False).to(device).words
         assert alignment is not None
         states_NWH, seen_NW = pool_to_words(

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.distillation.distiller import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.students.recipe_terms import TaskLoss
@@ -177,7 +178,6 @@ def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTar
 
 def right_sequences(targets: TaskTargets, num_candidates: Sequence[int]) -> torch.Tensor:
     """Return (B,) int64: the sequence of each example's right candidate; the only one outside multiple choice."""
-    starts = torch.tensor([0, *num_candidates[:-1]]).cumsum(0)
-    if targets.is_choice and targets.label_B is not None:
-        return starts.to(targets.label_B.device) + targets.label_B
-    return starts
+    device = torch.device("cpu") if targets.label_B is None else targets.label_B.device
+    starts = first_sequences(tuple(num_candidates), device)
+    return starts + targets.label_B if targets.is_choice and targets.label_B is not None else starts
