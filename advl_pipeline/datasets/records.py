@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,18 +16,25 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions"]
+Task = Literal["vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "captions", "choice", "rationale", "classes", "answers"]
+"""The benchmarks' tasks, and the kinds of task that data of one's own has (`own/`)."""
 
-MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r"})
+MULTIPLE_CHOICE_TASKS: frozenset[str] = frozenset({"vcr-q2a", "vcr-qa2r", "choice", "rationale"})
 """Tasks whose label is an index into the candidates; the others have one candidate and a list of classes."""
+
+_HEADS: Mapping[str, str] = {**dict.fromkeys(MULTIPLE_CHOICE_TASKS, "vcr"), "answers": "vqa", "classes": "snli-ve"}
 
 UNIT_ID_LENGTH = 32
 """Hexadecimal digits of a unit id (128 bits of BLAKE2b)."""
 
 
 def head_name(task: str) -> str:
-    """Return the head that a task uses; both VCR tasks share one, as in UNITER."""
-    return "vcr" if task in MULTIPLE_CHOICE_TASKS else task
+    """Return the head that a task uses, named after the benchmark that it was published for.
+
+    All choices share one, as both VCR tasks do in UNITER: "vcr". Open answers with soft labels have "vqa", classes
+    have "snli-ve". Layouts of the text and published recipes follow the head too.
+    """
+    return _HEADS.get(task, task)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +102,8 @@ class Example:
 
     `label` indexes the candidates (VCR) or the dataset's `label_names` (SNLI-VE, VQA's best answer); None where the
     split has no labels. `soft_label` holds (class index, score) pairs for VQA. `stratum` is what low-shot
-    subsets are balanced over besides the label, such as the question type.
+    subsets are balanced over besides the label, such as the question type. `group` names what items are not
+    independent within, where that is more than their picture.
     """
 
     example_id: str
@@ -104,6 +113,12 @@ class Example:
     label: int | None
     soft_label: tuple[tuple[int, float], ...] = ()
     stratum: str = ""
+    group: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """What folds and resampling keep together: the group, else the picture."""
+        return self.group or self.image.unit_id
 
 
 def normalise_text(text: str) -> str:

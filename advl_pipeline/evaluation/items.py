@@ -33,8 +33,8 @@ ITEM_WORDS_SUFFIX = ".words.json"
 class ItemScores:
     """One score in [0, 1] per question, with the questions' ids.
 
-    `pictures` names the picture that each question is about: questions on one picture are not independent of one
-    another. `strata` are their question types.
+    `pictures` names the picture that each question is about, or its group: questions on one are not independent of
+    one another. `strata` are their question types.
     """
 
     question_ids: tuple[str, ...]
@@ -142,6 +142,6 @@ def _item_scores(examples: Sequence[Example], values_n: npt.NDArray[np.float32])
     return ItemScores(
         question_ids=tuple(question_id(example) for example in examples),
         score=values_n,
-        pictures=tuple(example.image.unit_id for example in examples),
+        pictures=tuple(example.cluster for example in examples),
         strata=tuple(example.stratum for example in examples),
     )

@@ -20,7 +20,7 @@ from scipy.special import softmax
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
 from advl_pipeline.extraction.folds import assign_folds
 from advl_pipeline.extraction.probe import ProbeData, TruthConfidence, cross_fitted_confidence, probe_scores
@@ -99,7 +99,7 @@ def teacher_answers(
         (n, C) scores of candidates or (n, K) of classes, in the order of `examples`.
     """
     labelled = _examples_of(dataset, sorted(example_ids))
-    fold_N = assign_folds([example.image.unit_id for example in labelled], folds=folds, seed=seed)
+    fold_N = assign_folds([example.cluster for example in labelled], folds=folds, seed=seed)
     views = confidence_views(caches, "probe")
     view: View = "joint" if len(views) > 1 else views[0]
     fitted_on = _probe_data(caches, dataset, labelled, view)
@@ -223,7 +223,7 @@ def _estimate_view(
     if len(set(names)) != len(names) or not names:
         raise ValueError("confidence needs at least one example id, each once")
     examples = _examples_of(dataset, names)
-    fold_N = assign_folds([example.image.unit_id for example in examples], folds=folds, seed=seed)
+    fold_N = assign_folds([example.cluster for example in examples], folds=folds, seed=seed)
     tasks = np.array([example.task for example in examples])
     probability_N = np.zeros(len(names), dtype=np.float32)
     outranked_N = np.zeros(len(names), dtype=np.float32)
@@ -253,7 +253,7 @@ def _probe_data(
     )
     choice = task in MULTIPLE_CHOICE_TASKS
     features_NCF = builder.build(examples, view=view, per_candidate=choice)
-    if task == "vqa":
+    if head_name(task) == "vqa":
         num_classes = len(dataset.label_names(task))
         return ProbeData(
             kind="soft-labels",

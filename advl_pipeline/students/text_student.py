@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from advl_pipeline.configuration import Configuration, config_to_dict, option
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_rows import (
     Part,
@@ -60,7 +60,7 @@ class TextStudent(Student):
 
     @abstractmethod
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        """Put the parts of one candidate between the student's special tokens."""
+        """Put the parts of one candidate between the student's special tokens; `task` is its head (`head_name`)."""
 
     @abstractmethod
     def num_visual_of(self, unit: ImageUnit) -> int:
@@ -90,7 +90,7 @@ class TextStudent(Student):
             num_cut += fit_parts(
                 parts, self.num_special, self.config.max_text_length, self.config.overlong, candidate
             )
-            rows.append(self.lay_out(parts, example.task))
+            rows.append(self.lay_out(parts, head_name(example.task)))
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.records import head_name
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, text_shares, trends, vision_use
@@ -265,7 +266,7 @@ def _calibrations(
                     continue
                 place = place_of(cell, test_set, metric, sizes)
                 # As the student's confidence in training: VQA's answers do not compete unless its loss makes them.
-                independent = task == "vqa" and read_task_loss(cell.run) != "soft-target-kl"
+                independent = head_name(task) == "vqa" and read_task_loss(cell.run) != "soft-target-kl"
                 confidence = top_confidence(evaluation.scores[task], independent=independent)
                 pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
     return tuple(

@@ -27,7 +27,7 @@ def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
     for task in dataset.tasks:
         if head_name(task) not in heads:
             num_classes = 1 if task in MULTIPLE_CHOICE_TASKS else len(dataset.label_names(task))
-            heads[head_name(task)] = student.build_head(task, num_classes)
+            heads[head_name(task)] = student.build_head(head_name(task), num_classes)
     return heads
 
 
@@ -63,10 +63,7 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
         )
     description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     heads = nn.ModuleDict(
-        {
-            name: student.build_head(entry["task"], max(1, len(entry["label_names"])))
-            for name, entry in description.items()
-        }
+        {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
     )
     heads.load_state_dict(load_file(folder / HEADS_FILE))
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}

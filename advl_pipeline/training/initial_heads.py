@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.records import Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.building import load_head
@@ -81,15 +81,18 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
 
 
 def _from_original(
-    head: nn.Module, task: str, student: Student, path: Path, dataset: Dataset, config: FinetuneConfig
+    head: nn.Module, task: Task, student: Student, path: Path, dataset: Dataset, config: FinetuneConfig
 ) -> HeadOrigin:
     rules = getattr(student, "head_rules", None)
     if rules is None:
         return HeadOrigin(origin="fresh", why=f"{student.name} declares no heads in its original files")
+    if task == "classes":
+        return HeadOrigin(origin="fresh", why="the file's head, if it has one, is of SNLI-VE's classes")
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    task_rules: KeyRules = rules(task)
-    if task == "vqa" and config.head_answers is not None:
-        return _by_answers(head, student, task_rules, path, dataset.label_names("vqa"), config.head_answers)
+    task_rules: KeyRules = rules(head_name(task))
+    is_answers = head_name(task) == "vqa"
+    if is_answers and config.head_answers is not None:
+        return _by_answers(head, student, task_rules, path, dataset.label_names(task), config.head_answers)
     report = load_head(head, path, task_rules)
     if not report.num_loaded:
         return HeadOrigin(origin="fresh", why="the file holds no head for this task")
@@ -98,7 +101,7 @@ def _from_original(
         return HeadOrigin(
             origin="fresh", why="of another shape: " + "; ".join([*report.reinitialised, *report.missing])
         )
-    if task == "vqa" and config.answers is None:
+    if is_answers and config.answers is None:
         head.load_state_dict(before)
         return HeadOrigin(
             origin="fresh", why="the file has as many answers, but does not name them: give its list by --answers"

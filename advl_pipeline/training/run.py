@@ -395,7 +395,7 @@ def _confidence(
         folds=config.confidence_folds,
         seed=config.seed,
     )
-    pictures = [inputs.dataset[index].image.unit_id for index in inputs.labelled]
+    pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
     checked = check_confidences(estimates, pictures, config.confidence_check)
     followed = {
         one.modality: dict(zip(ids, map(float, estimates[one.modality].probability_N), strict=True))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.distillation.distiller import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -65,7 +65,7 @@ def collate_targets(
     """
     known = [labelled_ids is None or example.example_id in labelled_ids for example in examples]
     known_B = None if labelled_ids is None else torch.tensor(known)
-    if examples[0].task == "vqa":
+    if head_name(examples[0].task) == "vqa":
         scores = torch.zeros(len(examples), num_classes)
         for row, example in enumerate(examples):
             for index, score in example.soft_label if known[row] else ():
@@ -118,7 +118,7 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
     allowed: tuple[TaskLoss, ...] = ("soft-target-bce", "soft-target-kl")
     if is_choice:
         allowed = ("softmax-choice", "sigmoid-choice", "two-way-choice")
-    elif task != "vqa":
+    elif head_name(task) != "vqa":
         allowed = (*allowed, "softmax-choice")
     if kind not in allowed:
         raise ConfigError(f"The loss {kind} does not fit {task}.", why=f"there are: {', '.join(allowed)}")
