@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.check_config import CheckConfig, SubsetConfig
+from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.scenes.config import ScenesConfig
-from advl_pipeline.evaluation.hypothesis_only_config import HardSubsetConfig
-from advl_pipeline.studies.headroom_config import HeadroomConfig
+from advl_pipeline.evaluation.config import HardSubsetConfig
+from advl_pipeline.studies.config import HeadroomConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 

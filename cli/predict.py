@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.evaluation.submission_config import PredictConfig
+from advl_pipeline.evaluation.config import PredictConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from advl_pipeline.training.pretrain_config import PretrainConfig
+from advl_pipeline.training.config import PretrainConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 

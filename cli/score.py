@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.evaluation.scoring_config import (
+from advl_pipeline.evaluation.config import (
     ScoreShiftConfig,
     ScoreSnliVeConfig,
     ScoreVcrConfig,

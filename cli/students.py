@@ -56,8 +56,9 @@ def show(name: str, tokenizer: str | None, as_json: bool) -> None:
     advl students show meter-tiny --json
     """
     from advl_pipeline.students.catalogue import show_student
+    from advl_pipeline.training.recipes import published_recipes
 
-    shown = show_student(name, tokenizer=tokenizer)
+    shown = show_student(name, tokenizer=tokenizer) | {"recipes": published_recipes(name)}
     if as_json:
         print_json(shown)
         return

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from advl_pipeline.datasets.cards import load_card
-from advl_pipeline.datasets.check_config import CheckConfig, SubsetConfig
+from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.id_lists import read_pairs
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list

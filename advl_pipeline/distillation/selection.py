@@ -8,17 +8,13 @@ Shapes: N sequences, W words.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
+from advl_pipeline.datasets.word_prior import ROUNDING
 
-_ROUNDING = 1e-6
-"""Of a product such as 0.3 * 10, which must not be rounded up to 4."""
+Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
 
 
 def min_max_scale(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
@@ -73,14 +69,8 @@ def select_words(
     return _top_share(score, mask_NW, mask_NW if counted_NW is None else counted_NW, rho)
 
 
-def top_words(prior_W: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.int64]:
-    """Return, ascending, the words that `select_words("prior", rho=share)` keeps where every word exists."""
-    count = math.ceil(share * len(prior_W) - _ROUNDING)
-    return np.sort(np.argsort(-prior_W, kind="stable")[:count])
-
-
 def _top_share(score_NW: torch.Tensor, mask_NW: torch.Tensor, counted_NW: torch.Tensor, rho: float) -> torch.Tensor:
-    num_kept = torch.ceil(rho * counted_NW.sum(1) - _ROUNDING).long()
+    num_kept = torch.ceil(rho * counted_NW.sum(1) - ROUNDING).long()
     # A stable sort keeps the earlier word on a tie, whatever the padding behind it.
     order = score_NW.masked_fill(~mask_NW, -torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order)

@@ -1,4 +1,4 @@
-"""What is evaluated."""
+"""What `advl evaluate`, `score`, `predict`, `readout` and the hypothesis-only baseline are asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.locations import Location
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
@@ -39,5 +40,93 @@ class EvaluateConfig(Configuration):
     ground_truth_regions: Path | None = option(None, help="Features of the sets' own boxes, likewise.")
     region_split: str | None = option(
         None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the set's split]."
+    )
+    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardSubsetConfig(Configuration):
+    """Which split is sifted by a model that sees hypotheses alone."""
+
+    name: str = option(help="Dataset of hypotheses: snli-ve or scenes-snli-ve.")
+    split: str = option("test", help="Split whose hard pairs are listed.")
+    output: Path | None = option(
+        None, help="JSON file for the list [default: where the dataset's card looks for it]."
+    )
+    penalty: float = option(1e-6, help="Strength of the squared norm of the model's weights.", minimum=0)
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadoutConfig(Configuration):
+    """Configuration of `advl readout`."""
+
+    student: Path = option(help="Folder of a pretrained student or of a finished run.")
+    cache: tuple[Location, ...] = option(
+        (), help="Teacher cache of the split whose words and regions are placed; repeatable, all of one split."
+    )
+    answer_on: str | None = option(
+        None,
+        help="Also answer this labelled split of the same dataset, such as val, by the likeness of words and regions "
+        "alone; labels only score the answers.",
+    )
+    task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreVqaConfig(Configuration):
+    """Configuration of `advl score vqa`."""
+
+    questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.")
+    annotations: Path = option(help="Annotations file that belongs to it.")
+    results: Path = option(help="JSON list of {question_id, answer}, exactly the annotated questions.")
+    mode: Literal["2021", "2017", "vqa-vs"] = option(
+        "2021", help="Which evaluator: the current official one, the older one, or VQA-VS's min(k/3, 1)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreVcrConfig(Configuration):
+    """Configuration of `advl score vcr`."""
+
+    annotations: Path = option(help="Annotations with labels, such as val.jsonl.")
+    answers: Path = option(help="Scores of the answers: .npy or CSV of shape items x 4.")
+    rationales: Path = option(help="Scores of the rationales given the right answer: .npy or CSV of shape items x 4.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSnliVeConfig(Configuration):
+    """Configuration of `advl score snli-ve`."""
+
+    annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.")
+    results: Path = option(help="Predictions: JSON list, JSONL or CSV with pairID and label.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreShiftConfig(Configuration):
+    """Configuration of `advl score shift`."""
+
+    run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.")
+    on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.")
+    original: str | None = option(None, help="Set to compare with [default: the one that the dataset's card names].")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictConfig(Configuration):
+    """Configuration of `advl predict`."""
+
+    run: Path = option(help="Run folder of a finished finetuning.")
+    split: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.")
+    output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
+    regions: Path | None = option(
+        None, help="Region features of the split, where they lie elsewhere than the run's; {split} as in `finetune`."
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the split's own boxes, likewise.")
+    region_split: str | None = option(
+        None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the split]."
     )
     device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

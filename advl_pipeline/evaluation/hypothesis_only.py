@@ -26,7 +26,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.snli_ve import SnliVeDataset
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.hypothesis_only_config import HardSubsetConfig
+from advl_pipeline.evaluation.config import HardSubsetConfig
 
 NUM_FEATURES = 1 << 18
 _WORD = re.compile(r"\w+|[^\w\s]")

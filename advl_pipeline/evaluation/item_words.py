@@ -16,13 +16,14 @@ import torch
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.word_prior import WordPrior
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.selection import select_words
-from advl_pipeline.distillation.word_prior import WordPrior
-from advl_pipeline.distillation.words import word_spans
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.evaluation.predict import FinishedRun
-from advl_pipeline.training.selected_words import WORD_SELECTION_FILE, SelectedWords
+from advl_pipeline.runs import names
+from advl_pipeline.training.selected_words import SelectedWords
 from advl_pipeline.training.signals import SignalSource
 
 MAX_ITEMS = 200
@@ -31,7 +32,7 @@ MAX_ITEMS = 200
 
 def read_selection(run: Path) -> dict[str, Any] | None:
     """Return how a run selects words, or None where it selects none or cannot without its teachers."""
-    path = run / WORD_SELECTION_FILE
+    path = run / names.WORD_SELECTION
     if not path.exists():
         return None
     described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -25,10 +25,6 @@ class AnsweredDataset(Protocol):
     def ground_truth(self, example_id: str) -> GroundTruth: ...
 
 
-ITEM_WORDS_SUFFIX = ".words.json"
-"""Of the file of an evaluation that holds the words that would be distilled."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemScores:
     """One score in [0, 1] per question, with the questions' ids.

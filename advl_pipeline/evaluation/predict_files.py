@@ -17,6 +17,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import TASKS, open_dataset
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
 from advl_pipeline.evaluation.runner import example_parts, require_same_labels, score_matrix
@@ -25,8 +26,8 @@ from advl_pipeline.evaluation.submission import (
     write_vcr_submission,
     write_vqa_submission,
 )
-from advl_pipeline.evaluation.submission_config import PredictConfig
-from advl_pipeline.training.run import read_config
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +70,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
         conditioning="all" if is_vcr else None,
         answers=finished.label_names.get("vqa"),
     )
-    folder = config.run / "predictions"
+    folder = config.run / names.PREDICTIONS
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     make_folder(path.parent)
     predict = _predict_vcr if is_vcr else _predict_classes

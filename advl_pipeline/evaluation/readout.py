@@ -18,11 +18,11 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.word_prior import KnownWords, WordPrior, fit_word_prior
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.word_prior import KnownWords, WordPrior, fit_word_prior
-from advl_pipeline.distillation.words import word_spans
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.readout_config import ReadoutConfig
+from advl_pipeline.evaluation.config import ReadoutConfig
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student

@@ -23,7 +23,6 @@ from advl_pipeline.evaluation.breakdown import accuracy_by, accuracy_by_answer_t
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
-    ITEM_WORDS_SUFFIX,
     ItemScores,
     concatenate_items,
     joint_items,
@@ -33,7 +32,8 @@ from advl_pipeline.evaluation.items import (
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.evaluation.vqa import VqaMode
-from advl_pipeline.training.run import read_config
+from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
+from advl_pipeline.runs.reader import read_config
 
 METRIC_OF_TASK: Mapping[Task, str] = {"vcr-q2a": "q2a", "vcr-qa2r": "qa2r", "vqa": "vqa", "snli-ve": "snli_ve"}
 _TRUE_PICTURE = ""
@@ -83,7 +83,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         sets[name] = _evaluate_set(config, finished, dataset, name)
         if name == config.on[0] and (described := read_selection(config.run)) is not None:
             words = item_words(finished, described, dataset, batch_size=config.batch_size)
-            write_text(_file(config.run, name, ITEM_WORDS_SUFFIX), json.dumps(words) + "\n")
+            write_text(evaluation_file(config.run, name, ITEM_WORDS_SUFFIX), json.dumps(words) + "\n")
     return EvaluateResult(run=config.run, sets=sets)
 
 
@@ -277,14 +277,10 @@ def require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
             )
 
 
-def _file(run: Path, name: str, suffix: str) -> Path:
-    return run / "evaluation" / (name.replace("/", "--") + suffix)
-
-
 def _write(run: Path, name: str, document: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
-    make_folder(_file(run, name, "").parent)
-    partial = _file(run, name, ".partial.npz")
+    make_folder(evaluation_file(run, name, "").parent)
+    partial = evaluation_file(run, name, ".partial.npz")
     with writing(partial):
         np.savez_compressed(partial, allow_pickle=False, **arrays)
-        partial.replace(_file(run, name, ".npz"))
-    write_text(_file(run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
+        partial.replace(evaluation_file(run, name, ".npz"))
+    write_text(evaluation_file(run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -16,6 +16,7 @@ from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, gold_label
 from advl_pipeline.datasets.vcr import vcr_labels
 from advl_pipeline.datasets.vqa_annotations import GroundTruth, parse_annotation, whole_number
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.prediction_files import (
     malformed,
     read_choice_scores,
@@ -23,7 +24,6 @@ from advl_pipeline.evaluation.prediction_files import (
     read_vqa_results,
     require_same_ids,
 )
-from advl_pipeline.evaluation.scoring_config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
 from advl_pipeline.evaluation.snli_ve import SnliVeAccuracy, snli_ve_accuracy
 from advl_pipeline.evaluation.vcr import VcrAccuracy, vcr_accuracy
 from advl_pipeline.evaluation.vqa import VqaAccuracy, vqa_accuracy

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.evaluation.config import ScoreShiftConfig
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval
 from advl_pipeline.evaluation.items import ItemScores
 from advl_pipeline.evaluation.question_match import QuestionMatch, match_questions, original_of
-from advl_pipeline.evaluation.scoring_config import ScoreShiftConfig
 from advl_pipeline.evaluation.statistics import (
     Effect,
     Interval,
@@ -30,7 +30,8 @@ from advl_pipeline.evaluation.statistics import (
     paired_bootstrap,
     sign_flip_test,
 )
-from advl_pipeline.training.run import read_config
+from advl_pipeline.runs.names import evaluation_file
+from advl_pipeline.runs.reader import read_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,7 @@ def shift_drop(
 
 
 def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
-    path = run / "evaluation" / f"{name.replace('/', '--')}.npz"
+    path = evaluation_file(run, name, ".npz")
     try:
         arrays = read_array_archive(path)
         metrics = [key.removeprefix("item/") for key in arrays if key.startswith("item/")]

@@ -388,7 +388,7 @@ def _encode_claimed(
 
 
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:
-    from advl_pipeline.extraction.confidence import load_or_estimate_confidence
+    from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 
     labelled = [
         example.example_id

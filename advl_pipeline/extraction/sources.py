@@ -14,8 +14,8 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.token_selection import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
+from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
 
 _TOKENISE_UNITS = 1024
 

@@ -23,17 +23,16 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import AdvlError, DatasetError
-from advl_pipeline.evaluation.items import ITEM_WORDS_SUFFIX, question_rank
+from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.reporting import wording
+from advl_pipeline.runs import names
+from advl_pipeline.runs.names import evaluation_file
+from advl_pipeline.runs.reader import Evaluation, read_evaluation, read_json
 from advl_pipeline.studies.config import METRICS_OF_TASK, Setting
 from advl_pipeline.studies.result import CellRecord, StudyResult
-from advl_pipeline.studies.run_folder import Evaluation, evaluation_file, read_evaluation, read_json
 
 PICTURE_WIDTH = 360
 """Pixels; pictures are scaled down to it before they enter the page."""
-
-SELECTED_WORDS_FILE = "selected_words.json"
-WORD_SELECTION_FILE = "word_selection.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,12 +111,12 @@ class WordSet:
 def collect_words(result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int) -> WordSet | None:
     """Render training examples of the smallest size and first seed; None when the focus method selects no words."""
     done = [cell for cell in _finished(result, setting) if cell.method == result.study.focus]
-    files = [(cell, result.folder / cell.run / SELECTED_WORDS_FILE) for cell in done]
+    files = [(cell, result.folder / cell.run / names.SELECTED_WORDS) for cell in done]
     cell, path = next(((cell, path) for cell, path in files if path.exists()), (None, None))
     if cell is None or path is None or limit == 0:
         return None
     selected: dict[str, list[list[list[int]]]] = read_json(path)
-    config = read_json(result.folder / cell.run / "config.json")
+    config = read_json(result.folder / cell.run / names.CONFIG)
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
@@ -161,14 +160,14 @@ def collect_examples(
     tied = np.flatnonzero((chosen_focus != chosen_baseline) & (focus_right == baseline_right))
     ids = focus.ids[metric]
     shown = [*_draw(won, ids, (limit + 1) // 2), *_draw(lost, ids, limit // 2)]
-    words_file = evaluation_file(result.folder / focus_cell.run, test_set, ITEM_WORDS_SUFFIX)
+    words_file = evaluation_file(result.folder / focus_cell.run, test_set, names.ITEM_WORDS_SUFFIX)
     marked: dict[str, list[list[list[int]]]] = read_json(words_file) if words_file.exists() else {}
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
         name, _, split = test_set.rpartition("/")
         runs = [result.folder / cell.run for cell in pair]
-        config = read_json(runs[1] / "config.json")
+        config = read_json(runs[1] / names.CONFIG)
         dataset = _open(config, name or setting.dataset, split, (task,), data_root)
         classes = [_answers_of(run, task) if _is_classified(dataset, task) else () for run in runs]
         examples = tuple(
@@ -200,7 +199,7 @@ def collect_examples(
 
 def _obstacle(run: Path) -> str:
     """Return why the words that a run would distil cannot be told of test items, or nothing where they can."""
-    path = run / WORD_SELECTION_FILE
+    path = run / names.WORD_SELECTION
     return str(read_json(path).get("obstacle", "")) if path.exists() else ""
 
 
@@ -261,8 +260,8 @@ def _is_classified(dataset: Dataset, task: str) -> bool:
 
 def _answers_of(run: Path, task: str) -> tuple[str, ...]:
     """Class names of a run's own head: its answers mean what they meant in training."""
-    names: list[str] = read_json(run / "heads.json")[task]["label_names"]
-    return tuple(names)
+    classes: list[str] = read_json(run / names.HEADS)[task]["label_names"]
+    return tuple(classes)
 
 
 def _answer(choice: int, classes: tuple[str, ...]) -> int | str:

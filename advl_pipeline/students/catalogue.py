@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.students.recipes import describe, load_recipe, recipe_names
 from advl_pipeline.students.registry import GIVEN, student_names
 
 CATALOGUE_PACKAGE = "advl_data"
@@ -35,7 +34,7 @@ def list_students() -> list[dict[str, Any]]:
 
 
 def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
-    """Return architecture, parameters, recipes with sources, and what was proven of one student.
+    """Return architecture, parameters, and what was proven of one student.
 
     Args:
         name: of the student.
@@ -49,13 +48,7 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
 
     _require_known(name)
     student = build_student(name, overrides=_with_tokenizer(tokenizer))
-    family, size = family_of(name), size_of(name)
-    recipes = {
-        task: [{"key": key, "value": value, "source": source} for key, value, source in describe(recipe)]
-        for recipe_family, task, recipe_size in recipe_names()
-        if recipe_family == family and recipe_size == size
-        for recipe in (load_recipe(recipe_family, task, recipe_size),)
-    }
+    family = family_of(name)
     return {
         "name": name,
         "family": family,
@@ -64,7 +57,6 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
         "hidden_size": student.hidden_size,
         "pooled_size": student.pooled_size,
         "config": student.config_dict(),
-        "recipes": recipes,
     }
 
 

@@ -1,6 +1,6 @@
 """Words that a student's pretraining taught, with how often each came up.
 
-Words are cut as `distillation/words.py` cuts them, in lower case.
+Words are cut as `datasets/words.py` cuts them, in lower case.
 """
 
 from __future__ import annotations

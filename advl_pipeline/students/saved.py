@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
-from advl_pipeline.folders import MARKERS
 from advl_pipeline.parameter_digest import parameter_digest
+from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
 
-WEIGHTS_FILE = "model.safetensors"
-DESCRIPTION_FILE = MARKERS["student"].file
+WEIGHTS_FILE = names.STUDENT_WEIGHTS
+DESCRIPTION_FILE = names.STUDENT
 
 
 def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -> None:

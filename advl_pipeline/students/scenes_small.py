@@ -31,11 +31,10 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.students.attention_mass import attention_mass
-from advl_pipeline.students.embedded_words import language_model_words
+from advl_pipeline.students.embedded_words import PairTokenizer, language_model_words, load_word_pieces
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.region_pixels import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
-from advl_pipeline.students.word_pieces import WordPieces, load_word_pieces
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 """Token types as in UNITER's VCR input: context, region, answer."""
@@ -83,7 +82,7 @@ class ScenesSmall(Student):
 
     unimodal_states = "lower"
 
-    def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: WordPieces) -> None:
+    def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: PairTokenizer) -> None:
         super().__init__()
         self.name = name
         self.config = config

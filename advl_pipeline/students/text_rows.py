@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import DatasetError, WeightsUnavailable
 from advl_pipeline.hub import hub_obstacle
-from advl_pipeline.students.word_pieces import embedded_tokenizer_file
+from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 
 EMBEDDED_TOKENIZER = "minilm-l6"
 """Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""

@@ -20,6 +20,7 @@ from advl_pipeline.configuration import Configuration, build_config, option, rea
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.locations import Location
 from advl_pipeline.studies.variants import Variant, find_variant
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -256,3 +257,30 @@ def _number(text: str, where: str) -> int:
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadroomConfig(Configuration):
+    """Configuration of `advl datasets headroom`."""
+
+    dataset: str = option(help="Dataset whose headroom is measured.")
+    init: Path = option(help="Folder of the pretrained student, as `advl pretrain` writes it.")
+    cache: tuple[Location, ...] = option(
+        (), help="Teacher cache; repeatable: of each teacher one of train and one of the split that is scored."
+    )
+    output: Path | None = option(
+        None, help="Folder of the runs, which resume in it [default: runs/headroom/DATASET]."
+    )
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    task: str | None = option(None, help="The task that is measured [default: the dataset's first].")
+    on: str = option("val", help="Labelled split that is scored.")
+    shots: int = option(300, help="Training questions.", minimum=1)
+    seeds: int = option(3, help="Runs of each kind, of seeds 0, 1, ...", minimum=1)
+    num_steps: int | None = option(
+        None, help="Optimiser steps of each run [default: as `advl finetune` does].", minimum=1
+    )
+    margin: float = option(
+        15.0,
+        help="Points that a student with the teachers' features must be above plain for the data to be fit for use.",
+        minimum=0,
+    )

@@ -13,10 +13,11 @@ from typing import Any
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.weight_files import weight_files, weights_digest
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, trained_on
-from advl_pipeline.studies.run_folder import evaluation_file, read_json
 
 CellExecutor = Callable[[Cell, StudyConfig], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
@@ -35,7 +36,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
-    if not (cell.run / "result.json").exists():
+    if not names.is_finished(cell.run):
         run_finetune(cell.finetune)
     if missing := missing_test_sets(cell):
         run_evaluate(replace(cell.evaluate, on=missing))
@@ -68,7 +69,7 @@ def missing_test_sets(cell: Cell) -> tuple[str, ...]:
 
 
 def _is_scored(cell: Cell, test_set: str) -> bool:
-    path = evaluation_file(cell.run, test_set, ".json")
+    path = names.evaluation_file(cell.run, test_set, ".json")
     if not path.exists():
         return False
     found, asked = read_json(path), cell.evaluate
@@ -82,7 +83,7 @@ def _is_scored(cell: Cell, test_set: str) -> bool:
 
 def is_finished(cell: Cell) -> bool:
     """Whether the cell needs nothing more."""
-    return (cell.run / "result.json").exists() and not missing_test_sets(cell)
+    return names.is_finished(cell.run) and not missing_test_sets(cell)
 
 
 def init_digests(study: StudyConfig) -> dict[Path, str]:

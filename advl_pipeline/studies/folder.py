@@ -17,9 +17,9 @@ from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import MARKERS
-from advl_pipeline.students.recipe_choice import AUTO, NONE
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
+from advl_pipeline.training.recipes import AUTO, NONE
 
 STUDY_FILE = MARKERS["study"].file
 EXTRACTION_FOLDER = "extraction"

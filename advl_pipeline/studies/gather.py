@@ -15,6 +15,18 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
 from advl_pipeline.evaluation.statistics import summarise
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import (
+    Evaluation,
+    NodeReadout,
+    Nodes,
+    Quantity,
+    WeightBins,
+    read_json,
+    read_readout,
+    read_task_loss,
+    read_weights,
+)
 from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, text_shares, trends, vision_use
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
@@ -32,17 +44,6 @@ from advl_pipeline.studies.result import (
     StudyResult,
     WeightHistogram,
 )
-from advl_pipeline.studies.run_folder import (
-    Evaluation,
-    NodeReadout,
-    Nodes,
-    Quantity,
-    WeightBins,
-    read_json,
-    read_readout,
-    read_task_loss,
-    read_weights,
-)
 from advl_pipeline.studies.scores import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -58,9 +59,7 @@ def gather_study(folder: Path) -> StudyResult:
     plan, record = read_study_folder(folder)
     evaluations = read_evaluations(plan)
     results = {
-        cell.cell_id: read_json(cell.run / "result.json")
-        for cell in plan.cells
-        if (cell.run / "result.json").exists()
+        cell.cell_id: read_json(cell.run / names.RESULT) for cell in plan.cells if (cell.run / names.RESULT).exists()
     }
     sizes = _sizes(plan, results)
     table = build_table(plan, sizes, evaluations)
@@ -285,7 +284,7 @@ def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
     """Caches that the runs read, each identity once; how they were made is added where they still lie."""
     found: dict[str, CacheRecord] = {}
     for cell in cells:
-        path = cell.run / "caches.json"
+        path = cell.run / names.CACHES
         for entry in read_json(path) if path.exists() else ():
             key = json.dumps(entry["identity"], sort_keys=True)
             cache = Path(entry["path"])
@@ -308,7 +307,7 @@ def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
     """Environments of the runs, each once; the command line of each run is left out."""
     found: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
-        path = cell.run / "environment.json"
+        path = cell.run / names.ENVIRONMENT
         if path.exists():
             environment = {key: value for key, value in read_json(path).items() if key != "command"}
             found[json.dumps(environment, sort_keys=True)] = environment

@@ -21,23 +21,24 @@ import numpy.typing as npt
 import torch
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.confidence.estimate import teacher_answers
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
-from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.datasets.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import score_answers, score_items
 from advl_pipeline.evaluation.readout import answers_by_likeness
 from advl_pipeline.evaluation.runner import METRIC_OF_TASK, run_evaluate
-from advl_pipeline.extraction.confidence import teacher_answers
+from advl_pipeline.runs.names import evaluation_file
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.registry import GIVEN, build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.studies.headroom_config import HeadroomConfig
-from advl_pipeline.studies.run_folder import evaluation_file, read_json
+from advl_pipeline.studies.config import HeadroomConfig
 from advl_pipeline.training.compatibility import check_caches
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from advl_pipeline.runs import names
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.timings import Timing, cell_kind, timing_of
 from advl_pipeline.training.config import FinetuneConfig
@@ -50,5 +51,5 @@ def measure_kinds(cells: Sequence[Cell], *, finetune: Callable[[FinetuneConfig],
                 )
             )
             source = f"runs of {MEASURED_STEPS} steps made now"
-            found.append(timing_of(cell, Path(folder) / "result.json", source=source))
+            found.append(timing_of(cell, Path(folder) / names.RESULT, source=source))
     return found

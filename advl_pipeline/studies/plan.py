@@ -22,12 +22,12 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import default_output
 from advl_pipeline.locations import local_folder
-from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method, takes_two_steps
+from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run_identity import run_identity
 from advl_pipeline.training.settings import resolve_settings
 

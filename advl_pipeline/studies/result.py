@@ -14,8 +14,8 @@ from typing import Any, Literal
 from advl_pipeline.evaluation.calibration import Reliability
 from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, PairedComparison, Significance, Spread
+from advl_pipeline.runs.reader import Nodes
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.run_folder import Nodes
 
 ClaimQuantity = Literal["accuracy", "drop", "use"]
 CellState = Literal["finished", "partial", "pending"]

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.statistics import ItemGroups
+from advl_pipeline.evaluation.statistics import ItemGroups, item_groups
+from advl_pipeline.runs.names import evaluation_file, is_finished
+from advl_pipeline.runs.reader import Evaluation, read_evaluation
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import Place
-from advl_pipeline.studies.run_folder import Evaluation, evaluation_file, read_evaluation
 
 FloatArray = npt.NDArray[np.float64]
 WITH_PICTURE = ""
@@ -94,7 +95,8 @@ def build_table(
                 key = (cell.setting, test_set, metric)
                 order = _order(orders, key, evaluation.ids[metric], cell.run)
                 # The first run read gives the order of the items, and with it their groups.
-                groups.setdefault(key, evaluation.groups.get(metric))
+                named = evaluation.groups.get(metric)
+                groups.setdefault(key, item_groups(*named) if named else None)
                 place = place_of(cell, test_set, metric, sizes)
                 kinds = {WITH_PICTURE: evaluation.items[metric]} | {
                     kind: values[metric] for kind, values in evaluation.spoilt.items() if metric in values
@@ -124,7 +126,7 @@ def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
     for cell in plan.cells:
         for test_set in cell.test_sets:
             evaluation = read_evaluation(cell.run, test_set)
-            if evaluation is None or not (cell.run / "result.json").exists():
+            if evaluation is None or not is_finished(cell.run):
                 continue
             content = evaluation.summary.get("content_digest")
             first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.studies.folder import STUDY_FILE, read_study_folder
 from advl_pipeline.studies.plan import Cell
-from advl_pipeline.studies.run_folder import read_json
 from advl_pipeline.training.methods import planned_steps
 from advl_pipeline.training.run_identity import run_identity
 
@@ -112,4 +113,4 @@ def timings_beside(folder: Path) -> list[Timing]:
 
 
 def _result(cell: Cell) -> Path:
-    return cell.run / "result.json"
+    return cell.run / names.RESULT

@@ -1,4 +1,4 @@
-"""One micro-batch of adversarial finetuning (VILLA): the passes of `students/adversarial.py` around the run's model.
+"""One micro-batch of adversarial finetuning (VILLA): the passes of `training/adversarial.py` around the run's model.
 
 The perturbed passes carry the task loss and the divergence, the clean pass carries the distillation: what a teacher
 knows is asked of the student's clean states. That reading is ours; VILLA has no teachers.
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.adversarial import adversarial_passes, symmetric_kl
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
-from advl_pipeline.students.recipe_terms import AdversarialConfig
+from advl_pipeline.training.adversarial import adversarial_passes, symmetric_kl
 from advl_pipeline.training.finetune_model import LossTerms
+from advl_pipeline.training.recipe_terms import AdversarialConfig
 
 
 def require_perturbable(student: Student) -> None:

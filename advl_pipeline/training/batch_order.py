@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from advl_pipeline.cache.order import epoch_order
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.token_buckets import token_batches
+from advl_pipeline.training.token_buckets import token_batches
 
 BUCKET_SIZE = 8192
 """Examples that are sorted by length together: UNITER's `BUCKET_SIZE` (`utils/const.py`)."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from advl_pipeline.extraction.probe import TruthConfidence
-from advl_pipeline.extraction.separation import Separation, separation
+from advl_pipeline.confidence.probe import TruthConfidence
+from advl_pipeline.confidence.separation import Separation, separation
 
 ConfidenceCheck = Literal["auc", "none"]
 

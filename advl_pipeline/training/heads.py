@@ -13,12 +13,10 @@ from advl_pipeline.atomic import write_text
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
 from advl_pipeline.training.finetune_model import FinetuneModel
-
-HEADS_FILE = "heads.safetensors"
-HEADS_DESCRIPTION = "heads.json"
 
 
 def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
@@ -33,19 +31,19 @@ def build_heads(student: Student, dataset: Dataset) -> dict[str, nn.Module]:
 
 def save_heads(folder: Path, model: FinetuneModel, dataset: Dataset) -> None:
     """Write the heads with the meaning of their classes."""
-    save_tensors(folder / HEADS_FILE, model.heads.state_dict())
+    save_tensors(folder / names.HEADS_WEIGHTS, model.heads.state_dict())
     description = {
         head_name(task): {"task": task, "label_names": list(dataset.label_names(task))} for task in dataset.tasks
     }
-    write_text(folder / HEADS_DESCRIPTION, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / names.HEADS, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
 
 
 def save_choice_head(folder: Path, head: nn.Module) -> None:
     """Write a pretraining's naming head beside its student, as the head of multiple choice."""
     name = head_name("vcr-q2a")
-    save_tensors(folder / HEADS_FILE, {f"{name}.{key}": value for key, value in head.state_dict().items()})
+    save_tensors(folder / names.HEADS_WEIGHTS, {f"{name}.{key}": value for key, value in head.state_dict().items()})
     description = {name: {"task": "vcr-q2a", "label_names": [], "learned_by": "naming regions in pretraining"}}
-    write_text(folder / HEADS_DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    write_text(folder / names.HEADS, json.dumps(description, indent=2) + "\n")
 
 
 def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str, tuple[str, ...]]]:
@@ -54,7 +52,7 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     Raises:
         WeightsUnavailable: their files are missing.
     """
-    path = folder / HEADS_DESCRIPTION
+    path = folder / names.HEADS
     if not path.exists():
         raise WeightsUnavailable(
             "This run has no task heads.",
@@ -65,5 +63,5 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     heads = nn.ModuleDict(
         {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
     )
-    heads.load_state_dict(load_file(folder / HEADS_FILE))
+    heads.load_state_dict(load_file(folder / names.HEADS_WEIGHTS))
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}

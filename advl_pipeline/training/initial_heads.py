@@ -22,13 +22,13 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.runs import names
 from advl_pipeline.students.building import load_head
 from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.heads import HEADS_DESCRIPTION, HEADS_FILE
 
 METER_ORDER = frozenset({"meter", "bridgetower"})
 """Families whose SNLI-VE classes are contradiction, neutral, entailment; the others have UNITER's order."""
@@ -65,15 +65,15 @@ def fill_heads(
 
 
 def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: Path) -> HeadOrigin:
-    if not (folder / HEADS_DESCRIPTION).is_file():
+    if not (folder / names.HEADS).is_file():
         return HeadOrigin(origin="fresh", why="the folder holds a student without heads")
-    described = json.loads((folder / HEADS_DESCRIPTION).read_text(encoding="utf-8"))
+    described = json.loads((folder / names.HEADS).read_text(encoding="utf-8"))
     if name not in described:
         return HeadOrigin(origin="fresh", why=f"the folder has heads for {', '.join(described)}")
     if tuple(described[name]["label_names"]) != label_names:
         own = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
         return HeadOrigin(origin="fresh", why=f"the folder's head has other classes{own}")
-    tensors = load_file(folder / HEADS_FILE)
+    tensors = load_file(folder / names.HEADS_WEIGHTS)
     head.load_state_dict(
         {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     )

@@ -17,9 +17,9 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, IdentityMismatch, suggest_names
-from advl_pipeline.extraction.token_selection import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
 
 

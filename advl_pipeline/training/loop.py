@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from advl_pipeline.errors import NotFinite
+from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.training.adversarial_step import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch
@@ -31,7 +32,6 @@ from advl_pipeline.training.finite import (
 )
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
 from advl_pipeline.training.prefetch import Prefetcher
-from advl_pipeline.training.run_folder import RunFolder
 from advl_pipeline.training.schedule import distillation_strength
 from advl_pipeline.training.settings import TrainingSettings
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from advl_pipeline.students.bert_adam import BertAdam
-from advl_pipeline.students.bert_adamw import BertAdamW
-from advl_pipeline.students.recipes import group_parameters, learning_rate_at
+from advl_pipeline.training.bert_optimisers import BertAdam, BertAdamW
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.schedule import linear_warmup_decay
+from advl_pipeline.training.recipes import group_parameters
+from advl_pipeline.training.schedule import learning_rate_at, linear_warmup_decay
 from advl_pipeline.training.settings import TrainingSettings
 
 LONGEST_WARMUP = 0.1

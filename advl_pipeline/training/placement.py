@@ -19,7 +19,6 @@ from advl_pipeline.students.interface import Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
 
-READOUT_FILE = "readout.json"
 """In a run folder: the agreement before and after the adapt step."""
 
 MAX_TEXTS = 1024

@@ -26,14 +26,15 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
 from advl_pipeline.folders import require_folder
+from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_description, save_student
 from advl_pipeline.training.batch_order import positions_of_step
-from advl_pipeline.training.heads import HEADS_DESCRIPTION, save_choice_head
+from advl_pipeline.training.config import PretrainConfig
+from advl_pipeline.training.heads import save_choice_head
 from advl_pipeline.training.prefetch import Prefetcher
-from advl_pipeline.training.pretrain_config import PretrainConfig
 from advl_pipeline.training.pretrain_objectives import (
     PhraseTargets,
     PretrainHeads,
@@ -81,7 +82,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
                 next_command="choose another --output, or remove the folder",
             )
         # Where one is missing, an earlier call was stopped while it wrote them.
-        if all((output / name).exists() for name in (WEIGHTS_FILE, HEADS_DESCRIPTION, KNOWN_WORDS_FILE)):
+        if all((output / name).exists() for name in (WEIGHTS_FILE, names.HEADS, KNOWN_WORDS_FILE)):
             return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
     began = time.perf_counter()
     torch.manual_seed(config.seed)

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
-from advl_pipeline.distillation.words import word_spans
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelStudent
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,22 +19,24 @@ from tqdm import tqdm
 from advl_pipeline.cache.disk_cache_config import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.joined import JoinedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.distillation.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.confidence import load_or_estimate_confidence
 from advl_pipeline.folders import require_folder
 from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
+from advl_pipeline.runs import names
+from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.tensorboard import require_tensorboard
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
-from advl_pipeline.students.recipe_choice import ChosenRecipe, choose_recipe
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.weight_files import weights_digest
@@ -57,24 +58,17 @@ from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method, takes_two_steps
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
-from advl_pipeline.training.placement import READOUT_FILE, read_placement
+from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
-from advl_pipeline.training.run_folder import RunFolder
+from advl_pipeline.training.recipes import ChosenRecipe, choose_recipe
 from advl_pipeline.training.run_identity import describe_run
-from advl_pipeline.training.selected_words import (
-    SELECTED_WORDS_FILE,
-    WORD_SELECTION_FILE,
-    describe_selection,
-    selected_words,
-    selects_words,
-)
+from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 from advl_pipeline.training.student_confidence import StudentConfidence, measure_student_confidence
 from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
-from advl_pipeline.training.tensorboard import require_tensorboard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,11 +190,11 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         save_heads(folder.path, model, inputs.dataset)
         if source is not None and selects_words(model):
             words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
-            folder.write_json(SELECTED_WORDS_FILE, words)
-            folder.write_json(WORD_SELECTION_FILE, describe_selection(model, source))
+            folder.write_json(names.SELECTED_WORDS, words)
+            folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
         parts = _measure_parts(settings, method, model, inputs, source, accelerator)
         summary = _summary(config, settings, method, model, inputs, timings, time.perf_counter() - began) | parts
-        folder.write_json("result.json", summary)
+        folder.write_json(names.RESULT, summary)
         folder.checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     result = folder.read_result()
@@ -506,7 +500,7 @@ def _train(
                 progress=bar.update,
             )
             if plan.phase == "adapt" and before and accelerator.is_main_process:
-                folder.write_json(READOUT_FILE, {"before": before, "after": readout()})
+                folder.write_json(names.READOUT, {"before": before, "after": readout()})
     folder.close()
     return timings
 
@@ -637,16 +631,3 @@ def _summary(
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration that a run folder was made with.
-
-    Raises:
-        ConfigError: the folder holds no run.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ConfigError("There is no finetuning run here.", where=str(folder), next_command="advl finetune --help")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config

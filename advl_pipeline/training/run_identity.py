@@ -7,8 +7,8 @@ from typing import Any
 
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.students.recipes import Recipe
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.recipes import Recipe
 from advl_pipeline.training.settings import TrainingSettings
 
 NOT_IDENTITY = frozenset(

@@ -3,7 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Protocol
+
+
+class ScheduleNumbers(Protocol):
+    """What the learning rate of a step follows from."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def milestones(self) -> tuple[float, ...]: ...
+    @property
+    def lr_floor(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+
+
+def learning_rate_at(step: int, recipe: ScheduleNumbers, *, num_steps: int) -> float:
+    """Return the base learning rate of optimiser step `step`, counted from 0.
+
+    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
+    all steps). Never below `lr_floor`, which step 0 of a warm-up therefore gets (UNITER: 1e-8).
+    """
+    warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * num_steps
+    if step < warmup:
+        factor = step / warmup
+    elif recipe.schedule == "linear":
+        factor = max(0.0, (num_steps - step) / max(1.0, num_steps - warmup))
+    elif recipe.schedule == "steps":
+        factor = 0.1 ** sum(step >= milestone * num_steps for milestone in recipe.milestones)
+    else:
+        factor = 1.0
+    value = recipe.learning_rate * factor
+    return value if value > 0 else recipe.lr_floor
 
 
 def linear_warmup_decay(step: int, *, num_steps: int, warmup_fraction: float) -> float:

@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.words import word_spans
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource
 
-SELECTED_WORDS_FILE = "selected_words.json"
-WORD_SELECTION_FILE = "word_selection.json"
 MAX_EXAMPLES = 24
 
 SelectedWords = dict[str, list[list[list[int]]]]

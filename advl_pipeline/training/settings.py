@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from advl_pipeline.configuration import check_ranges, config_to_dict
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.recipe_choice import ChosenRecipe
-from advl_pipeline.students.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
-from advl_pipeline.students.recipes import Recipe, ScaleRule
 from advl_pipeline.training.config import PLAIN, FinetuneConfig
+from advl_pipeline.training.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
+from advl_pipeline.training.recipes import ChosenRecipe, Recipe, ScaleRule
 
 ADVERSARIAL_LEARNING_RATE = 1e-3
 """VILLA's for VQA and SNLI-VE at size base."""

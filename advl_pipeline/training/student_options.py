@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.recipe_choice import ChosenRecipe
 from advl_pipeline.students.saved import DESCRIPTION_FILE
+from advl_pipeline.training.recipes import ChosenRecipe
 
 SPLIT = "{split}"
 """Stands for the split in paths of region features."""

@@ -1,6 +1,6 @@
 """What the task asks of a batch: targets, loss and the student's confidence, by kind of task.
 
-The loss is one of `students/task_losses.py`, by name. Whatever it is, the prediction is the first maximum of the
+The loss is one of `training/task_losses.py`, by name. Whatever it is, the prediction is the first maximum of the
 logits: of a candidate's own logit (the second of the two for UNITER's VCR) or of a class's.
 Shapes: B examples, N sequences, C candidates, K classes.
 """
@@ -18,8 +18,8 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_
 from advl_pipeline.distillation.distiller import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.students.recipe_terms import TaskLoss
-from advl_pipeline.students.task_losses import (
+from advl_pipeline.training.recipe_terms import TaskLoss
+from advl_pipeline.training.task_losses import (
     sigmoid_choice,
     soft_target_bce,
     soft_target_kl,

@@ -19,9 +19,8 @@ from advl_pipeline.configuration import Configuration, Range, build_config, opti
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.students.recipe_choice import ChosenRecipe
-from advl_pipeline.students.recipes import load_recipe
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.recipes import ChosenRecipe, load_recipe
 from advl_pipeline.training.settings import resolve_settings
 
 

@@ -12,7 +12,7 @@ from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, wri
 from advl_cli.main import main
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import run_check
-from advl_pipeline.datasets.check_config import CheckConfig
+from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
 from advl_pipeline.datasets.registry import dataset_names, open_dataset
 

@@ -15,11 +15,11 @@ from advl_pipeline.cache.config import InfoConfig
 from advl_pipeline.cache.info import run_info
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.distillation.words import assign_tokens_to_words, word_spans
+from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.recompute import recompute
 from advl_pipeline.extraction.repair import repair
-from advl_pipeline.extraction.token_selection import fit_split_prior
+from advl_pipeline.teachers.selected_words import fit_split_prior
 
 
 @pytest.fixture(scope="module")

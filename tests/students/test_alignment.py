@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import SPECIALS, build_tokenizer
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, normalise_text, text_unit
-from advl_pipeline.distillation.words import NO_WORD, assign_tokens_to_words, word_spans
+from advl_pipeline.datasets.words import NO_WORD, assign_tokens_to_words, word_spans
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.students.uniter import Uniter

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.students.interface import Student, StudentBatch
-from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.students.registry import build_student, student_names
+from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run import run_finetune
 
 Operation = tuple[str, tuple[torch.Size, ...]]

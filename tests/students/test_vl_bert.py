@@ -13,7 +13,6 @@ from torch import nn
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
-from advl_pipeline.students.task_losses import sigmoid_choice, soft_target_bce
 from advl_pipeline.students.vl_bert import VlBert, vl_bert_head
 from advl_pipeline.students.vl_bert_core import (
     ObjectDownsample,
@@ -21,6 +20,7 @@ from advl_pipeline.students.vl_bert_core import (
     collect_objects,
     coordinate_embedding,
 )
+from advl_pipeline.training.task_losses import sigmoid_choice, soft_target_bce
 
 Reference = Mapping[str, torch.Tensor]
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}

@@ -16,6 +16,7 @@ import torch
 from small_corpus import SmallCorpus, build_small_corpus
 
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.confidence.probe import ProbeData, probe_scores
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.vqa import VqaDataset
@@ -23,12 +24,11 @@ from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.vqa import question_accuracy
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.probe import ProbeData, probe_scores
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.studies.config import HeadroomConfig
 from advl_pipeline.studies.headroom import Headroom, run_headroom
-from advl_pipeline.studies.headroom_config import HeadroomConfig
 from advl_pipeline.training.given_features import GivenFeatures
 
 

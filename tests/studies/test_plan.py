@@ -12,11 +12,11 @@ import advl_pipeline.studies.plan as plan_module
 import advl_pipeline.training.methods as methods_module
 import advl_pipeline.training.settings as settings_module
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.recipe_choice import choose_recipe
 from advl_pipeline.studies.config import StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run_identity import NOT_IDENTITY, run_identity
 
 

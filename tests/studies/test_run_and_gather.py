@@ -26,6 +26,7 @@ from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 from advl_cli.options import config_from_flags, config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
+from advl_pipeline.runs.reader import WeightBins
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.execute import missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
@@ -34,7 +35,6 @@ from advl_pipeline.studies.gather import finetune_command, gather_study, pool_hi
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.studies.result import Place, StudyResult
 from advl_pipeline.studies.run import Failure, run_study
-from advl_pipeline.studies.run_folder import WeightBins
 from advl_pipeline.studies.workers import num_cores
 from advl_pipeline.training.config import FinetuneConfig
 

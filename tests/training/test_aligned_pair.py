@@ -18,12 +18,12 @@ from transformers import CLIPImageProcessorPil
 
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.confidence.estimate import confidence_identity
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.predict import load_run
-from advl_pipeline.extraction.confidence import confidence_identity
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.run import run_finetune

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from run_logs import losses, metrics
 
-from advl_pipeline.extraction.confidence import estimate_confidence
-from advl_pipeline.extraction.probe import TruthConfidence
+from advl_pipeline.confidence.estimate import estimate_confidence
+from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.training.run import run_finetune
 
 

@@ -10,9 +10,9 @@ from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.word_prior import fit_word_prior
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.word_prior import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase

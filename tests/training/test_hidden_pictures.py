@@ -12,10 +12,10 @@ from altered_dataset import AlteredDataset
 from run_logs import losses
 from safetensors.torch import load_file
 
+from advl_pipeline.confidence.estimate import estimate_confidence
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
-from advl_pipeline.extraction.confidence import estimate_confidence
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method
@@ -64,7 +64,7 @@ def test_other_pictures_change_nothing_in_training(
     # Folds go by the pictures' ids, and confidences that the first run stored would serve the second one.
     monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate_confidence)
     monkeypatch.setattr(
-        "advl_pipeline.extraction.confidence.assign_folds",
+        "advl_pipeline.confidence.estimate.assign_folds",
         lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
     )
     run_finetune(small_corpus.config(tmp_path / "own", num_steps=3, **changes))

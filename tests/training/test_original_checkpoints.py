@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
-from advl_pipeline.evaluation.submission_config import PredictConfig
 from advl_pipeline.students.lxmert import Lxmert
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, read_known_words

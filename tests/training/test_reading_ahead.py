@@ -8,7 +8,7 @@ from small_corpus import SmallCorpus
 from advl_pipeline.cache.readahead import Readahead
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.distillation.word_prior import fit_word_prior
+from advl_pipeline.datasets.word_prior import fit_word_prior
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches

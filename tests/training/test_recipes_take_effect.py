@@ -15,18 +15,17 @@ from safetensors.torch import load_file
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.bert_adam import BertAdam
-from advl_pipeline.students.bert_adamw import BertAdamW
-from advl_pipeline.students.recipe_choice import choose_recipe
-from advl_pipeline.students.recipe_terms import Optimiser
+from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
+from advl_pipeline.training.bert_optimisers import BertAdam, BertAdamW
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
+from advl_pipeline.training.recipe_terms import Optimiser
+from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.run_folder import RunFolder
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
 

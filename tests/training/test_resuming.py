@@ -14,7 +14,7 @@ from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training.run_folder import RunFolder
+from advl_pipeline.runs.folder import RunFolder
 
 
 def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.runs import names
+from advl_pipeline.runs.tensorboard import TensorBoardLog
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.part_costs import num_repeats
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.selected_words import SELECTED_WORDS_FILE
-from advl_pipeline.training.tensorboard import TensorBoardLog
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> None:
     run_finetune(small_corpus.config(tmp_path / "run", selection_rho=0.3, num_steps=2))
-    found = json.loads((tmp_path / "run" / SELECTED_WORDS_FILE).read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "run" / names.SELECTED_WORDS).read_text(encoding="utf-8"))
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     assert set(found) == set(dataset.example_ids)
     for index in range(len(dataset)):
@@ -46,7 +46,7 @@ def test_runs_that_select_words_say_which(small_corpus: Any, tmp_path: Path) -> 
             assert spans
     for name, changes in (("all", {"selection": "all"}), ("plain", {"method": "plain", "cache": ()})):
         run_finetune(small_corpus.config(tmp_path / name, num_steps=2, **changes))
-        assert not (tmp_path / name / SELECTED_WORDS_FILE).exists()
+        assert not (tmp_path / name / names.SELECTED_WORDS).exists()
 
 
 def test_evaluation_tells_the_words_that_would_be_distilled_on_test_items(
@@ -58,7 +58,7 @@ def test_evaluation_tells_the_words_that_would_be_distilled_on_test_items(
     assert described is not None
     finished = load_run(tmp_path / "run")
     trained = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    chosen = json.loads((tmp_path / "run" / SELECTED_WORDS_FILE).read_text(encoding="utf-8"))
+    chosen = json.loads((tmp_path / "run" / names.SELECTED_WORDS).read_text(encoding="utf-8"))
     assert item_words(finished, described, trained, batch_size=3) == chosen
     assert item_words(finished, {**described, "selection": "prior"}, trained, batch_size=3) != chosen
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
-from advl_pipeline.distillation.word_prior import fit_word_prior
-from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures
 

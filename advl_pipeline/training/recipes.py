@@ -2,7 +2,7 @@
 
 The files are `data/recipes/*.toml`. A file has `[common]` and one table per task and size, such as `[vqa.base]`;
 a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another place for single keys.
-Parameter groups, schedules and the optimiser's name follow from a recipe by pure functions.
+Parameter groups follow from a recipe by pure functions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol
 
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.students.recipe_terms import Optimiser, Schedule, TaskLoss
+from advl_pipeline.students.catalogue import family_of, size_of
+from advl_pipeline.training.recipe_terms import Optimiser, Schedule, TaskLoss
 
 RECIPE_PACKAGE = "advl_data"
 
@@ -89,21 +90,6 @@ class GroupRules(Protocol):
     def weight_decay(self) -> float: ...
     @property
     def no_decay(self) -> str | None: ...
-
-
-class ScheduleNumbers(Protocol):
-    """What the learning rate of a step follows from."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def milestones(self) -> tuple[float, ...]: ...
-    @property
-    def lr_floor(self) -> float: ...
-    @property
-    def warmup(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,25 +188,6 @@ def group_parameters(
     )
 
 
-def learning_rate_at(step: int, recipe: ScheduleNumbers, *, num_steps: int) -> float:
-    """Return the base learning rate of optimiser step `step`, counted from 0.
-
-    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
-    all steps). Never below `lr_floor`, which step 0 of a warm-up therefore gets (UNITER: 1e-8).
-    """
-    warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * num_steps
-    if step < warmup:
-        factor = step / warmup
-    elif recipe.schedule == "linear":
-        factor = max(0.0, (num_steps - step) / max(1.0, num_steps - warmup))
-    elif recipe.schedule == "steps":
-        factor = 0.1 ** sum(step >= milestone * num_steps for milestone in recipe.milestones)
-    else:
-        factor = 1.0
-    value = recipe.learning_rate * factor
-    return value if value > 0 else recipe.lr_floor
-
-
 def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Return (key, value, source) of every number that the recipe's files state, for printing."""
     return [(key, str(getattr(recipe, key)), source) for key, source in sorted(recipe.sources.items())]
@@ -246,3 +213,59 @@ def _build(student: str, task: str, size: str, values: dict[str, Any], sources: 
     ]
     own = {"student": student, "task": task, "size": size, "sources": sources}
     return build_config(Recipe, {"adversarial": {}}, {**values, "lr_scales": rules}, own, where=where)
+
+
+AUTO, NONE = "auto", "none"
+FALLBACK_SIZE = "base"
+"""Sizes without a recipe of their own (tiny ones, say) train by this one's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChosenRecipe:
+    """The recipe, if any, and one line that says which it is or why there is none.
+
+    `is_own_size` says that the recipe is of the student's very size, so that its numbers of the architecture
+    (dropout, text length, picture size) hold too.
+    """
+
+    recipe: Recipe | None
+    is_own_size: bool
+    note: str
+
+
+def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
+    """Return the recipe for a student on a task.
+
+    Args:
+        student: name of the student.
+        task: vcr, vqa or snli-ve.
+        wanted: "auto" for the published one if there is one, "none", or the path of a TOML file whose keys win over
+            the published ones.
+
+    Raises:
+        ConfigError: as `read_recipe` says.
+    """
+    if wanted == NONE:
+        return ChosenRecipe(recipe=None, is_own_size=False, note="no recipe, as asked")
+    family, own = family_of(student), size_of(student)
+    size = next((size for size in (own, FALLBACK_SIZE) if (family, task, size) in recipe_names()), None)
+    published = load_recipe(family, task, size) if size else None
+    if wanted != AUTO:
+        recipe = read_recipe(Path(wanted), family, task, own, base=published)
+        return ChosenRecipe(recipe=recipe, is_own_size=size in (None, own), note=f"recipe of {wanted}")
+    if published is None:
+        return ChosenRecipe(recipe=None, is_own_size=False, note=f"no recipe is published for {family} on {task}")
+    return ChosenRecipe(recipe=published, is_own_size=size == own, note=f"recipe {family} {task} {size}")
+
+
+def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:
+    """Return task -> every number of a student's published recipe with its source, as plain JSON types."""
+    own = (family_of(student), size_of(student))
+    return {
+        task: [
+            {"key": key, "value": value, "source": source}
+            for key, value, source in describe(load_recipe(family, task, size))
+        ]
+        for family, task, size in recipe_names()
+        if (family, size) == own
+    }

@@ -9,7 +9,7 @@ TaskLoss = Literal["softmax-choice", "sigmoid-choice", "two-way-choice", "soft-t
 """Losses of `task_losses.py`."""
 
 Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]
-"""torch's AdamW; AdamW as BERT's family runs it (`bert_adamw.py`); Adam without bias correction (`bert_adam.py`)."""
+"""torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`bert_optimisers.py`)."""
 
 Schedule = Literal["linear", "steps", "constant"]
 """Learning rate after warming up, as the originals have it."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from advl_pipeline.errors import ConfigError
 
-TENSORBOARD_FOLDER = "tensorboard"
 _NOT_LOGGED = frozenset({"step", "phase"})
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.distillation.words import word_spans
+from advl_pipeline.datasets.words import word_spans
 
 STOP_WORDS = frozenset(
     """
@@ -25,6 +25,9 @@ STOP_WORDS = frozenset(
     """.split()
 )
 """English function words. A word that is only punctuation counts as one."""
+
+ROUNDING = 1e-6
+"""Of a share of words such as 0.3 * 10, which must not be rounded up to 4."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,3 +80,9 @@ def fit_word_prior(texts: Iterable[str]) -> WordPrior:
         counts.update({text[start:end].lower() for start, end in word_spans(text)})
     idf = {word: math.log((1 + num_texts) / (1 + count)) + 1.0 for word, count in counts.items()}
     return WordPrior(idf=idf, unseen=math.log(1 + num_texts) + 1.0)
+
+
+def top_words(prior_W: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.int64]:
+    """Return, ascending, the ceil(share * W) words with the highest prior, the earlier one on a tie."""
+    count = math.ceil(share * len(prior_W) - ROUNDING)
+    return np.sort(np.argsort(-prior_W, kind="stable")[:count])

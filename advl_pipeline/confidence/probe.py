@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_array
 from scipy.special import expit, log_softmax, logsumexp, softmax
 
-from advl_pipeline.extraction.separation import outranked_candidates, outranked_classes
+from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes
 
 FloatArray = npt.NDArray[np.float64]
 Kind = Literal["choice", "classes", "soft-labels"]

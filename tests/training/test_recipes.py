@@ -7,15 +7,10 @@ import dataclasses
 import pytest
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.recipe_terms import AdversarialConfig
-from advl_pipeline.students.recipes import (
-    describe,
-    group_parameters,
-    learning_rate_at,
-    load_recipe,
-    recipe_names,
-)
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.recipe_terms import AdversarialConfig
+from advl_pipeline.training.recipes import describe, group_parameters, load_recipe, recipe_names
+from advl_pipeline.training.schedule import learning_rate_at
 
 
 @pytest.mark.parametrize(("student", "task", "size"), recipe_names())

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advl_pipeline.datasets.words import NO_WORD, align_tokens_to_words, assign_tokens_to_words, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.words import NO_WORD, align_tokens_to_words, assign_tokens_to_words, word_spans
 
 TEXT = st.text(alphabet=st.sampled_from("ab Zé1 '\u2019.,?-_日本\U0001f600\u0301"), max_size=40)
 

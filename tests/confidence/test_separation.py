@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from advl_pipeline.extraction.separation import outranked_candidates, outranked_classes, separation
+from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes, separation
 
 
 def test_shares_of_candidates_by_hand() -> None:

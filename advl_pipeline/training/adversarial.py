@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.recipe_terms import AdversarialConfig
+from advl_pipeline.training.recipe_terms import AdversarialConfig
 
 SMALLEST_NORM = 1e-8
 

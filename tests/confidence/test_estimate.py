@@ -15,16 +15,16 @@ from tiny_extraction import TinyDataset, tiny_extract
 
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit
-from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.extraction.confidence import (
+from advl_pipeline.confidence.estimate import (
     confidence_identity,
     estimate_confidence,
     load_or_estimate_confidence,
 )
-from advl_pipeline.extraction.probe import TruthConfidence
-from advl_pipeline.extraction.probe_features import ProbeFeatures, bag_of_words
-from advl_pipeline.extraction.separation import separation
+from advl_pipeline.confidence.features import ProbeFeatures, bag_of_words
+from advl_pipeline.confidence.probe import TruthConfidence
+from advl_pipeline.confidence.separation import separation
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, Task, text_unit
+from advl_pipeline.errors import ConfigError, DatasetError
 
 KINDS = ["dog", "umbrella", "apple", "boat"]
 
@@ -373,7 +373,7 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("estimated again although it was stored")
 
-    monkeypatch.setattr("advl_pipeline.extraction.confidence.cross_fitted_confidence", refuse)
+    monkeypatch.setattr("advl_pipeline.confidence.estimate.cross_fitted_confidence", refuse)
     again = load_or_estimate_confidence(**{**settings, "example_ids": dataset.example_ids[:50][::-1]})
     np.testing.assert_array_equal(again["vision"].probability_N, fresh["vision"].probability_N[::-1])
     np.testing.assert_array_equal(again["vision"].outranked_N, fresh["vision"].outranked_N[::-1])

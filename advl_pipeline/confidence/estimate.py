@@ -19,13 +19,13 @@ from scipy.special import softmax
 
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
+from advl_pipeline.confidence.features import ProbeFeatures, View
+from advl_pipeline.confidence.folds import assign_folds
+from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence, probe_scores
+from advl_pipeline.confidence.separation import outranked_candidates
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError, suggest_names
-from advl_pipeline.extraction.folds import assign_folds
-from advl_pipeline.extraction.probe import ProbeData, TruthConfidence, cross_fitted_confidence, probe_scores
-from advl_pipeline.extraction.probe_features import ProbeFeatures, View
-from advl_pipeline.extraction.separation import outranked_candidates
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import TeacherCache

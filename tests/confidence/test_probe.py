@@ -14,9 +14,9 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.sparse import csr_array
 from scipy.special import softmax
 
-from advl_pipeline.extraction import probe
-from advl_pipeline.extraction.folds import assign_folds
-from advl_pipeline.extraction.probe import ProbeData, cross_fitted_confidence
+from advl_pipeline.confidence import probe
+from advl_pipeline.confidence.folds import assign_folds
+from advl_pipeline.confidence.probe import ProbeData, cross_fitted_confidence
 
 Labels = npt.NDArray[np.int64]
 

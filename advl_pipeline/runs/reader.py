@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from advl_pipeline.array_archives import read_array_archive
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.statistics import ItemGroups, item_groups
+from advl_pipeline.runs import names
+from advl_pipeline.runs.names import evaluation_file
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -41,8 +42,8 @@ class Evaluation:
     """Kind of spoilt picture -> metric -> item scores."""
     scores: Mapping[str, npt.NDArray[np.floating]]
     """Task -> logits (N, C), in the order of the items of the task's own metric; -inf where C varies."""
-    groups: Mapping[str, ItemGroups]
-    """Metric -> which items show one picture, and their question types, where the evaluation wrote them."""
+    groups: Mapping[str, tuple[list[str], list[str]]]
+    """Metric -> the picture of each item, and its question type, where the evaluation wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +80,17 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def evaluation_file(run: Path, test_set: str, suffix: str) -> Path:
-    """Return the file of a test set; a set of another dataset, "vcr-shift/val", is filed as "vcr-shift--val"."""
-    return run / "evaluation" / (test_set.replace("/", "--") + suffix)
+def read_config(run: Path) -> dict[str, Any]:
+    """Return the configuration that a run folder was made with.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = run / names.CONFIG
+    if not path.exists():
+        raise ConfigError("There is no finetuning run here.", where=str(run), next_command="advl finetune --help")
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
 
 
 def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
@@ -112,7 +121,7 @@ def read_task_loss(run: Path) -> str:
     Raises:
         ConfigError: the settings are missing or damaged.
     """
-    path = run / "settings.json"
+    path = run / names.SETTINGS
     try:
         return str(read_json(path)["settings"]["task_loss"]["value"])
     except (KeyError, TypeError) as error:
@@ -147,7 +156,7 @@ def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any
         elif group == _SCORES:
             scores[key] = array
     groups = {
-        metric: item_groups(arrays[f"pictures/{metric}"].tolist(), arrays[f"strata/{metric}"].tolist())
+        metric: (arrays[f"pictures/{metric}"].tolist(), arrays[f"strata/{metric}"].tolist())
         for metric in items
         if f"pictures/{metric}" in arrays
     }
@@ -172,7 +181,7 @@ def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:
         ConfigError: metrics.jsonl is damaged.
     """
     found: dict[tuple[Quantity, str], list[WeightBins]] = {}
-    path = run / "metrics.jsonl"
+    path = run / names.METRICS
     if not path.exists():
         return found
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -196,7 +205,7 @@ def read_readout(run: Path) -> dict[tuple[str, Nodes], NodeReadout]:
     Raises:
         ConfigError: readout.json is damaged.
     """
-    path = run / "readout.json"
+    path = run / names.READOUT
     if not path.exists():
         return {}
     document = read_json(path)

@@ -1,7 +1,13 @@
-"""What the Adams of the BERT-family originals share: two running moments per parameter, updated in the same way."""
+"""The Adams of the BERT-family originals, which torch's are not: both share their moments and differ in the move.
+
+BertAdam is Adam without bias correction, the optimiser of LXMERT and VisualBERT (`lxrt/optimization.py`). BertAdamW is
+UNITER's (`optim/adamw.py`): eps is added to the root of the *uncorrected* second moment, and the decoupled weight decay
+comes after the update instead of before it.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -49,3 +55,26 @@ class BertMoments(torch.optim.Optimizer):
         state["first"].mul_(beta1).add_(gradient, alpha=1.0 - beta1)
         state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
         self.move(parameter, group, state)
+
+
+class BertAdam(BertMoments):
+    """p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p), with the moments as they are, uncorrected."""
+
+    def move(self, parameter: torch.Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        update = state["first"] / (state["second"].sqrt() + group["eps"])
+        update.add_(parameter, alpha=group["weight_decay"])
+        parameter.add_(update, alpha=-group["lr"])
+
+
+class BertAdamW(BertMoments):
+    """p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p <- p - lr * weight_decay * p."""
+
+    def move(self, parameter: torch.Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        # A checkpoint gives the count back as a tensor, whose powers would be rounded to float32.
+        count = state["step"] = int(state.get("step", 0)) + 1
+        correction = math.sqrt(1.0 - beta2**count) / (1.0 - beta1**count)
+        denominator = state["second"].sqrt().add_(group["eps"])
+        parameter.addcdiv_(state["first"], denominator, value=-group["lr"] * correction)
+        if group["weight_decay"]:
+            parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])

@@ -21,14 +21,14 @@ from typing import Any
 from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.errors import IdentityMismatch
-from advl_pipeline.folders import MARKERS
-from advl_pipeline.training.tensorboard import TENSORBOARD_FOLDER, TensorBoardLog
+from advl_pipeline.runs import names
+from advl_pipeline.runs.tensorboard import TensorBoardLog
 
 _MADE_BY_TRAINING = (
-    *("model.safetensors", "student.json", "heads.safetensors", "heads.json"),
-    *("selected_words.json", "word_selection.json", "readout.json"),
+    *(names.STUDENT_WEIGHTS, names.STUDENT, names.HEADS_WEIGHTS, names.HEADS),
+    *(names.SELECTED_WORDS, names.WORD_SELECTION, names.READOUT),
 )
-_MADE_OF_THE_RUN = ("evaluation", "predictions")
+_MADE_OF_THE_RUN = (names.EVALUATION, names.PREDICTIONS)
 """Folders that commands after training add; what they say is of the run that is gone."""
 
 _SHOWN = 16
@@ -42,10 +42,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.identity = path / MARKERS["run"].file
-        self.metrics = path / "metrics.jsonl"
-        self.checkpoint = path / "checkpoint.safetensors"
-        self.result = path / "result.json"
+        self.identity = path / names.IDENTITY
+        self.metrics = path / names.METRICS
+        self.checkpoint = path / names.CHECKPOINT
+        self.result = path / names.RESULT
         self.tensorboard: TensorBoardLog | None = None
 
     def require_same_run(self, identity: Mapping[str, Any]) -> None:
@@ -103,16 +103,16 @@ class RunFolder:
             for left in self.path.glob("*.partial"):
                 left.unlink()
         self.write_json(self.identity.name, identity)
-        self.write_json("config.json", config)
-        self.write_json("environment.json", describe_environment())
-        self.write_json("caches.json", [{"path": path, "identity": dict(content)} for path, content in caches])
-        self.write_json("settings.json", settings)
+        self.write_json(names.CONFIG, config)
+        self.write_json(names.ENVIRONMENT, describe_environment())
+        self.write_json(names.CACHES, [{"path": path, "identity": dict(content)} for path, content in caches])
+        self.write_json(names.SETTINGS, settings)
 
     def _remove_former(self) -> None:
         # First what makes it a finished run, so that a removal cut short leaves none that looks whole.
         for name in (self.result.name, self.checkpoint.name, self.metrics.name, *_MADE_BY_TRAINING):
             (self.path / name).unlink(missing_ok=True)
-        for name in (TENSORBOARD_FOLDER, *_MADE_OF_THE_RUN):
+        for name in (names.TENSORBOARD, *_MADE_OF_THE_RUN):
             if (self.path / name).is_dir():
                 shutil.rmtree(self.path / name)
 
@@ -143,7 +143,7 @@ class RunFolder:
 
     def open_tensorboard(self, *, first_step: int) -> None:
         """Log for TensorBoard as well, from a step on."""
-        self.tensorboard = TensorBoardLog(self.path / TENSORBOARD_FOLDER, first_step=first_step)
+        self.tensorboard = TensorBoardLog(self.path / names.TENSORBOARD, first_step=first_step)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append records to the metrics."""
