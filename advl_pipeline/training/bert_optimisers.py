@@ -1,8 +1,8 @@
 """The Adams of the BERT-family originals, which torch's are not: both share their moments and differ in the move.
 
-BertAdam is Adam without bias correction, the optimiser of LXMERT and VisualBERT (`lxrt/optimization.py`). BertAdamW is
-UNITER's (`optim/adamw.py`): eps is added to the root of the *uncorrected* second moment, and the decoupled weight decay
-comes after the update instead of before it.
+BertAdam is Adam without bias correction, the optimiser of LXMERT and VisualBERT (`lxrt/optimization.py`). BertAdamW
+is UNITER's (`optim/adamw.py`): eps is added to the root of the *uncorrected* second moment, and the decoupled weight
+decay comes after the update instead of before it.
 """
 
 from __future__ import annotations
