@@ -36,6 +36,18 @@ class Card:
             raise ConfigError(f"{self.name} has no split {name!r}.", why=suggest_names(name, self.splits))
         return self.splits[name]
 
+    def picture_splits(self, name: str) -> tuple[str, ...]:
+        """Return the names of the splits that a split's pictures are filed under, as their publishers call them.
+
+        Shifted sets show pictures of another split, and VQA's pictures are those of COCO's splits.
+
+        Raises:
+            ConfigError: as `split`.
+        """
+        facts = self.split(name)
+        named = facts.get("picture_splits") or self.facts.get("picture_splits") or [facts.get("subtype", name)]
+        return tuple(named)
+
 
 CARD_NAMES = ("scenes", "snli-ve", "vcr", "vqa-cp-v2", "vqa-v2", "vqa-vs")
 
@@ -57,3 +69,12 @@ def load_card(name: str) -> Card:
         splits=facts.get("splits", {}),
         facts=facts,
     )
+
+
+def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
+    """Return the splits that the pictures of a split are filed under; the split itself where no card says otherwise.
+
+    Raises:
+        ConfigError: the dataset has a card and no such split.
+    """
+    return load_card(dataset).picture_splits(split) if dataset in CARD_NAMES else (split,)

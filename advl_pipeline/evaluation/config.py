@@ -39,7 +39,9 @@ class EvaluateConfig(Configuration):
     )
     ground_truth_regions: Path | None = option(None, help="Features of the sets' own boxes, likewise.")
     region_split: str | None = option(
-        None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the set's split]."
+        None,
+        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
+        "the run's option, else what the pictures of the split are filed under].",
     )
     device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")
 
@@ -127,6 +129,8 @@ class PredictConfig(Configuration):
     )
     ground_truth_regions: Path | None = option(None, help="Features of the split's own boxes, likewise.")
     region_split: str | None = option(
-        None, help="Split in UNITER's names of VCR pictures [default: the run's option, else the split]."
+        None,
+        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
+        "the run's option, else what the pictures of the split are filed under].",
     )
     device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

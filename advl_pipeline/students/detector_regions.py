@@ -7,6 +7,7 @@ Shapes: R regions of a picture, F feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,21 @@ from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.region_source import Regions
 
+SPLIT = "{split}"
+"""Stands in a path for the split that the pictures are filed under."""
+
 
 class DetectorRegions:
     """The source over files of region features.
 
     Args:
-        detected: regions that a detector found.
-        ground_truth: features of the dataset's own boxes, put first, or None.
+        detected: regions that a detector found, in one file or one per split of the pictures.
+        ground_truth: features of the dataset's own boxes, put first, likewise; none where there are no such features.
         feature_size: F, the width that the student expects.
     """
 
     def __init__(
-        self, detected: PictureRegions, *, ground_truth: PictureRegions | None = None, feature_size: int
+        self, detected: Sequence[PictureRegions], *, ground_truth: Sequence[PictureRegions] = (), feature_size: int
     ) -> None:
         self.feature_size = feature_size
         self._detected = detected
@@ -42,9 +46,9 @@ class DetectorRegions:
         Raises:
             DatasetError: as the reader says. ConfigError: the features have another width than the student expects.
         """
-        found = self._detected.regions(unit)
-        if self._ground_truth is not None:
-            found = join_regions(self._ground_truth.regions(unit), found)
+        found = _regions_of(self._detected, unit)
+        if self._ground_truth:
+            found = join_regions(_regions_of(self._ground_truth, unit), found)
         if found.features_RF.shape[1] != self.feature_size:
             raise ConfigError(
                 "The region features have another width than the student expects.",
@@ -59,30 +63,44 @@ def open_detector_regions(
     *,
     ground_truth: Path | None,
     naming: Naming,
-    split: str,
+    splits: Sequence[str],
     feature_size: int,
     index: Path,
 ) -> DetectorRegions:
     """Open files of region features for a student.
 
     Args:
-        detected: file or folder, see `datasets.regions.registry.open_regions`.
+        detected: file or folder, see `datasets.regions.registry.open_regions`; `{split}` in it stands for each split.
         ground_truth: the same for the dataset's own boxes.
         naming: how the files name pictures.
-        split: of VCR in UNITER's names, such as "val"; "" for other datasets.
+        splits: that the pictures are filed under, such as ["train2014", "val2014"].
         feature_size: F.
         index: folder for indices.
     """
-    prefixes = (f"vcr_{split}_", f"vcr_gt_{split}_") if split and naming == "uniter" else ("", "")
-    own = None
-    if ground_truth is not None:
-        reader = open_regions(ground_truth, index=index)
-        own = PictureRegions(reader, naming=naming, vcr_prefix=prefixes[1], ground_truth=True)
+
+    def opened(path: Path, prefix: str, *, own_boxes: bool) -> list[PictureRegions]:
+        places = {split: Path(str(path).replace(SPLIT, split)) for split in splits}
+        readers = {place: open_regions(place, index=index) for place in dict.fromkeys(places.values())}
+        return [
+            PictureRegions(
+                readers[place],
+                naming=naming,
+                vcr_prefix=f"{prefix}{split}_" if split else "",
+                ground_truth=own_boxes,
+            )
+            for split, place in places.items()
+        ]
+
     return DetectorRegions(
-        PictureRegions(open_regions(detected, index=index), naming=naming, vcr_prefix=prefixes[0]),
-        ground_truth=own,
+        opened(detected, "vcr_", own_boxes=False),
+        ground_truth=[] if ground_truth is None else opened(ground_truth, "vcr_gt_", own_boxes=True),
         feature_size=feature_size,
     )
+
+
+def _regions_of(files: Sequence[PictureRegions], unit: ImageUnit) -> RegionFeatures:
+    """Read a picture from the file that holds it; where none does, the first one says what it misses."""
+    return next((file for file in files if len(files) == 1 or unit in file), files[0]).regions(unit)
 
 
 def _as_regions(found: RegionFeatures) -> Regions:

@@ -30,7 +30,9 @@ class RegionStudentConfig(TextStudentConfig):
     regions: Path | None = option(None, help="Detector's features; without, small crops through a fixed projection.")
     ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first.")
     region_naming: Literal["number", "stem", "uniter"] = option("stem", help="How those files name pictures.")
-    region_split: str = option("", help="Split in UNITER's names of VCR pictures, such as val.")
+    region_split: str = option(
+        "", help="Split that the pictures are filed under, such as val or train2014; several are joined by +."
+    )
 
 
 @dataclass(kw_only=True)
@@ -114,7 +116,7 @@ class RegionStudent(TextStudent):
             config.regions,
             ground_truth=config.ground_truth_regions,
             naming=config.region_naming,
-            split=config.region_split,
+            splits=config.region_split.split("+"),
             feature_size=config.feature_size,
             index=index_folder(resolve_data_root(None), config.regions),
         )

@@ -2,13 +2,15 @@
 
 A file has plain keys (the grid, and the defaults of its settings), and tables: `[training]` and
 `[at-shots.100]` override fields of `FinetuneConfig`, `[variants.NAME]` defines a variant, `[extraction]` and
-`[evaluation]` override `ExtractConfig` and `EvaluateConfig`, `[[settings]]` lists several datasets, students or
-teacher sets in one study. `extends = "NAME"` starts from a shipped study and replaces whole keys of it.
+`[evaluation]` override `ExtractConfig` and `EvaluateConfig`, where `weights = { TEACHER = "PATH" }` says where the
+weights of each teacher lie, `[[settings]]` lists several datasets, students or teacher sets in one study.
+`extends = "NAME"` starts from a shipped study and replaces whole keys of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -207,9 +209,41 @@ def _check(study: StudyConfig, where: str) -> None:
             raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
         _check_training(table, where=f"{where} [at-shots.{shots}]")
     build_config(EvaluateConfig, {"run": "any"}, study.evaluation, where=f"{where} [evaluation]")
-    build_config(ExtractConfig, {"teacher": "any", "dataset": "any"}, study.extraction, where=f"{where} [extraction]")
+    _check_extraction(study, where=f"{where} [extraction]")
     for setting in study.settings:
         _check_training(setting.training, where=f"{where} [settings.training]")
+
+
+def _check_extraction(study: StudyConfig, *, where: str) -> None:
+    options = dict(study.extraction)
+    weights = options.pop("weights", None)
+    build_config(ExtractConfig, {"teacher": "any", "dataset": "any"}, options, where=where)
+    if weights is None:
+        return
+    of_methods = [study.variant(method).teachers or () for method in study.methods]
+    teachers = {*itertools.chain(*(setting.teachers for setting in study.settings), *of_methods)}
+    if not isinstance(weights, Mapping):
+        if len(teachers) > 1:
+            places = ", ".join(f'"{name}" = "PATH"' for name in sorted(teachers))
+            raise ConfigError(
+                "One place of weights cannot serve several teachers.",
+                where=where,
+                why=f"the study has {', '.join(sorted(teachers))}",
+                next_command=f"write weights = {{ {places} }}",
+            )
+        weights = dict.fromkeys(teachers, weights)
+    for name, place in weights.items():
+        if name not in teachers:
+            raise ConfigError(
+                f"weights names no teacher of the study: {name!r}.", where=where, why=suggest_names(name, teachers)
+            )
+        build_config(ExtractConfig, {"teacher": name, "dataset": "any", "weights": place}, where=where)
+
+
+def published_name(teacher: str) -> str:
+    """Return the name of a teacher without what a control puts around it: clip-vit-l for random:clip-vit-l@1."""
+    inner = teacher.removeprefix("random:")
+    return inner if inner == teacher or inner.startswith("hf:") else inner.partition("@")[0]
 
 
 def _check_training(table: Mapping[str, Any], *, where: str, also: Mapping[str, Any] = _NO_TABLE) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import AdvlError
 from advl_pipeline.students.weight_files import weight_files
+from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.execute import extraction_config, is_finished
+from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.plan import CacheNeed, Cell
 from advl_pipeline.training.config import FinetuneConfig
 

@@ -8,23 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.weight_files import weight_files, weights_digest
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan, trained_on
+from advl_pipeline.studies.plan import Cell, build_plan, trained_on
 
 CellExecutor = Callable[[Cell, StudyConfig], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
-
-CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
-"""Makes sure that a cache exists. Returns the seconds that extracting took, now or earlier, None if unknown."""
-
 
 DatasetDigester = Callable[[str, str, Path | None], str]
 """Digest of the content of a dataset's split, given the folder of the datasets. Raises `DatasetError`."""
@@ -40,27 +33,6 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
         run_finetune(cell.finetune)
     if missing := missing_test_sets(cell):
         run_evaluate(replace(cell.evaluate, on=missing))
-
-
-def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
-    """Extract a cache; several processes that need the same one share its shards."""
-    from advl_pipeline.extraction.journal import extraction_seconds
-    from advl_pipeline.extraction.run import run_extract
-
-    run_extract(extraction_config(need, study, data_root))
-    return extraction_seconds(need.path)
-
-
-def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> ExtractConfig:
-    """Return how a study extracts a cache that it needs."""
-    values: Mapping[str, Any] = {
-        "teacher": need.teacher,
-        "dataset": need.dataset,
-        "split": need.split,
-        "output": need.path,
-        "data_root": data_root,
-    }
-    return build_config(ExtractConfig, study.extraction, values, where=f"{study.source} [extraction]")
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:

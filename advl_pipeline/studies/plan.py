@@ -36,6 +36,9 @@ ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
 _DESCRIBED_OTHERWISE = frozenset({"cache", "init", "recipe"})
+_NO_MATTER_TO_A_CACHE = frozenset({"weights", "device", "num_workers", "progress_file"})
+"""Where an extraction finds its teacher and how it works. That the weights are the same ones, caches check."""
+
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Stands for the size of the whole training split, whose content is part of an id by its digest."""
 
@@ -245,7 +248,7 @@ def cell_identity(
         described["dataset_digest"] = dataset_digest
     if teachers:
         described["teachers"] = list(teachers)
-        described["extraction"] = {key: extraction[key] for key in sorted(extraction)}
+        described["extraction"] = {key: extraction[key] for key in sorted(set(extraction) - _NO_MATTER_TO_A_CACHE)}
     text = json.dumps(described, sort_keys=True, separators=(",", ":"), default=list)
     return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.claims import claim
 from advl_pipeline.folders import require_folder
+from advl_pipeline.studies.caches import CachePreparer, prepare_cache
 from advl_pipeline.studies.config import StudyRunConfig, load_study
 from advl_pipeline.studies.execute import (
-    CachePreparer,
     CellExecutor,
     DatasetDigester,
     dataset_digests,
@@ -23,7 +23,6 @@ from advl_pipeline.studies.execute import (
     execute_cell,
     init_digests,
     is_finished,
-    prepare_cache,
 )
 from advl_pipeline.studies.folder import (
     default_folder,

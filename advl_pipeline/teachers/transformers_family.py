@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
@@ -21,17 +22,30 @@ from advl_pipeline.teachers.transformers_vision import (
 from advl_pipeline.teachers.word_pieces import WordPieces
 
 
-def open_transformers(repository: str, options: OpenOptions) -> Teacher:
+def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "") -> Teacher:
     """Open ORG/MODEL[@REVISION], or the folder of `options.weights`.
 
+    Args:
+        repository: as said.
+        options: how to open it.
+        model_type: the family that a named teacher is of, such as "roberta"; "" takes any.
+
     Raises:
-        WeightsUnavailable: files are missing or incomplete.
+        WeightsUnavailable: files are missing or incomplete, or those of another family than the name says.
         ConfigError: a model, a preprocessing or a pooling that is not supported.
     """
     import transformers
 
     source = transformers_source(repository, options)
     config = load_part(transformers.AutoConfig.from_pretrained, source, options, trust_remote_code=False)
+    if model_type and config.model_type != model_type:
+        raise WeightsUnavailable(
+            f"These are not the weights of teacher {options.name!r}.",
+            where=source.place,
+            why=f"they are of a model of type {config.model_type!r}, {options.name} is of type {model_type!r}",
+            next_command=f"give a folder of {repository} by --weights; what this folder holds is opened by "
+            f"--teacher hf:local/{Path(source.place).name} --weights {source.place}",
+        )
     if config.model_type in PAIR_TYPES:
         return _open_pair(source, config, options)
     if config.model_type in VISION_TYPES:

@@ -80,14 +80,17 @@ class FinetuneConfig(Configuration):
     regions: Path | None = option(
         None,
         help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; "
-        "{split} in the path stands for the split. Without, a region student sees small crops.",
+        "{split} in the path stands for the split that the pictures are filed under, such as val, or val2014 for "
+        "pictures of COCO. Without, a region student sees small crops.",
     )
     ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first, likewise.")
     region_naming: Literal["number", "stem", "uniter"] | None = option(
         None, help="How those files name pictures [default: stem]."
     )
     region_split: str | None = option(
-        None, help="Split in UNITER's names of VCR pictures [default: the split that is read]."
+        None,
+        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
+        "what the pictures of the split are filed under].",
     )
     student_option: tuple[str, ...] = option(
         (), help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.", metavar="KEY=VALUE"

@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.training.recipes import ChosenRecipe
-
-SPLIT = "{split}"
-"""Stands for the split in paths of region features."""
-
-VCR_DATASETS = "vcr"
 
 
 def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> dict[str, Any]:
@@ -26,7 +22,7 @@ def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> d
         split: of it.
 
     Raises:
-        ConfigError: a setting that is not KEY=VALUE.
+        ConfigError: a setting that is not KEY=VALUE, or no such split.
     """
     found: dict[str, Any] = {}
     for text in config.get("student_option") or ():
@@ -34,16 +30,11 @@ def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> d
         if not equals or not key:
             raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
         found[key.replace("-", "_")] = _parse(value)
-    for key in ("regions", "ground_truth_regions"):
-        if config.get(key):
-            found[key] = str(config[key]).replace(SPLIT, split)
-    for key in ("tokenizer", "region_naming"):
+    for key in ("regions", "ground_truth_regions", "tokenizer", "region_naming"):
         if config.get(key):
             found[key] = config[key]
-    if config.get("region_split"):
-        found["region_split"] = config["region_split"]
-    elif found.get("region_naming") == "uniter" and dataset.endswith(VCR_DATASETS):
-        found["region_split"] = split
+    if "regions" in found:
+        found["region_split"] = config.get("region_split") or "+".join(picture_splits(dataset, split))
     return found
 
 

@@ -18,11 +18,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-import transformers as hf
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
 from small_clip import save_small_clip
 from small_corpus import SmallCorpus
-from tiny_tokenizers import build_tokenizer
+from small_roberta import save_small_roberta
 
 from advl_cli.advice import command_of
 from advl_cli.main import group, main
@@ -143,7 +142,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         save_student(Path("students/scenes-small"), build_student("scenes-small"), origin={})
         torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
         save_small_clip(Path("small-clip"))
-        _save_small_roberta(Path("small-roberta"))
+        save_small_roberta(Path("small-roberta"))
         short = ["--method", "plain", "--num-steps", 2, "--batch-size", 2, "--shots", 4]
         for name, run in (
             ("scenes-vcr", "advl-100-0"),
@@ -195,14 +194,6 @@ def _write_mirrors(root: Path) -> None:
     with h5py.File("region_features.h5", "w") as file:
         for path in sorted((root / "vqa-v2" / "train2014").iterdir()):
             file[path.stem] = np.ones((2, 8), np.float32)
-
-
-def _save_small_roberta(folder: Path) -> None:
-    build_tokenizer("bytes", folder)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    hf.RobertaModel(
-        hf.RobertaConfig(**sizes, vocab_size=500, max_position_embeddings=130, pad_token_id=1)
-    ).save_pretrained(folder)
 
 
 def _write_predictions() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_mirrors import write_vqa
-from region_mirrors import FEATURE_SIZE, WRITERS, features_of, write_npz
+from dataset_mirrors import vcr_record, write_vcr, write_vqa
+from region_mirrors import FEATURE_SIZE, WRITERS, features_of, write_npz, write_uniter_layout
 
 from advl_cli.main import main
 
@@ -49,8 +49,8 @@ def scores_with(
     capsys: pytest.CaptureFixture[str], root: Path, folder: Path, name: str
 ) -> tuple[np.ndarray, Mapping[int, str]]:
     write, naming = WRITERS[name]
-    paths = {split: write(folder / split, pictures(root, split)) for split in SPLITS}
-    regions = Path(str(paths["train"]).replace(f"{folder}/train", f"{folder}/{{split}}"))
+    paths = {split: write(folder / filed_under, pictures(root, split)) for split, filed_under in SPLITS.items()}
+    regions = Path(str(paths["train"]).replace(f"{folder}/train2014", f"{folder}/{{split}}"))
     run = folder / "run"
     code, _, err = advl(capsys, *finetune(root, run, regions, naming))
     assert code == 0, err
@@ -114,3 +114,72 @@ def test_a_picture_without_features_and_another_width_are_named(
     code, _, err = advl(capsys, *finetune(root, tmp_path / "run", regions, "stem"))
     assert code == (5 if missing else 2)
     assert ("A picture has no region features" if missing else "another width than the student expects") in err
+
+
+def some_regions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and boxes in shares."""
+    random = np.random.default_rng(seed)
+    corners = np.sort(random.random((count, 2, 2), dtype=np.float32), axis=1).reshape(count, 4)
+    return random.standard_normal((count, FEATURE_SIZE)).astype(np.float32), corners
+
+
+def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command of README, down to the folders: shifted sets show val's pictures, test-dev shows test2015's."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        records = [vcr_record(number, split=split) for number in range(4)]
+        write_vcr(Path("datasets"), records, split=split)
+        stems = {Path(record["img_fn"]).stem for record in records}
+        found = {f"vcr_{split}_{stem}": some_regions(12, seed) for seed, stem in enumerate(sorted(stems))}
+        own = {f"vcr_gt_{split}_{stem}": some_regions(4, seed) for seed, stem in enumerate(sorted(stems))}
+        write_uniter_layout(Path("img_db"), f"vcr_{split}", found)
+        write_uniter_layout(Path("img_db"), f"vcr_gt_{split}", own)
+    shifted = [vcr_record(number, split="val") for number in range(2)]
+    write_vcr(Path("datasets"), shifted, file="shortcut/rule_based/val_rule_singular.jsonl")
+    common = ("--student", "uniter-tiny", "--recipe", "none", "--method", "plain", "--num-steps", 2)
+    code, _, err = advl(
+        *(capsys, "finetune", "--dataset", "vcr", *common, "--batch-size", 2, "--region-naming", "uniter"),
+        *("--regions", "img_db/vcr_{split}", "--ground-truth-regions", "img_db/vcr_gt_{split}", "--output", "run"),
+    )
+    assert code == 0, err
+    code, _, err = advl(capsys, "evaluate", "--run", "run", "--on", "val", "--on", "rule-singular", "--probe", "none")
+    assert code == 0, err
+
+    for split, filed_under in SPLITS.items():
+        write_vqa(Path("datasets"), split=split, count=12)
+        names = [f"coco_{path.stem[5:]}" for path in pictures(Path("datasets"), split)]
+        write_uniter_layout(Path("img_db"), f"coco_{filed_under}", {name: some_regions(12, 0) for name in names})
+    official = Path("datasets/vqa-v2")
+    (official / "minival.json").write_text(json.dumps([{"question_id": 2000000}, {"question_id": 2001001}]))
+    test = official / "v2_OpenEnded_mscoco_test2015_questions.json"
+    test.with_name("v2_OpenEnded_mscoco_test-dev2015_questions.json").write_bytes(test.read_bytes())
+    Path("answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
+    code, _, err = advl(
+        *(capsys, "finetune", "--dataset", "vqa-v2", *common, "--batch-size", 2, "--answers", "answers.json"),
+        *("--regions", "img_db/coco_{split}", "--region-naming", "uniter", "--output", "vqa"),
+    )
+    assert code == 0, err
+    code, _, err = advl(capsys, "evaluate", "--run", "vqa", "--on", "minival", "--probe", "none")
+    assert code == 0, err
+    code, _, err = advl(capsys, "predict", "vqa", "--split", "test-dev")
+    assert code == 0, err
+
+
+def test_a_folder_that_holds_no_lmdb_or_several_is_named(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
+    folder = tmp_path / "coco_train2014"
+    for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
+        (folder / name).mkdir(parents=True)
+    (folder / "nbb_th0.2_max100_min10.json").write_text("{}")
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", folder, "uniter"))
+    assert code == 5
+    assert "no region features in a known format" in err
+    for name in ("feat_th0.2_max100_min10", "feat_numbb36"):
+        (folder / name / "data.mdb").touch()
+    code, _, err = advl(capsys, *finetune(root, tmp_path / "run", folder, "uniter"))
+    assert code == 5
+    assert f"name one of them, such as {folder}/feat_numbb36" in err

@@ -69,7 +69,7 @@ def test_ground_truth_then_detected_with_uniters_positions(
     ordered = np.concatenate([np.sort(positions[:, [0, 2]], axis=1), np.sort(positions[:, [1, 3]], axis=1)], axis=1)
     shares = ordered[:, [0, 2, 1, 3]].clip(0, 1)
     own, detected = source(features[:4], shares[:4], ground_truth=True), source(features[4:], shares[4:])
-    regions = DetectorRegions(detected, ground_truth=own, feature_size=features.shape[1]).regions(unit(4))
+    regions = DetectorRegions([detected], ground_truth=[own], feature_size=features.shape[1]).regions(unit(4))
     np.testing.assert_array_equal(regions.features_RF, features)
     assert regions.box_index_R.tolist() == [0, 1, 2, 3] + [-1] * (len(features) - 4)
     sides = shares[:, 2:] - shares[:, :2]
@@ -84,7 +84,7 @@ def test_all_seven_positions_are_those_of_uniters_own_loader(
 ) -> None:
     official = reference("uniter_data/vqa_collate_expected.npz")["img_pos_feat"].numpy()
     reader = open_regions(IMAGES / "coco_val2014" / variant, index=Path("unused"))
-    detected = DetectorRegions(PictureRegions(reader, naming="stem"), feature_size=8)
+    detected = DetectorRegions([PictureRegions(reader, naming="stem")], feature_size=8)
     for row, name in enumerate(reader.names()):
         found = detected.regions(one_pixel(name)).positions_R7
         np.testing.assert_array_equal(found[:, 4:], official[row, : len(found), 4:])
@@ -121,7 +121,7 @@ def test_the_whole_picture_comes_first_where_the_file_has_it() -> None:
         size=(WIDTH, HEIGHT),
         whole_F=np.full(3, 7.0, np.float32),
     )
-    regions = DetectorRegions(PictureRegions(ArrayReader(found), naming="stem"), feature_size=3).regions(unit(0))
+    regions = DetectorRegions([PictureRegions(ArrayReader(found), naming="stem")], feature_size=3).regions(unit(0))
     assert regions.whole_first
     assert regions.features_RF[:, 0].tolist() == [7.0, 1.0, 1.0]
     assert regions.positions_R7[0].tolist() == [0, 0, 1, 1, 1, 1, 1]
@@ -131,7 +131,7 @@ def test_the_whole_picture_comes_first_where_the_file_has_it() -> None:
 def test_features_of_another_width_are_refused() -> None:
     shares = np.array([[0, 0, 0.5, 0.5]], np.float32)
     with pytest.raises(ConfigError, match="another width"):
-        DetectorRegions(source(np.ones((1, 3), np.float32), shares), feature_size=2048).regions(unit(0))
+        DetectorRegions([source(np.ones((1, 3), np.float32), shares)], feature_size=2048).regions(unit(0))
 
 
 def test_a_student_reads_the_files_that_its_settings_name(tmp_path: Path) -> None:

@@ -101,14 +101,41 @@ WRITERS: Mapping[str, tuple[Writer, str]] = {
 """Format -> what writes it, and how it names pictures."""
 
 
+def write_uniter_layout(img_db: Path, name: str, regions: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write one of UNITER's folders as published: the LMDB in a folder of its own, the counts beside it.
+
+    Args:
+        img_db: folder of all of them.
+        name: such as vcr_train, vcr_gt_train, coco_val2014.
+        regions: name of a picture in UNITER's files -> features (R, F) and boxes (R, 4) in shares.
+    """
+    own_boxes = name.startswith("vcr_gt_")
+    folder = img_db / name / ("feat_numbb100" if own_boxes else "feat_th0.2_max100_min10")
+    entries = {}
+    for key, (features, shares_R4) in regions.items():
+        positions = np.concatenate([shares_R4, shares_R4[:, 2:] - shares_R4[:, :2]], axis=1).astype(np.float32)
+        confidence = np.linspace(0.9, 0.5, len(features), dtype=np.float32)
+        entries[f"{key}.npz"] = {"features": features, "norm_bb": positions, "conf": confidence}
+    _write_lmdb(folder, {key: _packed(arrays) for key, arrays in entries.items()})
+    (folder / "lock.mdb").touch()
+    if not own_boxes:
+        counts = {key: len(arrays["features"]) for key, arrays in entries.items()}
+        (folder.parent / "nbb_th0.2_max100_min10.json").write_text(json.dumps(counts))
+
+
 def _lmdb(folder: Path, pictures: Sequence[Path], encode: Callable[[Mapping[str, np.ndarray]], bytes]) -> Path:
+    arrays = {"norm_bb": SHARES.astype(np.float32), "conf": CONFIDENCE}
+    return _write_lmdb(
+        folder, {f"coco_{path.stem[5:]}.npz": encode({"features": features_of(path), **arrays}) for path in pictures}
+    )
+
+
+def _write_lmdb(folder: Path, entries: Mapping[str, bytes]) -> Path:
     folder.mkdir(parents=True)
-    names = [f"coco_{path.stem[5:]}.npz" for path in pictures]
     with lmdb.open(str(folder), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-        for name, path in zip(names, pictures, strict=True):
-            arrays = {"features": features_of(path), "norm_bb": SHARES.astype(np.float32), "conf": CONFIDENCE}
-            transaction.put(name.encode(), encode(arrays))
-        transaction.put(b"__keys__", json.dumps(names).encode())
+        for name, entry in entries.items():
+            transaction.put(name.encode(), entry)
+        transaction.put(b"__keys__", json.dumps(list(entries)).encode())
     return folder
 
 

@@ -69,9 +69,9 @@ def test_check_passes_a_good_teacher(text_folder: Callable[..., tuple[Path, Any,
     assert result.is_good
     assert [(tower.modality, tower.global_dim) for tower in result.towers] == [("text", 32)]
     # Weights of another width than the catalogue states are reported.
-    other = run_check_teacher(CheckTeacherConfig(name="roberta-b", weights=folder))
+    other = run_check_teacher(CheckTeacherConfig(name="bert-l", weights=folder))
     assert not other.is_good
-    assert "768" in other.towers[0].problems[0]
+    assert "1024" in other.towers[0].problems[0]
 
 
 class Flawed:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_clip import save_small_clip
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
@@ -110,3 +111,13 @@ def test_plug_ins_open_by_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> 
     assert registry.known_names()[-1] == "mine"
     with pytest.raises(ConfigError, match="mine"):
         open_teacher("mime")
+
+
+def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
+    save_small_clip(tmp_path / "clip-folder")
+    with pytest.raises(WeightsUnavailable, match=r"type 'clip'.* of type 'roberta'") as caught:
+        open_teacher("roberta-l", weights=tmp_path / "clip-folder")
+    words = caught.value.next_command.split()
+    assert open_teacher(words[words.index("--teacher") + 1], weights=Path(words[-1])).aligned
+    for teacher in CATALOGUE.values():
+        assert bool(teacher.model_type) == (not teacher.architecture)

@@ -81,7 +81,7 @@ def test_one_command_from_files_to_evaluation(
         )
     )
     saved = json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]
-    assert saved["regions"] == str(features / "train")
+    assert (saved["regions"], saved["region_split"]) == (str(features / "{split}"), "train")
     assert heads_of(run)["vcr"] == {"origin": "checkpoint", "why": "of as many classes"}
     evaluate = {"run": run, "data_root": small_corpus.data_root, "probe": ()}
     document = run_evaluate(EvaluateConfig(on=("test",), **evaluate)).sets["test"]
@@ -229,13 +229,22 @@ def test_options_of_the_student_are_read_for_the_split() -> None:
     assert student_options(options, dataset="vcr", split="val") == {
         "num_layers": 3,
         "overlong": "cut",
-        "regions": "db/vcr_val",
-        "ground_truth_regions": "db/vcr_gt_val",
+        "regions": "db/vcr_{split}",
+        "ground_truth_regions": "db/vcr_gt_{split}",
         "tokenizer": "folder",
         "region_naming": "uniter",
         "region_split": "val",
     }
-    assert "region_split" not in student_options(options, dataset="vqa-v2", split="val")
+    for dataset, split, filed_under in (
+        ("vcr", "rule-singular", "val"),
+        ("vqa-v2", "minival", "val2014"),
+        ("vqa-v2", "test-dev", "test2015"),
+        ("vqa-cp-v2", "val", "train2014+val2014"),
+        ("snli-ve", "test-hard", "test"),
+        ("scenes-vcr", "test-shift", "test-shift"),
+    ):
+        assert student_options(options, dataset=dataset, split=split)["region_split"] == filed_under
+    assert "region_split" not in student_options({}, dataset="vcr", split="val")
     assert (
         student_options({**options, "region_split": "train"}, dataset="vcr", split="val")["region_split"] == "train"
     )

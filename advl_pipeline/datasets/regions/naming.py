@@ -35,10 +35,10 @@ def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
     if naming == "number" and number:
         return str(int(number[1]))
     if naming == "uniter":
-        if vcr_prefix:
-            return vcr_prefix + stem
         if coco := _COCO.fullmatch(stem):
             return f"coco_{coco['subtype']}_{coco['number']}"
         if stem.isdecimal():
             return f"flickr30k_{int(stem):012d}"
+        if vcr_prefix:
+            return vcr_prefix + stem
     raise ConfigError(f"The naming {naming!r} does not fit a picture.", where=str(picture))

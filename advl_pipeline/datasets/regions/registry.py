@@ -33,6 +33,9 @@ class PictureRegions:
         self._vcr_prefix = vcr_prefix
         self._ground_truth = ground_truth
 
+    def __contains__(self, unit: ImageUnit) -> bool:
+        return self._name_of(unit) in self.reader
+
     def regions(self, unit: ImageUnit) -> RegionFeatures:
         """Return the regions of a picture.
 
@@ -40,7 +43,7 @@ class PictureRegions:
             DatasetError: there are none, they are damaged or for another size, or ground-truth rows are not as many
                 as the picture's boxes.
         """
-        name = name_of(unit.path, self._naming, vcr_prefix=self._vcr_prefix)
+        name = self._name_of(unit)
         found = self.reader.read(name, width=unit.width, height=unit.height)
         if not self._ground_truth:
             return found
@@ -51,6 +54,9 @@ class PictureRegions:
                 why=f"{len(found.boxes_R4)} regions, the picture has {len(unit.boxes_R4)} boxes",
             )
         return dataclasses.replace(found, box_index_R=np.arange(len(found.boxes_R4), dtype=np.int64))
+
+    def _name_of(self, unit: ImageUnit) -> str:
+        return name_of(unit.path, self._naming, vcr_prefix=self._vcr_prefix)
 
 
 def join_regions(first: RegionFeatures, second: RegionFeatures) -> RegionFeatures:
@@ -83,7 +89,7 @@ def open_regions(path: Path, *, index: Path) -> RegionReader:
 
     Args:
         path: `.tsv` file; `.h5` or `.hdf5` file (with one `*imgid2idx.pkl` or `.json` beside it); folder with
-            `data.mdb`; or folder of `.npz` or `.json` files.
+            `data.mdb`, or in which one folder has it, as UNITER's lie; or folder of `.npz` or `.json` files.
         index: folder for indices, such as `roots.index_folder` gives.
 
     Raises:
@@ -95,25 +101,41 @@ def open_regions(path: Path, *, index: Path) -> RegionReader:
         from advl_pipeline.datasets.regions.hdf5 import Hdf5Regions
 
         return Hdf5Regions(path, index=_index_beside(path))
-    if (path / "data.mdb").is_file():
+    if (folder := _lmdb_folder(path)) is not None:
         try:
             from advl_pipeline.datasets.regions.uniter_lmdb import UniterRegions
         except ImportError as error:
             raise DatasetError(
                 "Reading UNITER's LMDB needs packages that are not installed.",
-                where=str(path),
+                where=str(folder),
                 why=str(error),
-                next_command="pip install 'advl-pipeline[uniter]'",
+                next_command="pip install lmdb msgpack    (the extra `uniter`)",
             ) from None
-        return UniterRegions(path)
+        return UniterRegions(folder)
     for suffix in (".npz", ".json"):
-        if path.is_dir() and next(path.rglob(f"*{suffix}"), None) is not None:
+        # Counts beside UNITER's LMDB are no features.
+        if path.is_dir() and any(not file.name.startswith("nbb_") for file in path.rglob(f"*{suffix}")):
             return PerPictureRegions(path, suffix=suffix)
     raise DatasetError(
         "There are no region features in a known format.",
         where=str(path),
         why="expected .tsv, .h5 or .hdf5, a folder with data.mdb, or a folder of .npz or .json files",
     )
+
+
+def _lmdb_folder(path: Path) -> Path | None:
+    """Return the folder of an LMDB: the path itself, or the one folder in it that is one."""
+    if (path / "data.mdb").is_file():
+        return path
+    found = sorted(file.parent for file in path.glob("*/data.mdb"))
+    if len(found) > 1:
+        raise DatasetError(
+            "Several LMDBs of region features lie in one folder.",
+            where=str(path),
+            why=", ".join(folder.name for folder in found),
+            next_command=f"name one of them, such as {found[0]}",
+        )
+    return found[0] if found else None
 
 
 def _index_beside(path: Path) -> Path:

@@ -1,0 +1,44 @@
+"""Whether a cache is there already, without its teacher: a finished one must not ask for weights again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import COMPLETE_RECORD
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.extraction.config import ExtractConfig, default_output
+
+_DECIDE_THE_NUMBERS = (
+    *("teacher", "dataset", "split", "text_style", "modality", "image_tokens", "dtype", "compression"),
+    *("select_tokens", "compute_dtype", "shard_rows", "on_error"),
+)
+
+
+def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
+    """Tell whether a whole cache of these options and of the dataset's present content lies where it would go.
+
+    Args:
+        config: of the extraction.
+        same_weights: it must also have been made with the same `weights`. Without, nobody has compared the teacher.
+
+    Raises:
+        DatasetError: the dataset is missing or malformed. CorruptCache: the cache is damaged.
+    """
+    location = config.output or default_output(config.teacher, config.dataset, config.split)
+    if not isinstance(location, Path) or not (location / COMPLETE_RECORD).is_file():
+        return False
+    cache = open_cache(location)
+    made, asked = cache.provenance["config"], config_to_dict(config)
+    compared = (*_DECIDE_THE_NUMBERS, "weights") if same_weights else _DECIDE_THE_NUMBERS
+    if any(made.get(key) != asked[key] for key in compared):
+        return False
+    dataset = open_dataset(
+        config.dataset,
+        split=config.split,
+        data_root=config.data_root,
+        text_style=config.text_style,
+        on_error=config.on_error,
+    )
+    return bool(cache.identity["dataset"]["content_digest"] == dataset.content_digest())

@@ -1,0 +1,91 @@
+"""The caches of a study on a mirror of VCR: each teacher's own weights, and what a finished cache no longer needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from dataset_mirrors import vcr_record, write_vcr
+from small_clip import save_small_clip
+from small_roberta import save_small_roberta
+
+from advl_cli.main import main
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.studies.config import read_study
+
+STUDY = """
+name = "trial"
+dataset = "vcr"
+tasks = ["vcr-q2a"]
+student = "scenes-small"
+teachers = ["clip-vit-l", "roberta-l"]
+test_sets = ["val"]
+methods = ["plain", "naive-kd"]
+shots = [4]
+seeds = {seeds}
+
+[training]
+num_steps = 2
+batch_size = 2
+confidence_folds = 2
+
+[evaluation]
+probe = ["none"]
+
+[extraction]
+folds = 2
+weights = {weights}
+"""
+
+
+def write_study(folder: Path, *, seeds: str = "[0]", weights: str) -> Path:
+    path = folder / "trial.toml"
+    path.write_text(STUDY.format(seeds=seeds, weights=weights), encoding="utf-8")
+    return path
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, arguments)))
+    return int(caught.value.code or 0)
+
+
+def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for split in ("train", "val"):
+        write_vcr(Path("datasets"), [vcr_record(number, split=split) for number in range(8)], split=split)
+    save_small_clip(Path("clip"))
+    save_small_roberta(Path("roberta"))
+    study = write_study(tmp_path, weights='{ clip-vit-l = "clip", roberta-l = "roberta" }')
+    assert call("study", study) == 0
+    assert open_cache("caches/roberta-l/vcr/train").image is None
+    assert open_cache("caches/clip-vit-l/vcr/train").image is not None
+
+    shutil.rmtree("clip")
+    shutil.rmtree("roberta")
+    write_study(tmp_path, seeds="[0, 1]", weights='{ clip-vit-l = "moved", roberta-l = "roberta" }')
+    assert call("study", study) == 0
+    assert "4/4" in capsys.readouterr().err
+    # Another wording is another cache, and that one needs its teacher.
+    study.write_text(study.read_text() + 'text_style = "indexed"\n', encoding="utf-8")
+    assert call("study", study, "--output", "another") == 6
+    assert "moved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "what"),
+    [
+        ('"clip"', "cannot serve several teachers"),
+        ('{ clip-vit = "clip" }', "names no teacher of the study: 'clip-vit'"),
+        ("{ clip-vit-l = 3 }", "weights must be Path"),
+    ],
+)
+def test_places_of_weights_that_cannot_be_meant_are_refused(tmp_path: Path, weights: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=what) as caught:
+        read_study(write_study(tmp_path, weights=weights))
+    assert "[extraction]" in caught.value.where
