@@ -1,0 +1,45 @@
+"""Names in a run folder, which docs/folders.md lists, and the paths they make. The marker of the folder is `folders.py`'s.
+
+Training writes all but the last two folders, which `advl evaluate` and `advl predict` fill.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advl_pipeline.folders import MARKERS
+
+IDENTITY = MARKERS["run"].file
+"""Written first: options, settings, dataset and caches that decide the numbers."""
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+CACHES = "caches.json"
+SETTINGS = "settings.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+"""Of an interrupted run; a finished one has none."""
+TENSORBOARD = "tensorboard"
+STUDENT = MARKERS["student"].file
+STUDENT_WEIGHTS = "model.safetensors"
+HEADS = "heads.json"
+HEADS_WEIGHTS = "heads.safetensors"
+SELECTED_WORDS = "selected_words.json"
+WORD_SELECTION = "word_selection.json"
+READOUT = "readout.json"
+RESULT = "result.json"
+"""Written last: a run that has it is finished."""
+EVALUATION = "evaluation"
+PREDICTIONS = "predictions"
+
+ITEM_WORDS_SUFFIX = ".words.json"
+"""Of the file of an evaluation that holds the words that would be distilled."""
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its end."""
+    return (run / RESULT).is_file()
+
+
+def evaluation_file(run: Path, test_set: str, suffix: str) -> Path:
+    """Return the file of a test set; a set of another dataset, "vcr-shift/val", is filed as "vcr-shift--val"."""
+    return run / EVALUATION / (test_set.replace("/", "--") + suffix)
