@@ -1,4 +1,4 @@
-"""Names in a run folder, which docs/folders.md lists, and the paths they make. The marker of the folder is `folders.py`'s.
+"""Names in a run folder, which docs/folders.md lists, and their paths. The marker of the folder is `folders.py`'s.
 
 Training writes all but the last two folders, which `advl evaluate` and `advl predict` fill.
 """
