@@ -113,6 +113,7 @@ class ClipVil(RegionStudent):
     """The student. State names are the original's behind `model.`."""
 
     config: ClipVilConfig
+    places = "patches"
     compile_refusal = ""
     config_class: ClassVar[type[ClipVilConfig]] = ClipVilConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -23,8 +23,10 @@ class StudentBatch:
 
     `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for special
     tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` that each visual token stands
-    for, -1 for whole-image tokens, grid cells and padding. Students subclass it to add their own tensors;
-    `to` moves every tensor field.
+    for, -1 for whole-image tokens, grid cells and padding. `places_BR4` (float32) says where each visual token of an
+    example's picture lies: x1, y1, x2, y2 as shares of its width and height, NaN for a token that lies nowhere (class
+    tokens, the whole picture, padding); None where the student cannot say. Students subclass it to add their own
+    tensors; `to` moves every tensor field.
     """
 
     picture_field: ClassVar[str] = ""
@@ -39,6 +41,7 @@ class StudentBatch:
     char_spans_NL2: torch.Tensor
     visual_mask_NR: torch.Tensor
     box_index_NR: torch.Tensor
+    places_BR4: torch.Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -103,6 +106,9 @@ class Student(nn.Module, ABC):
     unimodal_states: ClassVar[Literal["lower", "hidden-pass"]] = "hidden-pass"
     """Where `encode_unimodal` takes its states: below the layers in which text and picture meet, or from a pass
     through all layers in which each is hidden from the other."""
+    places: Literal["patches", "regions"] | None = None
+    """What its visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and
+    size. None: batches do not say where tokens lie (`places_BR4`), and no teacher's grid can be laid over them."""
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.students.interface import Perturbation, StudentBatch
 from advl_pipeline.students.region_source import read_square
 from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
@@ -66,6 +67,7 @@ class PixelStudent(TextStudent):
     """Collates texts and pictures; subclasses lay out the text and encode."""
 
     config: PixelStudentConfig
+    places = "patches"
     pixel_mean: tuple[float, float, float] = CLIP_MEAN
     pixel_std: tuple[float, float, float] = CLIP_STD
     num_class_tokens: int = 1
@@ -83,19 +85,17 @@ class PixelStudent(TextStudent):
     def num_visual_of(self, unit: ImageUnit) -> int:
         return self.num_visual
 
+    @property
+    def token_places(self) -> npt.NDArray[np.float32]:
+        """(R, 4): where each visual token lies; class tokens lie nowhere."""
+        side = math.isqrt(self.num_visual - self.num_class_tokens)
+        nowhere = np.full((self.num_class_tokens, 4), np.nan, np.float32)
+        return np.concatenate([nowhere, grid_rectangles(side, side)])
+
     def box_shares(self, unit: ImageUnit) -> torch.Tensor:
         """Return (boxes, R): what share of each box of a picture lies on each visual token; 0 on class tokens."""
-        side = math.isqrt(self.num_visual - self.num_class_tokens)
-        boxes_R4 = torch.from_numpy(unit.boxes_R4) / torch.tensor([unit.width, unit.height, unit.width, unit.height])
-        edges = torch.arange(side + 1) / side
-        shares = []
-        for low, high in ((1, 3), (0, 2)):
-            first, last = boxes_R4[:, low, None], boxes_R4[:, high, None]
-            overlap = (torch.minimum(last, edges[1:]) - torch.maximum(first, edges[:-1])).clamp(min=0)
-            shares.append(overlap / overlap.sum(1, keepdim=True).clamp(min=1e-6))
-        rows, columns = shares
-        cells = (rows[:, :, None] * columns[:, None, :]).flatten(1)
-        return nn.functional.pad(cells, (self.num_class_tokens, 0))
+        edges = np.array([unit.width, unit.height] * 2, np.float32)
+        return torch.from_numpy(pooling(unit.boxes_R4 / edges, self.token_places)[0])
 
     def collate(self, examples: Sequence[Example]) -> PixelBatch:
         text, num_cut = self.collate_texts(examples)
@@ -105,6 +105,7 @@ class PixelStudent(TextStudent):
             **text,
             visual_mask_NR=torch.ones(num_sequences, self.num_visual, dtype=torch.bool),
             box_index_NR=torch.full((num_sequences, self.num_visual), -1),
+            places_BR4=torch.from_numpy(self.token_places).expand(len(examples), -1, -1),
             pixels_B3SS=torch.stack([self._picture(example.image) for example in examples]),
             num_cut=num_cut,
         )

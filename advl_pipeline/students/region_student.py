@@ -64,6 +64,7 @@ class RegionStudent(TextStudent):
     """
 
     config: RegionStudentConfig
+    places: Literal["patches", "regions"] | None = "regions"
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)
@@ -89,12 +90,15 @@ class RegionStudent(TextStudent):
         positions = torch.zeros(len(examples), num_regions, 7)
         mask_BR = torch.zeros(len(examples), num_regions, dtype=torch.bool)
         box_index_BR = torch.full((len(examples), num_regions), -1, dtype=torch.long)
+        places = torch.full((len(examples), num_regions, 4), torch.nan)
         for index, item in enumerate(regions):
             count = len(item.features_RF)
             features[index, :count] = torch.from_numpy(item.features_RF)
             positions[index, :count] = torch.from_numpy(item.positions_R7)
             mask_BR[index, :count] = True
             box_index_BR[index, :count] = torch.from_numpy(item.box_index_R)
+            first = int(item.whole_first)
+            places[index, first:count] = positions[index, first:count, :4]
         repeats = torch.tensor(num_candidates)
         visual_mask_NR = mask_BR.repeat_interleave(repeats, dim=0)
         return RegionBatch(
@@ -102,6 +106,7 @@ class RegionStudent(TextStudent):
             **text,
             visual_mask_NR=visual_mask_NR,
             box_index_NR=box_index_BR.repeat_interleave(repeats, dim=0),
+            places_BR4=places,
             features_BRF=features,
             positions_BR7=positions,
             whole_first=all(item.whole_first for item in regions),

@@ -81,6 +81,7 @@ class ScenesSmall(Student):
     """The demo's student. `word_pieces` is the tokenizer of the embedded text model (its vocabulary only)."""
 
     unimodal_states = "lower"
+    places = "regions"
 
     def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: PairTokenizer) -> None:
         super().__init__()
@@ -145,6 +146,7 @@ class ScenesSmall(Student):
         box_index = torch.full((len(examples), num_visual), -1, dtype=torch.long)
         crops = torch.zeros(len(examples), num_visual, 3 * self.config.crop_size**2, dtype=torch.uint8)
         positions = torch.zeros(len(examples), num_visual, 7)
+        places = torch.full((len(examples), num_visual, 4), torch.nan)
         for row, example in enumerate(examples):
             pixels = self.pixels.crops(example.image)
             count = len(pixels)
@@ -152,6 +154,7 @@ class ScenesSmall(Student):
             box_index[row, 1:count] = torch.arange(count - 1)
             crops[row, :count] = torch.from_numpy(pixels.reshape(count, -1))
             positions[row, :count] = torch.from_numpy(box_positions(example.image))
+            places[row, 1:count] = positions[row, 1:count, :4]
         num_candidates = tuple(len(example.candidates) for example in examples)
         picture = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(num_candidates))
         return ScenesSmallBatch(
@@ -161,6 +164,7 @@ class ScenesSmall(Student):
             char_spans_NL2=spans,
             visual_mask_NR=visible[picture],
             box_index_NR=box_index[picture],
+            places_BR4=places,
             types_NL=types,
             tag_NL=tags,
             picture_N=picture,

@@ -6,7 +6,6 @@ the memory, the same numbers. Shapes: N pictures, C = 3 channels (RGB), H rows, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from PIL import Image
 
 from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.geometry import CropRounding, Framing
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash"]
@@ -45,7 +45,12 @@ class PixelSettings:
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    crop_rounding: Literal["half-even", "down"] = "half-even"
+    crop_rounding: CropRounding = "half-even"
+
+    @property
+    def framing(self) -> Framing:
+        """Which part of a picture the network is shown."""
+        return Framing.of_description(self.describe())
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain JSON types, for an identity."""
@@ -100,19 +105,10 @@ def read_picture(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
 
 def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
     """Scale a whole RGB picture as the network's own preprocessing does; uint8 (3, H, W)."""
-    resample = _RESAMPLE[settings.interpolation]
-    if settings.fit == "squash":
-        return _to_chw(picture.resize((settings.width, settings.height), resample))
-    short, long = sorted(picture.size)
-    long_scaled = int(settings.short_edge * long / short)
-    size = (
-        (settings.short_edge, long_scaled) if picture.width <= picture.height else (long_scaled, settings.short_edge)
-    )
-    scaled = picture if picture.size == size else picture.resize(size, resample)
-    left, top = (
-        _margin(edge - cut, settings.crop_rounding)
-        for edge, cut in zip(scaled.size, (settings.width, settings.height), strict=True)
-    )
+    framing = settings.framing
+    size = framing.scaled_size(*picture.size)
+    scaled = picture if picture.size == size else picture.resize(size, _RESAMPLE[settings.interpolation])
+    left, top = framing.corner(size)
     return _to_chw(scaled.crop((left, top, left + settings.width, top + settings.height)))
 
 
@@ -138,10 +134,6 @@ def normalise(pixels_NCHW: torch.Tensor, settings: PixelSettings) -> torch.Tenso
     mean_C11 = torch.tensor(settings.mean, device=device).view(3, 1, 1)
     std_C11 = torch.tensor(settings.std, device=device).view(3, 1, 1)
     return pixels_NCHW.to(torch.float32).div_(255).sub_(mean_C11).div_(std_C11)
-
-
-def _margin(slack: int, rounding: str) -> int:
-    return round(slack / 2) if rounding == "half-even" else math.floor(slack / 2)
 
 
 def _to_chw(picture: Image.Image) -> torch.Tensor:

@@ -74,7 +74,7 @@ class GivenFeatures(Student):
         super().__init__()
         self.inner = inner
         self.name = f"{GIVEN}{inner.name}"
-        self.hidden_size, self.pooled_size = inner.hidden_size, inner.pooled_size
+        self.hidden_size, self.pooled_size, self.places = inner.hidden_size, inner.pooled_size, inner.places
         self.caches = tuple(str(cache.path) for cache in caches)
         embedding_width, visual_width = inner.input_widths()
         teachers = _teachers(caches)

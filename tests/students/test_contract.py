@@ -256,6 +256,57 @@ def test_boxes_line_up(student: Student, examples: list[Example]) -> None:
         assert boxes in ([], list(range(len(unit.boxes_R4))))
 
 
+def test_every_visual_token_says_where_it_lies(
+    student: Student, examples: list[Example], single: list[Example]
+) -> None:
+    for items in (examples, single):
+        batch = student.collate(items)
+        assert student.places is not None
+        assert batch.places_BR4 is not None
+        assert batch.places_BR4.shape == (len(items), batch.visual_mask_NR.shape[1], 4)
+        first = torch.tensor((0, *batch.num_candidates[:-1])).cumsum(0)
+        visible_BR, box_BR = batch.visual_mask_NR[first], batch.box_index_NR[first]
+        lies_BR = ~batch.places_BR4.isnan().any(dim=2)
+        assert not (lies_BR & ~visible_BR).any()
+        # At most a class token or the whole picture lies nowhere.
+        assert ((visible_BR & ~lies_BR).sum(1) <= 1).all()
+        x1, y1, x2, y2 = batch.places_BR4[lies_BR].unbind(-1)
+        assert ((x1 >= 0) & (x1 < x2) & (x2 <= 1) & (y1 >= 0) & (y1 < y2) & (y2 <= 1)).all()
+        for item, places, boxes in zip(items, batch.places_BR4, box_BR, strict=True):
+            edges = torch.tensor([item.image.width, item.image.height] * 2)
+            expected = torch.from_numpy(item.image.boxes_R4)[boxes[boxes >= 0]] / edges
+            close(places[boxes >= 0], expected)
+        if student.places == "patches":
+            area_BR = (batch.places_BR4[..., 2] - batch.places_BR4[..., 0]) * (
+                batch.places_BR4[..., 3] - batch.places_BR4[..., 1]
+            )
+            close(area_BR.nan_to_num().sum(1), torch.ones(len(items)))
+
+
+def test_a_patchs_state_is_of_its_place(student: Student, examples: list[Example], tmp_path: Path) -> None:
+    """A place that is painted over changes the state of the token that lies there most."""
+    if student.places != "patches":
+        return
+    item = dataclasses.replace(examples[0], candidates=(choice("Is it so?", "Yes."),))
+    batch = student.collate([item])
+    with torch.no_grad():
+        before = student.encode_unimodal(batch)
+    assert batch.places_BR4 is not None
+    edges = np.array([item.image.width, item.image.height] * 2)
+    for token in range(batch.places_BR4.shape[1]):
+        place = batch.places_BR4[0, token].numpy()
+        if np.isnan(place).any():
+            continue
+        unit = dataclasses.replace(item.image, boxes_R4=(place * edges).round()[None])
+        path = tmp_path / f"{token}.png"
+        changed = dataclasses.replace(item.image, unit_id=path.name, path=repainted(unit, 0, path).path)
+        with torch.no_grad():
+            after = student.encode_unimodal(student.collate([dataclasses.replace(item, image=changed)]))
+        change_NR = (after.visual_states_NRH - before.visual_states_NRH).norm(dim=2)
+        change_NR[:, batch.places_BR4[0].isnan().any(dim=1)] = 0.0
+        assert strongest(change_NR) == [token]
+
+
 def strongest(change_NS: torch.Tensor) -> list[int]:
     return [int(index) for index in change_NS.argmax(1)]
 
