@@ -8,8 +8,7 @@ Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, H 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -27,19 +26,23 @@ from advl_pipeline.distillation.pathways import (
     TextProjections,
     VisionProjections,
     VisionTarget,
-    masked_mean,
-    node_divergences,
     pairs_loss,
     text_pairs,
     vision_pairs,
 )
-from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.relational import drift
-from advl_pipeline.distillation.selection import min_max_scale, select_words
+from advl_pipeline.distillation.pooling import (
+    example_of_sequence,
+    image_state,
+    masked_mean,
+    mean_by_example,
+    pool_to_words,
+)
+from advl_pipeline.distillation.relational import drift, related_texts, related_vision, related_words
+from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, TeacherWidths, check_targets
 from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 KNOWN = 0.5
@@ -47,53 +50,6 @@ KNOWN = 0.5
 
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherWidths:
-    """Feature widths of one teacher, by modality; None where it has no such features."""
-
-    image_global: int | None = None
-    image_region: int | None = None
-    text_global: int | None = None
-    text_token: int | None = None
-
-
-class Target(NamedTuple):
-    """A kind of a teacher's features in a pathway: `image` or `region` of `vision`, `summary` or `word` of `text`."""
-
-    pathway: Literal["vision", "text"]
-    teacher: str
-    kind: str
-
-    def __str__(self) -> str:
-        return "/".join(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathwayTerm:
-    """The loss of one pathway: means over candidates, without weight of the instance or lambda.
-
-    `value_B` is balanced over the teachers and may be negative where the balance is learned. `raw_B` is their plain
-    mean, detached; `by_teacher` holds each teacher's (B,) and `balance` its factor (scalar), detached.
-    """
-
-    value_B: torch.Tensor
-    raw_B: torch.Tensor
-    by_teacher: Mapping[str, torch.Tensor]
-    balance: Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationTerms:
-    """Loss terms by pathway, `vision` and `text`, of those that have a teacher, and the words that were distilled.
-
-    `selected_NW` is bool. `pairs` holds what the coordinate distances compared.
-    """
-
-    pathways: Mapping[str, PathwayTerm]
-    selected_NW: torch.Tensor | None
-    pairs: Mapping[Target, Pair]
 
 
 class Distiller(nn.Module):
@@ -123,7 +79,7 @@ class Distiller(nn.Module):
         for pathway in ("vision", "text"):
             if settings.pathway not in ("both", pathway):
                 self.teachers[pathway] = []
-        _check_targets(settings, self.teachers, teachers)
+        check_targets(settings, self.teachers, teachers)
         self.vision = nn.ModuleDict()
         self.text = nn.ModuleDict()
         if settings.distance != "relational":
@@ -190,7 +146,7 @@ class Distiller(nn.Module):
                 pathway: self._balanced(
                     pathway,
                     {
-                        name: _mean_by_example(value_N, example_N, num_examples, counted_N)
+                        name: mean_by_example(value_N, example_N, num_examples, counted_N)
                         for name, value_N in losses_N.items()
                     },
                 )
@@ -317,7 +273,9 @@ class Distiller(nn.Module):
             if name not in self.teachers["vision"]:
                 continue
             if self.settings.distance == "relational":
-                losses[name] = self._related_vision(distilled, batch, one, image_ids_B)[example_N]
+                losses[name] = related_vision(
+                    self.settings, self._vision_target(one), distilled, batch, one, image_ids_B
+                )[example_N]
                 continue
             regions = seen = None
             expanded = _expand_vision(one, example_N)
@@ -343,52 +301,6 @@ class Distiller(nn.Module):
         if self.settings.vision_target == "auto":
             return "image" if one.regions_BSD is None else "regions"
         return self.settings.vision_target
-
-    def _related_vision(
-        self, distilled: StudentOutput, batch: StudentBatch, one: VisionSignal, image_ids_B: torch.Tensor
-    ) -> torch.Tensor:
-        """Return (B,): relational divergence of each picture's regions, and of the whole picture.
-
-        The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same.
-        """
-        first_B = first_sequences(batch.num_candidates, image_ids_B.device)
-        target = self._vision_target(one)
-        loss_B = torch.zeros(len(first_B), device=image_ids_B.device)
-        if target in ("regions", "both") and one.regions_BSD is not None:
-            assert one.region_mask_BS is not None
-            num_regions = one.regions_BSD.shape[1]
-            regions_BSH, seen_BS = pool_to_words(
-                distilled.visual_states_NRH[first_B], batch.box_index_NR[first_B], num_regions
-            )
-            node_BS = seen_BS & one.region_mask_BS
-            place_S = torch.arange(num_regions, device=image_ids_B.device)
-            group_BS = image_ids_B[:, None] * num_regions + place_S
-            loss_B = loss_B + masked_mean(self._divergences(regions_BSH, one.regions_BSD, node_BS, group_BS), node_BS)
-        if target in ("image", "both"):
-            image_B1H = image_state(distilled, batch)[first_B][:, None]
-            node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
-            loss_B = loss_B + self._divergences(
-                image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None]
-            ).squeeze(1)
-        return loss_B
-
-    def _divergences(
-        self,
-        states: torch.Tensor,
-        features: torch.Tensor,
-        node: torch.Tensor,
-        group: torch.Tensor,
-        landmark: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return node_divergences(
-            states,
-            features,
-            node_NW=node,
-            group_NW=group,
-            landmark_NW=node if landmark is None else landmark,
-            student_temperature=self.settings.student_temperature,
-            teacher_temperature=self.settings.teacher_temperature,
-        )
 
     def _text(
         self,
@@ -423,7 +335,7 @@ class Distiller(nn.Module):
                     # Words that pretraining taught are landmarks, by which the others are placed.
                     landmark_NW = node_NW & (words.known_NW >= KNOWN)
                     mask_NW = node_NW & ~landmark_NW
-                each_NW = self._related_words(words_NWH, one, node_NW, words.form_NW, landmark_NW, name)
+                each_NW = related_words(self.settings, words_NWH, one, node_NW, words.form_NW, landmark_NW, name)
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
@@ -450,7 +362,7 @@ class Distiller(nn.Module):
                 if self.settings.relational_nodes in ("words", "both"):
                     related.append(masked_mean(each_NW, selected_NW))
                 if self.settings.relational_nodes in ("texts", "both"):
-                    related.append(self._related_texts(words_NWH, one, node_NW, words))
+                    related.append(related_texts(self.settings, words_NWH, one, node_NW, words))
                 losses[name] = torch.stack(related).sum(0)
             else:
                 if "word" in pairs:
@@ -458,44 +370,6 @@ class Distiller(nn.Module):
                 compared |= {Target("text", name, kind): pair for kind, pair in pairs.items()}
                 losses[name] = pairs_loss(pairs, self.settings.distance, like_N=words_NWH[:, 0, 0])
         return losses, selected_NW
-
-    def _related_words(
-        self,
-        words_NWH: torch.Tensor,
-        one: TextSignal,
-        node_NW: torch.Tensor,
-        form_NW: torch.Tensor,
-        landmark_NW: torch.Tensor,
-        name: str,
-    ) -> torch.Tensor:
-        assert one.words_NWD is not None
-        forms_X = form_NW[node_NW]
-        if len(forms_X) < 2 or bool((forms_X == forms_X[0]).all()):
-            raise ConfigError(
-                "A batch has fewer than two words with a meaning, so there is nothing to relate.",
-                where=name,
-                why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
-                next_command="--batch-size with more examples to a micro-batch, or --distance mse",
-            )
-        return self._divergences(words_NWH, one.words_NWD, node_NW, form_NW, landmark_NW)
-
-    def _related_texts(
-        self, words_NWH: torch.Tensor, one: TextSignal, node_NW: torch.Tensor, words: WordAlignment
-    ) -> torch.Tensor:
-        """Return (N,): relational divergence of each text among the texts of the batch.
-
-        A text stands for the mean of its words, the more informative the more it counts: what several words say
-        together is told apart where each alone is not. Texts of the same words are not compared.
-        """
-        assert one.words_NWD is not None
-        weight_NW = min_max_scale(words.prior_NW, node_NW)
-        weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
-        weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
-        states_N1H, features_N1D = (
-            torch.einsum("nw,nwd->nd", weight_NW, values)[:, None] for values in (words_NWH, one.words_NWD)
-        )
-        same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
-        return self._divergences(states_N1H, features_N1D, node_NW.any(1, keepdim=True), same_N1)[:, 0]
 
     def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))
@@ -533,62 +407,9 @@ def module_key(teacher: str) -> str:
     return teacher.replace(".", "_")
 
 
-def image_state(output: StudentOutput, batch: StudentBatch) -> torch.Tensor:
-    """Return (N, H): the student's whole-picture token when it has one, else the mean of its visual states."""
-    if output.image_state_NH is not None:
-        return output.image_state_NH
-    mask = batch.visual_mask_NR[..., None].to(output.visual_states_NRH.dtype)
-    return (output.visual_states_NRH * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
-def example_of_sequence(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return (N,) int64: the example that each sequence belongs to."""
-    counts = torch.tensor(num_candidates, device=device)
-    return torch.repeat_interleave(torch.arange(len(num_candidates), device=device), counts)
-
-
-def first_sequences(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return (B,) int64: the first sequence of each example."""
-    return torch.tensor([0, *num_candidates[:-1]], device=device).cumsum(0)
-
-
-def _check_targets(
-    settings: DistillationSettings, pathways: Mapping[str, list[str]], teachers: Mapping[str, TeacherWidths]
-) -> None:
-    """Refuse targets that a teacher does not have.
-
-    Raises:
-        ConfigError: regions of a teacher that saw none, relations between words of one that stored none.
-    """
-    for name in pathways["vision"]:
-        if settings.vision_target == "regions" and not teachers[name].image_region:
-            raise ConfigError(
-                "This teacher's cache has no features of regions, so none can be a target.",
-                where=name,
-                why="the dataset gives no boxes, or the cache was made without them",
-                next_command="--vision-target image, or --pathway text",
-            )
-    for name in pathways["text"]:
-        if settings.distance == "relational" and not teachers[name].text_token:
-            raise ConfigError(
-                "This teacher's cache has no features of words, so no words can be related.",
-                where=name,
-                why="it was made with global features alone",
-                next_command="--distance mse, or extract with token features",
-            )
-
-
 def _expand_vision(signal: VisionSignal, example_N: torch.Tensor) -> VisionSignal:
     return VisionSignal(
         global_BD=signal.global_BD[example_N],
         regions_BSD=None if signal.regions_BSD is None else signal.regions_BSD[example_N],
         region_mask_BS=None if signal.region_mask_BS is None else signal.region_mask_BS[example_N],
     )
-
-
-def _mean_by_example(
-    values_N: torch.Tensor, example_N: torch.Tensor, num_examples: int, counted_N: torch.Tensor
-) -> torch.Tensor:
-    counted = counted_N.to(values_N.dtype)
-    sums = values_N.new_zeros(num_examples).index_add(0, example_N, values_N * counted)
-    return sums / values_N.new_zeros(num_examples).index_add(0, example_N, counted).clamp(min=1)

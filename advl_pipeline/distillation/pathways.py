@@ -2,8 +2,7 @@
 
 docs/method.md: L_V = D(P_v(v_img), g(I)) [+ mean over boxes of D(P_r(v_r), g_r(I))];
 L_T = D(P_cls(h_cls), t_*) + mean over selected words of D(P_t(h_j), t_j). Separate pathways are the paper's; the
-distances, targets and projections are our reading. In the second reading no projection is needed: each node (a word,
-a region) is compared with the others of the batch.
+distances, targets and projections are our reading. In the second reading (`relational.py`) no projection is needed.
 Shapes: B examples, N sequences, R visual tokens, S boxes, W words, H student width, D teacher width.
 """
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.distillation.distance import Distance, distance
-from advl_pipeline.distillation.relational import relational_divergence
+from advl_pipeline.distillation.pooling import masked_mean
 from advl_pipeline.distillation.signal import TextSignal, VisionSignal
 
 VisionTarget = Literal["image", "regions", "both"]
@@ -118,41 +117,3 @@ def pairs_loss(pairs: Mapping[str, Pair], kind: Distance, *, like_N: torch.Tenso
     """Return (N,) float32: the sum of the pairs' losses, 0 where there is no pair; as long as `like_N`."""
     nothing_N = torch.zeros_like(like_N, dtype=torch.float32)
     return sum((pair.loss(kind) for pair in pairs.values()), nothing_N)
-
-
-def node_divergences(
-    states_NWH: torch.Tensor,
-    features_NWD: torch.Tensor,
-    *,
-    node_NW: torch.Tensor,
-    group_NW: torch.Tensor,
-    landmark_NW: torch.Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-) -> torch.Tensor:
-    """Return (N, W): the relational divergence of each node among all nodes of the batch, 0 where there is none.
-
-    Args:
-        states_NWH: the student's words, or regions.
-        features_NWD: the teacher's.
-        node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
-        group_NW: int64, nodes of one group are not compared.
-        landmark_NW: bool, the nodes that every node is compared with.
-        student_temperature: of the student's distributions.
-        teacher_temperature: of the teacher's.
-    """
-    each_X = relational_divergence(
-        states_NWH[node_NW],
-        features_NWD[node_NW],
-        group_NW[node_NW],
-        landmark_NW[node_NW],
-        student_temperature=student_temperature,
-        teacher_temperature=teacher_temperature,
-    )
-    return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(node_NW, each_X)
-
-
-def masked_mean(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
-    """Return (N,): mean over the valid entries of each row, 0 for a row without any."""
-    kept = torch.where(mask_NW, values_NW, torch.zeros_like(values_NW))
-    return kept.sum(1) / mask_NW.sum(1).clamp(min=1)

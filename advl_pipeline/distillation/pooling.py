@@ -1,11 +1,13 @@
-"""Mean-pool token states to words.
+"""Means: of tokens to words, of visual states to a picture, of sequences to examples.
 
-Shapes: N sequences, L tokens, W words, D width.
+Shapes: B examples, N sequences, L tokens, R visual tokens, W words, D and H widths.
 """
 
 from __future__ import annotations
 
 import torch
+
+from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 
 def pool_to_words(
@@ -29,3 +31,37 @@ def pool_to_words(
     counts = states_NLD.new_zeros(num_sequences, num_words + 1)
     counts = counts.scatter_add(1, bucket_NL, torch.ones_like(bucket_NL, dtype=counts.dtype))[:, :num_words]
     return sums[:, :num_words] / counts.clamp(min=1)[..., None], counts > 0
+
+
+def image_state(output: StudentOutput, batch: StudentBatch) -> torch.Tensor:
+    """Return (N, H): the student's whole-picture token when it has one, else the mean of its visual states."""
+    if output.image_state_NH is not None:
+        return output.image_state_NH
+    mask = batch.visual_mask_NR[..., None].to(output.visual_states_NRH.dtype)
+    return (output.visual_states_NRH * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def example_of_sequence(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return (N,) int64: the example that each sequence belongs to."""
+    counts = torch.tensor(num_candidates, device=device)
+    return torch.repeat_interleave(torch.arange(len(num_candidates), device=device), counts)
+
+
+def first_sequences(num_candidates: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return (B,) int64: the first sequence of each example."""
+    return torch.tensor([0, *num_candidates[:-1]], device=device).cumsum(0)
+
+
+def mean_by_example(
+    values_N: torch.Tensor, example_N: torch.Tensor, num_examples: int, counted_N: torch.Tensor
+) -> torch.Tensor:
+    """Return (B,): the mean over each example's sequences that count; 0 where none does."""
+    counted = counted_N.to(values_N.dtype)
+    sums = values_N.new_zeros(num_examples).index_add(0, example_N, values_N * counted)
+    return sums / values_N.new_zeros(num_examples).index_add(0, example_N, counted).clamp(min=1)
+
+
+def masked_mean(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
+    """Return (N,): mean over the valid entries of each row, 0 for a row without any."""
+    kept = torch.where(mask_NW, values_NW, torch.zeros_like(values_NW))
+    return kept.sum(1) / mask_NW.sum(1).clamp(min=1)

@@ -5,13 +5,22 @@ vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). With landmarks, 
 taught and i over the others: they are placed by what is known, not by words that are lost themselves. A linear map
 that is learned from the few words that a student knows does not carry to the others; likenesses to the known words
 do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
-Shapes: X nodes (words or regions of a batch), H student width, D teacher width, ... any leading axes.
+Shapes: X nodes (words or regions of a batch), B examples, N sequences, S boxes, W words, H student width, D teacher
+width.
 """
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional
+
+from advl_pipeline.distillation.pathways import VisionTarget
+from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_words
+from advl_pipeline.distillation.selection import min_max_scale
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 
 def log_likenesses(states_XH: torch.Tensor, left_out_XX: torch.Tensor, *, temperature: float) -> torch.Tensor:
@@ -72,3 +81,111 @@ def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.T
     variance = reference.var(0, unbiased=False).mean().clamp(min=torch.finfo(torch.float32).tiny)
     moved_X = (states_XH.float() - reference).square().mean(-1) / variance
     return (moved_X * weight_X).sum() / weight_X.sum().clamp(min=1.0)
+
+
+def related_vision(
+    settings: DistillationSettings,
+    target: VisionTarget,
+    distilled: StudentOutput,
+    batch: StudentBatch,
+    one: VisionSignal,
+    image_ids_B: torch.Tensor,
+) -> torch.Tensor:
+    """Return (B,): relational divergence of each picture's regions, and of the whole picture.
+
+    The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same.
+    """
+    first_B = first_sequences(batch.num_candidates, image_ids_B.device)
+    loss_B = torch.zeros(len(first_B), device=image_ids_B.device)
+    if target in ("regions", "both") and one.regions_BSD is not None:
+        assert one.region_mask_BS is not None
+        num_regions = one.regions_BSD.shape[1]
+        regions_BSH, seen_BS = pool_to_words(
+            distilled.visual_states_NRH[first_B], batch.box_index_NR[first_B], num_regions
+        )
+        node_BS = seen_BS & one.region_mask_BS
+        place_S = torch.arange(num_regions, device=image_ids_B.device)
+        group_BS = image_ids_B[:, None] * num_regions + place_S
+        loss_B = loss_B + masked_mean(
+            _divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS), node_BS
+        )
+    if target in ("image", "both"):
+        image_B1H = image_state(distilled, batch)[first_B][:, None]
+        node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
+        loss_B = loss_B + _divergences(
+            settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None]
+        ).squeeze(1)
+    return loss_B
+
+
+def _divergences(
+    settings: DistillationSettings,
+    states_NWH: torch.Tensor,
+    features_NWD: torch.Tensor,
+    node_NW: torch.Tensor,
+    group_NW: torch.Tensor,
+    landmark_NW: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return (N, W): the divergence of each node among all nodes of the batch, 0 where there is none.
+
+    Args:
+        settings: with both temperatures.
+        states_NWH: the student's words, or regions.
+        features_NWD: the teacher's.
+        node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
+        group_NW: int64, nodes of one group are not compared.
+        landmark_NW: bool, the nodes that every node is compared with; None for all.
+    """
+    each_X = relational_divergence(
+        states_NWH[node_NW],
+        features_NWD[node_NW],
+        group_NW[node_NW],
+        (node_NW if landmark_NW is None else landmark_NW)[node_NW],
+        student_temperature=settings.student_temperature,
+        teacher_temperature=settings.teacher_temperature,
+    )
+    return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(node_NW, each_X)
+
+
+def related_words(
+    settings: DistillationSettings,
+    words_NWH: torch.Tensor,
+    one: TextSignal,
+    node_NW: torch.Tensor,
+    form_NW: torch.Tensor,
+    landmark_NW: torch.Tensor,
+    name: str,
+) -> torch.Tensor:
+    assert one.words_NWD is not None
+    forms_X = form_NW[node_NW]
+    if len(forms_X) < 2 or bool((forms_X == forms_X[0]).all()):
+        raise ConfigError(
+            "A batch has fewer than two words with a meaning, so there is nothing to relate.",
+            where=name,
+            why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
+            next_command="--batch-size with more examples to a micro-batch, or --distance mse",
+        )
+    return _divergences(settings, words_NWH, one.words_NWD, node_NW, form_NW, landmark_NW)
+
+
+def related_texts(
+    settings: DistillationSettings,
+    words_NWH: torch.Tensor,
+    one: TextSignal,
+    node_NW: torch.Tensor,
+    words: WordAlignment,
+) -> torch.Tensor:
+    """Return (N,): relational divergence of each text among the texts of the batch.
+
+    A text stands for the mean of its words, the more informative the more it counts: what several words say
+    together is told apart where each alone is not. Texts of the same words are not compared.
+    """
+    assert one.words_NWD is not None
+    weight_NW = min_max_scale(words.prior_NW, node_NW)
+    weight_NW = torch.where((weight_NW > 0).any(1, keepdim=True), weight_NW, node_NW.to(weight_NW.dtype))
+    weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp(min=1e-6)
+    states_N1H, features_N1D = (
+        torch.einsum("nw,nwd->nd", weight_NW, values)[:, None] for values in (words_NWH, one.words_NWD)
+    )
+    same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
+    return _divergences(settings, states_N1H, features_N1D, node_NW.any(1, keepdim=True), same_N1)[:, 0]

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm, example_of_sequence
+from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
+from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.training.recipe_terms import TaskLoss
 from advl_pipeline.training.student_confidence import StudentConfidence

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.distillation.distiller import KNOWN, first_sequences
-from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.distiller import KNOWN
+from advl_pipeline.distillation.pooling import first_sequences, pool_to_words
 from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
 from advl_pipeline.students.interface import Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch

@@ -18,9 +18,10 @@ from torch import nn
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.distillation.distiller import Target, example_of_sequence
 from advl_pipeline.distillation.pathways import Pair
+from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.ridge import FittedProjection, ProjectionFit
+from advl_pipeline.distillation.terms import Target
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource

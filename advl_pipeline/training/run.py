@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,59 +16,43 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.cache.disk_cache_config import disk_cache_config
-from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.trust import require_trustworthy
-from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.joined import JoinedDataset
-from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
-from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import require_folder
 from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.tensorboard import require_tensorboard
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.known_words import known_words, read_known_words
-from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
-from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.memory import merge_lora
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.weight_files import weights_digest
-from advl_pipeline.training.adapt_inputs import cache_of_split, open_other_inputs
-from advl_pipeline.training.adversarial_step import require_perturbable
 from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
+from advl_pipeline.training.building import build_finetune_model
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
-from advl_pipeline.training.compatibility import check_caches, check_selection, dataset_identity
-from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
+from advl_pipeline.training.compatibility import dataset_identity
+from advl_pipeline.training.confidence_check import CheckedConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.finite import StepPlace, require_finite_weights
-from advl_pipeline.training.heads import build_heads, save_heads
-from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
-from advl_pipeline.training.joined_teacher import joined_teacher
-from advl_pipeline.training.live_teacher import live_teacher, live_weights
+from advl_pipeline.training.heads import save_heads
+from advl_pipeline.training.initial_heads import HeadOrigin
+from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
-from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method, takes_two_steps
+from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
-from advl_pipeline.training.recipes import ChosenRecipe, choose_recipe
+from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run_identity import describe_run
+from advl_pipeline.training.run_signals import Signals, open_caches, open_signals, remember_confidences
 from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
-from advl_pipeline.training.shuffled_teacher import shuffled_teacher
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
-from advl_pipeline.training.student_confidence import StudentConfidence, measure_student_confidence
-from advl_pipeline.training.student_options import recipe_options, student_options
-from advl_pipeline.training.targets import require_fitting_loss
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.student_confidence import measure_student_confidence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,41 +61,6 @@ class FinetuneResult:
 
     output: Path
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Inputs:
-    """What the phases train on: positions in the split of the labelled subset, and in `adapt_dataset`, which begins
-    with the split, of the adapt step's inputs.
-
-    `num_skipped` counts what the dataset left out as malformed.
-    """
-
-    dataset: Dataset
-    labelled: list[int]
-    adapt_dataset: Dataset
-    adapt: list[int]
-    num_skipped: int
-
-    @property
-    def splits(self) -> tuple[Dataset, ...]:
-        """The split to train on, and then the other ones that the adapt step sees."""
-        return self.adapt_dataset.parts if isinstance(self.adapt_dataset, JoinedDataset) else (self.dataset,)
-
-    @property
-    def other_ids(self) -> frozenset[str]:
-        """Examples of the adapt step that are of other splits than the one to train on."""
-        return self.adapt_dataset.other_ids if isinstance(self.adapt_dataset, JoinedDataset) else frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Signals:
-    """What the run learns from, the teachers as they are, which a control's are not, and what was found about their
-    confidences."""
-
-    source: SignalSource
-    judge: SignalSource
-    checked: Sequence[CheckedConfidence]
 
 
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -133,7 +82,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     began = time.perf_counter()
     forget_peak_memory()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    inputs = _open_inputs(config)
+    inputs = open_inputs(config)
     chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
     settings = resolve_settings(
         config,
@@ -143,7 +92,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         world_size=accelerator.num_processes,
     )
     method = resolve_method(config, num_steps=settings.num_steps)
-    caches = _open_caches(config) if method.uses_teachers else []
+    caches = open_caches(config) if method.uses_teachers else []
     identity = describe_run(
         config,
         chosen.recipe,
@@ -157,12 +106,12 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
             return FinetuneResult(output=config.output, summary=finished)
-    signals = _open_signals(config, method, caches, inputs, device=accelerator.device)
+    signals = open_signals(config, method, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
     checked = [] if signals is None else signals.checked
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
-    model.remembered = _remembered(config, method, checked, inputs, num_processes=accelerator.num_processes)
+    model.remembered = remember_confidences(config, method, checked, inputs, num_processes=accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
@@ -202,64 +151,10 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     return FinetuneResult(output=config.output, summary=result)
 
 
-def build_finetune_model(
-    config: FinetuneConfig,
-    settings: TrainingSettings,
-    chosen: ChosenRecipe,
-    method: ResolvedMethod,
-    dataset: Dataset,
-    source: SignalSource | None,
-) -> tuple[FinetuneModel, dict[str, HeadOrigin]]:
-    """Build student, heads and projections, and say where the heads come from.
-
-    The same seed gives the same student and heads for every method.
-    """
-    torch.manual_seed(config.seed)
-    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
-    overrides = {**recipe_options(chosen, config.init), **options}
-    student = build_student(config.student, weights=config.init, overrides=overrides)
-    if settings.adversarial is not None:
-        require_perturbable(student)
-    if config.gradient_checkpointing:
-        enable_gradient_checkpointing(student)
-    if config.lora_rank:
-        add_lora(student, rank=config.lora_rank, alpha=2.0 * config.lora_rank)
-    if config.compile:
-        compile_student(student)
-    torch.manual_seed(config.seed + 1)
-    heads = build_heads(student, dataset)
-    for task in dataset.tasks:
-        require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
-    origins = fill_heads(heads, student, dataset, config)
-    torch.manual_seed(config.seed + 2)
-    distiller = Distiller(
-        method.settings,
-        source.widths() if source else {},
-        hidden_size=student.hidden_size,
-        pooled_size=student.pooled_size,
-    )
-    return FinetuneModel(
-        student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture
-    ), origins
-
-
-def compile_student(student: Student) -> None:
-    """Compile the student's pass, in place; its parameters and their names stay.
-
-    Raises:
-        ConfigError: the student is not tested under torch.compile.
-    """
-    if student.compile_refusal:
-        raise ConfigError(
-            f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command="leave out --compile"
-        )
-    student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
-
-
 def _fit_projections(
     config: FinetuneConfig,
     model: FinetuneModel,
-    inputs: _Inputs,
+    inputs: Inputs,
     source: SignalSource | None,
     *,
     device: torch.device,
@@ -278,161 +173,6 @@ def _say(
         tqdm.write(line, file=sys.stderr)
 
 
-def _open_inputs(config: FinetuneConfig) -> _Inputs:
-    dataset = open_dataset(
-        config.dataset,
-        split=config.split,
-        data_root=config.data_root,
-        tasks=config.task,
-        text_style=config.text_style,
-        label_order=config.label_order,
-        answers=config.answers,
-        answer_list=config.answer_list,
-        on_error=config.on_error,
-    )
-    everything = list(range(len(dataset)))
-    labelled = everything
-    if config.shots is not None:
-        chosen = set(nested_subset(dataset, config.shots, config.seed))
-        labelled = [index for index, name in enumerate(dataset.example_ids) if name in chosen]
-    others = open_other_inputs(config, dataset) if takes_two_steps(config) else []
-    joined = JoinedDataset([dataset, *others]) if others else dataset
-    own = everything if "inputs" in config.adapt_on else labelled if "subset" in config.adapt_on else []
-    return _Inputs(
-        dataset=dataset,
-        labelled=labelled,
-        adapt_dataset=joined,
-        adapt=[*own, *range(len(dataset), len(joined))],
-        num_skipped=len(dataset.skipped),
-    )
-
-
-def _open_caches(config: FinetuneConfig) -> list[TeacherCache]:
-    disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
-    return [open_cache(path, disk_cache=disk_cache) for path in config.cache]
-
-
-def _open_signals(
-    config: FinetuneConfig,
-    method: ResolvedMethod,
-    caches: Sequence[TeacherCache],
-    inputs: _Inputs,
-    *,
-    device: torch.device,
-) -> _Signals | None:
-    anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
-    if not method.uses_teachers and not anchors:
-        return None
-    by_split = cache_of_split(caches, inputs.splits)
-    for split, of_split in zip(inputs.splits, by_split, strict=True):
-        check_caches(of_split, split)
-        check_selection(of_split, method.settings)
-        for cache in of_split:
-            require_trustworthy(cache, hash_all=config.verify_caches)
-    confidence, checked = _confidence(config, method, by_split[0], inputs)
-    if config.teacher_control == "shuffle":
-        if config.live:
-            raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
-        confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
-    weights = live_weights(config.live_weights, [cache.teacher_name for cache in by_split[0]])
-
-    def features(cache: TeacherCache, split: Dataset) -> TeacherFeatures:
-        if config.live:
-            return live_teacher(cache, split, weights=weights.get(cache.teacher_name), device=str(device))
-        teacher = cached_teacher(cache)
-        return shuffled_teacher(teacher, seed=config.seed) if config.teacher_control == "shuffle" else teacher
-
-    cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
-    read = [
-        [features(cache, split) for cache in of_split]
-        for of_split, split in zip(by_split, inputs.splits, strict=True)
-    ]
-    teachers = [
-        joined_teacher(of_teacher, as_read)
-        for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
-    ]
-    texts = (
-        candidate.text
-        for index in sorted({*inputs.labelled, *inputs.adapt})
-        for candidate in inputs.adapt_dataset[index].candidates
-    )
-    source = SignalSource(
-        teachers,
-        prior=fit_word_prior(texts),
-        known=KnownWords(counts=_known_words(config)),
-        confidence=confidence,
-        target_norm=config.target_norm,
-    )
-    judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
-    return _Signals(source=source, judge=source.of(judges), checked=checked)
-
-
-def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
-    """Return the words that pretraining taught, with their counts; None where it left no record."""
-    if config.known_words is not None:
-        return read_known_words(config.known_words)
-    return None if config.init is None else known_words(config.init)
-
-
-def _confidence(
-    config: FinetuneConfig, method: ResolvedMethod, caches: Sequence[TeacherCache], inputs: _Inputs
-) -> tuple[dict[str, dict[str, float]], list[CheckedConfidence]]:
-    """Return modality -> example id -> confidence, of those that weights follow, and what was found about each."""
-    if method.settings.weighting == "uniform" or config.confidence == "none":
-        return {}, []
-    ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
-    estimates = load_or_estimate_confidence(
-        caches=caches,
-        dataset=inputs.dataset,
-        example_ids=ids,
-        estimator=config.confidence,
-        folds=config.confidence_folds,
-        seed=config.seed,
-    )
-    pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
-    checked = check_confidences(estimates, pictures, config.confidence_check)
-    followed = {
-        one.modality: dict(zip(ids, map(float, estimates[one.modality].probability_N), strict=True))
-        for one in checked
-        if one.is_used
-    }
-    return followed, checked
-
-
-def _remembered(
-    config: FinetuneConfig,
-    method: ResolvedMethod,
-    checked: Sequence[CheckedConfidence],
-    inputs: _Inputs,
-    *,
-    num_processes: int,
-) -> StudentConfidence | None:
-    """Return where the student's confidences are kept, or None where weights need none but the current one.
-
-    Raises:
-        ConfigError: visits to be smoothed that several processes share.
-    """
-    needs_it = method.settings.weighting in ("ratio", "gap") and any(one.is_used for one in checked)
-    if not needs_it or config.student_confidence == "current":
-        return None
-    if config.student_confidence == "smoothed" and num_processes > 1:
-        raise ConfigError(
-            "The student's confidence is smoothed by one process only.",
-            where="--student-confidence smoothed",
-            why=f"{num_processes} processes share the visits of an item",
-            next_command="use --student-confidence start",
-        )
-    ids = inputs.dataset.example_ids
-    return StudentConfidence(config.student_confidence, [ids[position] for position in inputs.labelled])
-
-
-def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(values), generator=generator).tolist()
-    numbers = list(values.values())
-    return {name: numbers[index] for name, index in zip(values, order, strict=True)}
-
-
 def _train(
     config: FinetuneConfig,
     settings: TrainingSettings,
@@ -440,8 +180,8 @@ def _train(
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
-    inputs: _Inputs,
-    signals: _Signals | None,
+    inputs: Inputs,
+    signals: Signals | None,
 ) -> dict[str, PhaseTiming]:
     source = None if signals is None else signals.source
     phases = [
@@ -506,7 +246,7 @@ def _train(
 
 
 def _read_placement(
-    model: FinetuneModel, inputs: _Inputs, signals: _Signals | None, *, enabled: bool, device: torch.device
+    model: FinetuneModel, inputs: Inputs, signals: Signals | None, *, enabled: bool, device: torch.device
 ) -> dict[str, Any]:
     if signals is None or not enabled or not signals.judge.teachers:
         return {}
@@ -519,7 +259,7 @@ def _measure_parts(
     settings: TrainingSettings,
     method: ResolvedMethod,
     model: FinetuneModel,
-    inputs: _Inputs,
+    inputs: Inputs,
     source: SignalSource | None,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
@@ -551,7 +291,7 @@ def _batch_maker(
     plan: PhasePlan,
     student: Student,
     accelerator: Accelerator,
-    inputs: _Inputs,
+    inputs: Inputs,
     source: SignalSource | None,
 ) -> Any:
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -603,7 +343,7 @@ def _summary(
     settings: TrainingSettings,
     method: ResolvedMethod,
     model: FinetuneModel,
-    inputs: _Inputs,
+    inputs: Inputs,
     timings: dict[str, PhaseTiming],
     seconds: float,
 ) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.word_prior import KnownWords, WordPrior
 from advl_pipeline.datasets.words import align_tokens_to_words, word_spans
 from advl_pipeline.distillation.distance import standardise
-from advl_pipeline.distillation.distiller import TeacherWidths
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.terms import TeacherWidths
 from advl_pipeline.students.interface import StudentBatch
 
 Array = npt.NDArray[Any]

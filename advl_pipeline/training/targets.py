@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
-from advl_pipeline.distillation.distiller import first_sequences
+from advl_pipeline.distillation.pooling import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.training.recipe_terms import TaskLoss

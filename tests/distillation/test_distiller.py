@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, TeacherWidths
+from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.terms import DistillationTerms, TeacherWidths
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 

@@ -62,14 +62,14 @@ def test_other_pictures_change_nothing_in_training(
     changes: dict[str, Any], is_same: bool, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Folds go by the pictures' ids, and confidences that the first run stored would serve the second one.
-    monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate_confidence)
+    monkeypatch.setattr("advl_pipeline.training.run_signals.load_or_estimate_confidence", estimate_confidence)
     monkeypatch.setattr(
         "advl_pipeline.confidence.estimate.assign_folds",
         lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
     )
     run_finetune(small_corpus.config(tmp_path / "own", num_steps=3, **changes))
     monkeypatch.setattr(
-        "advl_pipeline.training.run.open_dataset", lambda name, **options: repainted(open_dataset(name, **options))
+        "advl_pipeline.training.inputs.open_dataset", lambda name, **options: repainted(open_dataset(name, **options))
     )
     run_finetune(small_corpus.config(tmp_path / "swapped", num_steps=3, **changes))
     assert same(learned(tmp_path / "own"), learned(tmp_path / "swapped")) == is_same

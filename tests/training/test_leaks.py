@@ -57,7 +57,7 @@ def test_labels_outside_the_subset_and_other_splits_influence_nothing(
         dataset: Any = open_dataset(name, **options)
         return relabelled(dataset, set(nested_subset(dataset, 4, 0)))
 
-    monkeypatch.setattr("advl_pipeline.training.run.open_dataset", open_relabelled)
+    monkeypatch.setattr("advl_pipeline.training.inputs.open_dataset", open_relabelled)
     run_finetune(small_corpus.config(tmp_path / "wrong", **changes))
     assert losses(tmp_path / "wrong") == losses(tmp_path / "true")
     assert opened == ["train"]
@@ -78,8 +78,8 @@ def test_low_shot_statistics_come_from_where_the_readme_says(
         probed.extend(options["example_ids"])
         return load_or_estimate_confidence(**options)
 
-    monkeypatch.setattr("advl_pipeline.training.run.fit_word_prior", fit)
-    monkeypatch.setattr("advl_pipeline.training.run.load_or_estimate_confidence", estimate)
+    monkeypatch.setattr("advl_pipeline.training.run_signals.fit_word_prior", fit)
+    monkeypatch.setattr("advl_pipeline.training.run_signals.load_or_estimate_confidence", estimate)
     run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=(adapt_on,), num_steps=2))
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     subset = set(nested_subset(dataset, 4, 0))

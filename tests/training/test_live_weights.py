@@ -16,7 +16,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import AdvlError, ConfigError, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training import run
+from advl_pipeline.training import run, run_signals
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.run import run_finetune
 
@@ -80,7 +80,7 @@ def test_local_weights_give_the_losses_of_their_caches_on_the_device_of_the_run(
         devices.append(device)
         return live_teacher(*arguments, device=device, **options)
 
-    monkeypatch.setattr(run, "live_teacher", open_live)
+    monkeypatch.setattr(run_signals, "live_teacher", open_live)
     places = tuple(f"{name}={folder}" for name, folder in weights.items())
     for name, changes in (("cached", {}), ("live", {"live": True, "live_weights": places})):
         run_finetune(small_corpus.config(tmp_path / name, cache=caches, num_steps=3, **changes))

@@ -1,0 +1,91 @@
+"""What distillation is asked for by teacher, and what it gives: targets, and loss terms by pathway.
+
+Shapes: B examples, N sequences, W words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from advl_pipeline.distillation.pathways import (
+    Pair,
+)
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherWidths:
+    """Feature widths of one teacher, by modality; None where it has no such features."""
+
+    image_global: int | None = None
+    image_region: int | None = None
+    text_global: int | None = None
+    text_token: int | None = None
+
+
+class Target(NamedTuple):
+    """A kind of a teacher's features in a pathway: `image` or `region` of `vision`, `summary` or `word` of `text`."""
+
+    pathway: Literal["vision", "text"]
+    teacher: str
+    kind: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathwayTerm:
+    """The loss of one pathway: means over candidates, without weight of the instance or lambda.
+
+    `value_B` is balanced over the teachers and may be negative where the balance is learned. `raw_B` is their plain
+    mean, detached; `by_teacher` holds each teacher's (B,) and `balance` its factor (scalar), detached.
+    """
+
+    value_B: torch.Tensor
+    raw_B: torch.Tensor
+    by_teacher: Mapping[str, torch.Tensor]
+    balance: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationTerms:
+    """Loss terms by pathway, `vision` and `text`, of those that have a teacher, and the words that were distilled.
+
+    `selected_NW` is bool. `pairs` holds what the coordinate distances compared.
+    """
+
+    pathways: Mapping[str, PathwayTerm]
+    selected_NW: torch.Tensor | None
+    pairs: Mapping[Target, Pair]
+
+
+def check_targets(
+    settings: DistillationSettings, pathways: Mapping[str, list[str]], teachers: Mapping[str, TeacherWidths]
+) -> None:
+    """Refuse targets that a teacher does not have.
+
+    Raises:
+        ConfigError: regions of a teacher that saw none, relations between words of one that stored none.
+    """
+    for name in pathways["vision"]:
+        if settings.vision_target == "regions" and not teachers[name].image_region:
+            raise ConfigError(
+                "This teacher's cache has no features of regions, so none can be a target.",
+                where=name,
+                why="the dataset gives no boxes, or the cache was made without them",
+                next_command="--vision-target image, or --pathway text",
+            )
+    for name in pathways["text"]:
+        if settings.distance == "relational" and not teachers[name].text_token:
+            raise ConfigError(
+                "This teacher's cache has no features of words, so no words can be related.",
+                where=name,
+                why="it was made with global features alone",
+                next_command="--distance mse, or extract with token features",
+            )

@@ -1,0 +1,79 @@
+"""Build what a run trains: student, heads and projections."""
+
+from __future__ import annotations
+
+import torch
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import head_name
+from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.adversarial_step import require_perturbable
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.heads import build_heads
+from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
+from advl_pipeline.training.methods import ResolvedMethod
+from advl_pipeline.training.recipes import ChosenRecipe
+from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.student_options import recipe_options, student_options
+from advl_pipeline.training.targets import require_fitting_loss
+
+
+def build_finetune_model(
+    config: FinetuneConfig,
+    settings: TrainingSettings,
+    chosen: ChosenRecipe,
+    method: ResolvedMethod,
+    dataset: Dataset,
+    source: SignalSource | None,
+) -> tuple[FinetuneModel, dict[str, HeadOrigin]]:
+    """Build student, heads and projections, and say where the heads come from.
+
+    The same seed gives the same student and heads for every method.
+    """
+    torch.manual_seed(config.seed)
+    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    overrides = {**recipe_options(chosen, config.init), **options}
+    student = build_student(config.student, weights=config.init, overrides=overrides)
+    if settings.adversarial is not None:
+        require_perturbable(student)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(student)
+    if config.lora_rank:
+        add_lora(student, rank=config.lora_rank, alpha=2.0 * config.lora_rank)
+    if config.compile:
+        compile_student(student)
+    torch.manual_seed(config.seed + 1)
+    heads = build_heads(student, dataset)
+    for task in dataset.tasks:
+        require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
+    origins = fill_heads(heads, student, dataset, config)
+    torch.manual_seed(config.seed + 2)
+    distiller = Distiller(
+        method.settings,
+        source.widths() if source else {},
+        hidden_size=student.hidden_size,
+        pooled_size=student.pooled_size,
+    )
+    return FinetuneModel(
+        student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture
+    ), origins
+
+
+def compile_student(student: Student) -> None:
+    """Compile the student's pass, in place; its parameters and their names stay.
+
+    Raises:
+        ConfigError: the student is not tested under torch.compile.
+    """
+    if student.compile_refusal:
+        raise ConfigError(
+            f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command="leave out --compile"
+        )
+    student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]

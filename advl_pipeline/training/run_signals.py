@@ -1,0 +1,171 @@
+"""What a run learns from beside labels: teachers as they are or as a control makes them, confidences, known words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from advl_pipeline.cache.disk_cache_config import disk_cache_config
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.trust import require_trustworthy
+from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.known_words import known_words, read_known_words
+from advl_pipeline.training.adapt_inputs import cache_of_split
+from advl_pipeline.training.compatibility import check_caches, check_selection
+from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.joined_teacher import joined_teacher
+from advl_pipeline.training.live_teacher import live_teacher, live_weights
+from advl_pipeline.training.methods import ResolvedMethod
+from advl_pipeline.training.shuffled_teacher import shuffled_teacher
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
+from advl_pipeline.training.student_confidence import StudentConfidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What the run learns from, the teachers as they are, which a control's are not, and what was found about their
+    confidences."""
+
+    source: SignalSource
+    judge: SignalSource
+    checked: Sequence[CheckedConfidence]
+
+
+def open_caches(config: FinetuneConfig) -> list[TeacherCache]:
+    """Open the caches that the options name, through the disk cache where they lie in an object store."""
+    disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
+    return [open_cache(path, disk_cache=disk_cache) for path in config.cache]
+
+
+def open_signals(
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    caches: Sequence[TeacherCache],
+    inputs: Inputs,
+    *,
+    device: torch.device,
+) -> Signals | None:
+    """Return the teachers' signals, from caches or live, checked against the inputs; None where none is needed.
+
+    Raises:
+        IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: one that cannot be trusted.
+        ConfigError: teachers or options that contradict each other.
+    """
+    anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
+    if not method.uses_teachers and not anchors:
+        return None
+    by_split = cache_of_split(caches, inputs.splits)
+    for split, of_split in zip(inputs.splits, by_split, strict=True):
+        check_caches(of_split, split)
+        check_selection(of_split, method.settings)
+        for cache in of_split:
+            require_trustworthy(cache, hash_all=config.verify_caches)
+    confidence, checked = _confidence(config, method, by_split[0], inputs)
+    if config.teacher_control == "shuffle":
+        if config.live:
+            raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
+        confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
+    weights = live_weights(config.live_weights, [cache.teacher_name for cache in by_split[0]])
+
+    def features(cache: TeacherCache, split: Dataset) -> TeacherFeatures:
+        if config.live:
+            return live_teacher(cache, split, weights=weights.get(cache.teacher_name), device=str(device))
+        teacher = cached_teacher(cache)
+        return shuffled_teacher(teacher, seed=config.seed) if config.teacher_control == "shuffle" else teacher
+
+    cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
+    read = [
+        [features(cache, split) for cache in of_split]
+        for of_split, split in zip(by_split, inputs.splits, strict=True)
+    ]
+    teachers = [
+        joined_teacher(of_teacher, as_read)
+        for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
+    ]
+    texts = (
+        candidate.text
+        for index in sorted({*inputs.labelled, *inputs.adapt})
+        for candidate in inputs.adapt_dataset[index].candidates
+    )
+    source = SignalSource(
+        teachers,
+        prior=fit_word_prior(texts),
+        known=KnownWords(counts=_known_words(config)),
+        confidence=confidence,
+        target_norm=config.target_norm,
+    )
+    judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
+    return Signals(source=source, judge=source.of(judges), checked=checked)
+
+
+def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
+    """Return the words that pretraining taught, with their counts; None where it left no record."""
+    if config.known_words is not None:
+        return read_known_words(config.known_words)
+    return None if config.init is None else known_words(config.init)
+
+
+def _confidence(
+    config: FinetuneConfig, method: ResolvedMethod, caches: Sequence[TeacherCache], inputs: Inputs
+) -> tuple[dict[str, dict[str, float]], list[CheckedConfidence]]:
+    """Return modality -> example id -> confidence, of those that weights follow, and what was found about each."""
+    if method.settings.weighting == "uniform" or config.confidence == "none":
+        return {}, []
+    ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
+    estimates = load_or_estimate_confidence(
+        caches=caches,
+        dataset=inputs.dataset,
+        example_ids=ids,
+        estimator=config.confidence,
+        folds=config.confidence_folds,
+        seed=config.seed,
+    )
+    pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
+    checked = check_confidences(estimates, pictures, config.confidence_check)
+    followed = {
+        one.modality: dict(zip(ids, map(float, estimates[one.modality].probability_N), strict=True))
+        for one in checked
+        if one.is_used
+    }
+    return followed, checked
+
+
+def remember_confidences(
+    config: FinetuneConfig,
+    method: ResolvedMethod,
+    checked: Sequence[CheckedConfidence],
+    inputs: Inputs,
+    *,
+    num_processes: int,
+) -> StudentConfidence | None:
+    """Return where the student's confidences are kept, or None where weights need none but the current one.
+
+    Raises:
+        ConfigError: visits to be smoothed that several processes share.
+    """
+    needs_it = method.settings.weighting in ("ratio", "gap") and any(one.is_used for one in checked)
+    if not needs_it or config.student_confidence == "current":
+        return None
+    if config.student_confidence == "smoothed" and num_processes > 1:
+        raise ConfigError(
+            "The student's confidence is smoothed by one process only.",
+            where="--student-confidence smoothed",
+            why=f"{num_processes} processes share the visits of an item",
+            next_command="use --student-confidence start",
+        )
+    ids = inputs.dataset.example_ids
+    return StudentConfidence(config.student_confidence, [ids[position] for position in inputs.labelled])
+
+
+def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(values), generator=generator).tolist()
+    numbers = list(values.values())
+    return {name: numbers[index] for name, index in zip(values, order, strict=True)}
