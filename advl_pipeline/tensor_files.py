@@ -1,7 +1,8 @@
-"""Named tensors on disk: safetensors files that are either whole or absent, never a pickle."""
+"""Named tensors: safetensors files that are whole or absent, never a pickle, and the digest of what was loaded."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,3 +30,18 @@ def save_tensors(
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the hexadecimal SHA-256 of tensors by name, such as `module.state_dict()` as loaded.
+
+    Hashed over (name, dtype, shape, bytes) in the order of the names, so neither the file format nor the order
+    in a file matters. Take it before any cast: the compute dtype is another entry of an identity.
+    """
+    state_hash = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        state_hash.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
+        state_hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state_hash.hexdigest()

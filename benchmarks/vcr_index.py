@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.process_memory import peak_memory_bytes
+from advl_pipeline.training.process_memory import peak_memory_bytes
 
 QUESTIONS = 212_923
 QUESTIONS_PER_PICTURE = 2.65

@@ -16,8 +16,8 @@ import torch
 from advl_pipeline.cache.ragged import place
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, TextUnit, text_unit
-from advl_pipeline.extraction.batches import plan_batches
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.run import extract
 from advl_pipeline.teachers.interface import PreparedUnit, Teacher
 

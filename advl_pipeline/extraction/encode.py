@@ -1,6 +1,10 @@
 """The encode loop of one shard: batches made ready ahead, the forward pass, features written behind.
 
 Three kinds of thread: a few prepare, the caller's encodes, one writes. Between them at most a few batches wait.
+
+Which units share a forward pass is a pure function of the shard, so that a resumed run computes the same numbers.
+Units of one shard are sorted by length, so a batch holds units of like length and pads little. Batches never cross
+shards, and long ones come first, so that too large a batch shows itself at once.
 """
 
 from __future__ import annotations
@@ -10,9 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from advl_pipeline.cache.shard_buffer import ShardBuffer
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.extraction.batches import plan_batches
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.progress import Progress
 from advl_pipeline.extraction.sources import PreparedBatch, Source
 from advl_pipeline.teachers.interface import EncodedBatch
@@ -127,3 +134,24 @@ def _putting(buffer: ShardBuffer, batch: PreparedBatch, encoded: EncodedBatch | 
             )
 
     return put
+
+
+def plan_batches(units: range, lengths_N: npt.NDArray[np.int32], *, batch_size: int) -> list[list[int]]:
+    """Cut the units of a shard into batches.
+
+    Args:
+        units: positions of the shard's units.
+        lengths_N: token rows of every unit of the modality.
+        batch_size: units per batch.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"A batch cannot hold {batch_size} units.", where="--batch-size")
+    order = np.argsort(-lengths_N[units.start : units.stop].astype(np.int64), kind="stable") + units.start
+    return [order[first : first + batch_size].tolist() for first in range(0, len(order), batch_size)]
+
+
+def padded_share(batches: list[list[int]], lengths_N: npt.NDArray[np.int32]) -> float:
+    """Return which share of the token rows that the teacher computes is padding."""
+    padded = sum(int(lengths_N[batch].max()) * len(batch) for batch in batches)
+    used = sum(int(lengths_N[batch].sum()) for batch in batches)
+    return 1.0 - used / padded if padded else 0.0

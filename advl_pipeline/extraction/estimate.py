@@ -11,7 +11,7 @@ from pathlib import Path
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement
 from advl_pipeline.errors import StorageError
-from advl_pipeline.extraction.batches import padded_share, plan_batches
+from advl_pipeline.extraction.encode import padded_share, plan_batches
 from advl_pipeline.extraction.sources import Source
 
 _BYTES_OF = {"float16": 2, "float32": 4, "int8": 1}

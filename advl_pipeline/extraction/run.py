@@ -38,8 +38,7 @@ from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
-from advl_pipeline.extraction.journal import record_extraction
-from advl_pipeline.extraction.progress import Progress, Stage
+from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.sources import Source, open_sources
 from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location

@@ -19,7 +19,6 @@ from advl_pipeline.students.bert_parts import norm_first_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.lay_outs import pair_row
 from advl_pipeline.students.pixel_student import (
     PixelBatch,
     PixelStudent,
@@ -27,7 +26,7 @@ from advl_pipeline.students.pixel_student import (
     without_picture,
     without_text,
 )
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, pair_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,9 +18,9 @@ from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.attention_mass import attention_mass
 from advl_pipeline.students.bert_parts import (
     attention_bias,
+    attention_mass,
     bert_config,
     initialise_bert,
     kinds_of,
@@ -29,10 +29,9 @@ from advl_pipeline.students.bert_parts import (
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.lay_outs import pair_row
 from advl_pipeline.students.region_source import PixelGrid, RegionSource
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, pair_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

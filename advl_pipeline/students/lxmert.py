@@ -19,7 +19,6 @@ from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias, wid
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.lay_outs import pair_row
 from advl_pipeline.students.region_student import (
     RegionBatch,
     RegionStudent,
@@ -27,7 +26,7 @@ from advl_pipeline.students.region_student import (
     without_picture,
     without_text,
 )
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, pair_row
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in enumerate(NUMBERS, start=1)}}

@@ -20,7 +20,6 @@ from advl_pipeline.configuration import option
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.lay_outs import pair_row
 from advl_pipeline.students.pixel_student import (
     HALF_MEAN,
     HALF_STD,
@@ -28,7 +27,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer
+from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer, pair_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

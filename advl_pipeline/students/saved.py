@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
-from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student
-from advl_pipeline.tensor_files import save_tensors
+from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT

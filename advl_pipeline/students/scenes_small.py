@@ -30,7 +30,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.students.attention_mass import attention_mass
+from advl_pipeline.students.bert_parts import attention_mass
 from advl_pipeline.students.embedded_words import PairTokenizer, language_model_words, load_word_pieces
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.region_pixels import RegionPixels, box_positions

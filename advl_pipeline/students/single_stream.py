@@ -18,8 +18,7 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from advl_pipeline.students.attention_mass import attention_mass
-from advl_pipeline.students.bert_parts import PADDING, attention_bias
+from advl_pipeline.students.bert_parts import PADDING, attention_bias, attention_mass
 
 ATTENTION = "advl_one_row"
 """Name of the attention function in a configuration's `attn_implementation`."""

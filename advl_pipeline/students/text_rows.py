@@ -3,6 +3,9 @@
 A candidate has up to three parts (question, answer, rationale). Each part is tokenised on its own, so that offsets
 are exact and no token spans two parts; a student then lays the parts out with its special tokens and types.
 
+Layouts that several students share: `[CLS] q [SEP] a [SEP]` with type 1 from the answer on; a question and its answer
+before a rationale are one part.
+
 Shapes: L tokens of one row.
 """
 
@@ -196,3 +199,25 @@ def _assemble(pieces: Sequence[int | ReplacedSpan], encodings: Sequence[Any], st
             part.token_ids += encodings[piece].ids
             part.spans += [(first + starts[piece], last + starts[piece]) for first, last in encodings[piece].offsets]
     return part
+
+
+def pair_row(parts: list[Part], tokenizer: TextTokenizer, *, separators: int = 1) -> TextRow:
+    """Lay out a pair, or a single text.
+
+    Args:
+        parts: question, answer and rationale, as far as there are.
+        tokenizer: gives the special tokens.
+        separators: tokens between the two sides, 2 for RoBERTa.
+    """
+    row = TextRow()
+    row.add_special(tokenizer.cls_id)
+    *context, answer = parts
+    for part in context or [answer]:
+        row.add_part(part)
+    row.add_special(tokenizer.sep_id)
+    if context:
+        for _ in range(separators - 1):
+            row.add_special(tokenizer.sep_id)
+        row.add_part(answer, 1)
+        row.add_special(tokenizer.sep_id, 1)
+    return row

@@ -23,8 +23,7 @@ from advl_pipeline.students.interface import Perturbation, StudentBatch, Student
 from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
 from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow
-from advl_pipeline.students.uniter_core import UniterModel
-from advl_pipeline.students.uniter_heads import head_rules, uniter_head
+from advl_pipeline.students.uniter_core import UniterModel, head_rules, uniter_head
 
 NUM_PERSON_TOKENS = 81
 """person_0 to person_80, appended to the vocabulary; people beyond share the last one."""

@@ -1,10 +1,11 @@
-"""UNITER's arithmetic: BERT over text and regions. Keys are those of the original files.
+"""UNITER's arithmetic, BERT over text and regions, and its task heads. Keys are those of the original files.
 
 The encoder is transformers' `BertEncoder`; what differs from BERT (region embeddings) is here. The original packs
 text and regions of each sequence without gaps; `single_stream.py` computes no gaps either.
 Follows ChenRocks/UNITER 1dbfa62, `model/model.py`.
 
-Shapes: B pictures, N sequences, L text tokens, R regions, S positions, H width, F region feature width.
+Shapes: B pictures, N sequences, L text tokens, R regions, S positions, H width, F region feature width,
+K classes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler
 
-from advl_pipeline.students.bert_parts import bert_config, initialise_bert
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
+from advl_pipeline.students.bert_parts import bert_config, initialise_bert, widening_head
+from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.single_stream import ATTENTION
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
@@ -131,3 +134,38 @@ class UniterModel(nn.Module):
             x_NSH = layer(x_NSH, bias)
             states.append(x_NSH)
         return tuple(states)
+
+
+NORM_EPS = 1e-12
+
+
+class TwoWayChoiceHead(nn.Module):
+    """VCR: every candidate gets two logits of its own; the second alone is its score."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.net = widening_head(hidden_size, 2, hidden=2 * hidden_size, activation=nn.ReLU(), eps=NORM_EPS)
+
+    def two_way(self, pooled_NH: torch.Tensor) -> torch.Tensor:
+        """Return (N, 2) logits: wrong, right."""
+        logits: torch.Tensor = self.net(pooled_NH)
+        return logits
+
+    def forward(self, pooled_NH: torch.Tensor) -> torch.Tensor:
+        """Return (N, 1): the score of each candidate."""
+        return self.two_way(pooled_NH)[:, 1:]
+
+
+def uniter_head(task: str, hidden_size: int, num_classes: int) -> nn.Module:
+    """Return a fresh head as the original builds it: ReLU and two logits for VCR, GELU elsewhere."""
+    if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
+        return TwoWayChoiceHead(hidden_size)
+    return widening_head(hidden_size, num_classes, hidden=2 * hidden_size, activation=nn.GELU(), eps=NORM_EPS)
+
+
+def head_rules(task: str) -> KeyRules:
+    """Return the rules that take a task's head out of an original checkpoint."""
+    if task in MULTIPLE_CHOICE_TASKS or task == "vcr":
+        return KeyRules(rename=((r"^vcr_output\.", "net."),), ignore=(r"^(?!vcr_output\.)",))
+    # SNLI-VE checkpoints keep their head under VQA's name: the original class derives from VQA's.
+    return KeyRules(rename=((r"^vqa_output\.", ""),), ignore=(r"^(?!vqa_output\.)",))

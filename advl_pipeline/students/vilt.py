@@ -17,12 +17,10 @@ from transformers import ViltConfig as HfViltConfig
 from transformers import ViltModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.attention_mass import attention_mass
-from advl_pipeline.students.bert_parts import attention_bias, kinds_of, norm_first_head
+from advl_pipeline.students.bert_parts import attention_bias, attention_mass, kinds_of, norm_first_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.lay_outs import pair_row
 from advl_pipeline.students.pixel_student import (
     HALF_MEAN,
     HALF_STD,
@@ -30,7 +28,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, pair_row
 
 IMAGE_TYPE = 1
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.teachers.crops import CONTEXT_MARGIN, crop_rectangle, relative_boxes
+from advl_pipeline.teachers.boxes import CONTEXT_MARGIN, crop_rectangle, relative_boxes, roi_align_mean
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.options import ImageTokenKind
 from advl_pipeline.teachers.pixels import (
@@ -23,7 +23,6 @@ from advl_pipeline.teachers.pixels import (
     read_picture,
     squash_picture,
 )
-from advl_pipeline.teachers.regions import roi_align_mean
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
 
 FORWARD_CHUNK = {"cpu": 8}

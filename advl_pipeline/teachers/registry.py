@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
+from advl_pipeline.packages import require_package_folder
 from advl_pipeline.teachers.archives import require_archive_folder
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, TeacherCard
 from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind, OpenOptions
-from advl_pipeline.teachers.packages import require_package_folder
 
 if TYPE_CHECKING:
     from advl_pipeline.teachers.interface import Teacher

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.teachers.pixels import PixelSettings
 from advl_pipeline.teachers.text_tower import TextFeatures
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone, cells_from_tokens
+from advl_pipeline.tensor_files import parameter_digest
 
 PAIR_TYPES = frozenset({"clip", "siglip"})
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from advl_pipeline.parameter_digest import parameter_digest
 from advl_pipeline.teachers.text_tower import TextFeatures
+from advl_pipeline.tensor_files import parameter_digest
 
 Pooling = Literal["mean", "first"]
 """`mean`: over all tokens, special ones included, as sentence encoders do. `first`: the state of [CLS] or <s>."""

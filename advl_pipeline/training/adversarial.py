@@ -5,6 +5,9 @@ the K passes ("free" training), so the optimiser steps once, afterwards. Follows
 `train_vqa_adv.py` and `train_vcr_adv.py`; the branch that perturbs the modalities in turns is left out, no
 published configuration uses it.
 
+In a run, the perturbed passes carry the task loss and the divergence, and the clean pass carries the distillation:
+what a teacher knows is asked of the student's clean states. That reading is ours; VILLA has no teachers.
+
 Shapes: N sequences, L text tokens, E word embedding width, R visual tokens, F visual feature width, K classes.
 """
 
@@ -12,11 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
-from advl_pipeline.students.interface import Perturbation
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
+from advl_pipeline.training.finetune_model import LossTerms
 from advl_pipeline.training.recipe_terms import AdversarialConfig
 
 SMALLEST_NORM = 1e-8
@@ -115,3 +121,71 @@ def _norm(value: torch.Tensor, order: float) -> torch.Tensor:
     """Return one norm per sequence, shaped (N, 1, 1)."""
     size: torch.Tensor = torch.linalg.vector_norm(value, ord=order, dim=(1, 2), keepdim=True)
     return size
+
+
+def require_perturbable(student: Student) -> None:
+    """Refuse a student whose inputs cannot be perturbed.
+
+    Raises:
+        ConfigError: with the student's own reason where it has one.
+    """
+    refuse: Callable[[Perturbation], None] | None = getattr(student, "refuse_perturbation", None)
+    if refuse is not None:
+        refuse(Perturbation())
+    if not hasattr(student, "zero_perturbation"):
+        raise ConfigError(
+            f"{student.name} cannot be finetuned adversarially.",
+            why="it does not say what shapes its perturbations have (`zero_perturbation`)",
+            next_command="choose a region student, such as villa-base",
+        )
+
+
+def adversarial_terms(
+    run_model: Callable[..., LossTerms],
+    student: Student,
+    batch: StudentBatch,
+    config: AdversarialConfig,
+    *,
+    is_two_way: bool,
+    backward: Callable[..., None],
+) -> LossTerms:
+    """Run the passes of one micro-batch, with backward, and return what is to be logged.
+
+    Args:
+        run_model: the model on this micro-batch, given `perturbation` and whether it is `clean`.
+        student: gives the perturbations' shapes.
+        batch: its inputs.
+        config: VILLA's numbers.
+        is_two_way: logits are two per candidate, whose divergence VILLA averages instead of adding up.
+        backward: called with a loss and `retain_graph`.
+    """
+    made: list[LossTerms] = []
+
+    def forward(perturbation: Perturbation | None) -> torch.Tensor:
+        made.append(run_model(perturbation=perturbation, clean=perturbation is None))
+        compared = made[-1].compared
+        assert compared is not None
+        # Candidates that an example lacks score -inf, whose divergence is not a number.
+        return compared.clamp(min=torch.finfo(compared.dtype).min)
+
+    def step_back(loss: torch.Tensor, keep_graph: bool) -> None:
+        distilled = [value for name, value in made[0].weighted.items() if name != "task"]
+        if len(made) == 2:
+            loss = torch.stack([loss, *distilled]).sum()
+        backward(loss, retain_graph=keep_graph)
+
+    make: Any = student
+    _, passes = adversarial_passes(
+        forward,
+        lambda _: made[-1].weighted["task"],
+        partial(symmetric_kl, reduction="mean" if is_two_way else "sum-classes"),
+        make.zero_perturbation(batch, text=config.text_learning_rate > 0, visual=config.visual_learning_rate > 0),
+        config,
+        backward=step_back,
+    )
+    clean = made[0]
+    clean.raw["task"] = torch.stack([item.task_loss for item in passes]).mean()
+    clean.raw["divergence"] = torch.stack([item.divergence for item in passes]).mean()
+    clean.weighted["task"] = clean.raw["task"]
+    clean.weighted["divergence"] = config.kl_weight * clean.raw["divergence"]
+    return clean

@@ -12,7 +12,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.adversarial_step import require_perturbable
+from advl_pipeline.training.adversarial import require_perturbable
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads

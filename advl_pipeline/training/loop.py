@@ -19,7 +19,7 @@ from torch import nn
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.interface import Perturbation, Student
-from advl_pipeline.training.adversarial_step import adversarial_terms
+from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.checkpoint import restore, save_checkpoint
 from advl_pipeline.training.config import FinetuneConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TaskLoss = Literal["softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl"]
-"""Losses of `task_losses.py`."""
+"""Losses of `targets.py`."""
 
 Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]
 """torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`bert_optimisers.py`)."""

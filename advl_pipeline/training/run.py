@@ -20,7 +20,6 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.folders import require_folder
-from advl_pipeline.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.tensorboard import require_tensorboard
@@ -45,6 +44,7 @@ from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resol
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.placement import read_placement
+from advl_pipeline.training.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
 from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run_identity import describe_run

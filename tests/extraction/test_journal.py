@@ -8,7 +8,7 @@ import pytest
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.errors import CorruptCache
-from advl_pipeline.extraction.journal import extraction_seconds, journal_path, record_extraction
+from advl_pipeline.extraction.progress import extraction_seconds, journal_path, record_extraction
 
 
 def test_commands_add_up_and_one_that_finds_all_done_adds_nothing(tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from uniter_layout import pack
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
 from advl_pipeline.students.single_stream import TokenGrid, run_layers
-from advl_pipeline.students.uniter_core import UniterModel
-from advl_pipeline.students.uniter_heads import TwoWayChoiceHead, head_rules, uniter_head
-from advl_pipeline.training.task_losses import soft_target_bce, two_way_choice
+from advl_pipeline.students.uniter_core import TwoWayChoiceHead, UniterModel, head_rules, uniter_head
+from advl_pipeline.training.targets import soft_target_bce, two_way_choice
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 Reference = Mapping[str, torch.Tensor]

@@ -13,12 +13,11 @@ from uniter_layout import pack
 
 from advl_pipeline.students.bert_parts import attention_bias
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
-from advl_pipeline.students.uniter_core import UniterModel
-from advl_pipeline.students.uniter_heads import uniter_head
+from advl_pipeline.students.uniter_core import UniterModel, uniter_head
 from advl_pipeline.training.bert_optimisers import BertAdamW
 from advl_pipeline.training.recipes import Recipe, group_parameters, load_recipe
 from advl_pipeline.training.schedule import learning_rate_at
-from advl_pipeline.training.task_losses import soft_target_bce
+from advl_pipeline.training.targets import soft_target_bce
 
 Reference = Mapping[str, torch.Tensor]
 

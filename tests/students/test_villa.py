@@ -15,11 +15,10 @@ from uniter_layout import pack
 from advl_pipeline.students.bert_parts import attention_bias
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.uniter_core import UniterModel
-from advl_pipeline.students.uniter_heads import uniter_head
+from advl_pipeline.students.uniter_core import UniterModel, uniter_head
 from advl_pipeline.training.adversarial import adversarial_passes, symmetric_kl
 from advl_pipeline.training.recipe_terms import AdversarialConfig
-from advl_pipeline.training.task_losses import soft_target_bce
+from advl_pipeline.training.targets import soft_target_bce
 
 Reference = Mapping[str, torch.Tensor]
 VARIANTS = ("text", "image", "both", "both_linf", "both_l2max")

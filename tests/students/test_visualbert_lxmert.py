@@ -15,7 +15,7 @@ from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
 from advl_pipeline.students.lxmert import Lxmert, LxmertConfig, lxmert_config
 from advl_pipeline.students.visualbert import VisualBert, VisualBertConfig, VisualBertModel
-from advl_pipeline.training.task_losses import softmax_choice
+from advl_pipeline.training.targets import softmax_choice
 
 Reference = Mapping[str, torch.Tensor]
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}

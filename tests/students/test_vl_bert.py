@@ -20,7 +20,7 @@ from advl_pipeline.students.vl_bert_core import (
     collect_objects,
     coordinate_embedding,
 )
-from advl_pipeline.training.task_losses import sigmoid_choice, soft_target_bce
+from advl_pipeline.training.targets import sigmoid_choice, soft_target_bce
 
 Reference = Mapping[str, torch.Tensor]
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}

