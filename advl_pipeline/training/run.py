@@ -218,27 +218,29 @@ def _train(
                 continue
             inside = checkpoint is not None and plan.phase == resumed_phase
             start = done if inside else 0
-            if start >= plan.num_steps:
-                continue
-            remembered = model.remembered
-            if plan.phase == "finetune" and remembered is not None and not remembered.is_measured:
-                model.to(accelerator.device)
-                with accelerator.autocast():
-                    remembered.begin(
-                        measure_student_confidence(model, inputs.dataset, inputs.labelled, device=accelerator.device)
-                    )
-            timings[plan.phase] = run_phase(
-                config,
-                settings,
-                plan,
-                model,
-                accelerator,
-                folder,
-                _batch_maker(config, settings, plan, model.student, accelerator, inputs, source),
-                start_step=start,
-                checkpoint=checkpoint[2] if checkpoint and inside else None,
-                progress=bar.update,
-            )
+            if start < plan.num_steps:
+                remembered = model.remembered
+                if plan.phase == "finetune" and remembered is not None and not remembered.is_measured:
+                    model.to(accelerator.device)
+                    with accelerator.autocast():
+                        remembered.begin(
+                            measure_student_confidence(
+                                model, inputs.dataset, inputs.labelled, device=accelerator.device
+                            )
+                        )
+                timings[plan.phase] = run_phase(
+                    config,
+                    settings,
+                    plan,
+                    model,
+                    accelerator,
+                    folder,
+                    _batch_maker(config, settings, plan, model.student, accelerator, inputs, source),
+                    start_step=start,
+                    checkpoint=checkpoint[2] if checkpoint and inside else None,
+                    progress=bar.update,
+                )
+            # Also where the run was stopped between its last adapt step and this.
             if plan.phase == "adapt" and before and accelerator.is_main_process:
                 folder.write_json(names.READOUT, {"before": before, "after": readout()})
     folder.close()

@@ -14,6 +14,7 @@ from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 
 
@@ -150,3 +151,25 @@ def test_a_refused_command_leaves_its_output_alone(
     assert advl(capsys, *finetune(small_corpus, run, "--cache", tmp_path / "val"))[0] == 3
     assert not run.parent.exists()
     assert advl(capsys, *given)[0] == 0
+
+
+def test_a_run_stopped_between_the_adapt_step_and_its_readout_still_tells_it(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, _ = small_corpus.caches
+    whole, stopped = (finetune(small_corpus, tmp_path / name, "--cache", text) for name in ("whole", "stopped"))
+    assert advl(capsys, *whole)[0] == 0
+    write = RunFolder.write_json
+
+    def stop(self: RunFolder, name: str, value: Any) -> None:
+        if name == names.READOUT:
+            raise KeyboardInterrupt
+        write(self, name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_json", stop)
+        assert advl(capsys, *stopped)[0] == 130
+    assert not (tmp_path / "stopped" / names.READOUT).exists()
+    assert advl(capsys, *stopped)[0] == 0
+    readouts = [(tmp_path / name / names.READOUT).read_text() for name in ("whole", "stopped")]
+    assert readouts[0] == readouts[1]
