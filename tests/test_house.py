@@ -1,0 +1,101 @@
+"""The house keeps its order: folders import only earlier ones, and every name that the docs give is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "advl_pipeline"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+FILE_NAME = re.compile(r"(?<![\w./*<{-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|toml))\b(?![\w*])")
+DOTTED_NAME = re.compile(r"\badvl_(?:pipeline|cli|data)(?:\.\w+)+")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+OF_USERS = re.compile(r"(?:^|/)(?:FILE|NAME|mine|ATTRIBUTION)\.(?:toml|md)$")
+"""Placeholders, and files that commands write elsewhere."""
+HEADING = re.compile(r"^#+ (.*)$", flags=re.MULTILINE)
+
+
+def folders_in_order() -> list[str]:
+    """Return the folders of the package in the order of the architecture page's table."""
+    table = ARCHITECTURE.partition("## Folders")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `(\w+)/` \|", table, flags=re.MULTILINE)
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Return the modules of the package that a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, f"{path}: a relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in found if name.startswith("advl_pipeline.")]
+
+
+def test_the_architecture_page_names_every_folder() -> None:
+    assert sorted(folders_in_order()) == sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+def test_no_folder_imports_a_later_one() -> None:
+    order = folders_in_order()
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        own = path.relative_to(PACKAGE).parts[0]
+        # Modules beside the folders serve all of them.
+        place = order.index(own) if own in order else -1
+        for name in imported_modules(path):
+            other = name.split(".")[1]
+            if other in order and order.index(other) > place:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_links_of_a_page_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [name for name in FILE_NAME.findall(text) if not OF_USERS.search(name) and not _is_file(name)]
+    for target in LINK.findall(text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        aim = (page.parent / file).resolve() if file else page
+        if not aim.exists() or (anchor and anchor not in _anchors(aim)):
+            missing.append(target)
+    missing += [name for name in DOTTED_NAME.findall(text) if not _is_defined(name)]
+    assert not missing, missing
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is that of a file of ours, from the root, from the package, or by its end."""
+    if "/" in name:
+        return any((base / name).exists() for base in (ROOT, PACKAGE, ROOT / "docs"))
+    return any(ROOT.glob(name)) or any(
+        any((ROOT / folder).rglob(name)) for folder in ("advl_pipeline", "cli", "data", "docs", "tests", "benchmarks")
+    )
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that headings of a page get."""
+    headings = HEADING.findall(page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a dotted name is a module, or a name in one."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        try:
+            return hasattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError:
+            return False
+    return True
