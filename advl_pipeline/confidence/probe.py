@@ -9,19 +9,26 @@ Shapes: N examples, C candidates (1 outside multiple choice), F features, K clas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.special import expit, log_softmax, logsumexp, softmax
+from scipy.special import expit, log_softmax, softmax
 
 from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes
+from advl_pipeline.logistic import (
+    FloatArray,
+    Likelihood,
+    binary_loss,
+    fit_logistic,
+    of_candidates,
+    of_classes,
+    of_soft_labels,
+)
 
-FloatArray = npt.NDArray[np.float64]
 Kind = Literal["choice", "classes", "soft-labels"]
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
@@ -36,8 +43,6 @@ no more, and memory stays bounded."""
 
 PREDICT_BLOCK = 4096
 """Examples scored at a time, which bounds the memory for thousands of classes."""
-
-MAX_ITERATIONS = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,19 +176,17 @@ class _Head:
             max(varies_F.sum(), 1)
         )
         scaled = (features.astype(np.float64) - mean_F) * scale_F
-        objective, start = _objective(data, rows, scaled)
-        num_features = scaled.shape[-1]
+        likelihood, table = _likelihood(data, rows, scaled.shape[-1])
         for penalty in penalties:
-            found = minimize(
-                objective,
-                start,
-                args=(penalty,),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": MAX_ITERATIONS, "ftol": 1e-6, "gtol": 1e-5},
+            table = fit_logistic(
+                scaled.reshape(-1, scaled.shape[-1]),
+                likelihood,
+                num_examples=len(rows),
+                penalty=penalty,
+                start_XO=table,
+                has_intercept=True,
+                tolerance=1e-6,
             )
-            start = found.x
-            table = start.reshape(num_features + 1, -1)
             yield cls(weight_FO=table[:-1], intercept_O=table[-1], mean_F=mean_F, scale_F=scale_F)
 
     def scores(self, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> FloatArray:
@@ -199,7 +202,7 @@ class _Head:
         for block in _blocks(rows):
             scores = self.scores(centred, block)
             if data.score_NK is not None:
-                total += _binary_loss(scores[:, 0], data.score_NK[block].toarray())
+                total += binary_loss(scores[:, 0], data.score_NK[block].toarray())
                 continue
             assert data.label_N is not None
             logits = _masked(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
@@ -228,51 +231,22 @@ class _Head:
         return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
 
 
-Objective = Callable[[FloatArray, float], tuple[float, FloatArray]]
-
-
-def _objective(data: ProbeData, rows: npt.NDArray[np.int64], scaled: FloatArray) -> tuple[Objective, FloatArray]:
-    """Return the penalised mean loss with its gradient, and where to start; parameters are (F + 1, O), flattened."""
-    count, _, num_features = scaled.shape
-    flat = scaled.reshape(-1, num_features)
-    num_outputs = 1 if data.kind == "choice" else data.num_classes
-    start_FO = np.zeros((num_features + 1, num_outputs))
+def _likelihood(data: ProbeData, rows: npt.NDArray[np.int64], num_features: int) -> tuple[Likelihood, FloatArray]:
+    """Return the likelihood of some examples, and where to start: (F + 1, O), with rates of answers as intercepts."""
+    start_XO = np.zeros((num_features + 1, 1 if data.kind == "choice" else data.num_classes))
     if data.score_NK is not None:
         target_nK = data.score_NK[rows].toarray().astype(np.float64)
-        rate_K = (target_nK.sum(axis=0) + 0.5) / (count + 1.0)
-        start_FO[-1] = np.log(rate_K / (1 - np.minimum(rate_K, 1 - 1e-6)))
-    else:
-        assert data.label_N is not None
-        label_n = data.label_N[rows]
-
-    def evaluate(parameters: FloatArray, penalty: float) -> tuple[float, FloatArray]:
-        table = parameters.reshape(num_features + 1, num_outputs)
-        scores = flat @ table[:-1] + table[-1]
-        if data.score_NK is not None:
-            loss = _binary_loss(scores, target_nK)
-            residual = expit(scores) - target_nK
-        else:
-            logits = _masked(scores.reshape(count, -1), data, rows) if data.kind == "choice" else scores
-            normaliser = logsumexp(logits, axis=1)
-            loss = float((normaliser - logits[np.arange(count), label_n]).sum())
-            residual = np.exp(logits - normaliser[:, None])
-            residual[np.arange(count), label_n] -= 1.0
-            residual = residual.reshape(len(flat), num_outputs)
-        gradient = np.empty_like(table)
-        gradient[:-1] = flat.T @ residual / count + penalty * table[:-1]
-        # An intercept shared by all candidates changes nothing, so it stays at zero there.
-        gradient[-1] = 0.0 if data.kind == "choice" else residual.sum(axis=0) / count
-        return loss / count + 0.5 * penalty * float((table[:-1] ** 2).sum()), gradient.ravel()
-
-    return evaluate, start_FO.ravel()
+        rate_K = (target_nK.sum(axis=0) + 0.5) / (len(rows) + 1.0)
+        start_XO[-1] = np.log(rate_K / (1 - np.minimum(rate_K, 1 - 1e-6)))
+        return of_soft_labels(target_nK), start_XO
+    assert data.label_N is not None
+    if data.kind == "classes":
+        return of_classes(data.label_N[rows]), start_XO
+    return of_candidates(data.label_N[rows], None if data.valid_NC is None else data.valid_NC[rows]), start_XO
 
 
 def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     return np.array_split(rows, max(1, -(-len(rows) // PREDICT_BLOCK)))
-
-
-def _binary_loss(scores_nK: FloatArray, target_nK: npt.NDArray[np.floating]) -> float:
-    return float((np.logaddexp(0.0, scores_nK) - target_nK * scores_nK).sum())
 
 
 def _masked(scores_nC: FloatArray, data: ProbeData, rows: npt.NDArray[np.int64]) -> FloatArray:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, sparse
+from scipy import sparse
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.datasets.cards import load_card
@@ -27,11 +27,10 @@ from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.snli_ve import SnliVeDataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import HardSubsetConfig
+from advl_pipeline.logistic import FloatArray, fit_logistic, of_classes
 
 NUM_FEATURES = 1 << 18
 _WORD = re.compile(r"\w+|[^\w\s]")
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +86,8 @@ def hashed_words(texts: Sequence[str]) -> sparse.csr_array:
     return sparse.csr_array((ones, np.array(columns), np.array(starts)), shape=(len(texts), NUM_FEATURES))
 
 
-def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: int, penalty: float) -> Floats:
-    """Fit logistic regression by L-BFGS from zero.
+def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: int, penalty: float) -> FloatArray:
+    """Fit logistic regression from zero.
 
     Args:
         texts: hypotheses.
@@ -99,22 +98,14 @@ def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: i
     Returns:
         Weights (D, C), float64.
     """
-    features_ND = hashed_words(texts)
-    target_NC = np.eye(num_classes)[labels_N]
-
-    def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
-        weights_DC = flat.reshape(NUM_FEATURES, num_classes)
-        scores_NC = np.asarray(features_ND @ weights_DC)
-        scores_NC -= scores_NC.max(axis=1, keepdims=True)
-        log_probability_NC = scores_NC - np.log(np.exp(scores_NC).sum(axis=1, keepdims=True))
-        loss = -float((target_NC * log_probability_NC).sum()) / len(texts)
-        gradient_DC = np.asarray(features_ND.T @ (np.exp(log_probability_NC) - target_NC)) / len(texts)
-        return loss + 0.5 * penalty * float(flat @ flat), gradient_DC.ravel() + penalty * flat
-
-    start = np.zeros(NUM_FEATURES * num_classes)
-    found = optimize.minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options={"maxiter": 60})
-    weights: Floats = found.x.reshape(NUM_FEATURES, num_classes)
-    return weights
+    return fit_logistic(
+        hashed_words(texts),
+        of_classes(labels_N),
+        num_examples=len(texts),
+        penalty=penalty,
+        start_XO=np.zeros((NUM_FEATURES, num_classes)),
+        has_intercept=False,
+    )
 
 
 def _open(config: HardSubsetConfig, split: str) -> SnliVeDataset:

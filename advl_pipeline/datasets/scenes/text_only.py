@@ -19,18 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-from scipy import optimize, sparse
+from scipy import sparse
 
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.snli_ve_items import LABELS
 from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
-
-Floats = npt.NDArray[np.float64]
+from advl_pipeline.logistic import FloatArray, Likelihood, fit_logistic, of_candidates, of_classes
 
 _MIN_COUNT: Final = 2
 _PENALTY: Final = 1e-3
-_STEPS: Final = 60
 _SOFT_STEP: Final = 0.3
 """VQA score per annotator who gave the answer, up to 1."""
 
@@ -173,18 +170,9 @@ _CUES: Final[Mapping[str, Callable[[str], str]]] = {
 
 def _choice_figure(train: Sequence[_Item], test: Sequence[_Item]) -> TextOnlyFigure:
     num_choices = len(train[0].choices)
-    labels = np.array([int(item.scores[0][0]) for item in train])
     columns = _columns(train)
-    features = _matrix(train, columns)
-
-    def loss(weights: Floats) -> tuple[float, Floats]:
-        logits = (features @ weights).reshape(-1, num_choices)
-        probability = _softmax(logits)
-        value = -np.log(probability[np.arange(len(labels)), labels]).mean() + _PENALTY * (weights @ weights)
-        probability[np.arange(len(labels)), labels] -= 1
-        return float(value), features.T @ probability.ravel() / len(labels) + 2 * _PENALTY * weights
-
-    weights = _minimise(loss, len(columns))
+    labels = np.array([int(item.scores[0][0]) for item in train])
+    weights = _fit(train, columns, of_candidates(labels), num_outputs=1)[:, 0]
     logits = (_matrix(test, columns) @ weights).reshape(-1, num_choices)
     right = logits.argmax(axis=1) == np.array([int(item.scores[0][0]) for item in test])
     return TextOnlyFigure(num_items=len(test), accuracy=float(100 * right.mean()), baseline=100 / num_choices)
@@ -195,18 +183,7 @@ def _class_figure(train: Sequence[_Item], test: Sequence[_Item]) -> TextOnlyFigu
     index = {answer: position for position, answer in enumerate(answers)}
     labels = np.array([index[item.scores[0][0]] for item in train])
     columns = _columns(train)
-    features = _matrix(train, columns)
-    shape = (len(columns), len(answers))
-
-    def loss(flat: Floats) -> tuple[float, Floats]:
-        weights = flat.reshape(shape)
-        probability = _softmax(features @ weights)
-        value = -np.log(probability[np.arange(len(labels)), labels]).mean() + _PENALTY * (flat @ flat)
-        probability[np.arange(len(labels)), labels] -= 1
-        gradient = features.T @ probability / len(labels) + 2 * _PENALTY * weights
-        return float(value), np.asarray(gradient).ravel()
-
-    weights = _minimise(loss, shape[0] * shape[1]).reshape(shape)
+    weights = _fit(train, columns, of_classes(labels), num_outputs=len(answers))
     chosen = (_matrix(test, columns) @ weights).argmax(axis=1)
     scores = [dict(item.scores).get(answers[position], 0.0) for item, position in zip(test, chosen, strict=True)]
     return TextOnlyFigure(
@@ -223,16 +200,15 @@ def _constant_accuracy(train: Sequence[_Item], test: Sequence[_Item]) -> float:
     return float(100 * np.mean([dict(item.scores).get(best[item.question_type], 0.0) for item in test]))
 
 
-def _minimise(loss: Callable[[Floats], tuple[float, Floats]], size: int) -> Floats:
-    result = optimize.minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS})
-    weights: Floats = result.x
-    return weights
-
-
-def _softmax(logits: Floats) -> Floats:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability: Floats = shifted / shifted.sum(axis=1, keepdims=True)
-    return probability
+def _fit(items: Sequence[_Item], columns: dict[str, int], likelihood: Likelihood, *, num_outputs: int) -> FloatArray:
+    return fit_logistic(
+        _matrix(items, columns),
+        likelihood,
+        num_examples=len(items),
+        penalty=2 * _PENALTY,
+        start_XO=np.zeros((len(columns), num_outputs)),
+        has_intercept=False,
+    )
 
 
 def _columns(items: Sequence[_Item]) -> dict[str, int]:

@@ -1,0 +1,118 @@
+"""Logistic regression by L-BFGS, for whatever has features and a likelihood: probes, and models that see texts alone.
+
+The mean negative log-likelihood of N examples plus half the penalty times the squared norm of the weights is
+minimised. Intercepts are not penalised.
+Shapes: N examples, M rows of features (C per example for candidates, else one), F features, O outputs, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.sparse import csr_array
+from scipy.special import expit, logsumexp
+
+FloatArray = npt.NDArray[np.float64]
+
+Likelihood = Callable[[FloatArray], tuple[float, FloatArray]]
+"""Scores (M, O) -> negative log-likelihood summed over examples, and its gradient by the scores."""
+
+MAX_ITERATIONS = 60
+
+
+def of_classes(label_N: npt.NDArray[np.int64]) -> Likelihood:
+    """Return the likelihood of one class per example, by the softmax over O = K scores."""
+    rows_N = np.arange(len(label_N))
+
+    def evaluate(scores_NK: FloatArray) -> tuple[float, FloatArray]:
+        normaliser_N = logsumexp(scores_NK, axis=1)
+        loss = float((normaliser_N - scores_NK[rows_N, label_N]).sum())
+        residual_NK = np.exp(scores_NK - normaliser_N[:, None])
+        residual_NK[rows_N, label_N] -= 1.0
+        return loss, residual_NK
+
+    return evaluate
+
+
+def of_candidates(label_N: npt.NDArray[np.int64], valid_NC: npt.NDArray[np.bool_] | None = None) -> Likelihood:
+    """Return the likelihood of one candidate per example, by the softmax over C rows with O = 1 score each.
+
+    Args:
+        label_N: the right candidate.
+        valid_NC: false for candidates that an example lacks; None for none.
+    """
+    of_example = of_classes(label_N)
+
+    def evaluate(scores_M1: FloatArray) -> tuple[float, FloatArray]:
+        scores_NC = scores_M1.reshape(len(label_N), -1)
+        masked_NC = scores_NC if valid_NC is None else np.where(valid_NC, scores_NC, -np.inf)
+        loss, residual_NC = of_example(masked_NC)
+        return loss, residual_NC.reshape(scores_M1.shape)
+
+    return evaluate
+
+
+def of_soft_labels(target_NK: FloatArray) -> Likelihood:
+    """Return the likelihood of K yes-or-no questions per example, each with a target in [0, 1]."""
+
+    def evaluate(scores_NK: FloatArray) -> tuple[float, FloatArray]:
+        return binary_loss(scores_NK, target_NK), expit(scores_NK) - target_NK
+
+    return evaluate
+
+
+def binary_loss(scores_NK: FloatArray, target_NK: npt.NDArray[np.floating]) -> float:
+    """Return the binary cross-entropy summed over all entries."""
+    return float((np.logaddexp(0.0, scores_NK) - target_NK * scores_NK).sum())
+
+
+def fit_logistic(
+    features_MF: FloatArray | csr_array,
+    likelihood: Likelihood,
+    *,
+    num_examples: int,
+    penalty: float,
+    start_XO: FloatArray,
+    has_intercept: bool,
+    tolerance: float = 2.2e-9,
+) -> FloatArray:
+    """Return the fitted (X, O): F rows of weights and, where there is an intercept, one row of it at the end.
+
+    Args:
+        features_MF: dense or sparse.
+        likelihood: of the scores, one of this module's.
+        num_examples: N, which the likelihood is divided by.
+        penalty: strength of the squared norm of the weights, relative to the mean loss.
+        start_XO: where to begin.
+        has_intercept: whether the last row is an intercept. One shared by all candidates of an example changes
+            nothing, so with O = 1 it stays as it begins.
+        tolerance: relative decrease of the loss below which fitting ends.
+    """
+    num_features = features_MF.shape[1]
+    is_learned = has_intercept and start_XO.shape[1] > 1
+
+    def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
+        table_XO = parameters.reshape(start_XO.shape)
+        weight_FO = table_XO[:num_features]
+        scores_MO = np.asarray(features_MF @ weight_FO)
+        if has_intercept:
+            scores_MO += table_XO[-1]
+        loss, residual_MO = likelihood(scores_MO)
+        gradient_XO = np.zeros_like(table_XO)
+        gradient_XO[:num_features] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
+        if is_learned:
+            gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
+        return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
+
+    found = minimize(
+        objective,
+        start_XO.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": MAX_ITERATIONS, "ftol": tolerance, "gtol": 1e-5},
+    )
+    fitted_XO: FloatArray = found.x.reshape(start_XO.shape)
+    return fitted_XO
