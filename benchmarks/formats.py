@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.index import ids_to_bytes
@@ -57,16 +56,8 @@ class Format(ABC):
         """Open what `build` wrote."""
 
     @abstractmethod
-    def batches(self, order: npt.NDArray[np.int64], batch_size: int) -> Iterator[list[Rows]]:
-        """Yield the (M, D) features of an epoch's units, in the given order where the format can."""
-
-
-class RandomAccess(Format):
-    """A format whose units are read by number, in any order."""
-
-    @abstractmethod
     def read(self, units: Sequence[int]) -> list[Rows]:
-        """Return the (M, D) features of each unit."""
+        """Return the (M, D) features of each unit, read by number in any order."""
 
     def batches(self, order: npt.NDArray[np.int64], batch_size: int) -> Iterator[list[Rows]]:
         """Yield the features of an epoch, in the given order."""
@@ -74,7 +65,7 @@ class RandomAccess(Format):
             yield self.read(order[first : first + batch_size].tolist())
 
 
-class Memmap(RandomAccess):
+class Memmap(Format):
     """One flat `.npy`, memory-mapped: the usual code, and the limit when everything is in memory."""
 
     name = "np.memmap"
@@ -129,7 +120,7 @@ def build_cache(
     writer.finalise()
 
 
-class Ours(RandomAccess):
+class Ours(Format):
     """A cache of this project, read by id."""
 
     name = "ours, by id"
@@ -149,7 +140,7 @@ class Ours(RandomAccess):
         return np.split(values, np.cumsum(lengths)[:-1])
 
 
-class Hdf5(RandomAccess):
+class Hdf5(Format):
     """One contiguous data set in HDF5."""
 
     name = "h5py"
@@ -180,7 +171,7 @@ class Hdf5(RandomAccess):
         return [self._values[self._ends[unit] - self._lengths[unit] : self._ends[unit]] for unit in units]
 
 
-class Lmdb(RandomAccess):
+class Lmdb(Format):
     """One LMDB value per unit."""
 
     name = "LMDB"
@@ -213,27 +204,7 @@ class Lmdb(RandomAccess):
             ]
 
 
-class SafetensorsFiles(RandomAccess):
-    """One safetensors file per unit."""
-
-    name = "safetensors per unit"
-
-    def build(self, folder: Path, corpus: Corpus) -> None:
-        from safetensors.numpy import save_file
-
-        for number, rows in enumerate(corpus.units()):
-            save_file({"x": np.ascontiguousarray(rows)}, folder / f"{number}.safetensors")
-
-    def open(self, folder: Path, corpus: Corpus) -> None:
-        self._folder = folder
-
-    def read(self, units: Sequence[int]) -> list[Rows]:
-        from safetensors.numpy import load_file
-
-        return [load_file(self._folder / f"{unit}.safetensors")["x"] for unit in units]
-
-
-class NumpyFiles(RandomAccess):
+class NumpyFiles(Format):
     """One `.npy` per unit."""
 
     name = "one .npy per unit"
@@ -249,23 +220,7 @@ class NumpyFiles(RandomAccess):
         return [np.load(self._folder / f"{unit}.npy") for unit in units]
 
 
-class TorchFiles(RandomAccess):
-    """One `.pt` per unit."""
-
-    name = "one .pt per unit"
-
-    def build(self, folder: Path, corpus: Corpus) -> None:
-        for number, rows in enumerate(corpus.units()):
-            torch.save(torch.from_numpy(rows.copy()), folder / f"{number}.pt")
-
-    def open(self, folder: Path, corpus: Corpus) -> None:
-        self._folder = folder
-
-    def read(self, units: Sequence[int]) -> list[Rows]:
-        return [torch.load(self._folder / f"{unit}.pt", weights_only=True).numpy() for unit in units]
-
-
-class ZarrPython(RandomAccess):
+class ZarrPython(Format):
     """Our own cache read row by row with zarr-python."""
 
     name = "zarr-python"
@@ -289,7 +244,7 @@ class ZarrPython(RandomAccess):
         return [self._values[self._starts[unit] : self._starts[unit] + self._lengths[unit]] for unit in units]
 
 
-class HfDatasets(RandomAccess):
+class HfDatasets(Format):
     """HF datasets with flat Arrow lists."""
 
     name = "HF datasets"
@@ -332,39 +287,4 @@ class HfDatasets(RandomAccess):
         return [flat[a:b].reshape(-1, DIM) for a, b in itertools.pairwise(offsets)]
 
 
-class LitData(RandomAccess):
-    """LitData's optimised chunks, read by index."""
-
-    name = "litdata"
-    needs = "litdata"
-
-    def build(self, folder: Path, corpus: Corpus) -> None:
-        from litdata.streaming.writer import BinaryWriter
-
-        writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-        for number, rows in enumerate(corpus.units()):
-            writer.add_item(number, {"x": torch.from_numpy(rows.copy())})
-        writer.done()
-        writer.merge()
-
-    def open(self, folder: Path, corpus: Corpus) -> None:
-        from litdata import StreamingDataset
-
-        self._data = StreamingDataset(str(folder))
-
-    def read(self, units: Sequence[int]) -> list[Rows]:
-        return [self._data[int(unit)]["x"].numpy() for unit in units]
-
-
-FORMATS: tuple[type[Format], ...] = (
-    Memmap,
-    Ours,
-    HfDatasets,
-    Lmdb,
-    SafetensorsFiles,
-    Hdf5,
-    LitData,
-    NumpyFiles,
-    TorchFiles,
-    ZarrPython,
-)
+FORMATS: tuple[type[Format], ...] = (Memmap, Ours, HfDatasets, Lmdb, Hdf5, NumpyFiles, ZarrPython)

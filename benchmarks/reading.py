@@ -23,7 +23,6 @@ import torch
 from advl_pipeline.cache.order import epoch_order
 from benchmarks.corpus import DIM, Corpus
 from benchmarks.formats import FORMATS, Format, Ours
-from benchmarks.peers import PEERS
 
 BATCH_SIZE = 64
 STREAM = "ours, streamed"
@@ -68,7 +67,7 @@ def measure_reading(
         say: told what is skipped.
     """
     kinds: dict[str, type[Format]] = {}
-    for kind in (*FORMATS, *PEERS):
+    for kind in FORMATS:
         if not kind.is_available():
             say(f"{kind.name} ({kind.needs} is not installed)")
             continue

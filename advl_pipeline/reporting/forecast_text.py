@@ -6,8 +6,7 @@ from collections import Counter
 
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.disk import CacheForecast
-from advl_pipeline.studies.forecast import Forecast
+from advl_pipeline.studies.forecast import CacheForecast, Forecast
 from advl_pipeline.training.methods import planned_steps
 
 

@@ -8,14 +8,40 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, load_study
-from advl_pipeline.studies.disk import CacheForecast, cell_bytes, forecast_cache
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, recorded_recipes
-from advl_pipeline.studies.measure import measure_kinds
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
-from advl_pipeline.studies.timings import HERE, Timing, cell_kind, timings_beside, timings_here
+from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds, timings_beside, timings_here
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheForecast:
+    """A cache to extract, its bytes and seconds by the plan of the extraction; None, and why, where there is none."""
+
+    path: Path
+    num_bytes: int | None
+    seconds: float | None
+    obstacle: str
+
+
+def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
+    """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
+    from advl_pipeline.extraction.run import estimate_extraction
+
+    try:
+        estimates = estimate_extraction(extraction_config(need, study, data_root))
+    except AdvlError as error:
+        return CacheForecast(path=need.path, num_bytes=None, seconds=None, obstacle=error.what)
+    return CacheForecast(
+        path=need.path,
+        num_bytes=sum(item.num_bytes for item in estimates),
+        seconds=sum(item.seconds for item in estimates),
+        obstacle="",
+    )
+
 
 CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
 """Plans the extraction of a cache, given the folder of the datasets."""
@@ -125,7 +151,7 @@ def forecast_study(
     known = [item.seconds for item in cells if not item.finished and item.seconds is not None]
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
-    num_bytes, disk_basis = cell_bytes(plan.cells)
+    num_bytes, disk_basis = _cell_bytes(plan.cells)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return Forecast(
         name=study.name,
@@ -196,3 +222,31 @@ def _forecast_cell(cell: Cell, pool: Sequence[Timing]) -> CellForecast:
 def _basis(used: Iterable[Timing]) -> str:
     counts = Counter(source for source, _ in {(timing.source, timing.cell_id) for timing in used})
     return ", ".join(f"{source} ({number})" for source, number in sorted(counts.items()))
+
+
+def _cell_bytes(cells: Sequence[Cell]) -> tuple[int | None, str]:
+    """Return the bytes of all run folders that are still to come, and what that rests on.
+
+    Finished ones tell; before there are any, a run folder holds little else than its student: as large as the
+    pretrained one, or as its parameters. None where the student cannot be built here.
+    """
+    left = [cell for cell in cells if not is_finished(cell)]
+    sizes = [_folder_bytes(cell.run) for cell in cells if is_finished(cell)]
+    if sizes:
+        return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
+    from advl_pipeline.training.building import student_bytes
+
+    known: dict[tuple[str, Path | None, tuple[str, ...]], int] = {}
+    try:
+        for cell in left:
+            config = cell.finetune
+            key = (config.student, config.init, config.student_option)
+            known.setdefault(key, student_bytes(config))
+    except AdvlError as error:
+        return None, error.what
+    total = sum(known[(c.finetune.student, c.finetune.init, c.finetune.student_option)] for c in left)
+    return total, "the size of the student"
+
+
+def _folder_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -12,6 +12,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.weight_files import weight_files
 from advl_pipeline.training.adversarial import require_perturbable
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
@@ -77,3 +78,17 @@ def compile_student(student: Student) -> None:
             f"{student.name} cannot be compiled.", why=student.compile_refusal, next_command="leave out --compile"
         )
     student.encode = torch.compile(student.encode, dynamic=True)  # type: ignore[method-assign]
+
+
+def student_bytes(config: FinetuneConfig) -> int:
+    """Return the size of the pretrained student, else of the parameters of one that is built without values.
+
+    Raises:
+        ConfigError: the student cannot be built with these options. WeightsUnavailable: its tokenizer is not at hand.
+    """
+    if config.init is not None and (files := weight_files(config.init)):
+        return sum(file.stat().st_size for file in files)
+    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    with torch.device("meta"):
+        student = build_student(config.student, overrides=options)
+    return sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())

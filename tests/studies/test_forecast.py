@@ -18,11 +18,10 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
-from advl_pipeline.studies.disk import CacheForecast
-from advl_pipeline.studies.forecast import Forecast, forecast_study
-from advl_pipeline.studies.measure import MEASURED_STEPS, measure_kinds
+from advl_pipeline.studies.forecast import CacheForecast, Forecast, forecast_study
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.timings import MEASURED_STEPS, measure_kinds
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
