@@ -14,7 +14,7 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help
-.PHONY: docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ bench: $(STAMP) ## Measure reading and writing against the peers
 
 chaos: $(STAMP) ## Kill 50 extractions and 20 finetunes, damage 200 caches at random; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
+
+golden: $(STAMP) ## Compare the losses of this checkout with those of another: make golden OTHER=../another
+	$(BIN)/python tests/support/golden.py compare "$(OTHER)"
 
 clean: ## Remove what can be made again (not datasets, caches and runs)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

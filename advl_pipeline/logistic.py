@@ -69,6 +69,35 @@ def binary_loss(scores_NK: FloatArray, target_NK: npt.NDArray[np.floating]) -> f
     return float((np.logaddexp(0.0, scores_NK) - target_NK * scores_NK).sum())
 
 
+def penalised_loss(
+    features_MF: FloatArray | csr_array,
+    likelihood: Likelihood,
+    *,
+    num_examples: int,
+    penalty: float,
+    num_outputs: int,
+    has_intercept: bool,
+) -> Callable[[FloatArray], tuple[float, FloatArray]]:
+    """Return what `fit_logistic` minimises: flattened (X, O) parameters -> the loss and its gradient."""
+    num_features = features_MF.shape[1]
+    is_learned = has_intercept and num_outputs > 1
+
+    def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
+        table_XO = parameters.reshape(-1, num_outputs)
+        weight_FO = table_XO[:num_features]
+        scores_MO = np.asarray(features_MF @ weight_FO)
+        if has_intercept:
+            scores_MO += table_XO[-1]
+        loss, residual_MO = likelihood(scores_MO)
+        gradient_XO = np.zeros_like(table_XO)
+        gradient_XO[:num_features] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
+        if is_learned:
+            gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
+        return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
+
+    return objective
+
+
 def fit_logistic(
     features_MF: FloatArray | csr_array,
     likelihood: Likelihood,
@@ -91,22 +120,14 @@ def fit_logistic(
             nothing, so with O = 1 it stays as it begins.
         tolerance: relative decrease of the loss below which fitting ends.
     """
-    num_features = features_MF.shape[1]
-    is_learned = has_intercept and start_XO.shape[1] > 1
-
-    def objective(parameters: FloatArray) -> tuple[float, FloatArray]:
-        table_XO = parameters.reshape(start_XO.shape)
-        weight_FO = table_XO[:num_features]
-        scores_MO = np.asarray(features_MF @ weight_FO)
-        if has_intercept:
-            scores_MO += table_XO[-1]
-        loss, residual_MO = likelihood(scores_MO)
-        gradient_XO = np.zeros_like(table_XO)
-        gradient_XO[:num_features] = np.asarray(features_MF.T @ residual_MO) / num_examples + penalty * weight_FO
-        if is_learned:
-            gradient_XO[-1] = residual_MO.sum(axis=0) / num_examples
-        return loss / num_examples + 0.5 * penalty * float((weight_FO**2).sum()), gradient_XO.ravel()
-
+    objective = penalised_loss(
+        features_MF,
+        likelihood,
+        num_examples=num_examples,
+        penalty=penalty,
+        num_outputs=start_XO.shape[1],
+        has_intercept=has_intercept,
+    )
     found = minimize(
         objective,
         start_XO.ravel(),

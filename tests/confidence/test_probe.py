@@ -17,6 +17,7 @@ from scipy.special import softmax
 from advl_pipeline.confidence import probe
 from advl_pipeline.confidence.folds import assign_folds
 from advl_pipeline.confidence.probe import ProbeData, cross_fitted_confidence
+from advl_pipeline.logistic import penalised_loss
 
 Labels = npt.NDArray[np.int64]
 
@@ -208,12 +209,20 @@ def test_gradients_are_those_of_the_loss(kind: str) -> None:
         score_NK=csr_array(generator.random((12, 5)).astype(np.float32)) if kind == "soft-labels" else None,
         num_classes={"choice": 0, "classes": 3, "soft-labels": 5}[kind],
     )
-    objective, start = probe._objective(data, np.arange(12), data.features_NCF.astype(np.float64))
-    point = start + 0.3 * generator.standard_normal(start.shape)
+    likelihood, start_XO = probe._likelihood(data, np.arange(12), 4)
+    objective = penalised_loss(
+        data.features_NCF.reshape(-1, 4).astype(np.float64),
+        likelihood,
+        num_examples=12,
+        penalty=0.1,
+        num_outputs=start_XO.shape[1],
+        has_intercept=True,
+    )
+    point = (start_XO + 0.3 * generator.standard_normal(start_XO.shape)).ravel()
     if kind == "choice":
         point[-1] = 0.0
-    numeric = approx_fprime(point, lambda x: objective(x, 0.1)[0], 1e-6)
-    np.testing.assert_allclose(objective(point, 0.1)[1], numeric, atol=1e-5)
+    numeric = approx_fprime(point, lambda x: objective(x)[0], 1e-6)
+    np.testing.assert_allclose(objective(point)[1], numeric, atol=1e-5)
 
 
 def test_the_order_of_candidates_does_not_matter() -> None:
