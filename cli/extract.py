@@ -36,7 +36,8 @@ def command(as_json: bool, **flags: Any) -> None:
     for item in result.estimates:
         click.echo(
             f"{item.modality}: {item.num_units} units, {item.num_token_rows} token rows, {item.num_shards} shards, "
-            f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding, about {item.seconds:.0f} s"
+            f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding"
+            + ("" if item.seconds is None else f", about {item.seconds:.0f} s")
         )
     if result.dry_run:
         click.echo(f"would write {result.path}; {(result.free_bytes or 0) / 1e9:.1f} GB are free there")

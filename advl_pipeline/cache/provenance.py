@@ -19,9 +19,16 @@ IMPORTED = "import:"
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
     *("teacher", "dataset", "split", "modality", "image_tokens", "dtype", "compression", "select_tokens"),
-    *("compute_dtype", "text_style", "shard_rows", "on_error", "weights", "data_root"),
+    *("compute_dtype", "text_style", "shard_rows", "on_error", "weights", "data_root", "shots", "seed", "ids"),
 )
-_UNSAID = {"compression": "none", "compute_dtype": "fp32", "shard_rows": 32768, "on_error": "fail"}
+_UNSAID = {
+    "seed": [0],
+    "ids": [],
+    "compression": "none",
+    "compute_dtype": "fp32",
+    "shard_rows": 32768,
+    "on_error": "fail",
+}
 """Defaults that a command need not say."""
 
 _LIBRARIES = ("advl-pipeline", "numpy", "torch", "transformers", "timm", "zarr")
@@ -71,7 +78,8 @@ def _command_words(config: Mapping[str, Any]) -> list[str]:
     for key in _IMPORT_OPTIONS if is_import else _EXTRACT_OPTIONS:
         value = config.get(key)
         if value is not None and value != _UNSAID.get(key):
-            words += ["--" + key.replace("_", "-"), str(value)]
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                words += ["--" + key.replace("_", "-"), str(item)]
     return words
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,18 @@ class ExtractConfig(Configuration):
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
     dataset: str = option(help="Dataset; see `advl datasets list`.")
     split: str = option("train", help="Split of the dataset.")
+    shots: int | None = option(
+        None,
+        help="Extract no more than the low-shot subset of this many questions needs, for each --seed.",
+        minimum=1,
+    )
+    ids: tuple[Path, ...] = option(
+        (), help="Extract no more than the examples of a list need, which `advl datasets subset` wrote; repeatable."
+    )
     output: Location | None = option(
-        None, help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT]."
+        None,
+        help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT, and the "
+        "subset in the name where one is asked for].",
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     modality: Modality = option("both", help="Towers of the teacher to run.")
@@ -49,7 +60,9 @@ class ExtractConfig(Configuration):
     )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.")
     folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2)
-    seed: int = option(0, help="Seed of the folds.", minimum=0)
+    seed: tuple[int, ...] = option(
+        (0,), help="Seed of the subset and of the folds; repeatable, for runs of several seeds.", minimum=0
+    )
     weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     progress_file: Path | None = option(None, help="Append progress here as JSON lines.")
@@ -105,6 +118,19 @@ class ImportConfig(Configuration):
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
 
 
-def default_output(teacher: str, dataset: str, split: str) -> Path:
-    """Return the folder that a cache goes to by default."""
-    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split
+def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:
+    """Return the folder that a cache goes to by default; `part` names what of the split it is of, "" for all."""
+    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / (split + part)
+
+
+def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ()) -> str:
+    """Return what a folder's name says about the part of a split that is in it; "" for the whole split."""
+    if shots is not None:
+        return f"-shots{shots}-seed{'-'.join(map(str, seeds))}"
+    return "".join(f"-{file.stem}" for file in ids)
+
+
+def location_of(config: ExtractConfig) -> Location:
+    """Return where the cache of an extraction lies or is to lie."""
+    part = part_name(config.shots, config.seed, config.ids)
+    return config.output or default_output(config.teacher, config.dataset, config.split, part=part)

@@ -22,7 +22,7 @@ _SPARE_BYTES = 64_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Cost of one modality."""
+    """Cost of one modality; `seconds` is None where no trial was made."""
 
     modality: str
     num_units: int
@@ -30,17 +30,18 @@ class Estimate:
     num_shards: int
     num_bytes: int
     padded_share: float
-    seconds: float
+    seconds: float | None
 
 
-def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch_size: int) -> Estimate:
+def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch_size: int, trial: bool) -> Estimate:
     """Return the cost of extracting one modality.
 
     Args:
         source: its units.
         placement: where they will lie.
         stored: stored dtype of token rows.
-        batch_size: units per forward pass. Two batches of middling length are encoded to learn the speed.
+        batch_size: units per forward pass.
+        trial: encode two batches of middling length to learn the speed.
     """
     batches = [
         batch
@@ -57,7 +58,7 @@ def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch
         num_bytes=placement.num_rows * row_bytes
         + placement.num_units * (source.tower.global_dim * wide + _PER_UNIT_BYTES),
         padded_share=padded_share(batches, placement.lengths_N),
-        seconds=_trial_seconds(source, batches),
+        seconds=_trial_seconds(source, batches) if trial else None,
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.extraction.config import ExtractConfig, default_output
+from advl_pipeline.extraction.config import ExtractConfig, location_of
+from advl_pipeline.extraction.identity import describe_dataset
+from advl_pipeline.extraction.part import open_part
 
 _DECIDE_THE_NUMBERS = (
     *("teacher", "dataset", "split", "text_style", "modality", "image_tokens", "dtype", "compression"),
@@ -26,7 +27,7 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
     Raises:
         DatasetError: the dataset is missing or malformed. CorruptCache: the cache is damaged.
     """
-    location = config.output or default_output(config.teacher, config.dataset, config.split)
+    location = location_of(config)
     if not isinstance(location, Path) or not (location / COMPLETE_RECORD).is_file():
         return False
     cache = open_cache(location)
@@ -34,11 +35,4 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
     compared = (*_DECIDE_THE_NUMBERS, "weights") if same_weights else _DECIDE_THE_NUMBERS
     if any(made.get(key) != asked[key] for key in compared):
         return False
-    dataset = open_dataset(
-        config.dataset,
-        split=config.split,
-        data_root=config.data_root,
-        text_style=config.text_style,
-        on_error=config.on_error,
-    )
-    return bool(cache.identity["dataset"]["content_digest"] == dataset.content_digest())
+    return bool(cache.identity["dataset"] == describe_dataset(open_part(config)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from advl_pipeline.cache.identity import SCHEMA_VERSION
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.selected import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.sources import Source
 from advl_pipeline.teachers.interface import Teacher
@@ -28,14 +29,20 @@ def build_identity(
             "image_tokens": config.image_tokens if "image" in towers else None,
             "compute_dtype": config.compute_dtype,
         },
-        "dataset": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "tasks": list(dataset.tasks),
-            "text_style": dataset.text_style,
-            "content_digest": dataset.content_digest(),
-        },
+        "dataset": describe_dataset(dataset),
         # What is off is left out, so that a new option leaves the identities of caches without it alone.
         "storage": {"dtype": config.dtype}
         | ({"compression": config.compression} if config.compression != "none" else {}),
     }
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return what of the identity is the dataset's; the part that is selected, if it is not the whole split."""
+    whole = {
+        "name": dataset.name,
+        "split": dataset.split,
+        "tasks": list(dataset.tasks),
+        "text_style": dataset.text_style,
+        "content_digest": dataset.content_digest(),
+    }
+    return whole | ({"selection": dataset.selection} if isinstance(dataset, SelectedExamples) else {})

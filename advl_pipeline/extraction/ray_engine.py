@@ -25,8 +25,9 @@ from advl_pipeline.cache.records import PLAN_RECORD
 from advl_pipeline.cache.verify import committed_shards
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.selected import SelectedExamples
 from advl_pipeline.errors import AdvlError, ClusterError, ConfigError
-from advl_pipeline.extraction.config import ExtractConfig, default_output
+from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.run import ExtractResult, extract, open_inputs
 from advl_pipeline.teachers.interface import Teacher
 
@@ -35,7 +36,7 @@ _CONNECT_SECONDS = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 _ENVIRONMENT = ("ADVL_DATA", "ADVL_DISK_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
 
-OpenInputs = Callable[[ExtractConfig], tuple[Teacher, IndexedDataset]]
+OpenInputs = Callable[[ExtractConfig], tuple[Teacher, IndexedDataset | SelectedExamples]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +156,7 @@ def _gather(
 ) -> ExtractResult:
     results: list[ExtractResult] = []
     waiting = list(references)
-    location = config.output or default_output(config.teacher, config.dataset, config.split)
+    location = location_of(config)
     with tqdm(desc=f"{len(references)} Ray tasks", unit="shard") as bar:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)

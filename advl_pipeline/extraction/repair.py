@@ -36,7 +36,7 @@ from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache
-from advl_pipeline.extraction.config import ExtractConfig, RepairConfig, default_output
+from advl_pipeline.extraction.config import ExtractConfig, RepairConfig, location_of
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.run import extract, make_plan, open_inputs
@@ -92,7 +92,7 @@ def run_repair(config: RepairConfig) -> RepairResult:
 
 def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairResult:
     """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
-    location = config.output or default_output(config.teacher, config.dataset, config.split)
+    location = location_of(config)
     first = report = verify_cache(location)
     encoded = 0
     for _ in range(_ROUNDS):

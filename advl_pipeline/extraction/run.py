@@ -32,12 +32,14 @@ from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.selected import SelectedExamples
 from advl_pipeline.errors import ConfigError, StorageError
-from advl_pipeline.extraction.config import ExtractConfig, default_output
+from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
+from advl_pipeline.extraction.part import open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.sources import Source, open_sources
 from advl_pipeline.folders import require_folder
@@ -90,7 +92,7 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
     """
     with interruptible():
         # Before the teacher loads; whoever opens the destination checks again.
-        if isinstance(location := _location(config), Path):
+        if isinstance(location := location_of(config), Path):
             require_folder(location, "cache")
         if config.engine == "ray" and not config.dry_run:
             from advl_pipeline.extraction.ray_engine import extract_on_ray
@@ -100,18 +102,16 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
 
 
-def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset]:
-    """Open the teacher and the dataset by their names."""
-    from advl_pipeline.datasets.registry import open_dataset
+def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset | SelectedExamples]:
+    """Open the teacher and what of the dataset is to be extracted, by their names.
+
+    Class names are read before anything is encoded: VQA's come from another split's files, which may be missing.
+    """
     from advl_pipeline.teachers.registry import open_teacher
 
-    dataset = open_dataset(
-        config.dataset,
-        split=config.split,
-        data_root=config.data_root,
-        text_style=config.text_style,
-        on_error=config.on_error,
-    )
+    dataset = open_part(config)
+    if config.confidence:
+        require_class_names(dataset)
     teacher = open_teacher(
         config.teacher,
         weights=config.weights,
@@ -132,13 +132,14 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     """
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
-    return _estimates(config, sources, _place(config, {source.modality: _count_tokens(source) for source in sources}))
+    placements = _place(config, {source.modality: _count_tokens(source) for source in sources})
+    return _estimates(config, sources, placements, trial=True)
 
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
     begun = time.perf_counter()
-    location = _location(config)
+    location = location_of(config)
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
     with open_destination(location, disk_cache_config(config.disk_cache, config.disk_cache_gb)) as destination:
@@ -172,10 +173,6 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         clipped=sum(complete.clipped.values()),
         confidences=confidences,
     )
-
-
-def _location(config: ExtractConfig) -> Location:
-    return config.output or default_output(config.teacher, config.dataset, config.split)
 
 
 def _settle_plan(
@@ -244,7 +241,8 @@ def make_plan(
     placements = _place(config, lengths)
     for source in sources:
         _require_possible_shards(config, destination.location, source, placements[source.modality])
-    estimates = _estimates(config, sources, placements)
+    # Whoever is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
+    estimates = _estimates(config, sources, placements, trial=config.dry_run)
     free_bytes = None
     if isinstance(destination.location, Path):
         free_bytes = require_room(destination.location, sum(item.num_bytes for item in estimates))
@@ -278,10 +276,10 @@ def _place(config: ExtractConfig, lengths: Mapping[str, npt.NDArray[np.int32]]) 
 
 
 def _estimates(
-    config: ExtractConfig, sources: Sequence[Source], placements: Mapping[str, Placement]
+    config: ExtractConfig, sources: Sequence[Source], placements: Mapping[str, Placement], *, trial: bool
 ) -> tuple[Estimate, ...]:
     return tuple(
-        estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size)
+        estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size, trial=trial)
         for source in sources
     )
 
@@ -389,18 +387,15 @@ def _encode_claimed(
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:
     from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 
-    labelled = [
-        example.example_id
-        for example in map(dataset.__getitem__, range(len(dataset)))
-        if example.label is not None or example.soft_label
-    ]
-    if labelled:
+    estimated: set[str] = set()
+    for example_ids, seed in subsets_of(config, dataset):
         load_or_estimate_confidence(
             caches=[cache],
             dataset=dataset,
-            example_ids=labelled,
+            example_ids=example_ids,
             estimator="probe",
             folds=config.folds,
-            seed=config.seed,
+            seed=seed,
         )
-    return len(labelled)
+        estimated.update(example_ids)
+    return len(estimated)

@@ -45,7 +45,7 @@ def extraction_config(need: CacheNeed, study: StudyConfig, data_root: Path | Non
         "output": need.path,
         "data_root": data_root,
         "weights": _weights_of(need.teacher, study),
-    }
+    } | ({} if need.shots is None else {"shots": need.shots, "seed": [need.seed]})
     return build_config(ExtractConfig, common, values, where=f"{study.source} [extraction]")
 
 

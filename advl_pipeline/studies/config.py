@@ -32,7 +32,9 @@ METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
 FULL = "full"
 """How files and tables write "all training items", which is `shots=None` in the code."""
 
-_SET_BY_THE_STUDY = frozenset({"dataset", "output", "cache", "data_root", "shots", "seed", "student", "init", "task"})
+_SET_BY_THE_STUDY = frozenset(
+    {"dataset", "output", "cache", "data_root", "shots", "ids", "seed", "student", "init", "task"}
+)
 _NO_TABLE: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -38,7 +38,7 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
     return CacheForecast(
         path=need.path,
         num_bytes=sum(item.num_bytes for item in estimates),
-        seconds=sum(item.seconds for item in estimates),
+        seconds=sum(item.seconds or 0.0 for item in estimates),
         obstacle="",
     )
 

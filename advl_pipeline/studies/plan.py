@@ -20,7 +20,7 @@ from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.extraction.config import default_output
+from advl_pipeline.extraction.config import default_output, part_name
 from advl_pipeline.locations import local_folder
 from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
@@ -69,12 +69,14 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheNeed:
-    """A teacher cache that some cell reads."""
+    """A teacher cache that some cell reads: of a whole split, or of the first `shots` questions in a seed's order."""
 
     teacher: str
     dataset: str
     split: str
     path: Path
+    shots: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +129,15 @@ def build_plan(
         read = [(*place, teacher) for place in distilled_splits(cell.finetune) for teacher in cell.teachers]
         for (dataset, split, teacher), location in zip(read, cell.finetune.cache, strict=True):
             path = local_folder(location, what="caches")
-            needs[path] = CacheNeed(teacher=teacher, dataset=dataset, split=split, path=path)
+            own = (dataset, split) == (cell.finetune.dataset, cell.finetune.split)
+            needs[path] = CacheNeed(
+                teacher=teacher,
+                dataset=dataset,
+                split=split,
+                path=path,
+                shots=questions_seen(cell.finetune) if own else None,
+                seed=cell.seed,
+            )
     return Plan(study=study, cells=tuple(cells), caches=tuple(needs.values()))
 
 
@@ -183,7 +193,7 @@ def _cell(
         config,
         recipe=str(places.recipes.get(config.recipe, config.recipe)),
         cache=tuple(
-            _cache_path(places.caches, teacher, dataset, split)
+            _cache_path(places.caches, teacher, dataset, split, config)
             for dataset, split in distilled_splits(config)
             for teacher in teachers
         ),
@@ -282,8 +292,18 @@ def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
     return [(config.dataset, config.split), *others]
 
 
-def _cache_path(caches: Path, teacher: str, dataset: str, split: str) -> Path:
-    default = default_output(teacher, dataset, split)
+def questions_seen(config: FinetuneConfig) -> int | None:
+    """Return how many questions of its split a run sees, the first of its seed's order; None for all.
+
+    It depends on the run alone, never on the other cells of a grid: a cache's moments are of what it holds.
+    """
+    return None if config.pool is None or config.shots is None else max(config.pool, config.shots)
+
+
+def _cache_path(caches: Path, teacher: str, dataset: str, split: str, config: FinetuneConfig) -> Path:
+    own = (dataset, split) == (config.dataset, config.split)
+    part = part_name(questions_seen(config), [config.seed]) if own else ""
+    default = default_output(teacher, dataset, split, part=part)
     return caches / default.relative_to(default.parts[0])
 
 

@@ -22,7 +22,17 @@ HERE = "finished runs of this study"
 
 _NO_MATTER_FOR_A_STEP = frozenset(
     {
-        *("cache", "shots", "seed", "num_steps", "learning_rate", "head_lr_scale", "weight_decay", "schedule"),
+        *(
+            "cache",
+            "shots",
+            "pool",
+            "seed",
+            "num_steps",
+            "learning_rate",
+            "head_lr_scale",
+            "weight_decay",
+            "schedule",
+        ),
         *("warmup_fraction", "clip_norm", "distill_weight", "distill_decay", "selection_alpha", "selection_rho"),
         *(
             "weight_max",

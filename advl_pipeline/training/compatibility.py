@@ -8,8 +8,10 @@ from typing import Any
 from advl_pipeline.cache.provenance import renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.training.config import FinetuneConfig
 
 
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
@@ -47,6 +49,47 @@ def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
                     cache.path,
                 ),
             )
+
+
+def check_part(
+    caches: Sequence[TeacherCache], dataset: Dataset, positions: Sequence[int], config: FinetuneConfig
+) -> None:
+    """Refuse a cache of a part of a split that lacks what a run sees. A cache of the whole split is not looked into.
+
+    Args:
+        caches: of the split.
+        dataset: the split.
+        positions: of the examples whose inputs the run sees.
+        config: of the run, for the advice.
+
+    Raises:
+        IdentityMismatch: with the command that extracts what the run needs.
+    """
+    for cache in caches:
+        if "selection" not in cache.identity["dataset"]:
+            continue
+        num_missing = sum(not _holds(cache, dataset[position]) for position in positions)
+        if not num_missing:
+            continue
+        needed: dict[str, Any] = {"shots": None, "ids": [], "seed": [config.seed]}
+        if config.ids is not None and config.pool is None:
+            needed["ids"] = [str(config.ids)]
+        elif config.shots is not None or config.pool is not None:
+            needed["shots"] = max(config.shots or 1, config.pool or 1)
+        raise IdentityMismatch(
+            "The cache holds a part of the split, and the run sees more.",
+            where=str(cache.path),
+            why=f"it was made for {cache.identity['dataset']['selection']['num_examples']:,} examples; "
+            f"{num_missing:,} of the {len(positions):,} that the run sees are not in it",
+            next_command=renew_command(cache.provenance["config"] | needed, cache.path),
+        )
+
+
+def _holds(cache: TeacherCache, example: Example) -> bool:
+    texts = [candidate.text_unit.unit_id for candidate in example.candidates]
+    return (cache.image is None or bool(cache.image.contains([example.image.unit_id]).all())) and (
+        cache.text is None or bool(cache.text.contains(texts).all())
+    )
 
 
 def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettings) -> None:

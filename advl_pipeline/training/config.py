@@ -99,6 +99,15 @@ class FinetuneConfig(Configuration):
     shots: int | None = option(
         None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1
     )
+    ids: Path | None = option(
+        None, help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots."
+    )
+    pool: int | None = option(
+        None,
+        help="Questions of the split whose inputs a run may see without labels, the first of the seed's order, so "
+        "that the labelled ones are among them [default: all; the labelled ones where a cache holds a part].",
+        minimum=1,
+    )
     seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0)
 
     recipe: str = option(

@@ -74,7 +74,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder of another run. NotFinite: a loss, a gradient or a weight. DatasetError, CorruptCache,
         WeightsUnavailable: as they say.
     """
-    resolve_method(config, num_steps=finetune_steps(config))
+    uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
     if config.tensorboard:
         require_tensorboard()
     folder = RunFolder(config.output)
@@ -82,7 +82,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     began = time.perf_counter()
     forget_peak_memory()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    inputs = open_inputs(config)
+    caches = open_caches(config) if uses_teachers else []
+    inputs = open_inputs(config, caches)
     chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
     settings = resolve_settings(
         config,
@@ -92,7 +93,6 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         world_size=accelerator.num_processes,
     )
     method = resolve_method(config, num_steps=settings.num_steps)
-    caches = open_caches(config) if method.uses_teachers else []
     identity = describe_run(
         config,
         chosen.recipe,
@@ -101,6 +101,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         label_names={task: inputs.dataset.label_names(task) for task in inputs.dataset.tasks},
         caches=[cache.identity for cache in caches],
         init_digest=None if config.init is None else weights_digest(config.init),
+        labelled=None if config.ids is None else [inputs.dataset.example_ids[index] for index in inputs.labelled],
     )
     if config.resume:
         folder.require_same_run(identity)
@@ -253,8 +254,7 @@ def _read_placement(
     if signals is None or not enabled or not signals.judge.teachers:
         return {}
     model.student.to(device)
-    positions = range(len(inputs.dataset))
-    return read_placement(model.student, inputs.dataset, positions, signals.judge, device=device)
+    return read_placement(model.student, inputs.dataset, inputs.seen, signals.judge, device=device)
 
 
 def _measure_parts(

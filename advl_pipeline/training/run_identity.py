@@ -21,7 +21,7 @@ NOT_IDENTITY = frozenset(
 
 Weights of live teachers lie anywhere: that they are those of the caches is checked."""
 
-_DESCRIBED_BY_CONTENT = frozenset({"cache", "init", "recipe"})
+_DESCRIBED_BY_CONTENT = frozenset({"cache", "init", "recipe", "ids"})
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def describe_run(
     label_names: Mapping[str, Sequence[str]],
     caches: Sequence[Mapping[str, Any]],
     init_digest: str | None,
+    labelled: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
 
@@ -56,6 +57,7 @@ def describe_run(
         label_names: task -> its classes.
         caches: identities of the caches that it reads, in the order given: it chooses the initial projections.
         init_digest: of the pretrained student's files, if there is one.
+        labelled: ids of the labelled examples where a list names them.
     """
     options = run_identity(config_to_dict(config))
     # How a step is split over processes may change when a run resumes.
@@ -70,4 +72,4 @@ def describe_run(
         "adapt_dataset": {str(number): dict(other) for number, other in enumerate(datasets[1:], start=1)},
         "labels": {task: digest(list(names)) for task, names in label_names.items()},
         "cache": {str(number): dict(identity) for number, identity in enumerate(caches, start=1)},
-    }
+    } | ({} if labelled is None else {"labelled": digest(list(labelled))})

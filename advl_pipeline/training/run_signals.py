@@ -16,7 +16,7 @@ from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.training.adapt_inputs import cache_of_split
-from advl_pipeline.training.compatibility import check_caches, check_selection
+from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.inputs import Inputs
@@ -65,6 +65,10 @@ def open_signals(
     for split, of_split in zip(inputs.splits, by_split, strict=True):
         check_caches(of_split, split)
         check_selection(of_split, method.settings)
+        if split is inputs.dataset:
+            check_part(of_split, split, sorted({*inputs.labelled, *inputs.seen}), config)
+        else:
+            check_part(of_split, split, range(len(split)), config)
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
     confidence, checked = _confidence(config, method, by_split[0], inputs)

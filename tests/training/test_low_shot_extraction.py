@@ -1,0 +1,161 @@
+"""Low-shot runs on a mirror of VCR extract what they need and no more: subsets, lists of ids, a study of cells."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from dataset_mirrors import vcr_record, write_vcr
+
+from advl_cli.main import main
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.registry import open_dataset
+
+NUM_QUESTIONS = 48
+SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--confidence-folds", 2, "--adapt-texts", 8)
+EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--folds", 2)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVL_DATA", raising=False)
+    write_vcr(Path("datasets"), [vcr_record(number, split="train") for number in range(NUM_QUESTIONS)], split="train")
+    write_vcr(Path("datasets"), [vcr_record(number, split="val") for number in range(4)], split="val")
+    return tmp_path
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, arguments)))
+    return int(caught.value.code or 0)
+
+
+def finetune(output: str, *more: object) -> int:
+    return call("finetune", "--dataset", "vcr", "--method", "advl", "--output", output, *SHORT, *more)
+
+
+def num_texts(cache: str) -> int:
+    store = open_cache(cache).text
+    assert store is not None
+    return len(store)
+
+
+def run_advice(printed: str) -> None:
+    """Give the commands that an error advises."""
+    advice = printed.split("next:")[1].strip().splitlines()[0]
+    for command in advice.split(" && "):
+        assert call(*shlex.split(command)[1:]) == 0
+
+
+def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
+    mirror: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*EXTRACT, "--shots", 6, "--seed", 0, "--seed", 1) == 0
+    cache = "caches/minilm-l6/vcr/train-shots6-seed0-1"
+    train = open_dataset("vcr", split="train")
+    chosen = {name for seed in (0, 1) for name in nested_subset(train, 6, seed)}
+    texts = {
+        candidate.text_unit.unit_id
+        for example in map(train.__getitem__, range(len(train)))
+        if example.example_id in chosen
+        for candidate in example.candidates
+    }
+    store = open_cache(cache).text
+    assert store is not None
+    assert set(store.ids) == texts
+    assert len(texts) < len(train.text_units()) / 2
+
+    for seed in (0, 1):
+        assert finetune(f"runs/{seed}", "--shots", 6, "--seed", seed, "--cache", cache) == 0
+        result = json.loads(Path(f"runs/{seed}/result.json").read_text())
+        # Both tasks of six questions; without a pool the adapt step sees no others.
+        assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, 12)
+    # A smaller subset lies inside, and its adapt step may see all that was extracted for its seed.
+    assert finetune("runs/pool", "--shots", 2, "--pool", 6, "--seed", 1, "--cache", cache) == 0
+    result = json.loads(Path("runs/pool/result.json").read_text())
+    assert (result["num_labelled"], result["num_adapt_inputs"]) == (4, 12)
+
+    for output, options in (("seed", ("--shots", 6, "--seed", 2)), ("full", ())):
+        capsys.readouterr()
+        assert finetune(f"runs/{output}", *options, "--cache", cache) == 3
+        printed = capsys.readouterr().err
+        assert "holds a part of the split" in printed
+        assert not Path(f"runs/{output}").exists()
+    run_advice(printed)
+    assert finetune("runs/full", "--cache", cache) == 0
+
+
+def test_a_list_of_ids_is_extracted_and_trained_on(mirror: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("datasets", "subset", "vcr", "--shots", 4, "--seed", 5, "--output", "mine.json") == 0
+    assert call(*EXTRACT, "--ids", "mine.json") == 0
+    cache = "caches/minilm-l6/vcr/train-mine"
+    # Four questions with four answers, and four rationales after the right answer.
+    assert num_texts(cache) == 32
+    assert finetune("runs/listed", "--ids", "mine.json", "--cache", cache) == 0
+    assert finetune("runs/drawn", "--shots", 4, "--seed", 5, "--cache", cache) == 0
+    one_task = ("--ids", "mine.json", "--task", "vcr-q2a", "--cache", cache)
+    assert finetune("runs/task", *one_task) == 0
+    assert json.loads(Path("runs/task/result.json").read_text())["num_labelled"] == 4
+    assert call("cache", "verify", cache, "--recompute", 2) == 0
+
+    # A run resumes with the same examples, not with whatever the file names by then.
+    assert finetune("runs/task", *one_task) == 0
+    assert call("datasets", "subset", "vcr", "--shots", 3, "--seed", 5, "--output", "mine.json") == 0
+    assert finetune("runs/task", *one_task) == 3
+    capsys.readouterr()
+    assert finetune("runs/both", "--ids", "mine.json", "--shots", 3, "--cache", cache) == 2
+    assert "drawn or listed, not both" in capsys.readouterr().err
+    listed = json.loads(Path("mine.json").read_text())
+    for changed, why in (({"split": "val"}, "of another split"), ({"example_ids": ["train-99:vcr-q2a"]}, "train-99")):
+        Path("mine.json").write_text(json.dumps(listed | changed))
+        assert call(*EXTRACT, "--ids", "mine.json", "--output", "caches/new") == 5
+        assert why in capsys.readouterr().err
+
+
+def test_a_study_extracts_what_its_cells_see_and_grows_without_losing_cells(
+    mirror: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = """
+name = "trial"
+dataset = "vcr"
+tasks = ["vcr-q2a"]
+student = "scenes-small"
+teachers = ["minilm-l6"]
+test_sets = ["val"]
+methods = ["plain", "naive-kd", "advl"]
+shots = [2, 6]
+seeds = {seeds}
+
+[training]
+pool = 6
+num_steps = 2
+adapt_steps = 2
+adapt_texts = 8
+batch_size = 2
+confidence_folds = 2
+
+[evaluation]
+probe = ["none"]
+
+[extraction]
+folds = 2
+"""
+    Path("trial.toml").write_text(study.format(seeds="[0]"))
+    assert call("study", "trial.toml", "--dry-run") == 0
+    assert "caches/minilm-l6/vcr/train-shots6-seed0" in capsys.readouterr().out
+    assert call("study", "trial.toml") == 0
+    cache = Path("caches/minilm-l6/vcr/train-shots6-seed0")
+    assert num_texts(str(cache)) == 6 * 8
+    finished = {path: path.stat().st_mtime_ns for path in Path("runs/studies/trial/cells").glob("*/result.json")}
+    assert len(finished) == 6
+    Path("trial.toml").write_text(study.format(seeds="[0, 1]"))
+    assert call("study", "trial.toml") == 0
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert sorted(path.name for path in cache.parent.iterdir() if path.is_dir()) == [
+        "train-shots6-seed0",
+        "train-shots6-seed1",
+    ]
