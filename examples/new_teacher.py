@@ -1,0 +1,66 @@
+"""A teacher of one's own, checked and extracted: python examples/new_teacher.py DATA_ROOT CACHE
+
+It knows the colours of a picture and nothing else: the mean and the spread of each channel, of the whole picture and
+of every cell of a grid. A plug-in returns such a `Teacher` from the function that its entry point in the group
+`advl.teachers` names; then `--teacher colours` works everywhere.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import extract
+from advl_pipeline.teachers.image_tower import PixelImageTower
+from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.pixels import PixelSettings
+from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
+
+SETTINGS = PixelSettings(
+    height=64,
+    width=64,
+    fit="squash",
+    short_edge=0,
+    interpolation="bilinear",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+)
+
+
+class Colours(VisionBackbone):
+    """Mean and standard deviation of each channel; the grid has 4 x 4 cells."""
+
+    def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+        """Return (N, 6) of the picture and (N, 4, 4, 6) of its cells."""
+        mean, square = (functional.adaptive_avg_pool2d(values, 4) for values in (pixels_NCHW, pixels_NCHW.square()))
+        grid_NDhw = torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
+        return ImageFeatures(global_ND=grid_NDhw.mean(dim=(2, 3)), grid_NhwD=grid_NDhw.permute(0, 2, 3, 1))
+
+
+def open_colours(options: OpenOptions) -> Teacher:
+    """Open the teacher, as its entry point does."""
+    backbone = Colours(
+        nn.Identity(),
+        settings=SETTINGS,
+        description={"architecture": "colours", "global": "mean of the cells", "grid": "mean and spread by channel"},
+        device=options.torch_device,
+        dtype=options.torch_dtype,
+    )
+    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens))
+
+
+def main(data_root: Path, output: Path) -> None:
+    """Extract the teacher over the pictures of the built-in corpus."""
+    config = ExtractConfig(teacher="colours", dataset="scenes-vcr", data_root=data_root, output=output, folds=2)
+    teacher = open_colours(OpenOptions(name=config.teacher, image_tokens="boxes"))
+    result = extract(config, teacher, open_dataset(config.dataset, split=config.split, data_root=data_root))
+    print(f"{result.encoded_units} pictures encoded into {output}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,52 @@
+"""The scripts in `examples/` do what they say, as a user types them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.runs.names import evaluation_file, is_finished
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run_example(name: str, *arguments: Path) -> str:
+    """Run a script; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tested = set(re.findall(r'run_example\("(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
+    assert tested == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.slow
+def test_extract_and_train(tmp_path: Path) -> None:
+    run_example("extract_and_train.py", tmp_path)
+    assert is_finished(tmp_path / "run")
+    assert evaluation_file(tmp_path / "run", "val", ".json").is_file()
+
+
+def test_a_loop_of_ones_own_learns_from_a_cache(small_corpus: Any) -> None:
+    printed = run_example("own_loop.py", small_corpus.caches[0], small_corpus.data_root)
+    losses = [float(value) for value in re.findall(r"1 - cosine ([\d.]+)", printed)]
+    assert len(losses) == 5
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:
+    run_example("new_teacher.py", small_corpus.data_root, tmp_path / "colours")
+    cache = open_cache(tmp_path / "colours")
+    assert cache.image is not None
+    assert cache.image.global_dim == cache.image.token_dim == 6
+    assert cache.teacher_name == "colours"
