@@ -38,3 +38,5 @@ def command(as_json: bool, **flags: Any) -> None:
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")
         if "confusion" in document:
             print_confusion(**document["confusion"])
+    for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
+        click.echo(f"caution: {caveat}")

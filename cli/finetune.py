@@ -38,6 +38,10 @@ def command(as_json: bool, **flags: Any) -> None:
         f"{summary['seconds']:.1f} s ({1000 * summary['seconds_per_step']:.1f} ms a step, "
         f"{100 * summary['wait_share']:.1f} % waiting for data)"
     )
+    if summary["num_texts_cut"]:
+        click.echo(f"{summary['num_texts_cut']} of {summary['num_texts']} texts were cut to the student's length")
+    for caveat in summary["caveats"]:
+        click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")
     follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", "test"])
     click.echo(f"next: {what_follows(follows)}")

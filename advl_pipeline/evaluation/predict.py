@@ -133,7 +133,9 @@ def options_for_split(
         for key in ("regions", "ground_truth_regions", "region_split")
         if (value := getattr(given, key)) is not None
     }
-    return student_options({**trained_on, **changed}, dataset=dataset, split=split)
+    # A tokenizer that was given lies beside the run's weights, wherever it came from.
+    found = student_options({**trained_on, **changed}, dataset=dataset, split=split)
+    return {key: value for key, value in found.items() if key != "tokenizer"}
 
 
 def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator[Sequence[Example]]:

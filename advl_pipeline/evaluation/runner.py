@@ -117,6 +117,7 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
+        "caveats": list(finished.student.caveats()),
         "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
         # Every view costs one pass over the same batches.

@@ -95,6 +95,9 @@ def as_latex(result: StudyResult) -> str:
                 lines.append(r"\midrule")
             previous = row[0]
             lines.append(" & ".join(_tex(item) for item in row) + r" \\")
+        if table.caveats:
+            span = 2 + len(table.test_sets)
+            lines.append(rf"\midrule \multicolumn{{{span}}}{{l}}{{{_tex('; '.join(table.caveats))}}} \\")
         blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(blocks) + "\n"
 

@@ -44,10 +44,11 @@ class WideTable:
     metric: str
     test_sets: tuple[str, ...]
     rows: tuple[WideRow, ...]
+    caveats: tuple[str, ...]
 
     @property
     def title(self) -> str:
-        return f"{self.setting}, {wording.metric_name(self.metric)} in percent"
+        return wording.titled(f"{self.setting}, {wording.metric_name(self.metric)} in percent", self.caveats)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +71,11 @@ class ReadoutTable:
     columns: tuple[str, ...]
     chance: tuple[str, ...]
     rows: tuple[ReadoutRow, ...]
+    caveats: tuple[str, ...]
 
     @property
     def title(self) -> str:
-        return f"{self.setting}, choices that agree with the teacher's, in percent"
+        return wording.titled(f"{self.setting}, choices that agree with the teacher's, in percent", self.caveats)
 
 
 def readout_tables(result: StudyResult) -> tuple[ReadoutTable, ...]:
@@ -97,7 +99,15 @@ def readout_tables(result: StudyResult) -> tuple[ReadoutTable, ...]:
         )
         if rows:
             chance = tuple(map(wording.percent, columns.values()))
-            tables.append(ReadoutTable(setting=setting.name, columns=tuple(columns), chance=chance, rows=rows))
+            tables.append(
+                ReadoutTable(
+                    setting=setting.name,
+                    columns=tuple(columns),
+                    chance=chance,
+                    rows=rows,
+                    caveats=result.caveats.get(setting.name, ()),
+                )
+            )
     return tuple(tables)
 
 
@@ -144,7 +154,15 @@ def wide_tables(result: StudyResult) -> tuple[WideTable, ...]:
                 if (row := _row(result, places, setting.test_sets, shots, method)) is not None
             )
             if rows:
-                tables.append(WideTable(setting=setting.name, metric=metric, test_sets=setting.test_sets, rows=rows))
+                tables.append(
+                    WideTable(
+                        setting=setting.name,
+                        metric=metric,
+                        test_sets=setting.test_sets,
+                        rows=rows,
+                        caveats=result.caveats.get(setting.name, ()),
+                    )
+                )
     return tuple(tables)
 
 
@@ -183,7 +201,7 @@ def _cell(result: StudyResult, place: Place, method: str) -> WideCell | None:
 LONG_COLUMNS = (
     "setting", "metric", "test_set", "shots", "method", "role", "num_seeds", "num_items", "accuracy_percent",
     "deviation_points", "baseline", "gain_points", "gain_low_points", "gain_high_points", "gain_relative_percent",
-    "p_seed", "p_seed_holm", "p_item", "p_item_holm", "runs",
+    "p_seed", "p_seed_holm", "p_item", "p_item_holm", "runs", "caveats",
 )  # fmt: skip
 
 
@@ -215,6 +233,7 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
             comparison.item_test.p_value if comparison else None,
             contrast.item_p_adjusted if contrast else None,
             " ".join(standing.runs),
+            "; ".join(result.caveats.get(standing.place.setting, ())),
         )
         rows.append(dict(zip(LONG_COLUMNS, values, strict=True)))
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, Spread
@@ -34,6 +34,11 @@ READOUT_EXPLAINED = (
     "left no record of its words, all words count as both. Regions are asked about in the same way, among those of "
     "other pictures. No label is used. What learned from a shuffled teacher is read beside the true one."
 )
+
+
+def titled(title: str, caveats: Sequence[str]) -> str:
+    """Return a table's title with what its reader must know of its numbers."""
+    return f"{title} ({'; '.join(caveats)})" if caveats else title
 
 
 def metric_name(metric: str) -> str:

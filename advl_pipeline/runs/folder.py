@@ -25,7 +25,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.tensorboard import TensorBoardLog
 
 _MADE_BY_TRAINING = (
-    *(names.STUDENT_WEIGHTS, names.STUDENT, names.HEADS_WEIGHTS, names.HEADS),
+    *(names.STUDENT_WEIGHTS, names.STUDENT, names.TOKENIZER, names.HEADS_WEIGHTS, names.HEADS),
     *(names.SELECTED_WORDS, names.WORD_SELECTION, names.READOUT),
 )
 _MADE_OF_THE_RUN = (names.EVALUATION, names.PREDICTIONS)

@@ -21,6 +21,8 @@ CHECKPOINT = "checkpoint.safetensors"
 TENSORBOARD = "tensorboard"
 STUDENT = MARKERS["student"].file
 STUDENT_WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
+"""Of a student whose tokenizer is not the package's own."""
 HEADS = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
 SELECTED_WORDS = "selected_words.json"

@@ -17,6 +17,7 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, load_into, read_checkpoint
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, load_student_weights
+from advl_pipeline.students.weight_files import tokenizer_folder
 
 
 def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]], Student]:
@@ -26,7 +27,9 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
         preset = student_class.presets[name]
         is_saved = weights is not None and (weights / DESCRIPTION_FILE).is_file()
         saved, load = load_student_weights(weights, name) if weights is not None and is_saved else ({}, None)
-        config = build_config(student_class.config_class, preset, saved, overrides, where=str(weights or name))
+        beside = None if weights is None else tokenizer_folder(weights)
+        own = {} if beside is None else {"tokenizer": str(beside)}
+        config = build_config(student_class.config_class, preset, saved, own, overrides, where=str(weights or name))
         student: Student = student_class(name, config)
         if load is not None:
             load(student)

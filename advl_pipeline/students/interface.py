@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -36,6 +37,8 @@ class StudentBatch:
 
     num_candidates: tuple[int, ...]
     """Sequences of each of the B examples; they lie next to one another."""
+    num_cut: int = 0
+    """Texts that were cut to the student's length."""
     token_ids_NL: torch.Tensor
     token_mask_NL: torch.Tensor
     char_spans_NL2: torch.Tensor
@@ -115,6 +118,27 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> StudentBatch:
         """Tokenise and pad; opens pictures or region features as the student needs them."""
+
+    def require_inputs(self) -> None:
+        """Refuse a student that cannot read any example, before anything is written; nothing to refuse by default.
+
+        Raises:
+            ConfigError: what the student reads its inputs with does not fit it. WeightsUnavailable: it is missing.
+        """
+
+    def caveats(self) -> tuple[str, ...]:
+        """Return what a reader of the student's numbers must know of its inputs; nothing by default."""
+        return ()
+
+    def save_inputs(self, folder: Path) -> None:
+        """Write beside the saved weights what else it takes to read examples elsewhere; nothing by default."""
+
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        """Return how many of the examples' texts `collate` would cut to the student's length, without pictures.
+
+        A student that never cuts a text returns 0.
+        """
+        return 0
 
     @abstractmethod
     def encode(

@@ -77,6 +77,7 @@ class ModernVBert(PixelStudent):
     )
     pixel_mean, pixel_std = HALF_MEAN, HALF_STD
     num_class_tokens = 0
+    num_unused_rows = 128
 
     def __init__(self, name: str, config: ModernVBertConfig) -> None:
         super().__init__(name, config)

@@ -46,7 +46,7 @@ class PixelStudentConfig(TextStudentConfig):
 class PixelBatch(StudentBatch):
     """Adds types, the token that tasks read, and each example's picture (shared by its candidates).
 
-    `pixels_B3SS` is uint8 RGB. `num_cut` counts tokens cut by policy.
+    `pixels_B3SS` is uint8 RGB.
     """
 
     picture_field: ClassVar[str] = "pixels_B3SS"
@@ -55,7 +55,6 @@ class PixelBatch(StudentBatch):
     types_NL: torch.Tensor
     pool_index_N: torch.Tensor
     pixels_B3SS: torch.Tensor
-    num_cut: int
 
     def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
         """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""

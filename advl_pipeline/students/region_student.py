@@ -16,10 +16,16 @@ import torch
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.datasets.roots import index_folder, resolve_data_root
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import open_detector_regions
 from advl_pipeline.students.interface import Perturbation, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
+
+PIXELS = Path("pixels")
+"""Stands where a path of features would: small crops, asked for by name."""
+
+PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +33,9 @@ class RegionStudentConfig(TextStudentConfig):
     """Settings of every region student."""
 
     feature_size: int = option(2048, help="Width F of the region features.", minimum=1)
-    regions: Path | None = option(None, help="Detector's features; without, small crops through a fixed projection.")
+    regions: Path | None = option(
+        None, help="Detector's features; without, or by the word pixels, small crops through a fixed projection."
+    )
     ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first.")
     region_naming: Literal["number", "stem", "uniter"] = option("stem", help="How those files name pictures.")
     region_split: str = option(
@@ -39,7 +47,7 @@ class RegionStudentConfig(TextStudentConfig):
 class RegionBatch(StudentBatch):
     """Adds types, the token that tasks read, and each example's regions (shared by its candidates).
 
-    `features_BRF` and `positions_BR7` are float32; `pool_index_N` int64. `num_cut` counts tokens cut by policy.
+    `features_BRF` and `positions_BR7` are float32; `pool_index_N` int64.
     """
 
     picture_field: ClassVar[str] = "features_BRF"
@@ -49,7 +57,6 @@ class RegionBatch(StudentBatch):
     features_BRF: torch.Tensor
     positions_BR7: torch.Tensor
     whole_first: bool
-    num_cut: int
 
     def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
         """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
@@ -113,10 +120,20 @@ class RegionStudent(TextStudent):
             num_cut=num_cut,
         )
 
+    def caveats(self) -> tuple[str, ...]:
+        return (PIXELS_CAVEAT,) if self.config.regions == PIXELS else ()
+
     def _open_regions(self) -> RegionSource:
         config = self.config
-        if config.regions is None:
+        if config.regions in (None, PIXELS):
+            if config.ground_truth_regions is not None:
+                raise ConfigError(
+                    "Features of the dataset's own boxes come before a detector's, and there are none.",
+                    where=str(config.ground_truth_regions),
+                    next_command="add --regions FILE, or leave out --ground-truth-regions",
+                )
             return self.pixel_regions()
+        assert config.regions is not None
         return open_detector_regions(
             config.regions,
             ground_truth=config.ground_truth_regions,

@@ -38,6 +38,7 @@ def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -
         "origin": dict(origin),
     }
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
+    student.save_inputs(folder)
     save_tensors(folder / WEIGHTS_FILE, student.state_dict())
 
 

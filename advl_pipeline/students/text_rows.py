@@ -19,13 +19,21 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from advl_pipeline.atomic import write_text
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import DatasetError, WeightsUnavailable
 from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.runs import names
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 
 EMBEDDED_TOKENIZER = "minilm-l6"
 """Name of the tokenizer that installs from the package index (BERT's uncased vocabulary)."""
+
+EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
+"""Names on the hub of the same vocabulary."""
+
+VOCABULARY_FILE = "vocab.txt"
+"""BERT's vocabulary, one token a line."""
 
 OverlongPolicy = Literal["error", "cut"]
 
@@ -81,6 +89,10 @@ class TextTokenizer:
         self.cls_id = self._special("[CLS]", "<s>")
         self.sep_id = self._special("[SEP]", "</s>")
         self.mask_id = self._special("[MASK]", "<mask>")
+
+    def save(self, path: Path) -> None:
+        """Write it as a tokenizer.json."""
+        write_text(path, self._tokenizer.to_str() + "\n")
 
     def encode(
         self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
@@ -159,20 +171,41 @@ def load_text_tokenizer(name: str) -> TextTokenizer:
     """
     if name == EMBEDDED_TOKENIZER:
         return TextTokenizer(Tokenizer.from_file(str(embedded_tokenizer_file())))
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BertTokenizerFast
 
-    obstacle = "" if Path(name).is_dir() else hub_obstacle()
-    local = Path(name).is_dir() or bool(obstacle)
+    folder = Path(name)
+    obstacle = "" if folder.is_dir() else hub_obstacle()
+    local = folder.is_dir() or bool(obstacle)
+    described = any((folder / file).is_file() for file in ("config.json", "tokenizer_config.json"))
     try:
-        fast: Any = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
+        if not described and (folder / names.TOKENIZER).is_file():
+            return TextTokenizer(_read_tokenizer(folder / names.TOKENIZER))
+        if not described and (folder / VOCABULARY_FILE).is_file():
+            lower = is_uncased((folder / VOCABULARY_FILE).read_text(encoding="utf-8").splitlines())
+            fast: Any = BertTokenizerFast.from_pretrained(name, local_files_only=True, do_lower_case=lower)
+        else:
+            fast = AutoTokenizer.from_pretrained(name, local_files_only=local, use_fast=True)
     except (OSError, ValueError) as error:
         raise WeightsUnavailable(
             "The student's tokenizer is not at hand.",
             where=name,
             why=obstacle or str(error).split("\n", maxsplit=1)[0],
-            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt, or minilm-l6",
+            next_command="--tokenizer FOLDER that holds its tokenizer.json or vocab.txt"
+            + (f", or {EMBEDDED_TOKENIZER}" if name in EMBEDDED_VOCABULARY else ""),
         ) from None
     return TextTokenizer(Tokenizer.from_str(fast.backend_tokenizer.to_str()))
+
+
+def is_uncased(vocabulary: Sequence[str]) -> bool:
+    """Whether a vocabulary of word pieces is of lower-cased text: it has no upper case beside its special tokens."""
+    return not any(token != token.lower() for token in vocabulary if not token.startswith("["))
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # The library raises nothing narrower.
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def _split(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[tuple[int, int] | ReplacedSpan]:

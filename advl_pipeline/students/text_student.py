@@ -8,15 +8,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_rows import (
+    EMBEDDED_TOKENIZER,
     Part,
     ReplacedSpan,
     TextRow,
@@ -46,6 +50,8 @@ class TextStudent(Student):
     """Tokenises candidates part by part; subclasses lay the parts out between their special tokens."""
 
     config: TextStudentConfig
+    num_unused_rows: ClassVar[int] = 0
+    """How many rows of the published word table no token of the published tokenizer may have."""
 
     def __init__(self, name: str, config: TextStudentConfig) -> None:
         super().__init__()
@@ -57,6 +63,20 @@ class TextStudent(Student):
     def tokenizer(self) -> TextTokenizer:
         """Loaded when it is first asked for: a student may be described or filled where its tokenizer is not."""
         return load_text_tokenizer(self.config.tokenizer)
+
+    def require_inputs(self) -> None:
+        tokenizer = self.tokenizer
+        if not 0 <= self.config.vocab_size - tokenizer.vocab_size <= self.num_unused_rows:
+            own = getattr(self, "presets", {}).get(self.name, {}).get("tokenizer", type(self.config)().tokenizer)
+            raise ConfigError(
+                "The tokenizer is of another vocabulary than the student's word table.",
+                where=self.config.tokenizer,
+                why=f"it has {tokenizer.vocab_size:,} tokens, the word table of {self.name} has "
+                f"{self.config.vocab_size:,} rows: every word would be read as another one",
+                next_command=f"--tokenizer {own}"
+                if own == EMBEDDED_TOKENIZER
+                else f"--tokenizer FOLDER that holds tokenizer.json or vocab.txt of {own}",
+            )
 
     @abstractmethod
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
@@ -78,8 +98,20 @@ class TextStudent(Student):
     def config_dict(self) -> dict[str, Any]:
         return config_to_dict(self.config)
 
+    def save_inputs(self, folder: Path) -> None:
+        if self.config.tokenizer != EMBEDDED_TOKENIZER:
+            self.tokenizer.save(folder / names.TOKENIZER)
+
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        return 0 if self.config.overlong == "error" else self.collate_texts(examples)[1]
+
     def collate_texts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
-        """Return the padded text tensors of all candidates, by field name, and how many tokens were cut by policy."""
+        """Return the padded text tensors of all candidates, by field name, and how many of the texts were cut.
+
+        Raises:
+            ConfigError: the tokenizer is of another vocabulary. DatasetError: a text is too long, and not to be cut.
+        """
+        self.require_inputs()
         pairs = [(example, candidate) for example in examples for candidate in example.candidates]
         parts_of = self.tokenizer.encode(
             [candidate for _, candidate in pairs],
@@ -87,9 +119,10 @@ class TextStudent(Student):
         )
         rows, num_cut = [], 0
         for (example, candidate), parts in zip(pairs, parts_of, strict=True):
-            num_cut += fit_parts(
+            num_tokens_cut = fit_parts(
                 parts, self.num_special, self.config.max_text_length, self.config.overlong, candidate
             )
+            num_cut += num_tokens_cut > 0
             rows.append(self.lay_out(parts, head_name(example.task)))
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
 

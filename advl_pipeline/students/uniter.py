@@ -16,6 +16,7 @@ from torch import nn
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first
@@ -41,6 +42,24 @@ TINY = {
     "vocab_size": 30522,
     "max_positions": 256,
 }
+
+
+def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Keep the words' rows; those of the person tokens are fresh where the file lacks them.
+
+    A file without person tokens ends with the vocabulary; one with them may be padded to a multiple of 8.
+
+    Raises:
+        ConfigError: the file is of another vocabulary.
+    """
+    num_words = len(target) - NUM_PERSON_TOKENS
+    if not num_words <= len(value) <= len(target) + 7:
+        raise ConfigError(
+            "The checkpoint is of another vocabulary than the student.",
+            why=f"its word table has {len(value):,} rows, the student's {num_words:,} and {NUM_PERSON_TOKENS} more",
+            next_command="leave out --student-option vocab_size, and give the checkpoint's own --tokenizer",
+        )
+    return grow_rows(value, target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +89,7 @@ class Uniter(RegionStudent):
     rules: ClassVar[KeyRules] = KeyRules(
         rename=((r"^(?:uniter|bert)\.", "model."),),
         ignore=(r"^(vqa_output|vcr_output|cls|feat_regress|region_classifier|itm_output|ot_output|nlvr2_output)\.",),
-        resize=((r"word_embeddings", grow_rows), (r"token_type_embeddings", grow_rows_from_first)),
+        resize=((r"word_embeddings", grow_word_table), (r"token_type_embeddings", grow_rows_from_first)),
     )
 
     def __init__(self, name: str, config: UniterConfig) -> None:

@@ -6,11 +6,21 @@ import hashlib
 from pathlib import Path
 
 from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.runs import names
+
+_TOKENIZERS = ((names.TOKENIZER,), ("vocab.txt",), ("vocab.json", "merges.txt"))
 
 
 def weight_files(path: Path) -> list[Path]:
     """Return the files that hold a pretrained student; none where it does not exist."""
     return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def tokenizer_folder(path: Path) -> Path | None:
+    """Return the folder of a pretrained student, or of its checkpoint file, if a tokenizer lies there too."""
+    folder = path if path.is_dir() else path.parent
+    found = any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
+    return folder if found else None
 
 
 def weights_digest(path: Path) -> str:

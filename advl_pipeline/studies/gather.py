@@ -82,6 +82,7 @@ def gather_study(folder: Path) -> StudyResult:
         calibrations=_calibrations(plan, sizes, evaluations),
         caches=_caches(folder, done),
         environments=_environments(done),
+        caveats=_caveats(done, results),
     )
 
 
@@ -129,6 +130,13 @@ def _cell_record(cell: Cell, *, done: bool) -> CellRecord:
         state=state,
         command=finetune_command(cell.finetune),
     )
+
+
+def _caveats(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        found.setdefault(cell.setting, {}).update(dict.fromkeys(results[cell.cell_id].get("caveats", ())))
+    return {setting: tuple(caveats) for setting, caveats in found.items() if caveats}
 
 
 def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, int | None], list[Cell]]:

@@ -288,6 +288,8 @@ class StudyResult:
     calibrations: tuple[Calibration, ...]
     caches: tuple[CacheRecord, ...]
     environments: tuple[Mapping[str, Any], ...]
+    caveats: Mapping[str, tuple[str, ...]]
+    """Setting -> what a reader of its numbers must know of what the students saw; none for most."""
 
     @property
     def num_finished(self) -> int:

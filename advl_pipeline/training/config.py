@@ -26,6 +26,10 @@ PLAIN: Mapping[str, float] = {
 }
 """What stands for options that are left to a recipe, where there is none."""
 
+PRETRAINED_LEARNING_RATE = 5e-5
+"""Rate of a student with pretrained weights of whose family no recipe is known: the highest that BERT's authors
+finetuned at. The rate above is meant for small students that start at random; it undoes a pretraining."""
+
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
 TeacherControl = Literal["none", "shuffle"]
 
@@ -75,13 +79,16 @@ class FinetuneConfig(Configuration):
     )
     fresh_heads: bool = option(False, help="Start the task's head anew even where the checkpoint holds one.")
     tokenizer: str | None = option(
-        None, help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the student's own]."
+        None,
+        help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
+        "else the student's own].",
     )
     regions: Path | None = option(
         None,
         help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; "
         "{split} in the path stands for the split that the pictures are filed under, such as val, or val2014 for "
-        "pictures of COCO. Without, a region student sees small crops.",
+        "pictures of COCO. The word pixels stands for small crops through a random projection, which a student "
+        "without --init sees unasked.",
     )
     ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first, likewise.")
     region_naming: Literal["number", "stem", "uniter"] | None = option(
@@ -131,9 +138,12 @@ class FinetuneConfig(Configuration):
     accumulate: int | None = option(
         None, help="Micro-batches that one optimiser step is split into [default: the recipe's, else 1].", minimum=1
     )
-    optimiser: Optimiser | None = option(None, help="Optimiser [default: the recipe's, else adamw].")
+    optimiser: Optimiser | None = option(None, help="Optimiser [default: as the learning rate's, else adamw].")
     learning_rate: float | None = option(
-        None, help="Peak learning rate of the student [default: the recipe's, else 5e-4].", above=0
+        None,
+        help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
+        "else 5e-5 with --init and 5e-4 without].",
+        above=0,
     )
     head_lr_scale: float | None = option(
         None,

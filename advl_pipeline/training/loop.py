@@ -50,12 +50,14 @@ class PhasePlan:
 
 @dataclass(kw_only=True)
 class PhaseTiming:
-    """Seconds of computing and of waiting for data in a phase, and its examples."""
+    """Seconds of computing and of waiting for data in a phase, its examples, their texts, and how many were cut."""
 
     seconds: float = 0.0
     seconds_waited: float = 0.0
     num_steps: int = 0
     num_examples: int = 0
+    num_texts: int = 0
+    num_texts_cut: int = 0
 
 
 def run_phase(
@@ -128,6 +130,9 @@ def run_phase(
                 raise
             timing.num_steps += 1
             timing.num_examples += num_examples
+            timing.num_texts += sum(batch.student.num_sequences for batch in micro_batches)
+            record["num_texts_cut"] = sum(batch.student.num_cut for batch in micro_batches)
+            timing.num_texts_cut += record["num_texts_cut"]
             record |= {
                 "step": plan.first_logged_step + step,
                 "phase": plan.phase,

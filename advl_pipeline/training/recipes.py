@@ -216,6 +216,8 @@ def _build(student: str, task: str, size: str, values: dict[str, Any], sources: 
 
 
 AUTO, NONE = "auto", "none"
+LENDERS = ("vqa", "snli-ve", "vcr")
+"""Tasks whose rates a family lends to a task without a recipe: most families were finetuned on VQA."""
 FALLBACK_SIZE = "base"
 """Sizes without a recipe of their own (tiny ones, say) train by this one's."""
 
@@ -225,12 +227,14 @@ class ChosenRecipe:
     """The recipe, if any, and one line that says which it is or why there is none.
 
     `is_own_size` says that the recipe is of the student's very size, so that its numbers of the architecture
-    (dropout, text length, picture size) hold too.
+    (dropout, text length, picture size) hold too. `rates_of` is the recipe of another task of the same family, whose
+    optimiser and rates serve where there is no recipe.
     """
 
     recipe: Recipe | None
     is_own_size: bool
     note: str
+    rates_of: Recipe | None = None
 
 
 def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
@@ -248,14 +252,29 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
     if wanted == NONE:
         return ChosenRecipe(recipe=None, is_own_size=False, note="no recipe, as asked")
     family, own = family_of(student), size_of(student)
-    size = next((size for size in (own, FALLBACK_SIZE) if (family, task, size) in recipe_names()), None)
-    published = load_recipe(family, task, size) if size else None
+    published, size = _published(family, task, own)
     if wanted != AUTO:
         recipe = read_recipe(Path(wanted), family, task, own, base=published)
         return ChosenRecipe(recipe=recipe, is_own_size=size in (None, own), note=f"recipe of {wanted}")
     if published is None:
-        return ChosenRecipe(recipe=None, is_own_size=False, note=f"no recipe is published for {family} on {task}")
+        return _lent(family, task, own)
     return ChosenRecipe(recipe=published, is_own_size=size == own, note=f"recipe {family} {task} {size}")
+
+
+def _published(family: str, task: str, own: str) -> tuple[Recipe | None, str | None]:
+    size = next((size for size in (own, FALLBACK_SIZE) if (family, task, size) in recipe_names()), None)
+    return (load_recipe(family, task, size) if size else None), size
+
+
+def _lent(family: str, task: str, own: str) -> ChosenRecipe:
+    """Return no recipe, but the rates of the family's own on another task where there is one."""
+    note = f"no recipe is published for {family} on {task}"
+    for lender in LENDERS:
+        recipe, size = _published(family, lender, own)
+        if recipe is not None:
+            note += f", so that optimiser and rates are those of {family} {lender} {size}"
+            return ChosenRecipe(recipe=None, is_own_size=False, note=note, rates_of=recipe)
+    return ChosenRecipe(recipe=None, is_own_size=False, note=note)
 
 
 def published_recipes(student: str) -> dict[str, list[dict[str, str]]]:

@@ -32,7 +32,6 @@ from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.building import build_finetune_model
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.compatibility import dataset_identity
-from advl_pipeline.training.confidence_check import CheckedConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.finite import StepPlace, require_finite_weights
@@ -53,6 +52,7 @@ from advl_pipeline.training.selected_words import describe_selection, selected_w
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_confidence import measure_student_confidence
+from advl_pipeline.training.student_inputs import read_inputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +111,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     source = None if signals is None else signals.source
     checked = [] if signals is None else signals.checked
     model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
+    reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
     model.remembered = remember_confidences(config, method, checked, inputs, num_processes=accelerator.num_processes)
     if accelerator.is_main_process:
@@ -118,6 +119,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
             "confidence": {one.modality: one.to_dict() for one in checked},
+            "reads": reads.to_dict(),
         }
         folder.begin(
             identity,
@@ -126,7 +128,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             caches=[(str(cache.path), cache.identity) for cache in caches],
             resume=config.resume,
         )
-        _say(settings, heads, [*fits, *checked])
+        _say(settings, heads, [*reads.lines(), *(fit.line() for fit in fits), *(one.line() for one in checked)])
     accelerator.wait_for_everyone()
     timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
@@ -144,6 +146,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
         parts = _measure_parts(settings, method, model, inputs, source, accelerator)
         summary = _summary(config, settings, method, model, inputs, timings, time.perf_counter() - began) | parts
+        summary["caveats"] = list(reads.caveats)
         folder.write_json(names.RESULT, summary)
         folder.checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -166,11 +169,9 @@ def _fit_projections(
     return fit_projections(model, inputs.adapt_dataset, inputs.adapt, source, seed=config.seed, device=device)
 
 
-def _say(
-    settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequence[TargetFit | CheckedConfidence]
-) -> None:
+def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequence[str]) -> None:
     lines = [settings.line(), *(f"head {name}: {head.origin}, {head.why}" for name, head in heads.items())]
-    for line in (*lines, *(one.line() for one in found)):
+    for line in (*lines, *found):
         tqdm.write(line, file=sys.stderr)
 
 
@@ -367,6 +368,8 @@ def _summary(
         "seconds": seconds,
         "seconds_per_step": computed / max(1, num_steps),
         "samples_per_second": num_examples / computed if computed else 0.0,
+        "num_texts": sum(timing.num_texts for timing in timings.values()),
+        "num_texts_cut": sum(timing.num_texts_cut for timing in timings.values()),
         "wait_share": waited / computed if computed else 0.0,
         "phases": {name: {"seconds": t.seconds, "num_steps": t.num_steps} for name, t in timings.items()},
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from advl_pipeline.configuration import check_ranges, config_to_dict
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.config import PLAIN, FinetuneConfig
+from advl_pipeline.training.config import PLAIN, PRETRAINED_LEARNING_RATE, FinetuneConfig
 from advl_pipeline.training.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
 from advl_pipeline.training.recipes import ChosenRecipe, Recipe, ScaleRule
 
@@ -18,6 +18,13 @@ ADVERSARIAL_LEARNING_RATE = 1e-3
 """VILLA's for VQA and SNLI-VE at size base."""
 
 OURS = "ADVL's default"
+OURS_FOR_PRETRAINED = "ADVL's default for a student that starts from --init"
+
+RATES = (
+    "optimiser", "learning_rate", "head_lr_scale", "lr_scales", "weight_decay", "no_decay", "betas", "eps",
+    "momentum",
+)  # fmt: skip
+"""What a recipe of the same family on another task lends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +80,7 @@ class TrainingSettings:
         adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
         return (
             f"{self.note}; given: {', '.join(sorted(given)) or 'nothing'}; "
-            f"{self.task_loss}, {self.optimiser}{adversarial}, {self.num_steps} steps"
+            f"{self.task_loss}, {self.optimiser} at {self.learning_rate:.2g}{adversarial}, {self.num_steps} steps"
         )
 
 
@@ -111,6 +118,11 @@ def resolve_settings(
         "task_loss": "soft-target-bce" if task == "vqa" else "softmax-choice",
     }
     sources = dict.fromkeys(values, OURS)
+    if config.init is not None:
+        values["learning_rate"], sources["learning_rate"] = PRETRAINED_LEARNING_RATE, OURS_FOR_PRETRAINED
+    if chosen.rates_of is not None:
+        values |= {key: getattr(chosen.rates_of, key) for key in RATES}
+        sources |= {key: _source_of(key, chosen.rates_of) for key in RATES}
     if chosen.recipe is not None:
         found = _of_recipe(config, chosen.recipe, num_labelled, world_size)
         values |= found

@@ -53,7 +53,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> None:
-    recipe = choose_recipe(name, "vcr", "auto").recipe
+    chosen = choose_recipe(name, "vcr", "auto")
+    recipe = chosen.recipe
     result = run_finetune(
         corpus.config(
             tmp_path / "run",
@@ -67,7 +68,8 @@ def test_the_method_runs_on(name: str, corpus: SmallCorpus, tmp_path: Path) -> N
     )
     assert result.summary["status"] == "done"
     written = json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))["settings"]
-    expected = ("softmax-choice", "adamw") if recipe is None else (recipe.loss, recipe.optimiser)
+    lent = chosen.rates_of.optimiser if chosen.rates_of else "adamw"
+    expected = ("softmax-choice", lent) if recipe is None else (recipe.loss, recipe.optimiser)
     assert (written["task_loss"]["value"], written["optimiser"]["value"]) == expected
     assert bool(written["adversarial"]["value"]) == (name == "villa-tiny")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

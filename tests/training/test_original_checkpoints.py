@@ -17,6 +17,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.students.lxmert import Lxmert
+from advl_pipeline.students.region_student import PIXELS
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.run import run_finetune
@@ -144,12 +145,12 @@ def test_heads_are_kept_started_anew_when_asked_or_when_classes_differ(
     small_corpus: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)["model_state"]
-    kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint)
+    kept = untrained_head(small_corpus, tmp_path / "kept", init=checkpoint, regions=PIXELS)
     torch.testing.assert_close(kept["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-6, rtol=0)
-    asked = untrained_head(small_corpus, tmp_path / "asked", init=checkpoint, fresh_heads=True)
+    asked = untrained_head(small_corpus, tmp_path / "asked", init=checkpoint, regions=PIXELS, fresh_heads=True)
     assert not torch.allclose(asked["vcr.net.0.weight"], state["vcr_output.0.weight"], atol=1e-4)
     assert heads_of(tmp_path / "asked")["vcr"] == {"origin": "fresh", "why": "--fresh-heads"}
-    untrained_head(small_corpus, tmp_path / "vqa", init=checkpoint, dataset="scenes-vqa", task=())
+    untrained_head(small_corpus, tmp_path / "vqa", init=checkpoint, regions=PIXELS, dataset="scenes-vqa", task=())
     (vqa,) = heads_of(tmp_path / "vqa").values()
     assert vqa["origin"] == "fresh"
     assert "3.weight (file (3, " in vqa["why"]
@@ -158,7 +159,7 @@ def test_heads_are_kept_started_anew_when_asked_or_when_classes_differ(
 def test_snli_ves_classes_must_have_the_checkpoints_order(
     small_corpus: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
-    options = {"init": checkpoint, "dataset": "scenes-snli-ve", "task": ()}
+    options = {"init": checkpoint, "regions": PIXELS, "dataset": "scenes-snli-ve", "task": ()}
     run_finetune(settings(small_corpus, tmp_path / "own", **options))
     assert heads_of(tmp_path / "own")["snli-ve"]["origin"] == "checkpoint"
     with pytest.raises(ConfigError, match="another order"):
@@ -179,6 +180,7 @@ def test_a_vqa_head_is_taken_over_answer_by_answer(small_corpus: Any, tmp_path: 
     names = tmp_path / "all_ans.json"
     names.write_text(json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in listed]))
     options = {"student": "lxmert-tiny", "init": tmp_path / "Epoch20_LXRT.pth", "dataset": "scenes-vqa", "task": ()}
+    options["regions"] = PIXELS
     kept = untrained_head(small_corpus, tmp_path / "kept", head_answers=names, **options)
     assert heads_of(tmp_path / "kept")["vqa"] == {
         "origin": "checkpoint",

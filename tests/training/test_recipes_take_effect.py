@@ -78,7 +78,42 @@ def test_no_recipe_is_advls_own_numbers() -> None:
         if key not in ("note", "sources"):
             assert config_to_dict(asked)[key] == value, key
     assert (plain.optimiser, plain.no_decay, plain.task_loss) == ("adamw", None, "softmax-choice")
-    assert settle("lxmert", "snli-ve").note == "no recipe is published for lxmert on snli-ve"
+    assert settle("modernvbert", "vqa").note == "no recipe is published for modernvbert on vqa"
+
+
+@pytest.mark.parametrize(
+    ("student", "task", "lender", "optimiser", "rate", "head_scale"),
+    [
+        ("vilt", "vcr", "vilt vqa base", "bert-adamw", 1e-4, 10.0),
+        ("meter", "vcr", "meter vqa base", "bert-adamw", 5e-6, 50.0),
+        ("bridgetower", "vcr", "bridgetower vqa base", "bert-adamw", 1e-5, 50.0),
+        ("lxmert", "vcr", "lxmert vqa base", "bert-adam", 5e-5, 1.0),
+        ("clip-vil", "snli-ve", "clip-vil vqa base", "bert-adamw", 5e-5, 1.0),
+        ("vl-bert-large", "snli-ve", "vl-bert vqa large", "bert-adamw", 1.6e-4, 1.0),
+    ],
+)
+def test_a_family_lends_its_rates_with_their_optimiser_and_nothing_else(
+    student: str, task: str, lender: str, optimiser: str, rate: float, head_scale: float
+) -> None:
+    made, plain = settle(student, task), settle("modernvbert", task)
+    assert (made.optimiser, made.learning_rate, made.head_lr_scale) == (optimiser, pytest.approx(rate), head_scale)
+    assert f"those of {lender}" in made.note
+    assert made.note in made.line()
+    assert "ADVL's default" not in made.sources["learning_rate"]
+    for key in ("num_steps", "batch_size", "schedule", "warmup", "clip_norm", "task_loss", "adversarial"):
+        assert getattr(made, key) == getattr(plain, key), key
+    assert settle(student, task, learning_rate=3e-5).learning_rate == 3e-5
+
+
+def test_a_pretrained_student_without_a_familys_rate_learns_slowly() -> None:
+    for recipe in ("auto", "none"):
+        made = settle("modernvbert", "vcr", init=Path("weights"), recipe=recipe)
+        assert (made.learning_rate, made.sources["learning_rate"]) == (
+            5e-5,
+            "ADVL's default for a student that starts from --init",
+        )
+    assert settle("modernvbert", "vcr").learning_rate == 5e-4
+    assert settle("vilt", "vcr", init=Path("weights")).learning_rate == 1e-4
 
 
 def test_a_users_file_wins_over_the_published_recipe(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""What a run's student reads, as far as it may surprise: its tokenizer, texts that are cut, regions of no detector.
+
+It is looked at before the first step and said in the output, in settings.json and beside every number of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import Student
+from advl_pipeline.students.region_student import RegionStudent
+from advl_pipeline.students.saved import DESCRIPTION_FILE
+from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.students.weight_files import tokenizer_folder
+
+SAMPLED_TEXTS = 256
+"""Enough to see a share of a few percent; tokenised in less than a second."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentInputs:
+    """What a student reads: its tokenizer where it lies with the weights, and sampled texts that it cuts."""
+
+    tokenizer: str
+    num_texts: int
+    num_cut: int
+    max_tokens: int
+    caveats: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return one line for people about each thing that may surprise."""
+        lines = [f"tokenizer: {self.tokenizer}, which lies with the weights"] if self.tokenizer else []
+        if self.num_cut:
+            share = 100 * self.num_cut / self.num_texts
+            lines.append(
+                f"texts: {self.num_cut} of {self.num_texts} sampled ({share:.0f} %) are longer than "
+                f"{self.max_tokens} tokens and are cut"
+            )
+        return lines + [f"caution: {caveat}" for caveat in self.caveats]
+
+
+def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], init: Path | None) -> StudentInputs:
+    """Look at what a student reads of a split.
+
+    Args:
+        student: as it was built.
+        dataset: the split.
+        positions: of the examples that it will be trained on; of these some are sampled.
+        init: where its weights came from.
+
+    Raises:
+        ConfigError: its tokenizer is of another vocabulary, or its published weights would see noise.
+        WeightsUnavailable: its tokenizer is not at hand.
+    """
+    student.require_inputs()
+    require_meaningful_regions(student, init)
+    examples = _sample(dataset, positions)
+    num_cut = student.count_cut(examples)
+    beside = None if init is None else tokenizer_folder(init)
+    used = student.config.tokenizer if isinstance(student, TextStudent) else None
+    max_tokens = student.config.max_text_length if isinstance(student, TextStudent) else 0
+    cut = (f"texts of more than {max_tokens} tokens are cut",) if num_cut else ()
+    return StudentInputs(
+        tokenizer=str(beside) if beside is not None and used == str(beside) else "",
+        num_texts=sum(len(example.candidates) for example in examples),
+        num_cut=num_cut,
+        max_tokens=max_tokens,
+        caveats=(*student.caveats(), *cut),
+    )
+
+
+def require_meaningful_regions(student: Student, init: Path | None) -> None:
+    """Refuse published weights of a region student on crops that it never saw, unless they are asked for by name.
+
+    A student that this package saved was trained on what it is shown.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if init is None or not isinstance(student, RegionStudent) or student.config.regions is not None:
+        return
+    if (init / DESCRIPTION_FILE).is_file():
+        return
+    raise ConfigError(
+        f"{student.name} would see noise: small crops of the pictures through a random projection.",
+        where=str(init),
+        why="its weights learned from features of its own kind, and no --regions is given",
+        next_command="give --regions FILE (advl finetune --help says which), take a student that sees pixels, such "
+        "as --student vilt, or ask for the crops with --regions pixels",
+    )
+
+
+def _sample(dataset: Dataset, positions: Sequence[int]) -> list[Example]:
+    each = len(dataset[positions[0]].candidates)
+    wanted = max(1, SAMPLED_TEXTS // each)
+    stride = max(1, len(positions) // wanted)
+    return [dataset[position] for position in positions[::stride][:wanted]]

@@ -1,0 +1,134 @@
+"""A student reads by the vocabulary of its word table: another is refused, the one beside its weights is taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from advl_cli.main import main
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.students.embedded_words import embedded_tokenizer_file
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.text_rows import is_uncased, load_text_tokenizer
+from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.students.uniter import Uniter
+
+SMALL = 600
+"""Word pieces of a small cased vocabulary."""
+
+
+@pytest.fixture(scope="module")
+def cased(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with BERT's plain vocab.txt and nothing else, of a few hundred cased word pieces."""
+    letters = [chr(code) for code in (*range(33, 127),)]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    folder = tmp_path_factory.mktemp("cased vocabulary")
+    words = [f"Word{number}" for number in range(SMALL - len(tokens))]
+    (folder / "vocab.txt").write_text("\n".join([*tokens, *words]) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cased: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """UNITER's file of a student of that vocabulary, without person tokens, beside the vocabulary."""
+    student = build_student("uniter-tiny", overrides={"tokenizer": str(cased), "vocab_size": SMALL})
+    state = {name.replace("model.", "uniter.", 1): value for name, value in student.state_dict().items()}
+    words = "uniter.embeddings.word_embeddings.weight"
+    state[words] = state[words][:SMALL]
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "vocab.txt").write_bytes((cased / "vocab.txt").read_bytes())
+    torch.save(state, folder / "uniter-tiny.pt")
+    return folder / "uniter-tiny.pt"
+
+
+@pytest.mark.parametrize("name", ["uniter-base", "vilt", "meter", "bridgetower", "lxmert"])
+def test_published_students_refuse_another_vocabulary(name: str, cased: Path) -> None:
+    wrong = "minilm-l6" if name in ("uniter-base", "meter", "bridgetower") else str(cased)
+    with torch.device("meta"):
+        student = build_student(name, overrides={"tokenizer": wrong})
+    with pytest.raises(ConfigError, match="another vocabulary") as refused:
+        student.require_inputs()
+    assert "rows" in refused.value.why
+    # What is advised is the student's own, never the embedded one that has just been refused.
+    assert "minilm" not in refused.value.next_command
+    assert "tokenizer.json or vocab.txt of" in refused.value.next_command
+
+
+def test_the_embedded_tokenizer_is_advised_for_its_own_vocabulary_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, advised in (("bert-base-cased", False), ("bert-base-uncased", True), ("/no/such/folder", False)):
+        with pytest.raises(WeightsUnavailable) as missing:
+            load_text_tokenizer(name)
+        assert ("minilm-l6" in missing.value.next_command) == advised
+
+
+def test_a_plain_vocabulary_file_is_a_tokenizer_and_keeps_its_case(cased: Path) -> None:
+    tokenizer = load_text_tokenizer(str(cased))
+    assert tokenizer.vocab_size == SMALL
+    vocabulary = (cased / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert not is_uncased(vocabulary)
+    assert tokenizer._tokenizer.encode("Word3", add_special_tokens=False).ids == [vocabulary.index("Word3")]
+    assert is_uncased(list(Tokenizer.from_file(str(embedded_tokenizer_file())).get_vocab()))
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="another vocabulary than the student") as refused:
+        build_student("uniter-tiny", weights=checkpoint)
+    assert f"{SMALL} rows" in refused.value.why
+
+
+def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
+    small_corpus: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Then the run needs neither the checkpoint nor its vocabulary any more."""
+    moved = tmp_path / "weights" / checkpoint.name
+    moved.parent.mkdir()
+    moved.write_bytes(checkpoint.read_bytes())
+    (moved.parent / "vocab.txt").write_bytes((checkpoint.parent / "vocab.txt").read_bytes())
+    common = [
+        *("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--student", "uniter-tiny"),
+        *("--method", "plain", "--num-steps", 1, "--batch-size", 2, "--task", "vcr-q2a", "--regions", "pixels"),
+        *("--init", moved, "--student-option", f"vocab_size={SMALL}"),
+    ]
+    run = tmp_path / "run"
+
+    def advl(*arguments: Any) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, capsys.readouterr().err
+
+    code, err = advl(*common, "--tokenizer", "minilm-l6", "--output", run)
+    assert code == 2
+    assert "another vocabulary" in err
+    assert not run.exists()
+    code, err = advl(*common, "--output", run)
+    assert code == 0, err
+    assert f"tokenizer: {moved.parent}" in err
+    for file in (moved, moved.parent / "vocab.txt"):
+        file.unlink()
+    code, err = advl("evaluate", "--run", run, "--data-root", small_corpus.data_root, "--probe", "none")
+    assert code == 0, err
+    student = build_student("uniter-tiny", weights=run)
+    assert isinstance(student, TextStudent)
+    assert student.tokenizer.vocab_size == SMALL
+    assert json.loads((run / "student.json").read_text(encoding="utf-8"))["config"]["vocab_size"] == SMALL
+
+
+def test_a_table_of_words_may_hold_person_tokens_and_padding(cased: Path) -> None:
+    options = {"tokenizer": str(cased), "vocab_size": SMALL}
+    student = build_student("uniter-tiny", overrides=options)
+    assert isinstance(student, Uniter)
+    full = student.state_dict()["model.embeddings.word_embeddings.weight"]
+    (pattern, grow), _ = student.rules.resize
+    assert pattern == "word_embeddings"
+    for rows in (SMALL, len(full), len(full) + 7):
+        assert grow(torch.zeros(rows, full.shape[1]), full).shape == full.shape
+    for rows in (SMALL - 1, len(full) + 8):
+        with pytest.raises(ConfigError, match="another vocabulary"):
+            grow(torch.zeros(rows, full.shape[1]), full)
