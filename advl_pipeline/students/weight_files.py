@@ -13,7 +13,9 @@ _TOKENIZERS = ((names.TOKENIZER,), ("vocab.txt",), ("vocab.json", "merges.txt"))
 
 def weight_files(path: Path) -> list[Path]:
     """Return the files that hold a pretrained student; none where it does not exist."""
-    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if path.is_file():
+        return [path]
+    return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
 
 
 def tokenizer_folder(path: Path) -> Path | None:
@@ -34,7 +36,7 @@ def weights_digest(path: Path) -> str:
         raise WeightsUnavailable(
             "The pretrained student does not exist.",
             where=str(path),
-            why="neither a checkpoint file nor a folder with a *.safetensors file",
+            why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
             next_command=f"advl pretrain --output {path}, or put the checkpoint there",
         )
     state = hashlib.sha256()

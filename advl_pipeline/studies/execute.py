@@ -12,6 +12,7 @@ from pathlib import Path
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
+from advl_pipeline.students.published_weights import is_on_hub
 from advl_pipeline.students.weight_files import weight_files, weights_digest
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
@@ -73,7 +74,8 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
             why="init names a folder with a *.safetensors file, or a checkpoint file",
             next_command=f"advl pretrain --student {student} --output {path}, or put the checkpoint there",
         )
-    return {setting.init: weights_digest(setting.init) for setting in study.settings if setting.init is not None}
+    inits = {setting.init for setting in study.settings if setting.init is not None}
+    return {init: weights_digest(init) for init in inits if not is_on_hub(init)}
 
 
 def dataset_digests(
@@ -120,4 +122,4 @@ def digest_dataset(dataset: str, split: str, data_root: Path | None) -> str:
 def missing_inits(study: StudyConfig) -> dict[Path, str]:
     """Return the pretrained students that do not exist, with the name of the student each is for."""
     inits = {setting.init: setting.student for setting in study.settings if setting.init is not None}
-    return {path: student for path, student in inits.items() if not weight_files(path)}
+    return {path: student for path, student in inits.items() if not is_on_hub(path) and not weight_files(path)}

@@ -67,7 +67,9 @@ class FinetuneConfig(Configuration):
         "fail", help="What to do about malformed items: as it was when the caches were extracted."
     )
     student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
-    init: Path | None = option(None, help="Pretrained student folder or checkpoint file.")
+    init: Path | None = option(
+        None, help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub."
+    )
     head_answers: Path | None = option(
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.tensorboard import require_tensorboard
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.memory import merge_lora
+from advl_pipeline.students.published_weights import located
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.weight_files import weights_digest
 from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
@@ -82,6 +83,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     began = time.perf_counter()
     forget_peak_memory()
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    given, config = config, replace(config, init=None if config.init is None else located(config.init))
     caches = open_caches(config) if uses_teachers else []
     inputs = open_inputs(config, caches)
     chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
@@ -123,7 +125,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         }
         folder.begin(
             identity,
-            config=config_to_dict(config),
+            config=config_to_dict(given),
             settings=settings.to_dict() | found,
             caches=[(str(cache.path), cache.identity) for cache in caches],
             resume=config.resume,

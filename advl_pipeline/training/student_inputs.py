@@ -95,8 +95,8 @@ def require_meaningful_regions(student: Student, init: Path | None) -> None:
         f"{student.name} would see noise: small crops of the pictures through a random projection.",
         where=str(init),
         why="its weights learned from features of its own kind, and no --regions is given",
-        next_command="give --regions FILE (advl finetune --help says which), take a student that sees pixels, such "
-        "as --student vilt, or ask for the crops with --regions pixels",
+        next_command="--regions FILE of such features; or a student that sees pixels, such as --student vilt; or "
+        "--regions pixels for the crops all the same",
     )
 
 

@@ -51,6 +51,7 @@ CUT_DOWN: Mapping[str, Sequence[str]] = {
 STAND_INS: Mapping[str, str] = {
     "uniter-base": "uniter-tiny",
     "vilt": "vilt-tiny",
+    "hf:dandelin/vilt-b32-mlm": "vilt.pt",
     "hf:ORG/MODEL": "hf:small/clip",
     "FOLDER": "small-clip",
     "/data": "data",
@@ -71,7 +72,7 @@ NEEDS: Mapping[str, str] = {
     "img_db/": "UNITER's published region features; tests/datasets/test_regions.py reads their format",
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",
-    "vilt-b32-mlm": "published weights; tests/students checks every checkpoint format",
+    "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
 """What an example needs that no test can have, and why; it is parsed and its options are checked."""
 
@@ -141,6 +142,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         _write_mirrors(Path("datasets"))
         save_student(Path("students/scenes-small"), build_student("scenes-small"), origin={})
         torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
+        torch.save(build_student("vilt-tiny").state_dict(), "vilt.pt")
         save_small_clip(Path("small-clip"))
         save_small_roberta(Path("small-roberta"))
         short = ["--method", "plain", "--num-steps", 2, "--batch-size", 2, "--shots", 4]

@@ -1,0 +1,67 @@
+"""`--init hf:ORG/MODEL` takes a repository's files from the hub's local copy, and says what is missing of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from advl_cli.main import main
+from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.students.published_weights import located
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.text_rows import load_text_tokenizer
+
+NAME = "hf:some-one/small-vilt"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's local copy in its own layout, without a network; returns the folder of the repository's files."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub" / "models--some-one--small-vilt"
+    files = repository / "snapshots" / "0123456789012345678901234567890123456789"
+    files.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(files.name, encoding="utf-8")
+    (files / "config.json").write_text(json.dumps({"model_type": "vilt"}), encoding="utf-8")
+    return files
+
+
+def test_the_files_that_are_here_are_taken_with_their_tokenizer(
+    hub: Path, small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = build_student("vilt-tiny")
+    state = {name.replace("model.", "vilt.", 1): value for name, value in student.state_dict().items()}
+    torch.save(state, hub / "pytorch_model.bin")
+    vocabulary = sorted(
+        (vocab := load_text_tokenizer("minilm-l6")._tokenizer.get_vocab()), key=lambda token: int(vocab[token])
+    )
+    (hub / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    BertTokenizerFast(vocab=str(hub / "vocab.txt")).save_pretrained(hub)
+    assert located(Path(NAME)) == hub
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                *("finetune", "--dataset", "scenes-vcr", "--data-root", str(small_corpus.data_root)),
+                *("--student", "vilt-tiny", "--init", NAME, "--method", "plain", "--task", "vcr-q2a"),
+                *("--num-steps", "1", "--batch-size", "2", "--output", str(tmp_path / "run")),
+            ]
+        )
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    assert f"tokenizer: {hub}" in printed.err
+    assert json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["init"] == NAME
+
+
+def test_what_is_not_here_is_named_and_a_path_is_left_alone(hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable) as missing:
+        located(Path(NAME))
+    assert (missing.value.where, missing.value.why) == (NAME, "HF_HUB_OFFLINE is set")
+    assert located(tmp_path) == tmp_path
