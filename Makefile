@@ -51,7 +51,7 @@ vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes 
 	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
 		$(ADVL) study vcr-lowshot && $(ADVL) report runs/studies/vcr-lowshot; \
 	else \
-		echo "VCR is not under $(SCENES_DATA)/vcr (README: datasets); running the same study on the VCR-format scenes"; \
+		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md); running the same study on the VCR-format scenes"; \
 		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
 	fi
 

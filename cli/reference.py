@@ -1,4 +1,4 @@
-"""What `make docs` writes: the command reference, `docs/cli.md`, and the README's table of students."""
+"""What `make docs` writes: the command reference, `docs/cli.md`, and the table of students in `docs/students.md`."""
 
 from __future__ import annotations
 
@@ -72,15 +72,16 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def with_student_table(readme: str) -> str:
-    """Return the README with its table of students as `data/students.toml` has it."""
+def with_student_table(page: str) -> str:
+    """Return a page with its table of students as `data/students.toml` has it."""
     from advl_pipeline.students.catalogue import student_table
 
-    before, _, rest = readme.partition(TABLE_START)
+    before, _, rest = page.partition(TABLE_START)
     _, _, after = rest.partition(TABLE_END)
     return f"{before}{TABLE_START}\n{student_table()}{TABLE_END}{after}"
 
 
 if __name__ == "__main__":
     Path("docs/cli.md").write_text(render_reference(), encoding="utf-8")
-    Path("README.md").write_text(with_student_table(Path("README.md").read_text(encoding="utf-8")), encoding="utf-8")
+    students = Path("docs/students.md")
+    students.write_text(with_student_table(students.read_text(encoding="utf-8")), encoding="utf-8")

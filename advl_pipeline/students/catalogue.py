@@ -94,7 +94,7 @@ def size_of(name: str) -> str:
 
 
 def student_table() -> str:
-    """Return what is known of the families as a Markdown table, as the README shows it."""
+    """Return what is known of the families as a Markdown table, as docs/students.md shows it."""
     names: dict[str, list[str]] = {}
     for name in student_names():
         if size_of(name) != "tiny" and family_of(name) in families():

@@ -60,8 +60,8 @@ class FinetuneConfig(Configuration):
     )
     answer_list: Literal["train", "published"] = option(
         "train",
-        help="Whose answers VQA's vocabulary is built from: of train alone, or published, of the splits that the "
-        "published models count. For VQA v2 and VQA-CP these hold val, which then is no unseen test set.",
+        help="Whose answers make VQA's vocabulary: those of train, or those of all splits that the published models "
+        "count. For VQA v2 and VQA-CP these include val, whose answers are then known in training.",
     )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items: as it was when the caches were extracted."
@@ -209,8 +209,8 @@ class FinetuneConfig(Configuration):
 
     distill_weight: float = option(
         0.3,
-        help="lambda: strength of the distillation terms beside the task loss. A pathway of two targets begins near "
-        "4, since unrelated layer-normalised vectors lie 2 apart; the loss of a choice of four begins at 1.4.",
+        help="lambda: strength of the distillation terms beside the task loss. For scale: the loss of a choice of "
+        "four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
         minimum=0,
     )
     distill_decay: Literal["none", "linear", "cosine"] = option(
