@@ -126,7 +126,7 @@ def some_regions(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command of the students' page, down to the folders: shifted sets show val's pictures, test-dev shows test2015's."""
+    """The command of docs/students.md: shifted sets show val's pictures, test-dev shows test2015's."""
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val"):
         records = [vcr_record(number, split=split) for number in range(4)]
