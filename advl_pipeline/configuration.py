@@ -60,6 +60,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     multiple_of: int | None = None,
+    also: str | None = None,
 ) -> Any:
     """Declare a field of a command's configuration together with the help text of its flag.
 
@@ -75,11 +76,12 @@ def option(
         above: see `minimum`.
         below: see `maximum`.
         multiple_of: the number is a whole multiple of this one.
+        also: another flag that means the same.
     """
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of configuration fields are immutable")
     found = Range(minimum=minimum, maximum=maximum, above=above, below=below, multiple_of=multiple_of)
-    metadata = {"help": help, "metavar": metavar, "range": None if found == Range() else found}
+    metadata = {"help": help, "metavar": metavar, "range": None if found == Range() else found, "also": also}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -52,7 +52,7 @@ class VcrLikeTexts:
     Of ten questions, three occur again with the same four answers.
     """
 
-    name, split, text_style = "vcr-like", "train", "plain"
+    name, identity_name, split, text_style = "vcr-like", "vcr-like", "train", "plain"
     tasks: tuple[Task, ...] = ("vcr-q2a", "vcr-qa2r")
 
     def __init__(self, num_texts: int) -> None:

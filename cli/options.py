@@ -87,8 +87,9 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Function], Func
     text = field.metadata["help"] + (f" [{'; '.join(notes)}]" if notes else "")
     if kind is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+    flags = [flag, *([field.metadata["also"]] if field.metadata["also"] else [])]
     return click.option(
-        flag, type=kind, multiple=multiple, default=None, help=text, metavar=field.metadata["metavar"]
+        field.name, *flags, type=kind, multiple=multiple, default=None, help=text, metavar=field.metadata["metavar"]
     )
 
 

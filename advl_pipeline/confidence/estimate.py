@@ -196,7 +196,7 @@ def confidence_identity(
         "schema": SCHEMA_VERSION,
         "estimator": estimator,
         "view": view,
-        "dataset": dataset.name,
+        "dataset": dataset.identity_name,
         "split": dataset.split,
         "tasks": sorted(tasks),
         "examples": hashlib.sha256("\n".join(sorted(example_ids)).encode()).hexdigest(),

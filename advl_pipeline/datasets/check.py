@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.cards import CARD_NAMES, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.id_lists import read_pairs
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
 from advl_pipeline.datasets.problems import Malformed, Problem
-from advl_pipeline.datasets.registry import SCENES_PREFIX, open_dataset, splits_of
+from advl_pipeline.datasets.registry import open_dataset, splits_of
 from advl_pipeline.datasets.roots import DatasetMissing, resolve_data_root
 from advl_pipeline.datasets.snli_ve import STORED_ORDER, SnliVeDataset
 from advl_pipeline.datasets.vqa import VqaDataset
@@ -64,7 +64,7 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
     Raises:
         ConfigError: an unknown dataset or split.
     """
-    known = splits_of(config.name)
+    known = splits_of(config.name, config.data_root)
     for split in config.split:
         if split not in known:
             raise ConfigError(f"{config.name} has no split {split!r}.", why=suggest_names(split, known))
@@ -95,7 +95,7 @@ def run_subset(config: SubsetConfig) -> IdList:
 
 
 def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
-    facts = {} if config.name.startswith(SCENES_PREFIX) else load_card(config.name).split(split)
+    facts = load_card(config.name).split(split) if config.name in CARD_NAMES else {}
     expected = {
         name: facts[key] for name, key in (("num_items", "items"), ("num_pictures", "pictures")) if key in facts
     }

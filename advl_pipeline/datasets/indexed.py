@@ -23,7 +23,7 @@ from advl_pipeline.datasets.columns import Columns, open_columns
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.pictures import decode_picture, require_content
-from advl_pipeline.datasets.problems import Malformed, OnError, Problem, refuse
+from advl_pipeline.datasets.problems import Malformed, OnError, Problem, check_command, refuse
 from advl_pipeline.datasets.records import (
     UNIT_ID_LENGTH,
     Candidate,
@@ -143,6 +143,10 @@ class IndexedDataset(ABC):
         """Return boxes (R, 4), their class names, and the size that the boxes' file states for the picture."""
         return np.zeros((0, 4), dtype=np.float32), (), None
 
+    def _group(self, row: int) -> str:
+        """Return what items are not independent within, where that is not the picture with its boxes."""
+        return ""
+
     def _side_files(self, image: int) -> tuple[str, ...]:
         """Return files beside a picture that its unit depends on, relative to the pictures folder."""
         return ()
@@ -151,6 +155,10 @@ class IndexedDataset(ABC):
 
     def __len__(self) -> int:
         return len(self._rows) * len(self._variants)
+
+    @property
+    def identity_name(self) -> str:
+        return self.name
 
     def __getitem__(self, index: int) -> Example:
         if index < 0:
@@ -168,6 +176,7 @@ class IndexedDataset(ABC):
             label=label,
             soft_label=soft_label,
             stratum=self._stratum(row),
+            group=self._group(row),
         )
 
     @cached_property
@@ -346,7 +355,7 @@ class IndexedDataset(ABC):
                 f"The split {self.split} of {self.name} holds no usable item.",
                 where=str(self._source.folder),
                 why=f"{len(problems)} items were skipped" if problems else "the annotation file is empty",
-                next_command=f"advl datasets check {self.name}",
+                next_command=check_command(self.name),
             )
 
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:

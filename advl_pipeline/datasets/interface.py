@@ -30,6 +30,11 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     @property
+    def identity_name(self) -> str:
+        """What stands for the name in identities of caches and runs: the name itself, unless it is a path."""
+        ...
+
+    @property
     def example_ids(self) -> Sequence[str]: ...
 
     def label_names(self, task: Task) -> tuple[str, ...]:

@@ -41,6 +41,11 @@ class JoinedDataset:
         return replace(example, example_id=prefix + example.example_id) if prefix else example
 
     @property
+    def identity_name(self) -> str:
+        """Return the first part's."""
+        return self.parts[0].identity_name
+
+    @property
     def other_ids(self) -> frozenset[str]:
         """Ids of the examples that are not of the first part."""
         return frozenset(self.example_ids[self._starts[1] :])

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
+from advl_pipeline.datasets.own.opening import open_own
 from advl_pipeline.datasets.registry import SCENES_PREFIX, TASKS, dataset_names, splits_of
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.scenes import layout
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import AdvlError, ConfigError, suggest_names
 
 _TEXT_FIELDS = ("how_to_get", "scoring", "licence", "homepage")
 
@@ -30,6 +31,9 @@ def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
     root = resolve_data_root(data_root)
     rows = []
     for name in dataset_names():
+        if name not in TASKS:
+            rows.append(_row_of_reader(name, data_root))
+            continue
         card = card_of(name)
         folder = root / (layout.FOLDER if name.startswith(SCENES_PREFIX) else card.facts["folder"])
         rows.append(
@@ -38,6 +42,16 @@ def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _row_of_reader(name: str, data_root: Path | None) -> DatasetRow:
+    """Describe what a reader of another package gives; one whose data are not there has no tasks and no splits."""
+    try:
+        index = open_own(name, data_root).index
+    except AdvlError as error:
+        return DatasetRow(name=name, title=error.what, tasks=(), splits=(), present=False)
+    title = "rows that another package reads"
+    return DatasetRow(name=name, title=title, tasks=index.tasks, splits=index.splits, present=True)
 
 
 def card_of(name: str) -> Card:

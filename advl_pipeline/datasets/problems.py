@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,12 @@ class Malformed(Exception):
     """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
 
 
-def refuse(dataset: str, split: str, problems: Sequence[Problem]) -> DatasetError:
+def check_command(dataset: str) -> str:
+    """Return the command that lists what is wrong with a dataset."""
+    return shlex.join(["advl", "datasets", "check", dataset])
+
+
+def refuse(dataset: str, split: str, problems: Sequence[Problem], *, next_command: str = "") -> DatasetError:
     """Return the error that names the first problem and counts the others."""
     first = problems[0]
     others = f" ({len(problems) - 1} more like it)" if len(problems) > 1 else ""
@@ -38,6 +44,7 @@ def refuse(dataset: str, split: str, problems: Sequence[Problem]) -> DatasetErro
         f"The dataset {dataset} is malformed.",
         where=first.where,
         why=first.why + others,
-        next_command=f"advl datasets check {dataset} --split {split} --deep   (lists all; extract and finetune leave "
+        next_command=next_command
+        or f"{check_command(dataset)} --split {split} --deep   (lists all; extract and finetune leave "
         "them out, counted, with --on-error skip)",
     )

@@ -1,4 +1,4 @@
-"""Datasets by name: the official benchmarks as their cards describe them, and the built-in corpus."""
+"""Datasets by name: the official benchmarks as their cards describe them, the built-in corpus, data of one's own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from advl_pipeline.datasets.captions import CaptionDataset
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
+from advl_pipeline.datasets.own.opening import is_rows, open_own
+from advl_pipeline.datasets.own.source import plugin_entry_points
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
@@ -33,7 +35,7 @@ TASKS: Mapping[str, tuple[Task, ...]] = {
     "vqa-vs": ("vqa",),
     "snli-ve": ("snli-ve",),
 }
-"""Dataset name -> the tasks it is opened for unless fewer are asked for."""
+"""Name of a dataset that ADVL knows -> the tasks it is opened for unless fewer are asked for."""
 
 SCENES_PREFIX = "scenes-"
 
@@ -48,9 +50,9 @@ class ReadOptions:
 
     `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
     that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
-    SNLI-VE. `answers` is an answer vocabulary for VQA, or a file with one; None to build the one that
-    `answer_list` names. `on_error` says whether malformed items and unreadable pictures fail or are left out and
-    listed in `skipped`.
+    SNLI-VE. `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data, or a file with
+    them; None to build the one that `answer_list` names. `on_error` says whether malformed items and unreadable
+    pictures fail or are left out and listed in `skipped`.
     """
 
     tasks: tuple[Task, ...] = ()
@@ -63,17 +65,29 @@ class ReadOptions:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Names that `open_dataset` takes."""
-    return tuple(sorted(TASKS))
+    """Names that `open_dataset` takes, beside those that say where data of one's own lies (`names.py`)."""
+    return tuple(sorted({*TASKS, *plugin_entry_points()}))
 
 
-def splits_of(name: str) -> tuple[str, ...]:
+def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
+    """Tasks of a dataset.
+
+    Raises:
+        ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
+    """
+    _require_name(name)
+    return TASKS[name] if name in TASKS else open_own(name, data_root).index.tasks
+
+
+def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
     """Splits of a dataset.
 
     Raises:
-        ConfigError: there is no such dataset.
+        ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
     _require_name(name)
+    if name not in TASKS:
+        return open_own(name, data_root).index.splits
     if name == "scenes-captions":
         return layout.CAPTION_SPLITS
     if name.startswith(SCENES_PREFIX):
@@ -107,7 +121,8 @@ def open_dataset(
     Args:
         name: see `dataset_names`.
         split: see `splits_of`.
-        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`.
+        data_root: folder of the datasets; None for `$ADVL_DATA`, else `datasets/`. Of one's own data: the folder of
+            the pictures; None for that of the file.
         tasks: restrict to these; all tasks of the dataset by default.
         text_style, conditioning, label_order, answers, answer_list, on_error: see `ReadOptions`.
 
@@ -116,8 +131,9 @@ def open_dataset(
         DatasetError: a file is missing or malformed.
     """
     _require_name(name)
+    own = None if name in TASKS else open_own(name, data_root)
     options = ReadOptions(
-        tasks=_tasks_of(name, tasks),
+        tasks=_tasks_of(name, own.index.tasks if own else TASKS[name], tasks),
         text_style=_one_of("text style", text_style, get_args(TextStyle)),
         conditioning=_one_of("conditioning", conditioning, get_args(Conditioning)),
         label_order=_one_of("label order", label_order, tuple(LABEL_ORDERS)) or "uniter",
@@ -126,8 +142,11 @@ def open_dataset(
         on_error=on_error,
     )
     _check_answer_list(name, options)
-    if split not in splits_of(name):
-        raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, splits_of(name)))
+    splits = own.index.splits if own else splits_of(name)
+    if split not in splits:
+        raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, splits))
+    if own:
+        return own.open(split, tasks=options.tasks, classes=options.answers, on_error=options.on_error)
     root = resolve_data_root(data_root)
     if name.startswith(SCENES_PREFIX):
         return _open_scenes(name, split, root, options)
@@ -263,7 +282,7 @@ def _check_answer_list(name: str, options: ReadOptions) -> None:
     """
     if options.answer_list == "train":
         return
-    if name.startswith(SCENES_PREFIX) or load_card(name).format != "vqa":
+    if name not in TASKS or name.startswith(SCENES_PREFIX) or load_card(name).format != "vqa":
         raise ConfigError(
             f"{name} has no published answer list.",
             where="--answer-list",
@@ -286,12 +305,15 @@ _OPENERS: Mapping[str, Callable[[str, str, Path, ReadOptions], IndexedDataset]] 
 
 
 def _require_name(name: str) -> None:
-    if name not in TASKS:
-        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, TASKS))
+    if name not in TASKS and not is_rows(name):
+        raise ConfigError(
+            f"There is no dataset {name!r}.",
+            why=suggest_names(name, dataset_names()),
+            next_command="advl datasets list   (known names; your own data: docs/adding-a-dataset.md)",
+        )
 
 
-def _tasks_of(name: str, wanted: Sequence[str]) -> tuple[Task, ...]:
-    known = TASKS[name]
+def _tasks_of(name: str, known: Sequence[Task], wanted: Sequence[str]) -> tuple[Task, ...]:
     for task in wanted:
         if task not in known:
             raise ConfigError(f"{name} has no task {task!r}.", why=suggest_names(task, known))

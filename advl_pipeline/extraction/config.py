@@ -9,6 +9,7 @@ from typing import Literal
 
 from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
 from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.locations import Location
 
@@ -20,7 +21,7 @@ class ExtractConfig(Configuration):
     """Configuration of `advl extract`."""
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
-    dataset: str = option(help="Dataset; see `advl datasets list`.")
+    dataset: str = option(help=DATASET_HELP, also="--data")
     split: str = option("train", help="Split of the dataset.")
     shots: int | None = option(
         None,
@@ -111,7 +112,7 @@ class ImportConfig(Configuration):
 
     source: Path = option(help="HDF5 file, or folder of .npy or .pt files, named after the pictures.")
     name: str = option(help="Name for the teacher that the features came from.")
-    dataset: str = option(help="Dataset that the pictures belong to.")
+    dataset: str = option(help=DATASET_HELP, also="--data")
     split: str = option("train", help="Split of the dataset.")
     output: Path | None = option(None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].")
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
@@ -120,7 +121,7 @@ class ImportConfig(Configuration):
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:
     """Return the folder that a cache goes to by default; `part` names what of the split it is of, "" for all."""
-    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / (split + part)
+    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset_label(dataset) / (split + part)
 
 
 def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ()) -> str:

@@ -39,7 +39,7 @@ def build_identity(
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """Return what of the identity is the dataset's; the part that is selected, if it is not the whole split."""
     whole = {
-        "name": dataset.name,
+        "name": dataset.identity_name,
         "split": dataset.split,
         "tasks": list(dataset.tasks),
         "text_style": dataset.text_style,

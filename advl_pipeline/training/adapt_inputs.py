@@ -31,7 +31,7 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
     for text in adapt_on:
         if text in OWN_INPUTS:
             continue
-        dataset, slash, split = text.partition("/")
+        dataset, slash, split = text.rpartition("/")
         if not dataset or not slash or not split:
             raise ConfigError(
                 f"The adapt step cannot take its inputs from {text!r}.",
@@ -80,7 +80,7 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
     Raises:
         ConfigError: two caches of one teacher for a split, or a teacher that has none for another split.
     """
-    names = [(split.name, split.split) for split in splits]
+    names = [(split.identity_name, split.split) for split in splits]
     found: list[dict[str, TeacherCache]] = [{} for _ in splits]
     for cache in caches:
         made_from = cache.identity["dataset"]
@@ -89,17 +89,17 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
         if cache.teacher_name in found[place]:
             raise ConfigError(
                 "Two caches hold the same teacher.",
-                where=f"{names[place][0]}/{names[place][1]}",
+                where=f"{splits[place].name}/{splits[place].split}",
                 why=cache.teacher_name,
             )
         found[place][cache.teacher_name] = cache
-    for (dataset, split), of_split in zip(names[1:], found[1:], strict=True):
+    for other, of_split in zip(splits[1:], found[1:], strict=True):
         if missing := [teacher for teacher in found[0] if teacher not in of_split]:
             raise ConfigError(
-                f"The adapt step takes inputs from {dataset}/{split}, and a teacher has no cache of them.",
+                f"The adapt step takes inputs from {other.name}/{other.split}, and a teacher has no cache of them.",
                 where="--adapt-on",
                 why=f"missing: {', '.join(missing)}",
-                next_command=f"advl extract --teacher {missing[0]} --dataset {dataset} --split {split}, "
+                next_command=f"advl extract --teacher {missing[0]} --dataset {other.name} --split {other.split}, "
                 "then give it by one more --cache",
             )
     return [[of_split[teacher] for teacher in found[0]] for of_split in found]

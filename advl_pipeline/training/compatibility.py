@@ -17,7 +17,7 @@ from advl_pipeline.training.config import FinetuneConfig
 def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     """Return what a cache must have in common with the split that is trained on."""
     return {
-        "name": dataset.name,
+        "name": dataset.identity_name,
         "split": dataset.split,
         "text_style": dataset.text_style,
         "content_digest": dataset.content_digest(),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
 from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.datasets.names import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.locations import Location
 from advl_pipeline.training.recipe_terms import AdversarialModality, LearningRateSchedule, Optimiser, TaskLoss
@@ -38,7 +39,7 @@ TeacherControl = Literal["none", "shuffle"]
 class FinetuneConfig(Configuration):
     """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
 
-    dataset: str = option(help="Dataset to finetune on, such as scenes-vcr, vcr, vqa-v2 or snli-ve.")
+    dataset: str = option(help=DATASET_HELP, also="--data")
     output: Path = option(help="Run folder; an interrupted run in it resumes.")
     cache: tuple[Location, ...] = option(
         (), help="Teacher cache of the training split, folder or URL; repeat for several teachers."

@@ -191,6 +191,10 @@ class TinyDataset:
         del task
         return ("entailment", "neutral", "contradiction")
 
+    @property
+    def identity_name(self) -> str:
+        return "tiny"
+
     def content_digest(self) -> str:
         state = hashlib.sha256()
         for example in self._examples:

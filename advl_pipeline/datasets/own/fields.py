@@ -1,0 +1,261 @@
+"""One row becomes one item: every field checked, each complaint names the field, what it is and what was expected."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from advl_pipeline.datasets.own.card import DataCard, Kind
+from advl_pipeline.datasets.own.tagged_text import parse_tagged
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.roots import is_safe_name
+
+_LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
+"""Columns whose cells hold JSON where a format has no lists (CSV)."""
+
+MIN_CHOICES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """A row, checked.
+
+    `image` is the name of a picture, or its bytes. `content` holds the texts, plain JSON types: `question`, and
+    `choices`, `rationales`, or `answers` (text -> count). `label` is the position of the right choice, or the name
+    of the class or of the most frequent answer; None where there is none.
+    """
+
+    item_id: str | None
+    image: str | bytes
+    boxes: tuple[tuple[float, float, float, float], ...]
+    box_labels: tuple[str, ...]
+    content: Mapping[str, Any]
+    label: int | str | None
+    rationale_label: int | None
+    group: str
+    stratum: str
+
+
+def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
+    """Return a record under our names of its columns; JSON in cells is parsed, `choice_0`, ... become one list.
+
+    Raises:
+        Malformed: a column that the card names is missing, or a cell is not JSON.
+    """
+    found = dict(record)
+    for ours, theirs in card.columns.items():
+        if theirs not in record:
+            raise Malformed(f"column {theirs!r}, which the card gives as {ours!r}, is missing")
+        found[ours] = record[theirs]
+        if theirs not in card.columns:
+            found.pop(theirs, None)
+    for one, several in (("choice", "choices"), ("rationale", "rationales")):
+        cells: list[Any] = []
+        while (name := f"{one}_{len(cells)}") in found:
+            cells.append(found.pop(name))
+        if cells and several not in found:
+            while cells and cells[-1] in (None, ""):
+                cells.pop()
+            found[several] = cells
+    for name in _LISTED & found.keys():
+        text = found[name]
+        if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
+            try:
+                found[name] = json.loads(text)
+            except ValueError as error:
+                raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
+    return found
+
+
+def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
+    """Check a record under our names.
+
+    Raises:
+        Malformed: with the field at fault.
+    """
+    boxes = _boxes(record.get("boxes"))
+    count = len(boxes)
+    label: int | str | None
+    rationale_label = None
+    if kind == "choice":
+        content: dict[str, Any] = {"question": _text(record, "question", count)}
+        content["choices"] = _texts(record, "choices", count)
+        label = _right_one(record, "label", content["choices"], card)
+        if record.get("rationales") is not None:
+            content["rationales"] = _texts(record, "rationales", count)
+            rationale_label = _right_one(record, "rationale_label", content["rationales"], card)
+            if (label is None) != (rationale_label is None):
+                missing = "label" if label is None else "rationale_label"
+                raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
+    elif kind == "classes":
+        content = {"question": _text(record, "text", count)}
+        label = _class(record, card)
+    else:
+        content = {"question": _text(record, "question", count), "answers": _answers(record)}
+        label = max(content["answers"], key=content["answers"].__getitem__, default=None)
+    return Item(
+        item_id=_name(record, "id"),
+        image=_image(record.get("image")),
+        boxes=boxes,
+        box_labels=_box_labels(record.get("box_labels"), count),
+        content=content,
+        label=label,
+        rationale_label=rationale_label,
+        group=_name(record, "group") or "",
+        stratum=_name(record, "stratum") or "",
+    )
+
+
+def split_of(record: Mapping[str, Any], told: str | None) -> str | None:
+    """Return the split that a record names, else the one of its file.
+
+    Raises:
+        Malformed: the two differ, or the field is no text.
+    """
+    own = _name(record, "split")
+    if own is not None and told is not None and own != told:
+        raise Malformed(f"field 'split' is {own!r}, the file is given as the split {told!r}")
+    return own or told
+
+
+def _name(record: Mapping[str, Any], name: str) -> str | None:
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise Malformed(f"field {name!r} is {_shown(value)}, expected a text or a whole number")
+    return str(value)
+
+
+def _text(record: Mapping[str, Any], name: str, num_boxes: int) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise Malformed(f"field {name!r} is {_shown(value)}, expected a text")
+    parse_tagged(value, num_boxes)
+    return value
+
+
+def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
+    value = record.get(name)
+    if not isinstance(value, list) or len(value) < MIN_CHOICES:
+        raise Malformed(f"field {name!r} is {_shown(value)}, expected a list of {MIN_CHOICES} texts or more")
+    return [_text({f"{name}[{place}]": text}, f"{name}[{place}]", num_boxes) for place, text in enumerate(value)]
+
+
+def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: DataCard) -> int | None:
+    """Return the position of the right choice, which is given by position or by its text."""
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    expected = f"expected a position from 0 to {len(choices) - 1}, or the text of one of the choices"
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise Malformed(f"field {name!r} is {_shown(value)}, {expected}")
+    by_text = isinstance(value, str) and value in choices
+    by_index = isinstance(value, int) or value.isdecimal()
+    if card.label_is is not None:
+        by_text, by_index = by_text and card.label_is == "text", by_index and card.label_is == "index"
+    if by_text and by_index and choices.index(str(value)) != int(value):
+        raise Malformed(
+            f"field {name!r} is ambiguous: {value!r} is a position and also the text of choice "
+            f'{choices.index(str(value))}; a card can say which: label_is = "index" or "text"'
+        )
+    if by_text and choices.count(str(value)) > 1:
+        raise Malformed(f"field {name!r} is ambiguous: two choices read {value!r}")
+    if by_text:
+        return choices.index(str(value))
+    if by_index and 0 <= int(value) < len(choices):
+        return int(value)
+    raise Malformed(f"field {name!r} is {_shown(value)}, {expected}")
+
+
+def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
+    value = record.get("label")
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool):
+        value = str(value).lower()
+    if not isinstance(value, (str, int)):
+        raise Malformed(f"field 'label' is {_shown(value)}, expected the name or the number of a class")
+    name = str(value)
+    if card.labels and name not in card.labels:
+        if name.isdecimal() and int(name) < len(card.labels):
+            return card.labels[int(name)]
+        raise Malformed(f"field 'label' is {value!r}, the card's labels are {', '.join(card.labels)}")
+    return name
+
+
+def _answers(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return answer -> how many gave it; nothing where there is none."""
+    if record.get("answers") is not None and record.get("answer") is not None:
+        raise Malformed("fields 'answers' and 'answer' are both there, expected one of them")
+    name = "answers" if record.get("answers") is not None else "answer"
+    value = record.get(name)
+    if value is None or value == "":
+        return {}
+    if isinstance(value, (str, int)):
+        value = [value]
+    if isinstance(value, list):
+        texts: list[Any] = [item.get("answer") if isinstance(item, dict) else item for item in value]
+        if texts and all(isinstance(text, (str, int)) and str(text).strip() for text in texts):
+            return dict(Counter(_plain(text) for text in texts))
+    elif isinstance(value, dict) and value:
+        counts = {_plain(text): count for text, count in value.items() if str(text).strip()}
+        if len(counts) == len(value) and all(type(count) is int and count > 0 for count in counts.values()):
+            return counts
+    raise Malformed(
+        f"field {name!r} is {_shown(value)}, expected a text, a list of texts, or texts with counts above 0"
+    )
+
+
+def _plain(text: str | int | bool) -> str:
+    return str(text).lower() if isinstance(text, bool) else " ".join(str(text).split())
+
+
+def _image(value: Any) -> str | bytes:
+    """Return a name or bytes; libraries write a picture inside a table as {bytes, path}."""
+    if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    if not isinstance(value, str) or not value:
+        raise Malformed(f"field 'image' is {_shown(value)}, expected the file name of a picture")
+    if not is_safe_name(value):
+        raise Malformed(f"field 'image' is {value!r}, which leaves the pictures' folder; expected a name below it")
+    return value
+
+
+def _boxes(value: Any) -> tuple[tuple[float, float, float, float], ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise Malformed(f"field 'boxes' is {_shown(value)}, expected a list of [x1, y1, x2, y2] in pixels")
+    for place, box in enumerate(value):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise Malformed(f"field 'boxes[{place}]' is {_shown(box)}, expected [x1, y1, x2, y2] in pixels")
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise Malformed(f"field 'boxes[{place}]' is {_shown(box)}, expected x1 < x2 and y1 < y2")
+    return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in value)
+
+
+def _box_labels(value: Any, count: int) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) != count or not all(isinstance(text, str) for text in value):
+        raise Malformed(f"field 'box_labels' is {_shown(value)}, expected one text for each of the {count} boxes")
+    return tuple(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, cut short."""
+    if value is None:
+        return "missing"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

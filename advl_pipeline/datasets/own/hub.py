@@ -1,0 +1,94 @@
+"""Datasets of the hub, or of a folder, through the `datasets` library: `hf:NAME`, or `hf:NAME:CONFIGURATION`.
+
+Pictures stay as they are stored: their bytes are read, never decoded here. Code of a repository is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.datasets.own.card import DataCard
+from advl_pipeline.datasets.own.rows import Row, RowSource
+from advl_pipeline.datasets.roots import DatasetMissing
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.hub import hub_obstacle
+
+UNKNOWN_CLASS = -1
+"""What the library writes for a label that a split does not tell."""
+
+
+def hub_source(name: str, card: DataCard) -> RowSource:
+    """Open a dataset by its name on the hub, a cached copy of it without the network.
+
+    Args:
+        name: ORG/NAME, ORG/NAME:CONFIGURATION, or a folder that the library can load.
+        card: what the user said beside the columns.
+
+    Raises:
+        DatasetError: the library is absent, or the dataset cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DatasetMissing(
+            "Datasets of the hub need the library `datasets`.",
+            where=f"hf:{name}",
+            why="it is not installed",
+            next_command="pip install 'advl-pipeline[hub]', then give the same command again",
+        ) from None
+    path, _, configuration = name.partition(":")
+    try:
+        found = datasets.load_dataset(path, configuration or None)
+    except Exception as error:  # The library raises whatever its many back ends do.
+        obstacle = "" if Path(path).exists() else hub_obstacle()
+        raise DatasetMissing(
+            "The dataset cannot be had from the hub.",
+            where=f"hf:{name}",
+            why=obstacle or f"{type(error).__name__}: {error}".partition("\n")[0],
+            next_command="download it where there is a network, write it as a .jsonl or .parquet file, and give "
+            "that by --data"
+            if obstacle
+            else "look at the name and its configuration: hf:NAME:CONFIGURATION",
+        ) from None
+    if not isinstance(found, Mapping):
+        raise DatasetError("The dataset has no splits.", where=f"hf:{name}")
+    splits = {str(split): _prepared(part, datasets.Image) for split, part in found.items()}
+    first = next(iter(splits.values()))
+    label = first.features.get(card.columns.get("label", "label"))
+    names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else ()
+    # Training comes first, as for files.
+    ordered = sorted(splits.items(), key=lambda item: item[0] != "train")
+    return RowSource(
+        rows=lambda: _rows(name, ordered, card.columns.get("label", "label") if names else ""),
+        pictures=Path(path) if Path(path).is_dir() else Path(),
+        version=repr([(split, part._fingerprint) for split, part in ordered]),
+        card=card if card.labels or card.task == "choice" else replace(card, labels=names),
+    )
+
+
+def _prepared(part: Any, image_feature: type) -> Any:
+    """Leave pictures undecoded."""
+    for column, feature in part.features.items():
+        if isinstance(feature, image_feature):
+            part = part.cast_column(column, image_feature(decode=False))
+    return part
+
+
+def _rows(name: str, splits: list[tuple[str, Any]], label: str) -> Iterator[Row]:
+    for split, part in splits:
+        for number, record in enumerate(part, start=1):
+            told = {column: _bytes_of(value) for column, value in record.items()}
+            if told.get(label) == UNKNOWN_CLASS:
+                told[label] = None
+            yield Row(told, name=str(number), split=split, file=f"hf:{name} {split}", line=number)
+
+
+def _bytes_of(value: Any) -> Any:
+    """Return the bytes of a picture that the library left in a file of its own cache; anything else as it is."""
+    if isinstance(value, dict) and set(value) == {"bytes", "path"} and not value["bytes"] and value["path"]:
+        path = Path(value["path"])
+        return path.read_bytes() if path.is_absolute() and path.is_file() else value
+    return value

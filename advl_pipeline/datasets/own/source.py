@@ -1,0 +1,163 @@
+"""From the words that name one's own data to its rows: a file, a folder, a card, the hub, or another package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from advl_pipeline.datasets.names import CARD_SUFFIX, HUB_PREFIX, SPLIT_STEMS, TABLE_SUFFIXES
+from advl_pipeline.datasets.own.card import DataCard, read_card
+from advl_pipeline.datasets.own.hub import hub_source
+from advl_pipeline.datasets.own.rows import Row, RowSource
+from advl_pipeline.datasets.own.tables import read_table
+from advl_pipeline.datasets.roots import DatasetMissing, is_safe_name, resolve_data_root
+from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
+
+ENTRY_POINT_GROUP = "advl.datasets"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file, and the split that it is of; None where a column says it."""
+
+    path: Path
+    split: str | None = None
+
+
+def plugin_entry_points() -> dict[str, EntryPoint]:
+    """Return the readers of other packages by name: functions from the folder of the datasets to a `RowSource`."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
+    """Find the rows of a dataset.
+
+    Args:
+        name: a file, a folder, a card, `hf:NAME`, or the name of an installed reader.
+        data_root: folder of the pictures, where it is not that of the file; for a reader, the folder of the datasets.
+
+    Returns:
+        The rows, and the folder whose `.index` keeps what is learned of them.
+
+    Raises:
+        ConfigError: a card that cannot be used. DatasetError: there is nothing to read.
+    """
+    plugins = plugin_entry_points()
+    if name in plugins:
+        root = resolve_data_root(data_root)
+        source = plugins[name].load()(root)
+        if not isinstance(source, RowSource):
+            raise ConfigError(
+                f"The reader {name!r} is not one.",
+                where=plugins[name].value,
+                why=f"it returned {type(source).__name__}, not a RowSource",
+                next_command="docs/adding-a-dataset.md says what a reader returns",
+            )
+        return source, root
+    if name.startswith(HUB_PREFIX):
+        return hub_source(name.removeprefix(HUB_PREFIX), DataCard()), resolve_data_root(data_root)
+    path = Path(name)
+    if not path.exists():
+        raise DatasetMissing(
+            "There are no such data.",
+            where=name,
+            why="no file or folder of that name; " + _neighbours(path),
+            next_command="advl datasets list   (known names; your own data: docs/adding-a-dataset.md)",
+        )
+    if path.suffix == CARD_SUFFIX:
+        return _of_card(path, data_root)
+    tables = _tables_of_folder(path) if path.is_dir() else [Table(path)]
+    home = path if path.is_dir() else path.parent
+    return table_source(tables, pictures=data_root or home), home
+
+
+def table_source(tables: Iterable[Table], *, pictures: Path, card: DataCard | None = None) -> RowSource:
+    """Return the rows of files.
+
+    Args:
+        tables: the files in order.
+        pictures: folder that picture names are relative to.
+        card: what is known beside the columns.
+
+    Raises:
+        DatasetError: a file is missing or of no known format.
+    """
+    # Training comes first: its first row says of which kind all rows are, and rows of a test set may lack labels.
+    ordered = sorted(tables, key=lambda table: (table.split or "train") != "train")
+    for table in ordered:
+        if table.path.suffix not in TABLE_SUFFIXES:
+            raise DatasetError(
+                "The file is of no known format.",
+                where=str(table.path),
+                why=f"its name ends in {table.path.suffix!r}; known: {', '.join(TABLE_SUFFIXES)} and {CARD_SUFFIX}",
+                next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
+            )
+        if not table.path.is_file():
+            raise DatasetMissing("A file of the data is missing.", where=str(table.path))
+    only = ordered[0].path.stem if len(ordered) == 1 else ""
+    return RowSource(
+        rows=lambda: _rows(ordered),
+        pictures=pictures,
+        files=tuple(table.path for table in ordered),
+        version=repr([table.split for table in ordered]),
+        split=only if only in SPLIT_STEMS else "train",
+        card=card or DataCard(),
+    )
+
+
+def _rows(tables: list[Table]) -> Iterator[Row]:
+    splits = [table.split for table in tables]
+    for table in tables:
+        # Rows are numbered by file, so that their names are the same in every format.
+        is_alone = len(tables) == 1 or (table.split is not None and splits.count(table.split) == 1)
+        for number, (line, record) in enumerate(read_table(table.path), start=1):
+            name = str(number) if is_alone else f"{table.path.stem}:{number}"
+            yield Row(record, name=name, split=table.split, file=str(table.path), line=line)
+
+
+def _tables_of_folder(folder: Path) -> list[Table]:
+    """A folder's files are the splits that they are called after."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and path.is_file())
+    stems = [path.stem for path in files]
+    if not files or len(set(stems)) != len(stems):
+        raise DatasetError(
+            "The folder does not say which file is which split.",
+            where=str(folder),
+            why=f"two files are called {max(stems, key=stems.count)}"
+            if files
+            else f"no file in it ends in {', '.join(TABLE_SUFFIXES)}",
+            next_command="call the files train.jsonl, val.jsonl and test.jsonl, or name them in a card "
+            "(docs/adding-a-dataset.md)",
+        )
+    return [Table(path, path.stem) for path in files]
+
+
+def _of_card(path: Path, data_root: Path | None) -> tuple[RowSource, Path]:
+    card, home = read_card(path), path.parent
+    pictures = home / card.pictures if card.pictures is not None else data_root or home
+    if isinstance(card.files, str) and card.files.startswith(HUB_PREFIX):
+        return hub_source(card.files.removeprefix(HUB_PREFIX), card), home
+    named: Mapping[str | None, object] = {None: card.files} if isinstance(card.files, str) else card.files
+    tables = []
+    for split, value in named.items():
+        for file in value if isinstance(value, list) else [value]:
+            if not is_safe_name(str(file)):
+                raise ConfigError(
+                    "The card names a file outside its folder.",
+                    where=f"{path} files",
+                    why=f"got {file!r}",
+                    next_command=f"put the file beside {path}, then give the same command again",
+                )
+            tables.append(Table(home / str(file), split))
+    return table_source(tables, pictures=pictures, card=card), home
+
+
+def _neighbours(path: Path) -> str:
+    """Return the names beside a missing one that look like it."""
+    try:
+        beside = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return f"the folder {path.parent} is not there either"
+    return str(suggest_names(path.name, beside)) if 0 < len(beside) <= 200 else f"looked in {path.parent}"
