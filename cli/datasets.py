@@ -14,6 +14,7 @@ from advl_pipeline.evaluation.config import HardSubsetConfig
 from advl_pipeline.studies.config import HeadroomConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
+from .own_data import say_what_it_is
 
 MAX_SHOWN = 20
 """Problems shown per split; all are counted, and `--json` lists them."""
@@ -77,10 +78,13 @@ def check(as_json: bool, **flags: Any) -> int:
     \b
     advl datasets check vcr
     advl datasets check vcr --split val --deep
+    advl datasets check mine.jsonl
     """
     from advl_pipeline.datasets.check import run_check
 
-    result = run_check(config_from_flags(CheckConfig, flags), progress=not as_json)
+    config = config_from_flags(CheckConfig, flags)
+    say_what_it_is([config.name], config.data_root)
+    result = run_check(config, progress=not as_json)
     if as_json:
         print_json({**config_to_dict(result), "usable": result.usable})
     else:
@@ -168,6 +172,7 @@ def subset(as_json: bool, **flags: Any) -> None:
     from advl_pipeline.datasets.check import run_subset
 
     config = config_from_flags(SubsetConfig, flags)
+    say_what_it_is([config.name], config.data_root)
     result = run_subset(config)
     if as_json:
         print_json(config_to_dict(result))
@@ -192,7 +197,9 @@ def headroom(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.studies.headroom import headroom_as_dict, run_headroom
 
-    found = run_headroom(config_from_flags(HeadroomConfig, flags))
+    config = config_from_flags(HeadroomConfig, flags)
+    say_what_it_is([config.dataset], config.data_root)
+    found = run_headroom(config)
     if as_json:
         print_json(headroom_as_dict(found))
         return

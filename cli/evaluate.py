@@ -10,6 +10,9 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 
 from .options import config_from_flags, config_options, json_option, print_confusion, print_json
 
+MAX_CLASSES_SHOWN = 10
+"""Classes of a confusion matrix that is printed; larger ones are in evaluation/SET.json."""
+
 
 @click.command("evaluate")
 @config_options(EvaluateConfig)
@@ -36,7 +39,7 @@ def command(as_json: bool, **flags: Any) -> None:
         if "vqa_mode" in document:
             types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")
-        if "confusion" in document:
+        if len(document.get("confusion", {}).get("label_names", ())) in range(1, MAX_CLASSES_SHOWN + 1):
             print_confusion(**document["confusion"])
     for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
         click.echo(f"caution: {caveat}")

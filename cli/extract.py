@@ -12,6 +12,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 
 from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
+from .own_data import say_what_it_is
 
 
 @click.command("extract")
@@ -27,6 +28,7 @@ def command(as_json: bool, **flags: Any) -> None:
     advl extract --teacher efficientnet-lite0 --dataset scenes-vcr --dry-run
     """
     config: ExtractConfig = config_from_flags(ExtractConfig, flags)
+    say_what_it_is([config.dataset], config.data_root)
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)

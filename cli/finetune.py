@@ -11,6 +11,7 @@ from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
+from .own_data import say_what_it_is
 
 
 @click.command("finetune")
@@ -26,6 +27,7 @@ def command(as_json: bool, **flags: Any) -> None:
         --cache caches/minilm-l6/scenes-vcr/train
     """
     config = config_from_flags(FinetuneConfig, flags)
+    say_what_it_is([config.dataset], config.data_root)
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)

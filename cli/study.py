@@ -12,6 +12,7 @@ from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_stu
 
 from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
+from .own_data import say_what_it_is
 
 
 def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -50,6 +51,7 @@ def command(as_json: bool, dry_run: bool, measure: bool, **flags: Any) -> None:
     advl study mine.toml --output runs/studies/mine
     """
     config = config_from_flags(StudyRunConfig, flags)
+    say_what_it_is([setting.dataset for setting in load_study(config.study).settings], config.data_root)
     if dry_run or measure:
         from advl_pipeline.reporting.forecast_text import forecast_as_text
         from advl_pipeline.studies.forecast import forecast_study

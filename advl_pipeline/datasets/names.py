@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 DATASET_HELP = (
-    "Name of a dataset (`advl datasets list`), or data of your own: a .jsonl, .csv, .parquet or .toml file, a folder of "
-    "files, or hf:NAME."
+    "Name of a dataset (`advl datasets list`), or data of your own: a .jsonl, .csv, .parquet or .toml file, a folder "
+    "of files, or hf:NAME."
 )
 HUB_PREFIX = "hf:"
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from advl_pipeline.datasets.captions import CaptionDataset
-from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.cards import CARD_NAMES, load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.own.opening import is_rows, open_own
@@ -97,7 +97,7 @@ def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
 
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
-    if name.startswith(SCENES_PREFIX):
+    if name not in CARD_NAMES:
         return "2021"
     mode: Literal["2021", "2017", "vqa-vs"] = load_card(name).facts.get("vqa_mode", "2021")
     return mode

@@ -6,17 +6,30 @@ Shapes: n items, C candidates or classes, K answers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_annotations import GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy
+
+METRIC_OF_TASK: Mapping[Task, str] = {
+    "vcr-q2a": "q2a",
+    "vcr-qa2r": "qa2r",
+    "vqa": "vqa",
+    "snli-ve": "snli_ve",
+    "choice": "choice",
+    "rationale": "rationale",
+    "classes": "classes",
+    "answers": "answers",
+}
+JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
+"""Metrics of two tasks of a question -> that of both being right."""
 
 
 class AnsweredDataset(Protocol):
@@ -107,6 +120,23 @@ def score_answers(
         question_accuracy(answers[choice], dataset.ground_truth(example.example_id), mode)
         for example, choice in zip(examples, chosen.tolist(), strict=True)
     ]
+    return _item_scores(examples, np.array(values, dtype=np.float32))
+
+
+def score_soft_labels(examples: Sequence[Example], scores_nK: npt.NDArray[np.float32]) -> ItemScores:
+    """Score the first maximum of each row by what the item's soft label gives to it; an answer it lacks gets 0.
+
+    Raises:
+        DatasetError: no item has an answer among the classes. ConfigError: a score that is not a number.
+    """
+    chosen = first_maximum(scores_nK, [example.example_id for example in examples])
+    if not any(example.soft_label for example in examples):
+        raise DatasetError(
+            "The items have no answers that the run knows, so they cannot be scored.",
+            where=examples[0].example_id,
+            next_command="advl predict --help   (writes answers without scoring them)",
+        )
+    values = [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
     return _item_scores(examples, np.array(values, dtype=np.float32))
 
 

@@ -46,6 +46,11 @@ class FinishedRun:
     hides_picture: bool = False
     """Whether the run trained a text-only student: it is not shown pictures here either."""
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes or answers of the run; None for one that only chooses."""
+        return next((names for names in self.label_names.values() if names), None)
+
     @torch.inference_mode()
     def scores(
         self, examples: Iterable[Example], *, batch_size: int, views: Sequence[View] = ("shown",)

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from advl_pipeline.atomic import make_folder
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.registry import TASKS, open_dataset
+from advl_pipeline.datasets.names import set_name
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.registry import TASKS, open_dataset, tasks_of
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import PredictConfig
@@ -22,6 +24,7 @@ from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
 from advl_pipeline.evaluation.runner import example_parts, require_same_labels, score_matrix
 from advl_pipeline.evaluation.submission import (
+    write_own_predictions,
     write_snli_ve_predictions,
     write_vcr_submission,
     write_vqa_submission,
@@ -48,9 +51,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
         WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
     """
     trained_on = read_config(config.run)
-    dataset_name, _, split = config.split.rpartition("/")
-    name = dataset_name or trained_on["dataset"]
-    tasks = TASKS.get(name, ())
+    name, split = set_name(config.split, trained_on["dataset"])
+    tasks = tasks_of(name, config.data_root)
     is_vcr = "vcr-q2a" in tasks
     untrained = set(tasks) - set(trained_on["task"] or tasks)
     if is_vcr and untrained:
@@ -68,12 +70,12 @@ def run_predict(config: PredictConfig) -> PredictResult:
         text_style=trained_on.get("text_style"),
         label_order=trained_on.get("label_order", "uniter"),
         conditioning="all" if is_vcr else None,
-        answers=finished.label_names.get("vqa"),
+        answers=finished.classes,
     )
     folder = config.run / names.PREDICTIONS
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     make_folder(path.parent)
-    predict = _predict_vcr if is_vcr else _predict_classes
+    predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
     require_same_labels(dataset, finished)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
 
@@ -103,6 +105,28 @@ def _predict_classes(config: PredictConfig, finished: FinishedRun, dataset: Inde
     else:
         write_snli_ve_predictions(path, called)
     return len(called)
+
+
+def _predict_own(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
+    """Name the answer to each item of one's own data: a class, or a choice by its position and its text."""
+    rows: dict[str, tuple[int, str]] = {}
+    for task in dataset.tasks:
+        names = dataset.label_names(task)
+        for part in example_parts(dataset):
+            examples = [example for example in part if example.task == task]
+            if not examples:
+                continue
+            ids = [example.example_id for example in examples]
+            chosen = first_maximum(score_matrix(finished, examples, config.batch_size), ids).tolist()
+            for example, place in zip(examples, chosen, strict=True):
+                rows[example.example_id] = (place, names[place] if names else _choice_text(example, place))
+    write_own_predictions(path, rows)
+    return len(rows)
+
+
+def _choice_text(example: Example, place: int) -> str:
+    candidate = example.candidates[place]
+    return candidate.text[candidate.answer_start :]
 
 
 def predicted_names(

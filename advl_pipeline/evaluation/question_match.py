@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
+from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.datasets.scenes.layout import SPLIT_CODES
 
@@ -84,8 +85,7 @@ def match_questions(
 
 
 def _test_set(dataset: str, name: str) -> _Set:
-    other, _, split = name.rpartition("/")
-    dataset = other or dataset
+    dataset, split = set_name(name, dataset)
     card_name = "scenes" if dataset.startswith(SCENES_PREFIX) else dataset
     return _Set(dataset=dataset, split=split, card=load_card(card_name) if card_name in CARD_NAMES else None)
 

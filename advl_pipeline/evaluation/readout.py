@@ -65,7 +65,8 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
             why=", ".join(f"{name}/{split}" for name, split in sorted(splits)),
             next_command="give the caches of one split; run the command once for each",
         )
-    ((name, split),) = splits
+    ((_, split),) = splits
+    name = str(caches[0].provenance["config"]["dataset"])
     dataset = open_dataset(name, split=split, data_root=config.data_root, tasks=config.task)
     check_caches(caches, dataset)
     device = torch.device(config.device)

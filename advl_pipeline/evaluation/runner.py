@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Task
+from advl_pipeline.datasets.names import set_name
+from advl_pipeline.datasets.records import Example, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -23,11 +24,14 @@ from advl_pipeline.evaluation.breakdown import accuracy_by, accuracy_by_answer_t
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
+    JOINT_METRICS,
+    METRIC_OF_TASK,
     ItemScores,
     concatenate_items,
     joint_items,
     score_answers,
     score_items,
+    score_soft_labels,
 )
 from advl_pipeline.evaluation.predict import FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
@@ -35,7 +39,6 @@ from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.reader import read_config
 
-METRIC_OF_TASK: Mapping[Task, str] = {"vcr-q2a": "q2a", "vcr-qa2r": "qa2r", "vqa": "vqa", "snli-ve": "snli_ve"}
 _TRUE_PICTURE = ""
 _VIEWS: tuple[View, ...] = ("blanked", "removed")
 
@@ -65,8 +68,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     loaded_with: dict[str, Any] = {}
     sets: dict[str, dict[str, Any]] = {}
     for name in config.on:
-        dataset_name, _, split = name.rpartition("/")
-        dataset_name = dataset_name or trained_on["dataset"]
+        dataset_name, split = set_name(name, trained_on["dataset"])
         options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
         if finished is None or options != loaded_with:
             finished, loaded_with = load_run(config.run, device=config.device, overrides=options), options
@@ -77,7 +79,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
             tasks=tuple(trained_on["task"]),
             text_style=trained_on.get("text_style"),
             label_order=trained_on.get("label_order", "uniter"),
-            answers=finished.label_names.get("vqa"),
+            answers=finished.classes,
         )
         require_same_labels(dataset, finished)
         sets[name] = _evaluate_set(config, finished, dataset, name)
@@ -98,12 +100,13 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
             items.setdefault(kind, {})[METRIC_OF_TASK[task]] = concatenate_items(parts)
         arrays[f"scores/{task}"] = _concatenate_scores(one.shown)
         arrays[f"example_ids/{task}"] = np.array(one.example_ids)
-        if task != "vqa":
+        if head_name(task) != "vqa":
             arrays[f"labels/{task}"] = np.array(one.labels, dtype=np.int64)
     percents: dict[str, dict[str, float]] = {}
     for kind, found in items.items():
-        if {"q2a", "qa2r"} <= set(found):
-            found["q2ar"] = joint_items(found["q2a"], found["qa2r"])
+        for (first, second), joint in JOINT_METRICS.items():
+            if {first, second} <= set(found):
+                found[joint] = joint_items(found[first], found[second])
         prefix = f"item_{kind}" if kind else "item"
         for metric, one_metric in found.items():
             arrays[f"{prefix}/{metric}"] = one_metric.score
@@ -131,9 +134,10 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     if "vqa" in metrics:
         document["vqa_mode"] = mode
         document["by_answer_type"] = accuracy_by_answer_type(items[_TRUE_PICTURE]["vqa"], _answered(dataset))
-    if "snli_ve" in metrics:
-        names = dataset.label_names("snli-ve")
-        document["confusion"] = confusion(arrays["scores/snli-ve"], arrays["labels/snli-ve"], names)
+    for task in scored:
+        if head_name(task) == "snli-ve":
+            scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
+            document["confusion"] = confusion(scores, labels, dataset.label_names(task))
     if percents:
         document["use_of_vision"] = {
             metric: {
@@ -169,7 +173,7 @@ def _score_set(
             examples = [example for example in part if example.task == task]
             if not examples:
                 continue
-            score = _scorer(dataset, finished, mode) if task == "vqa" else score_items
+            score = _scorer(task, dataset, finished, mode)
             began = time.perf_counter()
             matrices = score_matrices(finished, examples, config.batch_size, views)
             kept.seconds += time.perf_counter() - began
@@ -246,9 +250,13 @@ def score_matrices(
 
 
 def _scorer(
-    dataset: Dataset, finished: FinishedRun, mode: VqaMode
+    task: Task, dataset: Dataset, finished: FinishedRun, mode: VqaMode
 ) -> Callable[[Sequence[Example], npt.NDArray[np.float32]], ItemScores]:
-    """Return what scores VQA's answers, those of the run's own head, by the official evaluator."""
+    """Return what scores a task: VQA officially, other answers by their soft labels, the rest by the label."""
+    if head_name(task) != "vqa":
+        return score_items
+    if task != "vqa":
+        return score_soft_labels
     return partial(score_answers, answers=finished.label_names["vqa"], dataset=_answered(dataset), mode=mode)
 
 
@@ -265,10 +273,10 @@ def require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
         ConfigError: as said.
     """
     for task in dataset.tasks:
-        head = "vcr" if task in MULTIPLE_CHOICE_TASKS else task
+        head = head_name(task)
         fits = head in finished.label_names
         # An answer is an answer whatever the vocabulary of the set: a run keeps its own.
-        if fits and task != "vqa":
+        if fits and head != "vqa":
             fits = finished.label_names[head] == tuple(dataset.label_names(task))
         if not fits:
             raise ConfigError(

@@ -3,6 +3,7 @@
 VCR: CSV of `annot_id`, 4 answer scores and, given each of the 4 answers, 4 rationale scores (1 + 20 columns).
 VQA: JSON list of {question_id, answer} for all questions of the split (EvalAI).
 SNLI-VE: CSV of pairID and label; there is no server, `advl score snli-ve` takes it.
+Data of one's own: CSV of id, index and prediction.
 
 Legend: N questions, A answers that rationales are conditioned on, C choices.
 """
@@ -125,6 +126,20 @@ def write_snli_ve_predictions(path: Path, labels: Mapping[str, str]) -> None:
     writer.writerows(labels.items())
     write_text(path, buffer.getvalue())
     require_same_ids(path, read_pair_labels(path), labels)
+
+
+def write_own_predictions(path: Path, rows: Mapping[str, tuple[int, str]]) -> None:
+    """Write a CSV of id, position of the answer among choices or classes, and its text, and check it.
+
+    Raises:
+        DatasetError: it does not read back as it was meant.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["id", "index", "prediction"])
+    writer.writerows([name, place, text] for name, (place, text) in rows.items())
+    write_text(path, buffer.getvalue())
+    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], rows)
 
 
 def _number_of(annot_id: str) -> tuple[int, str]:

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import AdvlError, DatasetError
@@ -165,10 +166,10 @@ def collect_examples(
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
-        name, _, split = test_set.rpartition("/")
+        name, split = set_name(test_set, setting.dataset)
         runs = [result.folder / cell.run for cell in pair]
         config = read_json(runs[1] / names.CONFIG)
-        dataset = _open(config, name or setting.dataset, split, (task,), data_root)
+        dataset = _open(config, name, split, (task,), data_root)
         classes = [_answers_of(run, task) if _is_classified(dataset, task) else () for run in runs]
         examples = tuple(
             _render(

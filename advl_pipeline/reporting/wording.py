@@ -17,6 +17,11 @@ METRIC_NAMES = {
     "q2ar": "Q→AR accuracy",
     "vqa": "VQA accuracy",
     "snli_ve": "SNLI-VE accuracy",
+    "choice": "choice accuracy",
+    "rationale": "rationale accuracy",
+    "joint": "choice and rationale accuracy",
+    "classes": "class accuracy",
+    "answers": "answer accuracy",
 }
 
 QUESTIONS: Mapping[Questions, str] = {

@@ -19,15 +19,17 @@ from types import MappingProxyType
 from typing import Any
 
 from advl_pipeline.configuration import Configuration, build_config, option, read_toml
+from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.locations import Location
 from advl_pipeline.studies.variants import Variant, find_variant
 from advl_pipeline.training.config import FinetuneConfig
 
 METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"vcr-q2a": ("q2a",), "vcr-qa2r": ("qa2r",), "vqa": ("vqa",), "snli-ve": ("snli_ve",)}
+    {task: (metric,) for task, metric in METRIC_OF_TASK.items()}
 )
 FULL = "full"
 """How files and tables write "all training items", which is `shots=None` in the code."""
@@ -56,8 +58,8 @@ class StudyRunConfig(Configuration):
 class Setting:
     """One combination of dataset, student and teachers that the grid is run in."""
 
-    dataset: str = option(help="Dataset to finetune on.")
-    name: str = option("", help="Name in tables [default: the dataset].")
+    dataset: str = option(help="Dataset to finetune on: a name, or data of your own.")
+    name: str = option("", help="Name in tables [default: the dataset's].")
     tasks: tuple[str, ...] = option((), help="Tasks to train on.")
     metrics: tuple[str, ...] = option((), help="Metrics that are compared [default: those of the tasks].")
     student: str = option("scenes-small", help="Student to finetune.")
@@ -178,15 +180,16 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
 
 def _complete(setting: Setting, where: str) -> Setting:
     metrics = setting.metrics or tuple(m for task in setting.tasks for m in METRICS_OF_TASK.get(task, ()))
-    if {"q2a", "qa2r"} <= set(metrics) and "q2ar" not in metrics:
-        metrics = (*metrics, "q2ar")
+    for both, joint in JOINT_METRICS.items():
+        if set(both) <= set(metrics) and joint not in metrics:
+            metrics = (*metrics, joint)
     if not metrics:
         raise ConfigError(
             f"The setting on {setting.dataset} names no task.",
             where=where,
             why=f"tasks is empty or unknown; known: {', '.join(METRICS_OF_TASK)}",
         )
-    return dataclasses.replace(setting, name=setting.name or setting.dataset, metrics=metrics)
+    return dataclasses.replace(setting, name=setting.name or dataset_label(setting.dataset), metrics=metrics)
 
 
 def _check(study: StudyConfig, where: str) -> None:

@@ -25,15 +25,16 @@ from advl_pipeline.confidence.estimate import teacher_answers
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
+from advl_pipeline.datasets.names import dataset_label
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.datasets.word_prior import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import score_answers, score_items
+from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels
 from advl_pipeline.evaluation.readout import answers_by_likeness
-from advl_pipeline.evaluation.runner import METRIC_OF_TASK, run_evaluate
+from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.registry import GIVEN, build_student
@@ -105,7 +106,7 @@ def run_headroom(config: HeadroomConfig) -> Headroom:
     data = _open(config)
     # Built once before anything is written: it says whether it can be given these features.
     build_student(f"{GIVEN}{student}", weights=config.init, overrides={"caches": list(map(str, config.cache))})
-    output = config.output or Path("runs/headroom") / config.dataset
+    output = config.output or Path("runs/headroom") / dataset_label(config.dataset)
     seeds = range(config.seeds)
     rows = [HeadroomRow(name=_floor_name(data), per_seed=(_percent(data, _floor(data)),))]
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
@@ -149,7 +150,7 @@ def _open(config: HeadroomConfig) -> _Data:
     found = open_dataset(config.dataset, split=TRAIN, data_root=config.data_root, tasks=())
     task = config.task or found.tasks[0]
     train = open_dataset(config.dataset, split=TRAIN, data_root=config.data_root, tasks=(task,))
-    answers = train.label_names("vqa") if task == "vqa" else None
+    answers = train.label_names(train.tasks[0]) or None
     scored = open_dataset(config.dataset, split=config.on, data_root=config.data_root, tasks=(task,), answers=answers)
     nested_subset(train, config.shots, 0)
     by_split: dict[str, dict[str, TeacherCache]] = {TRAIN: {}, config.on: {}}
@@ -173,7 +174,7 @@ def _open(config: HeadroomConfig) -> _Data:
                     where="--cache",
                     why="features are inputs in training and in evaluation",
                     next_command=f"advl extract --teacher {name} --dataset {config.dataset} --split {split}, "
-                    f"then add --cache caches/{name}/{config.dataset}/{split}",
+                    f"then add --cache caches/{name}/{dataset_label(config.dataset)}/{split}",
                 )
     for dataset in (train, scored):
         check_caches(list(by_split[dataset.split].values()), dataset)
@@ -213,9 +214,9 @@ def _percent(data: _Data, scores: npt.NDArray[np.float64] | None) -> float:
     if scores is None:
         return 100.0 * float(np.mean([1 / len(example.candidates) for example in data.items]))
     rows = scores.astype(np.float32)
-    if data.items[0].task != "vqa":
-        return 100.0 * float(score_items(data.items, rows).score.mean())
-    assert isinstance(data.scored, VqaDataset)
+    if not isinstance(data.scored, VqaDataset):
+        score = score_soft_labels if head_name(data.items[0].task) == "vqa" else score_items
+        return 100.0 * float(score(data.items, rows).score.mean())
     answers, mode = data.train.label_names("vqa"), vqa_mode_of(data.scored.name)
     return 100.0 * float(
         score_answers(data.items, rows, answers=answers, dataset=data.scored, mode=mode).score.mean()

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import PLAIN, FinetuneConfig
@@ -82,7 +83,7 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
             next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
-            f"then the same command with --cache caches/NAME/{config.dataset}/{config.split}",
+            f"then the same command with --cache caches/NAME/{dataset_label(config.dataset)}/{config.split}",
         )
     if config.live_weights and not config.live:
         raise ConfigError(

@@ -21,7 +21,7 @@ NOT_IDENTITY = frozenset(
 
 Weights of live teachers lie anywhere: that they are those of the caches is checked."""
 
-_DESCRIBED_BY_CONTENT = frozenset({"cache", "init", "recipe", "ids"})
+_DESCRIBED_BY_CONTENT = frozenset({"cache", "dataset", "init", "recipe", "ids"})
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:

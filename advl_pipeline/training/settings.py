@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from advl_pipeline.configuration import check_ranges, config_to_dict
+from advl_pipeline.datasets.registry import TASKS
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import PLAIN, PRETRAINED_LEARNING_RATE, FinetuneConfig
 from advl_pipeline.training.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
@@ -158,7 +159,8 @@ def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_
     # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
     if config.shots is None:
-        if recipe.num_steps:
+        if recipe.num_steps and config.dataset in TASKS:
+            # A budget in steps is one for the dataset that it was published for, not for data of one's own.
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":
             batch_size = config.batch_size or values.get("batch_size", PLAIN["batch_size"])

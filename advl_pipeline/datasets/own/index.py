@@ -204,7 +204,7 @@ class _Builder:
             other = "none" if "rationales" in item.content else "some"
             raise Malformed(f"field 'rationales' is not as in the first row ({self._first}), which has {other}")
         split = self._splits.setdefault(split_name, _Split())
-        name, place = item.item_id or row.name, f"{row.file}:{row.line}"
+        name, place = item.item_id or f"{split_name}-{row.name}", f"{row.file}:{row.line}"
         if name in split.names:
             raise Malformed(f"field 'id' is {name!r}, which {split.names[name]} has already in split {split_name!r}")
         split.names[name] = place

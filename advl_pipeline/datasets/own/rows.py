@@ -16,7 +16,8 @@ class Row(NamedTuple):
 
     `record` maps columns to values (`docs/adding-a-dataset.md`), or is what is wrong with a line that cannot be
     parsed. `split` is the split that the file is of, None where a column says it or where there is one split alone.
-    `file` and `line` (from 1) name the place in messages. `name` is the id of an item that has none of its own.
+    `file` and `line` (from 1) name the place in messages. `name` is unique within the split; it makes the id of an
+    item that has none, as SPLIT-NAME.
     """
 
     record: Mapping[str, Any] | Malformed
