@@ -22,7 +22,7 @@ COMMANDS = {
     "predict": "Write the predictions of a run in the form the leaderboards take.",
     "pretrain": "Give the demo student its image-text pretraining.",
     "readout": "Tell, without labels, whether a student places words and regions as its teachers do.",
-    "report": "Turn a study into one self-contained HTML page or a table.",
+    "report": "Turn a study, or runs, into one self-contained HTML page or a table.",
     "score": "Score prediction files by the official rules, without any model.",
     "students": "List students, show one, check a checkpoint.",
     "study": "Run a grid of methods, shots, seeds and test sets from one TOML file.",

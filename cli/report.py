@@ -16,12 +16,14 @@ from .options import config_from_flags, config_options, json_option, print_json
 @config_options(ReportConfig, arguments=("study",))
 @json_option
 def command(as_json: bool, **flags: Any) -> None:
-    """Turn a study into one self-contained HTML page or a table.
+    """Turn a study, or runs, into one self-contained HTML page or a table.
 
-    STUDY is a study folder. The page needs no network and reads well on a phone, in print, light and dark.
+    STUDY is a study folder, the folder of an evaluated run, or a folder that holds several. The page needs no
+    network and reads well on a phone, in print, light and dark.
 
     \b
     advl report runs/studies/demo
+    advl report runs/advl-100-0
     advl report runs/studies/demo --to csv --output demo.csv
     """
     config = config_from_flags(ReportConfig, flags)

@@ -15,9 +15,9 @@ ReportFormat = Literal["html", "csv", "json", "latex", "md"]
 class ReportConfig(Configuration):
     """Configuration of `advl report`."""
 
-    study: Path = option(help="Study folder, as `advl study` wrote it.")
+    study: Path = option(help="Study folder, run folder, or folder of runs.")
     to: ReportFormat = option("html", help="One self-contained page, or the numbers in another form.")
-    output: Path | None = option(None, help="File to write [default: report.EXT in the study folder].")
+    output: Path | None = option(None, help="File to write [default: report.EXT in that folder].")
     data_root: Path | None = option(
         None, help="Folder of the datasets, for examples [default: $ADVL_DATA or datasets/]."
     )

@@ -39,11 +39,7 @@ def weight_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
         )
         for item in histograms
     )
-    runs = [
-        f"cells/{cell.cell_id}"
-        for cell in result.cells
-        if (cell.setting, cell.method) == (setting, result.study.focus)
-    ]
+    runs = [cell.run for cell in result.cells if (cell.setting, cell.method) == (setting, result.study.focus)]
     return Figure(
         identifier=f"weights-{anchor(result, setting)}",
         title="How much each instance is distilled",

@@ -1,4 +1,4 @@
-"""`run_report`: a study folder becomes one page or one table."""
+"""`run_report`: a study, a run or a folder of runs becomes one page or one table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.folders import require_outside
+from advl_pipeline.folders import folder_kind, require_outside
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
-from advl_pipeline.studies.gather import gather_study
+from advl_pipeline.studies.gather import gather_runs, gather_study
 from advl_pipeline.studies.result import StudyResult
 
 _EXTENSIONS: dict[ReportFormat, str] = {"html": "html", "csv": "csv", "json": "json", "latex": "tex", "md": "md"}
@@ -29,9 +29,10 @@ def run_report(config: ReportConfig) -> ReportResult:
     """Gather a study and write it in the form asked for.
 
     Raises:
-        ConfigError: the folder holds no study or a damaged one. StorageError: the file cannot be written.
+        ConfigError: the folder holds neither a study nor evaluated runs, or damaged ones.
+        StorageError: the file cannot be written.
     """
-    result = gather_study(config.study)
+    result = gather_study(config.study) if folder_kind(config.study) == "study" else gather_runs(config.study)
     output = config.output or config.study / f"report.{_EXTENSIONS[config.to]}"
     require_outside(output)
     content = _render(result, config)

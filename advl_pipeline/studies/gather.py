@@ -31,6 +31,7 @@ from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings,
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
+from advl_pipeline.studies.loose_runs import lay_out_runs
 from advl_pipeline.studies.mean_contrasts import mean_contrasts
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
@@ -57,6 +58,25 @@ def gather_study(folder: Path) -> StudyResult:
         ConfigError: the folder holds no study, a file of a run is damaged, or two runs were scored on other items.
     """
     plan, record = read_study_folder(folder)
+    return gather(plan, folder, command=record.command)
+
+
+def gather_runs(folder: Path) -> StudyResult:
+    """Read a run folder, or a folder of runs, as if a study had asked for them.
+
+    Raises:
+        ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on other items.
+    """
+    plan = lay_out_runs(folder)
+    return gather(plan, folder, command=finetune_command(plan.cells[0].finetune))
+
+
+def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
+    """Read the runs of a plan; `command` is what the user typed to make them.
+
+    Raises:
+        ConfigError: a file of a run is damaged, or two runs were scored on other items.
+    """
     evaluations = read_evaluations(plan)
     results = {
         cell.cell_id: read_json(cell.run / names.RESULT) for cell in plan.cells if (cell.run / names.RESULT).exists()
@@ -67,7 +87,7 @@ def gather_study(folder: Path) -> StudyResult:
     return StudyResult(
         study=plan.study,
         folder=folder,
-        command=record.command,
+        command=command,
         cells=tuple(_cell_record(cell, done=cell.cell_id in results) for cell in plan.cells),
         standings=standings(table),
         contrasts=contrasts(plan.study, table),
@@ -126,7 +146,7 @@ def _cell_record(cell: Cell, *, done: bool) -> CellRecord:
         method=cell.method,
         shots=cell.shots,
         seed=cell.seed,
-        run=f"cells/{cell.cell_id}",
+        run=cell.run_name,
         state=state,
         command=finetune_command(cell.finetune),
     )

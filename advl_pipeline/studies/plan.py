@@ -57,6 +57,8 @@ class Cell:
     test_sets: tuple[str, ...]
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
+    run_name: str
+    """The run folder, relative to the study folder."""
 
     @property
     def run(self) -> Path:
@@ -225,6 +227,7 @@ def _cell(
         test_sets=setting.test_sets,
         finetune=config,
         evaluate=evaluate,
+        run_name=f"{CELLS_FOLDER}/{cell_id}",
     )
 
 

@@ -102,11 +102,11 @@ def build_table(
                     kind: values[metric] for kind, values in evaluation.spoilt.items() if metric in values
                 }
                 for kind, values in kinds.items():
-                    rows.setdefault((place, cell.method, kind), []).append((cell.seed, cell.cell_id, values[order]))
+                    rows.setdefault((place, cell.method, kind), []).append((cell.seed, cell.run_name, values[order]))
     return {
         key: Series(
             seeds=tuple(seed for seed, _, _ in found),
-            runs=tuple(f"cells/{cell_id}" for _, cell_id, _ in found),
+            runs=tuple(run for _, run, _ in found),
             ids=orders[key[0].setting, key[0].test_set, key[0].metric][0],
             items_SN=np.stack([values for _, _, values in found]),
             groups=groups[key[0].setting, key[0].test_set, key[0].metric],

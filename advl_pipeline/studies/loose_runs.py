@@ -1,0 +1,190 @@
+"""Runs that no study asked for: a run folder, or a folder of them, laid out as a study that a report can show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.configuration import build_config
+from advl_pipeline.datasets.names import dataset_label
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.items import JOINT_METRICS
+from advl_pipeline.folders import folder_kind
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig
+from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.variants import SHIPPED, Variant
+from advl_pipeline.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run that was evaluated. `evaluations` maps a test set to its document."""
+
+    folder: Path
+    config: FinetuneConfig
+    evaluations: Mapping[str, Mapping[str, Any]]
+    teachers: tuple[str, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        metrics = {metric for document in self.evaluations.values() for metric in document["metrics"]}
+        return tuple(task for task, of_task in METRICS_OF_TASK.items() if set(of_task) <= metrics)
+
+    @property
+    def place(self) -> tuple[str, str, tuple[str, ...], int | None, int]:
+        return (self.config.dataset, self.config.student, self.tasks, self.config.shots, self.config.seed)
+
+
+def lay_out_runs(folder: Path) -> Plan:
+    """Lay out a run, or all finished and evaluated runs that lie in a folder.
+
+    Runs of one dataset, student, size and seed are rows beside each other: by method, or by their folder's name where
+    a method occurs more than once.
+
+    Raises:
+        ConfigError: there is no run, or none was evaluated.
+    """
+    folders = [folder] if folder_kind(folder) == "run" else _runs_in(folder)
+    if not folders:
+        raise ConfigError(
+            "There is nothing to report on.",
+            where=str(folder),
+            why="it is neither a study, nor a run, nor a folder of runs",
+            next_command="advl finetune --help   (makes a run), then advl evaluate",
+        )
+    runs = [run for path in folders if (run := _read(path)) is not None]
+    if not runs:
+        raise ConfigError(
+            "No run here was evaluated.",
+            where=str(folder),
+            why=f"of {len(folders)} none is both finished and scored on a test set",
+            next_command=f"advl evaluate --run {folders[0]} --on test",
+        )
+    return _plan(folder, runs)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if folder_kind(path) == "run")
+
+
+def _read(folder: Path) -> _Run | None:
+    files = sorted((folder / names.EVALUATION).glob("*.json")) if names.is_finished(folder) else []
+    found = [path for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
+    if not found:
+        return None
+    config = build_config(FinetuneConfig, read_config(folder), {"output": folder}, where=str(folder / names.CONFIG))
+    caches = read_json(folder / names.CACHES) if (folder / names.CACHES).exists() else []
+    return _Run(
+        folder=folder,
+        config=config,
+        evaluations={_test_set(folder, path): read_json(path) for path in found},
+        teachers=tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches)),
+    )
+
+
+def _test_set(folder: Path, path: Path) -> str:
+    """Return what `advl evaluate --on` was given for a file of an evaluation."""
+    document = read_json(path)
+    for name in (document["split"], f"{document['dataset']}/{document['split']}"):
+        if names.evaluation_file(folder, name, ".json") == path:
+            return str(name)
+    return path.stem.replace("--", "/")
+
+
+def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
+    methods = _methods(runs)
+    settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
+    for run in runs:
+        key = run.place[:3]
+        before = settings[key].test_sets if key in settings else ()
+        settings[key] = _setting(run, tuple(dict.fromkeys([*before, *_ordered(run)])))
+    named = list(dict.fromkeys(methods.values()))
+    baseline = "plain" if "plain" in named or len(named) == 1 else named[0]
+    focus = next((name for name in ("advl", *reversed(named)) if name in named and name != baseline), "advl")
+    study = StudyConfig(
+        name=folder.absolute().name,
+        title=f"Runs in {folder}",
+        methods=tuple(named),
+        shots=tuple(dict.fromkeys(run.config.shots for run in runs)),
+        seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
+        baseline=baseline,
+        focus=focus,
+        settings=_distinct(list(settings.values())),
+        variants={name: _variant(name, run) for run, name in zip(runs, methods.values(), strict=True)},
+        source=str(folder),
+    )
+    named_settings = dict(zip(settings, study.settings, strict=True))
+    cells = tuple(_cell(run, named_settings[run.place[:3]], methods[run.folder], folder) for run in runs)
+    return Plan(study=study, cells=cells, caches=())
+
+
+def _methods(runs: Sequence[_Run]) -> dict[Path, str]:
+    """Name each run: by its method, unless two runs of one place have the same."""
+    counts = Counter((run.place, run.config.method) for run in runs)
+    twice = {method for (_, method), count in counts.items() if count > 1}
+    return {
+        run.folder: run.folder.absolute().name if run.config.method in twice else run.config.method for run in runs
+    }
+
+
+def _variant(name: str, run: _Run) -> Variant:
+    if name in SHIPPED and name == run.config.method:
+        return SHIPPED[name]
+    return Variant(method=run.config.method, label=name, training={"hide_picture": run.config.hide_picture})
+
+
+def _ordered(run: _Run) -> list[str]:
+    """Test sets of a run, the one that its pictures were spoilt on first: it is the reference of the others."""
+    return sorted(run.evaluations, key=lambda name: (not run.evaluations[name].get("use_of_vision"), name))
+
+
+def _setting(run: _Run, test_sets: tuple[str, ...]) -> Setting:
+    metrics = tuple(metric for task in run.tasks for metric in METRICS_OF_TASK[task])
+    joint = tuple(name for both, name in JOINT_METRICS.items() if set(both) <= set(metrics))
+    return Setting(
+        dataset=run.config.dataset,
+        name=dataset_label(run.config.dataset),
+        tasks=run.tasks,
+        metrics=metrics + joint,
+        student=run.config.student,
+        init=run.config.init,
+        teachers=run.teachers,
+        test_sets=test_sets,
+    )
+
+
+def _distinct(settings: Sequence[Setting]) -> tuple[Setting, ...]:
+    """Give settings of one name the student's too, and a number where that is not enough."""
+    named: list[Setting] = []
+    for setting in settings:
+        name, number = setting.name, 1
+        if sum(other.name == setting.name for other in settings) > 1:
+            name = f"{setting.name}, {setting.student}"
+        while any(other.name == name for other in named):
+            number += 1
+            name = f"{setting.name}, {setting.student} ({number})"
+        named.append(replace(setting, name=name))
+    return tuple(named)
+
+
+def _cell(run: _Run, setting: Setting, method: str, folder: Path) -> Cell:
+    return Cell(
+        cell_id=run.folder.absolute().name,
+        setting=setting.name,
+        method=method,
+        shots=run.config.shots,
+        seed=run.config.seed,
+        teachers=run.teachers,
+        test_sets=tuple(name for name in setting.test_sets if name in run.evaluations),
+        finetune=run.config,
+        evaluate=EvaluateConfig(run=run.folder, on=tuple(_ordered(run))),
+        run_name=str(run.folder.relative_to(folder)),
+    )
