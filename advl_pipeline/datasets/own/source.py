@@ -95,7 +95,11 @@ def table_source(tables: Iterable[Table], *, pictures: Path, card: DataCard | No
                 next_command="write one JSON object a line into a .jsonl file; docs/adding-a-dataset.md",
             )
         if not table.path.is_file():
-            raise DatasetMissing("A file of the data is missing.", where=str(table.path))
+            raise DatasetMissing(
+                "A file of the data is missing.",
+                where=str(table.path),
+                next_command="put it there, or name another one in the card, then give the same command again",
+            )
     only = ordered[0].path.stem if len(ordered) == 1 else ""
     return RowSource(
         rows=lambda: _rows(ordered),

@@ -60,7 +60,10 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DatasetError(
-            "Two columns of the file have one name.", where=f"{path}:1", why=", ".join(twice) or "without a name"
+            "Two columns of the file have one name.",
+            where=f"{path}:1",
+            why=", ".join(twice),
+            next_command="name one of them otherwise, then give the same command again",
         )
     return names
 
@@ -89,7 +92,12 @@ def _parquet(path: Path) -> Iterator[Numbered]:
                     number += 1
                     yield number, record
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError("The file is not readable Parquet.", where=str(path), why=str(error)) from None
+        raise DatasetError(
+            "The file is not readable Parquet.",
+            where=str(path),
+            why=str(error),
+            next_command="write the file anew, then give the same command again",
+        ) from None
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[Numbered]]] = {

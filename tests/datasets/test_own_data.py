@@ -1,0 +1,467 @@
+"""Data of one's own: what is read as what, in every format; what is named as wrong, and how."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from own_rows import (
+    COLOURS,
+    answer_row,
+    choice_row,
+    class_row,
+    write_csv,
+    write_json_lines,
+    write_parquet,
+    write_pictures,
+)
+
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.names import dataset_label, is_own_data, set_name
+from advl_pipeline.datasets.own.dataset import answer_scores
+from advl_pipeline.datasets.own.opening import open_own
+from advl_pipeline.datasets.own.tagged_text import compose, parse_tagged
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.registry import open_dataset, splits_of, tasks_of
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
+
+Maker = Callable[..., dict[str, Any]]
+
+
+def rows_of(make: Maker, **changes: Any) -> list[dict[str, Any]]:
+    return [make(number, **changes) for number in range(20)]
+
+
+def refusal(data: Path | str, split: str = "train", **options: Any) -> AdvlError:
+    with pytest.raises((DatasetError, ConfigError)) as caught:
+        open_dataset(str(data), split=split, **options)
+    assert caught.value.next_command or "advl datasets check" in str(caught.value)
+    return caught.value
+
+
+def test_choices(tmp_path: Path) -> None:
+    data = str(write_json_lines(tmp_path / "colours.jsonl", rows_of(choice_row)))
+    assert (splits_of(data), tasks_of(data)) == (("train", "test"), ("choice",))
+    train = open_dataset(data, split="train")
+    assert (len(train), len(train.image_units()), train.label_names("choice")) == (15, 5, ())
+    for number, example in enumerate(train[index] for index in range(15)):
+        right = example.candidates[example.label or 0]
+        assert right.text == f"Which colour has picture {number}? {COLOURS[number % 5]}"
+        assert right.text[: right.context_length] == f"Which colour has picture {number}?"
+        assert example.image.path.name == f"{COLOURS[number % 5]}.png"
+    assert train.example_ids[:2] == ("train-1", "train-2")
+    labels = [train[train.position(name)].label for name in nested_subset(train, 4, 0)]
+    assert sorted(labels) == sorted(set(labels)), "positions of the right choice take turns"
+
+
+def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path: Path) -> None:
+    data = str(write_json_lines(tmp_path / "true.jsonl", rows_of(class_row)))
+    for split in ("train", "test"):
+        dataset = open_dataset(data, split=split)
+        assert (dataset.tasks, dataset.label_names("classes")) == (("classes",), ("no", "yes"))
+        first = dataset[0]
+        assert first.label is not None
+        assert len(first.candidates) == 1
+    numbers = str(write_json_lines(tmp_path / "numbers.jsonl", [class_row(n, label=n % 11) for n in range(20)]))
+    assert open_dataset(numbers, split="test").label_names("classes") == tuple(map(str, range(11)))
+
+
+def test_answers_with_counts_and_single_ones(tmp_path: Path) -> None:
+    data = str(write_json_lines(tmp_path / "open.jsonl", rows_of(answer_row)))
+    train = open_dataset(data, split="train")
+    names = train.label_names("answers")
+    assert set(names) == set(COLOURS)
+    assert {names[label]: score for label, score in train[0].soft_label} == {"red": 1.0}
+    assert {names[label]: score for label, score in train[1].soft_label} == {"green": pytest.approx(2 / 3)}
+    assert names[train[1].label or 0] == "green"
+    given = open_dataset(data, split="test", answers=("blue", "dark"))
+    assert given.label_names("answers") == ("blue", "dark")
+    assert dict(given[2].soft_label) == {0: pytest.approx(2 / 3), 1: pytest.approx(1 / 3)}
+
+
+@given(counts=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10), min_size=1, max_size=6))
+def test_scores_of_answers(counts: dict[str, int]) -> None:
+    scores = answer_scores(counts)
+    assert all(0 < score <= 1 for score in scores.values())
+    for answer, count in counts.items():
+        assert (scores[answer] == 1) == (count >= min(3, sum(counts.values())))
+        assert all((scores[answer] <= scores[other]) for other in counts if counts[other] >= count)
+
+
+@pytest.mark.parametrize("make", [choice_row, class_row, answer_row])
+def test_every_format_tells_the_same_data(tmp_path: Path, make: Maker) -> None:
+    """One content has one digest, whatever the format, the order of columns, the file's name and its place."""
+    rows = [row | {"boxes": [[1, 2, 30, 40]]} for row in rows_of(make)]
+    if make is answer_row:
+        rows = [row | {"answers": [row["answers"]] if isinstance(row["answers"], str) else ["x"]} for row in rows]
+    if make is choice_row:
+        rows = [row | {"label": row["choices"].index(row["image"][9:-4])} for row in rows]
+    turned = [dict(reversed(row.items())) for row in rows]
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+    files = [
+        write_json_lines(tmp_path / "a" / "one.jsonl", rows),
+        write_json_lines(tmp_path / "b" / "two.ndjson", turned),
+        write_csv(tmp_path / "c" / "three.csv", turned),
+        write_parquet(tmp_path / "d" / "four.parquet", rows),
+    ]
+    opened = [open_dataset(str(file), split="train") for file in files]
+    assert len({dataset.content_digest() for dataset in opened}) == 1
+    assert len({dataset.identity_name for dataset in opened}) == 1
+    assert len({dataset.example_ids for dataset in opened}) == 1
+    assert len({open_dataset(str(file), split="test").content_digest() for file in files}) == 1
+    changed = write_json_lines(files[0], [rows[0] | {"group": "g"}, *rows[1:]])
+    assert open_dataset(str(changed), split="train").content_digest() != opened[0].content_digest()
+    assert (
+        open_dataset(str(changed), split="test").content_digest()
+        == open_dataset(str(files[1]), split="test").content_digest()
+    )
+
+
+def test_a_changed_picture_is_other_data(tmp_path: Path) -> None:
+    data = write_json_lines(tmp_path / "colours.jsonl", rows_of(choice_row))
+    before = open_dataset(str(data), split="train").content_digest()
+    (tmp_path / "pictures" / "red.png").write_bytes((tmp_path / "pictures" / "blue.png").read_bytes())
+    assert open_dataset(str(data), split="train").content_digest() != before
+
+
+def test_one_file_per_split_and_a_card(tmp_path: Path) -> None:
+    rows = [choice_row(number, split=...) for number in range(20)]
+    write_json_lines(tmp_path / "train.jsonl", rows[:12])
+    write_json_lines(tmp_path / "val.jsonl", rows[12:])
+    for data, label in ((tmp_path, tmp_path.name), (tmp_path / "card.toml", "card")):
+        if data.suffix:
+            data.write_text('files = { train = "train.jsonl", val = ["val.jsonl"] }\ntask = "choice"\n')
+        assert splits_of(str(data)) == ("train", "val")
+        assert [len(open_dataset(str(data), split=split)) for split in ("train", "val")] == [12, 8]
+        assert dataset_label(str(data)) == label
+    assert splits_of(str(tmp_path / "val.jsonl")) == ("val",)
+    assert dataset_label(str(tmp_path / "val.jsonl")) == tmp_path.name
+    (tmp_path / "two.toml").write_text('files = { train = ["train.jsonl", "val.jsonl"] }\n')
+    both = open_dataset(str(tmp_path / "two.toml"), split="train")
+    assert both.example_ids[11:13] == ("train-train:12", "train-val:1")
+
+
+def test_a_card_renames_columns_and_orders_classes(tmp_path: Path) -> None:
+    rows = [{"img": f"{colour}.png", "caption": "It is dark.", "gold": "no"} for colour in COLOURS]
+    (tmp_path / "data").mkdir()
+    write_json_lines(tmp_path / "data" / "rows.jsonl", rows)
+    card = tmp_path / "card.toml"
+    card.write_text(
+        'files = "data/rows.jsonl"\npictures = "data/pictures"\nlabels = ["yes", "no"]\n'
+        '[columns]\nimage = "img"\ntext = "caption"\nlabel = "gold"\n'
+    )
+    dataset = open_dataset(str(card), split="train")
+    assert (dataset.label_names("classes"), dataset[0].label) == (("yes", "no"), 1)
+    assert "task classes, from the columns image, text, label; 5 train" in open_own(str(card), None).line()
+
+
+def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:
+    extra = {
+        "question": "Why is [the dog|1] near [a cat|0]?",
+        "choices": ["[It|1] is  glad.", "no reason"],
+        "label": 0,
+        "rationales": ["One sees [it|1].", "Nobody knows.", "x"],
+        "rationale_label": 2,
+        "boxes": [[1, 2, 30, 40], [5.5, 6, 20, 20]],
+        "box_labels": ["cat", "dog"],
+        "stratum": "why",
+    }
+    rows = [choice_row(number, **extra, group=f"film {number // 2}") for number in range(20)]
+    dataset = open_dataset(str(write_json_lines(tmp_path / "rich.jsonl", rows)), split="train")
+    assert (dataset.tasks, dataset.example_ids[:2]) == (
+        ("choice", "rationale"),
+        ("train-1:choice", "train-1:rationale"),
+    )
+    answer, rationale = dataset[0], dataset[1]
+    first = answer.candidates[0]
+    assert first.text == "Why is the dog near a cat? It is glad."
+    assert [(first.text[tag.start : tag.end], tag.box) for tag in first.tags] == [
+        ("the dog", 1),
+        ("a cat", 0),
+        ("It", 1),
+    ]
+    given = rationale.candidates[0]
+    assert (given.text, rationale.label) == ("Why is the dog near a cat? It is glad. One sees it.", 2)
+    assert given.text[given.answer_start :] == "One sees it."
+    assert given.text[: given.question_length] == "Why is the dog near a cat?"
+    assert answer.image.box_labels == ("cat", "dog")
+    np.testing.assert_array_equal(answer.image.boxes_R4, np.float32([[1, 2, 30, 40], [5.5, 6, 20, 20]]))
+    assert (answer.group, answer.cluster, answer.stratum) == ("film 0", "film 0", "why")
+    assert dataset.question_table().strata == ["why"] * 15
+    only = open_dataset(str(tmp_path / "rich.jsonl"), split="train", tasks=["rationale"])
+    assert only.example_ids[0] == "train-1:rationale"
+
+
+def test_items_on_one_picture_stay_together_whatever_their_boxes(tmp_path: Path) -> None:
+    rows = [choice_row(0, id=str(side), boxes=[[0, 0, side, side]]) for side in (5, 9)]
+    dataset = open_dataset(str(write_json_lines(tmp_path / "boxes.jsonl", rows)), split="train")
+    assert dataset[0].image.unit_id != dataset[1].image.unit_id
+    assert dataset[0].cluster == dataset[1].cluster
+
+
+def test_a_bracket_is_a_bracket_where_there_are_no_boxes() -> None:
+    assert parse_tagged("See [the dog|0]", 0) == ("See [the dog|0]", ())
+    with pytest.raises(Malformed, match="names box 3, the row has 2"):
+        parse_tagged("See [the dog|3]", 2)
+
+
+@given(words=st.lists(st.tuples(st.text("abé ", min_size=1, max_size=4), st.integers(-1, 2)), max_size=6))
+def test_tags_point_at_their_words(words: list[tuple[str, int]]) -> None:
+    marked = [(text, box) for text, box in words if text.strip()]
+    question = " ".join(text if box < 0 else f"[{text}|{box}]" for text, box in marked) or "x"
+    candidate = compose([question], "[an answer|0]", 3)
+    found = [(candidate.text[tag.start : tag.end], tag.box) for tag in candidate.tags]
+    assert found == [*((" ".join(text.split()), box) for text, box in marked if box >= 0), ("an answer", 0)]
+    assert candidate.text[candidate.answer_start :] == "an answer"
+
+
+def test_pictures_inside_a_table(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    rows = [
+        choice_row(n, label=0, image={"bytes": (tmp_path / choice_row(n)["image"]).read_bytes(), "path": None})
+        for n in range(20)
+    ]
+    data = write_parquet(tmp_path / "inside.parquet", rows)
+    dataset = open_dataset(str(data), split="train")
+    assert len(dataset.image_units()) == 5
+    beside = write_json_lines(tmp_path / "beside.jsonl", [choice_row(n, label=0) for n in range(20)])
+    assert dataset.content_digest() == open_dataset(str(beside), split="train").content_digest()
+
+
+def test_a_split_without_labels_can_be_read_but_not_a_row_among_labelled_ones(tmp_path: Path) -> None:
+    rows = [class_row(n, label=None if class_row(n)["split"] == "test" else "yes") for n in range(20)]
+    data = write_json_lines(tmp_path / "data.jsonl", rows)
+    assert open_dataset(str(data), split="test")[0].label is None
+    write_json_lines(data, [*rows[:3], class_row(3, label=None), *rows[4:]])
+    error = refusal(data)
+    assert (error.where, error.exit_code) == (f"{data}:4", 5)
+    assert "field 'label' is missing, other rows of split 'train' have it" in error.why
+    open_dataset(str(data), split="test")
+
+
+def test_an_index_is_built_once_per_content_and_datasets_travel_to_other_processes(tmp_path: Path) -> None:
+    data = str(write_json_lines(tmp_path / "data.jsonl", rows_of(choice_row)))
+    first = open_dataset(data, split="train")
+    built = {path: path.stat().st_mtime_ns for path in (tmp_path / ".index").rglob("*.npy")}
+    again = pickle.loads(pickle.dumps(open_dataset(data, split="train")))
+    assert again[3].candidates == first[3].candidates
+    assert {path: path.stat().st_mtime_ns for path in built} == built
+
+
+BAD_ROWS: list[tuple[Maker, dict[str, Any], str]] = [
+    (
+        choice_row,
+        {"label": 4},
+        "field 'label' is 4, expected a position from 0 to 3, or the text of one of the choices",
+    ),
+    (choice_row, {"label": True}, "field 'label' is True, expected a position"),
+    (choice_row, {"label": "pink"}, "field 'label' is 'pink', expected a position"),
+    (
+        choice_row,
+        {"choices": ["1", "2"], "label": "1"},
+        "field 'label' is ambiguous: '1' is a position and also the text",
+    ),
+    (choice_row, {"choices": ["a", "a"], "label": "a"}, "two choices read 'a'"),
+    (choice_row, {"choices": ["a"]}, "field 'choices' is ['a'], expected a list of 2 texts or more"),
+    (choice_row, {"choices": ["a", 5]}, "field 'choices[1]' is 5, expected a text"),
+    (choice_row, {"choices": ...}, "field 'choices' is missing, expected a list of 2 texts"),
+    (choice_row, {"question": ""}, "field 'question' is '', expected a text"),
+    (choice_row, {"image": None}, "field 'image' is missing, expected the file name of a picture"),
+    (choice_row, {"image": "../outside.png"}, "field 'image' is '../outside.png', which leaves the pictures' folder"),
+    (choice_row, {"image": "/etc/x.png"}, "field 'image' is '/etc/x.png', which leaves the pictures' folder"),
+    (choice_row, {"image": "pictures/pink.png"}, "pictures/pink.png is missing"),
+    (choice_row, {"id": ["x"]}, "field 'id' is ['x'], expected a text or a whole number"),
+    (choice_row, {"split": 1.5}, "field 'split' is 1.5, expected a text"),
+    (choice_row, {"boxes": [[1, 2, 3]]}, "field 'boxes[0]' is [1, 2, 3], expected [x1, y1, x2, y2] in pixels"),
+    (choice_row, {"boxes": [[9, 2, 3, 4]]}, "expected x1 < x2 and y1 < y2"),
+    (choice_row, {"boxes": [[1, 2, 90, 4]]}, "field 'boxes[0]' is [1.0, 2.0, 90.0, 4.0], the picture is 64x48"),
+    (choice_row, {"boxes": [[1, 2, 9, 4]], "box_labels": []}, "expected one text for each of the 1 boxes"),
+    (choice_row, {"boxes": [[1, 2, 9, 4]], "question": "Why [he|1]?"}, "tag '[he|1]' names box 1, the row has 1"),
+    (choice_row, {"rationales": ["a", "b"]}, "field 'rationale_label' is missing"),
+    (class_row, {"label": [1]}, "field 'label' is [1], expected the name or the number of a class"),
+    (class_row, {"text": 7}, "field 'text' is 7, expected a text"),
+    (answer_row, {"answers": {"red": 0}}, "expected a text, a list of texts, or texts with counts above 0"),
+    (answer_row, {"answers": []}, "expected a text, a list of texts, or texts with counts above 0"),
+    (answer_row, {"answer": "red"}, "fields 'answers' and 'answer' are both there, expected one of them"),
+    (class_row, answer_row(3, text=...) | {"text": ..., "label": ...}, "the row is of the kind answers"),
+    (choice_row, {"choices": ..., "text": "x"}, "the row is of the kind classes (image, text, label), the first row"),
+]
+
+
+@pytest.mark.parametrize(("make", "changes", "why"), BAD_ROWS)
+def test_bad_rows_are_named_by_file_line_and_field_or_left_out(
+    tmp_path: Path, make: Maker, changes: dict[str, Any], why: str
+) -> None:
+    rows = rows_of(make)
+    rows[4] = make(4, **changes)
+    data = write_json_lines(tmp_path / "data.jsonl", rows)
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(str(data), split="train").image_units()
+    assert why in caught.value.why
+    assert f"{data}:5" in caught.value.where + caught.value.why
+    assert caught.value.exit_code == 5
+    rest = open_dataset(str(data), split="train", on_error="skip")
+    assert len(rest) == 14
+    assert len(rest.skipped) == 1
+    rest.image_units()
+
+
+def test_the_same_id_twice(tmp_path: Path) -> None:
+    rows = [choice_row(number, id=number % 19) for number in range(20)]
+    data = write_json_lines(tmp_path / "data.jsonl", [row | {"split": "train"} for row in rows])
+    assert f"field 'id' is '0', which {data}:1 has already in split 'train'" in refusal(data).why
+    write_json_lines(tmp_path / "a.jsonl", [choice_row(0, id="x", split=...)])
+    write_json_lines(tmp_path / "b.jsonl", [choice_row(1, id="x", split=...)])
+    card = tmp_path / "card.toml"
+    card.write_text('files = { train = ["a.jsonl", "b.jsonl"] }')
+    error = refusal(card)
+    assert error.where == f"{tmp_path / 'b.jsonl'}:1"
+    assert f"which {tmp_path / 'a.jsonl'}:1 has already" in error.why
+    card.write_text('files = { train = "a.jsonl", val = "b.jsonl" }')
+    assert len(open_dataset(str(card), split="val")) == 1
+
+
+def test_columns_that_fit_nothing_several_or_not_the_card(tmp_path: Path) -> None:
+    data = write_json_lines(tmp_path / "data.jsonl", [{"img": "a.png", "sentence": "x", "label": 1}])
+    why = refusal(data).why
+    assert "the columns img, label, sentence fit no kind of task" in why
+    assert 'a card renames columns: [columns] image = "img"' in why
+    write_json_lines(data, [choice_row(0, answers="red")])
+    why = refusal(data).why
+    assert "ambiguous: they fit choice (image, question, choices, label) and answers" in why
+    assert "task = 'choice'" in why
+    card = tmp_path / "card.toml"
+    card.write_text('files = "data.jsonl"\ntask = "choice"\n')
+    assert tasks_of(str(card)) == ("choice",)
+    card.write_text('files = "data.jsonl"\ntask = "classes"\n')
+    assert "column 'text' is missing, the card says that the task is classes" in refusal(card).why
+    card.write_text('files = "data.jsonl"\ntask = "choice"\n[columns]\nimage = "picture"\n')
+    assert "column 'picture', which the card gives as 'image', is missing" in refusal(card).why
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("task = 5", "cannot be 5"),
+        ("tasks = 'choice'\nfiles = 'a.jsonl'", "Unknown key 'tasks'"),
+        ("files = 'a.jsonl'\n[columns]\nimages = 'x'", "Unknown column 'images'"),
+        ("files = 'a.jsonl'\nlabels = ['a', 'a']", "named twice"),
+        ("files = {}", "does not say which files"),
+        ("task = 'choice'", "does not say which files"),
+        ("files = '../a.jsonl'", "a file outside its folder"),
+        ("files = [", "not valid TOML"),
+        ("files = 'a.jsonl'\nmin_answer_count = 0", "must be at least 1"),
+    ],
+)
+def test_cards_that_cannot_be_used(tmp_path: Path, text: str, why: str) -> None:
+    card = tmp_path / "card.toml"
+    card.write_text(text)
+    with pytest.raises(ConfigError, match=why) as caught:
+        open_dataset(str(card), split="train")
+    assert caught.value.exit_code == 2
+    assert str(card) in caught.value.where
+
+
+def test_what_is_not_there_or_of_no_known_format(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "colours.jsonl", rows_of(choice_row))
+    error = refusal(tmp_path / "colors.jsonl")
+    assert (error.exit_code, "did you mean colours.jsonl?" in error.why) == (5, True)
+    (tmp_path / "data.xlsx").write_bytes(b"x")
+    assert "ends in '.xlsx'; known: .jsonl" in refusal(tmp_path / "data.xlsx").why
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "hold no row" in refusal(tmp_path / "empty.jsonl").what
+    (tmp_path / "empty").mkdir()
+    assert "no file in it ends in" in refusal(tmp_path / "empty").why
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    assert "not readable Parquet" in refusal(tmp_path / "bad.parquet").what
+    assert "no split 'val'" in refusal(tmp_path / "colours.jsonl", split="val").what
+    assert "no task 'vqa'" in refusal(tmp_path / "colours.jsonl", tasks=["vqa"]).what
+    with pytest.raises(ConfigError, match="no dataset 'vcrr'"):
+        open_dataset("vcrr", split="train")
+
+
+def test_lines_that_cannot_be_parsed(tmp_path: Path) -> None:
+    good = json.dumps(class_row(0)).encode()
+    write_pictures(tmp_path / "pictures")
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"\xef\xbb\xbf" + good + b"\n\n" + good[:-3] + b"\n" + b'{"text": "\xff"}\n[1]\n')
+    assert refusal(data).where == f"{data}:3"
+    problems = open_dataset(str(data), split="train", on_error="list").skipped
+    assert [(item.line, item.why) for item in problems] == [
+        (3, "the line is cut off"),
+        (4, "the line is not UTF-8"),
+        (5, "the line is not an object"),
+    ]
+    table = tmp_path / "data.csv"
+    table.write_bytes(b"image,text,label\npictures/red.png,x,1\npictures/red.png,y\npictures/red.png,\xff,1\n")
+    problems = open_dataset(str(table), split="train", on_error="list").skipped
+    assert [(item.line, item.why) for item in problems] == [
+        (3, "the line has 2 cells, the header has 3"),
+        (4, "the line is not UTF-8"),
+    ]
+    table.write_text("image,image,text,label\n")
+    assert "Two columns" in refusal(table).what
+    table.write_text('image,text,choices\npictures/red.png,x,"[1,"\n')
+    assert "field 'choices' begins like JSON and is none" in refusal(table).why
+
+
+def test_choices_in_columns_of_their_own(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    data = tmp_path / "data.csv"
+    data.write_text(
+        "image,question,choice_0,choice_1,choice_2,label\n"
+        "pictures/red.png,Which?,red,green,blue,0\npictures/red.png,Which?,green,red,,red\n"
+    )
+    dataset = open_dataset(str(data), split="train")
+    assert [len(dataset[index].candidates) for index in range(2)] == [3, 2]
+    assert [dataset[index].label for index in range(2)] == [0, 1]
+
+
+def test_a_card_says_how_labels_read(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "data.jsonl", [choice_row(0, choices=["1", "0"], label="0")])
+    for form, label in (("index", 0), ("text", 1)):
+        (tmp_path / "card.toml").write_text(f'files = "data.jsonl"\nlabel_is = "{form}"\n')
+        assert open_dataset(str(tmp_path / "card.toml"), split="train")[0].label == label
+
+
+def test_a_label_of_another_split_that_train_lacks(tmp_path: Path) -> None:
+    rows = rows_of(class_row)
+    rows[17] = class_row(17, label="perhaps")
+    data = write_json_lines(tmp_path / "data.jsonl", rows)
+    error = refusal(data, "test")
+    assert error.where == f"{data}:18"
+    assert "field 'label' is 'perhaps', expected one of no, yes" in error.why
+
+
+def test_pictures_lie_where_the_root_says(tmp_path: Path) -> None:
+    data = write_json_lines(tmp_path / "data.jsonl", rows_of(class_row))
+    write_pictures(tmp_path / "elsewhere" / "pictures")
+    found = open_dataset(str(data), split="train", data_root=tmp_path / "elsewhere")
+    assert found[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
+
+
+def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    assert [is_own_data(name) for name in ("vcr", "pets", "a.jsonl", "hf:x", "./vcr")] == [False, *[True] * 4]
+    assert set_name("test", "vcr") == ("vcr", "test")
+    assert set_name("a/b.jsonl/test", "vcr") == ("a/b.jsonl", "test")
+    assert dataset_label("hf:org/name:config") == "hf-org-name-config"
+    assert dataset_label("pets/train.jsonl") == "pets"
+    assert dataset_label("pets/dogs.jsonl") == "dogs"
+    assert dataset_label("scenes-vcr") == "scenes-vcr"
+
+
+def test_the_hub_without_its_library_or_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = refusal("hf:somebody/pets")
+    assert error.exit_code == 5
+    assert error.next_command
+    assert "pip install" in error.next_command or "--data" in error.next_command

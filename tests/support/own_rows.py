@@ -1,0 +1,93 @@
+"""Small data of one's own: five pictures and twenty rows of each kind of task."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+COLOURS = ("red", "green", "blue", "yellow", "white")
+SPLITS = ("train", "train", "train", "test")
+
+
+def write_pictures(folder: Path) -> None:
+    """Write five pictures of 64 x 48, each of one colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for colour in COLOURS:
+        Image.new("RGB", (64, 48), colour).save(folder / f"{colour}.png")
+
+
+def choice_row(number: int, **changes: Any) -> dict[str, Any]:
+    """Row with four choices; every second label is the text of its choice, the others are positions."""
+    colour = COLOURS[number % 5]
+    choices = [
+        COLOURS[(number + step) % 5] for step in (number % 4, (number + 1) % 4, (number + 2) % 4, (number + 3) % 4)
+    ]
+    right = choices.index(colour)
+    row = {
+        "image": f"pictures/{colour}.png",
+        "question": f"Which colour has picture {number}?",
+        "choices": choices,
+        "label": right if number % 2 else colour,
+        "split": SPLITS[number // 5 % 4],
+    }
+    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+
+
+def class_row(number: int, **changes: Any) -> dict[str, Any]:
+    """Row with one of two classes."""
+    colour = COLOURS[number % 5]
+    row = {
+        "image": f"pictures/{colour}.png",
+        "text": f"The picture is {COLOURS[number % 3]}.",
+        "label": "yes" if number % 5 == number % 3 else "no",
+        "split": SPLITS[number // 5 % 4],
+    }
+    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+
+
+def answer_row(number: int, **changes: Any) -> dict[str, Any]:
+    """Row with one answer or, every second time, with answers and how many gave them."""
+    colour = COLOURS[number % 5]
+    row: dict[str, Any] = {
+        "image": f"pictures/{colour}.png",
+        "question": f"What colour is picture {number}?",
+        "split": SPLITS[number // 5 % 4],
+        "answers": {colour: 2, "dark": 1} if number % 2 else colour,
+    }
+    return {key: value for key, value in {**row, **changes}.items() if value is not ...}
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write rows with their five pictures beside them."""
+    write_pictures(path.parent / "pictures")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as CSV, lists and tables as JSON in their cells."""
+    write_pictures(path.parent / "pictures")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {key: json.dumps(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+            )
+    return path
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_pictures(path.parent / "pictures")
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
+    return path
