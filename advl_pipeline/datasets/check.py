@@ -12,6 +12,7 @@ import numpy as np
 
 from advl_pipeline.datasets.cards import CARD_NAMES, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
+from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.id_lists import read_pairs
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
@@ -112,6 +113,8 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         )
     num_pictures, picture_problems = dataset.picture_problems(deep=config.deep, progress=progress)
     problems = [*dataset.skipped, *picture_problems]
+    if config.deep and not problems:
+        problems = [Problem(file=config.name, line=0, why=broken) for broken in broken_promises(dataset)]
     num_items = len(dataset.question_table().question_ids)
     found = {"num_items": num_items, "num_pictures": num_pictures}
     notes = [

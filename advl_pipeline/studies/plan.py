@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config, config_to_dict
-from advl_pipeline.datasets.names import dataset_label
+from advl_pipeline.datasets.names import is_own_data
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -257,8 +257,9 @@ def cell_identity(
         key: value for key, value in run_identity(config_to_dict(config)).items() if key not in _DESCRIBED_OTHERWISE
     }
     described["decided"] = {kind: _decided(config, kind) for kind in kinds}
-    # Where data of one's own lie does not matter; what they hold is in the digest.
-    described["dataset"] = dataset_label(config.dataset)
+    if is_own_data(config.dataset):
+        # Where data of one's own lie does not matter; what they hold is in the digest.
+        described["dataset"] = None
     described["init"] = init_digest or (str(config.init) if config.init else None)
     if dataset_digest is not None:
         described["dataset_digest"] = dataset_digest

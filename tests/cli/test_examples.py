@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
+from own_rows import choice_row, write_json_lines
 from small_clip import save_small_clip
 from small_corpus import SmallCorpus
 from small_roberta import save_small_roberta
@@ -156,6 +157,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         advl(["evaluate", "--run", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
         _write_predictions()
         Path("mine.toml").write_text(STUDY)
+        write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
         advl(["study", "mine.toml", "--output", "runs/studies/demo"])
     return folder
 

@@ -1,0 +1,122 @@
+"""Every dataset keeps the promises of the contract, and the check tells when one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_mirrors import vcr_record, write_snli_ve, write_vcr
+from own_rows import answer_row, choice_row, class_row, write_json_lines, write_pictures
+
+from advl_pipeline.datasets.check import run_check
+from advl_pipeline.datasets.config import CheckConfig
+from advl_pipeline.datasets.contract import broken_promises
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.own import source as own_source
+from advl_pipeline.datasets.own.rows import Row, RowSource
+from advl_pipeline.datasets.records import Example, ObjectTag
+from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of, tasks_of
+from advl_pipeline.errors import ConfigError, DatasetError
+
+
+def colours(root: Path) -> RowSource:
+    """Reader of a package: rows that it makes itself, pictures below the folder of the datasets."""
+    rows = [Row(choice_row(n, split=...), name=str(n), split="train" if n < 12 else "val") for n in range(20)]
+    return RowSource(rows=lambda: iter(rows), pictures=root, version="colours 1")
+
+
+def no_reader(root: Path) -> int:
+    return 5
+
+
+def install(monkeypatch: pytest.MonkeyPatch, name: str, function: str) -> None:
+    """Have the readers of this file found as those of an installed package are."""
+    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=own_source.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.value.partition(":")[2]])
+    monkeypatch.setattr(
+        own_source, "entry_points", lambda group: [point] if group == own_source.ENTRY_POINT_GROUP else []
+    )
+
+
+@pytest.fixture(scope="module")
+def mirrors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mirrors")
+    write_vcr(root, [vcr_record(number) for number in range(8)])
+    write_snli_ve(root, name="dev", count=8)
+    return root
+
+
+@pytest.mark.parametrize(("name", "split"), [("vcr", "val"), ("snli-ve", "val")])
+def test_benchmarks(mirrors: Path, name: str, split: str) -> None:
+    assert broken_promises(open_dataset(name, split=split, data_root=mirrors)) == []
+
+
+@pytest.mark.parametrize("make", [choice_row, class_row, answer_row])
+def test_own_data(tmp_path: Path, make: Callable[..., dict[str, Any]]) -> None:
+    rows = [make(number, boxes=[[0, 0, 9, 9]]) for number in range(20)]
+    data = str(write_json_lines(tmp_path / "data.jsonl", rows))
+    assert [broken_promises(open_dataset(data, split=split)) for split in ("train", "test")] == [[], []]
+    assert run_check(CheckConfig(name=data, deep=True)).usable
+
+
+def test_a_reader_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "colours", "colours")
+    with pytest.raises(DatasetError, match="malformed"):
+        open_dataset("colours", split="train", data_root=tmp_path).image_units()
+    write_pictures(tmp_path / "pictures")
+    assert "colours" in dataset_names()
+    assert (splits_of("colours", tmp_path), tasks_of("colours", tmp_path)) == (("train", "val"), ("choice",))
+    dataset = open_dataset("colours", split="val", data_root=tmp_path)
+    assert (len(dataset), dataset.example_ids[0]) == (8, "val-12")
+    assert broken_promises(dataset) == []
+    assert run_check(CheckConfig(name="colours", deep=True, data_root=tmp_path)).usable
+
+
+def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "broken", "no_reader")
+    with pytest.raises(ConfigError, match="'broken' is not one") as caught:
+        open_dataset("broken", split="train", data_root=tmp_path)
+    assert "returned int" in caught.value.why
+
+
+TAG_OF_NO_BOX = ObjectTag(start=0, end=1, box=3)
+BROKEN: list[tuple[Callable[[Example], Example], str]] = [
+    (lambda example: replace(example, label=7), "the label of example 'train-1' is 7, there are 4"),
+    (lambda example: replace(example, soft_label=((0, 1.5),)), "has a score outside (0, 1]"),
+    (lambda example: replace(example, soft_label=((0, 1.0), (0, 1.0))), "names a class twice"),
+    (lambda example: replace(example, example_id="other"), "example 0 is 'other', its id is listed as 'train-1'"),
+    (lambda example: replace(example, candidates=example.candidates[:1]), "has 1 candidates"),
+    (lambda example: replace(example, task="classes"), "is of task classes, the split has choice"),
+    (
+        lambda example: replace(
+            example,
+            candidates=tuple(replace(c, tags=(ObjectTag(start=0, end=1, box=3),)) for c in example.candidates),
+        ),
+        "a tag of example 'train-1' lies outside its text, or names a box",
+    ),
+    (
+        lambda example: replace(
+            example, candidates=tuple(replace(c, context_length=9000) for c in example.candidates)
+        ),
+        "context or question of example 'train-1' is longer than its text",
+    ),
+    (
+        lambda example: replace(example, image=replace(example.image, unit_id="0")),
+        "the picture of example 'train-1' is no unit of the split",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "told"), BROKEN)
+def test_a_broken_promise_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Example], Example], told: str
+) -> None:
+    data = write_json_lines(tmp_path / "data.jsonl", [choice_row(number) for number in range(4)])
+    dataset = open_dataset(str(data), split="train")
+    sound = IndexedDataset.__getitem__
+    monkeypatch.setattr(IndexedDataset, "__getitem__", lambda self, index: spoil(sound(self, index)))
+    assert any(told in broken for broken in broken_promises(dataset)), broken_promises(dataset)
