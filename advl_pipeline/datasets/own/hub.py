@@ -32,6 +32,7 @@ def hub_source(name: str, card: DataCard) -> RowSource:
     """
     try:
         import datasets
+        import huggingface_hub.constants
     except ImportError:
         raise DatasetMissing(
             "Datasets of the hub need the library `datasets`.",
@@ -40,10 +41,13 @@ def hub_source(name: str, card: DataCard) -> RowSource:
             next_command="pip install 'advl-pipeline[hub]', then give the same command again",
         ) from None
     path, _, configuration = name.partition(":")
+    obstacle = "" if Path(path).exists() else hub_obstacle()
+    if obstacle:
+        # A copy in the library's cache is taken at once, instead of after half a minute of retries.
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         found = datasets.load_dataset(path, configuration or None)
     except Exception as error:  # The library raises whatever its many back ends do.
-        obstacle = "" if Path(path).exists() else hub_obstacle()
         raise DatasetMissing(
             "The dataset cannot be had from the hub.",
             where=f"hf:{name}",
