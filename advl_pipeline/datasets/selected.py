@@ -38,6 +38,11 @@ class SelectedExamples:
         return [ids[position] for position in self._positions]
 
     @property
+    def identity_name(self) -> str:
+        """Return the whole split's."""
+        return self.whole.identity_name
+
+    @property
     def selection(self) -> dict[str, Any]:
         """What tells this part from others, for the identity of a cache: how many examples, and which."""
         digest = hashlib.sha256("\n".join(sorted(self.example_ids)).encode()).hexdigest()

@@ -114,8 +114,8 @@ class OwnDataset(IndexedDataset):
                     f"The split {self.split} of {self.name} has a label that is none of the classes.",
                     where=self._where(row),
                     why=f"field 'label' is {names[code]!r}, expected one of {', '.join(self._classes)}",
-                    next_command="correct the label, or name all classes in a card (docs/adding-a-dataset.md) and give "
-                    "that by --data",
+                    next_command="correct the label, or name all classes in a card and give that by --data "
+                    "(docs/adding-a-dataset.md)",
                 )
 
     def question_table(self) -> QuestionTable:
