@@ -158,7 +158,8 @@ def related_words(
 ) -> torch.Tensor:
     assert one.words_NWD is not None
     forms_X = form_NW[node_NW]
-    if len(forms_X) < 2 or bool((forms_X == forms_X[0]).all()):
+    # What is only looked at may be one short text; what is learned from must not be without any relation.
+    if torch.is_grad_enabled() and (len(forms_X) < 2 or bool((forms_X == forms_X[0]).all())):
         raise ConfigError(
             "A batch has fewer than two words with a meaning, so there is nothing to relate.",
             where=name,

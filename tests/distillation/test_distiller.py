@@ -404,6 +404,9 @@ def test_relations_without_partners_or_features_are_refused() -> None:
     alike = [replace(i, candidates=[replace(c, forms=[3] * len(c.forms)) for c in i.candidates]) for i in ITEMS]
     with pytest.raises(ConfigError, match="fewer than two words"):
         run(distiller, alike)
+    with torch.inference_mode():
+        value_B = run(distiller, alike).pathways["text"].value_B
+    assert not value_B.any(), "a text that is looked at alone has nothing to be related to"
     settings = DistillationSettings(distance="relational", vision_target="regions")
     for widths, message in (
         (TeacherWidths(text_global=4), "no features of words"),
