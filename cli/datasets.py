@@ -177,7 +177,7 @@ def subset(as_json: bool, **flags: Any) -> None:
     if as_json:
         print_json(config_to_dict(result))
         return
-    click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {result.dataset} {result.split}")
+    click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {config.name} {result.split}")
     click.echo(f"written to {config.output}")
 
 

@@ -23,7 +23,7 @@ def command(as_json: bool, **flags: Any) -> None:
 
     \b
     advl report runs/studies/demo
-    advl report runs/advl-100-0
+    advl report runs/vcr-advl
     advl report runs/studies/demo --to csv --output demo.csv
     """
     config = config_from_flags(ReportConfig, flags)

@@ -85,7 +85,7 @@ def run_subset(config: SubsetConfig) -> IdList:
     """
     dataset = open_dataset(config.name, split=config.split, data_root=config.data_root)
     subset = IdList(
-        dataset=config.name,
+        dataset=dataset.identity_name,
         split=config.split,
         shots=config.shots,
         seed=config.seed,

@@ -93,11 +93,11 @@ def listed_ids(file: Path, dataset: Dataset) -> tuple[str, ...]:
         DatasetError: the list is missing, malformed, of another split, or names what the split does not hold.
     """
     listed = read_id_list(file)
-    if (listed.dataset, listed.split) != (dataset.name, dataset.split):
+    if (listed.dataset, listed.split) != (dataset.identity_name, dataset.split):
         raise DatasetError(
             "The list of ids is of another split.",
             where=str(file),
-            why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.name} {dataset.split}",
+            why=f"it is of {listed.dataset} {listed.split}, asked for is {dataset.identity_name} {dataset.split}",
         )
     known = set(dataset.example_ids)
     found: list[str] = []

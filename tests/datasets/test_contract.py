@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr
-from own_rows import answer_row, choice_row, class_row, write_json_lines, write_pictures
+from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
 
 from advl_pipeline.datasets.check import run_check
 from advl_pipeline.datasets.config import CheckConfig
@@ -74,6 +75,28 @@ def test_a_reader_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (len(dataset), dataset.example_ids[0]) == (8, "val-12")
     assert broken_promises(dataset) == []
     assert run_check(CheckConfig(name="colours", deep=True, data_root=tmp_path)).usable
+
+
+def test_the_reader_of_the_documentation_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-dataset.md").read_text(encoding="utf-8")
+    code = next(
+        block for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "def open_birds" in block
+    )
+    made: dict[str, Any] = {}
+    exec(compile(code, "adding-a-dataset.md", "exec"), made)
+    monkeypatch.setitem(globals(), "open_birds", made["open_birds"])
+    install(monkeypatch, "birds", "open_birds")
+    write_pictures(tmp_path / "birds")
+    lines = [f"{COLOURS[number % 5]}.png {('tit', 'wren')[number % 2]}" for number in range(20)]
+    (tmp_path / "birds" / "list.txt").write_text("\n".join(lines))
+    for split, count in (("train", 18), ("val", 2)):
+        dataset = open_dataset("birds", split=split, data_root=tmp_path)
+        assert (len(dataset), dataset.label_names("classes")) == (count, ("tit", "wren"))
+        assert broken_promises(dataset) == []
+    (tmp_path / "birds" / "list.txt").write_text("\n".join([*lines, "../x.png tit"]))
+    with pytest.raises(DatasetError) as caught:
+        open_dataset("birds", split="train", data_root=tmp_path)
+    assert caught.value.where == f"{tmp_path / 'birds' / 'list.txt'}:21"
 
 
 def test_an_entry_point_that_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

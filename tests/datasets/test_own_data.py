@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -460,8 +462,30 @@ def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert dataset_label("scenes-vcr") == "scenes-vcr"
 
 
-def test_the_hub_without_its_library_or_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = refusal("hf:somebody/pets")
+def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder called `datasets` beside the user is no library either."""
+    for found in (None, types.ModuleType("datasets")):
+        monkeypatch.setitem(sys.modules, "datasets", found)
+        error = refusal("hf:somebody/pets")
+        assert (error.exit_code, error.why) == (5, "it is not installed")
+        assert "pip install 'advl-pipeline[hub]'" in error.next_command
+
+
+def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="the library `datasets` is not installed")
+    monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
+    folder = tmp_path / "hub"
+    for split, count in (("validation", 3), ("train", 5)):
+        rows = [class_row(number, split=...) for number in range(count)]
+        named = [{"file_name": row.pop("image")} | row for row in rows]
+        (folder / split).mkdir(parents=True)
+        write_json_lines(folder / split / "metadata.jsonl", named)
+    data = f"hf:{folder}"
+    assert (splits_of(data), tasks_of(data)) == (("train", "validation"), ("classes",))
+    train = open_dataset(data, split="train")
+    assert (len(train), train.label_names("classes")) == (5, ("no", "yes"))
+    beside = write_json_lines(tmp_path / "data.jsonl", [class_row(number, split=...) for number in range(5)])
+    assert train.content_digest() == open_dataset(str(beside), split="train").content_digest()
+    error = refusal("hf:nobody/nothing")
     assert error.exit_code == 5
-    assert error.next_command
-    assert "pip install" in error.next_command or "--data" in error.next_command
+    assert "--data" in error.next_command or "hf:NAME:CONFIGURATION" in error.next_command

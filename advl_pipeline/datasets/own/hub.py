@@ -33,7 +33,10 @@ def hub_source(name: str, card: DataCard) -> RowSource:
     try:
         import datasets
         import huggingface_hub.constants
-    except ImportError:
+
+        load_dataset = datasets.load_dataset
+    except (ImportError, AttributeError):
+        # A folder of that name beside the user, where downloads lie by default, passes for an empty package.
         raise DatasetMissing(
             "Datasets of the hub need the library `datasets`.",
             where=f"hf:{name}",
@@ -46,7 +49,7 @@ def hub_source(name: str, card: DataCard) -> RowSource:
         # A copy in the library's cache is taken at once, instead of after half a minute of retries.
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        found = datasets.load_dataset(path, configuration or None)
+        found = load_dataset(path, configuration or None)
     except Exception as error:  # The library raises whatever its many back ends do.
         raise DatasetMissing(
             "The dataset cannot be had from the hub.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from advl_pipeline.datasets.own.kinds import EXPECTED, recognise
 from advl_pipeline.datasets.own.rows import Row, RowSource
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
+from advl_pipeline.datasets.roots import index_unwritable
 from advl_pipeline.errors import DatasetError
 
 PICTURES_FOLDER = "pictures"
@@ -125,6 +127,20 @@ def describe(index: OwnIndex, name: str) -> str:
     return f"{name}: task {index.kind}, from the columns {EXPECTED[index.kind]}" + (
         f"; also {', '.join(others)}; {counts}" if others else f"; {counts}"
     )
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file unless it is there; it appears as a whole, since its name says what is in it."""
+    if path.is_file():
+        return
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise index_unwritable(path.parent, error) from None
 
 
 class _Codes(dict[str, int]):
@@ -252,10 +268,7 @@ class _Builder:
         name = item.image
         if isinstance(name, bytes):
             digest = hashlib.sha256(name).hexdigest()
-            path = self._pictures / digest
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(name)
+            _keep(self._pictures / digest, name)
             name = f"/{digest}"
         return f"{name}\n{json.dumps([item.boxes, item.box_labels])}"
 
