@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.compression import Compression
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.index import ids_to_bytes
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import FeatureStore, open_cache
@@ -100,8 +101,9 @@ def build_cache(
         token_dim=DIM,
         spans=False,
     )
+    store = FolderStore(folder)
     begin_cache(
-        folder,
+        store,
         identity={"corpus": corpus.name},
         provenance={},
         stored_dtype=stored_dtype,
@@ -109,7 +111,7 @@ def build_cache(
         modalities={"text": plan},
         compression=compression,
     )
-    writer = CacheWriter(folder)
+    writer = CacheWriter(store)
     units = corpus.units()
     for shard in range(writer.placement("text").num_shards):
         buffer = writer.new_buffer("text", shard)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.shard_buffer import staged_content
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
@@ -77,15 +78,16 @@ def _build_wide(num_units: int, folder: Path) -> None:
         token_dim=None,
         spans=False,
     )
+    store = FolderStore(folder)
     begin_cache(
-        folder,
+        store,
         identity={"units": num_units},
         provenance={},
         stored_dtype="float16",
         shard_rows=1 << 20,
         modalities={"text": plan},
     )
-    writer = CacheWriter(folder)
+    writer = CacheWriter(store)
     for shard in range(writer.placement("text").num_shards):
         rows = generator.standard_normal((len(writer.placement("text").units_of(shard)), _WIDTH)).astype(np.float16)
         writer.commit_rows("text", shard, tables=staged_content(rows, None, None, {}), token_rows={})

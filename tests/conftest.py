@@ -7,10 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from s3_server import S3Server, serve_s3
+from s3_server import BUCKET, S3Server, environment_of, serve_s3
 from small_corpus import SmallCorpus, build_small_corpus
+
+from advl_pipeline.locations import Url, parse_location
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start;
 # the tests of interruption need the ordinary behaviour.
@@ -37,6 +40,16 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server on loopback; tests take a prefix each."""
     with serve_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture
+def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Url]:
+    """A place of its own in a real S3 store."""
+    monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
+    with environment_of(s3_server.environment):
+        location = parse_location(f"s3://{BUCKET}/{tmp_path.name}/cache")
+        assert isinstance(location, Url)
+        yield location
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import mmap
 import os
-import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.compression import decompress_into
-from advl_pipeline.cache.files import safe_path
 from advl_pipeline.cache.layout import ABSENT_CHUNK, DTYPES, ArraySpec
+from advl_pipeline.cache.store import Readable, repair_command, where
 from advl_pipeline.errors import CorruptCache
 
 Rows = npt.NDArray[Any]
@@ -33,14 +29,6 @@ BLOCK_BYTES = 1 << 20
 _BLOCKS_PER_SHARD = 1 << 17
 
 
-class RemoteFiles(Protocol):
-    """Files of the cache that are fetched when they are opened."""
-
-    def opened(self, name: str, *, release: Callable[[], None]) -> AbstractContextManager[int]:
-        """Give a descriptor within the block; `release` is called when the map made of it should be let go of."""
-        ...
-
-
 class CacheArray(ABC):
     """One array of a cache, read-only. Nothing is opened before it is asked for.
 
@@ -48,14 +36,12 @@ class CacheArray(ABC):
     error or rows of zeros. Whether it is the file that was written, `trust.require_trustworthy` and `verify` say.
     """
 
-    def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:
+    def __init__(self, store: Readable, spec: ArraySpec) -> None:
         if not spec.is_plausible():
-            raise CorruptCache("An array of the cache has impossible sizes.", where=str(root / spec.path))
+            raise CorruptCache("An array of the cache has impossible sizes.", where=where(store, spec.path))
         self.spec = spec
-        self._root = root
-        self._remote = remote
+        self._store = store
         self._maps: dict[int, mmap.mmap] = {}
-        self._paths: dict[int, Path] = {}
         self._announced: set[int] = set()
 
     def __len__(self) -> int:
@@ -74,7 +60,7 @@ class CacheArray(ABC):
         """Return where in a shard's file the rows [first, after) of that shard begin and end."""
 
     @abstractmethod
-    def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
+    def _accept(self, shard: int, mapped: mmap.mmap) -> None:
         """Take a newly mapped file, or raise `CorruptCache`."""
 
     def whole(self) -> Rows:
@@ -110,17 +96,15 @@ class CacheArray(ABC):
 
     def is_resident(self, row: int) -> bool:
         """Whether the kernel holds the page that a row begins on; False where it cannot be asked."""
-        if self._remote is not None:
-            return True  # Files are fetched whole, and looking would fetch them.
+        if self._store.reads_whole:
+            return True  # Looking would fetch it.
         shard = row // self.spec.shard_rows
         begin_Q, _ = self._stretch_bytes(shard, np.array([row]), np.array([1]))
-        descriptor = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return os.preadv(descriptor, [bytearray(1)], begin_Q[0], os.RWF_NOWAIT) == 1
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
+        with self._store.opened(self.spec.shard_path(shard)) as descriptor:
+            try:
+                return os.preadv(descriptor, [bytearray(1)], begin_Q[0], os.RWF_NOWAIT) == 1
+            except OSError:
+                return False
 
     def _stretch_bytes(self, shard: int, first_Q: Positions, length_Q: Positions) -> tuple[list[int], list[int]]:
         self._map(shard)
@@ -135,39 +119,30 @@ class CacheArray(ABC):
         if begin < end:
             mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
-    def _bad_shard(self, what: str, path: Path, why: str) -> CorruptCache:
-        # What a remote cache is called is not known here; its files in the disk cache are no place to repair.
-        repair = "" if self._remote is not None else f"advl cache repair {shlex.quote(str(self._root))}"
-        return CorruptCache(what, where=str(path), why=why, next_command=repair)
+    def _bad_shard(self, what: str, shard: int, why: str) -> CorruptCache:
+        name = self.spec.shard_path(shard)
+        return CorruptCache(
+            what, where=where(self._store, name), why=why, next_command=repair_command(self._store.location)
+        )
 
     def _map(self, shard: int) -> mmap.mmap:
         if (mapped := self._maps.get(shard)) is not None:
             return mapped
         name = self.spec.shard_path(shard)
-        path = safe_path(self._root, name)
-        if self._remote is not None:
-            with self._remote.opened(name, release=partial(self._forget, shard)) as descriptor:
-                return self._map_file(shard, path, descriptor)
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._bad_shard("A shard is missing or cannot be opened.", path, error.strerror or "") from None
-        try:
-            return self._map_file(shard, path, descriptor)
-        finally:
-            os.close(descriptor)
+        with self._store.opened(name, release=partial(self.forget, shard)) as descriptor:
+            return self.map_shard(shard, descriptor)
 
-    def _map_file(self, shard: int, path: Path, descriptor: int) -> mmap.mmap:
+    def map_shard(self, shard: int, descriptor: int) -> mmap.mmap:
+        """Take a shard from a file that is open already; raises `CorruptCache`."""
         size = os.fstat(descriptor).st_size
         if size < self.spec.footer_bytes:
-            raise self._bad_shard("A shard has the wrong length.", path, f"{size} bytes")
+            raise self._bad_shard("A shard has the wrong length.", shard, f"{size} bytes")
         mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        self._accept(shard, mapped, path)
-        self._paths[shard] = path
+        self._accept(shard, mapped)
         self._maps[shard] = mapped
         return mapped
 
-    def _forget(self, shard: int) -> None:
+    def forget(self, shard: int) -> None:
         """Let go of a mapped file; what was handed out of it stays valid."""
         self._maps.pop(shard, None)
 
@@ -175,8 +150,8 @@ class CacheArray(ABC):
 class MappedArray(CacheArray):
     """An uncompressed array: a shard's payload is one block of rows, and rows are views of it."""
 
-    def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:
-        super().__init__(root, spec, remote)
+    def __init__(self, store: Readable, spec: ArraySpec) -> None:
+        super().__init__(store, spec)
         self._views: dict[int, Rows] = {}
 
     def shard(self, shard: int) -> Rows:
@@ -187,7 +162,7 @@ class MappedArray(CacheArray):
 
     def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
         """As the base says; views, or copies of files that come and go."""
-        if self._remote is not None:
+        if self._store.reads_whole:
             return self._copies(first_Q, length_Q)
         if self.spec.num_shards == 1:
             whole = self.shard(0)
@@ -212,9 +187,9 @@ class MappedArray(CacheArray):
             copies[place] = self.shard(int(shard_Q[place]))[first : first + int(length_Q[place])].copy()
         return [copies[place] for place in range(len(copies))]
 
-    def _forget(self, shard: int) -> None:
+    def forget(self, shard: int) -> None:
         self._views.pop(shard, None)
-        super()._forget(shard)
+        super().forget(shard)
 
     def gather(self, positions_Q: Positions) -> Rows:
         """Return a copy of the rows at the given positions."""
@@ -230,14 +205,14 @@ class MappedArray(CacheArray):
     def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
         return first_Q * self.spec.row_bytes, after_Q * self.spec.row_bytes
 
-    def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
+    def _accept(self, shard: int, mapped: mmap.mmap) -> None:
         spec = self.spec
         if len(mapped) != spec.file_bytes(shard):
             raise self._bad_shard(
-                "A shard has the wrong length.", path, f"{len(mapped)} bytes instead of {spec.file_bytes(shard)}"
+                "A shard has the wrong length.", shard, f"{len(mapped)} bytes instead of {spec.file_bytes(shard)}"
             )
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
-            raise self._bad_shard("The index of a shard is damaged.", path, "")
+            raise self._bad_shard("The index of a shard is damaged.", shard, "")
         count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
         view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
         self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
@@ -246,8 +221,8 @@ class MappedArray(CacheArray):
 class CompressedArray(CacheArray):
     """A compressed array: the inner chunks that hold the rows are decoded, once per call."""
 
-    def __init__(self, root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> None:
-        super().__init__(root, spec, remote)
+    def __init__(self, store: Readable, spec: ArraySpec) -> None:
+        super().__init__(store, spec)
         self._chunk_ends: dict[int, Positions] = {}
 
     def shard(self, shard: int) -> Rows:
@@ -280,7 +255,7 @@ class CompressedArray(CacheArray):
             try:
                 decompress_into(frame, target[number * spec.chunk_bytes : (number + 1) * spec.chunk_bytes])
             except ValueError as error:
-                raise self._bad_shard("A compressed chunk is damaged.", self._paths[shard], str(error)) from None
+                raise self._bad_shard("A compressed chunk is damaged.", shard, str(error)) from None
         return rows
 
     def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
@@ -288,7 +263,7 @@ class CompressedArray(CacheArray):
         last_Q = np.maximum(after_Q - 1, first_Q) // self.spec.inner_rows
         return ends_C1[first_Q // self.spec.inner_rows], ends_C1[last_Q + 1]
 
-    def _accept(self, shard: int, mapped: mmap.mmap, path: Path) -> None:
+    def _accept(self, shard: int, mapped: mmap.mmap) -> None:
         spec = self.spec
         payload = len(mapped) - spec.footer_bytes
         footer = mapped[payload:]
@@ -303,12 +278,10 @@ class CompressedArray(CacheArray):
             and footer == spec.footer(shard, lengths_C)
         )
         if not sound:
-            raise self._bad_shard("The index of a shard is damaged.", path, "")
+            raise self._bad_shard("The index of a shard is damaged.", shard, "")
         self._chunk_ends[shard] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_C.astype(np.int64))])
 
 
-def open_array(root: Path, spec: ArraySpec, remote: RemoteFiles | None = None) -> CacheArray:
+def open_array(store: Readable, spec: ArraySpec) -> CacheArray:
     """Return the array that a layout describes."""
-    if spec.compression == "none":
-        return MappedArray(root, spec, remote)
-    return CompressedArray(root, spec, remote)
+    return (MappedArray if spec.compression == "none" else CompressedArray)(store, spec)

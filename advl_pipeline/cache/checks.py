@@ -2,65 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shlex
-import stat as stat_mode
-from pathlib import Path
+from collections.abc import Mapping
 
-from advl_pipeline.cache.files import WORK_FOLDER, read_small
-from advl_pipeline.cache.records import IDENTITY_FILE, Files
+from advl_pipeline.cache.files import WORK_FOLDER, Files, entry_of
+from advl_pipeline.cache.records import IDENTITY_FILE
+from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store, repair_command, where
 from advl_pipeline.errors import ConfigError, CorruptCache
 
 
-def require_cache(root: Path) -> None:
-    """Raise `ConfigError` when a folder holds neither a cache nor a started one."""
-    if not (root / IDENTITY_FILE).exists() and not (root / "records").exists():
+def require_cache(store: Store) -> dict[str, int]:
+    """Return the sizes of all files; raises `ConfigError` where there is neither a cache nor a started one."""
+    sizes = store.list()
+    if IDENTITY_FILE not in sizes and not any(name.startswith("records/") for name in sizes):
         raise ConfigError(
             "There is no cache here.",
-            where=str(root),
-            why="a stopped extraction had not begun to write" if (root / WORK_FOLDER).exists() else "",
+            where=str(store.location),
+            why="a stopped extraction had not begun to write"
+            if any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
+            else "",
             next_command="advl extract --teacher NAME --dataset NAME --split SPLIT "
-            f"--output {shlex.quote(str(root))}",
+            f"--output {shlex.quote(str(store.location))}",
         )
+    return sizes
 
 
-def require_recorded(root: Path, name: str, files: Files) -> bytes:
-    """Read a metadata file whose content must be what the commit record says; raises `CorruptCache`."""
-    raw = read_small(root, name)
-    entry = files.get(name)
-    if entry is None or (len(raw), hashlib.sha256(raw).hexdigest()) != (entry.num_bytes, entry.sha256):
+def require_recorded(store: Readable, name: str, files: Files) -> bytes:
+    """Read a small file whose content must be what the commit record says; raises `CorruptCache`."""
+    raw = store.get(name)
+    if entry_of(raw) != files.get(name):
         raise CorruptCache(
             "A file of the cache is not what its commit record says.",
-            where=str(root / name),
-            next_command=f"advl cache repair {root}",
+            where=where(store, name),
+            next_command=repair_command(store.location),
         )
     return raw
 
 
-def require_sizes(root: Path, files: Files) -> None:
+def require_sizes(store: Readable, sizes: Mapping[str, int], files: Files) -> None:
     """Check that every recorded file is there, plain and of its recorded size; raises `CorruptCache`."""
-    base = os.path.realpath(root)
-    for folder in {name.rpartition("/")[0] for name in files}:
-        if ".." in folder.split("/") or os.path.realpath(f"{base}/{folder}").rstrip("/") != f"{base}/{folder}".rstrip(
-            "/"
-        ):
-            raise CorruptCache("A folder of the cache is a link to elsewhere.", where=f"{root}/{folder}")
     for name, entry in files.items():
-        try:
-            found = os.stat(f"{base}/{name}", follow_symlinks=False)  # noqa: PTH116
-        except OSError:
-            raise _damaged(root, name, "it is missing") from None
-        if not stat_mode.S_ISREG(found.st_mode):
-            raise _damaged(root, name, "it is not a plain file")
-        if found.st_size != entry.num_bytes:
-            raise _damaged(root, name, f"it has {found.st_size} bytes instead of {entry.num_bytes}")
+        if problem := size_problem(sizes, name, entry.num_bytes):
+            raise CorruptCache(
+                "A file of the cache is damaged.",
+                where=where(store, name),
+                why=problem,
+                next_command=repair_command(store.location),
+            )
 
 
-def _damaged(root: Path, name: str, why: str) -> CorruptCache:
-    return CorruptCache(
-        "A file of the cache is damaged.",
-        where=str(root / name),
-        why=why,
-        next_command=f"advl cache repair {root}",
-    )
+def size_problem(sizes: Mapping[str, int], name: str, num_bytes: int) -> str | None:
+    """Return what a listing shows to be wrong with a file, or None."""
+    found = sizes.get(name)
+    if found == num_bytes:
+        return None
+    if found is None:
+        parts = name.split("/")
+        is_below_link = any("/".join(parts[:count]) in sizes for count in range(1, len(parts)))
+        return "a folder above it is a link, or no folder" if is_below_link else "it is missing"
+    return "it is no plain file" if found == NOT_PLAIN else f"it has {found} bytes instead of {num_bytes}"

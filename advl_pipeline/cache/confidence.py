@@ -2,32 +2,37 @@
 share of what is wrong that it outranks.
 
 Each set has an identity of its own (estimator, task, split, folds, seed, examples) and lies in `confidence/<key>/`,
-where the key is the beginning of the identity's digest. Sets are added at any time and never change.
+where the key is the beginning of the identity's digest. Sets are added at any time. One that is there, and sound, is
+never written again, whoever estimated it; the record of a damaged one is taken away before anything else. So a reader
+whose files do not fit the record that it read finds another record, or none, unless they are damaged.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_recorded
-from advl_pipeline.cache.claims import claim
-from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, publish_if_changed
+from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.cache.layout import group_metadata, single_shard
+from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
 from advl_pipeline.cache.publishing import publish_array
-from advl_pipeline.cache.records import confidence_record_path, files_from_json, files_to_json, seal, unseal
+from advl_pipeline.cache.records import files_from_json, files_to_json, seal, unseal
+from advl_pipeline.cache.store import MissingFile, Store
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import CorruptCache
-from advl_pipeline.locations import Location, Url
+from advl_pipeline.locations import Location
 
 KEY_DIGITS = 16
+
+_FOLDER = "confidence"
+_GROUP = f"{_FOLDER}/zarr.json"
+_RECORD = re.compile(r"records/confidence-([0-9a-f]+)\.json")
+_OF_A_SET = re.compile(rf"(?:confidence/|records/confidence-)([0-9a-f]{{{KEY_DIGITS}}})(?:/.*|\.json)")
 
 
 class ConfidenceSet(NamedTuple):
@@ -43,8 +48,12 @@ def confidence_key(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:KEY_DIGITS]
 
 
+def confidence_record_path(key: str) -> str:
+    return f"records/confidence-{key}.json"
+
+
 def write_confidence(
-    cache_path: Location,
+    location: Location,
     identity: Mapping[str, Any],
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
@@ -56,17 +65,15 @@ def write_confidence(
     must not mix.
 
     Args:
-        cache_path: a complete cache.
+        location: a complete cache.
         identity: what the numbers depend on, as plain JSON types.
         example_ids: n distinct ids.
         probability: (n,) float32 in [0, 1].
         outranked: (n,) float32 in [0, 1] or NaN.
-    """
-    if isinstance(cache_path, Url):
-        from advl_pipeline.cache.remote_confidence import write_remote_confidence
 
-        write_remote_confidence(cache_path, identity, example_ids, probability, outranked)
-        return
+    Raises:
+        StorageError: the store failed, or another process took the work over.
+    """
     probability, outranked = (np.ascontiguousarray(values, np.float32) for values in (probability, outranked))
     shapes = {probability.shape, outranked.shape, (len(set(example_ids)),)}
     if shapes != {(len(example_ids),)} or not len(example_ids):
@@ -75,127 +82,138 @@ def write_confidence(
         raise ValueError("probabilities lie in [0, 1]")
     if not ((outranked >= 0) & (outranked <= 1) | np.isnan(outranked)).all():
         raise ValueError("shares lie in [0, 1]")
-    name, is_done = f"confidence-{confidence_key(identity)}", False
-    while not is_done:
-        # Not ours only where a writer that ends removes the folder of claims at this moment.
-        with claim(cache_path, name, wait=True) as is_done:
-            if is_done:
-                if not is_there(cache_path, identity):
-                    _write(cache_path, identity, example_ids, probability, outranked)
-                _remove_claim(cache_path / WORK_FOLDER, name)
-
-
-def _remove_claim(work: Path, name: str) -> None:
-    # Whoever waits for the claim that is removed finds the set written.
-    (work / "claims" / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        (work / "claims").rmdir()
-        work.rmdir()
-
-
-def is_there(cache_path: Location, identity: Mapping[str, Any]) -> bool:
-    """Whether a set is there, and sound."""
+    lease, is_done = f"confidence-{confidence_key(identity)}", False
+    store = open_store(location)
     try:
-        return read_confidence(cache_path, identity) is not None
+        while not is_done:
+            # Not ours only where a writer that ends removes the folder of claims at this moment.
+            with store.claim(lease, wait=True, once=True) as is_done:
+                if is_done and not _is_there(store, identity):
+                    _write(store, identity, example_ids, probability, outranked, lease)
+    finally:
+        store.close()
+
+
+def _is_there(store: Store, identity: Mapping[str, Any]) -> bool:
+    try:
+        return _read(store, identity) is not None
     except CorruptCache:
         return False
 
 
 def _write(
-    cache_path: Path,
+    store: Store,
     identity: Mapping[str, Any],
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
     outranked: npt.NDArray[np.float32],
+    lease: str,
 ) -> None:
     key = confidence_key(identity)
-    folder = f"confidence/{key}"
+    store.delete(confidence_record_path(key))
     encoded = [example_id.encode() for example_id in example_ids]
     text = np.frombuffer(b"".join(encoded), np.uint8)
-    lengths = np.array([len(item) for item in encoded], np.int32)
-    files: dict[str, FileEntry] = {}
     content: dict[str, npt.NDArray[Any]] = {
         "probability": probability,
         "outranked": outranked,
         "example_id_utf8": text,
-        "example_id_lengths": lengths,
+        "example_id_lengths": np.array([len(item) for item in encoded], np.int32),
     }
+    files: dict[str, FileEntry] = {}
     for name, values in content.items():
-        files |= publish_array(cache_path, single_shard(f"{folder}/{name}", values.shape, values.dtype.name), values)
-    files["confidence/zarr.json"] = publish_if_changed(cache_path, "confidence/zarr.json", [group_metadata()])
-    files[f"{folder}/zarr.json"] = publish_if_changed(
-        cache_path, f"{folder}/zarr.json", [group_metadata({"identity": dict(identity)})]
-    )
+        spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
+        files |= publish_array(store, spec, values, lease=lease)
+    files[_GROUP] = store.put(_GROUP, [group_metadata()], lease=lease)
+    own_group = f"{_FOLDER}/{key}/zarr.json"
+    files[own_group] = store.put(own_group, [group_metadata({"identity": dict(identity)})], lease=lease)
     record = {
         "identity": dict(identity),
         "num_examples": len(example_ids),
         "num_bytes": len(text),
         "files": files_to_json(files),
     }
-    publish_if_changed(cache_path, confidence_record_path(key), [seal(record)])
-    with suppress(OSError):
-        (cache_path / WORK_FOLDER / "tmp").rmdir()
-        (cache_path / WORK_FOLDER).rmdir()
+    store.commit(confidence_record_path(key), seal(record), lease=lease)
 
 
-def read_confidence(cache_path: Location, identity: Mapping[str, Any]) -> ConfidenceSet | None:
+def read_confidence(location: Location, identity: Mapping[str, Any]) -> ConfidenceSet | None:
     """Return the set with this identity, or None when there is none.
 
     Raises:
         CorruptCache: the set is there but damaged.
     """
-    if isinstance(cache_path, Url):
-        from advl_pipeline.cache.remote_confidence import read_remote_confidence
+    return _read(open_store(location), identity)
 
-        return read_remote_confidence(cache_path, identity)
+
+def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
+    seen: dict[str, Any] | None = None
+    while True:
+        try:
+            record = unseal(store, confidence_record_path(confidence_key(identity)))
+        except MissingFile:
+            return None
+        try:
+            return _read_under(store, record, identity)
+        except CorruptCache:
+            # Another process may have replaced or removed the set meanwhile: damage is what stands under one record
+            # twice.
+            if record == seen:
+                raise
+            seen = record
+
+
+def _read_under(store: Store, record: Mapping[str, Any], identity: Mapping[str, Any]) -> ConfidenceSet:
     key = confidence_key(identity)
-    if not (cache_path / confidence_record_path(key)).exists():
-        return None
-    record = unseal(cache_path, confidence_record_path(key))
     if digest(record["identity"]) != digest(identity):
         raise CorruptCache(
-            "A set of confidences stands under another's name.", where=f"{cache_path}/confidence/{key}"
+            "A set of confidences stands under another's name.", where=f"{store.location}/{_FOLDER}/{key}"
         )
-    files = files_from_json(record["files"])
-    shapes = {
-        "probability": (record["num_examples"], "float32"),
-        "outranked": (record["num_examples"], "float32"),
-        "example_id_utf8": (record["num_bytes"], "uint8"),
-        "example_id_lengths": (record["num_examples"], "int32"),
-    }
-    content: dict[str, npt.NDArray[Any]] = {}
-    for name, (size, dtype) in shapes.items():
-        spec = single_shard(f"confidence/{key}/{name}", (size,), dtype)
-        for relative in (spec.metadata_path, spec.shard_path(0)):
-            require_recorded(cache_path, relative, files)
-        content[name] = np.array(MappedArray(cache_path, spec).whole())
-    ends = np.cumsum(content["example_id_lengths"]).tolist()
-    text = content["example_id_utf8"].tobytes()
-    starts = [0, *ends[:-1]]
-    names = [text[first:after].decode() for first, after in zip(starts, ends, strict=True)]
-    return ConfidenceSet(names, content["probability"], content["outranked"])
+    files: Files = files_from_json(record["files"])
+
+    def rows(name: str, count: int, dtype: str) -> npt.NDArray[Any]:
+        spec = single_shard(f"{_FOLDER}/{key}/{name}", (count,), dtype)
+        require_recorded(store, spec.metadata_path, files)
+        raw = require_recorded(store, spec.shard_path(0), files)
+        return np.frombuffer(raw, DTYPES[dtype], count=count).copy()
+
+    count = record["num_examples"]
+    text = rows("example_id_utf8", record["num_bytes"], "uint8").tobytes()
+    ends = np.cumsum(rows("example_id_lengths", count, "int32")).tolist()
+    names = [text[first:after].decode() for first, after in zip([0, *ends[:-1]], ends, strict=True)]
+    return ConfidenceSet(names, rows("probability", count, "float32"), rows("outranked", count, "float32"))
 
 
-def list_confidence(cache_path: Path) -> list[dict[str, Any]]:
+def list_confidence(location: Location) -> list[dict[str, Any]]:
     """Return the identities of all committed sets, with their keys and counts."""
-    prefix = "confidence-"
-    keys = sorted(path.stem.removeprefix(prefix) for path in (cache_path / "records").glob(f"{prefix}*.json"))
-    found = []
-    for key in keys:
-        record = unseal(cache_path, confidence_record_path(key))
+    store, found = open_store(location), []
+    for key in committed_keys(store.list("records")):
+        record = unseal(store, confidence_record_path(key))
         found.append({"key": key, "num_examples": record["num_examples"], "identity": record["identity"]})
     return found
 
 
-def remove_confidence(cache_path: Path, key: str) -> None:
+def committed_keys(names: Iterable[str]) -> list[str]:
+    """Return the keys of the sets whose records are among these files."""
+    return sorted(found[1] for name in names if (found := _RECORD.fullmatch(name)))
+
+
+def unfinished_keys(names: Iterable[str]) -> list[str]:
+    """Return the keys of sets that have files among these, and no record: they were begun and never committed."""
+    names = list(names)
+    begun = {name.split("/")[1] for name in names if name.startswith(f"{_FOLDER}/") and name.count("/") > 1}
+    return sorted(begun.difference(committed_keys(names)))
+
+
+def remove_confidence(store: Store, key: str) -> None:
     """Remove a set: its record first, so that it is never half there."""
-    (cache_path / confidence_record_path(key)).unlink(missing_ok=True)
-    shutil.rmtree(cache_path / "confidence" / key, ignore_errors=True)
-    if not any((cache_path / "records").glob("confidence-*.json")):
-        shutil.rmtree(cache_path / "confidence", ignore_errors=True)
+    store.delete(confidence_record_path(key))
+    is_last = not committed_keys(store.list("records"))
+    store.delete_under(_FOLDER if is_last else f"{_FOLDER}/{key}")
 
 
-def unfinished_confidences(cache_path: Path) -> list[str]:
-    """Return the keys of sets that were begun and never committed."""
-    folders = [path.name for path in sorted((cache_path / "confidence").glob("*")) if path.is_dir()]
-    return [key for key in folders if not (cache_path / confidence_record_path(key)).exists()]
+def clear_away(store: Store, bad_names: Iterable[str], recorded: Files) -> None:
+    """Remove every set with a bad file, and restore the group that they lie in if it is bad."""
+    bad = set(bad_names)
+    for key in sorted({found[1] for name in bad if (found := _OF_A_SET.fullmatch(name))}):
+        remove_confidence(store, key)
+    if _GROUP in bad & recorded.keys() and committed_keys(store.list("records")):
+        store.put(_GROUP, [group_metadata()])

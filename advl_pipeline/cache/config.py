@@ -30,7 +30,7 @@ class ExportConfig(Configuration):
 class PruneConfig(Configuration):
     """Configuration of `advl cache prune`."""
 
-    cache: Location = option(help="Folder of the cache; with --all also its URL.")
+    cache: Location = option(help="Folder or URL of the cache.")
     confidence: tuple[str, ...] = option((), help="Key of a set of confidences to remove; repeatable.")
     all_confidences: bool = option(False, help="Remove every set of confidences.")
     all: bool = option(False, help="Remove the whole cache.")

@@ -12,8 +12,6 @@ import fcntl
 import hashlib
 import math
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -23,9 +21,9 @@ from pathlib import Path
 
 from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.fetch_ahead import FetchAhead
-from advl_pipeline.cache.files import FileEntry, hash_file, safe_path, storage_error
-from advl_pipeline.cache.object_store import MissingObject, ObjectStore
-from advl_pipeline.cache.records import Files
+from advl_pipeline.cache.files import FileEntry, Files, entry_of, hash_file, safe_path, storage_error
+from advl_pipeline.cache.object_store import ObjectStore
+from advl_pipeline.cache.store import MissingFile, repair_command, where
 from advl_pipeline.errors import CorruptCache, StorageError
 
 _LOCK_FILE = ".lock"
@@ -36,7 +34,7 @@ _SECONDS_BETWEEN_TRIES = 0.01
 
 
 class DiskCache:
-    """The files of one remote cache in the folder.
+    """The files of one remote cache in the folder: a `store.Readable`.
 
     Args:
         store: the remote cache.
@@ -44,7 +42,10 @@ class DiskCache:
         key: names the content of the cache, such as the digest of its complete record.
     """
 
+    reads_whole = True
+
     def __init__(self, store: ObjectStore, config: DiskCacheConfig, *, key: str) -> None:
+        self.location = store.url
         self.root = config.folder / "reading" / key
         self._files: Files = {}
         self._store = store
@@ -59,23 +60,16 @@ class DiskCache:
         """Set what the cache's commit record says of each file; no other file is given out."""
         self._files = files
 
-    def require_small(self, name: str) -> None:
-        """Have a metadata file here, as its commit record says; raises `CorruptCache`."""
-        entry = self._files[name]
+    def get(self, name: str) -> bytes:
+        """Return a metadata file, as its commit record says; it stays here."""
+        entry = self._entry(name)
         path = safe_path(self.root, name)
-        if path.is_file() and hash_file(path) == entry:
-            return
-        try:
-            content = self._store.get(name)
-        except MissingObject:
-            raise self._corrupt(name, "it is missing") from None
-        if FileEntry(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()) != entry:
+        with suppress(OSError):
+            if entry_of(content := path.read_bytes()) == entry:
+                return content
+        content = self._store.get(name)
+        if entry_of(content) != entry:
             raise self._corrupt(name, "its content changed")
-        self.put_small(name, content)
-
-    def put_small(self, name: str, content: bytes) -> None:
-        """Keep a metadata file that was read anyway; those are never evicted."""
-        path = safe_path(self.root, name)
         _require_folder(path.parent)
         partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
         try:
@@ -83,9 +77,15 @@ class DiskCache:
             partial.replace(path)
         except OSError as error:
             raise storage_error(error, str(path)) from error
+        return content
+
+    def _entry(self, name: str) -> FileEntry:
+        if (entry := self._files.get(name)) is None:
+            raise self._corrupt(name, "its commit record does not list it")
+        return entry
 
     @contextmanager
-    def opened(self, name: str, *, release: Callable[[], None]) -> Iterator[int]:
+    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
         """Give a descriptor of a file that is here, whole and sound, within the block.
 
         It carries a shared lock that keeps the file here: for as long as a map lives that was made in the block.
@@ -99,9 +99,7 @@ class DiskCache:
             StorageError: the store or the disk failed, or there is no room.
         """
         path = safe_path(self.root, name)
-        entry = self._files.get(name)
-        if entry is None:
-            raise self._corrupt(name, "its commit record does not list it")
+        entry = self._entry(name)
         self._ahead.reading(name)
         with self._lock:
             descriptor = self._open_sound(name, path, entry)
@@ -202,7 +200,7 @@ class DiskCache:
                 state.update(view)
                 while view:
                     view = view[os.write(descriptor, view) :]
-        except MissingObject:
+        except MissingFile:
             raise self._corrupt(name, "it is missing") from None
         if size != entry.num_bytes:
             raise self._corrupt(name, f"it has {size} bytes instead of {entry.num_bytes}")
@@ -255,33 +253,11 @@ class DiskCache:
 
     def _corrupt(self, name: str, why: str) -> CorruptCache:
         return CorruptCache(
-            "An object of the cache is damaged.",
-            where=f"{self._store.url}/{name}",
+            "A file of the cache is damaged.",
+            where=where(self, name),
             why=why,
-            next_command=f"advl cache repair {self._store.url}",
+            next_command=repair_command(self.location),
         )
-
-
-@contextmanager
-def held_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder for this process alone, gone afterwards; those of processes that were killed are removed too."""
-    _require_folder(parent)
-    try:
-        with _locked(parent / _LOCK_FILE):
-            for other in parent.iterdir():
-                if other.is_dir() and (descriptor := _lock_alone(other)) is not None:
-                    shutil.rmtree(other, ignore_errors=True)
-                    os.close(descriptor)
-            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
-            held = _lock_alone(folder)
-    except OSError as error:
-        raise storage_error(error, str(parent)) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
 
 
 def _require_folder(folder: Path) -> None:

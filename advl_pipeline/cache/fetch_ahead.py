@@ -1,36 +1,15 @@
-"""Fetching files of a remote cache before they are read: a few at once, in the order of need, into free room only.
-
-Shapes: Q units.
-"""
+"""Fetching files of a remote cache before they are read: a few at once, in the order of need, into free room only."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
-from advl_pipeline.cache.arrays import CacheArray, RemoteFiles
-from advl_pipeline.cache.token_rows import Positions, TokenRows
 from advl_pipeline.errors import AdvlError
 
 _CONNECTIONS = 4
 """An object store gives one connection a part of what the line gives."""
-
-
-class AheadFiles(RemoteFiles, Protocol):
-    """Files of a cache that can be fetched before they are opened."""
-
-    def fetch_ahead(self, names: Iterable[str]) -> None:
-        """Fetch files in the background, in this order."""
-        ...
-
-
-def shards_of(table: CacheArray, tokens: TokenRows, positions_Q: Positions) -> Iterator[str]:
-    """Yield the shard files that hold units, array by array, in the order in which the units need them."""
-    start_Q, _ = tokens.bounds(positions_Q)
-    for array, row_Q in [(table, positions_Q), *((item, start_Q) for item in tokens.arrays.values())]:
-        yield from map(array.spec.shard_path, dict.fromkeys((row_Q // array.spec.shard_rows).tolist()))
 
 
 class FetchAhead:

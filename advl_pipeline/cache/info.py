@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import list_confidence
 from advl_pipeline.cache.config import InfoConfig
-from advl_pipeline.cache.files import read_json
-from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE, PROVENANCE_FILE, load_complete
+from advl_pipeline.cache.records import (
+    COMPLETE_RECORD,
+    IDENTITY_FILE,
+    PROVENANCE_FILE,
+    committed_shards,
+    load_complete,
+)
+from advl_pipeline.cache.store import read_json
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.locations import Location, Url
+from advl_pipeline.locations import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +60,11 @@ def run_info(config: InfoConfig) -> CacheInfo:
         CorruptCache: its plan or its records are damaged.
         StorageError: the object store refuses access or cannot be reached.
     """
-    if isinstance(config.cache, Url):
-        from advl_pipeline.cache.remote_info import remote_info
-
-        return remote_info(config.cache)
-    require_cache(config.cache)
-    num_bytes = sum(path.stat().st_size for path in config.cache.rglob("*") if path.is_file())
-    return describe_cache(config.cache, location=config.cache, num_bytes=num_bytes)
-
-
-def describe_cache(root: Path, *, location: Location, num_bytes: int) -> CacheInfo:
-    """Summarise the cache whose records, identity and plan are in a folder."""
-    writer = CacheWriter(root)
-    complete = load_complete(root) if (root / COMPLETE_RECORD).is_file() else None
+    store = open_store(config.cache)
+    sizes = require_cache(store)
+    writer = CacheWriter(store)
+    complete = load_complete(store) if COMPLETE_RECORD in sizes else None
+    committed = committed_shards(sizes)
     modalities = {}
     for name, shape in writer.plan.modalities.items():
         placement = writer.placement(name)
@@ -76,19 +74,19 @@ def describe_cache(root: Path, *, location: Location, num_bytes: int) -> CacheIn
             global_dim=shape.global_dim,
             token_dim=shape.token_dim,
             num_shards=placement.num_shards,
-            committed_shards=placement.num_shards - len(writer.pending(name)),
+            committed_shards=sum(modality == name for modality, _ in committed),
             quarantined=complete.quarantined.get(name, {}) if complete else {},
             clipped=complete.clipped.get(name, 0) if complete else 0,
         )
     return CacheInfo(
-        path=location,
+        path=config.cache,
         is_complete=complete is not None,
-        num_bytes=num_bytes,
+        num_bytes=sum(max(0, size) for size in sizes.values()),
         stored_dtype=writer.stored,
         compression=writer.plan.compression,
         shard_rows=writer.plan.shard_rows,
         modalities=modalities,
-        confidences=tuple(list_confidence(root)),
-        identity=read_json(root, IDENTITY_FILE),
-        provenance=read_json(root, PROVENANCE_FILE),
+        confidences=tuple(list_confidence(config.cache)),
+        identity=read_json(store, IDENTITY_FILE),
+        provenance=read_json(store, PROVENANCE_FILE),
     )

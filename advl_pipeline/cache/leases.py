@@ -3,7 +3,7 @@
 A lease is an object that its holder writes anew every few seconds. Whoever finds one that has not changed for
 `LEASE_SECONDS` of its own clock takes it over; clocks of different machines are never compared. Each step is a write
 on the condition of what was seen, so two processes never both succeed. A holder that was suspended for longer than a
-lease finds out at its next conditional write; what it may still write is conditional too (`remote_destination`).
+lease finds out at its next conditional write; what it may still write is conditional too (`bucket_store`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from advl_pipeline.cache.files import WORK_FOLDER
-from advl_pipeline.cache.object_store import MissingObject, ObjectStore, Version
+from advl_pipeline.cache.object_store import ObjectStore, Version
+from advl_pipeline.cache.store import MissingFile
 from advl_pipeline.errors import StorageError
 
 LEASE_SECONDS = 20.0
@@ -96,7 +97,7 @@ class Leases:
     def _take_over(self, name: str) -> Version | None:
         try:
             raw, version = self._store.get_versioned(_object(name))
-        except MissingObject:
+        except MissingFile:
             return None  # Freed this moment; it is there for the taking at the next look.
         owner = _owner_of(raw)
         now = time.monotonic()

@@ -5,8 +5,6 @@ Shapes: M rows, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -25,15 +23,13 @@ def sums(values_MD: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
 
 
 def mean_and_variance(
-    parts_2D: Iterable[npt.NDArray[np.float64]], *, count: int, width: int
+    total_2D: npt.NDArray[np.float64], *, count: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Combine the sums of all shards, in their order, to population mean and variance (D,).
+    """Turn the `sums` of all rows into population mean and variance (D,).
 
     Without any row the mean is 0 and the variance 1, which leaves targets as they are.
     """
-    total_2D = np.zeros((2, width))
-    for part_2D in parts_2D:
-        total_2D += part_2D
+    width = total_2D.shape[1]
     if count == 0:
         return np.zeros(width, np.float32), np.ones(width, np.float32)
     mean_D = total_2D[0] / count

@@ -6,18 +6,17 @@ it, and a PUT may be made conditional on there being no object yet, or the very 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from advl_pipeline.cache.files import Buffer, hash_file
-from advl_pipeline.errors import AdvlError, ConfigError, StorageError
+from advl_pipeline.cache.files import Buffer
+from advl_pipeline.cache.store import MissingFile, repair_command
+from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.locations import Url
 
 if TYPE_CHECKING:
@@ -33,17 +32,7 @@ _CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "
 """What the library's messages name when a body does not come to its end, and what that is."""
 
 
-class MissingObject(AdvlError):
-    """There is no object of that name."""
-
-    exit_code = 4
-
-
 Answer = TypeVar("Answer")
-
-
-class _CutShort(StorageError):
-    """An answer ended, or stopped coming, before it was whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +41,10 @@ class Version:
 
     e_tag: str | None
     version: str | None
+
+
+class _CutShort(StorageError):
+    """An answer ended, or stopped coming, before it was whole."""
 
 
 class ObjectStore:
@@ -74,11 +67,11 @@ class ObjectStore:
         return ObjectStore, (self.url,)
 
     def get(self, name: str) -> bytes:
-        """Return an object's content; raises `MissingObject`."""
+        """Return an object's content; raises `MissingFile`."""
         return self.get_versioned(name)[0]
 
     def get_versioned(self, name: str) -> tuple[bytes, Version]:
-        """Return an object's content and which version it is; raises `MissingObject`."""
+        """Return an object's content and which version it is; raises `MissingFile`."""
         import obstore
 
         def request() -> tuple[bytes, Version]:
@@ -88,7 +81,7 @@ class ObjectStore:
         return self._ask(name, request)
 
     def stream(self, name: str) -> Iterator[Buffer]:
-        """Yield an object's content in blocks; raises `MissingObject`."""
+        """Yield an object's content in blocks; raises `MissingFile`."""
         import obstore
 
         with self._speaking(name):
@@ -104,7 +97,7 @@ class ObjectStore:
         items = (item for page in pages for item in page)
         return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
 
-    def create(self, name: str, content: Buffer | Path) -> Version | None:
+    def create(self, name: str, content: Buffer) -> Version | None:
         """Write an object that is not there yet, in one request; None when it is there already."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
@@ -112,10 +105,10 @@ class ObjectStore:
             return self._put(name, content, "create")
         except (AlreadyExistsError, PreconditionError):
             return None
-        except MissingObject:
+        except MissingFile:
             raise self._no_bucket(f"{self.url}/{name}") from None
 
-    def replace(self, name: str, content: Buffer | Path, seen: Version) -> Version | None:
+    def replace(self, name: str, content: Buffer, seen: Version) -> Version | None:
         """Write over the version of an object that was seen; None when it is another by now, or gone.
 
         Where it holds this very content by now, that is taken for having been written here.
@@ -125,42 +118,41 @@ class ObjectStore:
         try:
             known = {"e_tag": seen.e_tag, "version": seen.version}
             return self._put(name, content, {key: value for key, value in known.items() if value is not None})
-        except (AlreadyExistsError, PreconditionError, MissingObject):
+        except (AlreadyExistsError, PreconditionError, MissingFile):
             return self._version_of_content(name, content)
 
-    def settle(self, name: str, path: Path, *, may_replace: Callable[[], bool] = lambda: True) -> bool:
-        """Have an object hold a file's content, whatever was there; returns whether it does.
+    def settle(self, name: str, content: Buffer, *, may_replace: Callable[[], bool]) -> bool:
+        """Have an object hold this content, whatever was there; returns whether it does.
 
         What is there already is kept if it is the same to the byte, and else replaced if `may_replace` says so and
         nobody else does so meanwhile.
         """
-        if self.create(name, path) is not None:
+        if self.create(name, content) is not None:
             return True
         try:
             raw, seen = self.get_versioned(name)
-        except MissingObject:
+        except MissingFile:
             return False
-        if hashlib.sha256(raw).hexdigest() == hash_file(path).sha256:
-            return True
-        return may_replace() and self.replace(name, path, seen) is not None
+        return raw == content or (may_replace() and self.replace(name, content, seen) is not None)
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
         import obstore
 
-        with suppress(MissingObject):
+        with suppress(MissingFile):
             self._ask(name, lambda: obstore.delete(self._store, self._key(name)))
 
-    def _put(self, name: str, content: Buffer | Path, mode: Any) -> Version:
+    def _put(self, name: str, content: Buffer, mode: Any) -> Version:
         import obstore
 
-        body = content.read_bytes() if isinstance(content, Path) else bytes(content)
         # One request, never in parts: the object is there whole or not at all, and so is the condition.
         return _version_of(
-            self._ask(name, lambda: obstore.put(self._store, self._key(name), body, mode=mode, use_multipart=False))
+            self._ask(
+                name, lambda: obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
+            )
         )
 
-    def _version_of_content(self, name: str, content: Buffer | Path) -> Version | None:
+    def _version_of_content(self, name: str, content: Buffer) -> Version | None:
         """Return the version of an object that holds this content already, else None.
 
         A write is repeated where its answer was lost. If it had been carried out, the repetition is refused for what
@@ -168,9 +160,9 @@ class ObjectStore:
         """
         try:
             raw, seen = self.get_versioned(name)
-        except MissingObject:
+        except MissingFile:
             return None
-        return seen if raw == (content.read_bytes() if isinstance(content, Path) else bytes(content)) else None
+        return seen if raw == content else None
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Make a request, again where its answer was cut short, which the library does for objects alone.
@@ -215,7 +207,9 @@ class ObjectStore:
         except (NotFoundError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error):
                 raise self._no_bucket(where) from None
-            raise MissingObject("An object of the cache is missing.", where=where) from None
+            raise MissingFile(
+                "A file of the cache is missing.", where=where, next_command=repair_command(self.url)
+            ) from None
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise self._refused(where, error) from None
         except (BaseError, OSError) as error:

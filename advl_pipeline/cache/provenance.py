@@ -6,11 +6,10 @@ import platform
 import shlex
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from advl_pipeline.cache.files import read_json
 from advl_pipeline.cache.records import PROVENANCE_FILE
+from advl_pipeline.cache.store import Readable, read_json
 from advl_pipeline.locations import Location
 
 IMPORTED = "import:"
@@ -44,17 +43,11 @@ def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     }
 
 
-def extract_command(root: Path, *, location: Location | None = None, renew: bool = False) -> str:
-    """Return the command that makes, resumes or (`renew`) replaces a cache.
-
-    Args:
-        root: where its metadata can be read.
-        location: what the user calls it, if that is not the same.
-        renew: remove what is there first.
-    """
-    name = str(location or root)
+def extract_command(store: Readable, *, renew: bool = False) -> str:
+    """Return the command that makes, resumes or (`renew`: after removing what is there) replaces a cache."""
+    name = str(store.location)
     try:
-        words = _command_words(read_json(root, PROVENANCE_FILE)["config"])
+        words = _command_words(read_json(store, PROVENANCE_FILE)["config"])
     except (KeyError, TypeError, AttributeError):
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
     command = shlex.join([*words, "--output", name])

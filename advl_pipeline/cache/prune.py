@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from advl_pipeline.cache.checks import require_cache
-from advl_pipeline.cache.claims import claim
-from advl_pipeline.cache.confidence import list_confidence, remove_confidence, unfinished_confidences
+from advl_pipeline.cache.confidence import committed_keys, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import PruneConfig
-from advl_pipeline.cache.files import WORK_FOLDER, remove_work
+from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
-from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.locations import Location, Url
+from advl_pipeline.cache.store import Store, where
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.cache.writer import FINALISE
+from advl_pipeline.errors import ConfigError, StorageError, suggest_names
+from advl_pipeline.locations import Location
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,60 +32,52 @@ def run_prune(config: PruneConfig) -> PruneResult:
     Raises:
         ConfigError: there is no cache, or no set of that key.
     """
-    if isinstance(config.cache, Url):
-        return _prune_remote(config, config.cache)
-    root = config.cache
-    require_cache(root)
-    if config.all:
-        return _remove_all(root, dry_run=config.dry_run)
-    known = [str(item["key"]) for item in list_confidence(root)]
+    store = open_store(config.cache)
+    try:
+        sizes = require_cache(store)
+        return _remove_all(store, sizes, config) if config.all else _remove_parts(store, sizes, config)
+    finally:
+        store.close()
+
+
+def _remove_parts(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> PruneResult:
+    known = committed_keys(sizes)
     chosen = known if config.all_confidences else list(config.confidence)
     for key in chosen:
         if key not in known:
             raise ConfigError(
-                f"There is no set of confidences {key!r}.", where=str(root), why=suggest_names(key, known)
+                f"There is no set of confidences {key!r}.", where=str(config.cache), why=suggest_names(key, known)
             )
-    keys = [*chosen, *unfinished_confidences(root)]
-    leftovers = (root / WORK_FOLDER).is_dir() and (root / COMPLETE_RECORD).is_file()
-    targets = [root / "confidence" / key for key in keys] + ([root / WORK_FOLDER] if leftovers else [])
-    size = sum(map(_size, targets))
+    keys = [*chosen, *unfinished_keys(sizes)]
+    has_leftovers = COMPLETE_RECORD in sizes and any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
+    folders = [f"confidence/{key}" for key in keys] + ([WORK_FOLDER] if has_leftovers else [])
     if not config.dry_run:
         for key in keys:
-            remove_confidence(root, key)
-        if leftovers:
-            with claim(root, "finalise", wait=True):
-                remove_work(root)
-    return PruneResult(path=root, removed=tuple(str(path.relative_to(root)) for path in targets), num_bytes=size)
+            remove_confidence(store, key)
+        if has_leftovers:
+            with store.claim(FINALISE, wait=True):
+                store.delete_under(WORK_FOLDER)
+    size = _size(
+        {name: size for name, size in sizes.items() if name.startswith(tuple(f"{item}/" for item in folders))}
+    )
+    return PruneResult(path=config.cache, removed=tuple(folders), num_bytes=size)
 
 
-def _prune_remote(config: PruneConfig, url: Url) -> PruneResult:
-    from advl_pipeline.cache.remote_info import remove_remote_cache
-
-    if not config.all or config.confidence or config.all_confidences:
-        raise ConfigError("A cache in an object store can only be removed whole.", where=url, next_command="--all")
-    return PruneResult(path=url, removed=(".",), num_bytes=remove_remote_cache(url, dry_run=config.dry_run))
-
-
-def _remove_all(root: Path, *, dry_run: bool) -> PruneResult:
-    if root.is_symlink():
-        raise ConfigError("The cache is a link; remove it where it lies.", where=str(root))
-    size = _size(root)
-    if not dry_run:
-        # First what makes it a complete cache, so that a removal cut short leaves none that looks whole.
-        (root / COMPLETE_RECORD).unlink(missing_ok=True)
-        for name in sorted(path.name for path in root.iterdir() if path.name not in (IDENTITY_FILE, "records")):
-            _remove(root / name)
-        _remove(root / "records")
-        shutil.rmtree(root)
-    return PruneResult(path=root, removed=(".",), num_bytes=size)
+def _remove_all(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> PruneResult:
+    if not config.dry_run:
+        # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last what
+        # makes it a cache at all, so that the removal can be given again.
+        store.delete(COMPLETE_RECORD)
+        store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
+        store.delete_under()
+        if left := store.list():
+            raise StorageError(
+                "The cache could not be removed whole.",
+                where=where(store, min(left)),
+                next_command="see who may write there, then give the same command again",
+            )
+    return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+def _size(sizes: Mapping[str, int]) -> int:
+    return sum(max(0, size) for size in sizes.values())

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.compression import compress
-from advl_pipeline.cache.files import Buffer, FileEntry, publish_if_changed
+from advl_pipeline.cache.files import Buffer, FileEntry
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
+from advl_pipeline.cache.store import Store
 
 Array = npt.NDArray[Any]
 
 
-def publish_array(root: Path, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:
+def publish_array(store: Store, spec: ArraySpec, rows: Array, *, lease: str = "") -> dict[str, FileEntry]:
     """Write an array's metadata and shards, leaving files alone that already hold the same; returns their entries."""
-    files = {spec.metadata_path: publish_if_changed(root, spec.metadata_path, [spec.metadata()])}
+    files = {spec.metadata_path: store.put(spec.metadata_path, [spec.metadata()], lease=lease)}
     for shard in range(spec.num_shards):
         first = shard * spec.shard_rows
-        files[spec.shard_path(shard)] = publish_shard(root, spec, shard, rows[first : first + spec.shard_rows])
+        files[spec.shard_path(shard)] = publish_shard(
+            store, spec, shard, rows[first : first + spec.shard_rows], lease=lease
+        )
     return files
 
 
-def publish_shard(root: Path, spec: ArraySpec, shard: int, rows: Array) -> FileEntry:
+def publish_shard(store: Store, spec: ArraySpec, shard: int, rows: Array, *, lease: str = "") -> FileEntry:
     """Write one shard file: its rows, zeros up to a whole inner chunk, the index; compressed where it says so."""
     payload = np.ascontiguousarray(rows, DTYPES[spec.dtype])
     slack = spec.payload_bytes(shard) - payload.nbytes
@@ -33,7 +35,7 @@ def publish_shard(root: Path, spec: ArraySpec, shard: int, rows: Array) -> FileE
     parts: list[Buffer] = [payload.reshape(-1).view(np.uint8).data, bytes(slack), spec.footer(shard)]
     if spec.compression != "none":
         parts = _compressed(spec, shard, payload)
-    return publish_if_changed(root, spec.shard_path(shard), parts)
+    return store.put(spec.shard_path(shard), parts, lease=lease)
 
 
 def _compressed(spec: ArraySpec, shard: int, payload: Array) -> list[Buffer]:

@@ -6,19 +6,17 @@ Shapes: N units, Q ids asked for, M token rows, D feature width.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import CacheArray, MappedArray, open_array
-from advl_pipeline.cache.checks import require_cache, require_recorded, require_sizes
-from advl_pipeline.cache.fetch_ahead import AheadFiles, shards_of
-from advl_pipeline.cache.files import read_json
+from advl_pipeline.cache.arrays import MappedArray, open_array
+from advl_pipeline.cache.checks import require_cache, require_recorded
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
 from advl_pipeline.cache.layout import ArraySpec
@@ -30,21 +28,21 @@ from advl_pipeline.cache.records import (
     PLAN_RECORD,
     PROVENANCE_FILE,
     CompleteRecord,
-    ModalityRecord,
     PlanRecord,
     load_complete,
     load_plan,
 )
 from advl_pipeline.cache.spans import require_spans
+from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json, repair_command, where
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import Allocate, TokenRows
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
-from advl_pipeline.locations import Location, Url, parse_location
+from advl_pipeline.locations import Location, parse_location
 
 _HASHED_AT_OPENING = 1 << 20
 """Tables up to this size, in bytes, are hashed when a cache is opened: a millisecond."""
 
 if TYPE_CHECKING:
-    from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
     from advl_pipeline.cache.stream import BatchStream
 
 Features = npt.NDArray[Any]
@@ -112,63 +110,44 @@ def open_cache(
         CorruptCache: the extraction was not finished, or a file is missing, cut short or inconsistent.
         StorageError: the object store refuses access or cannot be reached.
     """
-    location = parse_location(path)
-    if isinstance(location, Url):
-        from advl_pipeline.cache.remote_reader import open_remote_cache
-
-        return open_remote_cache(location, expect, disk_cache)
-    root = location
-    require_cache(root)
-    if not (root / COMPLETE_RECORD).is_file():
-        raise CorruptCache(
-            "The extraction of this cache was not finished.",
-            where=str(root),
-            next_command=extract_command(root) if (root / PROVENANCE_FILE).is_file() else f"advl cache repair {root}",
-        )
-    complete = load_complete(root)
-    return assemble_cache(root, complete, expect, location=root)
-
-
-def assemble_cache(
-    root: Path,
-    complete: CompleteRecord,
-    expect: Mapping[str, Any] | None,
-    *,
-    location: Location,
-    remote: AheadFiles | None = None,
-    disk_cache: DiskCacheConfig | None = None,
-) -> TeacherCache:
-    """Check the metadata under `root` against the complete record and open the feature stores.
-
-    `location` is what the user calls the cache; `remote` fetches its shards into `root` where they are elsewhere.
-    """
+    store = open_store(parse_location(path), disk_cache)
+    try:
+        record = store.get(COMPLETE_RECORD)
+    except MissingFile:
+        raise _unfinished(store) from None
+    complete = load_complete(store)
+    files = store.reading(record, complete.files)
     for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
-        require_recorded(root, name, complete.files)
-    identity = read_json(root, IDENTITY_FILE)
-    plan = load_plan(root)
+        require_recorded(files, name, complete.files)
+    identity = read_json(files, IDENTITY_FILE)
+    plan = load_plan(files)
     if digest(identity) != plan.identity_sha256:
-        raise CorruptCache("The identity is not the one that the cache was planned for.", where=str(root))
+        raise CorruptCache("The identity is not the one that the cache was planned for.", where=str(files.location))
     if expect is not None:
         require_identity(
             expect,
             identity,
-            where=str(location),
-            next_command=extract_command(root, location=location, renew=True),
+            where=str(files.location),
+            next_command=extract_command(files, renew=True),
             partial=True,
         )
-    if remote is None:
-        require_sizes(root, complete.files)
-    stores = {
-        name: FeatureStore(root, name, shape, plan, complete, location=location, remote=remote)
-        for name, shape in plan.modalities.items()
-    }
+    stores = {name: FeatureStore(files, name, plan, complete) for name in plan.modalities}
     return TeacherCache(
-        path=location,
+        path=files.location,
         disk_cache=disk_cache,
         identity=identity,
-        provenance=read_json(root, PROVENANCE_FILE),
+        provenance=read_json(files, PROVENANCE_FILE),
         image=stores.get("image"),
         text=stores.get("text"),
+    )
+
+
+def _unfinished(store: Store) -> AdvlError:
+    sizes = require_cache(store)
+    return CorruptCache(
+        "The extraction of this cache was not finished.",
+        where=str(store.location),
+        next_command=extract_command(store) if PROVENANCE_FILE in sizes else repair_command(store.location),
     )
 
 
@@ -184,54 +163,41 @@ class FeatureStore:
     `clipped` counts the values beyond the range of the stored dtype.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        modality: str,
-        shape: ModalityRecord,
-        plan: PlanRecord,
-        complete: CompleteRecord,
-        *,
-        location: Location,
-        remote: AheadFiles | None = None,
-    ) -> None:
+    def __init__(self, files: Readable, modality: str, plan: PlanRecord, complete: CompleteRecord) -> None:
+        shape = plan.modalities[modality]
         self.modality = modality
         self.global_dim = shape.global_dim
         self.token_dim = shape.token_dim or 0
         self.source = f"{plan.identity_sha256}/{modality}"
-        self._root = root
-        self._location = location
-        self._remote = remote
-        self._shape = shape
-        self._files = complete.files
-        self._quarantined = complete.quarantined.get(modality, {})
         self.clipped = complete.clipped.get(modality, 0)
+        self._files = files
+        self._entries = complete.files
+        self._num_units = shape.num_units
+        self._quarantined = complete.quarantined.get(modality, {})
         planned = schema.plan_specs(modality, shape.num_units)
-        moments = schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim)
-        if remote is None:
-            # A remote cache's files are hashed when they are fetched.
-            self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
+        moments = schema.moment_specs(modality, plan)
+        self._require_small_tables([*moments.values(), planned["starts"], planned["lengths"]])
         self._unit_ids_N16 = self._table(planned["unit_id"]).whole()
         starts_N, lengths_N = self._table(planned["starts"]).whole(), self._table(planned["lengths"]).whole()
         index = schema.index_specs(modality, shape.num_units - len(self._quarantined))
         self._prefix_U = self._table(index["prefix"]).whole() if index else np.zeros(0, np.uint64)
         self._unit_U = self._table(index["unit"]).whole() if index else np.zeros(0, np.int64)
-        self._global = self._table(
-            schema.global_spec(
-                modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=plan.stored_dtype
-            )
-        )
+        self._global = self._table(schema.global_spec(modality, plan))
+        num_rows = int(starts_N[-1]) + max(1, int(lengths_N[-1]))
         self._tokens = TokenRows(
-            self._token_arrays(plan, num_rows=int(starts_N[-1]) + max(1, int(lengths_N[-1]))),
+            {
+                name: open_array(files, self._sound(spec))
+                for name, spec in schema.token_specs(modality, plan, num_rows).items()
+            },
             starts_N=starts_N,
             lengths_N=lengths_N,
-            where=root / modality / "tokens",
+            where=where(files, f"{modality}/tokens"),
         )
         self._readahead = Readahead(
             self._global,
             self._tokens,
             num_units=shape.num_units,
-            num_bytes=sum(item.num_bytes for name, item in self._files.items() if name.startswith(f"{modality}/")),
+            num_bytes=sum(item.num_bytes for name, item in self._entries.items() if name.startswith(f"{modality}/")),
         )
         self.has_tokens = bool(self._tokens.arrays)
         self.has_spans = "char_spans" in self._tokens.arrays
@@ -246,11 +212,9 @@ class FeatureStore:
 
     def _require_small_tables(self, specs: Sequence[ArraySpec]) -> None:
         """Hash tables that are cheap to hash: a wrong bit would scale a target, or give another unit's rows."""
-        for spec in specs:
-            for shard in range(spec.num_shards):
-                name = spec.shard_path(shard)
-                if self._files[name].num_bytes <= _HASHED_AT_OPENING:
-                    require_recorded(self._root, name, self._files)
+        for name in (name for spec in specs for name in spec.shard_paths()):
+            if not self._files.reads_whole and self._entries[name].num_bytes <= _HASHED_AT_OPENING:
+                require_recorded(self._files, name, self._entries)
 
     def __len__(self) -> int:
         return len(self._unit_U)
@@ -307,11 +271,13 @@ class FeatureStore:
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""
         if not self.has_spans:
-            raise ConfigError(f"The {self.modality} tokens of this cache have no spans.", where=str(self._location))
+            raise ConfigError(
+                f"The {self.modality} tokens of this cache have no spans.", where=str(self._files.location)
+            )
         return require_spans(
             self._tokens.collect("char_spans", self.positions(ids)),
-            where=f"{self._location}/{self.modality}/tokens/char_spans",
-            next_command=f"advl cache verify {self._location}",
+            where=where(self._files, f"{self.modality}/tokens/char_spans"),
+            next_command=f"advl cache verify {self._files.location}",
         )
 
     def kept_tokens(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
@@ -321,7 +287,7 @@ class FeatureStore:
             ConfigError: the cache holds all tokens.
         """
         if not self.has_kept:
-            raise ConfigError(f"This cache holds all {self.modality} tokens.", where=str(self._root))
+            raise ConfigError(f"This cache holds all {self.modality} tokens.", where=str(self._files.location))
         return self._tokens.collect("kept", self.positions(ids))
 
     def token_lengths(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
@@ -333,7 +299,7 @@ class FeatureStore:
         prefix = f"{self.modality}/stats/"
         return sorted(
             name.removeprefix(prefix).removesuffix("/zarr.json")
-            for name in self._files
+            for name in self._entries
             if name.startswith(prefix) and name.count("/") == 3
         )
 
@@ -341,7 +307,7 @@ class FeatureStore:
         """Return a per-unit statistic, (Q,) float32, such as "norm", "entropy" or "margin"."""
         if name not in self.stat_names():
             raise ConfigError(f"This cache has no statistic {name!r}; it has {', '.join(self.stat_names())}.")
-        return self._table(schema.stat_spec(self.modality, name, self._shape.num_units)).gather(self.positions(ids))
+        return self._table(schema.stat_spec(self.modality, name, self._num_units)).gather(self.positions(ids))
 
     def announce(self, ids: Sequence[str]) -> None:
         """Tell the kernel which units are wanted soon; it reads them ahead while the caller goes on."""
@@ -350,8 +316,17 @@ class FeatureStore:
     def announce_positions(self, positions_Q: npt.NDArray[np.int64]) -> None:
         """As `announce`, by position; `readahead.Readahead` and `fetch_ahead.FetchAhead` say how."""
         self._readahead.announce(positions_Q)
-        if self._remote is not None:
-            self._remote.fetch_ahead(shards_of(self._global, self._tokens, positions_Q))
+        if self._files.reads_whole:
+            self._files.fetch_ahead(self._shards_of(positions_Q))
+
+    def _shards_of(self, positions_Q: npt.NDArray[np.int64]) -> Iterator[str]:
+        """Yield the files that hold units, array by array, in the order in which the units need them."""
+        start_Q, _ = self._tokens.bounds(positions_Q)
+        for array, row_Q in [
+            (self._global, positions_Q),
+            *((item, start_Q) for item in self._tokens.arrays.values()),
+        ]:
+            yield from map(array.spec.shard_path, dict.fromkeys((row_Q // array.spec.shard_rows).tolist()))
 
     def begin_epoch(self) -> None:
         """Look anew at how the store relates to memory, and forget what was announced."""
@@ -383,36 +358,23 @@ class FeatureStore:
         reason = self._quarantined.get(unit_id)
         raise UnknownUnit(
             f"The {self.modality} features of a unit are not in the cache.",
-            where=f"unit {unit_id} in {self._location}",
+            where=f"unit {unit_id} in {self._files.location}",
             why=f"it could not be read: {reason}" if reason else "the cache is of another dataset, split or wording",
             next_command="mend the picture and extract again, or leave its examples out"
             if reason
-            else extract_command(self._root, location=self._location),
+            else extract_command(self._files),
         )
-
-    def _token_arrays(self, plan: PlanRecord, *, num_rows: int) -> dict[str, CacheArray]:
-        if self._shape.token_dim is None:
-            return {}
-        specs = schema.token_specs(
-            self.modality,
-            num_rows=num_rows,
-            token_dim=self._shape.token_dim,
-            spans=self._shape.spans,
-            kept=self._shape.kept,
-            stored=plan.stored_dtype,
-            shard_rows=plan.shard_rows,
-            compression=plan.compression,
-        )
-        return {name: open_array(self._root, self._sound(spec), self._remote) for name, spec in specs.items()}
 
     def _table(self, spec: ArraySpec) -> MappedArray:
-        return MappedArray(self._root, self._sound(spec), self._remote)
+        return MappedArray(self._files, self._sound(spec))
 
     def _sound(self, spec: ArraySpec) -> ArraySpec:
         # Opened only if its metadata is, to the byte, what the plan implies.
-        raw = require_recorded(self._root, spec.metadata_path, self._files)
+        raw = require_recorded(self._files, spec.metadata_path, self._entries)
         if raw != spec.metadata():
             raise CorruptCache(
-                "An array is not what the plan of the cache says.", where=str(self._root / spec.metadata_path)
+                "An array is not what the plan of the cache says.",
+                where=where(self._files, spec.metadata_path),
+                next_command=repair_command(self._files.location),
             )
         return spec

@@ -8,17 +8,17 @@ for every file of the cache, the other records included: it follows from them, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from advl_pipeline.cache.compression import Compression
-from advl_pipeline.cache.files import FileEntry, read_small
+from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.store import Readable, where
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.folders import MARKERS
 
@@ -26,13 +26,12 @@ PLAN_RECORD = "records/plan.json"
 COMPLETE_RECORD = "records/complete.json"
 PROVENANCE_FILE = "records/provenance.json"
 IDENTITY_FILE = MARKERS["cache"].file
+ROOT_METADATA = "zarr.json"
 
 MODALITIES = ("image", "text")
 _SEAL = "record_sha256"
 _MAX_UNITS = 2**32
 _MAX_WIDTH = 2**20
-
-Files = Mapping[str, FileEntry]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,16 +98,24 @@ class CompleteRecord:
     clipped: Mapping[str, int]
 
 
+def shard_name(modality: str, shard: int) -> str:
+    """Return what a shard's claim, its record and its work in progress are called."""
+    return f"{modality}-{shard:05d}"
+
+
 def shard_record_path(modality: str, shard: int) -> str:
-    return f"records/{modality}-{shard:05d}.json"
+    return f"records/{shard_name(modality, shard)}.json"
+
+
+def committed_shards(names: Iterable[str]) -> set[tuple[str, int]]:
+    """Return the shards that have a record among these files, sound or not."""
+    records = (name.removeprefix("records/") for name in names if name.startswith("records/"))
+    parts = [name.removesuffix(".json").rpartition("-") for name in records]
+    return {(modality, int(number)) for modality, _, number in parts if modality in MODALITIES and number.isdigit()}
 
 
 def tables_record_path(modality: str) -> str:
     return f"records/{modality}-tables.json"
-
-
-def confidence_record_path(key: str) -> str:
-    return f"records/confidence-{key}.json"
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
@@ -116,13 +123,13 @@ def seal(content: Mapping[str, Any]) -> bytes:
     return render_json({**content, _SEAL: digest(content)})
 
 
-def unseal(root: Path, relative: str) -> dict[str, Any]:
+def unseal(store: Readable, name: str) -> dict[str, Any]:
     """Read a record.
 
     Raises:
         CorruptCache: it is missing, does not parse, or is not what it was when it was sealed.
     """
-    raw = read_small(root, relative)
+    raw = store.get(name)
     try:
         content: Any = json.loads(raw)
         stored = content.pop(_SEAL)
@@ -130,72 +137,38 @@ def unseal(root: Path, relative: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise CorruptCache("A record of the cache is damaged.", where=str(root / relative))
+        raise CorruptCache("A record of the cache is damaged.", where=where(store, name))
     return dict(content)
 
 
-def render_plan(record: PlanRecord) -> bytes:
-    return seal(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "identity_sha256": record.identity_sha256,
-            "stored_dtype": record.stored_dtype,
-            "shard_rows": record.shard_rows,
-            **({} if record.compression == "none" else {"compression": record.compression}),
-            **({} if record.provenance is None else {"provenance": dict(record.provenance)}),
-            "modalities": {
-                name: {
-                    "num_units": shape.num_units,
-                    "global_dim": shape.global_dim,
-                    "token_dim": shape.token_dim,
-                    "spans": shape.spans,
-                    **({"kept": True} if shape.kept else {}),
-                }
-                for name, shape in record.modalities.items()
-            },
-            "files": files_to_json(record.files),
+def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
+    """Render a record in its stored form."""
+    content = {item.name: getattr(record, item.name) for item in fields(record)}
+    content["files"] = files_to_json(record.files)
+    if not isinstance(record, ShardRecord):
+        content["schema_version"] = SCHEMA_VERSION
+    if isinstance(record, PlanRecord):
+        # What was added to the format later is left out where it says nothing.
+        content = {key: value for key, value in content.items() if value not in ("none", None)}
+        content["modalities"] = {
+            name: {key: value for key, value in asdict(shape).items() if key != "kept" or value}
+            for name, shape in record.modalities.items()
         }
-    )
-
-
-def render_shard(record: ShardRecord) -> bytes:
-    return seal(
-        {
-            "modality": record.modality,
-            "shard": record.shard,
-            "first_unit": record.first_unit,
-            "num_units": record.num_units,
-            "rows": record.rows,
-            "clipped": record.clipped,
-            "quarantined": dict(record.quarantined),
-            "files": files_to_json(record.files),
-        }
-    )
+    return seal(content)
 
 
 def render_tables(modality: str, files: Files) -> bytes:
     return seal({"modality": modality, "files": files_to_json(files)})
 
 
-def render_complete(record: CompleteRecord) -> bytes:
-    return seal(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "quarantined": {name: dict(units) for name, units in record.quarantined.items()},
-            "clipped": dict(record.clipped),
-            "files": files_to_json(record.files),
-        }
-    )
-
-
-def load_plan(root: Path) -> PlanRecord:
+def load_plan(store: Readable) -> PlanRecord:
     """Read `records/plan.json`; raises `CorruptCache`."""
-    content = unseal(root, PLAN_RECORD)
-    with _reading(root, PLAN_RECORD):
+    content = unseal(store, PLAN_RECORD)
+    with _reading(store, PLAN_RECORD):
         if content["schema_version"] != SCHEMA_VERSION:
             raise CorruptCache(
                 "The cache has another format version.",
-                where=str(root),
+                where=str(store.location),
                 why=f"it is {content['schema_version']}, this program reads {SCHEMA_VERSION}",
             )
         modalities = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
@@ -207,7 +180,7 @@ def load_plan(root: Path) -> PlanRecord:
             or type(shard_rows) is not int
             or shard_rows < 1
         ):
-            raise CorruptCache("The plan of the cache is impossible.", where=str(root / PLAN_RECORD))
+            raise CorruptCache("The plan of the cache is impossible.", where=where(store, PLAN_RECORD))
         return PlanRecord(
             identity_sha256=content["identity_sha256"],
             stored_dtype=content["stored_dtype"],
@@ -219,28 +192,28 @@ def load_plan(root: Path) -> PlanRecord:
         )
 
 
-def load_shard(root: Path, modality: str, shard: int) -> ShardRecord:
+def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     """Read the record of a shard; raises `CorruptCache`."""
     relative = shard_record_path(modality, shard)
-    content = unseal(root, relative)
-    with _reading(root, relative):
+    content = unseal(store, relative)
+    with _reading(store, relative):
         record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
         if (record.modality, record.shard) != (modality, shard):
-            raise CorruptCache("A record stands under another shard's name.", where=str(root / relative))
+            raise CorruptCache("A record stands under another shard's name.", where=where(store, relative))
         return record
 
 
-def load_tables(root: Path, modality: str) -> dict[str, FileEntry]:
+def load_tables(store: Readable, modality: str) -> dict[str, FileEntry]:
     """Read the files that a modality's tables consist of; raises `CorruptCache`."""
-    content = unseal(root, tables_record_path(modality))
-    with _reading(root, tables_record_path(modality)):
+    content = unseal(store, tables_record_path(modality))
+    with _reading(store, tables_record_path(modality)):
         return files_from_json(content["files"])
 
 
-def load_complete(root: Path) -> CompleteRecord:
+def load_complete(store: Readable) -> CompleteRecord:
     """Read `records/complete.json`; raises `CorruptCache`."""
-    content = unseal(root, COMPLETE_RECORD)
-    with _reading(root, COMPLETE_RECORD):
+    content = unseal(store, COMPLETE_RECORD)
+    with _reading(store, COMPLETE_RECORD):
         return CompleteRecord(
             files=files_from_json(content["files"]),
             quarantined={name: dict(units) for name, units in content["quarantined"].items()},
@@ -257,11 +230,11 @@ def files_from_json(content: Mapping[str, Any]) -> dict[str, FileEntry]:
 
 
 @contextmanager
-def _reading(root: Path, relative: str) -> Iterator[None]:
+def _reading(store: Readable, name: str) -> Iterator[None]:
     # A sealed record of the wrong shape: forged, or another version's.
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(
-            "A record does not have the expected fields.", where=str(root / relative), why=str(error)
+            "A record does not have the expected fields.", where=where(store, name), why=str(error)
         ) from None

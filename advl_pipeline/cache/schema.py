@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from advl_pipeline.cache.compression import Compression
+from dataclasses import replace
+
 from advl_pipeline.cache.index import ID_BYTES
 from advl_pipeline.cache.layout import ArraySpec, single_shard
-from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.records import PlanRecord
 
 TABLE_ROWS = 65536
 """Most units per shard file of `global`."""
@@ -25,51 +26,48 @@ def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
     }
 
 
-def token_specs(
-    modality: str,
-    *,
-    num_rows: int,
-    token_dim: int,
-    spans: bool,
-    kept: bool,
-    stored: StoredDtype,
-    shard_rows: int,
-    compression: Compression,
-) -> dict[str, ArraySpec]:
-    """Arrays with one row per token, all cut into the same shards; only the values are ever compressed."""
-    inner = _inner_rows(token_dim, shard_rows, num_rows)
-    small = _inner_rows(token_dim, shard_rows, num_rows, target=_COMPRESSED_INNER_BYTES)
+def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, ArraySpec]:
+    """Arrays with one row per token, all cut into the same shards; only the values are ever compressed.
 
-    def spec(name: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
-        compressed = name == "values" and compression != "none"
-        return ArraySpec(
+    None where there are no token features.
+    """
+    shape = plan.modalities[modality]
+    if shape.token_dim is None:
+        return {}
+    columns: dict[str, tuple[tuple[int, ...], str]] = {"values": ((shape.token_dim,), plan.stored_dtype)}
+    if plan.stored_dtype == "int8":
+        columns["scales"] = ((), "float32")
+    if shape.spans:
+        columns["char_spans"] = ((2,), "int32")
+    if shape.kept:
+        columns["kept"] = ((), "int32")
+    inner = _inner_rows(shape.token_dim, plan.shard_rows, num_rows)
+    specs = {
+        name: ArraySpec(
             path=f"{modality}/tokens/{name}",
-            shape=shape,
+            shape=(num_rows, *width),
             dtype=dtype,
-            shard_rows=shard_rows,
-            inner_rows=small if compressed else inner,
-            compression=compression if compressed else "none",
+            shard_rows=plan.shard_rows,
+            inner_rows=inner,
         )
-
-    specs = {"values": spec("values", (num_rows, token_dim), stored)}
-    if stored == "int8":
-        specs["scales"] = spec("scales", (num_rows,), "float32")
-    if spans:
-        specs["char_spans"] = spec("char_spans", (num_rows, 2), "int32")
-    if kept:
-        specs["kept"] = spec("kept", (num_rows,), "int32")
+        for name, (width, dtype) in columns.items()
+    }
+    if plan.compression != "none":
+        small = _inner_rows(shape.token_dim, plan.shard_rows, num_rows, target=_COMPRESSED_INNER_BYTES)
+        specs["values"] = replace(specs["values"], inner_rows=small, compression=plan.compression)
     return specs
 
 
-def global_spec(modality: str, *, num_units: int, global_dim: int, stored: StoredDtype) -> ArraySpec:
+def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
     """The array with one feature vector per unit. It stays at 16 bits where tokens are stored in 8."""
-    shard_rows = min(TABLE_ROWS, 1 << (num_units - 1).bit_length())
+    shape = plan.modalities[modality]
+    shard_rows = min(TABLE_ROWS, 1 << (shape.num_units - 1).bit_length())
     return ArraySpec(
         path=f"{modality}/global",
-        shape=(num_units, global_dim),
-        dtype="float16" if stored == "int8" else stored,
+        shape=(shape.num_units, shape.global_dim),
+        dtype="float16" if plan.stored_dtype == "int8" else plan.stored_dtype,
         shard_rows=shard_rows,
-        inner_rows=_inner_rows(global_dim, shard_rows, num_units),
+        inner_rows=_inner_rows(shape.global_dim, shard_rows, shape.num_units),
     )
 
 
@@ -78,9 +76,10 @@ def stat_spec(modality: str, name: str, num_units: int) -> ArraySpec:
     return single_shard(f"{modality}/stats/{name}", (num_units,), "float32")
 
 
-def moment_specs(modality: str, *, global_dim: int, token_dim: int | None) -> dict[str, ArraySpec]:
+def moment_specs(modality: str, plan: PlanRecord) -> dict[str, ArraySpec]:
     """Mean and variance per dimension, of global features and of token rows."""
-    widths = {"global": global_dim} | ({"token": token_dim} if token_dim is not None else {})
+    shape = plan.modalities[modality]
+    widths = {"global": shape.global_dim} | ({"token": shape.token_dim} if shape.token_dim is not None else {})
     return {
         f"{kind}_{moment}": single_shard(f"{modality}/{kind}_{moment}", (width,), "float32")
         for kind, width in widths.items()

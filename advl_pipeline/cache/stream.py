@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,9 @@ import torch
 
 from advl_pipeline.cache.buffers import BufferPool
 from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
-from advl_pipeline.cache.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from advl_pipeline.cache.reader import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

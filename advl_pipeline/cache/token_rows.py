@@ -6,7 +6,6 @@ Shapes: N units, Q units asked for, M token rows, D feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ class TokenRows:
         *,
         starts_N: npt.NDArray[np.int64],
         lengths_N: npt.NDArray[np.int32],
-        where: Path,
+        where: str,
     ) -> None:
         self.arrays = arrays
         self._starts_N = starts_N
@@ -50,7 +49,7 @@ class TokenRows:
             shard_end_Q = (start_Q // spec.shard_rows + 1) * spec.shard_rows
             outside = start_Q.min() < 0 or length_Q.min() < 0
             if outside or ((start_Q + length_Q) > np.minimum(shard_end_Q, spec.shape[0])).any():
-                raise CorruptCache("A unit's rows lie outside its shard.", where=str(self._where))
+                raise CorruptCache("A unit's rows lie outside its shard.", where=self._where)
         return start_Q, length_Q
 
     def lengths(self, positions_Q: Positions) -> npt.NDArray[np.int32]:
@@ -90,7 +89,7 @@ class TokenRows:
         if not self.arrays:
             raise ConfigError(
                 "This cache holds no token features of this modality.",
-                where=str(self._where),
+                where=self._where,
                 next_command="extract again with --image-tokens boxes or grid",
             )
         return self.arrays[name]

@@ -12,19 +12,19 @@ Shapes: Q sampled units, D feature width.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.cache.files import Files
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
-from advl_pipeline.cache.records import COMPLETE_RECORD, Files, load_complete
+from advl_pipeline.cache.records import load_complete
+from advl_pipeline.cache.store import Store
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import (
     Finding,
     VerifyReport,
@@ -34,7 +34,7 @@ from advl_pipeline.cache.verify import (
     verify_cache,
 )
 from advl_pipeline.errors import CorruptCache
-from advl_pipeline.locations import Url
+from advl_pipeline.locations import Location
 
 SAMPLED_UNITS = 64
 """Units of each modality whose numbers are looked at; on a disk of spinning plates about a second."""
@@ -54,72 +54,49 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
         CorruptCache: a file changed, or sampled features are not finite or not as long as they were.
         StorageError: the object store failed.
     """
+    store = open_store(cache.path)
+    files = load_complete(store).files
+    changed = store.changed(files)
     if hash_all:
-        _require_sound(cache)
-    elif isinstance(cache.path, Path):
-        _require_unchanged(cache.path)
-    if isinstance(cache.path, Path):
-        for store in cache.stores().values():
-            _require_sensible(store, cache.path)
+        listed = recorded_files(store, store.list(), [])
+        _require_sound(cache.path, sum(entry.num_bytes for entry in listed.values()))
+    elif changed:
+        _require_unchanged(store, {name: files[name] for name in changed})
+    if store.changed(files) == changed and (hash_all or changed):
+        store.vouch()
+    if not store.reads_whole:
+        for features in cache.stores().values():
+            _require_sensible(features, cache.path)
 
 
-def changed_files(root: Path, files: Files) -> dict[str, int]:
-    """Return the files that changed after the complete record vouched for them, and when they did, in ns."""
-    vouched_ns = (root / COMPLETE_RECORD).stat().st_mtime_ns
-    changes = {name: _changed_ns(root, name) for name in files}
-    return {name: changed_ns for name, changed_ns in changes.items() if changed_ns > vouched_ns}
-
-
-def _require_unchanged(root: Path) -> None:
-    files = load_complete(root).files
-    changed = changed_files(root, files)
-    if not changed:
-        return
+def _require_unchanged(store: Store, files: Files) -> None:
+    num_bytes = sum(entry.num_bytes for entry in files.values())
     findings: list[Finding] = []
-    with _progress(root, sum(files[name].num_bytes for name in changed)) as bar:
-        for name in changed:
-            problem = file_problem(root, name, files[name])
+    with _progress(store.location, num_bytes) as bar:
+        for name, entry in files.items():
+            problem = file_problem(store, name, entry)
             findings += [Finding(path=name, problem=problem)] if problem else []
-            bar.update(files[name].num_bytes)
+            bar.update(entry.num_bytes)
     if findings:
-        num_bytes = sum(files[name].num_bytes for name in changed)
-        raise describe_findings(VerifyReport(path=root, files=files, num_bytes=num_bytes, findings=tuple(findings)))
-    if changed_files(root, files) == changed:
-        _vouch(root)
+        raise describe_findings(
+            VerifyReport(path=store.location, files=files, num_bytes=num_bytes, findings=tuple(findings))
+        )
 
 
-def _require_sound(cache: TeacherCache) -> None:
-    total = None
-    if isinstance(cache.path, Path):
-        files = load_complete(cache.path).files
-        before = changed_files(cache.path, files)
-        total = sum(entry.num_bytes for entry in recorded_files(cache.path, []).values())
-    with _progress(cache.path, total) as bar:
-        report = verify_cache(cache.path, progress=bar.update)
+def _require_sound(location: Location, num_bytes: int) -> None:
+    with _progress(location, num_bytes) as bar:
+        report = verify_cache(location, progress=bar.update)
     # Other runs may be adding confidences at this moment; whoever reads those checks them.
     findings = tuple(finding for finding in report.findings if finding.path in report.files)
     if findings:
         raise describe_findings(replace(report, findings=findings))
-    if isinstance(cache.path, Path) and changed_files(cache.path, files) == before:
-        _vouch(cache.path)
 
 
-def _vouch(root: Path) -> None:
-    # Where the cache may only be read, the next run hashes what changed once more.
-    with suppress(OSError):
-        os.utime(root / COMPLETE_RECORD)
-
-
-def _changed_ns(root: Path, name: str) -> int:
-    found = (root / name).lstat()
-    return max(found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _progress(location: Path | Url, num_bytes: int | None) -> tqdm[Any]:
+def _progress(location: Location, num_bytes: int) -> tqdm[Any]:
     return tqdm(total=num_bytes, desc=f"checking {location}", unit="B", unit_scale=True)
 
 
-def _require_sensible(store: FeatureStore, root: Path) -> None:
+def _require_sensible(store: FeatureStore, location: Location) -> None:
     """Look at some units: finite numbers, spans that are some, and global features of the length they had."""
     count = min(SAMPLED_UNITS, len(store))
     if count == 0:
@@ -129,14 +106,14 @@ def _require_sensible(store: FeatureStore, root: Path) -> None:
     ids = list(store.ids_at(store.readable_positions(chosen_Q)))
     global_QD = store.global_features(ids)
     if not is_finite(global_QD):
-        raise _senseless(root, f"{store.modality}/global", "it holds values that are not finite")
+        raise _senseless(location, f"{store.modality}/global", "it holds values that are not finite")
     if store.has_tokens and not is_finite(store.token_features(ids)[0]):
-        raise _senseless(root, f"{store.modality}/tokens/values", "it holds values that are not finite")
+        raise _senseless(location, f"{store.modality}/tokens/values", "it holds values that are not finite")
     if store.has_spans:
         store.char_spans(ids)
     if not store.clipped and not _has_its_norms(global_QD, store.stat("norm", ids)):
         why = "its rows are neither of unit length nor as long as stats/norm says"
-        raise _senseless(root, f"{store.modality}/global", why)
+        raise _senseless(location, f"{store.modality}/global", why)
 
 
 def _has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32]) -> bool:
@@ -146,10 +123,10 @@ def _has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32])
     return any(np.allclose(stored_Q, wanted_Q, rtol=_NORM_TOLERANCE, atol=1e-4) for wanted_Q in (norm_Q, unit_Q))
 
 
-def _senseless(root: Path, name: str, why: str) -> CorruptCache:
+def _senseless(location: Location, name: str, why: str) -> CorruptCache:
     return CorruptCache(
         "The cache holds numbers that cannot be.",
-        where=f"{root}/{name}",
+        where=f"{location}/{name}",
         why=why,
-        next_command=f"advl cache verify {root}",
+        next_command=f"advl cache verify {location}",
     )

@@ -5,30 +5,26 @@ Shapes: N units, M token rows, D feature width.
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray, open_array
-from advl_pipeline.cache.checks import require_cache
-from advl_pipeline.cache.confidence import confidence_key, unfinished_confidences
-from advl_pipeline.cache.files import FileEntry, hash_file, read_json, read_small, safe_path
+from advl_pipeline.cache.arrays import CacheArray, MappedArray, open_array
+from advl_pipeline.cache.checks import require_cache, size_problem
+from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
+from advl_pipeline.cache.files import FileEntry, Files, hash_file
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.index import UnitIds, build_index
-from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     MODALITIES,
     PLAN_RECORD,
-    Files,
-    confidence_record_path,
+    committed_shards,
     files_from_json,
     load_complete,
     load_plan,
@@ -39,9 +35,11 @@ from advl_pipeline.cache.records import (
     unseal,
 )
 from advl_pipeline.cache.spans import are_spans
+from advl_pipeline.cache.store import Store, read_json, repair_command
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
-from advl_pipeline.locations import Location, Url
+from advl_pipeline.locations import Location
 
 Arguments = ParamSpec("Arguments")
 Content = TypeVar("Content")
@@ -73,7 +71,7 @@ class VerifyReport:
 
 
 def verify_cache(location: Location, *, progress: Callable[[int], object] = lambda _: None) -> VerifyReport:
-    """Check a complete cache.
+    """Check a complete cache, each file read once.
 
     Args:
         location: the cache's folder or URL.
@@ -81,33 +79,44 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
 
     Raises:
         ConfigError: there is no cache.
+        StorageError: the store refuses access or cannot be reached.
     """
-    if isinstance(location, Url):
-        from advl_pipeline.cache.remote_verify import verify_remote_cache
-
-        return verify_remote_cache(location, progress=progress)
-    root = location
-    require_cache(root)
+    store = open_store(location)
+    sizes = require_cache(store)
     findings: list[Finding] = []
-    files = recorded_files(root, findings)
-    num_bytes = 0
-    for name, entry in sorted(files.items()):
-        problem = file_problem(root, name, entry)
+    files = recorded_files(store, sizes, findings)
+    rows: dict[str, tuple[CacheArray, int]] = {}
+    small = [name for name in sorted(files) if not is_bulk(name)]
+    for name in [*small, *sorted(files.keys() - set(small))]:
+        if not rows and is_bulk(name) and not findings:
+            rows = _feature_shards(store, findings)
+        problem = size_problem(sizes, name, files[name].num_bytes) or file_problem(
+            store, name, files[name], None if findings else rows.get(name)
+        )
         if problem:
             findings.append(Finding(path=name, problem=problem))
-        num_bytes += entry.num_bytes
-        progress(entry.num_bytes)
+        progress(files[name].num_bytes)
     if COMPLETE_RECORD not in {finding.path for finding in findings}:
-        findings += _unexpected(root, files)
+        known = {*files, COMPLETE_RECORD, *map(confidence_record_path, committed_keys(sizes))}
+        findings += [Finding(path=name, problem="it belongs to no record") for name in sizes if name not in known]
     if not findings:
-        findings += senseless(root)
-    return VerifyReport(path=root, files=files, num_bytes=num_bytes, findings=one_per_file(findings))
-
-
-def one_per_file(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the first finding of each file, by name."""
+        findings += _senseless(store)
     unique = {finding.path: finding for finding in reversed(findings)}
-    return tuple(unique[path] for path in sorted(unique))
+    return VerifyReport(
+        path=location,
+        files=files,
+        num_bytes=sum(entry.num_bytes for entry in files.values()),
+        findings=tuple(unique[path] for path in sorted(unique)),
+    )
+
+
+def is_bulk(name: str) -> bool:
+    """Whether a file is a shard of features, which is what a cache mostly consists of."""
+    array = name.partition("/c/")[0].split("/", 1)
+    return "/c/" in name and array[0] in MODALITIES and array[-1] in _FEATURES
+
+
+_FEATURES = ("global", "tokens/values", "tokens/scales", "tokens/char_spans", "tokens/kept")
 
 
 def describe_findings(report: VerifyReport) -> CorruptCache:
@@ -117,52 +126,48 @@ def describe_findings(report: VerifyReport) -> CorruptCache:
         f"The cache is not sound: {len(lines)} finding(s).",
         where=str(report.path),
         why="\n         ".join(lines[:20] + (["..."] if len(lines) > 20 else [])),
-        next_command=f"advl cache repair {report.path}",
+        next_command=repair_command(report.path),
     )
 
 
-def recorded_files(root: Path, findings: list[Finding]) -> Files:
+def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Finding]) -> Files:
     """Return the files that records list: those of the complete record, or of all others where it is damaged.
 
-    What is wrong with the records is added to the findings.
+    Args:
+        store: the cache.
+        sizes: what there is.
+        findings: what is wrong with the records is added here.
     """
     files: dict[str, FileEntry] = {}
-    complete = _attempt(findings, COMPLETE_RECORD, load_complete, root)
+    complete = _attempt(findings, COMPLETE_RECORD, load_complete, store)
     if complete is not None:
         files |= complete.files
     else:
-        files |= _files_of_parts(root, findings)
-    for path in sorted((root / "records").glob("confidence-*.json")):
-        name = f"records/{path.name}"
-        content = _attempt(findings, name, unseal, root, name)
+        files |= _files_of_parts(store, sizes, findings)
+    for key in committed_keys(sizes):
+        name = confidence_record_path(key)
+        content = _attempt(findings, name, unseal, store, name)
         if content is None:
             continue
         files |= files_from_json(content["files"])
-        if confidence_record_path(confidence_key(content["identity"])) != name:
+        if confidence_key(content["identity"]) != key:
             findings.append(Finding(path=name, problem="it stands under another set's name"))
-    findings += [
-        Finding(path=confidence_record_path(key), problem="it is missing") for key in unfinished_confidences(root)
-    ]
+    unfinished = map(confidence_record_path, unfinished_keys(sizes))
+    findings += [Finding(path=name, problem="it is missing") for name in unfinished]
     return files
 
 
-def _files_of_parts(root: Path, findings: list[Finding]) -> dict[str, FileEntry]:
+def _files_of_parts(store: Store, sizes: Mapping[str, int], findings: list[Finding]) -> dict[str, FileEntry]:
     files: dict[str, FileEntry] = {}
-    plan = _attempt(findings, PLAN_RECORD, load_plan, root)
+    plan = _attempt(findings, PLAN_RECORD, load_plan, store)
     files |= plan.files if plan is not None else {}
     for modality in MODALITIES:
-        if (root / tables_record_path(modality)).exists():
-            files |= _attempt(findings, tables_record_path(modality), load_tables, root, modality) or {}
-    for modality, shard in committed_shards(root):
-        record = _attempt(findings, shard_record_path(modality, shard), load_shard, root, modality, shard)
+        if tables_record_path(modality) in sizes:
+            files |= _attempt(findings, tables_record_path(modality), load_tables, store, modality) or {}
+    for modality, shard in sorted(committed_shards(sizes)):
+        record = _attempt(findings, shard_record_path(modality, shard), load_shard, store, modality, shard)
         files |= record.files if record is not None else {}
     return files
-
-
-def committed_shards(root: Path) -> list[tuple[str, int]]:
-    """Return the shards that have a record, sound or not."""
-    names = [path.stem.rpartition("-") for path in sorted((root / "records").glob("*.json"))]
-    return [(modality, int(number)) for modality, _, number in names if modality in MODALITIES and number.isdigit()]
 
 
 def _attempt(
@@ -179,65 +184,73 @@ def _attempt(
         return None
 
 
-def file_problem(root: Path, name: str, entry: FileEntry) -> str | None:
-    """Return what is wrong with a file, or None."""
+def file_problem(store: Store, name: str, entry: FileEntry, rows: tuple[CacheArray, int] | None = None) -> str | None:
+    """Return what is wrong with a file, or None; with the numbers in it too where it is a shard (array, number)."""
     try:
-        path = safe_path(root, name)
-        found = path.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            return "it is not a plain file"
-        if found.st_size != entry.num_bytes:
-            return f"it has {found.st_size} bytes instead of {entry.num_bytes}"
-        return None if hash_file(path) == entry else "its content changed"
+        with store.opened(name) as descriptor:
+            found = hash_file(descriptor)
+            if found.num_bytes != entry.num_bytes:
+                return f"it has {found.num_bytes} bytes instead of {entry.num_bytes}"
+            if found != entry:
+                return "its content changed"
+            if rows is not None:
+                array, shard = rows
+                array.map_shard(shard, descriptor)
+                return _row_problem(array, shard)
+            return None
     except CorruptCache as error:
-        return error.what
-    except FileNotFoundError:
-        return "it is missing"
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
+        return error.why or error.what
 
 
-def _unexpected(root: Path, files: Files) -> list[Finding]:
-    known = (
-        set(files) | {COMPLETE_RECORD} | {f"records/{path.name}" for path in root.glob("records/confidence-*.json")}
-    )
-    present = [
-        str(path.relative_to(root)) for path in sorted(root.rglob("*")) if path.is_symlink() or not path.is_dir()
-    ]
-    return [Finding(path=name, problem="it belongs to no record") for name in present if name not in known]
-
-
-def senseless(root: Path, *, features: bool = True) -> list[Finding]:
-    """Look at what hashes cannot tell: whether the numbers that were written make a cache.
-
-    `features` says whether to read the features themselves, too.
-    """
+def _feature_shards(store: Store, findings: list[Finding]) -> dict[str, tuple[CacheArray, int]]:
+    """Return the array and the number of each shard of features."""
     try:
-        writer = CacheWriter(root)
+        writer = CacheWriter(store)
+        arrays = [
+            open_array(store, spec) for modality in writer.plan.modalities for spec in writer.row_specs(modality)
+        ]
+        return {
+            array.spec.shard_path(shard): (array, shard) for array in arrays for shard in range(array.spec.num_shards)
+        }
+    except AdvlError as error:
+        findings.append(Finding(path=PLAN_RECORD, problem=error.what))
+        return {}
+
+
+def _row_problem(array: CacheArray, shard: int) -> str | None:
+    rows = array.shard(shard)
+    array.forget(shard)
+    if array.spec.dtype.startswith("float") and not is_finite(rows):
+        return "it holds values that are not finite"
+    if array.spec.path.endswith("/char_spans") and not are_spans(rows):
+        return "it holds spans that are none"
+    return None
+
+
+def _senseless(store: Store) -> list[Finding]:
+    """Look at what hashes cannot tell: whether what was written makes a cache."""
+    try:
+        writer = CacheWriter(store)
         findings = []
-        if digest(read_json(root, IDENTITY_FILE)) != writer.plan.identity_sha256:
+        if digest(read_json(store, IDENTITY_FILE)) != writer.plan.identity_sha256:
             findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
         for modality in writer.plan.modalities:
-            findings += _senseless_modality(root, writer, modality)
-            findings += _misdescribed(root, writer, modality)
-            if features:
-                for spec in row_specs(writer, modality):
-                    rows = (senseless_rows(root, spec, shard) for shard in range(spec.num_shards))
-                    findings += [finding for finding in rows if finding is not None]
-            findings += _senseless_index(root, writer, modality)
+            findings += _senseless_modality(writer, modality)
+            findings += _misdescribed(writer, modality)
+            findings += _senseless_index(writer, modality)
         return findings
     except AdvlError as error:
         return [Finding(path=error.where or PLAN_RECORD, problem=error.what)]
 
 
-def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
+def _senseless_modality(writer: CacheWriter, modality: str) -> list[Finding]:
     findings = []
     shape, placement = writer.plan.modalities[modality], writer.placement(modality)
-    starts_N = MappedArray(root, schema.plan_specs(modality, shape.num_units)["starts"]).whole()
+    starts_N = MappedArray(writer.store, schema.plan_specs(modality, shape.num_units)["starts"]).whole()
     if not np.array_equal(starts_N, placement.starts_N):
         findings.append(Finding(path=f"{modality}/tokens/starts", problem="units overlap, overrun or leave gaps"))
-    for name, spec in schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim).items():
-        moment_D = MappedArray(root, spec).whole()
+    for name, spec in schema.moment_specs(modality, writer.plan).items():
+        moment_D = MappedArray(writer.store, spec).whole()
         if not is_finite(moment_D):
             findings.append(Finding(path=spec.path, problem="it holds values that are not finite"))
         elif name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
@@ -245,47 +258,26 @@ def _senseless_modality(root: Path, writer: CacheWriter, modality: str) -> list[
     return findings
 
 
-def row_specs(writer: CacheWriter, modality: str) -> list[ArraySpec]:
-    """Return the arrays of a modality that cannot be known beforehand: features, scales, spans."""
-    shape = writer.plan.modalities[modality]
-    tables = schema.global_spec(
-        modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=writer.stored
-    )
-    return [tables, *writer.token_specs(modality).values()]
-
-
-def _misdescribed(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
-    shape = writer.plan.modalities[modality]
+def _misdescribed(writer: CacheWriter, modality: str) -> list[Finding]:
     specs = [
-        *schema.plan_specs(modality, shape.num_units).values(),
-        *row_specs(writer, modality),
-        *schema.moment_specs(modality, global_dim=shape.global_dim, token_dim=shape.token_dim).values(),
+        *schema.plan_specs(modality, writer.plan.modalities[modality].num_units).values(),
+        *writer.row_specs(modality),
+        *schema.moment_specs(modality, writer.plan).values(),
     ]
     return [
         Finding(path=spec.metadata_path, problem="it is not what the plan says")
         for spec in specs
-        if read_small(root, spec.metadata_path) != spec.metadata()
+        if writer.store.get(spec.metadata_path) != spec.metadata()
     ]
 
 
-def _senseless_index(root: Path, writer: CacheWriter, modality: str) -> list[Finding]:
+def _senseless_index(writer: CacheWriter, modality: str) -> list[Finding]:
     unit_ids_N16 = writer.unit_ids(modality)
-    quarantined = load_complete(root).quarantined.get(modality, {})
+    quarantined = load_complete(writer.store).quarantined.get(modality, {})
     readable_N = np.array([unit_id not in quarantined for unit_id in UnitIds(unit_ids_N16, None)])
     expected = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
     return [
         Finding(path=spec.path, problem="it is not the index of the units")
         for name, spec in schema.index_specs(modality, int(readable_N.sum())).items()
-        if not np.array_equal(MappedArray(root, spec).whole(), expected[name])
+        if not np.array_equal(MappedArray(writer.store, spec).whole(), expected[name])
     ]
-
-
-def senseless_rows(root: Path, spec: ArraySpec, shard: int) -> Finding | None:
-    """Return a finding if a shard holds values that are not finite, or spans that are none."""
-    rows = open_array(root, spec).shard(shard)
-    problem = None
-    if spec.dtype.startswith("float") and not is_finite(rows):
-        problem = "it holds values that are not finite"
-    elif spec.path.endswith("/char_spans") and not are_spans(rows):
-        problem = "it holds spans that are none"
-    return Finding(path=spec.shard_path(shard), problem=problem) if problem else None

@@ -7,9 +7,8 @@ Shapes: N units, M token rows, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,7 @@ import numpy.typing as npt
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray, open_array
 from advl_pipeline.cache.compression import Compression
-from advl_pipeline.cache.files import (
-    FileEntry,
-    publish_if_changed,
-    read_json,
-)
+from advl_pipeline.cache.files import FileEntry, entry_of
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
@@ -35,21 +30,29 @@ from advl_pipeline.cache.records import (
     IDENTITY_FILE,
     PLAN_RECORD,
     PROVENANCE_FILE,
+    ROOT_METADATA,
     CompleteRecord,
     ModalityRecord,
     PlanRecord,
     ShardRecord,
+    committed_shards,
     load_plan,
     load_shard,
-    render_complete,
-    render_plan,
-    render_shard,
+    render,
     render_tables,
+    shard_name,
     shard_record_path,
     tables_record_path,
 )
 from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
-from advl_pipeline.cache.staged import StagedShards
+from advl_pipeline.cache.staged import load_staged, stage
+from advl_pipeline.cache.store import LeaseLost, Store, read_json
+from advl_pipeline.errors import ConfigError
+
+PLAN, FINALISE = "plan", "finalise"
+"""Claims under which the plan and the tables are written; a shard's is `records.shard_name`."""
+
+_STATISTIC = "stat-"
 
 Array = npt.NDArray[Any]
 
@@ -79,7 +82,7 @@ class ModalityPlan:
 
 
 def begin_cache(
-    root: Path,
+    store: Store,
     *,
     identity: Mapping[str, Any],
     provenance: Mapping[str, Any],
@@ -87,81 +90,110 @@ def begin_cache(
     shard_rows: int,
     modalities: Mapping[str, ModalityPlan],
     compression: Compression = "none",
+    dry_run: bool = False,
 ) -> None:
-    """Write everything that is known before encoding; the plan record comes last."""
-    files = {
-        IDENTITY_FILE: publish_if_changed(root, IDENTITY_FILE, [render_json(identity)]),
-        PROVENANCE_FILE: publish_if_changed(root, PROVENANCE_FILE, [render_json(provenance)]),
-    }
-    for name, modality in modalities.items():
-        placement = place(modality.lengths_N, shard_rows=shard_rows)
-        content: dict[str, Array] = {
-            "starts": placement.starts_N,
-            "lengths": placement.lengths_N,
-            "unit_id": modality.unit_ids_N16,
-        }
-        for array, spec in schema.plan_specs(name, placement.num_units).items():
-            files |= publish_array(root, spec, content[array])
-    record = PlanRecord(
+    """Write everything that is known before encoding, under the claim `PLAN`; the plan record comes last.
+
+    Args:
+        store: where.
+        identity: what the numbers depend on.
+        provenance: how they are made.
+        stored_dtype: of token features.
+        shard_rows: token rows per shard.
+        modalities: what each will hold.
+        compression: of token features.
+        dry_run: only see whether the plan is possible.
+
+    Raises:
+        ConfigError: shards that no reader opens, or the store does not take.
+        LeaseLost: another process has made the plan meanwhile.
+    """
+    plan = PlanRecord(
         identity_sha256=digest(identity),
         stored_dtype=stored_dtype,
         shard_rows=shard_rows,
         modalities={name: modality.record() for name, modality in modalities.items()},
-        files=files,
+        files={},
         compression=compression,
         provenance=provenance,
     )
-    publish_if_changed(root, PLAN_RECORD, [render_plan(record)])
+    placements = {name: place(modality.lengths_N, shard_rows=shard_rows) for name, modality in modalities.items()}
+    for name, placement in placements.items():
+        _require_possible_shards(store, plan, name, placement)
+    if dry_run:
+        return
+    # The identity comes first: it is what tells other commands that this place is a cache.
+    files = {
+        name: store.put(name, [render_json(content)], lease=PLAN)
+        for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance))
+    }
+    for name, placement in placements.items():
+        content: dict[str, Array] = {
+            "starts": placement.starts_N,
+            "lengths": placement.lengths_N,
+            "unit_id": modalities[name].unit_ids_N16,
+        }
+        for array, spec in schema.plan_specs(name, placement.num_units).items():
+            files |= publish_array(store, spec, content[array], lease=PLAN)
+    store.commit(PLAN_RECORD, render(replace(plan, files=files)), lease=PLAN)
+
+
+def _require_possible_shards(store: Store, plan: PlanRecord, modality: str, placement: Placement) -> None:
+    for spec in (
+        schema.global_spec(modality, plan),
+        *schema.token_specs(modality, plan, placement.num_rows).values(),
+    ):
+        largest = max(map(spec.file_bytes, range(spec.num_shards)))
+        if not spec.is_plausible() or (store.max_file_bytes or largest) < largest:
+            raise ConfigError(
+                "A shard would be too large.",
+                where="--shard-rows",
+                why=f"{plan.shard_rows} rows of {spec.row_bytes} bytes",
+                next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
+            )
 
 
 class CacheWriter:
     """A planned cache that is being filled; any number of processes may hold one each."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.plan = load_plan(root)
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.plan = load_plan(store)
         self.stored: StoredDtype = self.plan.stored_dtype
         self._placements: dict[str, Placement] = {}
+        self._tables: dict[str, MappedArray] = {}
 
     def placement(self, modality: str) -> Placement:
         """Return where the units of a modality lie."""
         if modality not in self._placements:
             specs = schema.plan_specs(modality, self.plan.modalities[modality].num_units)
-            lengths_N = MappedArray(self.root, specs["lengths"]).whole()
+            lengths_N = MappedArray(self.store, specs["lengths"]).whole()
             self._placements[modality] = place(lengths_N, shard_rows=self.plan.shard_rows)
         return self._placements[modality]
 
     def unit_ids(self, modality: str) -> npt.NDArray[np.uint8]:
         """Return the (N, 16) ids of a modality's units."""
         spec = schema.plan_specs(modality, self.plan.modalities[modality].num_units)["unit_id"]
-        return MappedArray(self.root, spec).whole()
+        return MappedArray(self.store, spec).whole()
 
     def token_specs(self, modality: str) -> dict[str, ArraySpec]:
         """Return the layout of the arrays with one row per token; none where there are no token features."""
-        shape = self.plan.modalities[modality]
-        if shape.token_dim is None:
-            return {}
-        return schema.token_specs(
-            modality,
-            num_rows=self.placement(modality).num_rows,
-            token_dim=shape.token_dim,
-            spans=shape.spans,
-            kept=shape.kept,
-            stored=self.stored,
-            shard_rows=self.plan.shard_rows,
-            compression=self.plan.compression,
-        )
+        return schema.token_specs(modality, self.plan, self.placement(modality).num_rows)
+
+    def row_specs(self, modality: str) -> list[ArraySpec]:
+        """Return the layout of the arrays that cannot be known beforehand: features, scales, spans."""
+        return [schema.global_spec(modality, self.plan), *self.token_specs(modality).values()]
 
     def is_committed(self, modality: str, shard: int) -> bool:
-        return (self.root / shard_record_path(modality, shard)).is_file()
+        return (modality, shard) in committed_shards(self.store.list("records"))
 
     def is_complete(self) -> bool:
-        return (self.root / COMPLETE_RECORD).is_file()
+        return COMPLETE_RECORD in self.store.list("records")
 
     def pending(self, modality: str) -> list[int]:
         """Return the shards that are not committed yet, in order."""
-        shards = range(self.placement(modality).num_shards)
-        return [shard for shard in shards if not self.is_committed(modality, shard)]
+        committed = committed_shards(self.store.list("records"))
+        return [shard for shard in range(self.placement(modality).num_shards) if (modality, shard) not in committed]
 
     def new_buffer(self, modality: str, shard: int) -> ShardBuffer:
         """Return an empty buffer for the content of one shard."""
@@ -173,7 +205,10 @@ class CacheWriter:
         )
 
     def commit_shard(self, modality: str, buffer: ShardBuffer) -> None:
-        """Write a shard's files, what it adds to the tables, and last its record."""
+        """Write what a shard adds to the tables, its files, and last its record, under its claim.
+
+        A shard that another process has taken over meanwhile is left to that.
+        """
         buffer.require_filled()
         self.commit_rows(
             modality,
@@ -195,62 +230,66 @@ class CacheWriter:
         quarantined: Mapping[str, str] | None = None,
     ) -> None:
         """As `commit_shard`, from arrays in stored form: `shard_buffer.staged_content`, and rows per token array."""
-        self.staged(modality).keep(shard, tables)
-        placement = self.placement(modality)
+        lease, placement = shard_name(modality, shard), self.placement(modality)
         units = placement.units_of(shard)
-        record = ShardRecord(
-            modality=modality,
-            shard=shard,
-            first_unit=units.start,
-            num_units=len(units),
-            rows=int(placement.rows_used_S[shard]),
-            clipped=clipped,
-            quarantined=quarantined or {},
-            files={
-                spec.shard_path(shard): publish_shard(self.root, spec, shard, token_rows[name])
-                for name, spec in self.token_specs(modality).items()
-            },
-        )
-        publish_if_changed(self.root, shard_record_path(modality, shard), [render_shard(record)])
-
-    def staged(self, modality: str) -> StagedShards:
-        """Return what the shards of a modality add to the tables; it waits there until the cache is finalised."""
-        return StagedShards(self.root, modality, self.placement(modality))
+        try:
+            stage(self.store, modality, shard, tables, lease=lease)
+            record = ShardRecord(
+                modality=modality,
+                shard=shard,
+                first_unit=units.start,
+                num_units=len(units),
+                rows=int(placement.rows_used_S[shard]),
+                clipped=clipped,
+                quarantined=quarantined or {},
+                files={
+                    spec.shard_path(shard): publish_shard(self.store, spec, shard, token_rows[name], lease=lease)
+                    for name, spec in self.token_specs(modality).items()
+                },
+            )
+            self.store.commit(shard_record_path(modality, shard), render(record), lease=lease)
+        except LeaseLost:
+            return
 
     def content_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
         """Return what a committed shard adds to the tables, read back from sound tables and token rows.
 
         `stats` lists all statistics: even the norms may be of what the teacher scaled before it was stored.
         """
-        shape, placement = self.plan.modalities[modality], self.placement(modality)
+        placement, table = self.placement(modality), schema.global_spec(modality, self.plan)
         position_N = np.array(placement.units_of(shard), np.int64)
-        spec = schema.global_spec(
-            modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=self.stored
-        )
-        global_ND = MappedArray(self.root, spec).gather(position_N)
         rows = {
-            name: open_array(self.root, spec).shard(shard)[: int(placement.rows_used_S[shard])]
+            name: open_array(self.store, spec).shard(shard)[: int(placement.rows_used_S[shard])]
             for name, spec in self.token_specs(modality).items()
         }
-        own = {name: MappedArray(self.root, spec).gather(position_N) for name, spec in stats.items()}
-        return staged_content(global_ND, rows.get("values"), rows.get("scales"), own)
+        own = {name: self._table(spec).gather(position_N) for name, spec in stats.items()}
+        return staged_content(self._table(table).gather(position_N), rows.get("values"), rows.get("scales"), own)
+
+    def _table(self, spec: ArraySpec) -> MappedArray:
+        return self._tables.setdefault(spec.path, MappedArray(self.store, spec))
 
     def finalise(self) -> None:
-        """Write the tables and the record that makes the cache complete. All shards must be committed."""
-        files = dict(self.plan.files)
-        files[PLAN_RECORD] = publish_if_changed(self.root, PLAN_RECORD, [render_plan(self.plan)])
+        """Write the tables and the record that makes the cache complete, under the claim `FINALISE`.
+
+        All shards must be committed.
+
+        Raises:
+            CorruptCache: what a shard adds to the tables is missing or damaged.
+            LeaseLost: another process has completed the cache meanwhile.
+        """
+        files = {**self.plan.files, PLAN_RECORD: entry_of(self.store.get(PLAN_RECORD))}
         quarantined: dict[str, dict[str, str]] = {}
         clipped: dict[str, int] = {}
         for modality in self.plan.modalities:
-            records = [load_shard(self.root, modality, shard) for shard in range(self.placement(modality).num_shards)]
+            records = [
+                load_shard(self.store, modality, shard) for shard in range(self.placement(modality).num_shards)
+            ]
             for record in records:
                 files |= record.files
-                relative = shard_record_path(modality, record.shard)
-                files[relative] = publish_if_changed(self.root, relative, [render_shard(record)])
+                files[shard_record_path(modality, record.shard)] = entry_of(render(record))
             tables = self._publish_tables(modality, records)
-            relative = tables_record_path(modality)
             files |= tables
-            files[relative] = publish_if_changed(self.root, relative, [render_tables(modality, tables)])
+            files |= self._put({tables_record_path(modality): render_tables(modality, tables)})
             unit_ids_N16 = self.unit_ids(modality)
             quarantined[modality] = {
                 unit_ids_N16[int(unit)].tobytes().hex(): reason
@@ -258,68 +297,75 @@ class CacheWriter:
                 for unit, reason in record.quarantined.items()
             }
             clipped[modality] = sum(record.clipped for record in records)
-        files |= self._publish_groups()
+        files |= self._put(self._groups())
         complete = CompleteRecord(files=files, quarantined=quarantined, clipped=clipped)
-        publish_if_changed(self.root, COMPLETE_RECORD, [render_complete(complete)])
+        self.store.commit(COMPLETE_RECORD, render(complete), lease=FINALISE)
 
-    def _publish_tables(self, modality: str, records: list[ShardRecord]) -> dict[str, FileEntry]:
+    def _publish_tables(self, modality: str, records: Sequence[ShardRecord]) -> dict[str, FileEntry]:
         shape, placement = self.plan.modalities[modality], self.placement(modality)
         readable_N = np.ones(shape.num_units, np.bool_)
         readable_N[[int(unit) for record in records for unit in record.quarantined]] = False
-        files: dict[str, FileEntry] = {}
-        for spec in self.token_specs(modality).values():
-            files[spec.metadata_path] = publish_if_changed(self.root, spec.metadata_path, [spec.metadata()])
-        spec = schema.global_spec(
-            modality, num_units=shape.num_units, global_dim=shape.global_dim, stored=self.stored
-        )
-        files[spec.metadata_path] = publish_if_changed(self.root, spec.metadata_path, [spec.metadata()])
-        staged = self.staged(modality)
-        for shard, rows in enumerate(_regroup(staged.parts("global"), spec.shard_rows)):
-            files[spec.shard_path(shard)] = publish_shard(self.root, spec, shard, rows)
-        for name, values_N in staged.statistics().items():
-            files |= publish_array(self.root, schema.stat_spec(modality, name, shape.num_units), values_N)
-        counts = {
-            "global": int(readable_N.sum()),
-            "token": int(placement.lengths_N[readable_N].sum(dtype=np.int64)),
+        rows = schema.global_spec(modality, self.plan)
+        files = self._put({spec.metadata_path: spec.metadata() for spec in self.row_specs(modality)})
+        content: dict[str, Array] = {}
+        for table, part in enumerate(self._gather(modality, rows.shard_rows, content)):
+            files[rows.shard_path(table)] = publish_shard(self.store, rows, table, part, lease=FINALISE)
+        specs = schema.moment_specs(modality, self.plan)
+        counts = {"global": int(readable_N.sum()), "token": int(placement.lengths_N[readable_N].sum(dtype=np.int64))}
+        for kind in ("global", "token"):
+            if (total_2D := content.pop(f"{kind}_sums", None)) is not None:
+                moments = mean_and_variance(total_2D, count=counts[kind])
+                content |= zip((f"{kind}_mean", f"{kind}_variance"), moments, strict=True)
+        specs |= {
+            name: schema.stat_spec(modality, name.removeprefix(_STATISTIC), shape.num_units)
+            for name in content
+            if name.startswith(_STATISTIC)
         }
-        widths = {"global": shape.global_dim, "token": shape.token_dim}
-        for name, spec in schema.moment_specs(
-            modality, global_dim=shape.global_dim, token_dim=shape.token_dim
-        ).items():
-            kind, moment = name.split("_")
-            mean_D, variance_D = mean_and_variance(
-                staged.parts(f"{kind}_sums"), count=counts[kind], width=widths[kind] or 0
-            )
-            files |= publish_array(self.root, spec, mean_D if moment == "mean" else variance_D)
-        prefix_U, unit_U = build_index(self.unit_ids(modality), readable_N)
-        for name, spec in schema.index_specs(modality, len(unit_U)).items():
-            files |= publish_array(self.root, spec, prefix_U if name == "prefix" else unit_U)
+        content["prefix"], content["unit"] = build_index(self.unit_ids(modality), readable_N)
+        specs |= schema.index_specs(modality, len(content["unit"]))
+        for name, spec in specs.items():
+            files |= publish_array(self.store, spec, content[name], lease=FINALISE)
         return files
 
-    def _publish_groups(self) -> dict[str, FileEntry]:
-        # Group metadata comes after all arrays, so that no Zarr reader opens an unfinished cache and sees zeros.
-        identity = read_json(self.root, IDENTITY_FILE)
-        provenance = read_json(self.root, PROVENANCE_FILE)
-        root_attributes = {"advl": {"schema_version": SCHEMA_VERSION, "identity": identity, "provenance": provenance}}
-        groups: dict[str, bytes] = {}
-        for modality in self.plan.modalities:
-            for folder in (modality, f"{modality}/tokens", f"{modality}/stats", f"{modality}/index"):
-                groups[f"{folder}/zarr.json"] = group_metadata()
-        groups["zarr.json"] = group_metadata(root_attributes)
-        return {name: publish_if_changed(self.root, name, [content]) for name, content in groups.items()}
+    def _gather(self, modality: str, rows_per_table: int, content: dict[str, Array]) -> Iterator[Array]:
+        """Yield the global features of all shards in parts of a table's rows; put what else they add in `content`.
 
+        Statistics are put together, sums added up, in the order of the shards, so that every run gives the same bits.
+        """
+        placement = self.placement(modality)
+        held: list[Array] = []
+        count = 0
+        for shard in range(placement.num_shards):
+            added = load_staged(self.store, modality, shard)
+            units = placement.units_of(shard)
+            part = added.pop("global")
+            for name, values in added.items():
+                if name.startswith(_STATISTIC):
+                    # A shard of unreadable units alone has none of the teacher's own statistics.
+                    content.setdefault(name, np.zeros(placement.num_units, np.float32))[units.start : units.stop] = (
+                        values
+                    )
+                else:
+                    content[name] = content.get(name, np.zeros_like(values)) + values
+            while len(part):
+                held.append(part[: rows_per_table - count])
+                part = part[len(held[-1]) :]
+                count += len(held[-1])
+                if count == rows_per_table:
+                    yield np.concatenate(held)
+                    held, count = [], 0
+        if held:
+            yield np.concatenate(held)
 
-def _regroup(parts: Iterable[Array], rows_per_shard: int) -> Iterator[Array]:
-    held: list[Array] = []
-    count = 0
-    for part in parts:
-        while len(part):
-            taken = part[: rows_per_shard - count]
-            held.append(taken)
-            count += len(taken)
-            part = part[len(taken) :]
-            if count == rows_per_shard:
-                yield np.concatenate(held)
-                held, count = [], 0
-    if held:
-        yield np.concatenate(held)
+    def _groups(self) -> dict[str, bytes]:
+        # They come after all arrays, so that no Zarr reader opens an unfinished cache and sees zeros.
+        identity, provenance = (read_json(self.store, name) for name in (IDENTITY_FILE, PROVENANCE_FILE))
+        folders = [
+            f"{modality}{below}" for modality in self.plan.modalities for below in ("", "/tokens", "/stats", "/index")
+        ]
+        root = {"advl": {"schema_version": SCHEMA_VERSION, "identity": identity, "provenance": provenance}}
+        groups = {f"{folder}/zarr.json": group_metadata() for folder in folders}
+        return {**groups, ROOT_METADATA: group_metadata(root)}
+
+    def _put(self, content: Mapping[str, bytes]) -> dict[str, FileEntry]:
+        return {name: self.store.put(name, [raw], lease=FINALISE) for name, raw in content.items()}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.identity import describe_dataset
@@ -28,7 +27,7 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
         DatasetError: the dataset is missing or malformed. CorruptCache: the cache is damaged.
     """
     location = location_of(config)
-    if not isinstance(location, Path) or not (location / COMPLETE_RECORD).is_file():
+    if COMPLETE_RECORD not in open_store(location).list("records"):
         return False
     cache = open_cache(location)
     made, asked = cache.provenance["config"], config_to_dict(config)

@@ -21,8 +21,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from advl_pipeline.cache.records import PLAN_RECORD
-from advl_pipeline.cache.verify import committed_shards
+from advl_pipeline.cache.records import PLAN_RECORD, committed_shards
+from advl_pipeline.cache.store import Store
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.selected import SelectedExamples
@@ -162,8 +163,8 @@ def _gather(
             done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
             act_on_signals()
             results += [_outcome(ray, reference) for reference in done]
-            if isinstance(location, Path):
-                _show(bar, location)
+            if not bar.disable:
+                _show(bar, open_store(location))
     return replace(
         max(results, key=lambda result: len(result.estimates)),
         encoded_units=sum(result.encoded_units for result in results),
@@ -190,14 +191,15 @@ def _outcome(ray: Any, reference: Any) -> ExtractResult:
     return outcome
 
 
-def _show(bar: Any, root: Path) -> None:
-    """Show how many shards are committed, as far as this machine sees the cache."""
-    if bar.disable or not (root / PLAN_RECORD).is_file():
+def _show(bar: Any, store: Store) -> None:
+    """Show how many shards are committed."""
+    names = store.list("records")
+    if PLAN_RECORD not in names:
         return
     if bar.total is None:
-        writer = CacheWriter(root)
+        writer = CacheWriter(store)
         bar.total = sum(writer.placement(modality).num_shards for modality in writer.plan.modalities)
-    bar.n = len(committed_shards(root))
+    bar.n = len(committed_shards(names))
     bar.refresh()
 
 

@@ -6,13 +6,13 @@ Shapes: M token rows, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
@@ -44,9 +44,7 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         ConfigError: there is no cache.
         WeightsUnavailable: units are to be computed again, and the teacher is not at hand.
     """
-    total = None
-    if isinstance(config.cache, Path):
-        total = sum(path.stat().st_size for path in config.cache.rglob("*") if path.is_file())
+    total = sum(open_store(config.cache).list().values())
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True) as bar:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:

@@ -7,33 +7,32 @@ processes that make the same call, and does nothing to a complete cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.cache import schema
-from advl_pipeline.cache.destination import Destination, open_destination
 from advl_pipeline.cache.disk_cache_config import disk_cache_config
-from advl_pipeline.cache.files import read_json
+from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
 from advl_pipeline.cache.ragged import Placement, place
-from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete
-from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete, shard_name
+from advl_pipeline.cache.store import LeaseLost, Store, read_json
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.selected import SelectedExamples
-from advl_pipeline.errors import ConfigError, StorageError
+from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
@@ -42,13 +41,10 @@ from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.sources import Source, open_sources
-from advl_pipeline.folders import require_folder
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_LARGEST_PUT = 5 << 30
-"""What object stores take in one request, in bytes."""
 _NOT_PROVENANCE = (
     *("output", "progress_file", "dry_run", "num_workers"),
     *("engine", "ray_tasks", "disk_cache", "disk_cache_gb"),
@@ -91,9 +87,9 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         Interrupted: stopped by a signal; the same call resumes.
     """
     with interruptible():
-        # Before the teacher loads; whoever opens the destination checks again.
-        if isinstance(location := location_of(config), Path):
-            require_folder(location, "cache")
+        # Before the teacher loads; the extraction itself checks again.
+        with cache_of(config) as store:
+            store.require_place()
         if config.engine == "ray" and not config.dry_run:
             from advl_pipeline.extraction.ray_engine import extract_on_ray
 
@@ -139,31 +135,29 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
     begun = time.perf_counter()
-    location = location_of(config)
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    with open_destination(location, disk_cache_config(config.disk_cache, config.disk_cache_gb)) as destination:
-        plan = _settle_plan(config, destination, sources, identity)
+    with cache_of(config) as store:
+        store.require_place()
+        plan = _settle_plan(config, store, sources, identity)
         if config.dry_run:
-            return ExtractResult(path=location, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes)
-        writer = CacheWriter(destination.root)
-        encoded, stage_seconds = _encode_pending(config, destination, writer, sources)
-        with destination.claim("finalise", wait=True):
-            destination.refresh()
-            if not writer.is_complete():
-                destination.gather()
-            if not writer.is_complete():
-                writer.finalise()
-                destination.publish_complete()
-            cache = destination.open(identity)
+            return ExtractResult(
+                path=store.location, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes
+            )
+        writer = CacheWriter(store)
+        encoded, stage_seconds = _encode_pending(config, writer, sources)
+        with store.claim(FINALISE, wait=True):
+            _finalise(writer)
+            disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
+            cache = open_cache(store.location, identity, disk_cache=disk_cache)
             confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
-            destination.remove_work()
-        complete = load_complete(destination.root)
+            store.delete_under(WORK_FOLDER)
+        complete = load_complete(store)
     seconds = time.perf_counter() - begun
-    if encoded and isinstance(location, Path):
-        record_extraction(location, seconds=seconds, num_units=encoded, device=config.device)
+    if encoded and store.folder is not None:
+        record_extraction(store.folder, seconds=seconds, num_units=encoded, device=config.device)
     return ExtractResult(
-        path=location,
+        path=store.location,
         estimates=plan.estimates,
         free_bytes=plan.free_bytes,
         encoded_units=encoded,
@@ -175,39 +169,58 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     )
 
 
-def _settle_plan(
-    config: ExtractConfig, destination: Destination, sources: Sequence[Source], identity: Mapping[str, Any]
-) -> Plan:
+@contextmanager
+def cache_of(config: ExtractConfig) -> Iterator[Store]:
+    """Open the place that a cache is written to."""
+    store = open_store(location_of(config), disk_cache_config(config.disk_cache, config.disk_cache_gb))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _finalise(writer: CacheWriter) -> None:
+    try:
+        if not writer.is_complete():
+            writer.finalise()
+    except (CorruptCache, LeaseLost):
+        # Another process that held the claim has completed the cache, and removed its work in progress since.
+        if not writer.is_complete():
+            raise
+
+
+def _settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]) -> Plan:
     """Take the plan that is there, if it is of this identity, or make one."""
     settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
 
     def is_planned() -> bool:
-        destination.refresh()
-        if not (destination.root / PLAN_RECORD).is_file():
+        if PLAN_RECORD not in store.list("records"):
             return False
         require_identity(
             identity,
-            read_json(destination.root, IDENTITY_FILE),
-            where=str(destination.location),
-            next_command="give another --output, or: " + renew_command(settings, destination.location),
+            read_json(store, IDENTITY_FILE),
+            where=str(store.location),
+            next_command="give another --output, or: " + renew_command(settings, store.location),
         )
         return True
 
     provenance = describe_run(settings, device=config.device)
     if config.dry_run:
         is_planned()
-        return make_plan(config, destination, sources, identity, provenance=provenance)
+        return make_plan(config, store, sources, identity, provenance=provenance)
     if is_planned():
         return Plan(estimates=(), free_bytes=None)
     # One process counts; the others wait for its plan.
-    with destination.claim("plan", wait=True):
+    with store.claim(PLAN, wait=True):
         if is_planned():
             return Plan(estimates=(), free_bytes=None)
-        plan = make_plan(config, destination, sources, identity, provenance=provenance)
+        plan = Plan(estimates=(), free_bytes=None)
+        with suppress(LeaseLost):
+            plan = make_plan(config, store, sources, identity, provenance=provenance)
     if not is_planned():
         raise StorageError(
             "The plan that was just written is not there.",
-            where=str(destination.location),
+            where=str(store.location),
             why="another process took the work over, or removed the cache",
             next_command="give the same command again",
         )
@@ -224,7 +237,7 @@ class Plan:
 
 def make_plan(
     config: ExtractConfig,
-    destination: Destination,
+    store: Store,
     sources: Sequence[Source],
     identity: Mapping[str, Any],
     *,
@@ -232,42 +245,41 @@ def make_plan(
 ) -> Plan:
     """Count tokens, place units, check the room, and write the plan unless this is a dry run.
 
-    The caller holds the claim "plan", or is alone.
+    The caller holds the claim on it, or is alone.
 
     Raises:
         StorageError: the cache would not fit on the disk.
     """
     lengths = {source.modality: _count_tokens(source) for source in sources}
-    placements = _place(config, lengths)
-    for source in sources:
-        _require_possible_shards(config, destination.location, source, placements[source.modality])
-    # Whoever is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = _estimates(config, sources, placements, trial=config.dry_run)
-    free_bytes = None
-    if isinstance(destination.location, Path):
-        free_bytes = require_room(destination.location, sum(item.num_bytes for item in estimates))
-    if not config.dry_run:
-        modalities = {
-            source.modality: ModalityPlan(
-                unit_ids_N16=source.unit_ids(),
-                lengths_N=lengths[source.modality],
-                global_dim=source.tower.global_dim,
-                token_dim=source.tower.token_dim if source.has_tokens else None,
-                spans=source.modality == "text",
-                kept=source.modality == "text" and config.select_tokens is not None,
-            )
-            for source in sources
-        }
-        begin_cache(
-            destination.root,
-            identity=identity,
-            provenance=provenance,
-            stored_dtype=config.dtype,
-            shard_rows=config.shard_rows,
-            modalities=modalities,
-            compression=config.compression,
+    modalities = {
+        source.modality: ModalityPlan(
+            unit_ids_N16=source.unit_ids(),
+            lengths_N=lengths[source.modality],
+            global_dim=source.tower.global_dim,
+            token_dim=source.tower.token_dim if source.has_tokens else None,
+            spans=source.modality == "text",
+            kept=source.modality == "text" and config.select_tokens is not None,
         )
-        destination.publish_plan()
+        for source in sources
+    }
+    begin = partial(
+        begin_cache,
+        store,
+        identity=identity,
+        provenance=provenance,
+        stored_dtype=config.dtype,
+        shard_rows=config.shard_rows,
+        modalities=modalities,
+        compression=config.compression,
+    )
+    begin(dry_run=True)
+    # Whoever is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
+    estimates = _estimates(config, sources, _place(config, lengths), trial=config.dry_run)
+    free_bytes = None
+    if store.folder is not None:
+        free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
+    if not config.dry_run:
+        begin()
     return Plan(estimates=estimates, free_bytes=free_bytes)
 
 
@@ -284,61 +296,29 @@ def _estimates(
     )
 
 
-def _require_possible_shards(config: ExtractConfig, location: Location, source: Source, placement: Placement) -> None:
-    """Refuse shards that no reader opens, or no object store takes, before anything is encoded."""
-    specs = [
-        schema.global_spec(
-            source.modality, num_units=placement.num_units, global_dim=source.tower.global_dim, stored=config.dtype
-        )
-    ]
-    if source.has_tokens and placement.num_rows:
-        specs += schema.token_specs(
-            source.modality,
-            num_rows=placement.num_rows,
-            token_dim=source.tower.token_dim,
-            spans=source.modality == "text",
-            kept=False,
-            stored=config.dtype,
-            shard_rows=config.shard_rows,
-            compression=config.compression,
-        ).values()
-    for spec in specs:
-        too_large = (
-            not isinstance(location, Path) and max(map(spec.file_bytes, range(spec.num_shards))) > _LARGEST_PUT
-        )
-        if too_large or not spec.is_plausible():
-            raise ConfigError(
-                "A shard would be too large.",
-                where="--shard-rows",
-                why=f"{config.shard_rows} rows of {spec.row_bytes} bytes",
-                next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
-            )
-
-
 def _count_tokens(source: Source) -> npt.NDArray[np.int32]:
     with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
         return source.lengths(progress=bar.update)
 
 
 def _encode_pending(
-    config: ExtractConfig, destination: Destination, writer: CacheWriter, sources: Sequence[Source]
+    config: ExtractConfig, writer: CacheWriter, sources: Sequence[Source]
 ) -> tuple[int, dict[Stage, float]]:
     encoded = 0
     seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
     for source in sources:
         while not writer.is_complete() and (pending := writer.pending(source.modality)):
-            count, spent = _encode_claimed(config, destination, writer, source, pending)
+            count, spent = _encode_claimed(config, writer, source, pending)
             encoded += count
             seconds = {stage: seconds[stage] + spent[stage] for stage in seconds}
             if count == 0:
                 # Other processes hold all that is left; should one die, its claim is free at the next look.
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-            destination.refresh()
     return encoded, seconds
 
 
 def _encode_claimed(
-    config: ExtractConfig, destination: Destination, writer: CacheWriter, source: Source, pending: Sequence[int]
+    config: ExtractConfig, writer: CacheWriter, source: Source, pending: Sequence[int]
 ) -> tuple[int, dict[Stage, float]]:
     """Encode those of the pending shards that this process can claim; returns their units and the time spent."""
     placement = writer.placement(source.modality)
@@ -360,9 +340,7 @@ def _encode_claimed(
         )
         for shard in pending:
             held = claims.enter_context(ExitStack())
-            ours = held.enter_context(destination.claim(f"{source.modality}-{shard:05d}"))
-            if ours:
-                destination.refresh()
+            ours = held.enter_context(writer.store.claim(shard_name(source.modality, shard)))
             if not ours or writer.is_committed(source.modality, shard):
                 held.close()
                 continue
@@ -376,7 +354,6 @@ def _encode_claimed(
                 behind=behind,
                 progress=progress,
             )
-            behind.submit(partial(destination.publish_shard, source.modality, shard))
             behind.submit(held.close)
             encoded += len(placement.units_of(shard))
         with progress.stage("write"):

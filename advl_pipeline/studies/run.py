@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from advl_pipeline.cache.claims import claim
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.folders import require_folder
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
 from advl_pipeline.studies.config import StudyRunConfig, load_study
@@ -140,7 +140,7 @@ def _run_cells(
 
 
 def _run_cell(study: str, folder: Path, execute: CellExecutor, cell: Cell) -> None:
-    with claim(folder, f"cell-{cell.cell_id}") as ours:
+    with FolderStore(folder).claim(f"cell-{cell.cell_id}") as ours:
         # Another process may have finished the cell between our look at it and the claim.
         if ours and not is_finished(cell):
             execute(cell, load_study(study))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from tiny_extraction import tree_bytes
 
-from advl_pipeline.cache import trust
+from advl_pipeline.cache import folder_store, trust
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.records import load_complete
-from advl_pipeline.cache.trust import changed_files, require_trustworthy
+from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.errors import CorruptCache
 
 VALUES = "text/tokens/values/c/0/0"
@@ -25,9 +26,9 @@ def hashed(cache: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> lis
     names: list[str] = []
     ask = trust.file_problem
 
-    def noting(root: Path, name: str, entry: Any) -> str | None:
+    def noting(store: Any, name: str, entry: Any) -> str | None:
         names.append(name)
-        return ask(root, name, entry)
+        return ask(store, name, entry)
 
     with monkeypatch.context() as patch:
         patch.setattr(trust, "file_problem", noting)
@@ -65,9 +66,9 @@ def test_what_was_vouched_for_is_not_hashed_again(
 ) -> None:
     cache = cache_path
     assert hashed(pristine / "cache", monkeypatch) == []  # Written in order, and never copied.
-    files = load_complete(cache).files
+    files = load_complete(FolderStore(cache)).files
     # Some files of a copy may be older than the copy of the record.
-    changed = changed_files(cache, files)
+    changed = FolderStore(cache).changed(files)
     assert changed
     assert hashed(cache, monkeypatch) == list(changed)
     assert hashed(cache, monkeypatch) == []
@@ -86,7 +87,7 @@ def test_a_sample_of_the_numbers_is_looked_at(pristine: Path, tmp_path: Path) ->
         ("text/tokens/values/c/1/0", "not finite"),
         ("image/global/c/0/0", "not finite"),
     ):
-        for relative in load_complete(cache).files:
+        for relative in load_complete(FolderStore(cache)).files:
             if not relative.startswith(name.rpartition("/c/")[0] + "/c/"):
                 continue
             path = cache / relative
@@ -106,7 +107,7 @@ def test_a_cache_that_may_only_be_read_is_hashed_each_time(cache_path: Path, mon
     def refuse(path: Path) -> None:
         raise PermissionError(1, "not the owner", str(path))
 
-    monkeypatch.setattr(trust.os, "utime", refuse)
+    monkeypatch.setattr(folder_store.os, "utime", refuse)
     first = hashed(cache_path, monkeypatch)
     assert first
     assert hashed(cache_path, monkeypatch) == first

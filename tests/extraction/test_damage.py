@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.staged import load_staged, staged_path
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
@@ -172,7 +174,7 @@ def test_a_damaged_shard_is_encoded_alone(pristine: Path, cache: Path) -> None:
 
 
 def tiny_units_of_shard(cache: Path, modality: str, shard: int) -> int:
-    return len(CacheWriter(cache).placement(modality).units_of(shard))
+    return len(CacheWriter(FolderStore(cache)).placement(modality).units_of(shard))
 
 
 @pytest.mark.parametrize("array", ["values", "char_spans"])
@@ -260,20 +262,22 @@ def test_damaged_work_in_progress_never_gets_into_a_table(pristine: Path, tmp_pa
     cache, expected = tmp_path / "cache", tree_bytes(pristine / "cache")
     stop_before_the_tables(pristine / "data", cache, dataset=SMALL, confidence=True)
     shutil.copytree(cache, tmp_path / "stopped")
-    staged = sorted((cache / ".work/staged/text-00002").iterdir())
-    assert {path.name for path in staged} >= {"digests.json", "global.npy", "token_sums.npy", "stat-entropy.npy"}
-    for path in staged:
+    path = cache / staged_path("text", 2)
+    assert set(load_staged(FolderStore(cache), "text", 2)) == {
+        *("global", "global_sums", "token_sums", "stat-norm", "stat-entropy")
+    }
+    for place in (0.0, 0.1, 0.5, 1.0) if damage in ("flip", "truncate") else (0.5,):
         if damage == "flip":
-            flip(path, 1.0)
+            flip(path, place)
         elif damage == "truncate":
-            os.truncate(path, path.stat().st_size // 2)
+            os.truncate(path, int(path.stat().st_size * place * 0.99))
         else:
-            take_away(path, damage, original=tmp_path / "stopped/.work/staged/text-00002" / path.name)
+            take_away(path, damage, original=tmp_path / "stopped" / staged_path("text", 2))
         with pytest.raises(CorruptCache, match="advl cache repair"):
             tiny_extract(pristine / "data", cache, dataset=SMALL, confidence=True)
         result = mend(pristine, cache)
-        assert result.encoded_units == tiny_units_of_shard(cache, "text", 2), path.name
-        assert tree_bytes(cache) == expected, path.name
+        assert result.encoded_units == tiny_units_of_shard(cache, "text", 2), place
+        assert tree_bytes(cache) == expected, place
         shutil.rmtree(cache)
         shutil.copytree(tmp_path / "stopped", cache)
 

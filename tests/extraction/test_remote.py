@@ -48,6 +48,15 @@ def test_same_bytes_as_in_a_folder(url: Url, tmp_path: Path) -> None:
     assert ACCESS_KEY.encode() not in kept
     with pytest.raises(IdentityMismatch, match="s3://"):
         tiny_extract(tmp_path / "data", url, dtype="float32")
+    keys = [item["key"] for item in info.confidences]
+    pruned = run_prune(PruneConfig(cache=url, confidence=(keys[0],)))
+    assert pruned.removed == (f"confidence/{keys[0]}",)
+    assert pruned.num_bytes > 0
+    assert [item["key"] for item in run_info(InfoConfig(cache=url)).confidences] == keys[1:]
+    assert verify_cache(url).is_sound
+    run_prune(PruneConfig(cache=url, all_confidences=True))
+    assert not any("confidence" in name for name in objects(url))
+    assert verify_cache(url).is_sound
     run_prune(PruneConfig(cache=url, all=True))
     assert objects(url) == {}
     with pytest.raises(ConfigError, match="no cache"):

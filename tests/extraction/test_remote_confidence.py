@@ -13,10 +13,13 @@ import pytest
 from objects import objects, spoil, write_set
 from tiny_extraction import tiny_extract
 
-from advl_pipeline.cache import remote_confidence
-from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
+from advl_pipeline.cache.confidence import (
+    confidence_key,
+    confidence_record_path,
+    read_confidence,
+    write_confidence,
+)
 from advl_pipeline.cache.object_store import ObjectStore
-from advl_pipeline.cache.records import confidence_record_path
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.locations import Url
@@ -50,14 +53,14 @@ def ended(process: Any) -> None:
 def between_record_and_probabilities(monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Have something happen when a reader has the record, and not yet the probabilities that it lists."""
     acts: Iterator[Any] = iter([act])
-    fetch = remote_confidence.fetch_object
+    get = ObjectStore.get
 
-    def fetch_later(store: ObjectStore, root: Path, name: str) -> None:
+    def get_later(store: ObjectStore, name: str) -> bytes:
         if name == PROBABILITY:
             next(acts, lambda: None)()
-        fetch(store, root, name)
+        return get(store, name)
 
-    monkeypatch.setattr(remote_confidence, "fetch_object", fetch_later)
+    monkeypatch.setattr(ObjectStore, "get", get_later)
 
 
 def test_a_set_that_another_process_writes_meanwhile(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ from objects import objects, spoil, upload
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
+from advl_pipeline.cache import repair as cache_repair
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.remote_mending import RemoteMending
+from advl_pipeline.cache.staged import staged_path
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
@@ -109,7 +111,7 @@ def test_only_what_is_bad_is_written(
     # Records of shards that are encoded again, and the one that completes the cache, are written anew.
     assert {path for path in changed if not path.startswith("records/")} <= {name}
     if name == "text/tokens/values/c/1/0":
-        units = CacheWriter(pristine / "cache").placement("text").units_of(1)
+        units = CacheWriter(FolderStore(pristine / "cache")).placement("text").units_of(1)
         assert result.encoded_units == len(units)
         assert changed == {name, "records/text-00001.json", "records/complete.json"}
 
@@ -136,19 +138,16 @@ def test_a_repair_that_was_cut_off_is_given_again(
     pristine: Path, url: Url, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ObjectStore(url).delete("text/tokens/values/c/1/0")
-    stage, staged = RemoteMending.stage, []
+    stage, staged = cache_repair.stage, []
 
-    def stop(self: RemoteMending, writer: Any, modality: str, shard: int, stats: Any) -> None:
+    def stop(store: Any, modality: str, shard: int, content: Any, **options: Any) -> None:
         if len(staged) == 1:
-            # As when a process dies between two of the objects that make up one shard's work in progress.
-            (name, *_) = [name for name in ObjectStore(url).list(".work/staged") if name.endswith("token_sums.npy")]
-            ObjectStore(url).delete(name)
             raise KeyboardInterrupt
         staged.append(shard)
-        stage(self, writer, modality, shard, stats)
+        stage(store, modality, shard, content, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RemoteMending, "stage", stop)
+        patch.setattr(cache_repair, "stage", stop)
         with pytest.raises(KeyboardInterrupt):
             mend(pristine, url)
     with pytest.raises(CorruptCache, match="not finished"):
@@ -163,7 +162,7 @@ def test_a_repair_that_was_cut_off_is_given_again(
 @pytest.mark.parametrize("damage", ["flip", "delete"])
 def test_damaged_work_in_progress_is_encoded_again(pristine: Path, url: Url, damage: str) -> None:
     stop_before_the_tables(pristine / "data", url, dataset=SMALL, confidence=True)
-    name, store = ".work/staged/text-00001/global.npy", ObjectStore(url)
+    name, store = staged_path("text", 1), ObjectStore(url)
     if damage == "flip":
         spoil(url, name, flipped(store.get(name), 1.0))
     else:
@@ -171,7 +170,7 @@ def test_damaged_work_in_progress_is_encoded_again(pristine: Path, url: Url, dam
     with pytest.raises(CorruptCache, match=f"advl cache repair {url}"):
         tiny_extract(pristine / "data", url, dataset=SMALL, confidence=True)
     result = mend(pristine, url)
-    assert result.encoded_units == len(CacheWriter(pristine / "cache").placement("text").units_of(1))
+    assert result.encoded_units == len(CacheWriter(FolderStore(pristine / "cache")).placement("text").units_of(1))
     assert objects(url) == tree_bytes(pristine / "cache")
 
 

@@ -1,0 +1,146 @@
+"""A cache under a prefix of an object store; leases claim, conditions on writes fence.
+
+Every object is written under its final name by one PUT, and a record after what it lists. An object is created on the
+condition that it is not there. Where a dead holder left it, it is kept if it is the same to the byte, and otherwise
+replaced on the condition of being the one that was compared. So a holder that lost its lease without knowing can
+neither overwrite what its successor wrote nor commit a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from advl_pipeline.cache.checks import require_sizes
+from advl_pipeline.cache.disk_cache import DiskCache
+from advl_pipeline.cache.disk_cache_config import DiskCacheConfig, disk_cache_config
+from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storage_error
+from advl_pipeline.cache.leases import Leases
+from advl_pipeline.cache.object_store import ObjectStore, require_conditional_writes
+from advl_pipeline.cache.records import IDENTITY_FILE
+from advl_pipeline.cache.store import LeaseLost, Readable, Store, where
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.locations import Url
+
+_CONNECTIONS = 8
+_KEY_DIGITS = 32
+_LARGEST_PUT = 5 << 30
+
+_log = logging.getLogger(__name__)
+
+
+class BucketStore(Store):
+    """The objects under a URL.
+
+    Args:
+        url: scheme, bucket and prefix.
+        disk_cache: where files are kept that are read, or mapped of an unfinished cache.
+    """
+
+    reads_whole = True
+    max_file_bytes = _LARGEST_PUT
+
+    def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
+        self.location = url
+        self._objects = ObjectStore(url)
+        self._leases = Leases(self._objects)
+        self._disk_cache = disk_cache or disk_cache_config()
+        self._has_claimed = False
+
+    def get(self, name: str) -> bytes:
+        return self._objects.get(name)
+
+    @contextmanager
+    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
+        scratch = self._disk_cache.folder / "writing"
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            # Without a name: it is gone with its last map, however the process ends.
+            with tempfile.TemporaryFile(dir=scratch) as file:
+                for block in self._objects.stream(name):
+                    file.write(block)
+                file.seek(0)
+                yield file.fileno()
+        except OSError as error:
+            raise storage_error(error, str(scratch)) from error
+
+    def list(self, folder: str = "") -> dict[str, int]:
+        return self._objects.list(folder)
+
+    def put(self, name: str, parts: Sequence[Buffer], *, lease: str = "") -> FileEntry:
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not self._objects.settle(name, body, may_replace=lambda: not lease or self._leases.is_held(lease)):
+            raise self._lost(name)
+        return entry_of(body)
+
+    def commit(self, name: str, content: bytes, *, lease: str = "") -> FileEntry:
+        if lease and not self._leases.is_held(lease):
+            raise self._lost(name)
+        if self._objects.create(name, content) is None and self._objects.get(name) != content:
+            raise self._lost(name)
+        return entry_of(content)
+
+    def _lost(self, name: str) -> LeaseLost:
+        return LeaseLost(
+            "Another process took over what this one was writing.",
+            where=where(self, name),
+            next_command="give the same command again",
+        )
+
+    def delete(self, *names: str) -> None:
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(self._objects.delete, filter(is_inside, names)))
+
+    def delete_under(self, folder: str = "") -> None:
+        self.delete(*self.list(folder))
+
+    @contextmanager
+    def claim(self, name: str, *, wait: bool = False, once: bool = False) -> Iterator[bool]:
+        if not self._has_claimed:
+            require_conditional_writes(self._objects, f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}")
+            self._has_claimed = True
+        with self._leases.claim(name, wait=wait) as ours:
+            yield ours
+            if ours and once:
+                self._leases.retire(name)
+
+    def require_place(self) -> None:
+        names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
+        if names and not any(name == IDENTITY_FILE or name.startswith("records/") for name in names):
+            raise ConfigError(
+                "This place cannot take a teacher cache.",
+                where=str(self.location),
+                why=f"it is not empty and has no {IDENTITY_FILE}, by which a teacher cache is known: {min(names)}",
+                next_command="give another --output",
+            )
+
+    def changed(self, files: Files) -> dict[str, int]:
+        return {}
+
+    def vouch(self) -> None:
+        return
+
+    def reading(self, record: bytes, files: Files) -> Readable:
+        require_sizes(self, self.list(), files)
+        config = self._disk_cache
+        num_bytes = sum(entry.num_bytes for entry in files.values())
+        if num_bytes > config.max_bytes:
+            _log.warning(
+                "%s has %.1f GB, the disk cache may hold %.1f: shards will be fetched again and again.",
+                self.location,
+                num_bytes / 1e9,
+                config.max_bytes / 1e9,
+            )
+        cached = DiskCache(self._objects, config, key=hashlib.sha256(record).hexdigest()[:_KEY_DIGITS])
+        cached.expect(files)
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
+        return cached
+
+    def close(self) -> None:
+        self._leases.close()

@@ -1,0 +1,213 @@
+"""Repair: what is damaged is taken back to the state before it was committed, then the extraction is resumed.
+
+Metadata files exist more than once or follow from others, so they are restored from what is left; a shard is encoded
+again only when a file that it wrote is damaged, or a statistic of the teacher's is. Files that are sound are not
+touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from advl_pipeline.cache import schema
+from advl_pipeline.cache.confidence import clear_away
+from advl_pipeline.cache.files import WORK_FOLDER, entry_of
+from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.layout import ArraySpec, render_json
+from advl_pipeline.cache.records import (
+    COMPLETE_RECORD,
+    IDENTITY_FILE,
+    PLAN_RECORD,
+    PROVENANCE_FILE,
+    ROOT_METADATA,
+    load_complete,
+    load_plan,
+    shard_record_path,
+)
+from advl_pipeline.cache.staged import load_staged, stage
+from advl_pipeline.cache.store import Readable, Store, read_json
+from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
+from advl_pipeline.cache.writer import PLAN, CacheWriter
+from advl_pipeline.errors import ConfigError, CorruptCache
+from advl_pipeline.locations import Location
+
+_ROUNDS = 2
+"""With the complete record gone, files that belong to no record are found in a second round only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairResult:
+    """What was found, how many units had to be encoded again, and whether every byte is as it was recorded."""
+
+    path: Location
+    findings: tuple[tuple[str, str], ...]
+    encoded_units: int
+    is_identical: bool
+
+
+def repair_cache(
+    store: Store,
+    identity: Mapping[str, Any],
+    num_units: Mapping[str, int],
+    *,
+    plan: Callable[[Mapping[str, Any]], object],
+    extract: Callable[[], int],
+) -> RepairResult:
+    """Restore a damaged or unfinished cache.
+
+    Args:
+        store: the cache.
+        identity: of what can be extracted again.
+        num_units: per modality, of the same.
+        plan: writes the plan anew, given the provenance; the claim on it is held.
+        extract: resumes the extraction; returns how many units it encoded.
+
+    Raises:
+        ConfigError: there is no cache, or too little is left of it to know how it was made.
+        IdentityMismatch: the teacher or the dataset is not what it was.
+        CorruptCache: the cache is still not sound afterwards.
+    """
+    first = report = verify_cache(store.location)
+    encoded = 0
+    for _ in range(_ROUNDS):
+        if report.is_sound:
+            break
+        _require_origin(store, identity)
+        provenance = recover_provenance(store)
+        with store.claim(PLAN, wait=True):
+            _take_back(store, report, num_units, partial(plan, provenance))
+        encoded += extract()
+        report = verify_cache(store.location)
+    if not report.is_sound:
+        raise describe_findings(report)
+    return RepairResult(
+        path=store.location,
+        findings=tuple((finding.path, finding.problem) for finding in first.findings),
+        encoded_units=encoded,
+        is_identical=all(report.files.get(path) == entry for path, entry in first.files.items()),
+    )
+
+
+def _take_back(store: Store, report: VerifyReport, num_units: Mapping[str, int], plan: Callable[[], object]) -> None:
+    store.delete(COMPLETE_RECORD)
+    # Records are dealt with shard by shard; the work folder may hold what an interrupted run needs.
+    kept = ("records/", f"{WORK_FOLDER}/")
+    bad = report.bad_paths()
+    store.delete(*(name for name in bad if name not in report.files and not name.startswith(kept)))
+    clear_away(store, bad, report.files)
+    planned = {PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE}
+    for modality, count in num_units.items():
+        for spec in schema.plan_specs(modality, count).values():
+            planned |= {spec.metadata_path, *spec.shard_paths()}
+    if bad & planned:
+        store.delete(PLAN_RECORD)
+    if PLAN_RECORD not in store.list("records"):
+        plan()
+    writer = CacheWriter(store)
+    for modality in writer.plan.modalities:
+        _take_back_shards(writer, modality, report)
+
+
+def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) -> None:
+    """Un-commit the damaged shards of a modality, and stage what the sound ones add to the tables."""
+    store, placement, damaged = writer.store, writer.placement(modality), report.bad_paths()
+
+    def is_sound(path: str) -> bool:
+        return path in report.files and path not in damaged
+
+    tables = schema.global_spec(modality, writer.plan)
+    stats = _statistics(report, modality, placement.num_units)
+    stats_sound = all(is_sound(spec.shard_path(0)) for spec in stats.values())
+    pending = writer.pending(modality)
+    for shard in range(placement.num_shards):
+        if shard in pending:
+            continue
+        units = placement.units_of(shard)
+        table_files = [
+            tables.shard_path(table)
+            for table in range(units.start // tables.shard_rows, (units.stop - 1) // tables.shard_rows + 1)
+        ]
+        record = shard_record_path(modality, shard)
+        own_files = [spec.shard_path(shard) for spec in writer.token_specs(modality).values()]
+        if record in damaged or not all(map(is_sound, own_files)):
+            store.delete(record)
+        elif stats_sound and all(map(is_sound, table_files)):
+            stage(store, modality, shard, writer.content_from_tables(modality, shard, stats), lease=PLAN)
+        else:
+            try:
+                load_staged(store, modality, shard)
+            except CorruptCache:
+                store.delete(record)
+
+
+def _statistics(report: VerifyReport, modality: str, num_units: int) -> dict[str, ArraySpec]:
+    prefix = f"{modality}/stats/"
+    names = {path.removeprefix(prefix).split("/")[0] for path in report.files if path.startswith(prefix)}
+    return {name: schema.stat_spec(modality, name, num_units) for name in sorted(names - {"zarr.json"})}
+
+
+def recover_provenance(store: Readable) -> dict[str, Any]:
+    """Return the provenance from whichever of its three copies is sound.
+
+    Raises:
+        ConfigError: neither can be read.
+    """
+    copies = [*_parsed(store, PROVENANCE_FILE), *_attributes(store, "provenance")]
+    recorded = None
+    with suppress(CorruptCache):
+        plan = load_plan(store)
+        copies += [] if plan.provenance is None else [dict(plan.provenance)]
+        recorded = plan.files.get(PROVENANCE_FILE)
+    with suppress(CorruptCache):
+        recorded = load_complete(store).files.get(PROVENANCE_FILE)
+    for copy in copies:
+        if entry_of(render_json(copy)) == recorded:
+            return copy
+    for copy in copies:
+        if isinstance(copy.get("config"), dict):
+            return copy
+    raise ConfigError(
+        "Nothing is left that says how this cache was made.",
+        where=str(store.location),
+        next_command="give the command that made it again",
+    )
+
+
+def _require_origin(store: Readable, identity: Mapping[str, Any]) -> None:
+    copies = [*_parsed(store, IDENTITY_FILE), *_attributes(store, "identity")]
+    if identity in copies:
+        return
+    with suppress(CorruptCache):
+        if load_plan(store).identity_sha256 == digest(identity):
+            return
+    if not copies:
+        raise CorruptCache("Nothing is left that says what this cache holds.", where=str(store.location))
+    require_identity(
+        identity,
+        copies[0],
+        where=str(store.location),
+        next_command="give the --weights and --data-root that it was made with",
+    )
+
+
+def _parsed(store: Readable, name: str) -> list[dict[str, Any]]:
+    try:
+        content = read_json(store, name)
+    except CorruptCache:
+        return []
+    return [content] if isinstance(content, dict) else []
+
+
+def _attributes(store: Readable, key: str) -> list[dict[str, Any]]:
+    for metadata in _parsed(store, ROOT_METADATA):
+        try:
+            content = metadata["attributes"]["advl"][key]
+        except (KeyError, TypeError):
+            continue
+        if isinstance(content, dict):
+            return [content]
+    return []

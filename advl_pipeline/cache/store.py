@@ -1,0 +1,180 @@
+"""One place that holds a cache, whatever it is: what every command of a cache is written over.
+
+A store is a folder (`folder_store`) or a prefix in a bucket (`bucket_store`); `stores.open_store` alone asks which.
+Names are those of `docs/cache-format.md`, relative to the cache. A file is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from advl_pipeline.cache.files import Buffer, FileEntry, Files
+from advl_pipeline.errors import CorruptCache, StorageError
+from advl_pipeline.locations import Location
+
+NOT_PLAIN = -1
+"""Stands in a listing for the size of what is no plain file, such as a link."""
+
+
+class MissingFile(CorruptCache):
+    """There is no file of that name."""
+
+
+class LeaseLost(StorageError):
+    """Another process has taken over what was being written."""
+
+
+class Readable(Protocol):
+    """Files of a cache that can be read."""
+
+    @property
+    def location(self) -> Location:
+        """What the user calls the cache."""
+        ...
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether a file comes here whole, and is hashed, when it is opened."""
+        ...
+
+    def get(self, name: str) -> bytes:
+        """Return the content of a metadata file; raises `CorruptCache`, of it `MissingFile`."""
+        ...
+
+    def opened(self, name: str, *, release: Callable[[], None] = ...) -> AbstractContextManager[int]:
+        """Give a descriptor of a file within the block; a map that is made of it may live on.
+
+        `release` is called when room is needed, not before the block ends; must let go of the map.
+
+        Raises:
+            CorruptCache: the file is missing or no plain file; of files that are hashed, it is damaged.
+            StorageError: the store or the disk failed.
+        """
+        ...
+
+    def fetch_ahead(self, names: Iterable[str]) -> None:
+        """Bring files here in the background, in this order, where they are not."""
+        ...
+
+
+class Store(ABC):
+    """A cache, finished or not. It is a `Readable`, too."""
+
+    location: Location
+    folder: Path | None = None
+    """The folder of this machine that the cache lies in, if it does."""
+    reads_whole: bool
+    max_file_bytes: int | None = None
+    """The largest file that the store takes."""
+
+    @abstractmethod
+    def get(self, name: str) -> bytes:
+        """As `Readable.get`."""
+
+    @abstractmethod
+    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[int]:
+        """As `Readable.opened`."""
+
+    def fetch_ahead(self, names: Iterable[str]) -> None:
+        """As `Readable.fetch_ahead`."""
+        del names  # They are here, or come when they are opened.
+
+    @abstractmethod
+    def list(self, folder: str = "") -> dict[str, int]:
+        """Return the names of all files under a folder with their sizes, `NOT_PLAIN` where they are none.
+
+        Raises:
+            CorruptCache: the folder is a link to elsewhere.
+        """
+
+    @abstractmethod
+    def put(self, name: str, parts: Sequence[Buffer], *, lease: str = "") -> FileEntry:
+        """Have a file hold this content; one that does is left alone.
+
+        Args:
+            name: of the file.
+            parts: its content, one after another.
+            lease: the claim under which it is written; "" where nobody else can be writing it.
+
+        Raises:
+            LeaseLost: it holds something else, and the claim is not ours any more.
+            StorageError: the store or the disk failed.
+        """
+
+    @abstractmethod
+    def commit(self, name: str, content: bytes, *, lease: str = "") -> FileEntry:
+        """Write a record; where another process's stands, raises `LeaseLost`. Arguments as of `put`."""
+
+    @abstractmethod
+    def delete(self, *names: str) -> None:
+        """Remove files, and links and folders in their place; what is not there, or cannot be, is no error."""
+
+    @abstractmethod
+    def delete_under(self, folder: str = "") -> None:
+        """Remove a folder, or all of the cache, with everything below; several processes may do so at once."""
+
+    @abstractmethod
+    def claim(self, name: str, *, wait: bool = False, once: bool = False) -> AbstractContextManager[bool]:
+        """Try to claim a piece of work; yields whether it is ours until the block ends.
+
+        Args:
+            name: what is claimed, such as "text-00003".
+            wait: wait for another holder to finish or die instead of yielding False. It may still be False where
+                the cache was completed meanwhile.
+            once: leave nothing of the claim behind: whoever waits for it finds the work done.
+        """
+
+    @abstractmethod
+    def require_place(self) -> None:
+        """Raise `ConfigError` where something else than a cache lies here."""
+
+    @abstractmethod
+    def changed(self, files: Files) -> dict[str, int]:
+        """Return the files that changed after the complete record vouched for them, and when, in ns.
+
+        Files that are hashed whenever they are read need nobody's word.
+        """
+
+    @abstractmethod
+    def vouch(self) -> None:
+        """Have the complete record vouch for all files until now."""
+
+    @abstractmethod
+    def reading(self, record: bytes, files: Files) -> Readable:
+        """Return what a complete cache is read through, over and over.
+
+        Args:
+            record: the complete record, whose digest tells one content of the cache from another.
+            files: what it lists.
+
+        Raises:
+            CorruptCache: a file that it lists is missing or of another size.
+        """
+
+    def close(self) -> None:
+        """Let go of what keeps claims alive."""
+        return
+
+
+def read_json(store: Readable, name: str) -> Any:
+    """Read a JSON file; raises `CorruptCache` when it does not parse."""
+    try:
+        return json.loads(store.get(name))
+    except (ValueError, RecursionError) as error:
+        raise CorruptCache("A metadata file is damaged.", where=where(store, name), why=str(error)) from None
+
+
+def where(store: Readable, name: str) -> str:
+    """Return what the user calls a file."""
+    return f"{store.location}/{name}"
+
+
+def repair_command(location: Location) -> str:
+    """Return the command that mends a cache."""
+    return f"advl cache repair {shlex.quote(str(location))}"

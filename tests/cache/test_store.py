@@ -1,0 +1,140 @@
+"""A folder and an object store do the same: what all commands of a cache rely on, asked of both."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from advl_pipeline.cache.files import entry_of
+from advl_pipeline.cache.store import LeaseLost, MissingFile, Store
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.errors import ConfigError, CorruptCache
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(tmp_path / "cache" if request.param == "folder" else request.getfixturevalue("url"))
+    yield opened
+    opened.close()
+
+
+def test_files_are_put_read_listed_and_deleted(store: Store) -> None:
+    assert store.list() == {}
+    assert store.put("text/a", [b"one", memoryview(b"two")]) == entry_of(b"onetwo")
+    store.put("text/below/b", [b""])
+    store.put("c", [b"c"])
+    assert store.get("text/a") == b"onetwo"
+    with store.opened("text/a") as descriptor:
+        assert os.pread(descriptor, 10, 3) == b"two"
+        assert os.read(descriptor, 10) == b"onetwo"
+    names = {name for name in store.list() if not name.startswith(".work/")}
+    assert names == {"c", "text/a", "text/below/b"}
+    assert store.list("text") == {"text/a": 6, "text/below/b": 0}
+    store.put("text/a", [b"other"])
+    assert store.get("text/a") == b"other"
+    store.delete("text/a", "not there", "../c", "/c", "", ".", "a//b")
+    assert store.list("text") == {"text/below/b": 0}
+    store.delete_under("text")
+    assert store.list("text") == {}
+    store.delete_under()
+    assert store.list() == {}
+
+
+@pytest.mark.parametrize("name", ["nothing", "text/nothing", "c/below a file"])
+def test_a_file_that_is_missing_is_named(store: Store, name: str) -> None:
+    store.put("c", [b"c"])
+    with pytest.raises(CorruptCache, match=name) as caught:
+        store.get(name)
+    assert name.startswith("c/") or isinstance(caught.value, MissingFile)
+    with pytest.raises(CorruptCache, match=name), store.opened(name):
+        pass
+
+
+def test_what_holds_the_content_already_is_left_alone(store: Store, tmp_path: Path) -> None:
+    store.put("a", [b"content"])
+    before = (tmp_path / "cache/a").stat() if store.folder else None
+    assert store.put("a", [b"con", b"tent"]) == entry_of(b"content")
+    assert store.commit("a", b"content") == entry_of(b"content")
+    if before is not None:
+        assert (tmp_path / "cache/a").stat() == before
+
+
+def test_one_claims_and_another_waits(store: Store) -> None:
+    other, order = open_store(store.location), []
+
+    def wait() -> None:
+        with other.claim("work", wait=True) as ours:
+            order.append(("other", ours))
+
+    with store.claim("work") as ours, other.claim("work") as theirs, other.claim("else") as elses:
+        assert (ours, theirs, elses) == (True, False, True)
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        order.append(("first", True))
+    waiting.join(60)
+    assert order == [("first", True), ("other", True)]
+    with store.claim("once", once=True) as ours:
+        assert ours
+    assert not any(name.endswith("/once") for name in store.list())
+    other.close()
+
+
+def test_who_lost_a_claim_cannot_write_over_its_successor(store: Store) -> None:
+    if store.folder is not None:
+        pytest.skip("a kernel lock cannot be lost")
+    with store.claim("work") as ours:
+        assert ours
+        store.put("a", [b"mine"], lease="work")
+        store.put("a", [b"mine, again"], lease="work")
+        store.delete(".work/claims/work")
+        store.put("a", [b"mine, again"], lease="work")
+        with pytest.raises(LeaseLost):
+            store.put("a", [b"too late"], lease="work")
+        with pytest.raises(LeaseLost):
+            store.commit("records/a.json", b"too late", lease="work")
+    store.commit("records/b.json", b"first")
+    with pytest.raises(LeaseLost):
+        store.commit("records/b.json", b"second")
+    assert store.get("a") == b"mine, again"
+
+
+def test_a_place_with_other_content_takes_no_cache(store: Store) -> None:
+    store.require_place()
+    store.put("identity.json", [b'{"schema_version": 1}'])
+    store.require_place()
+    store.delete("identity.json")
+    store.put("mine.txt", [b"x"])
+    with pytest.raises(ConfigError, match=r"mine\.txt"):
+        store.require_place()
+
+
+def test_nothing_outside_is_touched_by_way_of_links_or_names(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "a").write_bytes(b"theirs")
+    store = open_store(tmp_path / "cache")
+    store.put("text/b", [b"b"])
+    (tmp_path / "cache/image").symlink_to(outside)
+    (tmp_path / "cache/text/a").symlink_to(outside / "a")
+    with pytest.raises(CorruptCache, match="link"):
+        store.list("image")
+    assert store.list()["image"] == store.list()["text/a"] == -1
+    for name in ("image/a", "text/a"):
+        with pytest.raises(CorruptCache, match="link"):
+            store.get(name)
+        store.put(name, [b"ours"])
+        assert store.get(name) == b"ours"
+    (tmp_path / "cache/audio").symlink_to(outside)
+    store.delete("audio/a", "../outside", "../outside/a", str(outside / "a"))
+    assert (outside / "a").read_bytes() == b"theirs"
+
+
+def test_a_link_to_a_cache_is_removed_with_what_it_leads_to(tmp_path: Path) -> None:
+    open_store(tmp_path / "cache").put("a", [b"a"])
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    open_store(tmp_path / "link").delete_under()
+    assert list(tmp_path.iterdir()) == []
