@@ -35,6 +35,7 @@ from advl_pipeline.distillation.pooling import (
     image_state,
     masked_mean,
     mean_by_example,
+    pool_to_regions,
     pool_to_words,
 )
 from advl_pipeline.distillation.relational import drift, related_texts, related_vision, related_words
@@ -66,10 +67,20 @@ class Distiller(nn.Module):
         *,
         hidden_size: int,
         pooled_size: int,
+        vision_targets: Mapping[str, VisionTarget] | None = None,
         contrast_size: int = 128,
     ) -> None:
+        """Args:
+        settings: of the method.
+        teachers: the widths of each teacher's features.
+        hidden_size, pooled_size: of the student.
+        vision_targets: what is distilled of each vision teacher [default: regions where it has them, else the
+            picture].
+        contrast_size: width of the common space.
+        """
         super().__init__()
         self.settings = settings
+        self.vision_targets = dict(vision_targets or {})
         self.teachers: dict[str, list[str]] = {
             "vision": [name for name, widths in teachers.items() if widths.image_global],
             "text": [name for name, widths in teachers.items() if widths.text_global],
@@ -133,13 +144,13 @@ class Distiller(nn.Module):
                 example without one must be all True.
             image_ids_B: int64, equal where two examples show the same picture.
             relevance_NL: the student's attention from each token to the picture.
-            generator: of random word selection.
+            generator: of words and regions that are drawn.
         """
         example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
         pairs: dict[Target, Pair] = {}
-        vision_N = self._vision(distilled, batch, signal, example_N, image_ids_B, pairs)
+        vision_N = self._vision(distilled, batch, signal, example_N, image_ids_B, generator, pairs)
         text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, pairs)
         return DistillationTerms(
             pathways={
@@ -266,6 +277,7 @@ class Distiller(nn.Module):
         signal: TeacherSignal,
         example_N: torch.Tensor,
         image_ids_B: torch.Tensor,
+        generator: torch.Generator | None,
         compared: dict[Target, Pair],
     ) -> dict[str, torch.Tensor]:
         losses = {}
@@ -273,34 +285,30 @@ class Distiller(nn.Module):
             if name not in self.teachers["vision"]:
                 continue
             if self.settings.distance == "relational":
+                target = self._vision_target(name, one)
                 losses[name] = related_vision(
-                    self.settings, self._vision_target(one), distilled, batch, one, image_ids_B
+                    self.settings, target, distilled, batch, one, image_ids_B, generator=generator
                 )[example_N]
                 continue
-            regions = seen = None
             expanded = _expand_vision(one, example_N)
-            if expanded.regions_BSD is not None:
-                regions, seen = pool_to_words(
-                    distilled.visual_states_NRH, batch.box_index_NR, expanded.regions_BSD.shape[1]
-                )
+            regions_NSH, seen_NS = pool_to_regions(distilled.visual_states_NRH, expanded.shares_BSR)
             projections = self.vision[module_key(name)]
             assert isinstance(projections, VisionProjections)
             pairs = vision_pairs(
                 projections,
                 expanded,
                 image_BH=image_state(distilled, batch),
-                regions_BSH=regions,
-                region_seen_BS=seen,
-                target=self._vision_target(one),
+                regions_BSH=regions_NSH,
+                region_seen_BS=seen_NS,
+                target=self._vision_target(name, one),
             )
             compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
             losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
 
-    def _vision_target(self, one: VisionSignal) -> VisionTarget:
-        if self.settings.vision_target == "auto":
-            return "image" if one.regions_BSD is None else "regions"
-        return self.settings.vision_target
+    def _vision_target(self, name: str, one: VisionSignal) -> VisionTarget:
+        default: VisionTarget = "image" if one.regions_BSD is None else "regions"
+        return self.vision_targets.get(name, default)
 
     def _text(
         self,
@@ -412,4 +420,5 @@ def _expand_vision(signal: VisionSignal, example_N: torch.Tensor) -> VisionSigna
         global_BD=signal.global_BD[example_N],
         regions_BSD=None if signal.regions_BSD is None else signal.regions_BSD[example_N],
         region_mask_BS=None if signal.region_mask_BS is None else signal.region_mask_BS[example_N],
+        shares_BSR=None if signal.shares_BSR is None else signal.shares_BSR[example_N],
     )

@@ -1,6 +1,6 @@
-"""Means: of tokens to words, of visual states to a picture, of sequences to examples.
+"""Means: of tokens to words, of visual states to regions or a picture, of sequences to examples.
 
-Shapes: B examples, N sequences, L tokens, R visual tokens, W words, D and H widths.
+Shapes: B examples, N sequences, L tokens, R visual tokens, S regions, W words, D and H widths.
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ def pool_to_words(
     counts = states_NLD.new_zeros(num_sequences, num_words + 1)
     counts = counts.scatter_add(1, bucket_NL, torch.ones_like(bucket_NL, dtype=counts.dtype))[:, :num_words]
     return sums[:, :num_words] / counts.clamp(min=1)[..., None], counts > 0
+
+
+def pool_to_regions(states_NRH: torch.Tensor, shares_NSR: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average the visual tokens of each region.
+
+    Args:
+        states_NRH: visual states.
+        shares_NSR: as `VisionSignal.shares_BSR`; None where region s is visual token s.
+
+    Returns:
+        (N, S, H) states of regions, zeros where no token has a share, and (N, S) bool, whether one has.
+    """
+    if shares_NSR is None:
+        return states_NRH, torch.ones(states_NRH.shape[:2], dtype=torch.bool, device=states_NRH.device)
+    return shares_NSR.to(states_NRH.dtype) @ states_NRH, shares_NSR.any(2)
 
 
 def image_state(output: StudentOutput, batch: StudentBatch) -> torch.Tensor:

@@ -5,7 +5,7 @@ vectors centred, i = j left out, L_rel = mean_i KL(p_i || q_i). With landmarks, 
 taught and i over the others: they are placed by what is known, not by words that are lost themselves. A linear map
 that is learned from the few words that a student knows does not carry to the others; likenesses to the known words
 do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
-Shapes: X nodes (words or regions of a batch), B examples, N sequences, S boxes, W words, H student width, D teacher
+Shapes: X nodes (words or regions of a batch), B examples, N sequences, S regions, W words, H student width, D teacher
 width.
 """
 
@@ -15,12 +15,24 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.pathways import VisionTarget
-from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_words
+from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.selection import min_max_scale
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
+
+MAX_RELATED = 1024
+"""Most regions of a batch that are related: patches of a batch of pictures are thousands."""
+
+
+def some_of(mask_BS: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:
+    """Return the mask with at most so many entries left, drawn at random."""
+    entry_X = mask_BS.flatten().nonzero()[:, 0]
+    if len(entry_X) <= most:
+        return mask_BS
+    kept_X = entry_X[torch.randperm(len(entry_X), generator=generator)[:most].to(entry_X.device)]
+    return torch.zeros_like(mask_BS).flatten().index_fill(0, kept_X, True).view_as(mask_BS)
 
 
 def log_likenesses(states_XH: torch.Tensor, left_out_XX: torch.Tensor, *, temperature: float) -> torch.Tensor:
@@ -90,20 +102,21 @@ def related_vision(
     batch: StudentBatch,
     one: VisionSignal,
     image_ids_B: torch.Tensor,
+    *,
+    generator: torch.Generator | None,
 ) -> torch.Tensor:
     """Return (B,): relational divergence of each picture's regions, and of the whole picture.
 
-    The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same.
+    The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same. Of
+    more than `MAX_RELATED` regions so many are drawn: every one is compared with every other.
     """
     first_B = first_sequences(batch.num_candidates, image_ids_B.device)
     loss_B = torch.zeros(len(first_B), device=image_ids_B.device)
     if target in ("regions", "both") and one.regions_BSD is not None:
         assert one.region_mask_BS is not None
         num_regions = one.regions_BSD.shape[1]
-        regions_BSH, seen_BS = pool_to_words(
-            distilled.visual_states_NRH[first_B], batch.box_index_NR[first_B], num_regions
-        )
-        node_BS = seen_BS & one.region_mask_BS
+        regions_BSH, seen_BS = pool_to_regions(distilled.visual_states_NRH[first_B], one.shares_BSR)
+        node_BS = some_of(seen_BS & one.region_mask_BS, MAX_RELATED, generator)
         place_S = torch.arange(num_regions, device=image_ids_B.device)
         group_BS = image_ids_B[:, None] * num_regions + place_S
         loss_B = loss_B + masked_mean(

@@ -25,7 +25,7 @@ class DistillationSettings:
     distill_layer: Literal["unimodal", "fused"] = "unimodal"
     projection_start: Literal["ridge", "random"] = "ridge"
     target_check: Literal["r2", "none"] = "r2"
-    vision_target: Literal["auto", "image", "regions", "both"] = "auto"
+    vision_target: Literal["auto", "patches", "regions", "image", "both"] = "auto"
     teacher_balance: TeacherBalance = "equal"
     teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     selection: Literal["adaptive", "prior", "visual", "need", "random", "all"] = "adaptive"

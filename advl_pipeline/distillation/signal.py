@@ -1,6 +1,6 @@
 """What the loss sees of the teachers. Whether it comes from a cache or from a live teacher is invisible here.
 
-Shapes: B examples, N sequences, S boxes, W words, D teacher width (per teacher).
+Shapes: B examples, N sequences, S regions, R visual tokens of the student, W words, D teacher width (per teacher).
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSignal:
-    """One vision teacher on the pictures of a batch; float32, standardised where so configured."""
+    """One vision teacher on the pictures of a batch; float32, standardised where so configured.
+
+    Regions are boxes, or what the student's visual tokens stand for where the teacher gives a grid. `region_mask_BS`
+    says which have a target. `shares_BSR` gives the share of each of the student's visual tokens in its state of a
+    region, summing to 1, or to 0 for a region that it does not see; None: region s is its visual token s.
+    """
 
     global_BD: torch.Tensor
     regions_BSD: torch.Tensor | None = None
     region_mask_BS: torch.Tensor | None = None
+    shares_BSR: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,19 +68,11 @@ class DistillationTerms:
 def check_targets(
     settings: DistillationSettings, pathways: Mapping[str, list[str]], teachers: Mapping[str, TeacherWidths]
 ) -> None:
-    """Refuse targets that a teacher does not have.
+    """Refuse words of a teacher that has none; of vision targets `training/vision_targets.py` decides.
 
     Raises:
-        ConfigError: regions of a teacher that saw none, relations between words of one that stored none.
+        ConfigError: relations between words of a teacher that stored none.
     """
-    for name in pathways["vision"]:
-        if settings.vision_target == "regions" and not teachers[name].image_region:
-            raise ConfigError(
-                "This teacher's cache has no features of regions, so none can be a target.",
-                where=name,
-                why="the dataset gives no boxes, or the cache was made without them",
-                next_command="--vision-target image, or --pathway text",
-            )
     for name in pathways["text"]:
         if settings.distance == "relational" and not teachers[name].text_token:
             raise ConfigError(

@@ -38,8 +38,10 @@ class ExtractConfig(Configuration):
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     modality: Modality = option("both", help="Towers of the teacher to run.")
-    image_tokens: Literal["boxes", "boxes-roi", "grid", "none"] = option(
-        "boxes", help="Token features of a picture: one per box, or one per grid cell."
+    image_tokens: Literal["auto", "boxes", "boxes-roi", "grid", "none"] = option(
+        "auto",
+        help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
+        "gives any, else the grid.",
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
     compression: Literal["none", "zstd"] = option(

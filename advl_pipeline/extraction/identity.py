@@ -9,7 +9,7 @@ from advl_pipeline.cache.identity import SCHEMA_VERSION
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.selected import SelectedExamples
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.sources import Source
+from advl_pipeline.extraction.sources import Source, image_tokens_of
 from advl_pipeline.teachers.interface import Teacher
 
 
@@ -26,7 +26,7 @@ def build_identity(
             "logit_scale": teacher.logit_scale,
             "image": towers.get("image"),
             "text": towers.get("text"),
-            "image_tokens": config.image_tokens if "image" in towers else None,
+            "image_tokens": image_tokens_of(config, dataset) if "image" in towers else None,
             "compute_dtype": config.compute_dtype,
         },
         "dataset": describe_dataset(dataset),

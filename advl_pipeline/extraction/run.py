@@ -40,7 +40,7 @@ from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
-from advl_pipeline.extraction.sources import Source, open_sources
+from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
@@ -112,7 +112,7 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset | Select
         config.teacher,
         weights=config.weights,
         device=config.device,
-        image_tokens=config.image_tokens,
+        image_tokens=image_tokens_of(config, dataset),
         dtype=config.compute_dtype,
     )
     return teacher, dataset

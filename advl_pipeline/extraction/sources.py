@@ -15,6 +15,7 @@ from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
+from advl_pipeline.teachers.options import ImageTokenKind
 from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
 
 _TOKENISE_UNITS = 1024
@@ -114,6 +115,14 @@ class TextSource:
         del skip_unreadable  # A text that was read is readable.
         prepared = self.tower.prepare([self._units[position] for position in units])
         return PreparedBatch(units=list(units), prepared=prepared, unreadable={})
+
+
+def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
+    """Return what `auto` means for a dataset: boxes where it gives any, else the grid."""
+    if config.image_tokens != "auto":
+        return config.image_tokens
+    has_boxes = config.modality != "text" and any(len(unit.boxes_R4) for unit in dataset.image_units())
+    return "boxes" if has_boxes else "grid"
 
 
 def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> list[Source]:

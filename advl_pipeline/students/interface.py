@@ -17,6 +17,9 @@ from torch import nn
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 
+PlaceKind = Literal["patches", "regions"]
+"""What visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and size."""
+
 
 @dataclass(kw_only=True)
 class StudentBatch:
@@ -109,9 +112,9 @@ class Student(nn.Module, ABC):
     unimodal_states: ClassVar[Literal["lower", "hidden-pass"]] = "hidden-pass"
     """Where `encode_unimodal` takes its states: below the layers in which text and picture meet, or from a pass
     through all layers in which each is hidden from the other."""
-    places: Literal["patches", "regions"] | None = None
-    """What its visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and
-    size. None: batches do not say where tokens lie (`places_BR4`), and no teacher's grid can be laid over them."""
+    places: PlaceKind | None = None
+    """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
+    teacher's grid can be laid over them."""
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 

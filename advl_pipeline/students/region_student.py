@@ -18,7 +18,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.datasets.roots import index_folder, resolve_data_root
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import open_detector_regions
-from advl_pipeline.students.interface import Perturbation, StudentBatch
+from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
 
@@ -71,7 +71,7 @@ class RegionStudent(TextStudent):
     """
 
     config: RegionStudentConfig
-    places: Literal["patches", "regions"] | None = "regions"
+    places: PlaceKind | None = "regions"
 
     def __init__(self, name: str, config: RegionStudentConfig) -> None:
         super().__init__(name, config)

@@ -271,7 +271,7 @@ def _size(place: Place) -> str:
 def is_teacher_control(study: StudyConfig, name: str) -> bool:
     """Whether the variant is the focus method, option by option, with a teacher that knows nothing of the units."""
     variant, focus = study.variant(name), study.variant(study.focus)
-    spoilt = variant.training.get("teacher_control", "none") != "none" or variant.teacher_prefix == "random:"
+    spoilt = variant.training.get("teacher_control") == "shuffle" or variant.teacher_prefix == "random:"
     rest = {key: value for key, value in variant.training.items() if key != "teacher_control"}
     return (
         spoilt

@@ -87,6 +87,20 @@ SHIPPED: Mapping[str, Variant] = MappingProxyType(
             "The teacher's features belong to other units: what remains is regularisation, not knowledge.",
             teacher_control="shuffle",
         ),
+        "advl-shuffled-cells": _variant(
+            "advl",
+            "control",
+            "ADVL, shuffled cells",
+            "The cells of the teacher's grid are permuted inside each picture: it knows what is shown, not where.",
+            teacher_control="shuffle-cells",
+        ),
+        "advl-shifted-grid": _variant(
+            "advl",
+            "control",
+            "ADVL, shifted grid",
+            "The teacher's grid is shifted by half its size: neighbours stay neighbours, in the wrong places.",
+            teacher_control="shift-grid",
+        ),
         "advl-random": _variant(
             "advl",
             "control",

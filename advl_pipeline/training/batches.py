@@ -116,7 +116,9 @@ def collate_batch(
     """
     num_classes = len(dataset.label_names(examples[0].task))
     batch = student.collate(examples)
-    signal = source.signal(examples, batch, with_confidence=labelled) if source else None
+    signal = None
+    if source is not None:
+        signal = source.signal(examples, batch, with_confidence=labelled, places=student.places)
     return TrainingBatch(
         example_ids=tuple(example.example_id for example in examples),
         task=examples[0].task,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
@@ -18,12 +17,14 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads
 from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
+from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.methods import ResolvedMethod
 from advl_pipeline.training.recipes import ChosenRecipe
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
+from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_targets
 
 
 def build_finetune_model(
@@ -31,13 +32,14 @@ def build_finetune_model(
     settings: TrainingSettings,
     chosen: ChosenRecipe,
     method: ResolvedMethod,
-    dataset: Dataset,
+    inputs: Inputs,
     source: SignalSource | None,
-) -> tuple[FinetuneModel, dict[str, HeadOrigin]]:
-    """Build student, heads and projections, and say where the heads come from.
+) -> tuple[FinetuneModel, dict[str, HeadOrigin], list[VisionChoice]]:
+    """Build student, heads and projections, and say where the heads come from and what vision teachers teach.
 
     The same seed gives the same student and heads for every method.
     """
+    dataset = inputs.dataset
     torch.manual_seed(config.seed)
     options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
     overrides = {**recipe_options(chosen, config.init), **options}
@@ -55,16 +57,17 @@ def build_finetune_model(
     for task in dataset.tasks:
         require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
     origins = fill_heads(heads, student, dataset, config)
+    vision = choose_vision_targets(method.settings, student, dataset, inputs.labelled, source) if source else []
     torch.manual_seed(config.seed + 2)
     distiller = Distiller(
         method.settings,
         source.widths() if source else {},
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
+        vision_targets={choice.teacher: choice.target for choice in vision},
     )
-    return FinetuneModel(
-        student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture
-    ), origins
+    model = FinetuneModel(student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture)
+    return model, origins, vision
 
 
 def compile_student(student: Student) -> None:

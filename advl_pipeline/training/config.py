@@ -32,7 +32,7 @@ PRETRAINED_LEARNING_RATE = 5e-5
 finetuned at. The rate above is meant for small students that start at random; it undoes a pretraining."""
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
-TeacherControl = Literal["none", "shuffle"]
+TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,8 +256,10 @@ class FinetuneConfig(Configuration):
         help="Leave out targets of the coordinate distances that no linear map tells from the student's states: the "
         "same fit's R2 on held-out inputs is below 0.05. none keeps them all.",
     )
-    vision_target: Literal["auto", "image", "regions", "both"] = option(
-        "auto", help="Targets of the vision pathway: auto takes regions where the teacher has them, else the picture."
+    vision_target: Literal["auto", "patches", "regions", "image", "both"] = option(
+        "auto",
+        help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
+        "both places and picture; auto takes the places where student and cache have them, else the picture.",
     )
     teacher_balance: Literal["equal", "fixed", "learned"] = option(
         "equal",
@@ -333,7 +335,10 @@ class FinetuneConfig(Configuration):
         metavar="INPUTS",
     )
     teacher_control: TeacherControl = option(
-        "none", help="Control: permute the teacher's features over units; a cache of `random:NAME` is the other one."
+        "none",
+        help="Control: permute the teacher's features over units (shuffle), or only move the cells of its grid "
+        "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid); a cache of `random:NAME` "
+        "is another one.",
     )
     hide_picture: bool = option(
         False,

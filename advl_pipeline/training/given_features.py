@@ -5,8 +5,8 @@ student without them says how much of what the teachers know the task can use at
 a measuring device and no method: at inference it needs what a distilled student does without.
 
 Each teacher's features of a word go through a trained linear map and are added to the embedding of each of the word's
-tokens; those of a box are added to the raw features of its region. The maps start at zero, so that training starts
-from the student as it is.
+tokens; those of a box, or of a grid's cells, are added to the raw features of the region that lies there. The maps
+start at zero, so that training starts from the student as it is.
 
 Shapes: N sequences, L text tokens, W words, B examples, S boxes, R visual tokens, D teacher width, E width of word
 embeddings, F width of raw visual features.
@@ -95,7 +95,8 @@ class GivenFeatures(Student):
 
     def collate(self, examples: Sequence[Example]) -> GivenBatch:
         inner = self.inner.collate(examples)
-        return GivenBatch.of(inner, self.source.signal(examples, inner, with_confidence=False))
+        signal = self.source.signal(examples, inner, with_confidence=False, places=self.inner.places)
+        return GivenBatch.of(inner, signal)
 
     def encode(
         self,
@@ -134,19 +135,22 @@ class GivenFeatures(Student):
         return total_NLE
 
     def _of_regions(self, batch: GivenBatch) -> torch.Tensor | None:
-        """Return (N, R, F): the sum of the teachers' mapped features of the box that each visual token stands for."""
+        """Return (N, R, F): the sum of the teachers' mapped features of the place where each visual token lies."""
         repeats_B = torch.tensor(batch.num_candidates, device=batch.box_index_NR.device)
         total_NRF: torch.Tensor | None = None
         for name, linear in zip(self.vision_teachers, self.region_maps, strict=True):
             if name not in batch.signal.vision:
                 continue
             signal = batch.signal.vision[name]
-            assert signal.regions_BSD is not None
+            if signal.regions_BSD is None:
+                continue
             assert signal.region_mask_BS is not None
             mapped_BSF = linear(signal.regions_BSD / math.sqrt(signal.regions_BSD.shape[-1]))
             mapped_BSF = mapped_BSF * signal.region_mask_BS[..., None]
-            mapped_NSF = mapped_BSF.repeat_interleave(repeats_B, dim=0, output_size=batch.num_sequences)
-            total_NRF = _plus(total_NRF, _taken(mapped_NSF, batch.box_index_NR))
+            if signal.shares_BSR is not None:
+                mapped_BSF = (signal.shares_BSR > 0).to(mapped_BSF.dtype).transpose(1, 2) @ mapped_BSF
+            mapped_NRF = mapped_BSF.repeat_interleave(repeats_B, dim=0, output_size=batch.num_sequences)
+            total_NRF = _plus(total_NRF, mapped_NRF)
         return total_NRF
 
 

@@ -67,7 +67,9 @@ def measure_parts(
     if source is not None:
         read = source
         found["reading"] = _median(
-            lambda: read.signal(examples, batch.student, with_confidence=False), repeats, torch.device("cpu")
+            lambda: read.signal(examples, batch.student, with_confidence=False, places=model.student.places),
+            repeats,
+            torch.device("cpu"),
         )
     batch = batch.to(device)
     found["student"] = _median(lambda: _task_step(model, batch), repeats, device)
@@ -154,7 +156,7 @@ def _bytes_read(teacher: TeacherFeatures, examples: list[Example]) -> int:
     if teacher.image is not None:
         ids = [example.image.unit_id for example in examples]
         total += teacher.image.global_features(ids).nbytes
-        if teacher.image_tokens_are_boxes:
+        if teacher.image_places is not None:
             total += teacher.image.token_features(ids)[0].nbytes
     if teacher.text is not None:
         ids = [candidate.text_unit.unit_id for example in examples for candidate in example.candidates]

@@ -13,16 +13,20 @@ import torch
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.distillation.distiller import KNOWN
-from advl_pipeline.distillation.pooling import first_sequences, pool_to_words
+from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
 from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
+from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.students.interface import Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
 
-"""In a run folder: the agreement before and after the adapt step."""
-
 MAX_TEXTS = 1024
 """Texts that are looked at, with their pictures: enough for some thousand words, in seconds."""
+
+MAX_REGIONS = 2048
+"""Regions that are looked at: of students that see patches so many are drawn."""
+
+EXAMPLES_AT_ONCE = 16
 
 Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """States (X, H), features (X, D), an int64 group and whether each is known."""
@@ -52,8 +56,10 @@ def read_placement(
     words: dict[str, list[Nodes]] = {}
     regions: dict[str, list[Nodes]] = {}
     seen_pictures: set[int] = set()
-    for start in range(0, len(chosen), 16):
-        examples = [dataset[position] for position in chosen[start : start + 16]]
+    generator = torch.Generator().manual_seed(0)
+    most = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
+    for start in range(0, len(chosen), EXAMPLES_AT_ONCE):
+        examples = [dataset[position] for position in chosen[start : start + EXAMPLES_AT_ONCE]]
         batch = collate_batch(examples, dataset, student, source, labelled=False).to(device)
         assert batch.signal is not None
         output = student.encode_unimodal(batch.student)
@@ -61,7 +67,7 @@ def read_placement(
             words.setdefault(name, []).append(nodes)
         fresh = [int(picture) not in seen_pictures for picture in batch.image_ids_B]
         seen_pictures.update(map(int, batch.image_ids_B))
-        for name, nodes in _regions(output, batch, torch.tensor(fresh, device=device)):
+        for name, nodes in _regions(output, batch, torch.tensor(fresh, device=device), most, generator):
             regions.setdefault(name, []).append(nodes)
     student.train(was_training)
     return {
@@ -91,17 +97,17 @@ def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes
     return found
 
 
-def _regions(output: StudentOutput, batch: TrainingBatch, fresh_B: torch.Tensor) -> list[tuple[str, Nodes]]:
+def _regions(
+    output: StudentOutput, batch: TrainingBatch, fresh_B: torch.Tensor, most: int, generator: torch.Generator
+) -> list[tuple[str, Nodes]]:
     assert batch.signal is not None
     found = []
     for name, one in batch.signal.vision.items():
         if one.regions_BSD is None or one.region_mask_BS is None:
             continue
         first_B = first_sequences(batch.student.num_candidates, fresh_B.device)
-        states_BSH, seen_BS = pool_to_words(
-            output.visual_states_NRH[first_B], batch.student.box_index_NR[first_B], one.regions_BSD.shape[1]
-        )
-        node_BS = seen_BS & one.region_mask_BS & fresh_B[:, None]
+        states_BSH, seen_BS = pool_to_regions(output.visual_states_NRH[first_B], one.shares_BSR)
+        node_BS = some_of(seen_BS & one.region_mask_BS & fresh_B[:, None], most, generator)
         picture_BS = batch.image_ids_B[:, None].expand_as(node_BS)
         nodes = (states_BSH[node_BS], one.regions_BSD[node_BS], picture_BS[node_BS], node_BS[node_BS])
         found.append((name, nodes))

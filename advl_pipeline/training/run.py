@@ -112,13 +112,14 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     signals = open_signals(config, method, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
     checked = [] if signals is None else signals.checked
-    model, heads = build_finetune_model(config, settings, chosen, method, inputs.dataset, source)
+    model, heads, vision = build_finetune_model(config, settings, chosen, method, inputs, source)
     reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
     model.remembered = remember_confidences(config, method, checked, inputs, num_processes=accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
+            "vision_targets": {choice.teacher: choice.to_dict() for choice in vision},
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
             "confidence": {one.modality: one.to_dict() for one in checked},
             "reads": reads.to_dict(),
@@ -130,7 +131,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             caches=[(str(cache.path), cache.identity) for cache in caches],
             resume=config.resume,
         )
-        _say(settings, heads, [*reads.lines(), *(fit.line() for fit in fits), *(one.line() for one in checked)])
+        lines = [*reads.lines(), *(choice.line() for choice in vision), *(fit.line() for fit in fits)]
+        _say(settings, heads, [*lines, *(one.line() for one in checked)])
     accelerator.wait_for_everyone()
     timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:

@@ -23,9 +23,11 @@ from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.methods import ResolvedMethod
+from advl_pipeline.training.moved_cells import with_shifted_grid, with_shuffled_cells
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 from advl_pipeline.training.student_confidence import StudentConfidence
+from advl_pipeline.training.vision_signals import TeacherGrid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +74,16 @@ def open_signals(
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
     confidence, checked = _confidence(config, method, by_split[0], inputs)
+    if config.teacher_control != "none" and config.live:
+        raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
     if config.teacher_control == "shuffle":
-        if config.live:
-            raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
         confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
     weights = live_weights(config.live_weights, [cache.teacher_name for cache in by_split[0]])
 
     def features(cache: TeacherCache, split: Dataset) -> TeacherFeatures:
         if config.live:
             return live_teacher(cache, split, weights=weights.get(cache.teacher_name), device=str(device))
-        teacher = cached_teacher(cache)
-        return shuffled_teacher(teacher, seed=config.seed) if config.teacher_control == "shuffle" else teacher
+        return _controlled(cached_teacher(cache), config)
 
     cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
     read = [
@@ -107,6 +108,33 @@ def open_signals(
     )
     judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
     return Signals(source=source, judge=source.of(judges), checked=checked)
+
+
+def _controlled(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:
+    """Return a cached teacher as the control makes it.
+
+    Raises:
+        ConfigError: cells are to be moved, of a teacher that sees pictures and has no grid, or that no loss reads.
+    """
+    if config.teacher_control == "none":
+        return teacher
+    if config.teacher_control == "shuffle":
+        return shuffled_teacher(teacher, seed=config.seed)
+    if config.vision_target == "image" or config.pathway == "text":
+        raise ConfigError(
+            "The cells of a grid that no loss reads cannot be a control.",
+            where=f"--teacher-control {config.teacher_control}",
+            next_command="leave out --vision-target image and --pathway text, or use --teacher-control shuffle",
+        )
+    if teacher.image is not None and not isinstance(teacher.image_places, TeacherGrid):
+        raise ConfigError(
+            "This teacher's cache has no grid whose cells could be moved.",
+            where=teacher.name,
+            next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
+        )
+    if config.teacher_control == "shuffle-cells":
+        return with_shuffled_cells(teacher, seed=config.seed)
+    return with_shifted_grid(teacher)
 
 
 def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.terms import TeacherWidths
-from advl_pipeline.students.interface import StudentBatch
+from advl_pipeline.students.interface import PlaceKind, StudentBatch
+from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets
 
 Array = npt.NDArray[Any]
 
@@ -81,12 +82,16 @@ class StandIn:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFeatures:
-    """One teacher's features of one split, from a cache or live."""
+    """One teacher's features of one split, from a cache or live.
+
+    `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
+    are none, or where nothing says where they lie.
+    """
 
     name: str
     image: UnitFeatures | None
     text: UnitFeatures | None
-    image_tokens_are_boxes: bool
+    image_places: Literal["boxes"] | TeacherGrid | None
     aligned: bool
     words_are_selected: bool = False
 
@@ -105,11 +110,16 @@ class TeacherFeatures:
 def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
     """View a cache as a teacher's features."""
     teacher = cache.identity["teacher"]
+    places: Literal["boxes"] | TeacherGrid | None = None
+    if teacher["image_tokens"] in ("boxes", "boxes-roi"):
+        places = "boxes"
+    elif teacher["image_tokens"] == "grid":
+        places = TeacherGrid.of_description(teacher["image"])
     return TeacherFeatures(
         name=teacher["name"],
         image=cache.image,
         text=cache.text,
-        image_tokens_are_boxes=teacher["image_tokens"] in ("boxes", "boxes-roi"),
+        image_places=places,
         aligned=teacher["aligned"],
         words_are_selected=cache.kept_share is not None,
     )
@@ -152,7 +162,7 @@ class SignalSource:
         return {
             teacher.name: TeacherWidths(
                 image_global=teacher.image.global_dim if teacher.image else None,
-                image_region=teacher.image.token_dim if teacher.image and teacher.image_tokens_are_boxes else None,
+                image_region=teacher.image.token_dim if teacher.image and teacher.image_places else None,
                 text_global=teacher.text.global_dim if teacher.text else None,
                 text_token=teacher.text.token_dim if teacher.text and teacher.text.has_tokens else None,
             )
@@ -176,17 +186,25 @@ class SignalSource:
             if teacher.text:
                 teacher.text.announce(text_ids)
 
-    def signal(self, examples: Sequence[Example], batch: StudentBatch, *, with_confidence: bool) -> TeacherSignal:
+    def signal(
+        self,
+        examples: Sequence[Example],
+        batch: StudentBatch,
+        *,
+        with_confidence: bool,
+        places: PlaceKind | None = None,
+    ) -> TeacherSignal:
         """Return the teachers' signal on a batch.
 
         Args:
             examples: of the batch, in order.
-            batch: the student's, for the characters that its tokens cover.
+            batch: the student's, for the characters that its tokens cover and the places where they lie.
             with_confidence: also look up the confidences (labelled examples only).
+            places: what the student's visual tokens are (`Student.places`).
         """
         texts = [candidate.text for example in examples for candidate in example.candidates]
         words = self._align_student(texts, batch.char_spans_NL2.numpy())
-        vision = {t.name: self._vision(t, examples) for t in self.teachers if t.image}
+        vision = {t.name: self._vision(t, examples, batch, places) for t in self.teachers if t.image}
         text = {t.name: self._text(t, examples, texts, words) for t in self.teachers if t.text}
         confidence = {
             modality: torch.tensor([values[example.example_id] for example in examples], dtype=torch.float32)
@@ -219,22 +237,26 @@ class SignalSource:
         forms = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.int64)
         return forms, np.array([self._known.of_word(word) for word in words], dtype=np.float32)
 
-    def _vision(self, teacher: TeacherFeatures, examples: Sequence[Example]) -> VisionSignal:
+    def _vision(
+        self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None
+    ) -> VisionSignal:
         store = teacher.image
         assert store is not None
         ids = [example.image.unit_id for example in examples]
         global_BD = self._global(store, ids)
-        if not teacher.image_tokens_are_boxes:
+        lie_at = teacher.image_places
+        if lie_at is None or (lie_at != "boxes" and batch.places_BR4 is None):
             return VisionSignal(global_BD=global_BD)
         rows, lengths = store.token_features(ids)
-        values = self._tokens(store, rows)
+        if lie_at == "boxes":
+            found = box_targets(_floats(rows), lengths, examples, batch, places=places)
+        else:
+            found = grid_targets(lie_at, _floats(rows), examples, batch)
         return VisionSignal(
             global_BD=global_BD,
-            regions_BSD=torch.nn.utils.rnn.pad_sequence(
-                list(torch.split(values, lengths.tolist())), batch_first=True
-            ),
-            region_mask_BS=torch.arange(int(lengths.max()))[None, :]
-            < torch.from_numpy(lengths.astype(np.int64))[:, None],
+            regions_BSD=self._scaled(found.regions_BSD, store.token_mean, store.token_variance),
+            region_mask_BS=found.region_mask_BS,
+            shares_BSR=found.shares_BSR,
         )
 
     def _text(
@@ -278,9 +300,6 @@ class SignalSource:
     def _global(self, store: UnitFeatures, ids: Sequence[str]) -> torch.Tensor:
         values = _floats(store.global_features(ids))
         return self._scaled(values, store.global_mean, store.global_variance)
-
-    def _tokens(self, store: UnitFeatures, rows: npt.NDArray[np.floating[Any]]) -> torch.Tensor:
-        return self._scaled(_floats(rows), store.token_mean, store.token_variance)
 
     def _scaled(
         self, values: torch.Tensor, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]

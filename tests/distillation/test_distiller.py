@@ -98,7 +98,8 @@ def distiller_of(**settings: Any) -> Distiller:
     widths = {name: TeacherWidths(image_global=a, image_region=b) for name, (a, b) in EYES.items()}
     widths |= {name: TeacherWidths(text_global=a, text_token=b) for name, (a, b) in READERS.items()}
     chosen = DistillationSettings(**{"distance": "mse", "selection": "prior", "selection_rho": 0.5, **settings})
-    return Distiller(chosen, widths, hidden_size=WIDTH, pooled_size=POOLED)
+    targets = {} if chosen.vision_target == "auto" else dict.fromkeys(EYES, chosen.vision_target)
+    return Distiller(chosen, widths, hidden_size=WIDTH, pooled_size=POOLED, vision_targets=targets)  # type: ignore[arg-type]
 
 
 def stack(rows: list[Array], *, extra: int, fill: Any) -> torch.Tensor:
@@ -140,12 +141,17 @@ def lay_out(items: list[Item], *, extra: int = 0) -> LaidOut:
         form_NW=stack([np.array(c.forms) for c in flat], extra=extra, fill=0),
         known_NW=stack([np.zeros(len(c.prior)) for c in flat], extra=extra, fill=1.0).float(),
     )
+    firsts = torch.tensor([0, *(len(item.candidates) for item in items[:-1])]).cumsum(0)
     signal = TeacherSignal(
         vision={
             name: VisionSignal(
                 global_BD=torch.tensor(np.stack([item.image[name] for item in items])).float(),
                 regions_BSD=stack([item.boxes[name] for item in items], extra=extra, fill=20.0).float(),
                 region_mask_BS=stack([np.ones(len(i.boxes[name]), bool) for i in items], extra=extra, fill=False),
+                shares_BSR=(
+                    box_index[firsts][:, None]
+                    == torch.arange(extra + max(len(item.boxes[name]) for item in items))[None, :, None]
+                ).float(),
             )
             for name in EYES
         },
@@ -407,13 +413,9 @@ def test_relations_without_partners_or_features_are_refused() -> None:
     with torch.inference_mode():
         value_B = run(distiller, alike).pathways["text"].value_B
     assert not value_B.any(), "a text that is looked at alone has nothing to be related to"
-    settings = DistillationSettings(distance="relational", vision_target="regions")
-    for widths, message in (
-        (TeacherWidths(text_global=4), "no features of words"),
-        (TeacherWidths(image_global=4), "no features of regions"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            Distiller(settings, {"teacher": widths}, hidden_size=WIDTH, pooled_size=POOLED)
+    widths = {"teacher": TeacherWidths(text_global=4)}
+    with pytest.raises(ConfigError, match="no features of words"):
+        Distiller(DistillationSettings(distance="relational"), widths, hidden_size=WIDTH, pooled_size=POOLED)
 
 
 @pytest.mark.parametrize("distance", ["mse", "relational"])

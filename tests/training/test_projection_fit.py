@@ -57,13 +57,13 @@ def start(
                 "selection": "all",
                 "distance": "mse",
                 "distill_layer": "fused",
-                "vision_target": "both",
                 **settings,
             }
         ),
         source.widths(),
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
+        vision_targets={"tiny": "both"},
     )
     model = FinetuneModel(
         student, {"snli-ve": student.build_head("snli-ve", 3)}, distiller, task_loss="softmax-choice"

@@ -71,7 +71,7 @@ def signal_of(*, aligned: bool, image_dim: int = 3) -> Any:
         name="pair",
         image=Store(pictures, np.zeros((1, image_dim))),
         text=Store({text_unit(TEXT).unit_id: [1.0, 2.0, 3.0]}, words),
-        image_tokens_are_boxes=False,
+        image_places=None,
         aligned=aligned,
     )
     spans = torch.tensor([[(0, 0), *word_spans(TEXT)]] * 2)

@@ -1,0 +1,237 @@
+"""What of a vision teacher is distilled: what student and cache have in common, said before the run begins."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dataset_mirrors import write_snli_ve, write_vqa
+from run_logs import metrics
+from small_corpus import SmallCorpus
+
+from advl_cli.main import main
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.vision_targets import choose_vision_targets
+
+
+@pytest.fixture(scope="module")
+def grid_cache(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EfficientNet's grid on the small corpus, where boxes are the default."""
+    output = tmp_path_factory.mktemp("grid") / "cache"
+    run_extract(
+        ExtractConfig(
+            teacher="efficientnet-lite0",
+            dataset="scenes-vcr",
+            data_root=small_corpus.data_root,
+            output=output,
+            image_tokens="grid",
+            folds=2,
+        )
+    )
+    return output
+
+
+def chosen(small_corpus: SmallCorpus, cache: Path, student: Student, **settings: Any) -> tuple[Any, SignalSource]:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    source = SignalSource([cached_teacher(open_cache(cache))], prior=fit_word_prior(["a dog"]), confidence={})
+    (choice,) = choose_vision_targets(DistillationSettings(**settings), student, dataset, range(len(dataset)), source)
+    return choice, source
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wanted", "target", "places"),
+    [
+        ("scenes-small", "boxes", "auto", "regions", "regions"),
+        ("scenes-small", "boxes", "both", "both", "regions"),
+        ("scenes-small", "boxes", "image", "image", None),
+        ("scenes-small", "grid", "auto", "regions", "regions"),
+        ("scenes-small", "grid", "regions", "regions", "regions"),
+        ("vilt-tiny", "boxes", "auto", "regions", "regions"),
+        ("vilt-tiny", "grid", "auto", "regions", "patches"),
+        ("vilt-tiny", "grid", "patches", "regions", "patches"),
+        ("vilt-tiny", "grid", "both", "both", "patches"),
+        ("clip-vil-tiny", "grid", "auto", "regions", "patches"),
+    ],
+)
+def test_targets_are_what_student_and_cache_have(
+    small_corpus: SmallCorpus, grid_cache: Path, name: str, kind: str, wanted: str, target: str, places: str | None
+) -> None:
+    cache = grid_cache if kind == "grid" else small_corpus.caches[1]
+    choice, source = chosen(small_corpus, cache, build_student(name), vision_target=wanted)
+    assert (choice.target, choice.places) == (target, places)
+    reads_places = target != "image"
+    assert (source.teachers[0].image_places is not None) == reads_places
+    assert (source.widths()[choice.teacher].image_region is not None) == reads_places
+    if reads_places:
+        assert 0 < choice.num_targets <= choice.num_places
+        assert f"{choice.num_targets} of {choice.num_places} {places} have one" in choice.line()
+        # Scenes are square pictures, of which a central crop at 7/8 still shows a part of every patch.
+        assert choice.num_targets >= 0.5 * choice.num_places
+
+
+class Silent(torch.nn.Module):
+    """A student that says neither where its tokens lie nor which boxes they stand for."""
+
+    def __init__(self, inner: Student, *, says_places: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.name = "silent"
+        self.places = inner.places if says_places else None
+
+    def collate(self, examples: Any) -> StudentBatch:
+        batch = self.inner.collate(examples)
+        places = batch.places_BR4 if self.places else None
+        return replace(batch, places_BR4=places, box_index_NR=torch.full_like(batch.box_index_NR, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "wanted", "message"),
+    [
+        ("scenes-small", "boxes", "patches", "There are no patches"),
+        ("scenes-small", "grid", "patches", "There are no patches"),
+        ("vilt-tiny", "grid", "regions", "There are no regions"),
+        ("silent", "grid", "auto", "cannot be laid over what silent sees"),
+        ("silent", "grid", "both", "cannot be laid over what silent sees"),
+        ("silent", "boxes", "regions", "None of the student's regions has a target"),
+        ("silent", "boxes", "both", "None of the student's regions has a target"),
+    ],
+)
+def test_what_they_do_not_have_is_refused(
+    small_corpus: SmallCorpus, grid_cache: Path, name: str, kind: str, wanted: str, message: str
+) -> None:
+    cache = grid_cache if kind == "grid" else small_corpus.caches[1]
+    student: Any = (
+        Silent(build_student("scenes-small"), says_places=False) if name == "silent" else build_student(name)
+    )
+    with pytest.raises(ConfigError, match=message) as refused:
+        chosen(small_corpus, cache, student, vision_target=wanted)
+    assert "--vision-target" in refused.value.next_command
+    assert refused.value.where
+
+
+def test_regions_that_the_teacher_did_not_see_leave_the_picture(small_corpus: SmallCorpus) -> None:
+    """A detector's regions beside a cache of the dataset's boxes: auto takes the picture, and says so."""
+    student: Any = Silent(build_student("scenes-small"), says_places=True)
+    choice, _ = chosen(small_corpus, small_corpus.caches[1], student)
+    assert choice.target == "image"
+    assert choice.num_targets == 0 < choice.num_places
+    assert "the whole picture; 0 of" in choice.line()
+
+
+def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    source = SignalSource([cached_teacher(open_cache(grid_cache))], prior=fit_word_prior(["a"]), confidence={})
+    settings = DistillationSettings(pathway="text")
+    assert choose_vision_targets(settings, build_student("vilt-tiny"), dataset, [0], source) == []
+    assert source.teachers[0].image_places is None
+
+
+@pytest.mark.parametrize("distance", ["relational", "mse"])
+def test_patches_learn_from_the_grid_and_controls_do_not(
+    small_corpus: SmallCorpus, grid_cache: Path, tmp_path: Path, distance: str
+) -> None:
+    logged = {}
+    for control in ("none", "shuffle-cells", "shift-grid"):
+        config = small_corpus.config(
+            tmp_path / control,
+            cache=(grid_cache,),
+            student="vilt-tiny",
+            pathway="vision",
+            distance=distance,
+            target_check="none",
+            confidence="none",
+            teacher_control=control,
+            num_steps=2,
+            adapt_steps=1,
+        )
+        run_finetune(config)
+        steps = metrics(tmp_path / control)
+        assert all(step["raw/vision"] > 0 for step in steps)
+        logged[control] = [step["raw/vision"] for step in steps]
+        settings = json.loads((tmp_path / control / "settings.json").read_text(encoding="utf-8"))
+        found = settings["vision_targets"]["efficientnet-lite0"]
+        assert (found["target"], found["places"]) == ("regions", "patches")
+    assert logged["none"][0] != logged["shuffle-cells"][0] != logged["shift-grid"][0]
+
+
+def test_controls_of_cells_need_a_grid_that_is_read(
+    small_corpus: SmallCorpus, grid_cache: Path, tmp_path: Path
+) -> None:
+    for changes, message in (
+        ({"cache": small_corpus.caches}, "no grid whose cells"),
+        ({"cache": (grid_cache,), "vision_target": "image"}, "no loss reads"),
+        ({"cache": (grid_cache,), "live": True}, "live teacher"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_finetune(small_corpus.config(tmp_path / "run", teacher_control="shift-grid", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_refuses_with_its_exit_code(
+    small_corpus: SmallCorpus, grid_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                *("finetune", "--dataset", "scenes-vcr", "--data-root", str(small_corpus.data_root)),
+                *("--cache", str(grid_cache), "--output", str(tmp_path / "run")),
+                *("--student", "scenes-small", "--vision-target", "patches", "--confidence", "none"),
+            ]
+        )
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "There are no patches to be a target." in printed
+    assert "--vision-target regions" in printed
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("dataset", "write"), [("vqa-v2", write_vqa), ("snli-ve", write_snli_ve)])
+def test_pictures_without_boxes_teach_patches_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dataset: str, write: Any
+) -> None:
+    """An official layout, no option about it: the cache holds the grid, and the student's patches follow it."""
+    split = {"split": "train"} if dataset == "vqa-v2" else {"name": "train"}
+    write(tmp_path / "data", count=60, **split)
+    cache = tmp_path / "cache"
+    run_extract(
+        ExtractConfig(
+            teacher="efficientnet-lite0", dataset=dataset, data_root=tmp_path / "data", output=cache, folds=2
+        )
+    )
+    assert open_cache(cache).identity["teacher"]["image_tokens"] == "grid"
+    for name, live in (("cached", False), ("live", True)):
+        run_finetune(
+            FinetuneConfig(
+                dataset=dataset,
+                data_root=tmp_path / "data",
+                output=tmp_path / name,
+                cache=(cache,),
+                student="vilt-tiny",
+                pathway="vision",
+                confidence="none",
+                num_steps=2,
+                adapt_steps=1,
+                adapt_texts=8,
+                batch_size=4,
+                live=live,
+            )
+        )
+    assert "vision target of efficientnet-lite0: patches;" in capsys.readouterr().err
+    for cached, live_step in zip(metrics(tmp_path / "cached"), metrics(tmp_path / "live"), strict=True):
+        assert cached["raw/vision"] > 0
+        assert cached["raw/vision"] == pytest.approx(live_step["raw/vision"], rel=2e-2)
