@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -26,8 +27,9 @@ def run_example(name: str, *arguments: Path) -> str:
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    tested = set(re.findall(r'run_example\("(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
-    assert tested == {path.name for path in EXAMPLES.glob("*.py")}
+    tests = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py")]
+    untested = [path.name for path in EXAMPLES.glob("*.py") if not any(f'"{path.name}"' in text for text in tests)]
+    assert not untested
 
 
 @pytest.mark.slow
@@ -50,3 +52,11 @@ def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:
     assert cache.image is not None
     assert cache.image.global_dim == cache.image.token_dim == 6
     assert cache.teacher_name == "colours"
+
+
+def test_a_published_set_becomes_data_of_ones_own(tmp_path: Path) -> None:
+    pytest.importorskip("easy_vqa")
+    run_example("convert_easy_vqa.py", tmp_path, Path("8"))
+    rows = [json.loads(line) for line in (tmp_path / "easy-vqa.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["split"] for row in rows} == {"train", "test"}
+    assert all((tmp_path / row["image"]).is_file() and row["answer"] for row in rows)
