@@ -5,10 +5,9 @@ Shapes: B units of a batch, M tokens of the longest of them, D feature width.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import torch
 
 from advl_pipeline.cache.buffers import BufferPool
 from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
+from advl_pipeline.prefetch import Prefetcher
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import FeatureStore
@@ -98,11 +98,23 @@ class BatchStream:
     def __iter__(self) -> Iterator[FeatureBatch]:
         plan = self._plan()
         self._store.begin_epoch()
-        source = self._read_ahead(plan) if self._bytes_in_flight else self._read(plan)
-        for batch in source:
-            consumed = min(len(self._store), self._state.consumed + self._batch_size * self._world_size)
-            self._state = OrderState(epoch=self._state.epoch, consumed=consumed)
-            yield batch
+        with ExitStack() as stack:
+            source: Iterable[FeatureBatch] = self._read(plan)
+            if self._bytes_in_flight:
+                source = stack.enter_context(
+                    Prefetcher(
+                        lambda: self._read(plan),
+                        limit=self._bytes_in_flight,
+                        weigh=lambda batch: batch.num_bytes,
+                        name="advl-cache-reader",
+                    )
+                )
+            yield from map(self._taken, source)
+
+    def _taken(self, batch: FeatureBatch) -> FeatureBatch:
+        consumed = min(len(self._store), self._state.consumed + self._batch_size * self._world_size)
+        self._state = OrderState(epoch=self._state.epoch, consumed=consumed)
+        return batch
 
     def _plan(self) -> list[npt.NDArray[np.int64]]:
         size = len(self._store)
@@ -128,33 +140,6 @@ class BatchStream:
                 announced.popleft()
             yield read_batch(self._store, batch, tokens=self._tokens, buffers=self._buffers)
 
-    def _read_ahead(self, plan: list[npt.NDArray[np.int64]]) -> Iterator[FeatureBatch]:
-        gate = _ByteGate(self._bytes_in_flight)
-        ready: queue.SimpleQueue[FeatureBatch | BaseException | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                for batch in self._read(plan):
-                    if not gate.enter(batch.num_bytes):
-                        return
-                    ready.put(batch)
-                ready.put(None)
-            except BaseException as error:
-                # Raised again in the thread that iterates.
-                ready.put(error)
-
-        thread = threading.Thread(target=work, name="advl-cache-reader", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                gate.leave(item.num_bytes)
-                yield item
-        finally:
-            gate.close()
-            thread.join()
-
 
 def read_batch(
     store: FeatureStore, order_B: npt.NDArray[np.int64], *, tokens: bool, buffers: BufferPool
@@ -170,30 +155,3 @@ def read_batch(
     return FeatureBatch(
         ids=ids, global_BD=global_BD, token_BMD=torch.from_numpy(token_BMD), mask_BM=torch.from_numpy(mask_BM)
     )
-
-
-class _ByteGate:
-    """Lets a producer run ahead of a consumer by a bounded number of bytes, by at least one item."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def enter(self, size: int) -> bool:
-        """Wait for room; returns False once the consumer has gone."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._held == 0 or self._held + size <= self._limit)
-            self._held += size
-            return not self._closed
-
-    def leave(self, size: int) -> None:
-        with self._changed:
-            self._held -= size
-            self._changed.notify()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()

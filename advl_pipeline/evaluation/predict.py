@@ -20,6 +20,7 @@ from torch import nn
 from advl_pipeline.configuration import command_words
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.reader import read_config
 from advl_pipeline.students.interface import Student, StudentBatch
@@ -27,7 +28,6 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import load_heads
-from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.student_options import student_options
 from advl_pipeline.training.targets import shape_logits
 

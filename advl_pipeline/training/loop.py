@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from advl_pipeline.errors import NotFinite
+from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.training.adversarial import adversarial_terms
@@ -31,7 +32,6 @@ from advl_pipeline.training.finite import (
     require_finite_weights,
 )
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
-from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.schedule import distillation_strength
 from advl_pipeline.training.settings import TrainingSettings
 

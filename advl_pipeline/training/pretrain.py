@@ -26,6 +26,7 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
 from advl_pipeline.folders import require_folder
+from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
@@ -34,7 +35,6 @@ from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_de
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.config import PretrainConfig
 from advl_pipeline.training.heads import save_choice_head
-from advl_pipeline.training.prefetch import Prefetcher
 from advl_pipeline.training.pretrain_objectives import (
     PhraseTargets,
     PretrainHeads,

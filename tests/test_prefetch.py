@@ -1,0 +1,72 @@
+"""What is prepared ahead comes in order and within its bound; errors come in their place, and nothing outlives it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.prefetch import Prefetcher
+
+
+@settings(deadline=None, max_examples=30)
+@given(weights=st.lists(st.integers(1, 5), max_size=30), limit=st.integers(1, 8))
+def test_items_come_in_order_within_the_limit(weights: list[int], limit: int) -> None:
+    made: list[int] = []
+    taken: list[int] = []
+
+    def make() -> Iterator[int]:
+        for weight in weights:
+            made.append(weight)
+            yield weight
+
+    with Prefetcher(make, limit=limit, weigh=lambda weight: weight) as items:
+        for item in items:
+            taken.append(item)
+            # One more may be made and wait for room.
+            ahead = made[len(taken) : -1] if len(made) > len(taken) else []
+            assert sum(ahead) <= limit or len(ahead) <= 1
+    assert taken == weights
+
+
+def test_an_error_comes_after_what_was_made_before_it() -> None:
+    def make() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise OSError("gone")
+
+    with Prefetcher(make) as items:
+        iterator = iter(items)
+        assert [next(iterator), next(iterator)] == [1, 2]
+        with pytest.raises(OSError, match="gone"):
+            next(iterator)
+
+
+def test_leaving_stops_a_producer_that_waits_for_room() -> None:
+    closed = threading.Event()
+
+    def make() -> Iterator[int]:
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.set()
+
+    with Prefetcher(make, limit=1, name="to be stopped") as items:
+        assert next(iter(items)) == 0
+    assert closed.wait(10)
+    assert not any(thread.name == "to be stopped" for thread in threading.enumerate())
+
+
+def test_waiting_is_counted() -> None:
+    def make() -> Iterator[int]:
+        time.sleep(0.2)
+        yield 0
+
+    with Prefetcher(make) as items:
+        assert list(items) == [0]
+    assert 0.1 < items.seconds_waited < 10
