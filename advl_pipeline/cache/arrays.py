@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from advl_pipeline.cache.compression import decompress_into
 from advl_pipeline.cache.layout import ABSENT_CHUNK, DTYPES, ArraySpec
-from advl_pipeline.cache.store import Readable, repair_command, where
+from advl_pipeline.cache.store import Readable
 from advl_pipeline.errors import CorruptCache
 
 Rows = npt.NDArray[Any]
@@ -38,7 +38,7 @@ class CacheArray(ABC):
 
     def __init__(self, store: Readable, spec: ArraySpec) -> None:
         if not spec.is_plausible():
-            raise CorruptCache("An array of the cache has impossible sizes.", where=where(store, spec.path))
+            raise CorruptCache("An array of the cache has impossible sizes.", where=store.where(spec.path))
         self.spec = spec
         self._store = store
         self._maps: dict[int, mmap.mmap] = {}
@@ -121,9 +121,7 @@ class CacheArray(ABC):
 
     def _bad_shard(self, what: str, shard: int, why: str) -> CorruptCache:
         name = self.spec.shard_path(shard)
-        return CorruptCache(
-            what, where=where(self._store, name), why=why, next_command=repair_command(self._store.location)
-        )
+        return CorruptCache(what, where=self._store.where(name), why=why, next_command=self._store.repair_command)
 
     def _map(self, shard: int) -> mmap.mmap:
         if (mapped := self._maps.get(shard)) is not None:

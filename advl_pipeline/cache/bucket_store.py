@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from advl_pipeline.cache.checks import require_sizes
+from advl_pipeline.cache.config import DiskCacheConfig, disk_cache_config
 from advl_pipeline.cache.disk_cache import DiskCache
-from advl_pipeline.cache.disk_cache_config import DiskCacheConfig, disk_cache_config
-from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storage_error
+from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storing
 from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import ObjectStore, require_conditional_writes
 from advl_pipeline.cache.records import IDENTITY_FILE
-from advl_pipeline.cache.store import LeaseLost, Readable, Store, where
+from advl_pipeline.cache.store import LeaseLost, Readable, Store
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 
@@ -58,7 +58,7 @@ class BucketStore(Store):
     @contextmanager
     def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
         scratch = self._disk_cache.folder / "writing"
-        try:
+        with storing(scratch):
             scratch.mkdir(parents=True, exist_ok=True)
             # Without a name: it is gone with its last map, however the process ends.
             with tempfile.TemporaryFile(dir=scratch) as file:
@@ -66,8 +66,6 @@ class BucketStore(Store):
                     file.write(block)
                 file.seek(0)
                 yield file.fileno()
-        except OSError as error:
-            raise storage_error(error, str(scratch)) from error
 
     def list(self, folder: str = "") -> dict[str, int]:
         return self._objects.list(folder)
@@ -88,7 +86,7 @@ class BucketStore(Store):
     def _lost(self, name: str) -> LeaseLost:
         return LeaseLost(
             "Another process took over what this one was writing.",
-            where=where(self, name),
+            where=self.where(name),
             next_command="give the same command again",
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from advl_pipeline.cache.files import WORK_FOLDER, Files, entry_of
 from advl_pipeline.cache.records import IDENTITY_FILE
-from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store, repair_command, where
+from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store
 from advl_pipeline.errors import ConfigError, CorruptCache
 
 
@@ -33,8 +33,8 @@ def require_recorded(store: Readable, name: str, files: Files) -> bytes:
     if entry_of(raw) != files.get(name):
         raise CorruptCache(
             "A file of the cache is not what its commit record says.",
-            where=where(store, name),
-            next_command=repair_command(store.location),
+            where=store.where(name),
+            next_command=store.repair_command,
         )
     return raw
 
@@ -45,9 +45,9 @@ def require_sizes(store: Readable, sizes: Mapping[str, int], files: Files) -> No
         if problem := size_problem(sizes, name, entry.num_bytes):
             raise CorruptCache(
                 "A file of the cache is damaged.",
-                where=where(store, name),
+                where=store.where(name),
                 why=problem,
-                next_command=repair_command(store.location),
+                next_command=store.repair_command,
             )
 
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
+from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.fetch_ahead import FetchAhead
-from advl_pipeline.cache.files import FileEntry, Files, entry_of, hash_file, safe_path, storage_error
+from advl_pipeline.cache.files import FileEntry, Files, entry_of, hash_file, safe_path, storing
 from advl_pipeline.cache.object_store import ObjectStore
-from advl_pipeline.cache.store import MissingFile, repair_command, where
+from advl_pipeline.cache.store import MissingFile, Readable
 from advl_pipeline.errors import CorruptCache, StorageError
 
 _LOCK_FILE = ".lock"
@@ -33,8 +33,8 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_BETWEEN_TRIES = 0.01
 
 
-class DiskCache:
-    """The files of one remote cache in the folder: a `store.Readable`.
+class DiskCache(Readable):
+    """The files of one remote cache in the folder.
 
     Args:
         store: the remote cache.
@@ -61,7 +61,7 @@ class DiskCache:
         self._files = files
 
     def get(self, name: str) -> bytes:
-        """Return a metadata file, as its commit record says; it stays here."""
+        """As `Readable.get`, as the commit record says it must be; it stays here."""
         entry = self._entry(name)
         path = safe_path(self.root, name)
         with suppress(OSError):
@@ -70,13 +70,11 @@ class DiskCache:
         content = self._store.get(name)
         if entry_of(content) != entry:
             raise self._corrupt(name, "its content changed")
-        _require_folder(path.parent)
-        partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
-        try:
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
             partial.write_bytes(content)
             partial.replace(path)
-        except OSError as error:
-            raise storage_error(error, str(path)) from error
         return content
 
     def _entry(self, name: str) -> FileEntry:
@@ -86,17 +84,10 @@ class DiskCache:
 
     @contextmanager
     def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Give a descriptor of a file that is here, whole and sound, within the block.
+        """As `Readable.opened`.
 
-        It carries a shared lock that keeps the file here: for as long as a map lives that was made in the block.
-
-        Args:
-            name: of the file in the cache.
-            release: called when room is needed, not before the block ends; must let go of the map.
-
-        Raises:
-            CorruptCache: the object is not what its commit record says.
-            StorageError: the store or the disk failed, or there is no room.
+        The descriptor carries a shared lock that keeps the file here: for as long as a map lives that was made in the
+        block.
         """
         path = safe_path(self.root, name)
         entry = self._entry(name)
@@ -113,22 +104,23 @@ class DiskCache:
 
     def _open_sound(self, name: str, path: Path, entry: FileEntry) -> int:
         while True:
-            try:
+            descriptor = None
+            with storing(path), suppress(FileNotFoundError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except FileNotFoundError:
+            if descriptor is None:
                 self._fetch(name, path, entry)
                 continue
-            except OSError as error:
-                raise storage_error(error, str(path)) from error
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            is_sound = False
             try:
-                if os.fstat(descriptor).st_nlink and self._is_sound(descriptor, path, entry):
-                    return descriptor
-            except OSError as error:
-                os.close(descriptor)
-                raise storage_error(error, str(path)) from error
-            # Evicted between the two calls, or damaged on this disk: it is fetched again.
-            os.close(descriptor)
+                with storing(path):
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                    is_sound = bool(os.fstat(descriptor).st_nlink) and self._is_sound(descriptor, path, entry)
+            finally:
+                # Evicted between the two calls, or damaged on this disk: it is fetched again.
+                if not is_sound:
+                    os.close(descriptor)
+            if is_sound:
+                return descriptor
 
     def fetch_ahead(self, names: Iterable[str]) -> None:
         """Fetch files in the background, in this order, while nothing that was read lately has to go for them."""
@@ -153,9 +145,9 @@ class DiskCache:
         return False
 
     def _fetch(self, name: str, path: Path, entry: FileEntry, *, free_room_only: bool = False) -> bool:
-        _require_folder(path.parent)
         partial = path.with_name(path.name + _PARTIAL)
-        try:
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             try:
                 # Whoever holds the lock fetches; the others look until the file is there, and who fetches ahead has
@@ -170,12 +162,11 @@ class DiskCache:
                 if path.exists():
                     partial.unlink(missing_ok=True)
                     return True
-                if free_room_only:
-                    if not self._take_free_room(descriptor, entry.num_bytes):
-                        partial.unlink(missing_ok=True)
-                        return False
-                else:
+                if not free_room_only:
                     self._reserve(descriptor, entry.num_bytes)
+                elif not self._take(descriptor, entry.num_bytes, used_before=self._opened_ns):
+                    partial.unlink(missing_ok=True)
+                    return False
                 try:
                     self._download(name, descriptor, entry)
                 except BaseException:
@@ -186,8 +177,6 @@ class DiskCache:
                 return True
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise storage_error(error, str(path)) from error
 
     def _download(self, name: str, descriptor: int, entry: FileEntry) -> None:
         state, size = hashlib.sha256(), 0
@@ -212,12 +201,7 @@ class DiskCache:
         if num_bytes > self._config.max_bytes:
             raise self._no_room(f"one file of the cache has {num_bytes / 1e9:.2f} GB")
         deadline = time.monotonic() + _SECONDS_TO_WAIT_FOR_ROOM
-        while True:
-            with _locked(self._config.folder / _LOCK_FILE):
-                os.ftruncate(descriptor, 0)
-                if self._make_room(num_bytes):
-                    os.ftruncate(descriptor, num_bytes)
-                    return
+        while not self._take(descriptor, num_bytes):
             if self._releases:
                 self._releases.popitem(last=False)[1]()
             elif time.monotonic() > deadline:
@@ -225,15 +209,15 @@ class DiskCache:
             else:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _take_free_room(self, descriptor: int, num_bytes: int) -> bool:
+    def _take(self, descriptor: int, num_bytes: int, *, used_before: float = math.inf) -> bool:
         with _locked(self._config.folder / _LOCK_FILE):
             os.ftruncate(descriptor, 0)
-            is_free = self._make_room(num_bytes, used_before=self._opened_ns)
-            if is_free:
+            has_room = self._make_room(num_bytes, used_before)
+            if has_room:
                 os.ftruncate(descriptor, num_bytes)
-            return is_free
+            return has_room
 
-    def _make_room(self, num_bytes: int, *, used_before: float = math.inf) -> bool:
+    def _make_room(self, num_bytes: int, used_before: float) -> bool:
         files = sorted(_files_under(self._config.folder / "reading"), key=lambda item: item[2])
         used = sum(size for _, size, _ in files)
         for path, size, opened_ns in files:
@@ -254,22 +238,15 @@ class DiskCache:
     def _corrupt(self, name: str, why: str) -> CorruptCache:
         return CorruptCache(
             "A file of the cache is damaged.",
-            where=where(self, name),
+            where=self.where(name),
             why=why,
-            next_command=repair_command(self.location),
+            next_command=self.repair_command,
         )
-
-
-def _require_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, str(folder)) from error
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    _require_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

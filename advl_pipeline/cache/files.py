@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,21 +66,15 @@ def safe_path(root: Path, relative: str) -> Path:
     return path
 
 
-def flush_folders(folders: Iterable[Path]) -> None:
-    """Make the names in folders durable."""
-    for folder in set(folders):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def storage_error(error: OSError, where: str) -> StorageError:
-    """Say what the disk said, and that nothing committed is lost."""
-    return StorageError(
-        "A file of the cache could not be written.",
-        where=where,
-        why=f"{reason_of(error)}; everything committed before is intact",
-        next_command="make room or mend the disk, then give the same command again: it resumes",
-    )
+@contextmanager
+def storing(where: Path | str) -> Iterator[None]:
+    """Turn what the disk says inside the block into `StorageError` about a file; nothing committed is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            "A file of the cache could not be written.",
+            where=str(where),
+            why=f"{reason_of(error)}; everything committed before is intact",
+            next_command="make room or mend the disk, then give the same command again: it resumes",
+        ) from error

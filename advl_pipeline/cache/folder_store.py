@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from advl_pipeline.atomic import sync_folder
 from advl_pipeline.cache.checks import require_sizes
 from advl_pipeline.cache.files import (
     WORK_FOLDER,
@@ -21,14 +22,13 @@ from advl_pipeline.cache.files import (
     FileEntry,
     Files,
     entry_of,
-    flush_folders,
     hash_file,
     is_inside,
     safe_path,
-    storage_error,
+    storing,
 )
 from advl_pipeline.cache.records import COMPLETE_RECORD
-from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Store, repair_command
+from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Store
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.folders import require_folder
 
@@ -61,7 +61,7 @@ class FolderStore(Store):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise MissingFile(
-                "A file of the cache is missing.", where=str(path), next_command=repair_command(self._root)
+                "A file of the cache is missing.", where=str(path), next_command=self.repair_command
             ) from None
         except OSError as error:
             raise self._unreadable(path, error) from error
@@ -97,12 +97,10 @@ class FolderStore(Store):
     def put(self, name: str, parts: Sequence[Buffer], *, lease: str = "") -> FileEntry:
         target = self._root / name
         entry = entry_of(*parts)
-        try:
+        with storing(name):
             self._clear_the_way(target)
             if not (target.is_file() and target.stat().st_size == entry.num_bytes and hash_file(target) == entry):
                 self._publish(name, parts)
-        except OSError as error:
-            raise storage_error(error, name) from error
         return entry
 
     def commit(self, name: str, content: bytes, *, lease: str = "") -> FileEntry:
@@ -121,7 +119,8 @@ class FolderStore(Store):
             missing = [folder for folder in target.parents if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(target)
-            flush_folders([target.parent, *(folder.parent for folder in missing)])
+            for folder in {target.parent, *(folder.parent for folder in missing)}:
+                sync_folder(folder)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -161,25 +160,19 @@ class FolderStore(Store):
 
     @contextmanager
     def claim(self, name: str, *, wait: bool = False, once: bool = False) -> Iterator[bool]:
-        path = self._root / _CLAIMS / name
-        try:
+        path, descriptor, ours = self._root / _CLAIMS / name, None, False
+        # Another process may complete the cache and remove the work folder between the two calls.
+        with storing(f"{_CLAIMS}/{name}"), suppress(FileNotFoundError):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except FileNotFoundError:
-            # Another process completed the cache and removed the work folder between the two calls.
+        if descriptor is None:
             yield False
             return
-        except OSError as error:
-            raise storage_error(error, f"{_CLAIMS}/{name}") from error
         try:
-            try:
+            # An error tells of a folder shared between machines whose file system knows no locks.
+            with storing(f"{_CLAIMS}/{name}"), suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 ours = True
-            except BlockingIOError:
-                ours = False
-            except OSError as error:
-                # A folder shared between machines whose file system knows no locks.
-                raise storage_error(error, f"{_CLAIMS}/{name}") from error
             yield ours
             if ours and once:
                 path.unlink(missing_ok=True)
@@ -211,7 +204,7 @@ class FolderStore(Store):
             "A file of the cache cannot be read.",
             where=str(path),
             why=error.strerror or str(error),
-            next_command=repair_command(self._root),
+            next_command=self.repair_command,
         )
 
 

@@ -10,7 +10,7 @@ from advl_pipeline.cache.confidence import committed_keys, remove_confidence, un
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
-from advl_pipeline.cache.store import Store, where
+from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import FINALISE
 from advl_pipeline.errors import ConfigError, StorageError, suggest_names
@@ -73,7 +73,7 @@ def _remove_all(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> 
         if left := store.list():
             raise StorageError(
                 "The cache could not be removed whole.",
-                where=where(store, min(left)),
+                where=store.where(min(left)),
                 next_command="see who may write there, then give the same command again",
             )
     return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))

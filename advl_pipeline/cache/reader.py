@@ -16,7 +16,7 @@ import numpy.typing as npt
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray, open_array
 from advl_pipeline.cache.checks import require_cache, require_recorded
-from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
+from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
 from advl_pipeline.cache.layout import ArraySpec
@@ -33,7 +33,7 @@ from advl_pipeline.cache.records import (
     load_plan,
 )
 from advl_pipeline.cache.spans import require_spans
-from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json, repair_command, where
+from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import Allocate, TokenRows
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
@@ -102,7 +102,7 @@ def open_cache(
         path: the cache's folder, or its URL (s3://, gs://, file://).
         expect: settings that the cache's identity must have; those not mentioned may be anything.
         disk_cache: where and within which bound a remote cache's files are kept on this machine
-            [default: `disk_cache_config.default_disk_cache`, `disk_cache_config.DEFAULT_GB`].
+            [default: `config.default_disk_cache`, `config.DEFAULT_GB`].
 
     Raises:
         ConfigError: there is no cache.
@@ -147,7 +147,7 @@ def _unfinished(store: Store) -> AdvlError:
     return CorruptCache(
         "The extraction of this cache was not finished.",
         where=str(store.location),
-        next_command=extract_command(store) if PROVENANCE_FILE in sizes else repair_command(store.location),
+        next_command=extract_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
     )
 
 
@@ -191,7 +191,7 @@ class FeatureStore:
             },
             starts_N=starts_N,
             lengths_N=lengths_N,
-            where=where(files, f"{modality}/tokens"),
+            where=files.where(f"{modality}/tokens"),
         )
         self._readahead = Readahead(
             self._global,
@@ -276,7 +276,7 @@ class FeatureStore:
             )
         return require_spans(
             self._tokens.collect("char_spans", self.positions(ids)),
-            where=where(self._files, f"{self.modality}/tokens/char_spans"),
+            where=self._files.where(f"{self.modality}/tokens/char_spans"),
             next_command=f"advl cache verify {self._files.location}",
         )
 
@@ -374,7 +374,7 @@ class FeatureStore:
         if raw != spec.metadata():
             raise CorruptCache(
                 "An array is not what the plan of the cache says.",
-                where=where(self._files, spec.metadata_path),
-                next_command=repair_command(self._files.location),
+                where=self._files.where(spec.metadata_path),
+                next_command=self._files.repair_command,
             )
         return spec

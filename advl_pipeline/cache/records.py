@@ -18,7 +18,7 @@ from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.store import Readable, where
+from advl_pipeline.cache.store import Readable
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.folders import MARKERS
 
@@ -137,7 +137,7 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise CorruptCache("A record of the cache is damaged.", where=where(store, name))
+        raise CorruptCache("A record of the cache is damaged.", where=store.where(name))
     return dict(content)
 
 
@@ -180,7 +180,7 @@ def load_plan(store: Readable) -> PlanRecord:
             or type(shard_rows) is not int
             or shard_rows < 1
         ):
-            raise CorruptCache("The plan of the cache is impossible.", where=where(store, PLAN_RECORD))
+            raise CorruptCache("The plan of the cache is impossible.", where=store.where(PLAN_RECORD))
         return PlanRecord(
             identity_sha256=content["identity_sha256"],
             stored_dtype=content["stored_dtype"],
@@ -199,7 +199,7 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     with _reading(store, relative):
         record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
         if (record.modality, record.shard) != (modality, shard):
-            raise CorruptCache("A record stands under another shard's name.", where=where(store, relative))
+            raise CorruptCache("A record stands under another shard's name.", where=store.where(relative))
         return record
 
 
@@ -236,5 +236,5 @@ def _reading(store: Readable, name: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(
-            "A record does not have the expected fields.", where=where(store, name), why=str(error)
+            "A record does not have the expected fields.", where=store.where(name), why=str(error)
         ) from None

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.records import shard_name
-from advl_pipeline.cache.store import Readable, Store, repair_command, where
+from advl_pipeline.cache.store import Readable, Store
 from advl_pipeline.errors import CorruptCache
 
 STAGED_FOLDER = f"{WORK_FOLDER}/staged"
@@ -55,7 +55,7 @@ def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:
         why = str(error).splitlines()[0]
     raise CorruptCache(
         "Work in progress of the cache is missing or damaged.",
-        where=where(store, name),
+        where=store.where(name),
         why=why,
-        next_command=repair_command(store.location),
+        next_command=store.repair_command,
     )

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from advl_pipeline.cache.files import Buffer, FileEntry, Files
 from advl_pipeline.errors import CorruptCache, StorageError
@@ -30,60 +30,49 @@ class LeaseLost(StorageError):
     """Another process has taken over what was being written."""
 
 
-class Readable(Protocol):
+class Readable(ABC):
     """Files of a cache that can be read."""
 
-    @property
-    def location(self) -> Location:
-        """What the user calls the cache."""
-        ...
+    location: Location
+    """What the user calls the cache."""
+    reads_whole: bool
+    """Whether a file comes here whole, and is hashed, when it is opened."""
 
-    @property
-    def reads_whole(self) -> bool:
-        """Whether a file comes here whole, and is hashed, when it is opened."""
-        ...
-
+    @abstractmethod
     def get(self, name: str) -> bytes:
         """Return the content of a metadata file; raises `CorruptCache`, of it `MissingFile`."""
-        ...
 
-    def opened(self, name: str, *, release: Callable[[], None] = ...) -> AbstractContextManager[int]:
+    @abstractmethod
+    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[int]:
         """Give a descriptor of a file within the block; a map that is made of it may live on.
 
         `release` is called when room is needed, not before the block ends; must let go of the map.
 
         Raises:
             CorruptCache: the file is missing or no plain file; of files that are hashed, it is damaged.
-            StorageError: the store or the disk failed.
+            StorageError: the store or the disk failed, or there is no room.
         """
-        ...
 
     def fetch_ahead(self, names: Iterable[str]) -> None:
-        """Bring files here in the background, in this order, where they are not."""
-        ...
+        """Bring files here in the background, in this order, where that is a way to go."""
+        del names
+
+    def where(self, name: str) -> str:
+        """Return what the user calls a file."""
+        return f"{self.location}/{name}"
+
+    @property
+    def repair_command(self) -> str:
+        return repair_command(self.location)
 
 
-class Store(ABC):
-    """A cache, finished or not. It is a `Readable`, too."""
+class Store(Readable):
+    """A cache, finished or not."""
 
-    location: Location
     folder: Path | None = None
     """The folder of this machine that the cache lies in, if it does."""
-    reads_whole: bool
     max_file_bytes: int | None = None
     """The largest file that the store takes."""
-
-    @abstractmethod
-    def get(self, name: str) -> bytes:
-        """As `Readable.get`."""
-
-    @abstractmethod
-    def opened(self, name: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[int]:
-        """As `Readable.opened`."""
-
-    def fetch_ahead(self, names: Iterable[str]) -> None:
-        """As `Readable.fetch_ahead`."""
-        del names  # They are here, or come when they are opened.
 
     @abstractmethod
     def list(self, folder: str = "") -> dict[str, int]:
@@ -167,12 +156,7 @@ def read_json(store: Readable, name: str) -> Any:
     try:
         return json.loads(store.get(name))
     except (ValueError, RecursionError) as error:
-        raise CorruptCache("A metadata file is damaged.", where=where(store, name), why=str(error)) from None
-
-
-def where(store: Readable, name: str) -> str:
-    """Return what the user calls a file."""
-    return f"{store.location}/{name}"
+        raise CorruptCache("A metadata file is damaged.", where=store.where(name), why=str(error)) from None
 
 
 def repair_command(location: Location) -> str:

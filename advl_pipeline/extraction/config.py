@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.cache.disk_cache_config import DEFAULT_GB
+from advl_pipeline.cache.config import DEFAULT_GB
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle

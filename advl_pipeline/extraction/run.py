@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.cache.disk_cache_config import disk_cache_config
+from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from advl_pipeline.cache.disk_cache_config import disk_cache_config
+from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence

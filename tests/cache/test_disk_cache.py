@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import pytest
 
+from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
-from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
 from advl_pipeline.cache.files import FileEntry
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.errors import StorageError

@@ -17,8 +17,7 @@ from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, envi
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache import leases
-from advl_pipeline.cache.config import InfoConfig, PruneConfig
-from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
+from advl_pipeline.cache.config import DiskCacheConfig, InfoConfig, PruneConfig
 from advl_pipeline.cache.info import run_info
 from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import ObjectStore

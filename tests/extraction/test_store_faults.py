@@ -18,7 +18,7 @@ from s3_server import S3Server, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache import object_store
-from advl_pipeline.cache.disk_cache_config import DiskCacheConfig
+from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import StorageError
