@@ -36,10 +36,13 @@ def command(as_json: bool, **flags: Any) -> None:
         print_json(dataclasses.asdict(result))
         return
     for item in result.estimates:
+        seconds = "" if item.seconds is None else f", about {item.seconds:.0f} s"
+        if item.modality == "confidence":
+            click.echo(f"confidence: {item.num_units} examples{seconds} (--no-confidence leaves it to the runs)")
+            continue
         click.echo(
             f"{item.modality}: {item.num_units} units, {item.num_token_rows} token rows, {item.num_shards} shards, "
-            f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding"
-            + ("" if item.seconds is None else f", about {item.seconds:.0f} s")
+            f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding{seconds}"
         )
     if result.dry_run:
         click.echo(f"would write {result.path}; {(result.free_bytes or 0) / 1e9:.1f} GB are free there")

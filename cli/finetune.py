@@ -28,6 +28,7 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     config = config_from_flags(FinetuneConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
+    from advl_pipeline.datasets.cards import scored_split
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
@@ -45,5 +46,6 @@ def command(as_json: bool, **flags: Any) -> None:
     for caveat in summary["caveats"]:
         click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")
-    follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", "test"])
+    on = scored_split(config.dataset)
+    follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", on])
     click.echo(f"next: {what_follows(follows)}")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.special import softmax
+from tqdm import tqdm
 
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 ESTIMATORS = ("probe", "probe-joint", "zero-shot", "none")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
 
 _log = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ def _estimate_view(
             data = _probe_data(_caches_of(caches, view), dataset, chosen, view)
             # Folds that hold no example of this task close ranks, so that every head has something to be checked on.
             _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
-            of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64))
+            with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
+                of_task = cross_fitted_confidence(data, fold_of_task.astype(np.int64), progress=bar.update)
         probability_N[rows], outranked_N[rows] = of_task.probability_N, of_task.outranked_N
     place = {name: row for row, name in enumerate(names)}
     order = [place[name] for name in example_ids]

@@ -9,17 +9,19 @@ Shapes: N examples, C candidates (1 outside multiple choice), F features, K clas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, log_softmax, logit, softmax
 
 from advl_pipeline.confidence.separation import outranked_candidates, outranked_classes
 from advl_pipeline.logistic import (
+    MAX_ITERATIONS,
     FloatArray,
     Likelihood,
     binary_loss,
@@ -27,6 +29,7 @@ from advl_pipeline.logistic import (
     of_candidates,
     of_classes,
     of_soft_labels,
+    penalised_loss,
 )
 
 Kind = Literal["choice", "classes", "soft-labels"]
@@ -40,6 +43,16 @@ DEFAULT_PENALTY = 0.1
 MAX_FIT_EXAMPLES = 20_000
 """Most examples that one head is fitted on, evenly spaced ones of its training folds: a few hundred features need
 no more, and memory stays bounded."""
+
+MAX_FIT_CLASSES = 512
+"""Most classes of soft labels that a head has weights for, the most frequent of its training folds. VQA has
+thousands, few of which a subset ever shows; the others keep the rate at which they occur."""
+
+MAX_FIT_TARGETS = 2_500_000
+"""Most examples times classes that a head of soft labels is fitted on: the time of a fit is in proportion to it."""
+
+MAX_RATE = 1 - 1e-6
+"""Highest rate of a class that a head starts from; one that is always right has no finite score."""
 
 PREDICT_BLOCK = 4096
 """Examples scored at a time, which bounds the memory for thousands of classes."""
@@ -77,16 +90,20 @@ class TruthConfidence:
     outranked_N: npt.NDArray[np.float32]
 
 
-def cross_fitted_confidence(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> TruthConfidence:
+def cross_fitted_confidence(
+    data: ProbeData, fold_N: npt.NDArray[np.int64], *, progress: Callable[[int], object] = lambda _: None
+) -> TruthConfidence:
     """Return the confidence in the ground truth of each example.
 
     Multiple choice: softmax over the candidates. Classes: softmax over the classes; one that the training folds lack
     gets what the head's intercept leaves it. Soft labels: c = sum_a score(a) p(a) / sum_a score(a) with p the
-    sigmoid, 0 for an example without any score. With one fold alone nothing can be fitted on others: chance.
+    sigmoid, 0 for an example without any score; of a class that is too rare for the head, its rate. With one fold
+    alone nothing can be fitted on others: chance.
 
     Args:
         data: the examples.
         fold_N: fold of each example, from `folds.assign_folds`.
+        progress: called after each fold with the number of its examples.
     """
     num_folds = int(fold_N.max(initial=0)) + 1
     if num_folds < 2:
@@ -100,7 +117,40 @@ def cross_fitted_confidence(data: ProbeData, fold_N: npt.NDArray[np.int64]) -> T
         (head,) = _Head.fit(data, centred, np.flatnonzero(fold_N != fold), [penalty])
         for block in _blocks(held_out):
             probability_N[block], outranked_N[block] = head.confidence(data, centred, block)
+        progress(len(held_out))
     return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
+
+
+def forecast_seconds(kind: Kind, *, num_examples: int, num_outputs: int, num_features: int, folds: int) -> float:
+    """Return about how long `cross_fitted_confidence` takes, from one evaluation of a loss of its size.
+
+    Args:
+        kind: of the examples.
+        num_examples: N.
+        num_outputs: candidates of a choice, else classes.
+        num_features: F.
+        folds: of the cross-fitting.
+    """
+    num_classes = min(num_outputs, MAX_FIT_CLASSES) if kind == "soft-labels" else num_outputs
+    most = min(num_examples, MAX_FIT_EXAMPLES)
+    count = max(1, min(most, MAX_FIT_TARGETS // num_classes) if kind == "soft-labels" else most)
+    generator = np.random.default_rng(0)
+    choice = kind == "choice"
+    features = generator.standard_normal((count * (num_classes if choice else 1), num_features))
+    label_N = generator.integers(0, num_classes, count)
+    likelihood = of_soft_labels(np.zeros((count, num_classes))) if kind == "soft-labels" else of_classes(label_N)
+    objective = penalised_loss(
+        features,
+        of_candidates(label_N) if choice else likelihood,
+        num_examples=count,
+        penalty=DEFAULT_PENALTY,
+        num_outputs=1 if choice else num_classes,
+        has_intercept=True,
+    )
+    began = time.perf_counter()
+    objective(np.zeros((num_features + 1) * (1 if choice else num_classes)))
+    # Per fold one head to predict with, and about three penalties are tried before the loss rises.
+    return (time.perf_counter() - began) * MAX_ITERATIONS * folds * 4
 
 
 def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: ProbeData) -> FloatArray:
@@ -123,8 +173,9 @@ def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: Pr
     penalty = PENALTIES[int(losses.argmin())] if num_folds > 1 else DEFAULT_PENALTY
     (head,) = _Head.fit(fitted_on, centred, np.arange(len(fitted_on)), [penalty])
     others, rows = _centred(scored), np.arange(len(scored))
-    scores = head.scores(others, rows)
-    return _masked(scores[..., 0], scored, rows) if scored.kind == "choice" else scores[:, 0]
+    if scored.kind != "choice":
+        return head.class_scores(others, rows)
+    return _masked(head.scores(others, rows)[..., 0], scored, rows)
 
 
 def _choose_penalty(
@@ -133,7 +184,7 @@ def _choose_penalty(
     if num_folds < 3:
         return DEFAULT_PENALTY
     inner = (fold + 1) % num_folds
-    validation = np.flatnonzero(fold_N == inner)
+    validation = _evenly_spaced(np.flatnonzero(fold_N == inner), MAX_FIT_EXAMPLES // 4)
     training = np.flatnonzero((fold_N != fold) & (fold_N != inner))
     best, lowest = PENALTIES[0], np.inf
     for penalty, head in zip(PENALTIES, _Head.fit(data, centred, training, PENALTIES), strict=True):
@@ -147,12 +198,17 @@ def _choose_penalty(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Head:
-    """Weights (F, O) and intercepts (O,) on standardised features; O = 1 for multiple choice, else K."""
+    """Weights (F, O) and intercepts (O,) on standardised features; O = 1 for multiple choice, else K.
+
+    Of soft labels O counts the classes `class_O` that have weights; `rate_K` is how often each class is right.
+    """
 
     weight_FO: FloatArray
     intercept_O: FloatArray
     mean_F: FloatArray
     scale_F: FloatArray
+    class_O: npt.NDArray[np.int64] | None = None
+    rate_K: FloatArray | None = None
 
     @classmethod
     def fit(
@@ -163,8 +219,13 @@ class _Head:
         penalties: Sequence[float],
     ) -> Iterator[_Head]:
         """Yield one head per penalty, fitted on the examples `rows`, each starting from the one before."""
-        if len(rows) > MAX_FIT_EXAMPLES:
-            rows = rows[np.linspace(0, len(rows) - 1, MAX_FIT_EXAMPLES).round().astype(np.int64)]
+        class_O, rate_K, most = None, None, MAX_FIT_EXAMPLES
+        if data.score_NK is not None:
+            total_K = np.asarray(data.score_NK[rows].sum(axis=0)).ravel().astype(np.float64)
+            class_O = np.sort(np.argsort(-total_K, kind="stable")[: min(MAX_FIT_CLASSES, int((total_K > 0).sum()))])
+            rate_K = (total_K + 0.5) / (len(rows) + 1.0)
+            most = min(most, MAX_FIT_TARGETS // max(1, len(class_O)))
+        rows = _evenly_spaced(rows, most)
         features = centred[rows]
         used = features if data.valid_NC is None else features[data.valid_NC[rows]]
         flat = used.reshape(-1, features.shape[-1]).astype(np.float64)
@@ -176,7 +237,7 @@ class _Head:
             max(varies_F.sum(), 1)
         )
         scaled = (features.astype(np.float64) - mean_F) * scale_F
-        likelihood, table = _likelihood(data, rows, scaled.shape[-1])
+        likelihood, table = _likelihood(data, rows, scaled.shape[-1], class_O)
         for penalty in penalties:
             table = fit_logistic(
                 scaled.reshape(-1, scaled.shape[-1]),
@@ -187,7 +248,14 @@ class _Head:
                 has_intercept=True,
                 tolerance=1e-6,
             )
-            yield cls(weight_FO=table[:-1], intercept_O=table[-1], mean_F=mean_F, scale_F=scale_F)
+            yield cls(
+                weight_FO=table[:-1],
+                intercept_O=table[-1],
+                mean_F=mean_F,
+                scale_F=scale_F,
+                class_O=class_O,
+                rate_K=rate_K,
+            )
 
     def scores(self, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> FloatArray:
         """Return (n, C, O) scores. The scaling is folded into the weights, so no copy of the features is made."""
@@ -202,7 +270,7 @@ class _Head:
         for block in _blocks(rows):
             scores = self.scores(centred, block)
             if data.score_NK is not None:
-                total += binary_loss(scores[:, 0], data.score_NK[block].toarray())
+                total += binary_loss(scores[:, 0], _targets(data.score_NK, block, self.class_O))[0]
                 continue
             assert data.label_N is not None
             logits = _masked(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
@@ -216,10 +284,12 @@ class _Head:
         """Return (n,) probabilities of the ground truth, and the shares of what is wrong that it outranks."""
         scores = self.scores(centred, rows)
         if data.score_NK is not None:
-            probability_nK, truth_nK = expit(scores[:, 0]), data.score_NK[rows].toarray().astype(np.float64)
-            total_n = truth_nK.sum(axis=1)
-            mean_n = (truth_nK * probability_nK).sum(axis=1) / np.where(total_n > 0, total_n, 1.0)
-            return mean_n, outranked_classes(probability_nK, truth_nK)
+            assert self.rate_K is not None
+            probability_nO, truth_nO = expit(scores[:, 0]), _targets(data.score_NK, rows, self.class_O)
+            total_n = np.asarray(data.score_NK[rows].sum(axis=1), np.float64).ravel()
+            by_rate_n = data.score_NK[rows] @ self.rate_K - truth_nO @ self.rate_K[self.class_O]
+            mean_n = ((truth_nO * probability_nO).sum(axis=1) + by_rate_n) / np.where(total_n > 0, total_n, 1.0)
+            return mean_n, outranked_classes(probability_nO, truth_nO)
         assert data.label_N is not None
         label_n = data.label_N[rows]
         logits = _masked(scores[..., 0], data, rows) if data.kind == "choice" else scores[:, 0]
@@ -230,19 +300,41 @@ class _Head:
             return truth_n, outranked_candidates(logits, label_n, valid_nC)
         return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
 
+    def class_scores(self, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> FloatArray:
+        """Return (n, K) scores of all classes; one without weights scores by its rate."""
+        scores_nO = self.scores(centred, rows)[:, 0]
+        if self.rate_K is None:
+            return scores_nO
+        scores_nK = np.tile(logit(np.minimum(self.rate_K, MAX_RATE)), (len(rows), 1))
+        scores_nK[:, self.class_O] = scores_nO
+        return scores_nK
 
-def _likelihood(data: ProbeData, rows: npt.NDArray[np.int64], num_features: int) -> tuple[Likelihood, FloatArray]:
+
+def _likelihood(
+    data: ProbeData, rows: npt.NDArray[np.int64], num_features: int, class_O: npt.NDArray[np.int64] | None
+) -> tuple[Likelihood, FloatArray]:
     """Return the likelihood of some examples, and where to start: (F + 1, O), with rates of answers as intercepts."""
-    start_XO = np.zeros((num_features + 1, 1 if data.kind == "choice" else data.num_classes))
     if data.score_NK is not None:
-        target_nK = data.score_NK[rows].toarray().astype(np.float64)
-        rate_K = (target_nK.sum(axis=0) + 0.5) / (len(rows) + 1.0)
-        start_XO[-1] = np.log(rate_K / (1 - np.minimum(rate_K, 1 - 1e-6)))
-        return of_soft_labels(target_nK), start_XO
+        target_nO = _targets(data.score_NK, rows, class_O)
+        rate_O = np.minimum((target_nO.sum(axis=0) + 0.5) / (len(rows) + 1.0), MAX_RATE)
+        return of_soft_labels(target_nO), np.concatenate([np.zeros((num_features, len(rate_O))), logit(rate_O)[None]])
+    start_XO = np.zeros((num_features + 1, 1 if data.kind == "choice" else data.num_classes))
     assert data.label_N is not None
     if data.kind == "classes":
         return of_classes(data.label_N[rows]), start_XO
     return of_candidates(data.label_N[rows], None if data.valid_NC is None else data.valid_NC[rows]), start_XO
+
+
+def _targets(score_NK: csr_array, rows: npt.NDArray[np.int64], class_O: npt.NDArray[np.int64] | None) -> FloatArray:
+    assert class_O is not None
+    targets_nO: FloatArray = score_NK[rows].tocsc()[:, class_O].toarray().astype(np.float64)
+    return targets_nO
+
+
+def _evenly_spaced(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
 
 
 def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:

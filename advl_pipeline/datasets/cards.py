@@ -48,6 +48,18 @@ class Card:
         named = facts.get("picture_splits") or self.facts.get("picture_splits") or [facts.get("subtype", name)]
         return tuple(named)
 
+    def is_labelled(self, name: str) -> bool:
+        """Tell whether the truth of a split is public.
+
+        Raises:
+            ConfigError: as `split`.
+        """
+        facts = self.split(name)
+        return bool(facts.get("labelled", "annotations" in facts))
+
+
+JOIN = "+"
+"""Joins the names of splits that are read together, as in train+val."""
 
 CARD_NAMES = ("scenes", "snli-ve", "vcr", "vqa-cp-v2", "vqa-v2", "vqa-vs")
 
@@ -77,4 +89,14 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the dataset has a card and no such split.
     """
-    return load_card(dataset).picture_splits(split) if dataset in CARD_NAMES else (split,)
+    if dataset not in CARD_NAMES:
+        return (split,)
+    named = (name for part in split.split(JOIN) for name in load_card(dataset).picture_splits(part))
+    return tuple(dict.fromkeys(named))
+
+
+def scored_split(dataset: str) -> str:
+    """Return the split that a finished run is scored on: test, or val where the truth of test is not public."""
+    if dataset in CARD_NAMES and (card := load_card(dataset)).splits and not card.is_labelled("test"):
+        return "val"
+    return "test"

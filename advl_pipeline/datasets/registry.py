@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from advl_pipeline.datasets.captions import CaptionDataset
-from advl_pipeline.datasets.cards import CARD_NAMES, load_card
+from advl_pipeline.datasets.cards import CARD_NAMES, JOIN, load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
+from advl_pipeline.datasets.joined import UnionOfSplits
 from advl_pipeline.datasets.own.opening import is_rows, open_own
 from advl_pipeline.datasets.own.source import plugin_entry_points
 from advl_pipeline.datasets.problems import OnError
@@ -151,6 +152,27 @@ def open_dataset(
     if name.startswith(SCENES_PREFIX):
         return _open_scenes(name, split, root, options)
     return _OPENERS[load_card(name).format](name, split, root, options)
+
+
+def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | UnionOfSplits:
+    """Open a split, or several that are joined by +, such as train+val: all that a run is trained on.
+
+    Args:
+        name: see `dataset_names`.
+        split: of the dataset, or names of several.
+        options: as `open_dataset` takes them.
+
+    Raises:
+        ConfigError, DatasetError: as `open_dataset`, or splits that hold the same items.
+    """
+    names = split.split(JOIN)
+    if len(names) == 1:
+        return open_dataset(name, split=split, **options)
+    counted = load_card(name).facts.get("answer_lists", {}) if name in CARD_NAMES else {}
+    if counted.get("published") == names and options.get("answers") is None:
+        # Whoever trains on all that the published models count knows all of their answers.
+        options = {**options, "answer_list": "published"}
+    return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 
 
 def _open_scenes(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:

@@ -22,7 +22,7 @@ class ExtractConfig(Configuration):
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
     dataset: str = option(help=DATASET_HELP, also="--data")
-    split: str = option("train", help="Split of the dataset.")
+    split: str = option("train", help="Split of the dataset, or several as one, such as train+val.")
     shots: int | None = option(
         None,
         help="Extract no more than the low-shot subset of this many questions needs, for each --seed.",

@@ -10,19 +10,27 @@ from pathlib import Path
 
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement
+from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
+from advl_pipeline.confidence.probe import Kind, forecast_seconds
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.errors import StorageError
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
 from advl_pipeline.extraction.sources import Source
 
 _BYTES_OF = {"float16": 2, "float32": 4, "int8": 1}
 _PER_UNIT_BYTES = 64
+_CONFIDENCE_BYTES = 32
+"""Of an example in a set: its id and two numbers."""
+
 _SPARE_BYTES = 64_000_000
 """Left free beside a cache: its metadata, and work of the system that a full disk would stop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Cost of one modality; `seconds` is None where no trial was made."""
+    """Cost of one modality, or of confidences, whose units are examples; `seconds` is None without a trial."""
 
     modality: str
     num_units: int
@@ -59,6 +67,42 @@ def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch
         + placement.num_units * (source.tower.global_dim * wide + _PER_UNIT_BYTES),
         padded_share=padded_share(batches, placement.lengths_N),
         seconds=_trial_seconds(source, batches) if trial else None,
+    )
+
+
+def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], dataset: Dataset) -> tuple[Estimate, ...]:
+    """Return the cost of the confidences that follow on encoding; nothing where none are asked for or possible.
+
+    Args:
+        config: of the extraction.
+        sources: the modalities to extract, each of which gets heads of its own.
+        dataset: what is extracted.
+    """
+    first = dataset[0]
+    if not config.confidence or (first.label is None and not first.soft_label):
+        return ()
+    choice = first.task in MULTIPLE_CHOICE_TASKS
+    kind: Kind = "choice" if choice else "soft-labels" if head_name(first.task) == "vqa" else "classes"
+    seconds = sum(
+        forecast_seconds(
+            kind,
+            num_examples=len(dataset),
+            num_outputs=len(first.candidates) if choice else len(dataset.label_names(first.task)),
+            num_features=TEXT_DIM if source.modality == "text" else 3 * (IMAGE_DIM + SKETCH_DIM),
+            folds=config.folds,
+        )
+        for source in sources
+    )
+    return (
+        Estimate(
+            modality="confidence",
+            num_units=len(dataset),
+            num_token_rows=0,
+            num_shards=0,
+            num_bytes=len(config.seed) * len(sources) * len(dataset) * _CONFIDENCE_BYTES,
+            padded_share=0.0,
+            seconds=len(config.seed) * seconds,
+        ),
     )
 
 

@@ -6,21 +6,24 @@ from collections.abc import Iterator, Sequence
 
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset, StratifiedDataset
+from advl_pipeline.datasets.joined import UnionOfSplits
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.selected import SelectedExamples, listed_ids, refuse_two_subsets
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 
+Part = IndexedDataset | UnionOfSplits | SelectedExamples
 
-def open_part(config: ExtractConfig) -> IndexedDataset | SelectedExamples:
+
+def open_part(config: ExtractConfig) -> Part:
     """Open the split that is to be extracted, or the union of the subsets that are named of it.
 
     Raises:
-        ConfigError, DatasetError: as `open_dataset`, `nested_subset` and `listed_ids`.
+        ConfigError, DatasetError: as `open_splits`, `nested_subset` and `listed_ids`.
     """
-    whole = open_dataset(
+    whole = open_splits(
         config.dataset,
         split=config.split,
         data_root=config.data_root,
@@ -61,10 +64,8 @@ def require_class_names(dataset: Dataset) -> None:
     Raises:
         DatasetError: VQA's answers are counted over a split that is missing.
     """
-    first = dataset[0]
-    if first.label is None and not first.soft_label:
-        return
     try:
+        dataset[0]
         for task in dataset.tasks:
             if task not in MULTIPLE_CHOICE_TASKS:
                 dataset.label_names(task)

@@ -25,10 +25,9 @@ from advl_pipeline.cache.records import PLAN_RECORD, committed_shards
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter
-from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.selected import SelectedExamples
 from advl_pipeline.errors import AdvlError, ClusterError, ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
+from advl_pipeline.extraction.part import Part
 from advl_pipeline.extraction.run import ExtractResult, extract, open_inputs
 from advl_pipeline.teachers.interface import Teacher
 
@@ -37,7 +36,7 @@ _CONNECT_SECONDS = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 _ENVIRONMENT = ("ADVL_DATA", "ADVL_DISK_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
 
-OpenInputs = Callable[[ExtractConfig], tuple[Teacher, IndexedDataset | SelectedExamples]]
+OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Part]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,16 +29,14 @@ from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.selected import SelectedExamples
 from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
-from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
+from advl_pipeline.extraction.estimate import Estimate, estimate, estimate_confidences, require_room
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
-from advl_pipeline.extraction.part import open_part, require_class_names, subsets_of
+from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.locations import Location
@@ -98,7 +96,7 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
 
 
-def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset | SelectedExamples]:
+def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:
     """Open the teacher and what of the dataset is to be extracted, by their names.
 
     Class names are read before anything is encoded: VQA's come from another split's files, which may be missing.
@@ -119,7 +117,7 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, IndexedDataset | Select
 
 
 def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
-    """Return what an extraction would cost per modality, whatever is in its place already; nothing is written.
+    """Return what an extraction would cost, whatever is in its place already; nothing is written.
 
     The teacher encodes two batches of each modality; every text is tokenised.
 
@@ -129,7 +127,8 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
     placements = _place(config, {source.modality: _count_tokens(source) for source in sources})
-    return _estimates(config, sources, placements, trial=True)
+    estimates = _estimates(config, sources, placements, trial=True)
+    return (*estimates, *estimate_confidences(config, sources, dataset))
 
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
@@ -141,9 +140,8 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         store.require_place()
         plan = _settle_plan(config, store, sources, identity)
         if config.dry_run:
-            return ExtractResult(
-                path=store.location, dry_run=True, estimates=plan.estimates, free_bytes=plan.free_bytes
-            )
+            estimates = (*plan.estimates, *estimate_confidences(config, sources, dataset))
+            return ExtractResult(path=store.location, dry_run=True, estimates=estimates, free_bytes=plan.free_bytes)
         writer = CacheWriter(store)
         encoded, stage_seconds = _encode_pending(config, writer, sources)
         with store.claim(FINALISE, wait=True):

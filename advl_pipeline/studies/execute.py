@@ -25,15 +25,22 @@ DatasetDigester = Callable[[str, str, Path | None], str]
 
 
 def execute_cell(cell: Cell, study: StudyConfig) -> None:
-    """Finetune and evaluate in this process."""
-    del study  # A cell holds all of its options.
+    """Finetune and evaluate in this process; the student goes where the study does not keep it."""
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
+    weights = [cell.run / name for name in (names.STUDENT_WEIGHTS, names.HEADS_WEIGHTS)]
+    missing = missing_test_sets(cell)
+    if missing and not all(file.exists() for file in weights):
+        # The student was not kept: the same run gives the same one again.
+        (cell.run / names.RESULT).unlink(missing_ok=True)
     if not names.is_finished(cell.run):
         run_finetune(cell.finetune)
-    if missing := missing_test_sets(cell):
+    if missing:
         run_evaluate(replace(cell.evaluate, on=missing))
+    if not study.keep_weights:
+        for file in weights:
+            file.unlink(missing_ok=True)
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:
@@ -114,9 +121,9 @@ def dataset_digests(
 
 def digest_dataset(dataset: str, split: str, data_root: Path | None) -> str:
     """Return the content digest of a split."""
-    from advl_pipeline.datasets.registry import open_dataset
+    from advl_pipeline.datasets.registry import open_splits
 
-    return open_dataset(dataset, split=split, data_root=data_root).content_digest()
+    return open_splits(dataset, split=split, data_root=data_root).content_digest()
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:

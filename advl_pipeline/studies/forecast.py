@@ -151,7 +151,7 @@ def forecast_study(
     known = [item.seconds for item in cells if not item.finished and item.seconds is not None]
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
-    num_bytes, disk_basis = _cell_bytes(plan.cells)
+    num_bytes, disk_basis = _cell_bytes(plan.cells, keep_weights=study.keep_weights)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return Forecast(
         name=study.name,
@@ -224,11 +224,12 @@ def _basis(used: Iterable[Timing]) -> str:
     return ", ".join(f"{source} ({number})" for source, number in sorted(counts.items()))
 
 
-def _cell_bytes(cells: Sequence[Cell]) -> tuple[int | None, str]:
+def _cell_bytes(cells: Sequence[Cell], *, keep_weights: bool) -> tuple[int | None, str]:
     """Return the bytes of all run folders that are still to come, and what that rests on.
 
     Finished ones tell; before there are any, a run folder holds little else than its student: as large as the
-    pretrained one, or as its parameters. None where the student cannot be built here.
+    pretrained one, or as its parameters. None where the student cannot be built here. Where students are not kept,
+    one at a time lies there, beside its checkpoint with two moments.
     """
     left = [cell for cell in cells if not is_finished(cell)]
     sizes = [_folder_bytes(cell.run) for cell in cells if is_finished(cell)]
@@ -244,6 +245,8 @@ def _cell_bytes(cells: Sequence[Cell]) -> tuple[int | None, str]:
             known.setdefault(key, student_bytes(config))
     except AdvlError as error:
         return None, error.what
+    if not keep_weights:
+        return 4 * max(known.values(), default=0), "one student at a time, since none is kept"
     total = sum(known[(c.finetune.student, c.finetune.init, c.finetune.student_option)] for c in left)
     return total, "the size of the student"
 

@@ -24,15 +24,28 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_caches(caches: Sequence[TeacherCache], dataset: Dataset) -> None:
+def check_caches(caches: Sequence[TeacherCache], dataset: Dataset, *, on_error: str = "fail") -> None:
     """Compare each cache's dataset with the one that is trained on.
 
+    Args:
+        caches: of the split.
+        dataset: the split.
+        on_error: how it was opened: whatever was left out makes it another one.
+
     Raises:
-        IdentityMismatch: with both values and the command that extracts again.
+        IdentityMismatch: with both values and the command that extracts again, or the option that the cache had.
     """
     expected = dataset_identity(dataset)
     for cache in caches:
         found = cache.identity["dataset"]
+        skipped = cache.provenance["config"].get("on_error", "fail")
+        if found.get("content_digest") != expected["content_digest"] and skipped != on_error:
+            raise IdentityMismatch(
+                f"The cache was made with --on-error {skipped}, and the dataset is read with --on-error {on_error}.",
+                where=str(cache.path),
+                why="items that cannot be read are left out by skip, which makes another dataset",
+                next_command=f"add --on-error {skipped}",
+            )
         lines = [
             f"{key:<16} cache {found.get(key)!s:<40} dataset {value}"
             for key, value in expected.items()

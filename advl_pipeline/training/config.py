@@ -52,7 +52,7 @@ class FinetuneConfig(Configuration):
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
     disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
-    split: str = option("train", help="Split to train on.")
+    split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.")

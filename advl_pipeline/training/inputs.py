@@ -9,7 +9,7 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.joined import JoinedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.datasets.selected import listed_ids, refuse_two_subsets
 from advl_pipeline.training.adapt_inputs import open_other_inputs
 from advl_pipeline.training.config import FinetuneConfig
@@ -52,10 +52,10 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
             without a pool than the labelled ones.
 
     Raises:
-        DatasetError, ConfigError: as `open_dataset`, `nested_subset`, `listed_ids` and `open_other_inputs` say.
+        DatasetError, ConfigError: as `open_splits`, `nested_subset`, `listed_ids` and `open_other_inputs` say.
     """
     refuse_two_subsets(config.shots, config.ids)
-    dataset = open_dataset(
+    dataset = open_splits(
         config.dataset,
         split=config.split,
         data_root=config.data_root,

@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dataset_mirrors import vcr_record, write_vcr
 
@@ -126,6 +127,7 @@ tasks = ["vcr-q2a"]
 student = "scenes-small"
 teachers = ["minilm-l6"]
 test_sets = ["val"]
+keep_weights = false
 methods = ["plain", "naive-kd", "advl"]
 shots = [2, 6]
 seeds = {seeds}
@@ -146,12 +148,16 @@ folds = 2
 """
     Path("trial.toml").write_text(study.format(seeds="[0]"))
     assert call("study", "trial.toml", "--dry-run") == 0
-    assert "caches/minilm-l6/vcr/train-shots6-seed0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "caches/minilm-l6/vcr/train-shots6-seed0" in printed
+    assert "one student at a time, since none is kept" in printed
     assert call("study", "trial.toml") == 0
     cache = Path("caches/minilm-l6/vcr/train-shots6-seed0")
     assert num_texts(str(cache)) == 6 * 8
     finished = {path: path.stat().st_mtime_ns for path in Path("runs/studies/trial/cells").glob("*/result.json")}
     assert len(finished) == 6
+    # No student is kept, and no cell is trained again for another seed.
+    assert not list(Path("runs").rglob("*.safetensors"))
     Path("trial.toml").write_text(study.format(seeds="[0, 1]"))
     assert call("study", "trial.toml") == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
@@ -159,3 +165,12 @@ folds = 2
         "train-shots6-seed0",
         "train-shots6-seed1",
     ]
+    # Another test set needs the students: the same runs give the same ones.
+    cell = next(iter(finished)).parent
+    with np.load(cell / "evaluation" / "val.npz") as arrays:
+        before = arrays["scores/vcr-q2a"]
+    (cell / "evaluation" / "val.json").unlink()
+    assert call("study", "trial.toml") == 0
+    with np.load(cell / "evaluation" / "val.npz") as arrays:
+        np.testing.assert_array_equal(arrays["scores/vcr-q2a"], before)
+    assert not list(Path("runs").rglob("*.safetensors"))
