@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
@@ -75,11 +76,14 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
     missing = missing_inits(study)
     if missing:
         path, student = next(iter(missing.items()))
+        ours = student.startswith(SCENES_PREFIX)
         raise ConfigError(
             "The pretrained student does not exist.",
             where=str(path),
             why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=f"advl pretrain --student {student} --output {path}, or put the checkpoint there",
+            next_command=f"advl pretrain --student {student} --output {path}"
+            if ours
+            else f"put the published weights there; what they are: advl students show {student}",
         )
     inits = {setting.init for setting in study.settings if setting.init is not None}
     return {init: weights_digest(init) for init in inits if not is_on_hub(init)}

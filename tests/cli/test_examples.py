@@ -63,7 +63,7 @@ STAND_INS: Mapping[str, str] = {
 SMALL_WEIGHTS: Mapping[str, str] = {
     "hf:small/clip": "small-clip",
     "clip-vit-l": "small-clip",
-    "roberta-l": "small-roberta",
+    "roberta-b": "small-roberta",
 }
 """Teachers whose published weights are too large; the folder holds small ones of the same kind."""
 
@@ -114,7 +114,7 @@ def cut_down(words: Sequence[str]) -> list[str]:
     """Return an example's words (without `advl`) with its stand-ins and small numbers."""
     words = [STAND_INS.get(word, word) for word in words]
     words = [
-        "4" if before in ("--shots", "--num-train") else word
+        "4" if before in ("--shots", "--pool", "--num-train") else re.sub(r"-shots\d+-", "-shots4-", word)
         for before, word in zip(["", *words[:-1]], words, strict=True)
     ]
     command, _ = command_of(words, group)
