@@ -98,8 +98,8 @@ def _vqa_annotation(rng: random.Random, image: int, place: int) -> dict[str, Any
 def _write_snli_ve(folder: Path, items: int, pictures: int, held_out: int) -> None:
     rng, drawn = random.Random(0), _pictures()
     (folder / "flickr30k_images").mkdir(parents=True)
-    for image in range(pictures):
-        (folder / "flickr30k_images" / f"{1_000_000 + image}.jpg").write_bytes(next(drawn))
+    for place in range(pictures):
+        (folder / "flickr30k_images" / f"{1_000_000 + place}.jpg").write_bytes(next(drawn))
     for split, count in (("train", items), ("test", held_out)):
         with (folder / f"snli_ve_{split}.jsonl").open("w", encoding="utf-8") as file:
             for number in range(count):
