@@ -96,4 +96,7 @@ def _positions(dataset: Dataset, ids: Collection[str]) -> list[int]:
 
 def _is_part_of(cache: TeacherCache, dataset: Dataset) -> bool:
     made_from = cache.identity["dataset"]
-    return "selection" in made_from and (made_from["name"], made_from["split"]) == (dataset.name, dataset.split)
+    return "selection" in made_from and (made_from["name"], made_from["split"]) == (
+        dataset.identity_name,
+        dataset.split,
+    )
