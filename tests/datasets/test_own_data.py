@@ -162,7 +162,10 @@ def test_a_card_renames_columns_and_orders_classes(tmp_path: Path) -> None:
     )
     dataset = open_dataset(str(card), split="train")
     assert (dataset.label_names("classes"), dataset[0].label) == (("yes", "no"), 1)
-    assert "task classes, from the columns image, text, label; 5 train" in open_own(str(card), None).line()
+    assert open_own(str(card), None).line() == f"{card}: task classes, from the columns image, text, label; 5 train"
+    write_json_lines(tmp_path / "more.jsonl", [class_row(0, groups="x", stratum="y")])
+    line = open_own(str(tmp_path / "more.jsonl"), None).line()
+    assert line.endswith("image, text, label; also split, stratum; left alone: groups; 1 train")
 
 
 def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.indexed import READER_VERSION
-from advl_pipeline.datasets.own.card import Kind
+from advl_pipeline.datasets.own.card import COLUMNS, Kind
 from advl_pipeline.datasets.own.fields import Item, parse_item, renamed, split_of
-from advl_pipeline.datasets.own.kinds import EXPECTED, recognise
+from advl_pipeline.datasets.own.kinds import EXPECTED, USED, recognise
 from advl_pipeline.datasets.own.rows import Row, RowSource
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
@@ -122,11 +122,17 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> OwnIndex:
 
 def describe(index: OwnIndex, name: str) -> str:
     """Return the line that tells a user what was made of the columns."""
-    counts = ", ".join(f"{len(index.rows_of(split)):,} {split}" for split in index.splits)
-    others = [column for column in index.facts["columns"] if column not in EXPECTED[index.kind]]
-    return f"{name}: task {index.kind}, from the columns {EXPECTED[index.kind]}" + (
-        f"; also {', '.join(others)}; {counts}" if others else f"; {counts}"
-    )
+    columns = index.facts["columns"]
+    used = [column for column in USED[index.kind] if column in columns]
+    also = [column for column in COLUMNS if column in columns and column not in used]
+    parts = [
+        f"{name}: task {index.kind}, from the columns {', '.join(used)}",
+        *([f"also {', '.join(also)}"] if also else []),
+        *([f"left alone: {', '.join(others)}"] if (others := sorted(set(columns) - set(COLUMNS))) else []),
+        ", ".join(f"{len(index.rows_of(split)):,} {split}" for split in index.splits),
+        *([f"{bad:,} malformed"] if (bad := len(index.columns["problem.place"])) else []),
+    ]
+    return "; ".join(parts)
 
 
 def _keep(path: Path, content: bytes) -> None:

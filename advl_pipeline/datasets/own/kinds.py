@@ -21,6 +21,13 @@ EXPECTED: Mapping[Kind, str] = {
     "answers": "image, question, answers (or answer)",
 }
 
+USED: Mapping[Kind, tuple[str, ...]] = {
+    "choice": ("image", "question", "choices", "label"),
+    "classes": ("image", "text", "label"),
+    "answers": ("image", "question", "answers", "answer"),
+}
+"""Columns that the task is made of; the others that are known add to it."""
+
 _NEEDED: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
     "choice": (("image",), ("question",), MARKERS["choice"]),
     "classes": (("image",), ("text",)),
