@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.names import set_name
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import question_rank
@@ -261,7 +261,7 @@ def _is_classified(dataset: Dataset, task: str) -> bool:
 
 def _answers_of(run: Path, task: str) -> tuple[str, ...]:
     """Class names of a run's own head: its answers mean what they meant in training."""
-    classes: list[str] = read_json(run / names.HEADS)[task]["label_names"]
+    classes: list[str] = read_json(run / names.HEADS)[head_name(task)]["label_names"]
     return tuple(classes)
 
 
