@@ -107,13 +107,15 @@ class _Group:
 
 def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
     """From in-domain accuracy to shifted accuracy, one row per method; None without a shifted set."""
-    drops = [item for item in result.drops if (item.place.setting, item.place.metric) == (setting, metric)]
+    drops = [
+        item for item in result.losses_of("drop") if (item.place.setting, item.place.metric) == (setting, metric)
+    ]
     if not drops:
         return None
     groups = []
     for (test_set, shots), inside in _grouped(drops, lambda item: (item.place.test_set, item.place.shots)):
-        reference, size = inside[0].reference, wording.shots_text(shots)
-        questions = wording.QUESTIONS[inside[0].questions]
+        reference, size = inside[0].against, wording.shots_text(shots)
+        questions = wording.QUESTIONS[inside[0].questions or "same"]
         groups.append(
             _Group(
                 heading=f"{reference} → {test_set}, {size}, {questions}",
@@ -123,7 +125,7 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
                         method=item.method,
                         filled=item.before.mean,
                         hollow=item.after.mean,
-                        text=wording.signed(-item.drop.mean),
+                        text=wording.signed(-item.lost.mean),
                     )
                     for item in inside
                 ),
@@ -132,10 +134,10 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     rows = tuple(
         (
             item.place.test_set,
-            wording.QUESTIONS[item.questions],
+            wording.QUESTIONS[item.questions or "same"],
             look[item.method].label,
             shots_label(item.place.shots),
-            wording.spread(item.drop),
+            wording.spread(item.lost),
             *_change(item.change),
         )
         for item in drops
@@ -158,7 +160,7 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
 
 def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
     """From accuracy with the picture to accuracy without it; None when no run was scored so."""
-    reference, uses = in_domain(result, result.vision, setting, metric)
+    reference, uses = in_domain(result, result.losses_of("use"), setting, metric)
     if not uses:
         return None
     groups = [
@@ -168,21 +170,21 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
             rows=tuple(
                 _Row(
                     method=item.method,
-                    filled=item.accuracy.mean,
-                    hollow=item.spoilt.mean,
-                    text=wording.signed(-item.use.mean),
+                    filled=item.before.mean,
+                    hollow=item.after.mean,
+                    text=wording.signed(-item.lost.mean),
                 )
                 for item in inside
             ),
         )
-        for (kind, shots), inside in _grouped(uses, lambda item: (item.kind, item.place.shots))
+        for (kind, shots), inside in _grouped(uses, lambda item: (item.against, item.place.shots))
     ]
     rows = tuple(
         (
-            item.kind,
+            item.against,
             look[item.method].label,
             shots_label(item.place.shots),
-            wording.spread(item.use),
+            wording.spread(item.lost),
             *_change(item.change),
         )
         for item in uses

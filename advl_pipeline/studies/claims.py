@@ -211,7 +211,9 @@ def _add_mean(
     draft: _Draft, result: StudyResult, quantity: ClaimQuantity, other: str, *, name: str, like: MeanContrast
 ) -> None:
     """Add the test of a mean over shots against another method, on the test set of `like`."""
-    found = result.mean_contrast(quantity, other, setting=like.setting, metric=like.metric, test_set=like.test_set)
+    found = result.mean_contrast(
+        quantity=quantity, baseline=other, setting=like.setting, metric=like.metric, test_set=like.test_set
+    )
     if found is None:
         draft.lacks.append(f"{other} is not finished")
         return

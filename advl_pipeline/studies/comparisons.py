@@ -6,13 +6,14 @@ Shapes: S seeds, N items, K shot sizes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval
+from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import (
     Interval,
     Spread,
@@ -23,13 +24,26 @@ from advl_pipeline.evaluation.statistics import (
     slope_per_doubling,
     summarise,
 )
-from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.quantities import Drop, drop_of, use_of
-from advl_pipeline.studies.result import Contrast, Place, ShiftDrop, Standing, TextShare, Trend, VisionUse
+from advl_pipeline.studies.config import Setting, StudyConfig
+from advl_pipeline.studies.quantities import ItemQuantity, Sides, accuracy_of, drop_of, use_of, weighted_sum
+from advl_pipeline.studies.result import (
+    ClaimQuantity,
+    Contrast,
+    Loss,
+    LossQuantity,
+    MeanContrast,
+    Place,
+    Standing,
+    TextShare,
+    Trend,
+)
 from advl_pipeline.studies.scores import WITH_PICTURE, Series, Table, common_seeds
 
 _RIGHT = 0.5
 """Score from which an item counts as answered rightly: VQA's scores lie between 0 and 1."""
+
+USE_KIND = "swapped"
+"""How pictures are spoilt where the use of vision is judged."""
 
 
 def standings(table: Table) -> tuple[Standing, ...]:
@@ -150,68 +164,127 @@ def _slope_interval(pairs: Sequence[tuple[Place, Series, Series]], seeds: Sequen
     return joint_interval([Contribution(values_SN=slope_n.reshape(gain_SNK.shape[:2]), groups=pairs[0][1].groups)])
 
 
-def shift_drops(study: StudyConfig, table: Table) -> tuple[ShiftDrop, ...]:
-    """Accuracy lost on each shifted test set; the first test set of a setting is the in-domain one."""
+def losses(study: StudyConfig, table: Table) -> tuple[Loss, ...]:
+    """Accuracy lost on each shifted test set, and without the true picture, and how that differs from the baseline.
+
+    The first test set of a setting is the in-domain one.
+    """
     settings = {setting.name: setting for setting in study.settings}
-    drops: dict[Place, dict[str, Drop]] = {}
+    found: dict[tuple[LossQuantity, Place, str], dict[str, Sides]] = {}
     for place, method, kind in table:
         setting = settings[place.setting]
-        if kind != WITH_PICTURE or place.test_set == setting.test_sets[0]:
+        reference = setting.test_sets[0]
+        if kind != WITH_PICTURE:
+            sides = use_of(table, place, method, kind=kind)
+            key: tuple[LossQuantity, Place, str] = ("use", place, kind)
+        elif place.test_set != reference:
+            sides = drop_of(table, place, method, reference=reference, dataset=setting.dataset)
+            key = ("drop", place, reference)
+        else:
             continue
-        drop = drop_of(table, place, method, reference=setting.test_sets[0], dataset=setting.dataset)
-        if drop is not None:
-            drops.setdefault(place, {})[method] = drop
-    found = []
-    for place, by_method in drops.items():
-        lost = {method: drop.lost.by_seed for method, drop in by_method.items()}
-        for method, drop in by_method.items():
-            change = _change(study, method, lost[method], lost.get)
-            found.append(
-                ShiftDrop(
-                    place=place,
-                    reference=settings[place.setting].test_sets[0],
-                    questions=drop.questions,
-                    method=method,
-                    seeds=tuple(lost[method]),
-                    per_seed=tuple(lost[method].values()),
-                    before=summarise(list(drop.before.by_seed.values())),
-                    after=summarise(list(drop.after.by_seed.values())),
-                    drop=summarise(list(lost[method].values())),
-                    baseline=change.baseline,
-                    change_seeds=change.seeds,
-                    change_per_seed=change.per_seed,
-                    change=change.spread,
-                )
-            )
+        if sides is not None:
+            found.setdefault(key, {})[method] = sides
+    return tuple(
+        _loss(study, key, method, {name: sides.lost.by_seed for name, sides in by_method.items()}, by_method[method])
+        for key, by_method in found.items()
+        for method in by_method
+    )
+
+
+def _loss(
+    study: StudyConfig,
+    key: tuple[LossQuantity, Place, str],
+    method: str,
+    lost: Mapping[str, dict[int, float]],
+    sides: Sides,
+) -> Loss:
+    change = _change(study, method, lost[method], lost.get)
+    before, after, difference = (
+        summarise(list(side.by_seed.values())) for side in (sides.before, sides.after, sides.lost)
+    )
+    return Loss(
+        quantity=key[0],
+        place=key[1],
+        against=key[2],
+        questions=sides.questions,
+        method=method,
+        seeds=tuple(lost[method]),
+        per_seed=tuple(lost[method].values()),
+        before=before,
+        after=after,
+        lost=difference,
+        baseline=change.baseline,
+        change_seeds=change.seeds,
+        change_per_seed=change.per_seed,
+        change=change.spread,
+    )
+
+
+def mean_contrasts(study: StudyConfig, table: Table) -> tuple[MeanContrast, ...]:
+    """The focus method against every other, averaged over shot sizes, in every quantity that a claim may ask for.
+
+    Every difference is taken seed by seed and item by item, and so is the mean over sizes: what is left is one number
+    per seed and item, whose mean has an interval over both.
+    """
+    along: dict[tuple[str, str, str], list[Place]] = {}
+    for place in dict.fromkeys(place for place, _, _ in table):
+        along.setdefault((place.setting, place.metric, place.test_set), []).append(place)
+    settings = {setting.name: setting for setting in study.settings}
+    found: list[MeanContrast] = []
+    for (name, _, test_set), places in along.items():
+        setting = settings[name]
+        asked: tuple[ClaimQuantity, ...] = ("accuracy", "use" if test_set == setting.test_sets[0] else "drop")
+        for quantity in asked:
+            of_method = partial(_quantity, table, setting, quantity)
+            found += _mean_contrasts(study, quantity, of_method, sorted(places, key=lambda place: place.rank))
     return tuple(found)
 
 
-def vision_use(study: StudyConfig, table: Table) -> tuple[VisionUse, ...]:
-    """How much accuracy hangs on the picture, and how that differs from the baseline."""
-    lost: dict[tuple[Place, str], dict[str, dict[int, float]]] = {}
-    for place, method, kind in table:
-        if kind != WITH_PICTURE and (use := use_of(table, place, method, kind=kind)):
-            lost.setdefault((place, kind), {})[method] = use.by_seed
-    found = []
-    for (place, kind), by_method in lost.items():
-        for method, by_seed in by_method.items():
-            change = _change(study, method, by_seed, by_method.get)
-            found.append(
-                VisionUse(
-                    place=place,
-                    kind=kind,
-                    method=method,
-                    seeds=tuple(by_seed),
-                    accuracy=summarise(table[place, method, WITH_PICTURE].percents),
-                    spoilt=summarise(table[place, method, kind].percents),
-                    use=summarise(list(by_seed.values())),
-                    baseline=change.baseline,
-                    change_seeds=change.seeds,
-                    change_per_seed=change.per_seed,
-                    change=change.spread,
-                )
-            )
-    return tuple(found)
+def _quantity(
+    table: Table, setting: Setting, quantity: ClaimQuantity, place: Place, method: str
+) -> tuple[ItemQuantity, Questions | None] | None:
+    if quantity == "accuracy":
+        accuracy = accuracy_of(table, place, method)
+        return (accuracy, None) if accuracy else None
+    sides = (
+        use_of(table, place, method, kind=USE_KIND)
+        if quantity == "use"
+        else drop_of(table, place, method, reference=setting.test_sets[0], dataset=setting.dataset)
+    )
+    return (sides.lost, sides.questions) if sides else None
+
+
+def _mean_contrasts(
+    study: StudyConfig,
+    quantity: ClaimQuantity,
+    of_method: Callable[[Place, str], tuple[ItemQuantity, Questions | None] | None],
+    places: Sequence[Place],
+) -> Iterator[MeanContrast]:
+    own = {place: found for place in places if (found := of_method(place, study.focus))}
+    for other in study.methods if own else ():
+        if other == study.focus:
+            continue
+        differences = {
+            place: difference
+            for place, (focus, _) in own.items()
+            if (rest := of_method(place, other)) and (difference := weighted_sum([(1.0, focus), (-1.0, rest[0])]))
+        }
+        mean = weighted_sum([(1.0 / len(differences), difference) for difference in differences.values()])
+        if mean is None:
+            continue
+        yield MeanContrast(
+            setting=places[0].setting,
+            metric=places[0].metric,
+            test_set=places[0].test_set,
+            quantity=quantity,
+            questions=next(iter(own.values()))[1],
+            treated=study.focus,
+            baseline=other,
+            shots=tuple(place.shots for place in differences),
+            seeds=mean.seeds,
+            per_seed=tuple(mean.by_seed.values()),
+            joint_interval=mean.interval,
+        )
 
 
 def text_shares(study: StudyConfig, table: Table) -> tuple[TextShare, ...]:

@@ -27,12 +27,11 @@ from advl_pipeline.runs.reader import (
     read_task_loss,
     read_weights,
 )
-from advl_pipeline.studies.comparisons import contrasts, shift_drops, standings, text_shares, trends, vision_use
+from advl_pipeline.studies.comparisons import contrasts, losses, mean_contrasts, standings, text_shares, trends
 from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
 from advl_pipeline.studies.loose_runs import lay_out_runs
-from advl_pipeline.studies.mean_contrasts import mean_contrasts
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
     CacheRecord,
@@ -92,9 +91,8 @@ def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
         standings=standings(table),
         contrasts=contrasts(plan.study, table),
         trends=trends(plan.study, table),
-        drops=shift_drops(plan.study, table),
+        losses=losses(plan.study, table),
         mean_contrasts=mean_contrasts(plan.study, table),
-        vision=vision_use(plan.study, table),
         text_shares=text_shares(plan.study, table),
         readouts=_readouts(done),
         costs=_costs(done, results, evaluations),

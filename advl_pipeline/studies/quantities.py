@@ -73,31 +73,31 @@ def accuracy_of(table: Table, place: Place, method: str) -> ItemQuantity | None:
     return ItemQuantity(seeds=series.seeds, sets=(Contribution(values_SN=series.items_SN, groups=series.groups),))
 
 
-def use_of(table: Table, place: Place, method: str, *, kind: str) -> ItemQuantity | None:
-    """Accuracy lost on the same items when the picture is spoilt."""
-    shown, spoilt = (table.get((place, method, key)) for key in (WITH_PICTURE, kind))
-    if shown is None or spoilt is None or not (seeds := common_seeds(shown, spoilt)):
-        return None
-    lost_SN = shown.of(seeds) - spoilt.of(seeds)
-    return ItemQuantity(seeds=seeds, sets=(Contribution(values_SN=lost_SN, groups=shown.groups),))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drop:
-    """A method's loss from the in-domain test set to a shifted one.
+class Sides:
+    """A method's accuracy on two sides, and what is lost from one to the other; `questions` is of two test sets."""
 
-    `before` and `after` are the two accuracies: over the common questions where those are asked otherwise, else each
-    over its whole set.
-    """
-
-    questions: Questions
+    questions: Questions | None
     before: ItemQuantity
     after: ItemQuantity
     lost: ItemQuantity
 
 
-def drop_of(table: Table, place: Place, method: str, *, reference: str, dataset: str) -> Drop | None:
-    """Compare a method on the shifted set of a place with the same runs on the in-domain set."""
+def use_of(table: Table, place: Place, method: str, *, kind: str) -> Sides | None:
+    """Compare a method with the true picture and with a spoilt one, on the same items."""
+    shown, spoilt = (table.get((place, method, key)) for key in (WITH_PICTURE, kind))
+    if shown is None or spoilt is None or not (seeds := common_seeds(shown, spoilt)):
+        return None
+    before, after = (_whole(series, seeds) for series in (shown, spoilt))
+    lost = dataclasses.replace(before, values_SN=before.values_SN - after.values_SN)
+    return _sides(seeds, before, after, (lost,), None)
+
+
+def drop_of(table: Table, place: Place, method: str, *, reference: str, dataset: str) -> Sides | None:
+    """Compare a method on the shifted set of a place with the same runs on the in-domain set.
+
+    Both are over the common questions where those are asked otherwise, else each is over its whole set.
+    """
     origin = table.get((dataclasses.replace(place, test_set=reference), method, WITH_PICTURE))
     shifted = table.get((place, method, WITH_PICTURE))
     if origin is None or shifted is None or not (seeds := common_seeds(origin, shifted)):
@@ -108,8 +108,18 @@ def drop_of(table: Table, place: Place, method: str, *, reference: str, dataset:
     if match.questions == "same":
         before, after = _common(before, after, match)
         lost = (dataclasses.replace(before, values_SN=before.values_SN - after.values_SN),)
-    return Drop(
-        questions=match.questions,
+    return _sides(seeds, before, after, lost, match.questions)
+
+
+def _sides(
+    seeds: tuple[int, ...],
+    before: Contribution,
+    after: Contribution,
+    lost: tuple[Contribution, ...],
+    questions: Questions | None,
+) -> Sides:
+    return Sides(
+        questions=questions,
         before=ItemQuantity(seeds=seeds, sets=(before,)),
         after=ItemQuantity(seeds=seeds, sets=(after,)),
         lost=ItemQuantity(seeds=seeds, sets=lost),

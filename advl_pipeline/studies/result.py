@@ -6,10 +6,10 @@ relative to the study folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from advl_pipeline.evaluation.calibration import Reliability
 from advl_pipeline.evaluation.question_match import Questions
@@ -17,8 +17,10 @@ from advl_pipeline.evaluation.statistics import Interval, PairedComparison, Sign
 from advl_pipeline.runs.reader import Nodes
 from advl_pipeline.studies.config import StudyConfig
 
+LossQuantity = Literal["drop", "use"]
 ClaimQuantity = Literal["accuracy", "drop", "use"]
 CellState = Literal["finished", "partial", "pending"]
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,22 +107,25 @@ class Trend:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShiftDrop:
-    """Accuracy lost from the in-domain test set to a shifted one; `change` is the drop minus the baseline's.
+class Loss:
+    """Accuracy lost from one side to another; `change` is the loss minus the baseline's.
 
-    Where the shifted set asks questions of the in-domain one otherwise (`questions` is "same"), all numbers are over
-    the questions that both hold; else each accuracy is over its whole set.
+    A "drop" is lost from the in-domain test set, which `against` names, to the shifted one of the place. Where that
+    one asks the same questions otherwise (`questions` is "same"), all numbers are over the questions that both hold;
+    else each accuracy is over its whole set. A "use" is lost when the picture is spoilt, in the way that `against`
+    says (swapped, blanked, removed).
     """
 
+    quantity: LossQuantity
     place: Place
-    reference: str
-    questions: Questions
+    against: str
+    questions: Questions | None
     method: str
     seeds: tuple[int, ...]
     per_seed: tuple[float, ...]
     before: Spread
     after: Spread
-    drop: Spread
+    lost: Spread
     baseline: str | None
     change_seeds: tuple[int, ...]
     change_per_seed: tuple[float, ...]
@@ -145,23 +150,6 @@ class MeanContrast:
     seeds: tuple[int, ...]
     per_seed: tuple[float, ...]
     joint_interval: Interval
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VisionUse:
-    """Accuracy with the picture minus accuracy with it spoilt (`kind`: swapped, blanked, removed)."""
-
-    place: Place
-    kind: str
-    method: str
-    seeds: tuple[int, ...]
-    accuracy: Spread
-    spoilt: Spread
-    use: Spread
-    baseline: str | None
-    change_seeds: tuple[int, ...]
-    change_per_seed: tuple[float, ...]
-    change: Spread | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,9 +266,8 @@ class StudyResult:
     standings: tuple[Standing, ...]
     contrasts: tuple[Contrast, ...]
     trends: tuple[Trend, ...]
-    drops: tuple[ShiftDrop, ...]
+    losses: tuple[Loss, ...]
     mean_contrasts: tuple[MeanContrast, ...]
-    vision: tuple[VisionUse, ...]
     text_shares: tuple[TextShare, ...]
     readouts: tuple[Readout, ...]
     costs: tuple[Cost, ...]
@@ -295,35 +282,26 @@ class StudyResult:
     def num_finished(self) -> int:
         return sum(cell.state == "finished" for cell in self.cells)
 
+    def losses_of(self, quantity: LossQuantity) -> tuple[Loss, ...]:
+        """Return what was lost under shift, or without the true picture."""
+        return tuple(loss for loss in self.losses if loss.quantity == quantity)
+
     def places(self) -> Iterator[Place]:
         """Places that have a standing, in the order of the grid."""
-        seen = dict.fromkeys(standing.place for standing in self.standings)
-        yield from seen
+        yield from dict.fromkeys(standing.place for standing in self.standings)
 
     def standing(self, place: Place, method: str) -> Standing | None:
-        return next((item for item in self.standings if item.place == place and item.method == method), None)
+        return _first(self.standings, place=place, method=method)
 
     def contrast(self, place: Place, treated: str, baseline: str) -> Contrast | None:
         """Return the comparison of two methods at a place, if it was made."""
-        return next(
-            (
-                item
-                for item in self.contrasts
-                if item.place == place and item.treated == treated and item.baseline == baseline
-            ),
-            None,
-        )
+        return _first(self.contrasts, place=place, treated=treated, baseline=baseline)
 
-    def mean_contrast(
-        self, quantity: ClaimQuantity, baseline: str, *, setting: str, metric: str, test_set: str
-    ) -> MeanContrast | None:
-        """Return the focus method's comparison with another in a quantity, if it could be made."""
-        wanted = (quantity, baseline, setting, metric, test_set)
-        return next(
-            (
-                item
-                for item in self.mean_contrasts
-                if (item.quantity, item.baseline, item.setting, item.metric, item.test_set) == wanted
-            ),
-            None,
-        )
+    def mean_contrast(self, **wanted: str) -> MeanContrast | None:
+        """Return the focus method's comparison with `baseline` in a `quantity` on a test set, if it could be made."""
+        return _first(self.mean_contrasts, **wanted)
+
+
+def _first(records: Iterable[Record], **wanted: Any) -> Record | None:
+    """Return the first record whose fields are as wanted."""
+    return next((item for item in records if all(getattr(item, key) == value for key, value in wanted.items())), None)

@@ -182,7 +182,9 @@ def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Pat
         if (cell.method, cell.shots, cell.seed) == ("plain", 100, 1):
             (result.folder / cell.run / "result.json").unlink()
     result = gather_study(result.folder)
-    drops = [item for item in result.drops if item.method == "advl" and item.place.test_set == "test-shift"]
+    drops = [
+        item for item in result.losses_of("drop") if item.method == "advl" and item.place.test_set == "test-shift"
+    ]
     by_size = [dict(zip(drop.change_seeds, drop.change_per_seed, strict=True)) for drop in drops]
     assert [sorted(values) for values in by_size] == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     expected = [-(by_size[0][seed] + by_size[1][seed]) / 2 for seed in by_size[0]]
@@ -206,7 +208,9 @@ def test_every_number_of_a_verdict_comes_from_the_result(tmp_path: Path) -> None
     found = verdicts(result)
     trend = next(item for item in result.trends if item.treated == "advl" and item.test_set == "test")
     assert found["C2"].tests[0].per_seed == pytest.approx([-2 * slope for slope in trend.slope_per_seed])
-    drops = [item for item in result.drops if item.method == "advl" and item.place.test_set == "test-shift"]
+    drops = [
+        item for item in result.losses_of("drop") if item.method == "advl" and item.place.test_set == "test-shift"
+    ]
     by_hand = [-sum(values) / len(drops) for values in zip(*(item.change_per_seed for item in drops), strict=True)]
     assert found["C3"].tests[0].per_seed == pytest.approx(by_hand)
     adjusted = [test.p_adjusted for verdict in found.values() for test in verdict.tests]

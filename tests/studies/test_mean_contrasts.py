@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from advl_pipeline.evaluation.statistics import compare, hierarchical_bootstrap, item_groups
-from advl_pipeline.studies.comparisons import shift_drops, trends
+from advl_pipeline.studies.comparisons import losses, mean_contrasts, trends
 from advl_pipeline.studies.config import StudyConfig, parse_study
-from advl_pipeline.studies.mean_contrasts import mean_contrasts
 from advl_pipeline.studies.result import MeanContrast, Place
 from advl_pipeline.studies.scores import WITH_PICTURE, Series
 
@@ -68,7 +67,7 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
         shifted: [f"{prefix}{number}" for number in range(59, -1, -1)],
     }
     scores = table(config, names)
-    drops = {drop.method: drop for drop in shift_drops(config, scores)}
+    drops = {drop.method: drop for drop in losses(config, scores) if drop.quantity == "drop"}
     before, after = (scores[place(config, name), "advl", WITH_PICTURE].items_SN for name in (reference, shifted))
     base = before[:, :60] if questions == "same" else before
     assert abs(before[:, :60].mean() - before.mean()) > 0.2

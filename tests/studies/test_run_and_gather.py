@@ -123,19 +123,19 @@ def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyR
     assert trend.slope is not None
     assert trend.slope.mean == pytest.approx((gains[1] - gains[0]) / 2)
 
-    drop = next(item for item in result.drops if item.method == "advl" and item.place.shots == 100)
-    assert drop.drop.mean == pytest.approx(mean("advl", "test", 100) - mean("advl", "test-shift", 100))
+    drop = next(item for item in result.losses_of("drop") if item.method == "advl" and item.place.shots == 100)
+    assert drop.lost.mean == pytest.approx(mean("advl", "test", 100) - mean("advl", "test-shift", 100))
     assert drop.change is not None
     plain_drop = mean("plain", "test", 100) - mean("plain", "test-shift", 100)
-    assert drop.change.mean == pytest.approx(drop.drop.mean - plain_drop)
+    assert drop.change.mean == pytest.approx(drop.lost.mean - plain_drop)
 
     use = next(
         item
-        for item in result.vision
-        if item.method == "advl" and item.place == place(result, "test", 100) and item.kind == "swapped"
+        for item in result.losses_of("use")
+        if item.method == "advl" and item.place == place(result, "test", 100) and item.against == "swapped"
     )
-    assert use.use.mean == pytest.approx(use.accuracy.mean - use.spoilt.mean)
-    assert use.spoilt.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
+    assert use.lost.mean == pytest.approx(use.before.mean - use.after.mean)
+    assert use.after.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
 
 
 def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
