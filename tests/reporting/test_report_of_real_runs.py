@@ -78,7 +78,7 @@ def test_examples_are_read_as_the_run_read_them(page: Element) -> None:
 
 @pytest.mark.slow
 def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: tuple[StudyResult, Path], page: Element) -> None:
-    uses = {(use.method, use.kind, use.place.test_set) for use in study[0].vision}
+    uses = {(use.method, use.against, use.place.test_set) for use in study[0].losses_of("use")}
     methods, kinds = ("plain", "plain-two-step"), ("swapped", "blanked", "removed")
     assert uses == {(method, kind, "test") for method in methods for kind in kinds}
     captions = [item.text for item in page.find("section", id="vision")[0].find("figcaption")]

@@ -18,9 +18,11 @@ def test_no_other_module_spells_the_name_of_a_run_file() -> None:
     for path in [*(ROOT / "advl_pipeline").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
         if path.name in ("names.py", "folders.py"):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and node.value in FILES - OF_OTHERS:
-                spelt.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.value}")
+        spelt += [
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.value}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and node.value in FILES - OF_OTHERS
+        ]
     assert not spelt, "\n".join(spelt)
 
 
