@@ -28,10 +28,9 @@ from advl_pipeline.students.region_source import Regions
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.single_stream import ATTENTION
 from advl_pipeline.students.uniter import Uniter
-from advl_pipeline.training.batch_order import GROUP_SIZE, TokenOrder
-from advl_pipeline.training.example_sizes import measure_examples
+from advl_pipeline.training.batch_order import GROUP_SIZE, TokenOrder, padding_share
+from advl_pipeline.training.ordering import measure_examples
 from advl_pipeline.training.targets import two_way_choice
-from advl_pipeline.training.token_buckets import padding_share
 
 MAX_TOKENS = 4000
 """Of a micro-batch: UNITER's recipe for VCR."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.token_buckets import padding_share, token_batches
+from advl_pipeline.training.batch_order import padding_share, token_batches
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
