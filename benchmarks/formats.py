@@ -20,6 +20,7 @@ from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.index import ids_to_bytes
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.records import ModalityRecord
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from benchmarks.corpus import DIM, Corpus
 
@@ -97,9 +98,7 @@ def build_cache(
     plan = ModalityPlan(
         unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
         lengths_N=corpus.lengths_N,
-        global_dim=DIM,
-        token_dim=DIM,
-        spans=False,
+        shape=ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False),
     )
     store = FolderStore(folder)
     begin_cache(

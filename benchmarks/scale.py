@@ -11,6 +11,7 @@ import numpy as np
 
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import ModalityRecord
 from advl_pipeline.cache.shard_buffer import staged_content
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 from benchmarks.corpus import texts
@@ -74,9 +75,7 @@ def _build_wide(num_units: int, folder: Path) -> None:
     plan = ModalityPlan(
         unit_ids_N16=generator.integers(0, 256, (num_units, 16), dtype=np.uint8),
         lengths_N=np.zeros(num_units, np.int32),
-        global_dim=_WIDTH,
-        token_dim=None,
-        spans=False,
+        shape=ModalityRecord(num_units=num_units, global_dim=_WIDTH, token_dim=None, spans=False),
     )
     store = FolderStore(folder)
     begin_cache(

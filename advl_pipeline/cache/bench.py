@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +44,12 @@ def run_cache_bench(config: CacheBenchConfig) -> CacheBenchResult:
     rates = []
     for modality, store in cache.stores().items():
         ways = {
-            "thread": partial(_streamed, store, config.batch_size, _BYTES_IN_FLIGHT),
-            "inline": partial(_streamed, store, config.batch_size, 0),
-            "look-up": partial(_looked_up, store, config.batch_size),
+            "thread": _streamed(store, config.batch_size, _BYTES_IN_FLIGHT),
+            "inline": _streamed(store, config.batch_size, 0),
+            "look-up": _looked_up(store, config.batch_size),
         }
-        for way, read in ways.items():
-            units, num_bytes, seconds = _drain(read(), config.seconds)
+        for way, batches in ways.items():
+            units, num_bytes, seconds = _drain(batches, config.seconds)
             rates.append(
                 ReadRate(
                     modality=modality,
@@ -71,22 +71,20 @@ def _streamed(store: FeatureStore, batch_size: int, bytes_in_flight: int) -> Ite
 
 def _looked_up(store: FeatureStore, batch_size: int) -> Iterator[tuple[int, int]]:
     ids = store.ids
-    epoch = 0
-    while True:
+    for epoch in count():
         order = epoch_order(len(store), seed=0, epoch=epoch)
         for chosen in np.array_split(order, -(-len(order) // batch_size)):
             names = [ids[int(item)] for item in chosen]
             rows = store.global_features(names)
             tokens = store.token_features(names)[0] if store.has_tokens else rows[:0]
             yield len(names), rows.nbytes + tokens.nbytes
-        epoch += 1
 
 
 def _drain(source: Iterator[tuple[int, int]], limit: float) -> tuple[int, int, float]:
     units = num_bytes = 0
     begin = time.perf_counter()
-    for count, size in source:
-        units += count
+    for number, size in source:
+        units += number
         num_bytes += size
         if time.perf_counter() - begin >= limit:
             break

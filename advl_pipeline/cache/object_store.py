@@ -119,7 +119,12 @@ class ObjectStore:
             known = {"e_tag": seen.e_tag, "version": seen.version}
             return self._put(name, content, {key: value for key, value in known.items() if value is not None})
         except (AlreadyExistsError, PreconditionError, MissingFile):
-            return self._version_of_content(name, content)
+            # A write is repeated where its answer was lost. If it had been carried out, the repetition is refused for
+            # what it has written itself.
+            with suppress(MissingFile):
+                raw, seen = self.get_versioned(name)
+                return seen if raw == content else None
+            return None
 
     def settle(self, name: str, content: Buffer, *, may_replace: Callable[[], bool]) -> bool:
         """Have an object hold this content, whatever was there; returns whether it does.
@@ -129,11 +134,10 @@ class ObjectStore:
         """
         if self.create(name, content) is not None:
             return True
-        try:
+        with suppress(MissingFile):
             raw, seen = self.get_versioned(name)
-        except MissingFile:
-            return False
-        return raw == content or (may_replace() and self.replace(name, content, seen) is not None)
+            return raw == content or (may_replace() and self.replace(name, content, seen) is not None)
+        return False
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -151,18 +155,6 @@ class ObjectStore:
                 name, lambda: obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
             )
         )
-
-    def _version_of_content(self, name: str, content: Buffer) -> Version | None:
-        """Return the version of an object that holds this content already, else None.
-
-        A write is repeated where its answer was lost. If it had been carried out, the repetition is refused for what
-        it has written itself.
-        """
-        try:
-            raw, seen = self.get_versioned(name)
-        except MissingFile:
-            return None
-        return seen if raw == content else None
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Make a request, again where its answer was cut short, which the library does for objects alone.

@@ -32,10 +32,9 @@ from advl_pipeline.cache.records import (
     load_complete,
     load_plan,
 )
-from advl_pipeline.cache.spans import require_spans
 from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.token_rows import Allocate, TokenRows
+from advl_pipeline.cache.token_rows import Allocate, TokenRows, are_spans
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 from advl_pipeline.locations import Location, parse_location
 
@@ -274,11 +273,14 @@ class FeatureStore:
             raise ConfigError(
                 f"The {self.modality} tokens of this cache have no spans.", where=str(self._files.location)
             )
-        return require_spans(
-            self._tokens.collect("char_spans", self.positions(ids)),
-            where=self._files.where(f"{self.modality}/tokens/char_spans"),
-            next_command=f"advl cache verify {self._files.location}",
-        )
+        rows_M2 = self._tokens.collect("char_spans", self.positions(ids))
+        if not are_spans(rows_M2):
+            raise CorruptCache(
+                "The character spans of a cache are no spans.",
+                where=self._files.where(f"{self.modality}/tokens/char_spans"),
+                next_command=f"advl cache verify {self._files.location}",
+            )
+        return rows_M2
 
     def kept_tokens(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, which of the teacher's tokens each is, (M,), from 0.

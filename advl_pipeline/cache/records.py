@@ -70,6 +70,16 @@ class PlanRecord:
     compression: Compression = "none"
     provenance: Mapping[str, Any] | None = None
 
+    def is_plausible(self) -> bool:
+        """Whether a cache could have such a plan; asked before anything is sized by it."""
+        return (
+            all(name in MODALITIES and shape.is_plausible() for name, shape in self.modalities.items())
+            and self.stored_dtype in get_args(StoredDtype)
+            and self.compression in get_args(Compression)
+            and type(self.shard_rows) is int
+            and self.shard_rows > 0
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardRecord:
@@ -165,31 +175,18 @@ def load_plan(store: Readable) -> PlanRecord:
     """Read `records/plan.json`; raises `CorruptCache`."""
     content = unseal(store, PLAN_RECORD)
     with _reading(store, PLAN_RECORD):
-        if content["schema_version"] != SCHEMA_VERSION:
+        version = content.pop("schema_version")
+        if version != SCHEMA_VERSION:
             raise CorruptCache(
                 "The cache has another format version.",
                 where=str(store.location),
-                why=f"it is {content['schema_version']}, this program reads {SCHEMA_VERSION}",
+                why=f"it is {version}, this program reads {SCHEMA_VERSION}",
             )
-        modalities = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
-        shard_rows = content["shard_rows"]
-        if (
-            not all(name in MODALITIES and shape.is_plausible() for name, shape in modalities.items())
-            or content["stored_dtype"] not in get_args(StoredDtype)
-            or content.get("compression", "none") not in get_args(Compression)
-            or type(shard_rows) is not int
-            or shard_rows < 1
-        ):
+        content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
+        plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})
+        if not plan.is_plausible():
             raise CorruptCache("The plan of the cache is impossible.", where=store.where(PLAN_RECORD))
-        return PlanRecord(
-            identity_sha256=content["identity_sha256"],
-            stored_dtype=content["stored_dtype"],
-            shard_rows=shard_rows,
-            modalities=modalities,
-            files=files_from_json(content["files"]),
-            compression=content.get("compression", "none"),
-            provenance=content.get("provenance"),
-        )
+        return plan
 
 
 def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:

@@ -93,3 +93,8 @@ class TokenRows:
                 next_command="extract again with --image-tokens boxes or grid",
             )
         return self.arrays[name]
+
+
+def are_spans(rows_M2: Rows) -> bool:
+    """Whether all rows are [start, end) with 0 <= start <= end."""
+    return bool((rows_M2[:, 0] >= 0).all() and (np.diff(rows_M2, axis=1) >= 0).all())

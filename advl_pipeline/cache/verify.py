@@ -34,9 +34,9 @@ from advl_pipeline.cache.records import (
     tables_record_path,
     unseal,
 )
-from advl_pipeline.cache.spans import are_spans
 from advl_pipeline.cache.store import Store, read_json, repair_command
 from advl_pipeline.cache.stores import open_store
+from advl_pipeline.cache.token_rows import are_spans
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
 from advl_pipeline.locations import Location

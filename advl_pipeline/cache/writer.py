@@ -59,26 +59,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ModalityPlan:
-    """What one modality will hold: ids of N units as (N, 16) uint8, their token counts (N,), and feature widths.
+    """What one modality will hold: its shape, ids of N units as (N, 16) uint8, their token counts (N,)."""
 
-    `token_dim` is None where the teacher gives no token features; `kept` says that only some of them are stored.
-    """
-
+    shape: ModalityRecord
     unit_ids_N16: npt.NDArray[np.uint8]
     lengths_N: npt.NDArray[np.int32]
-    global_dim: int
-    token_dim: int | None
-    spans: bool
-    kept: bool = False
-
-    def record(self) -> ModalityRecord:
-        return ModalityRecord(
-            num_units=len(self.lengths_N),
-            global_dim=self.global_dim,
-            token_dim=self.token_dim,
-            spans=self.spans,
-            kept=self.kept,
-        )
 
 
 def begin_cache(
@@ -112,7 +97,7 @@ def begin_cache(
         identity_sha256=digest(identity),
         stored_dtype=stored_dtype,
         shard_rows=shard_rows,
-        modalities={name: modality.record() for name, modality in modalities.items()},
+        modalities={name: modality.shape for name, modality in modalities.items()},
         files={},
         compression=compression,
         provenance=provenance,

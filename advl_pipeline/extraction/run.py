@@ -22,9 +22,9 @@ from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
-from advl_pipeline.cache.ragged import Placement, place
+from advl_pipeline.cache.ragged import place
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, load_complete, shard_name
+from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord, load_complete, shard_name
 from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
@@ -126,8 +126,8 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     """
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
-    placements = _place(config, {source.modality: _count_tokens(source) for source in sources})
-    estimates = _estimates(config, sources, placements, trial=True)
+    lengths = {source.modality: _count_tokens(source) for source in sources}
+    estimates = _estimates(config, sources, lengths, trial=True)
     return (*estimates, *estimate_confidences(config, sources, dataset))
 
 
@@ -251,12 +251,15 @@ def make_plan(
     lengths = {source.modality: _count_tokens(source) for source in sources}
     modalities = {
         source.modality: ModalityPlan(
+            shape=ModalityRecord(
+                num_units=len(lengths[source.modality]),
+                global_dim=source.tower.global_dim,
+                token_dim=source.tower.token_dim if source.has_tokens else None,
+                spans=source.modality == "text",
+                kept=source.modality == "text" and config.select_tokens is not None,
+            ),
             unit_ids_N16=source.unit_ids(),
             lengths_N=lengths[source.modality],
-            global_dim=source.tower.global_dim,
-            token_dim=source.tower.token_dim if source.has_tokens else None,
-            spans=source.modality == "text",
-            kept=source.modality == "text" and config.select_tokens is not None,
         )
         for source in sources
     }
@@ -272,7 +275,7 @@ def make_plan(
     )
     begin(dry_run=True)
     # Whoever is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = _estimates(config, sources, _place(config, lengths), trial=config.dry_run)
+    estimates = _estimates(config, sources, lengths, trial=config.dry_run)
     free_bytes = None
     if store.folder is not None:
         free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
@@ -281,13 +284,10 @@ def make_plan(
     return Plan(estimates=estimates, free_bytes=free_bytes)
 
 
-def _place(config: ExtractConfig, lengths: Mapping[str, npt.NDArray[np.int32]]) -> dict[str, Placement]:
-    return {modality: place(lengths_N, shard_rows=config.shard_rows) for modality, lengths_N in lengths.items()}
-
-
 def _estimates(
-    config: ExtractConfig, sources: Sequence[Source], placements: Mapping[str, Placement], *, trial: bool
+    config: ExtractConfig, sources: Sequence[Source], lengths: Mapping[str, npt.NDArray[np.int32]], *, trial: bool
 ) -> tuple[Estimate, ...]:
+    placements = {name: place(lengths_N, shard_rows=config.shard_rows) for name, lengths_N in lengths.items()}
     return tuple(
         estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size, trial=trial)
         for source in sources
