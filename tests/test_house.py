@@ -59,6 +59,29 @@ def test_no_folder_imports_a_later_one() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    ("folder", "other"),
+    [
+        ("students", "cache"),
+        ("students", "teachers"),
+        ("students", "extraction"),
+        ("distillation", "extraction"),
+        ("training", "extraction"),
+        ("evaluation", "extraction"),
+        ("cache", "datasets"),
+        ("runs", "students"),
+    ],
+)
+def test_a_folder_does_not_know_what_the_page_says(folder: str, other: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (PACKAGE / folder).rglob("*.py")
+        for name in imported_modules(path)
+        if name.split(".")[1] == other
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_wheel_holds_every_folder() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}

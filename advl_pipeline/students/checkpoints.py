@@ -13,7 +13,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -206,14 +206,6 @@ def require_complete(report: LoadReport) -> LoadReport:
         if names
     ]
     raise ConfigError("The checkpoint does not fill the student.", where=report.source, why="; ".join(parts))
-
-
-def without_keys(report: LoadReport, pattern: str) -> LoadReport:
-    """Move unexpected keys that match a pattern (a task's head, loaded on its own) to the ignored ones."""
-    matcher = re.compile(pattern)
-    moved = tuple(name for name in report.unexpected if matcher.search(name))
-    kept = tuple(name for name in report.unexpected if not matcher.search(name))
-    return replace(report, unexpected=kept, ignored=tuple(sorted((*report.ignored, *moved))))
 
 
 def grow_rows(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,6 @@ S crop side, P = 3 * S * S.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,8 +309,3 @@ def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Scen
         with torch.no_grad():
             student.word_embedding.weight.copy_(language_model_words(config.word_size))
     return student
-
-
-def default_config() -> dict[str, Any]:
-    """Return the default architecture as plain types."""
-    return dataclasses.asdict(ScenesSmallConfig())

@@ -23,8 +23,6 @@ from advl_pipeline.training.targets import score_task, student_confidence
 if TYPE_CHECKING:
     from advl_pipeline.training.finetune_model import FinetuneModel
 
-StudentConfidenceKind = Literal["start", "smoothed", "current"]
-
 SMOOTHING = 0.8
 """Share of the old value that stays at each visit: about the last five visits count."""
 

@@ -19,7 +19,6 @@ from advl_pipeline.datasets.scenes.scene import Scene, Thing
 from advl_pipeline.datasets.scenes.vocabulary import Kind, Vocabulary
 from advl_pipeline.datasets.scenes.wording import indefinite
 
-CAPTIONS_PER_SCENE: Final = 2
 _OPENINGS: Final = ("", "a picture of ", "there is ")
 
 
