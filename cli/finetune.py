@@ -11,7 +11,7 @@ from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
-from .own_data import say_what_it_is
+from .own_data import say_what_it_is, split_to_score
 
 
 @click.command("finetune")
@@ -28,7 +28,6 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     config = config_from_flags(FinetuneConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
-    from advl_pipeline.datasets.cards import scored_split
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
@@ -46,6 +45,6 @@ def command(as_json: bool, **flags: Any) -> None:
     for caveat in summary["caveats"]:
         click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")
-    on = scored_split(config.dataset)
+    on = split_to_score(config.dataset, config.data_root)
     follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", on])
     click.echo(f"next: {what_follows(follows)}")

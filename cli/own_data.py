@@ -1,4 +1,4 @@
-"""One line that tells what was made of data of one's own, before anything is done with them."""
+"""What commands say about data of one's own: what was made of them, and which split is scored next."""
 
 from __future__ import annotations
 
@@ -16,3 +16,18 @@ def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
     for name in dict.fromkeys(datasets):
         if name not in TASKS and is_rows(name):
             click.echo(open_own(name, data_root).line(), err=True)
+
+
+def split_to_score(dataset: str, data_root: Path | None) -> str:
+    """Return the split that a finished run is scored on: of one's own data a labelled one, best not train."""
+    from advl_pipeline.datasets.cards import scored_split
+    from advl_pipeline.datasets.names import SPLIT_STEMS
+    from advl_pipeline.datasets.own.opening import is_rows, open_own
+    from advl_pipeline.datasets.registry import TASKS
+
+    if dataset in TASKS or not is_rows(dataset):
+        return scored_split(dataset)
+    index = open_own(dataset, data_root).index
+    labelled = [split for split in index.splits if index.is_labelled(split)]
+    others = [split for split in labelled if split not in SPLIT_STEMS]
+    return next(split for split in (*reversed(SPLIT_STEMS), *others) if split in labelled)

@@ -41,6 +41,7 @@ def test_the_four_commands_of_the_readme(tmp_path: Path) -> None:
         assert done[-1].returncode == 0, done[-1].stderr
     said = "mine.jsonl: task choice, from the columns image, question, choices, label; also split; 15 train, 5 test"
     assert said in done[0].stderr
+    assert "next: advl evaluate --run runs/mine --on test" in done[1].stdout
     assert re.search(r"^test +choice +5 ", done[2].stdout, re.M)
     page = (tmp_path / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
     accuracy = json.loads((tmp_path / "runs/mine/evaluation/test.json").read_text())["metrics"]["choice"]

@@ -1,0 +1,33 @@
+"""What commands say about data of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from own_rows import choice_row, class_row, write_json_lines
+
+from advl_cli.own_data import say_what_it_is, split_to_score
+
+
+@pytest.mark.parametrize(
+    ("splits", "scored"),
+    [(["train", "val", "test"], "test"), (["train", "val"], "val"), (["train", "dev"], "dev"), (["train"], "train")],
+)
+def test_the_next_command_scores_a_split_that_is_there(tmp_path: Path, splits: list[str], scored: str) -> None:
+    rows = [choice_row(number, split=split) for number, split in enumerate(splits)]
+    assert split_to_score(str(write_json_lines(tmp_path / "data.jsonl", rows)), None) == scored
+
+
+def test_a_split_without_labels_is_not_scored(tmp_path: Path) -> None:
+    rows = [class_row(0, split="train"), class_row(1, split="held"), class_row(2, split="test", label=None)]
+    assert split_to_score(str(write_json_lines(tmp_path / "data.jsonl", rows)), None) == "train"
+    rows[0]["split"] = "first"
+    assert split_to_score(str(write_json_lines(tmp_path / "more.jsonl", rows)), None) == "first"
+
+
+def test_known_datasets_keep_theirs_and_need_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say_what_it_is(["vcr", "nothing-known"], None)
+    assert capsys.readouterr() == ("", "")
+    assert split_to_score("vcr", None) == "val"
+    assert split_to_score("scenes-vcr", None) == "test"
