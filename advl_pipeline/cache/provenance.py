@@ -17,10 +17,21 @@ IMPORTED = "import:"
 
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
-    *("teacher", "dataset", "split", "modality", "image_tokens", "dtype", "compression", "select_tokens"),
+    *(
+        "teacher",
+        "dataset",
+        "split",
+        "modality",
+        "image_tokens",
+        "grid_side",
+        "dtype",
+        "compression",
+        "select_tokens",
+    ),
     *("compute_dtype", "text_style", "shard_rows", "on_error", "weights", "data_root", "shots", "seed", "ids"),
 )
 _UNSAID = {
+    "grid_side": 12,
     "seed": [0],
     "ids": [],
     "compression": "none",

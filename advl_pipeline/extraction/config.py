@@ -43,6 +43,11 @@ class ExtractConfig(Configuration):
         help="Token features of a picture: one per box, or one per grid cell; auto takes boxes where the dataset "
         "gives any, else the grid.",
     )
+    grid_side: int = option(
+        12,
+        help="Most rows and columns that a grid is stored with; a larger one is averaged to so many, by area.",
+        minimum=1,
+    )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
     compression: Literal["none", "zstd"] = option(
         "none", help="Codec of stored token features; zstd is slower to read."

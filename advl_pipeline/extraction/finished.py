@@ -11,8 +11,8 @@ from advl_pipeline.extraction.identity import describe_dataset
 from advl_pipeline.extraction.part import open_part
 
 _DECIDE_THE_NUMBERS = (
-    *("teacher", "dataset", "split", "text_style", "modality", "image_tokens", "dtype", "compression"),
-    *("select_tokens", "compute_dtype", "shard_rows", "on_error"),
+    *("teacher", "dataset", "split", "text_style", "modality", "image_tokens", "grid_side", "dtype"),
+    *("compression", "select_tokens", "compute_dtype", "shard_rows", "on_error"),
 )
 
 

@@ -111,6 +111,7 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:
         weights=config.weights,
         device=config.device,
         image_tokens=image_tokens_of(config, dataset),
+        grid_side=config.grid_side,
         dtype=config.compute_dtype,
     )
     return teacher, dataset

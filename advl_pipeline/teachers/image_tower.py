@@ -1,6 +1,7 @@
 """The vision tower: any network that maps pixels to features, with token features per box or per grid cell.
 
-Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, M = h * w, R boxes, K classes.
+Shapes: N pictures, C = 3, H x W pixels, D feature width, h x w grid cells, M = h * w, T cells that are kept, R boxes,
+K classes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.teachers.boxes import CONTEXT_MARGIN, crop_rectangle, relative_boxes, roi_align_mean
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.options import ImageTokenKind
@@ -38,12 +40,17 @@ class PixelImageTower:
     1/16 of its longer edge around it as it is in the picture, on a square of the network's mean colour. With
     `boxes-roi` the whole picture, squashed so that nothing is cut off, is encoded once more for its grid, and each
     box is the RoI-aligned mean over it. The cells of `grid` lie on what the network's preprocessing shows it: a
-    central crop where `describe()["pixels"]["fit"]` is "crop".
+    central crop where `describe()["pixels"]["fit"]` is "crop". A grid of more than `grid_side` rows or columns is
+    averaged, by area, to so many.
     """
 
-    def __init__(self, backbone: VisionBackbone, image_tokens: ImageTokenKind) -> None:
+    def __init__(self, backbone: VisionBackbone, image_tokens: ImageTokenKind, grid_side: int | None = None) -> None:
         self.backbone = backbone
         self.image_tokens = image_tokens
+        most = max(backbone.grid_shape) if grid_side is None else grid_side
+        self.grid_shape = (min(most, backbone.grid_shape[0]), min(most, backbone.grid_shape[1]))
+        weights_TM, _ = pooling(grid_rectangles(*self.grid_shape), grid_rectangles(*backbone.grid_shape))
+        self._cells_TM = None if self.grid_shape == backbone.grid_shape else torch.from_numpy(weights_TM)
 
     @property
     def global_dim(self) -> int:
@@ -59,7 +66,7 @@ class PixelImageTower:
         if self.image_tokens == "boxes":
             tokens |= {"margin": CONTEXT_MARGIN, "padding": "mean colour"}
         elif self.image_tokens != "none":
-            tokens |= {"grid": list(self.backbone.grid_shape)}
+            tokens |= {"grid": list(self.grid_shape if self.image_tokens == "grid" else self.backbone.grid_shape)}
         return {
             **self.backbone.describe(),
             "pixels": {**self.backbone.settings.describe(), "alpha": "over white"},
@@ -69,8 +76,7 @@ class PixelImageTower:
     def num_tokens(self, unit: ImageUnit) -> int:
         """Token rows of a unit, without opening the picture."""
         if self.image_tokens == "grid":
-            rows, columns = self.backbone.grid_shape
-            return rows * columns
+            return self.grid_shape[0] * self.grid_shape[1]
         return 0 if self.image_tokens == "none" else len(unit.boxes_R4)
 
     def prepare(self, unit: ImageUnit) -> PreparedUnit:
@@ -114,7 +120,8 @@ class PixelImageTower:
         if self.image_tokens in ("boxes", "none"):
             return features.global_ND[start + 1 : start + 1 + unit.num_tokens]
         if self.image_tokens == "grid":
-            return features.grid_NhwD[start].flatten(0, 1)
+            cells_MD = features.grid_NhwD[start].flatten(0, 1)
+            return cells_MD if self._cells_TM is None else self._cells_TM @ cells_MD
         return roi_align_mean(features.grid_NhwD[start + 1], unit.inputs["boxes"])
 
     def _forward(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:

@@ -29,6 +29,7 @@ def open_teacher(
     weights: Path | None = None,
     device: str = "cpu",
     image_tokens: ImageTokenKind = "boxes",
+    grid_side: int | None = None,
     dtype: ComputeDtype = "fp32",
 ) -> Teacher:
     """Open a frozen teacher.
@@ -38,13 +39,16 @@ def open_teacher(
         weights: a folder (transformers) or file of tensors (timm) to load instead of the known source.
         device: as torch names it, such as "cpu" or "cuda".
         image_tokens: token features of pictures: per box, per box from the grid, per grid cell, or none.
+        grid_side: larger grids are averaged to so many rows and columns; None keeps them.
         dtype: what the network computes in; features come out as float32.
 
     Raises:
         ConfigError: an unknown name (the near ones are listed), device or model type.
         WeightsUnavailable: the weights are not at hand; says what to install or where to put them.
     """
-    options = OpenOptions(name=name, weights=weights, device=device, image_tokens=image_tokens, dtype=dtype)
+    options = OpenOptions(
+        name=name, weights=weights, device=device, image_tokens=image_tokens, grid_side=grid_side, dtype=dtype
+    )
     return _open(name, options)
 
 

@@ -47,7 +47,7 @@ def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) 
         model = timm.create_model(architecture, pretrained=False)
         _load_file(model, _weights_file(weights, options), options)
     backbone = TimmBackbone(model, architecture=architecture, device=options.torch_device, dtype=options.torch_dtype)
-    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens))
+    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
 
 
 def _from_hub(architecture: str, options: OpenOptions) -> Any:

@@ -71,7 +71,7 @@ def _open_vision(source: TransformersSource, config: Any, options: OpenOptions) 
         device=options.torch_device,
         dtype=options.torch_dtype,
     )
-    return PixelImageTower(backbone, options.image_tokens)
+    return PixelImageTower(backbone, options.image_tokens, options.grid_side)
 
 
 def _open_pair(source: TransformersSource, config: Any, options: OpenOptions) -> Teacher:
@@ -87,7 +87,7 @@ def _open_pair(source: TransformersSource, config: Any, options: OpenOptions) ->
     text = PairTextBackbone(pair, config.model_type, device=device, dtype=dtype)
     return Teacher(
         name=options.name,
-        image=PixelImageTower(vision, options.image_tokens),
+        image=PixelImageTower(vision, options.image_tokens, options.grid_side),
         text=WordPieceTextTower(text, pieces, unit_length=False),
         aligned=True,
         logit_scale=logit_scale,

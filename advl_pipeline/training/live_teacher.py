@@ -21,6 +21,7 @@ from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
+from advl_pipeline.training.vision_signals import TeacherGrid
 
 
 class LiveFeatures(StandIn):
@@ -108,11 +109,13 @@ def live_teacher(
         WeightsUnavailable: its weights are not at hand. ConfigError: no such device.
     """
     identity = cache.identity["teacher"]
+    grid = TeacherGrid.of_description(identity["image"]) if identity["image_tokens"] == "grid" else None
     teacher = open_teacher(
         identity["name"],
         weights=weights,
         device=device,
         image_tokens=identity["image_tokens"] or "none",
+        grid_side=None if grid is None else max(grid.rows, grid.columns),
         dtype=identity["compute_dtype"],
     )
     if cache.kept_share is not None and teacher.text is not None:

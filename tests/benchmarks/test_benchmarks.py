@@ -10,6 +10,7 @@ import torch
 
 from advl_pipeline.cache.order import epoch_order
 from benchmarks.corpus import texts
+from benchmarks.dense_targets import measure_dense_targets
 from benchmarks.formats import FORMATS, Format
 from benchmarks.page import BEGIN, END, render, write_page
 from benchmarks.students import build_uniter, measure_students, original_pass, our_pass, questions
@@ -44,6 +45,12 @@ def test_the_layers_of_a_student_compute_no_padding() -> None:
     assert found.layer_padding == 0.0
     assert 0.1 < found.grid_padding < found.random_padding < 0.5
     assert min(found.ours, found.original, found.original_by_tokens, found.ratio) > 0
+
+
+def test_dense_targets_are_measured_on_places_that_have_one() -> None:
+    found = measure_dense_targets(4, 3, 8, 3, rounds=1)
+    assert 0.5 < found.share_with_target < 1.0
+    assert min(found.averaging, found.dense_product, found.relational, found.mse) > 0
 
 
 def test_the_page_takes_the_tables_of_a_run(tmp_path: Path) -> None:

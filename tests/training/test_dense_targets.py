@@ -15,6 +15,7 @@ from torch import nn
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.datasets.word_prior import fit_word_prior
 from advl_pipeline.distillation.signal import VisionSignal
+from advl_pipeline.geometry import grid_rectangles
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.teachers.image_tower import PixelImageTower
@@ -92,13 +93,13 @@ def coordinates(folder: Path, size: tuple[int, int], boxes_R4: Any = NO_BOXES) -
 
 
 def seen(
-    student_name: str, examples: Sequence[Example], *, kind: str = "grid", **framing: Any
+    student_name: str, examples: Sequence[Example], *, kind: str = "grid", side: int | None = None, **framing: Any
 ) -> tuple[VisionSignal, StudentBatch, PixelSettings]:
     """What the loss sees of the colours, and the student's batch."""
     settings = PixelSettings(
         height=64, width=64, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3, **framing
     )
-    tower = PixelImageTower(MeanColours(settings), kind)  # type: ignore[arg-type]
+    tower = PixelImageTower(MeanColours(settings), kind, side)  # type: ignore[arg-type]
     teacher = TeacherFeatures(
         name="colours",
         image=Encoded(tower, [example.image for example in examples]),  # type: ignore[arg-type]
@@ -142,6 +143,23 @@ def test_patches_get_the_colour_of_their_own_place(name: str, framing: dict[str,
             # Four by four or two by two patches over eight by eight cells.
             assert mask_R[~places_R4.isnan().any(1)].all()
             assert error_R2.max() < 0.01
+
+
+@pytest.mark.parametrize(("side", "kept"), [(4, 4), (3, 3), (8, 8), (12, 8)])
+def test_a_grid_that_is_stored_smaller_lies_where_it_lay(side: int, kept: int, tmp_path: Path) -> None:
+    """Eight by eight cells, averaged to fewer by area before they are stored."""
+    example = coordinates(tmp_path, (150, 90))
+    signal, batch, settings = seen("vilt-tiny", [example], side=side, **FRAMINGS["squash"])
+    tower = PixelImageTower(MeanColours(settings), "grid", side)
+    assert tower.num_tokens(example.image) == kept * kept
+    assert tower.describe()["tokens"]["grid"] == [kept, kept]
+    (cells_TD,) = tower.encode([tower.prepare(example.image)]).token_values
+    centres = torch.from_numpy(grid_rectangles(kept, kept)).view(-1, 2, 2).mean(1)
+    torch.testing.assert_close(cells_TD[:, :2], centres, atol=0.01, rtol=0)
+    assert signal.regions_BSD is not None
+    assert batch.places_BR4 is not None
+    error = (signal.regions_BSD[0, 1:, :2] - batch.places_BR4[0, 1:].view(-1, 2, 2).mean(1)).abs()
+    assert error.max() < 0.5 / kept
 
 
 def test_a_detectors_boxes_are_averaged_from_the_grid(tmp_path: Path) -> None:
