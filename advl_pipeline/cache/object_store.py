@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from advl_pipeline.cache.files import Buffer
 from advl_pipeline.cache.store import MissingFile, repair_command
-from advl_pipeline.errors import ConfigError, StorageError
+from advl_pipeline.errors import AdvlError, ConfigError, StorageError
 from advl_pipeline.locations import Url
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ _RETRY_SECONDS = 15
 _MAX_RETRIES = 5
 _TRIES_OF_CUT_ANSWERS = 3
 _STREAM_BYTES = 1 << 22
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
 _CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "an answer stopped coming"}
 """What the library's messages name when a body does not come to its end, and what that is."""
 
@@ -175,14 +179,7 @@ class ObjectStore:
 
     @contextmanager
     def _speaking(self, name: str) -> Iterator[None]:
-        from obstore.exceptions import (
-            AlreadyExistsError,
-            BaseError,
-            NotFoundError,
-            PermissionDeniedError,
-            PreconditionError,
-            UnauthenticatedError,
-        )
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         where = f"{self.url}/{name}".rstrip("/")
         if os.getpid() != self._process:
@@ -196,37 +193,32 @@ class ObjectStore:
             yield
         except (AlreadyExistsError, PreconditionError):
             raise
-        except (NotFoundError, FileNotFoundError) as error:
-            if "NoSuchBucket" in str(error):
-                raise self._no_bucket(where) from None
-            raise MissingFile(
-                "A file of the cache is missing.", where=where, next_command=repair_command(self.url)
-            ) from None
-        except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-            raise self._refused(where, error) from None
         except (BaseError, OSError) as error:
-            if "NoSuchBucket" in str(error):
-                raise self._no_bucket(where) from None
-            if _reason(error).startswith(("401", "403")):
-                raise self._refused(where, error) from None
-            cut_short = [said for mark, said in _CUT_SHORT.items() if mark in str(error)]
-            raise (_CutShort if cut_short else StorageError)(
-                "The object store cannot be reached, or does not do what was asked.",
-                where=where,
-                why=cut_short[0] if cut_short else _reason(error),
-                next_command="check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes",
-            ) from None
+            raise self._told(where, error) from None
 
-    def _refused(self, where: str, error: BaseException) -> StorageError:
-        variables = {
-            "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
-            "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-        }
-        return StorageError(
-            "The object store refuses access.",
+    def _told(self, where: str, error: Exception) -> AdvlError:
+        """Return what an error of the library means to the user."""
+        from obstore.exceptions import NotFoundError, PermissionDeniedError, UnauthenticatedError
+
+        reason = _reason(error)
+        if "NoSuchBucket" in str(error):
+            return self._no_bucket(where)
+        if isinstance(error, (NotFoundError, FileNotFoundError)):
+            return MissingFile("A file of the cache is missing.", where=where, next_command=repair_command(self.url))
+        denied = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+        if isinstance(error, denied) or reason.startswith(("401", "403")):
+            return StorageError(
+                "The object store refuses access.",
+                where=where,
+                why=reason,
+                next_command=f"check the credentials: {_CREDENTIALS[self.url.scheme]}",
+            )
+        cut_short = [said for mark, said in _CUT_SHORT.items() if mark in str(error)]
+        return (_CutShort if cut_short else StorageError)(
+            "The object store cannot be reached, or does not do what was asked.",
             where=where,
-            why=_reason(error),
-            next_command=f"check the credentials: {variables[self.url.scheme]}",
+            why=cut_short[0] if cut_short else reason,
+            next_command="check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes",
         )
 
     def _no_bucket(self, where: str) -> StorageError:
