@@ -47,9 +47,12 @@ scenes-inputs: $(STAMP)
 	$(ADVL) datasets build scenes
 	$(ADVL) pretrain --output students/scenes-small
 
+# Of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
+STUDY_OPTIONS ?=
+
 vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
 	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
-		$(ADVL) study vcr-lowshot && $(ADVL) report runs/studies/vcr-lowshot; \
+		$(ADVL) study vcr-lowshot $(STUDY_OPTIONS) && $(ADVL) report runs/studies/vcr-lowshot; \
 	else \
 		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md); running the same study on the VCR-format scenes"; \
 		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \

@@ -35,6 +35,8 @@ def command(as_json: bool, **flags: Any) -> None:
         for metric, value in document["metrics"].items():
             use = document.get("use_of_vision", {}).get(metric, {})
             lost = "  ".join(f"{kind} {found['drop']:.2f}" for kind, found in use.items())
+            spread = document["intervals"][metric]
+            lost = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {lost}" if document["sample"] else lost
             click.echo(f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f}  {lost}".rstrip())
         if "vqa_mode" in document:
             types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())

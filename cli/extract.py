@@ -29,6 +29,7 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     config: ExtractConfig = config_from_flags(ExtractConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
+    from advl_pipeline.compute import device_name
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)
@@ -45,6 +46,7 @@ def command(as_json: bool, **flags: Any) -> None:
             f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding{seconds}"
         )
     if result.dry_run:
+        click.echo(f"times are of {device_name(config.device)}")
         click.echo(f"would write {result.path}; {(result.free_bytes or 0) / 1e9:.1f} GB are free there")
         return
     shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())

@@ -31,6 +31,8 @@ def command(as_json: bool, **flags: Any) -> None:
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
+    if not result.is_main:
+        return
     if as_json:
         print_json({"output": str(result.output), **result.summary})
         return

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies
+from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
 from .options import config_from_flags, config_options, json_option, print_json
@@ -52,6 +52,8 @@ def command(as_json: bool, dry_run: bool, measure: bool, **flags: Any) -> None:
     """
     config = config_from_flags(StudyRunConfig, flags)
     say_what_it_is([setting.dataset for setting in load_study(config.study).settings], config.data_root)
+    if choice := student_choice(config):
+        click.echo(choice, err=True)
     if dry_run or measure:
         from advl_pipeline.reporting.forecast_text import forecast_as_text
         from advl_pipeline.studies.forecast import forecast_study

@@ -17,25 +17,15 @@ IMPORTED = "import:"
 
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
-    *(
-        "teacher",
-        "dataset",
-        "split",
-        "modality",
-        "image_tokens",
-        "grid_side",
-        "dtype",
-        "compression",
-        "select_tokens",
-    ),
-    *("compute_dtype", "text_style", "shard_rows", "on_error", "weights", "data_root", "shots", "seed", "ids"),
+    *("teacher", "dataset", "split", "modality", "image_tokens", "grid_side", "dtype", "compression"),
+    *("select_tokens", "mixed_precision", "text_style", "shard_rows", "on_error", "weights", "data_root"),
+    *("shots", "seed", "ids"),
 )
 _UNSAID = {
     "grid_side": 12,
     "seed": [0],
     "ids": [],
     "compression": "none",
-    "compute_dtype": "fp32",
     "shard_rows": 32768,
     "on_error": "fail",
 }

@@ -21,6 +21,7 @@ from advl_pipeline.distillation.balance import (
     weighted_teachers,
 )
 from advl_pipeline.distillation.contrastive import image_text_contrast
+from advl_pipeline.distillation.everywhere import ALONE, Everywhere
 from advl_pipeline.distillation.pathways import (
     Pair,
     TextProjections,
@@ -32,6 +33,7 @@ from advl_pipeline.distillation.pathways import (
 )
 from advl_pipeline.distillation.pooling import (
     example_of_sequence,
+    first_sequences,
     image_state,
     masked_mean,
     mean_by_example,
@@ -81,6 +83,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.settings = settings
         self.vision_targets = dict(vision_targets or {})
+        self.everywhere: Everywhere = ALONE
+        """Where the rest of a batch is that several processes share; set for as long as they do."""
         self.teachers: dict[str, list[str]] = {
             "vision": [name for name, widths in teachers.items() if widths.image_global],
             "text": [name for name, widths in teachers.items() if widths.text_global],
@@ -196,6 +200,7 @@ class Distiller(nn.Module):
             words: with how well pretraining knew each.
             anchored_B: bool, whose pictures count; None for all.
         """
+        rows = self.everywhere.rows
         num_words = words.known_NW.shape[1]
         now_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, num_words)
         then_NWH, _ = pool_to_words(reference.text_states_NLH, words.word_of_token_NL, num_words)
@@ -204,9 +209,11 @@ class Distiller(nn.Module):
             visible_NR = (
                 visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
             )
-        visual_XH = states.visual_states_NRH[visible_NR]
-        return drift(now_NWH[seen_NW], then_NWH[seen_NW], words.known_NW[seen_NW]) + drift(
-            visual_XH, reference.visual_states_NRH[visible_NR], torch.ones(len(visual_XH), device=visual_XH.device)
+        visual_XH = rows(states.visual_states_NRH[visible_NR])
+        return drift(rows(now_NWH[seen_NW]), rows(then_NWH[seen_NW]), rows(words.known_NW[seen_NW])) + drift(
+            visual_XH,
+            rows(reference.visual_states_NRH[visible_NR]),
+            torch.ones(len(visual_XH), device=visual_XH.device),
         )
 
     def weights(
@@ -232,7 +239,8 @@ class Distiller(nn.Module):
         if self.settings.weight_shuffle:
             weights_B = weights_B[torch.randperm(len(weights_B), generator=generator).to(weights_B.device)]
         if self.settings.weight_normalise == "batch-mean":
-            weights_B = normalise_to_batch_mean(weights_B, weight_max=self.settings.weight_max)
+            weights_Y = normalise_to_batch_mean(self.everywhere.rows(weights_B), weight_max=self.settings.weight_max)
+            weights_B = self.everywhere.own(weights_Y, weights_B)
         return weights_B
 
     def contrast(
@@ -255,16 +263,23 @@ class Distiller(nn.Module):
                 label belong to its picture, as a group. Of the others the right one does; its rivals are left out,
                 since what is said of another thing in the picture may be true as well.
         """
-        example_N = example_of_sequence(batch.num_candidates, right_B.device)
-        image_NH = image_state(separate, batch)
+        rows = self.everywhere.rows
+        own_image_BE = self.contrast_image(image_state(separate, batch)[right_B])
+        counts = rows(torch.tensor(batch.num_candidates, device=right_B.device))
+        starts_B = first_sequences(batch.num_candidates, right_B.device)
+        num_candidates = tuple(counts.tolist())
+        right_B = first_sequences(num_candidates, right_B.device) + rows(right_B - starts_B)
+        image_ids = rows(image_ids)
+        known_B = None if known_B is None else rows(known_B)
+        example_N = example_of_sequence(num_candidates, right_B.device)
         is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
         pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
         if known_B is not None:
             pulled_BN = torch.where(known_B[:, None], pulled_BN, is_own_BN)
         same_picture_BN = image_ids[:, None] == image_ids[example_N][None, :]
         return image_text_contrast(
-            self.contrast_image(image_NH[right_B]),
-            self.contrast_text(separate.pooled_NP),
+            rows(own_image_BE),
+            rows(self.contrast_text(separate.pooled_NP)),
             pulled_BN,
             left_out_BN=same_picture_BN & ~pulled_BN,
             temperature=self.log_temperature.exp().clamp(min=0.01),
@@ -287,7 +302,14 @@ class Distiller(nn.Module):
             if self.settings.distance == "relational":
                 target = self._vision_target(name, one)
                 losses[name] = related_vision(
-                    self.settings, target, distilled, batch, one, image_ids_B, generator=generator
+                    self.settings,
+                    target,
+                    distilled,
+                    batch,
+                    one,
+                    image_ids_B,
+                    generator=generator,
+                    everywhere=self.everywhere,
                 )[example_N]
                 continue
             expanded = _expand_vision(one, example_N)
@@ -343,7 +365,9 @@ class Distiller(nn.Module):
                     # Words that pretraining taught are landmarks, by which the others are placed.
                     landmark_NW = node_NW & (words.known_NW >= KNOWN)
                     mask_NW = node_NW & ~landmark_NW
-                each_NW = related_words(self.settings, words_NWH, one, node_NW, words.form_NW, landmark_NW, name)
+                each_NW = related_words(
+                    self.settings, words_NWH, one, node_NW, words.form_NW, landmark_NW, name, self.everywhere
+                )
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
@@ -370,7 +394,7 @@ class Distiller(nn.Module):
                 if self.settings.relational_nodes in ("words", "both"):
                     related.append(masked_mean(each_NW, selected_NW))
                 if self.settings.relational_nodes in ("texts", "both"):
-                    related.append(related_texts(self.settings, words_NWH, one, node_NW, words))
+                    related.append(related_texts(self.settings, words_NWH, one, node_NW, words, self.everywhere))
                 losses[name] = torch.stack(related).sum(0)
             else:
                 if "word" in pairs:

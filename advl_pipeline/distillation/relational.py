@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from advl_pipeline.distillation.everywhere import ALONE, Everywhere
 from advl_pipeline.distillation.pathways import VisionTarget
 from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.selection import min_max_scale
@@ -25,6 +26,9 @@ from advl_pipeline.students.interface import StudentBatch, StudentOutput
 MAX_RELATED = 1024
 """Most regions of a batch that are related: patches of a batch of pictures are thousands."""
 
+MOST_REGIONS = 1 << 16
+"""More than any picture has: a region's number and its picture's id make one number."""
+
 
 def some_of(mask_BS: torch.Tensor, most: int, generator: torch.Generator | None) -> torch.Tensor:
     """Return the mask with at most so many entries left, drawn at random."""
@@ -35,19 +39,24 @@ def some_of(mask_BS: torch.Tensor, most: int, generator: torch.Generator | None)
     return torch.zeros_like(mask_BS).flatten().index_fill(0, kept_X, True).view_as(mask_BS)
 
 
-def log_likenesses(states_XH: torch.Tensor, left_out_XX: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """Return (X, X): log of each node's distribution of likeness over the others, -inf where left out.
+def log_likenesses(
+    states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor, *, temperature: float
+) -> torch.Tensor:
+    """Return (X, Y): log of each node's distribution of likeness over the others, -inf where left out.
 
     Args:
-        states_XH: vectors of the nodes; they are centred over the batch, and only their directions count.
-        left_out_XX: bool, pairs that are not compared; the diagonal must be among them. A row with nothing left
+        states_XH: vectors of the nodes; only their directions from the mean of the others count.
+        others_YH: vectors of all nodes of the batch; `states_XH` itself where one process holds it.
+        left_out_XY: bool, pairs that are not compared; a node with itself must be among them. A row with nothing left
             compares to nothing and is -inf throughout.
         temperature: of the softmax over cosines.
     """
-    centred_XH = functional.normalize(states_XH.float() - states_XH.float().mean(0), dim=-1)
-    cosine_XX = (centred_XH @ centred_XH.T / temperature).masked_fill(left_out_XX, -torch.inf)
-    total_X1 = torch.logsumexp(cosine_XX, dim=1, keepdim=True)
-    return torch.where(left_out_XX, -torch.inf, cosine_XX - torch.where(total_X1.isfinite(), total_X1, 0.0))
+    mean_H = others_YH.float().mean(0)
+    centred_XH = functional.normalize(states_XH.float() - mean_H, dim=-1)
+    centred_YH = centred_XH if others_YH is states_XH else functional.normalize(others_YH.float() - mean_H, dim=-1)
+    cosine_XY = (centred_XH @ centred_YH.T / temperature).masked_fill(left_out_XY, -torch.inf)
+    total_X1 = torch.logsumexp(cosine_XY, dim=1, keepdim=True)
+    return torch.where(left_out_XY, -torch.inf, cosine_XY - torch.where(total_X1.isfinite(), total_X1, 0.0))
 
 
 def relational_divergence(
@@ -58,6 +67,7 @@ def relational_divergence(
     *,
     student_temperature: float,
     teacher_temperature: float,
+    everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
     """Return (X,): how far the student's likenesses of each node to the others are from the teacher's, in nats.
 
@@ -69,14 +79,16 @@ def relational_divergence(
         landmark_X: bool, the nodes that every node is compared with: all of them, or those that are known already.
         student_temperature: tau_S.
         teacher_temperature: tau_T.
+        everywhere: where the other nodes of the batch are.
 
     A node that is compared with nothing has divergence 0.
     """
-    left_out_XX = (group_X[:, None] == group_X[None, :]) | ~landmark_X[None, :]
-    q_XX = log_likenesses(student_XH, left_out_XX, temperature=student_temperature)
-    p_XX = log_likenesses(teacher_XD.detach(), left_out_XX, temperature=teacher_temperature)
-    each_XX = p_XX.exp() * (p_XX.masked_fill(left_out_XX, 0.0) - q_XX.masked_fill(left_out_XX, 0.0))
-    return each_XX.sum(1)
+    left_out_XY = (group_X[:, None] == everywhere.rows(group_X)[None, :]) | ~everywhere.rows(landmark_X)[None, :]
+    targets_XD = teacher_XD.detach()
+    q_XY = log_likenesses(student_XH, everywhere.rows(student_XH), left_out_XY, temperature=student_temperature)
+    p_XY = log_likenesses(targets_XD, everywhere.rows(targets_XD), left_out_XY, temperature=teacher_temperature)
+    each_XY = p_XY.exp() * (p_XY.masked_fill(left_out_XY, 0.0) - q_XY.masked_fill(left_out_XY, 0.0))
+    return each_XY.sum(1)
 
 
 def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.Tensor) -> torch.Tensor:
@@ -104,6 +116,7 @@ def related_vision(
     image_ids_B: torch.Tensor,
     *,
     generator: torch.Generator | None,
+    everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
     """Return (B,): relational divergence of each picture's regions, and of the whole picture.
 
@@ -118,15 +131,15 @@ def related_vision(
         regions_BSH, seen_BS = pool_to_regions(distilled.visual_states_NRH[first_B], one.shares_BSR)
         node_BS = some_of(seen_BS & one.region_mask_BS, MAX_RELATED, generator)
         place_S = torch.arange(num_regions, device=image_ids_B.device)
-        group_BS = image_ids_B[:, None] * num_regions + place_S
+        group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
         loss_B = loss_B + masked_mean(
-            _divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS), node_BS
+            _divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, everywhere=everywhere), node_BS
         )
     if target in ("image", "both"):
         image_B1H = image_state(distilled, batch)[first_B][:, None]
         node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
         loss_B = loss_B + _divergences(
-            settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None]
+            settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None], everywhere=everywhere
         ).squeeze(1)
     return loss_B
 
@@ -138,6 +151,8 @@ def _divergences(
     node_NW: torch.Tensor,
     group_NW: torch.Tensor,
     landmark_NW: torch.Tensor | None = None,
+    *,
+    everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
     """Return (N, W): the divergence of each node among all nodes of the batch, 0 where there is none.
 
@@ -148,6 +163,7 @@ def _divergences(
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
         landmark_NW: bool, the nodes that every node is compared with; None for all.
+        everywhere: where the rest of the batch is.
     """
     each_X = relational_divergence(
         states_NWH[node_NW],
@@ -156,6 +172,7 @@ def _divergences(
         (node_NW if landmark_NW is None else landmark_NW)[node_NW],
         student_temperature=settings.student_temperature,
         teacher_temperature=settings.teacher_temperature,
+        everywhere=everywhere,
     )
     return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(node_NW, each_X)
 
@@ -168,9 +185,10 @@ def related_words(
     form_NW: torch.Tensor,
     landmark_NW: torch.Tensor,
     name: str,
+    everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
     assert one.words_NWD is not None
-    forms_X = form_NW[node_NW]
+    forms_X = everywhere.rows(form_NW[node_NW])
     # What is only looked at may be one short text; what is learned from must not be without any relation.
     if torch.is_grad_enabled() and (len(forms_X) < 2 or bool((forms_X == forms_X[0]).all())):
         raise ConfigError(
@@ -179,7 +197,7 @@ def related_words(
             why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
             next_command="--batch-size with more examples to a micro-batch, or --distance mse",
         )
-    return _divergences(settings, words_NWH, one.words_NWD, node_NW, form_NW, landmark_NW)
+    return _divergences(settings, words_NWH, one.words_NWD, node_NW, form_NW, landmark_NW, everywhere=everywhere)
 
 
 def related_texts(
@@ -188,6 +206,7 @@ def related_texts(
     one: TextSignal,
     node_NW: torch.Tensor,
     words: WordAlignment,
+    everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
     """Return (N,): relational divergence of each text among the texts of the batch.
 
@@ -202,4 +221,5 @@ def related_texts(
         torch.einsum("nw,nwd->nd", weight_NW, values)[:, None] for values in (words_NWH, one.words_NWD)
     )
     same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
-    return _divergences(settings, states_N1H, features_N1D, node_NW.any(1, keepdim=True), same_N1)[:, 0]
+    node_N1 = node_NW.any(1, keepdim=True)
+    return _divergences(settings, states_N1H, features_N1D, node_N1, same_N1, everywhere=everywhere)[:, 0]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
 
@@ -14,7 +15,7 @@ Probe = Literal["swapped", "blanked", "removed", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig(Configuration):
+class EvaluateConfig(ComputeConfig):
     """Configuration of `advl evaluate`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")
@@ -23,6 +24,12 @@ class EvaluateConfig(Configuration):
     )
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
+    evaluate_on: int | None = option(
+        None,
+        help="Score this many questions of each set, drawn at random and the same for every run, and print the 95 % "
+        "interval that they leave open [default: all].",
+        minimum=1,
+    )
     vqa_mode: Literal["2021", "2017", "vqa-vs"] | None = option(
         None, help="VQA evaluator [default: that of the set's card, which is the official one of 2021 for most]."
     )
@@ -43,7 +50,6 @@ class EvaluateConfig(Configuration):
         help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
         "the run's option, else what the pictures of the split are filed under].",
     )
-    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +66,7 @@ class HardSubsetConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutConfig(Configuration):
+class ReadoutConfig(ComputeConfig):
     """Configuration of `advl readout`."""
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")
@@ -74,7 +80,6 @@ class ReadoutConfig(Configuration):
     )
     task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
-    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +121,7 @@ class ScoreShiftConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(Configuration):
+class PredictConfig(ComputeConfig):
     """Configuration of `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")
@@ -133,4 +138,3 @@ class PredictConfig(Configuration):
         help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
         "the run's option, else what the pictures of the split are filed under].",
     )
-    device: str = option("cpu", help="Where the student computes, such as cpu or cuda:0.")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,9 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from advl_pipeline.compute import MixedPrecision, open_device, precision
 from advl_pipeline.configuration import command_words
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, head_name
 from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.evaluation.use_of_vision import with_picture
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.reader import read_config
@@ -31,8 +34,11 @@ from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.student_options import student_options
 from advl_pipeline.training.targets import shape_logits
 
-View = Literal["shown", "blanked", "removed"]
-"""The true picture, one that shows nothing, or none: the student with its text alone."""
+View = Literal["shown", "swapped", "blanked", "removed"]
+"""The true picture, another one, one that shows nothing, or none: the student with its text alone."""
+
+
+NO_OTHERS: Mapping[str, ImageUnit] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,7 @@ class FinishedRun:
     heads: nn.ModuleDict
     label_names: dict[str, tuple[str, ...]]
     device: torch.device
+    mixed_precision: MixedPrecision = "no"
     hides_picture: bool = False
     """Whether the run trained a text-only student: it is not shown pictures here either."""
 
@@ -53,38 +60,66 @@ class FinishedRun:
 
     @torch.inference_mode()
     def scores(
-        self, examples: Iterable[Example], *, batch_size: int, views: Sequence[View] = ("shown",)
+        self,
+        examples: Iterable[Example],
+        *,
+        batch_size: int,
+        views: Sequence[View] = ("shown",),
+        others: Mapping[str, ImageUnit] = NO_OTHERS,
     ) -> Iterator[tuple[npt.NDArray[np.float32], ...]]:
         """Yield, per example and for each view, one row of scores: (C,) candidate logits or (K,) class logits.
 
         A batch holds one task; runs of examples of one task are cut into batches in the order given. All views are
         computed from one reading of the example.
+
+        Args:
+            examples: that are scored.
+            batch_size: of them in a forward pass.
+            views: of the pictures.
+            others: picture by picture id, the one that is shown in its place in the view "swapped".
         """
-        with Prefetcher(lambda: self._batches(examples, batch_size)) as batches:
-            for task, is_choice, batch in batches:
-                moved = batch.to(self.device)
-                yield from zip(*(self._logits(moved, task, is_choice, view) for view in views), strict=True)
+        swaps = others if "swapped" in views else NO_OTHERS
+        with Prefetcher(lambda: self._batches(examples, batch_size, swaps)) as batches:
+            for task, is_choice, batch, swapped in batches:
+                shown = {"swapped": swapped} if swapped is not None else {}
+                shown = {view: seen.to(self.device) for view, seen in ({"shown": batch} | shown).items()}
+                yield from zip(
+                    *(self._logits(shown.get(view, shown["shown"]), task, is_choice, view) for view in views),
+                    strict=True,
+                )
 
     def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
-        pooled_NP = self.student.encode(
-            batch.blanked() if view == "blanked" else batch, mask_visual=self.hides_picture or view == "removed"
-        ).pooled_NP
-        logits = shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
+        with precision(self.device, self.mixed_precision):
+            pooled_NP = self.student.encode(
+                batch.blanked() if view == "blanked" else batch, mask_visual=self.hides_picture or view == "removed"
+            ).pooled_NP
+            logits = shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
         rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()
         return rows
 
-    def _batches(self, examples: Iterable[Example], batch_size: int) -> Iterator[tuple[str, bool, StudentBatch]]:
+    def _batches(
+        self, examples: Iterable[Example], batch_size: int, swaps: Mapping[str, ImageUnit]
+    ) -> Iterator[tuple[str, bool, StudentBatch, StudentBatch | None]]:
         for part in _same_task_batches(examples, batch_size):
             task = part[0].task
-            yield task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part)
+            moved = [with_picture(example, swaps[example.image.unit_id]) for example in part] if swaps else []
+            swapped = self.student.collate(moved) if moved else None
+            yield task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part), swapped
 
 
-def load_run(folder: Path, *, device: str = "cpu", overrides: Mapping[str, Any] | None = None) -> FinishedRun:
+def load_run(
+    folder: Path,
+    *,
+    device: str = "cpu",
+    mixed_precision: MixedPrecision = "no",
+    overrides: Mapping[str, Any] | None = None,
+) -> FinishedRun:
     """Load what `advl finetune` left.
 
     Args:
         folder: of the run.
         device: where the student computes.
+        mixed_precision: what it computes in.
         overrides: settings of the student that differ from training, such as the region features of another split.
 
     Raises:
@@ -101,12 +136,13 @@ def load_run(folder: Path, *, device: str = "cpu", overrides: Mapping[str, Any] 
         )
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     heads, label_names = load_heads(folder, student)
-    target = torch.device(device)
+    target = open_device(device)
     return FinishedRun(
         student=student.eval().to(target),
         heads=heads.eval().to(target),
         label_names=label_names,
         device=target,
+        mixed_precision=mixed_precision,
         hides_picture=bool(config.get("hide_picture", False)),
     )
 

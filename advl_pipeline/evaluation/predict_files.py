@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.atomic import make_folder
+from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example
@@ -50,6 +51,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
         ConfigError: no such run or split, or the run lacks one of VCR's two tasks.
         WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
     """
+    config = resolved(config)
     trained_on = read_config(config.run)
     name, split = set_name(config.split, trained_on["dataset"])
     tasks = tasks_of(name, config.data_root)
@@ -62,7 +64,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
     options = options_for_split(trained_on, config, dataset=name, split=split)
-    finished = load_run(config.run, device=config.device, overrides=options)
+    finished = load_run(config.run, device=config.device, mixed_precision=config.mixed_precision, overrides=options)
     dataset = open_dataset(
         name,
         split=split,

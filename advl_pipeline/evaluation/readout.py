@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.compute import open_device
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
 from advl_pipeline.datasets.registry import open_dataset
@@ -69,7 +70,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     name = str(caches[0].provenance["config"]["dataset"])
     dataset = open_dataset(name, split=split, data_root=config.data_root, tasks=config.task)
     check_caches(caches, dataset)
-    device = torch.device(config.device)
+    device = open_device(config.device)
     student.to(device).eval()
     prior = fit_word_prior(choice.text for index in range(len(dataset)) for choice in dataset[index].candidates)
     source = SignalSource(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.atomic import make_folder, write_text, writing
+from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.names import set_name
-from advl_pipeline.datasets.records import Example, Task, head_name
+from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -29,18 +30,20 @@ from advl_pipeline.evaluation.items import (
     ItemScores,
     concatenate_items,
     joint_items,
+    question_rank,
     score_answers,
     score_items,
     score_soft_labels,
 )
-from advl_pipeline.evaluation.predict import FinishedRun, View, load_run, options_for_split
-from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
+from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
+from advl_pipeline.evaluation.statistics import hierarchical_bootstrap, item_groups
+from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.reader import read_config
 
 _TRUE_PICTURE = ""
-_VIEWS: tuple[View, ...] = ("blanked", "removed")
+_VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
 
 EXAMPLES_AT_ONCE = 8192
 """Examples that are held at once, with one row of scores per view each: 100 MB per view for 3,129 answers."""
@@ -63,6 +66,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
         DatasetError: a test set that is missing or has no labels.
     """
+    config = resolved(config)
     trained_on = read_config(config.run)
     finished: FinishedRun | None = None
     loaded_with: dict[str, Any] = {}
@@ -71,7 +75,10 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         dataset_name, split = set_name(name, trained_on["dataset"])
         options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
         if finished is None or options != loaded_with:
-            finished, loaded_with = load_run(config.run, device=config.device, overrides=options), options
+            finished, loaded_with = (
+                load_run(config.run, device=config.device, mixed_precision=config.mixed_precision, overrides=options),
+                options,
+            )
         dataset = open_dataset(
             dataset_name,
             split=split,
@@ -94,7 +101,8 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
     probes = _probes(config, finished, name)
-    scored = _score_set(config, finished, dataset, probes, mode)
+    sampled = sample_questions(dataset.example_ids, dataset.tasks, config.evaluate_on)
+    scored = _score_set(config, finished, dataset, probes, mode, sampled)
     for task, one in scored.items():
         for kind, parts in one.items.items():
             items.setdefault(kind, {})[METRIC_OF_TASK[task]] = concatenate_items(parts)
@@ -123,6 +131,12 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
         "caveats": list(finished.student.caveats()),
         "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
+        "intervals": {
+            metric: _interval(one.score, one.pictures, one.strata) for metric, one in items[_TRUE_PICTURE].items()
+        },
+        "sample": None if config.evaluate_on is None else {"asked": config.evaluate_on, "of_examples": len(dataset)},
+        "seconds": sum(one.seconds for one in scored.values()),
+        "num_examples": sum(len(one.example_ids) for one in scored.values()),
         # Every view costs one pass over the same batches.
         "milliseconds_per_item": 1000.0
         * sum(one.seconds for one in scored.values())
@@ -162,30 +176,31 @@ class _Scored:
 
 
 def _score_set(
-    config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, probes: Sequence[Probe], mode: VqaMode
+    config: EvaluateConfig,
+    finished: FinishedRun,
+    dataset: Dataset,
+    probes: Sequence[Probe],
+    mode: VqaMode,
+    sampled: Sequence[int],
 ) -> dict[Task, _Scored]:
     """Score a set part by part, each part with all of its views; an example is read once."""
-    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else {}
+    others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else NO_OTHERS
     views = _views(probes)
     scored: dict[Task, _Scored] = {task: _Scored() for task in dataset.tasks}
-    for part in example_parts(dataset):
+    for part in example_parts(dataset, sampled):
         for task, kept in scored.items():
             examples = [example for example in part if example.task == task]
             if not examples:
                 continue
             score = _scorer(task, dataset, finished, mode)
             began = time.perf_counter()
-            matrices = score_matrices(finished, examples, config.batch_size, views)
+            matrices = score_matrices(finished, examples, config.batch_size, views, others)
             kept.seconds += time.perf_counter() - began
             kept.shown.append(matrices[0])
             kept.example_ids += [example.example_id for example in examples]
             kept.labels += [example.label for example in examples]
             for kind, scores in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
                 kept.items.setdefault(kind, []).append(score(examples, scores))
-            if others:
-                moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
-                (scores,) = score_matrices(finished, moved, config.batch_size, ("shown",))
-                kept.items.setdefault("swapped", []).append(score(examples, scores))
     return scored
 
 
@@ -193,15 +208,41 @@ def _views(probes: Sequence[Probe]) -> tuple[View, ...]:
     return ("shown", *(view for view in _VIEWS if view in probes))
 
 
-def example_parts(dataset: Dataset, *, multiple_of: int = 1) -> Iterator[list[Example]]:
+def _interval(score_N: npt.NDArray[np.float32], pictures: Sequence[str], strata: Sequence[str]) -> dict[str, float]:
+    """Return the 95 % interval of an accuracy in percent; items on one picture are drawn together."""
+    found = hierarchical_bootstrap(
+        score_N[None].astype(np.float64), groups=item_groups(pictures, strata), resamples=1000, resample_seeds=False
+    )
+    return {"low": found.low, "high": found.high}
+
+
+def sample_questions(example_ids: Sequence[str], tasks: Sequence[Task], count: int | None) -> Sequence[int]:
+    """Return the positions of all examples of `count` questions of a set, or of all where it holds no more.
+
+    The same questions are drawn whatever the run, so that runs can be compared item by item.
+    """
+    if count is None:
+        return range(len(example_ids))
+    suffixes = tuple(f":{task}" for task in tasks)
+    questions = [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in example_ids]
+    chosen = set(sorted(set(questions), key=question_rank)[:count])
+    return [position for position, question in enumerate(questions) if question in chosen]
+
+
+def example_parts(
+    dataset: Dataset, positions: Sequence[int] | None = None, *, multiple_of: int = 1
+) -> Iterator[list[Example]]:
     """Yield the examples of a split in order, some thousand at a time: a whole test set need not fit in memory.
 
     Args:
+        dataset: the split.
+        positions: of the examples that are wanted; None for all.
         multiple_of: examples that must not be parted; all parts but the last are multiples of it.
     """
     size = EXAMPLES_AT_ONCE // multiple_of * multiple_of
-    for start in range(0, len(dataset), size):
-        yield [dataset[index] for index in range(start, min(start + size, len(dataset)))]
+    positions = range(len(dataset)) if positions is None else positions
+    for start in range(0, len(positions), size):
+        yield [dataset[index] for index in positions[start : start + size]]
 
 
 def _concatenate_scores(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -229,9 +270,13 @@ def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size:
 
 
 def score_matrices(
-    finished: FinishedRun, examples: Sequence[Example], batch_size: int, views: Sequence[View]
+    finished: FinishedRun,
+    examples: Sequence[Example],
+    batch_size: int,
+    views: Sequence[View],
+    others: Mapping[str, ImageUnit] = NO_OTHERS,
 ) -> list[npt.NDArray[np.float32]]:
-    """As `score_matrix`, once for each view of the pictures.
+    """As `score_matrix`, once for each view of the pictures; `others` are those of the view "swapped".
 
     Raises:
         DatasetError: there are no examples.
@@ -240,7 +285,8 @@ def score_matrices(
         raise DatasetError("The test set has no items.")
     # Items of like length share a batch, which keeps padding low; the order is restored afterwards.
     order = sorted(range(len(examples)), key=lambda index: max(len(c.text) for c in examples[index].candidates))
-    rows = list(finished.scores((examples[index] for index in order), batch_size=batch_size, views=views))
+    sorted_examples = (examples[index] for index in order)
+    rows = list(finished.scores(sorted_examples, batch_size=batch_size, views=views, others=others))
     width = max(len(row[0]) for row in rows)
     stacked = [np.full((len(rows), width), -np.inf, dtype=np.float32) for _ in views]
     for index, by_view in zip(order, rows, strict=True):

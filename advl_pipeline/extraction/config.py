@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.cache.config import DEFAULT_GB
+from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
+from advl_pipeline.teachers.options import ComputeDtype
 
 Modality = Literal["both", "image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig(Configuration):
+class ExtractConfig(ComputeConfig):
     """Configuration of `advl extract`."""
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
@@ -58,8 +61,6 @@ class ExtractConfig(Configuration):
         above=0,
         maximum=1,
     )
-    compute_dtype: Literal["fp32", "bf16"] = option("fp32", help="What the teacher computes in.")
-    device: str = option("cpu", help="Where the teacher computes, such as cpu or cuda:0.")
     batch_size: int = option(32, help="Units per forward pass.", minimum=1)
     shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1)
     num_workers: int = option(2, help="Threads that decode and tokenise ahead of the teacher.", minimum=1)
@@ -85,6 +86,22 @@ class ExtractConfig(Configuration):
     )
     disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
     disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
+
+    @property
+    def compute_dtype(self) -> ComputeDtype:
+        """What the teacher computes in, of a resolved configuration.
+
+        Raises:
+            ConfigError: fp16 is asked for.
+        """
+        if self.mixed_precision == "fp16":
+            raise ConfigError(
+                "Teachers compute in fp32 or bf16.",
+                where="--mixed-precision fp16",
+                why="features beyond the range of fp16 would be lost on the way",
+                next_command="use --mixed-precision bf16, or no",
+            )
+        return "bf16" if self.mixed_precision == "bf16" else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.records import COMPLETE_RECORD
+from advl_pipeline.cache.records import COMPLETE_RECORD, PROVENANCE_FILE
+from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
+from advl_pipeline.compute import AUTO
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.identity import describe_dataset
@@ -12,8 +17,25 @@ from advl_pipeline.extraction.part import open_part
 
 _DECIDE_THE_NUMBERS = (
     *("teacher", "dataset", "split", "text_style", "modality", "image_tokens", "grid_side", "dtype"),
-    *("compression", "select_tokens", "compute_dtype", "shard_rows", "on_error"),
+    *("compression", "select_tokens", "mixed_precision", "shard_rows", "on_error"),
 )
+
+
+def as_begun(config: ExtractConfig) -> ExtractConfig:
+    """Return the configuration with the precision of what was begun in its place, where it leaves that open.
+
+    A machine with a GPU goes on in fp32 with what one without has begun.
+    """
+    if config.mixed_precision != AUTO:
+        return config
+    store = open_store(location_of(config), disk_cache_config(config.disk_cache, config.disk_cache_gb))
+    try:
+        if PROVENANCE_FILE not in store.list("records"):
+            return config
+        begun = read_json(store, PROVENANCE_FILE).get("config", {})
+    finally:
+        store.close()
+    return replace(config, mixed_precision=begun.get("mixed_precision", AUTO))
 
 
 def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
@@ -30,7 +52,7 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
     if COMPLETE_RECORD not in open_store(location).list("records"):
         return False
     cache = open_cache(location)
-    made, asked = cache.provenance["config"], config_to_dict(config)
+    made, asked = cache.provenance["config"], config_to_dict(as_begun(config))
     compared = (*_DECIDE_THE_NUMBERS, "weights") if same_weights else _DECIDE_THE_NUMBERS
     if any(made.get(key) != asked[key] for key in compared):
         return False

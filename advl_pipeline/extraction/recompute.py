@@ -14,6 +14,7 @@ from tqdm import tqdm
 from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
+from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
@@ -54,6 +55,7 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
     extraction = build_config(
         ExtractConfig, settings, {key: value for key, value in given.items() if value is not None}
     )
+    extraction = resolved(extraction)
     teacher, dataset = open_inputs(extraction)
     return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
 

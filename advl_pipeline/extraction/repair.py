@@ -6,6 +6,7 @@ from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.provenance import IMPORTED, renew_command
 from advl_pipeline.cache.repair import RepairResult, recover_provenance, repair_cache
 from advl_pipeline.cache.stores import open_store
+from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError
@@ -44,7 +45,8 @@ def run_repair(config: RepairConfig) -> RepairResult:
             "disk_cache_gb": config.disk_cache_gb,
         }
         given = {key: value for key, value in overrides.items() if value is not None}
-        extraction = build_config(ExtractConfig, settings, given, where=f"{config.cache}/records/provenance.json")
+        where = f"{config.cache}/records/provenance.json"
+        extraction = resolved(build_config(ExtractConfig, settings, given, where=where))
         teacher, dataset = open_inputs(extraction)
         return repair(extraction, teacher, dataset)
 

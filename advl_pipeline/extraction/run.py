@@ -28,12 +28,14 @@ from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityReco
 from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
+from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, estimate_confidences, require_room
+from advl_pipeline.extraction.finished import as_begun
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
@@ -88,6 +90,7 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         # Before the teacher loads; the extraction itself checks again.
         with cache_of(config) as store:
             store.require_place()
+        config = resolved(as_begun(config))
         if config.engine == "ray" and not config.dry_run:
             from advl_pipeline.extraction.ray_engine import extract_on_ray
 
@@ -125,6 +128,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     Raises:
         ConfigError, DatasetError, WeightsUnavailable: as `run_extract`.
     """
+    config = resolved(as_begun(config))
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
     lengths = {source.modality: _count_tokens(source) for source in sources}

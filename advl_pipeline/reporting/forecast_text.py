@@ -46,9 +46,12 @@ def _time(forecast: Forecast) -> str:
         parts.append(f"{forecast.num_unmeasured} cells not measured yet: {how}")
     elif forecast.cell_seconds:
         basis = f"measured on {forecast.time_basis}"
-        parts.append(f"training {wording.duration(forecast.cell_seconds)}, {basis}; scoring comes on top")
+        scoring = "unknown, on top: no run was scored yet"
+        if forecast.scoring_seconds is not None:
+            scoring = wording.duration(forecast.scoring_seconds)
+        parts.append(f"training {wording.duration(forecast.cell_seconds)}, scoring {scoring}, {basis}")
     total = "unknown" if forecast.seconds_left is None else wording.duration(forecast.seconds_left)
-    return f"time: {total} on one process" + (f" ({'; '.join(parts)})" if parts else "")
+    return f"time: {total} on one process on {forecast.device}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def _disk(forecast: Forecast) -> str:

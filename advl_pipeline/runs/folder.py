@@ -14,12 +14,14 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.cache.identity import difference_table, differences
+from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.runs import names
 from advl_pipeline.runs.tensorboard import TensorBoardLog
@@ -47,6 +49,16 @@ class RunFolder:
         self.checkpoint = path / names.CHECKPOINT
         self.result = path / names.RESULT
         self.tensorboard: TensorBoardLog | None = None
+
+    def as_begun(self, config: ComputeT) -> ComputeT:
+        """Return a configuration with the precision of the run that lies here, where it leaves that open."""
+        if config.mixed_precision != AUTO or not self.identity.is_file():
+            return config
+        try:
+            begun = json.loads(self.identity.read_bytes())["options"]["mixed_precision"]
+        except (ValueError, TypeError, KeyError):
+            return config  # `require_same_run` says what is wrong with it.
+        return replace(config, mixed_precision=begun)
 
     def require_same_run(self, identity: Mapping[str, Any]) -> None:
         """Refuse to go on with a run that another one was begun for; nothing is written.
@@ -85,6 +97,7 @@ class RunFolder:
         config: Mapping[str, Any],
         settings: Mapping[str, Any],
         caches: Sequence[tuple[str, Mapping[str, Any]]],
+        computed_on: Mapping[str, Any],
         resume: bool,
     ) -> None:
         """Write what a run is, first of all that a run lies here; everything was validated before.
@@ -94,6 +107,7 @@ class RunFolder:
             config: every option as it was given.
             settings: what the run trains with, and where each number came from.
             caches: path and identity of each cache that the run reads.
+            computed_on: device and precision.
             resume: keep what an interrupted run left; else it is removed, with what was evaluated of it.
         """
         make_folder(self.path)
@@ -104,7 +118,7 @@ class RunFolder:
                 left.unlink()
         self.write_json(self.identity.name, identity)
         self.write_json(names.CONFIG, config)
-        self.write_json(names.ENVIRONMENT, describe_environment())
+        self.write_json(names.ENVIRONMENT, describe_environment() | dict(computed_on))
         self.write_json(names.CACHES, [{"path": path, "identity": dict(content)} for path, content in caches])
         self.write_json(names.SETTINGS, settings)
 

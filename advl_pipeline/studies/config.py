@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-from advl_pipeline.configuration import Configuration, build_config, option, read_toml
+from advl_pipeline.compute import AUTO, ComputeConfig
+from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option, read_toml
 from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -31,6 +32,9 @@ from advl_pipeline.training.config import FinetuneConfig
 METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {task: (metric,) for task, metric in METRIC_OF_TASK.items()}
 )
+DATASET = "{dataset}"
+"""Stands for the dataset in a path of region features."""
+
 FULL = "full"
 """How files and tables write "all training items", which is `shots=None` in the code."""
 
@@ -41,13 +45,23 @@ _NO_TABLE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyRunConfig(Configuration):
+class StudyRunConfig(ComputeConfig):
     """Configuration of `advl study`."""
 
     study: str = option(help="Name of a shipped study, or a study file.")
     output: Path | None = option(None, help="Study folder [default: runs/studies/NAME].")
     caches: Path = option(Path("caches"), help="Folder of the teacher caches.")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    regions: Path | None = option(
+        None,
+        help="Region features, as `advl finetune` takes them, {dataset} in the path standing for the dataset; the "
+        "study then trains the student that it names for them.",
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, likewise.")
+    region_naming: Literal["number", "stem", "uniter"] | None = option(
+        None, help="How those files name pictures [default: stem]."
+    )
+    init: Path | None = option(None, help="Pretrained student in place of the study's.")
     keep_going: bool = option(False, help="Go on with the other cells when one fails.")
     workers: int = option(
         1, help="Cells run side by side, each in a process of its own with its share of the cores.", minimum=1
@@ -94,6 +108,8 @@ class StudyConfig(Configuration):
     at_shots: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MappingProxyType({}))
     extraction: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
     evaluation: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+    with_regions: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
+    """Keys of a setting that take effect where region features are given, such as a student that sees regions."""
     source: str = option("", help="File that the study was read from.")
 
     def variant(self, name: str) -> Variant:
@@ -132,6 +148,63 @@ def load_study(name_or_file: str) -> StudyConfig:
             next_command="advl study --list",
         )
     return read_study(path)
+
+
+def asked_study(config: StudyRunConfig) -> StudyConfig:
+    """Return the study of a command, with the region features, the device and the precision that it asks for.
+
+    Raises:
+        ConfigError: as `load_study`, or region features for a study that has no student for them.
+    """
+    study = load_study(config.study)
+    settings = tuple(_asked_setting(study, setting, config) for setting in study.settings)
+    study = dataclasses.replace(study, settings=settings)
+    given = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
+    return dataclasses.replace(
+        study,
+        training={**study.training, **given},
+        extraction={**study.extraction, **given},
+        evaluation={**study.evaluation, **given},
+    )
+
+
+def _asked_setting(study: StudyConfig, setting: Setting, config: StudyRunConfig) -> Setting:
+    if config.regions is None:
+        return setting if config.init is None else dataclasses.replace(setting, init=config.init)
+    if not study.with_regions:
+        raise ConfigError(
+            "This study has no student that takes region features.",
+            where=study.source,
+            next_command='add [with-regions] with student = "uniter-base" to the study file, or leave out --regions',
+        )
+    paths = {"regions": config.regions, "ground_truth_regions": config.ground_truth_regions}
+    features = {
+        key: str(path).replace(DATASET, setting.dataset) for key, path in paths.items() if path is not None
+    } | ({} if config.region_naming is None else {"region_naming": config.region_naming})
+    changed = build_config(
+        Setting, config_to_dict(setting), study.with_regions, where=f"{study.source} [with-regions]"
+    )
+    return dataclasses.replace(
+        changed,
+        metrics=setting.metrics,
+        init=config.init or changed.init,
+        training={**changed.training, **features},
+    )
+
+
+def student_choice(config: StudyRunConfig) -> str:
+    """Return one line on which student a study trains, and why, where that depends on region features; else ""."""
+    study = load_study(config.study)
+    if not study.with_regions:
+        return ""
+    asked = asked_study(config).settings[0]
+    other = study.with_regions.get("student", asked.student)
+    if config.regions is not None:
+        return f"student: {asked.student} from {asked.init}, on the region features in {config.regions}"
+    return (
+        f"student: {asked.student} from {asked.init}, which sees pixels, since no region features are given; "
+        f"--regions FILE --init CHECKPOINT takes {other}"
+    )
 
 
 def read_study(path: Path) -> StudyConfig:
@@ -218,6 +291,7 @@ def _check(study: StudyConfig, where: str) -> None:
         if _shots(FULL if shots == FULL else _number(shots, where), where) not in study.shots:
             raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
         _check_training(table, where=f"{where} [at-shots.{shots}]")
+    build_config(Setting, {"dataset": "any"}, study.with_regions, where=f"{where} [with-regions]")
     build_config(EvaluateConfig, {"run": "any"}, study.evaluation, where=f"{where} [evaluation]")
     _check_extraction(study, where=f"{where} [extraction]")
     for setting in study.settings:

@@ -54,6 +54,10 @@ def _is_scored(cell: Cell, test_set: str) -> bool:
     if not path.exists():
         return False
     found, asked = read_json(path), cell.evaluate
+    if asked.evaluate_on is not None and (found.get("sample") or {}).get("asked") != asked.evaluate_on:
+        return False
+    if asked.evaluate_on is None and found.get("sample"):
+        return False
     if asked.vqa_mode is not None and found.get("vqa_mode", asked.vqa_mode) != asked.vqa_mode:
         return False
     if test_set not in asked.probe_on or cell.finetune.hide_picture:
@@ -77,13 +81,14 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
     if missing:
         path, student = next(iter(missing.items()))
         ours = student.startswith(SCENES_PREFIX)
+        published = (
+            f"put the published weights there, or --init hf:ORG/MODEL; what they are: advl students show {student}"
+        )
         raise ConfigError(
             "The pretrained student does not exist.",
             where=str(path),
             why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=f"advl pretrain --student {student} --output {path}"
-            if ours
-            else f"put the published weights there; what they are: advl students show {student}",
+            next_command=f"advl pretrain --student {student} --output {path}" if ours else published,
         )
     inits = {setting.init for setting in study.settings if setting.init is not None}
     return {init: weights_digest(init) for init in inits if not is_on_hub(init)}

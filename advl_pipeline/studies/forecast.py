@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from advl_pipeline.compute import device_name
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.studies.caches import extraction_config
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, load_study
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, recorded_recipes
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
@@ -52,19 +53,24 @@ KindMeasurer = Callable[[Sequence[Cell]], list[Timing]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellForecast:
-    """State of a cell; `seconds` is measured when finished, else estimated, or None when nothing is measured yet."""
+    """State of a cell; `seconds` is measured when finished, else estimated, or None when nothing is measured yet.
+
+    `scoring` is what scoring a cell that is left takes beside that, None where no run was scored yet.
+    """
 
     cell: Cell
     finished: bool
     seconds: float | None
+    scoring: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a study would do. Times are in seconds on one process, without scoring; sizes in bytes.
+    """What a study would do. Times are in seconds on one process; sizes in bytes.
 
-    `cell_seconds` and `cell_bytes` are of all cells that are left, None where unknown; `time_basis` and `disk_basis`
-    say in words what they rest on.
+    `cell_seconds`, `scoring_seconds` and `cell_bytes` are of all cells that are left, None where unknown: of training
+    them, of scoring them, and of their folders. `time_basis` and `disk_basis` say in words what they rest on, and
+    `device` where this machine would compute.
     """
 
     name: str
@@ -73,7 +79,9 @@ class Forecast:
     caches: tuple[CacheForecast, ...]
     missing_inits: tuple[Path, ...]
     missing_dataset: str
+    device: str
     cell_seconds: float | None
+    scoring_seconds: float | None
     cell_bytes: int | None
     bytes_free: int
     time_basis: str
@@ -90,10 +98,10 @@ class Forecast:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds of the cells and of the caches, or None where some are unknown."""
+        """Seconds of cells and caches, or None where some are unknown; of scoring as far as it is known."""
         seconds = [self.cell_seconds, *(cache.seconds for cache in self.caches)]
         known = [value for value in seconds if value is not None]
-        return sum(known) if len(known) == len(seconds) else None
+        return sum(known) + (self.scoring_seconds or 0.0) if len(known) == len(seconds) else None
 
     @property
     def bytes_left(self) -> int | None:
@@ -115,8 +123,8 @@ def forecast_study(
     Times of unfinished cells come from finished ones: seconds per optimiser step of the same method in the same
     setting, else of cells alike in the studies whose folders lie beside this one, else, with `measure`, of a few
     steps that are run now, else of another method of the same setting; times the steps of the cell, plus the mean
-    time around the training loop. Disk is the mean size of finished run folders, or the size of the student, and
-    that of the caches that are still to be extracted.
+    time around the training loop. Scoring takes what it took other cells of the setting. Disk is the mean size of
+    finished run folders, or the size of the student, and that of the caches that are still to be extracted.
 
     Args:
         config: which study, and where.
@@ -128,7 +136,7 @@ def forecast_study(
         ConfigError: as `load_study`.
         AdvlError: with `measure`, what a run raised.
     """
-    study = load_study(config.study)
+    study = asked_study(config)
     folder = config.output or default_folder(study)
     absent = tuple(missing_inits(study))
     recipes = {name: kept for name, kept in recorded_recipes(folder).items() if not Path(name).exists()}
@@ -147,7 +155,10 @@ def forecast_study(
     if measure:
         timings.measured += measure_cells([cell for cell in left if not timings.alike(cell)])
     pools = [timings.for_cell(cell) for cell in plan.cells]
-    cells = tuple(_forecast_cell(cell, pool) for cell, pool in zip(plan.cells, pools, strict=True))
+    cells = tuple(
+        _forecast_cell(cell, pool, timings.scoring_of(cell)) for cell, pool in zip(plan.cells, pools, strict=True)
+    )
+    scoring = [item.scoring for item in cells if not item.finished and item.scoring is not None]
     known = [item.seconds for item in cells if not item.finished and item.seconds is not None]
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
@@ -160,7 +171,9 @@ def forecast_study(
         caches=tuple(plan_cache(need, study, config.data_root) for need in missing),
         missing_inits=absent,
         missing_dataset=missing_dataset,
+        device=device_name(config.device),
         cell_seconds=sum(known) if len(known) == len(left) else None,
+        scoring_seconds=sum(scoring) if len(scoring) == len(left) else None,
         cell_bytes=num_bytes,
         bytes_free=shutil.disk_usage(existing).free,
         time_basis=_basis(
@@ -207,16 +220,24 @@ class _Timings:
         own = [item for item in self.here if item.cell_id == cell.cell_id]
         return own or self.alike(cell) or [item for item in self.here if item.setting == cell.setting]
 
+    def scoring_of(self, cell: Cell) -> float | None:
+        """Return what scoring a cell takes: every method's student costs the same."""
+        here = [item.scoring for item in self.here if item.setting == cell.setting and item.scoring is not None]
+        alike = [item.scoring for item in self.alike(cell) if item.scoring is not None]
+        made = [item.scoring for item in self.measured if item.setting == cell.setting and item.scoring is not None]
+        known = here or alike or made
+        return sum(known) / len(known) if known else None
 
-def _forecast_cell(cell: Cell, pool: Sequence[Timing]) -> CellForecast:
+
+def _forecast_cell(cell: Cell, pool: Sequence[Timing], scoring: float | None) -> CellForecast:
     finished = is_finished(cell)
     if not pool:
-        return CellForecast(cell=cell, finished=finished, seconds=None)
+        return CellForecast(cell=cell, finished=finished, seconds=None, scoring=scoring)
     if pool[0].cell_id == cell.cell_id and pool[0].source == HERE:
-        # Training is over; where the cell is not finished, its scores are missing, which are not counted.
-        return CellForecast(cell=cell, finished=finished, seconds=pool[0].total if finished else 0.0)
+        # Training is over; where the cell is not finished, its scores are missing.
+        return CellForecast(cell=cell, finished=finished, seconds=pool[0].total if finished else 0.0, scoring=scoring)
     seconds = sum(timing.seconds_of(cell) for timing in pool) / len(pool)
-    return CellForecast(cell=cell, finished=finished, seconds=seconds)
+    return CellForecast(cell=cell, finished=finished, seconds=seconds, scoring=scoring)
 
 
 def _basis(used: Iterable[Timing]) -> str:

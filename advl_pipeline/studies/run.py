@@ -14,7 +14,7 @@ from tqdm import tqdm
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.folders import require_folder
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
-from advl_pipeline.studies.config import StudyRunConfig, load_study
+from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study
 from advl_pipeline.studies.execute import (
     CellExecutor,
     DatasetDigester,
@@ -72,7 +72,7 @@ def run_study(
         DatasetError: a dataset that it trains on is missing or malformed.
         AdvlError: what a cell raised, unless `keep_going`.
     """
-    study = load_study(config.study)
+    study = asked_study(config)
     folder = config.output or default_folder(study)
     require_folder(folder, "study")
     digests = init_digests(study)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.studies.folder import STUDY_FILE, read_study_folder
@@ -64,6 +65,8 @@ class Timing:
     around: float
     total: float
     source: str
+    scoring: float | None
+    """Seconds of scoring all test sets that the cell names, None where that was not measured."""
 
     def seconds_of(self, cell: Cell) -> float:
         """Return what a cell takes whose steps cost as much."""
@@ -89,6 +92,8 @@ def timing_of(cell: Cell, result: Path, *, source: str) -> Timing:
         ConfigError: the file is damaged.
     """
     found = read_json(result)
+    scored = [_scoring_seconds(cell, result.parent, test_set) for test_set in cell.test_sets]
+    known = [seconds for seconds in scored if seconds is not None]
     per_step, total = float(found["seconds_per_step"]), float(found["seconds"])
     return Timing(
         cell_id=cell.cell_id,
@@ -99,7 +104,22 @@ def timing_of(cell: Cell, result: Path, *, source: str) -> Timing:
         around=max(0.0, total - per_step * float(found["num_steps"])),
         total=total,
         source=source,
+        scoring=sum(known) if len(known) == len(scored) else None,
     )
+
+
+def _scoring_seconds(cell: Cell, run: Path, test_set: str) -> float | None:
+    """Return what scoring a set takes as the cell asks for it, from an evaluation of all or of a part of it."""
+    path = names.evaluation_file(run, test_set, ".json")
+    document = read_json(path) if path.exists() else {}
+    if "seconds" not in document:
+        return None
+    num_examples, sample = document["num_examples"], document["sample"]
+    wanted = num_examples if sample is None else sample["of_examples"]
+    if cell.evaluate.evaluate_on is not None and sample is not None:
+        wanted = min(wanted, cell.evaluate.evaluate_on * num_examples / sample["asked"])
+    seconds: float = document["seconds"] * wanted / num_examples
+    return seconds
 
 
 def timings_here(cells: Sequence[Cell]) -> list[Timing]:
@@ -139,8 +159,26 @@ def run_short(config: FinetuneConfig) -> None:
     run_finetune(config)
 
 
-def measure_kinds(cells: Sequence[Cell], *, finetune: Callable[[FinetuneConfig], None] = run_short) -> list[Timing]:
-    """Train one cell of each kind for a few steps, the one with the fewest labels; what it writes is deleted.
+MEASURED_QUESTIONS = 32
+"""Of each test set: enough for a few batches."""
+
+
+def score_short(config: EvaluateConfig) -> None:
+    """Score some questions in this process."""
+    from advl_pipeline.evaluation.runner import run_evaluate
+
+    run_evaluate(config)
+
+
+def measure_kinds(
+    cells: Sequence[Cell],
+    *,
+    finetune: Callable[[FinetuneConfig], None] = run_short,
+    score: Callable[[EvaluateConfig], None] = score_short,
+) -> list[Timing]:
+    """Train one cell of each kind for a few steps, the one with the fewest labels, and score some questions.
+
+    What it writes is deleted.
 
     Confidences that the run estimates stay in the caches, where the cell itself will find them. Kinds whose caches
     are not extracted yet cannot be run and are left out.
@@ -165,6 +203,7 @@ def measure_kinds(cells: Sequence[Cell], *, finetune: Callable[[FinetuneConfig],
                     output=Path(folder),
                 )
             )
+            score(replace(cell.evaluate, run=Path(folder), evaluate_on=MEASURED_QUESTIONS))
             source = f"runs of {MEASURED_STEPS} steps made now"
             found.append(timing_of(cell, Path(folder) / names.RESULT, source=source))
     return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.compute import open_device
 
 if TYPE_CHECKING:
     import torch
@@ -48,16 +48,4 @@ class OpenOptions:
         Raises:
             ConfigError: no such device on this machine.
         """
-        import torch
-
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(
-                f"The device {self.device!r} cannot be used.",
-                where="--device",
-                why=str(error).splitlines()[0],
-                next_command="use --device cpu, or cuda on a machine with an NVIDIA GPU",
-            ) from None
-        return device
+        return open_device(self.device)

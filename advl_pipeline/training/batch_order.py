@@ -147,8 +147,13 @@ def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: in
 
 
 def split_for_rank(positions: Positions, *, accumulate: int, rank: int, world_size: int) -> list[Positions]:
-    """Cut one optimiser step's examples into the micro-batches of one rank; together the ranks see each once."""
-    return [part for part in np.array_split(np.array_split(positions, world_size)[rank], accumulate) if len(part)]
+    """Cut one optimiser step's examples into the micro-batches of one rank; together the ranks see each once.
+
+    A micro-batch holds the same examples over all ranks, whatever their number, and all ranks have a part of it.
+    """
+    num_parts = max(1, min(accumulate, len(positions) // world_size))
+    shares = [np.array_split(part, world_size)[rank] for part in np.array_split(positions, num_parts)]
+    return [share for share in shares if len(share)]
 
 
 def token_batches(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.cache.config import DEFAULT_GB
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.compute import ComputeConfig
+from advl_pipeline.configuration import option
 from advl_pipeline.datasets.names import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.locations import Location
@@ -36,7 +37,7 @@ TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FinetuneConfig(Configuration):
+class FinetuneConfig(ComputeConfig):
     """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
 
     dataset: str = option(help=DATASET_HELP, also="--data")
@@ -190,7 +191,6 @@ class FinetuneConfig(Configuration):
     adversarial_kl_weight: float | None = option(
         None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5].", minimum=0
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="Mixed precision, by accelerate.")
     gradient_checkpointing: bool = option(
         False,
         help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
@@ -355,7 +355,7 @@ class FinetuneConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(Configuration):
+class PretrainConfig(ComputeConfig):
     """Configuration of `advl pretrain`."""
 
     output: Path | None = option(None, help="Folder of the pretrained student [default: students/STUDENT].")

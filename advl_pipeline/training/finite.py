@@ -11,7 +11,7 @@ from torch import nn
 
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.finetune_model import LossTerms
+from advl_pipeline.training.step_log import LoggedTerms
 
 _SHOWN = 3
 _SMALLEST_LOSS_SCALE = 1.0
@@ -40,7 +40,7 @@ class StepPlace:
         )
 
 
-def require_finite_terms(terms: Sequence[LossTerms], place: StepPlace) -> None:
+def require_finite_terms(terms: Sequence[LoggedTerms], place: StepPlace) -> None:
     """Stop on loss terms that are not finite, named.
 
     Raises:
@@ -48,8 +48,7 @@ def require_finite_terms(terms: Sequence[LossTerms], place: StepPlace) -> None:
     """
     values: dict[str, float] = {}
     for one in terms:
-        for name, value in (*one.weighted.items(), *one.raw.items()):
-            number = float(value.detach())
+        for name, number in (*one.weighted.items(), *one.raw.items()):
             if not math.isfinite(number) or name not in values:
                 values[name] = number
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from advl_pipeline.distillation.everywhere import ALONE
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.folder import RunFolder
@@ -32,10 +33,11 @@ from advl_pipeline.training.finite import (
     require_finite_weights,
 )
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
+from advl_pipeline.training.processes import add_gradients, add_up, align_parameters, everywhere, gather_items
 from advl_pipeline.training.schedule import distillation_strength
 from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
 
-HISTOGRAM_BINS = 20
 _PHASE_SEED = {"adapt": 1, "finetune": 2}
 
 
@@ -95,7 +97,13 @@ def run_phase(
     )
     if checkpoint is not None:
         restore(checkpoint, model, optimizer)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    align_parameters(model.to(accelerator.device), accelerator)
+    # Not as accelerate shares a model among processes: see `processes.py`.
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
+    shares_batches = plan.phase == "adapt" or settings.batch_unit == "examples"
+    model.distiller.everywhere = everywhere(accelerator.num_processes if shares_batches else 1)
     peak = [group["lr"] for group in optimizer.param_groups]
     timing = PhaseTiming()
     # Likenesses are compared with those of teachers, which have no dropout either.
@@ -130,8 +138,7 @@ def run_phase(
                 raise
             timing.num_steps += 1
             timing.num_examples += num_examples
-            timing.num_texts += sum(batch.student.num_sequences for batch in micro_batches)
-            record["num_texts_cut"] = sum(batch.student.num_cut for batch in micro_batches)
+            timing.num_texts += record.pop("num_texts")
             timing.num_texts_cut += record["num_texts_cut"]
             record |= {
                 "step": plan.first_logged_step + step,
@@ -152,6 +159,7 @@ def run_phase(
         timing.seconds_waited = batches.seconds_waited
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
+    model.distiller.everywhere = ALONE
     timing.seconds = time.perf_counter() - began
     return timing
 
@@ -177,9 +185,17 @@ def _optimiser_step(
     place: StepPlace,
 ) -> tuple[dict[str, Any], int]:
     optimizer.zero_grad(set_to_none=True)
-    num_examples = sum(len(batch.example_ids) for batch in micro_batches)
+    num_examples, num_texts, num_cut = (
+        add_up(sum(number(batch) for batch in micro_batches), accelerator)
+        for number in (
+            lambda batch: len(batch.example_ids),
+            lambda batch: batch.student.num_sequences,
+            lambda batch: batch.student.num_cut,
+        )
+    )
+    counted = {"num_texts": num_texts, "num_texts_cut": num_cut}
     generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
-    collected: list[tuple[float, LossTerms]] = []
+    collected: list[LoggedTerms] = []
     for batch in micro_batches:
         moved = batch.to(accelerator.device)
         share = len(batch.example_ids) / num_examples
@@ -198,11 +214,14 @@ def _optimiser_step(
             terms = run_model()
             if terms.has_gradient:
                 backward(terms.total)
-        collected.append((share, terms))
-    require_finite_terms([terms for _, terms in collected], place)
-    if not any(terms.has_gradient for _, terms in collected):
-        return _summarise(collected, num_examples), num_examples
-    record: dict[str, Any] = {}
+        collected.append(log_terms(share, terms))
+    # All processes see the terms of all, so that all of them stop where one must.
+    collected = gather_items(collected, accelerator)
+    require_finite_terms(collected, place)
+    record = summarise(collected, num_examples) | counted
+    if not any(terms.has_gradient for terms in collected):
+        return record, num_examples
+    add_gradients(wrapped.parameters(), accelerator)
     if settings.clip_norm > 0:
         norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
         record["grad_norm"] = float(norm)
@@ -216,7 +235,7 @@ def _optimiser_step(
         for parameter in wrapped.parameters():
             nn.utils.clip_grad_norm_(parameter, settings.clip_each)
     optimizer.step()
-    return record | _summarise(collected, num_examples), num_examples
+    return record, num_examples
 
 
 def _run_model(
@@ -243,34 +262,3 @@ def _run_model(
         perturbation=perturbation,
     )
     return terms
-
-
-def _summarise(collected: list[tuple[float, LossTerms]], num_examples: int) -> dict[str, Any]:
-    record: dict[str, Any] = {"num_examples": num_examples}
-    for share, terms in collected:
-        for kind, values in (("raw", terms.raw), ("weighted", terms.weighted)):
-            for name, value in values.items():
-                key = f"{kind}/{name}"
-                record[key] = record.get(key, 0.0) + share * float(value.detach())
-        if terms.num_correct is not None:
-            record["correct"] = record.get("correct", 0.0) + float(terms.num_correct) / num_examples
-    for name, factor in collected[0][1].balance.items():
-        record[f"balance/{name}"] = float(factor)
-    for name in collected[0][1].weights:
-        record[f"weights/{name}"] = _histogram([terms.weights[name] for _, terms in collected])
-    for name in collected[0][1].confidence:
-        record[f"confidence/{name}"] = _histogram([terms.confidence[name] for _, terms in collected])
-    return record
-
-
-def _histogram(values: list[torch.Tensor]) -> dict[str, Any]:
-    """Bins of equal width from 0 to the largest value, at least to 1."""
-    joined = torch.cat([value.float().cpu() for value in values])
-    top = max(1.0, float(joined.max()))
-    counts = torch.histc(joined, bins=HISTOGRAM_BINS, min=0.0, max=top)
-    return {
-        "mean": float(joined.mean()),
-        "max": float(joined.max()),
-        "bin_width": top / HISTOGRAM_BINS,
-        "counts": counts.long().tolist(),
-    }

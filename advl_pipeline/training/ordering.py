@@ -33,9 +33,15 @@ def order_examples(
     Batches of tokens leave out examples whose text is over the recipe's bound, as UNITER does in training.
 
     Raises:
-        ConfigError: the student cannot count tokens, or nothing is left.
+        ConfigError: the student cannot count tokens, nothing is left, or a step has fewer examples than processes.
     """
     if settings.batch_unit == "examples":
+        if settings.batch_size < world_size:
+            raise ConfigError(
+                "A step has fewer examples than there are processes.",
+                why=f"{settings.batch_size} examples, {world_size} processes",
+                next_command=f"--batch-size {world_size} or more, or fewer processes",
+            )
         return indices, ExampleOrder(
             len(indices),
             batch_size=settings.batch_size,

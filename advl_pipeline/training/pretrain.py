@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from advl_pipeline.cache.identity import difference_table, differences
+from advl_pipeline.compute import precision, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
@@ -68,6 +69,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
         ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
         IdentityMismatch: another one lies in the folder. NotFinite: a loss became so; nothing is written.
     """
+    config = resolved(config)
     output = config.output or Path("students") / config.student
     require_folder(output, "student")
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
@@ -86,8 +88,9 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
             return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
     began = time.perf_counter()
     torch.manual_seed(config.seed)
-    student = build_student(config.student)
-    heads = PretrainHeads(student)
+    device = torch.device(config.device)
+    student = build_student(config.student).to(device)
+    heads = PretrainHeads(student).to(device)
     captions = [dataset[position] for position in range(len(dataset))]
     tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
     if not tagged:
@@ -98,6 +101,8 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
             next_command="advl datasets build scenes",
         )
     losses = _train(config, dataset, tagged, student, heads, output)
+    student.to("cpu")
+    heads.to("cpu")
     save_student(output, student, origin=origin)
     save_choice_head(output, heads.naming)
     write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
@@ -106,7 +111,8 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
 
 def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return what changes the result of the pretraining, and nothing else."""
-    settings = {key: value for key, value in config_to_dict(config).items() if key not in ("output", "data_root")}
+    elsewhere = ("output", "data_root", "device")
+    settings = {key: value for key, value in config_to_dict(config).items() if key not in elsewhere}
     return {"schema": SCHEMA, "dataset_digest": dataset.content_digest(), **settings}
 
 
@@ -120,6 +126,9 @@ class _PairBatch:
     is_pair: torch.Tensor
     questions: StudentBatch
     is_named: torch.Tensor
+
+    def to(self, device: torch.device) -> _PairBatch:
+        return _PairBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 def _train(
@@ -147,17 +156,20 @@ def _train(
         Prefetcher(batches) as prefetched,
         tqdm(total=num_steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty()) as bar,
     ):
-        for step, batch in enumerate(prefetched):
+        device = torch.device(config.device)
+        for step, waiting in enumerate(prefetched):
+            batch = waiting.to(device)
             torch.manual_seed(config.seed * 1_000_003 + step)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * linear_warmup_decay(
                     step, num_steps=num_steps, warmup_fraction=0.05
                 )
-            apart = student.encode_unimodal(batch.captions)
-            terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
-            if step >= config.warmup_steps:
-                terms |= _joint(config, student, heads, batch, generator)
+            with precision(device, config.mixed_precision):
+                apart = student.encode_unimodal(batch.captions)
+                terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
+                if step >= config.warmup_steps:
+                    terms |= _joint(config, student, heads, batch, generator)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 2.0)

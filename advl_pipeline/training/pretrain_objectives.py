@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -34,6 +34,10 @@ class PhraseTargets:
     span_Q2: torch.Tensor
     place_QR: torch.Tensor
     wording_Q: torch.Tensor
+
+    def to(self, device: torch.device) -> PhraseTargets:
+        """Return the phrases on a device."""
+        return PhraseTargets(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 def phrase_targets(student: Student, examples: Sequence[Example], batch: StudentBatch) -> PhraseTargets:
@@ -143,9 +147,9 @@ class PretrainHeads(nn.Module):
         region = functional.normalize(region_QH, dim=-1)
         logits_QQ = phrase @ region.T / self.log_temperature.exp().clamp(min=0.01)
         same = phrases.wording_Q[:, None] == phrases.wording_Q[None, :]
-        same &= ~torch.eye(len(same), dtype=torch.bool)
+        same &= ~torch.eye(len(same), dtype=torch.bool, device=same.device)
         logits_QQ = logits_QQ.masked_fill(same, -torch.inf)
-        target = torch.arange(len(logits_QQ))
+        target = torch.arange(len(logits_QQ), device=logits_QQ.device)
         return (functional.cross_entropy(logits_QQ, target) + functional.cross_entropy(logits_QQ.T, target)) / 2
 
     def masked_words(self, output: StudentOutput, vectors_VE: torch.Tensor, targets_NL: torch.Tensor) -> torch.Tensor:
@@ -194,7 +198,8 @@ def mask_words(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (masked ids, targets): each maskable token is masked with the probability; targets -100 elsewhere."""
-    chosen = (torch.rand(token_ids_NL.shape, generator=generator) < probability) & maskable_NL
+    drawn_NL = torch.rand(token_ids_NL.shape, generator=generator).to(token_ids_NL.device)
+    chosen = (drawn_NL < probability) & maskable_NL
     return token_ids_NL.masked_fill(chosen, mask_id), token_ids_NL.masked_fill(~chosen, -100)
 
 

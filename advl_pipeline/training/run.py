@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from advl_pipeline.compute import device_name, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import head_name
@@ -45,6 +46,7 @@ from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.process_memory import forget_peak_memory, peak_memory_bytes
+from advl_pipeline.training.processes import start_processes
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
 from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run_identity import describe_run
@@ -58,10 +60,11 @@ from advl_pipeline.training.student_inputs import read_inputs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneResult:
-    """A finished run: its folder and the content of its result.json."""
+    """A finished run: its folder and the content of its result.json; of several processes one is the main one."""
 
     output: Path
     summary: dict[str, Any]
+    is_main: bool = True
 
 
 def run_finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -82,8 +85,10 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     require_folder(config.output, "run")
     began = time.perf_counter()
     forget_peak_memory()
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    given, config = config, replace(config, init=None if config.init is None else located(config.init))
+    given = config
+    config = replace(config, init=None if config.init is None else located(config.init))
+    config = resolved(folder.as_begun(config) if config.resume else config)
+    accelerator = start_processes(config.device, config.mixed_precision)
     caches = open_caches(config) if uses_teachers else []
     inputs = open_inputs(config, caches)
     chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
@@ -108,14 +113,17 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     if config.resume:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
-            return FinetuneResult(output=config.output, summary=finished)
-    signals = open_signals(config, method, caches, inputs, device=accelerator.device)
+            return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
+    # The first process estimates what is missing; the others read what it wrote.
+    with accelerator.main_process_first():
+        signals = open_signals(config, method, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
     checked = [] if signals is None else signals.checked
     model, heads, vision = build_finetune_model(config, settings, chosen, method, inputs, source)
     reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
     fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
     model.remembered = remember_confidences(config, method, checked, inputs, num_processes=accelerator.num_processes)
+    step_line = settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
@@ -123,15 +131,17 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
             "confidence": {one.modality: one.to_dict() for one in checked},
             "reads": reads.to_dict(),
+            "global_batch": step_line,
         }
         folder.begin(
             identity,
             config=config_to_dict(given),
             settings=settings.to_dict() | found,
             caches=[(str(cache.path), cache.identity) for cache in caches],
+            computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        lines = [*reads.lines(), *(choice.line() for choice in vision), *(fit.line() for fit in fits)]
+        lines = [step_line, *reads.lines(), *(choice.line() for choice in vision), *(fit.line() for fit in fits)]
         _say(settings, heads, [*lines, *(one.line() for one in checked)])
     accelerator.wait_for_everyone()
     timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
@@ -156,7 +166,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     accelerator.wait_for_everyone()
     result = folder.read_result()
     assert result is not None
-    return FinetuneResult(output=config.output, summary=result)
+    return FinetuneResult(output=config.output, summary=result, is_main=accelerator.is_main_process)
 
 
 def _fit_projections(
@@ -198,7 +208,8 @@ def _train(
     done = checkpoint[0] if checkpoint else 0
     resumed_phase = checkpoint[1] if checkpoint else "adapt"
     first_step = done + (method.num_adapt_steps if resumed_phase == "finetune" else 0)
-    folder.keep_metrics_before(first_step)
+    if accelerator.is_main_process:
+        folder.keep_metrics_before(first_step)
     if config.tensorboard and accelerator.is_main_process:
         folder.open_tensorboard(first_step=first_step)
     if method.num_adapt_steps and resumed_phase == "adapt" and method.settings.anchor_weight > 0:
@@ -217,7 +228,7 @@ def _train(
         initial=first_step,
         desc=config.method,
         unit="step",
-        disable=not sys.stderr.isatty(),
+        disable=not (accelerator.is_main_process and sys.stderr.isatty()),
     ) as bar:
         for plan in phases:
             if plan.num_steps == 0 or (plan.phase == "adapt" and resumed_phase == "finetune"):

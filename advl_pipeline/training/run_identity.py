@@ -14,7 +14,7 @@ from advl_pipeline.training.settings import TrainingSettings
 NOT_IDENTITY = frozenset(
     {
         *("output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"),
-        *("live_weights", "verify_caches"),
+        *("live_weights", "verify_caches", "device"),
     }
 )
 """Where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.

@@ -74,6 +74,14 @@ class TrainingSettings:
         described = {key: {"value": plain[key], "source": source} for key, source in self.sources.items()}
         return {"recipe": self.note, "settings": described}
 
+    def step_line(self, num_processes: int) -> str:
+        """Return one line for people: how large the batch of an optimiser step is, and who computes it."""
+        on = "" if num_processes == 1 else f" on {num_processes} processes"
+        if self.batch_unit == "tokens":
+            return f"global batch: {self.accumulate} micro-batches of at most {self.batch_size} tokens{on}"
+        cut = "" if self.accumulate == 1 else f", in {self.accumulate} micro-batches"
+        return f"global batch: {self.batch_size} examples{on}{cut}"
+
     def line(self) -> str:
         """Return one line for people: which recipe, and what the options changed of it."""
         flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}

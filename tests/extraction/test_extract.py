@@ -117,7 +117,7 @@ def test_batch_size_changes_nothing_beyond_rounding(tmp_path: Path, batch_size: 
         {"dataset": {"split": "val"}},
         {"dtype": "float32"},
         {"image_tokens": "none"},
-        {"compute_dtype": "bf16"},
+        {"mixed_precision": "bf16"},
     ],
 )
 def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
@@ -128,7 +128,7 @@ def test_other_settings_are_refused(tmp_path: Path, change: dict[str, object]) -
     assert "asked for" in str(caught.value)
     command = shlex.split(caught.value.next_command.split(" && ")[1])
     assert command[:4] == ["advl", "extract", "--teacher", "tiny"]
-    for option in ("dtype", "image_tokens", "compute_dtype"):
+    for option in ("dtype", "image_tokens", "mixed_precision"):
         if option in change:
             assert command[command.index("--" + option.replace("_", "-")) + 1] == change[option]
     assert tree_bytes(tmp_path / "cache") == before

@@ -13,6 +13,7 @@ from synthetic_runs import write_study_file
 from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.reporting.forecast_text import forecast_as_text
@@ -21,7 +22,7 @@ from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.forecast import CacheForecast, Forecast, forecast_study
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.timings import MEASURED_STEPS, measure_kinds
+from advl_pipeline.studies.timings import MEASURED_QUESTIONS, MEASURED_STEPS, measure_kinds
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
@@ -138,12 +139,19 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
         summary = {"seconds_per_step": 0.5, "seconds": 8.0, "num_steps": short.num_steps}
         (short.output / "result.json").write_text(json.dumps(summary), encoding="utf-8")
 
+    def score(short: EvaluateConfig) -> None:
+        assert short.evaluate_on == MEASURED_QUESTIONS
+        for name in short.on:
+            # 64 of 640 examples were scored.
+            document = {"seconds": 3.0, "num_examples": 64, "sample": {"asked": 32, "of_examples": 640}}
+            synthetic_runs.write_json(short.run / "evaluation" / f"{name}.json", document)
+
     def told(path: Path) -> Forecast:
         return forecast_study(
             config(tmp_path, path),
             measure=True,
             plan_cache=no_plan,
-            measure_cells=lambda cells: measure_kinds(cells, finetune=finetune),
+            measure_cells=lambda cells: measure_kinds(cells, finetune=finetune, score=score),
         )
 
     path = write_study_file(tmp_path, num_seeds=2)
@@ -160,6 +168,9 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
     # 0.5 s a step, and 8 s - 10 * 0.5 s around them.
     assert after.cell_seconds == pytest.approx(8 * (150.0 + 3.0) + 8 * (350.0 + 3.0))
     assert {short.method: short.adapt_steps for short in ran}["advl"] == round(MEASURED_STEPS * 400 / 300)
+    assert after.scoring_seconds == pytest.approx(16 * 2 * 30.0)
+    assert f"scoring {16 * 2 * 30 // 60} min" in forecast_as_text(after)
+    assert f"on {after.device} (" in forecast_as_text(after)
     assert after.time_basis == f"runs of {MEASURED_STEPS} steps made now (4)"
     assert not any(short.output.exists() for short in ran)
     assert not (tmp_path / "studies").exists()

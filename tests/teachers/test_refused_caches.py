@@ -34,7 +34,7 @@ class Workshop:
 
     def run(self, **changes: Any) -> ExtractResult:
         data = DATA | changes.pop("data", {})
-        dtype = changes.get("compute_dtype", "fp32")
+        dtype = changes.get("mixed_precision", "fp32")
         kind = changes.get("image_tokens", "boxes")
         teacher = Teacher(
             name="pair",
@@ -87,7 +87,7 @@ FILES: dict[str, tuple[str, Callable[[Workshop], None]]] = {
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "teacher.compute_dtype": {"compute_dtype": "bf16"},
+    "teacher.compute_dtype": {"mixed_precision": "bf16"},
     "storage.dtype": {"dtype": "float32"},
     "teacher.image_tokens": {"image_tokens": "grid"},
     "teacher.text.kept_tokens": {"select_tokens": 0.5},

@@ -29,12 +29,13 @@ def test_batches_of_examples(size: int, batch_size: int, accumulate: int, seed: 
 
     num_steps = -(-2 * size // batch_size)
     steps = [taken(make, step, world_size) for step in range(num_steps)]
-    stream = [item for ranks in steps for share in ranks for item in share]
     assert all(sum(map(len, ranks)) == batch_size for ranks in steps)
-    for epoch in range(2):
-        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
     alone = [item for step in range(num_steps) for item in taken(make, step, 1)[0]]
-    assert stream == alone
+    for epoch in range(2):
+        assert sorted(alone[epoch * size : (epoch + 1) * size]) == list(range(size))
+    assert [sorted(item for share in ranks for item in share) for ranks in steps] == [
+        sorted(taken(make, step, 1)[0]) for step in range(num_steps)
+    ]
     one = make(0, 1)
     assert [int(item) for micro in one.micro_batches(num_steps - 1) for item in micro] == alone[-batch_size:]
 

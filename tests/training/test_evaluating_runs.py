@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Object
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.predict import load_run
-from advl_pipeline.evaluation.runner import run_evaluate, score_matrix
+from advl_pipeline.evaluation.predict import View, load_run
+from advl_pipeline.evaluation.runner import run_evaluate, score_matrices, score_matrix
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
+from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.run import run_finetune
 
@@ -75,6 +78,58 @@ def test_spoilt_pictures_are_what_they_say(small_corpus: Any, tmp_path: Path) ->
     for view, differs in (("shown", (True, True)), ("blanked", (False, True)), ("removed", (False, False))):
         original, *others = (by_view[views.index(view)] for by_view in scores)
         assert tuple(bool(np.abs(row - original).max() > 1e-6) for row in others) == differs, view
+
+
+def test_all_views_come_of_one_reading_and_a_swap_is_another_picture(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", num_steps=2, method="plain", cache=()))
+    finished = load_run(tmp_path / "run")
+    dataset = open_dataset("scenes-vcr", split="test", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    examples = [dataset[index] for index in range(len(dataset))]
+    others = swapped_pictures(dataset.image_units(), seed=0)
+    read = Counter[str]()
+    collate = finished.student.collate
+
+    def counted(batch: Sequence[Example]) -> StudentBatch:
+        read.update(example.image.unit_id for example in batch)
+        return collate(batch)
+
+    finished.student.collate = counted  # type: ignore[method-assign]
+    views: tuple[View, ...] = ("shown", "swapped", "blanked", "removed")
+    together = score_matrices(finished, examples, 4, views, others)
+    # Once as it is, and once as the other one of another picture.
+    assert sum(read.values()) == 2 * len(examples)
+    moved = [with_picture(example, others[example.image.unit_id]) for example in examples]
+    np.testing.assert_allclose(together[1], score_matrix(finished, moved, 4), atol=1e-5)
+    for view, found in zip(views, together, strict=True):
+        if view != "swapped":
+            (alone,) = score_matrices(finished, examples, 4, (view,))
+            np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(small_corpus: Any, tmp_path: Path) -> None:
+    changes = {"num_steps": 2, "method": "plain", "cache": (), "task": ()}
+    for name in ("one", "two"):
+        run_finetune(small_corpus.config(tmp_path / name, seed=len(name), **changes))
+    common: dict[str, Any] = {"data_root": small_corpus.data_root, "probe": ("none",)}
+    whole = run_evaluate(EvaluateConfig(run=tmp_path / "one", **common)).sets["test"]
+    assert (whole["sample"], whole["num_examples"]) == (
+        None,
+        sum(whole["num_items"].values()) - whole["num_items"]["q2ar"],
+    )
+    scores = np.load(tmp_path / "one" / "evaluation" / "test.npz")
+    of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
+    ids = []
+    for name in ("one", "two"):
+        found = run_evaluate(EvaluateConfig(run=tmp_path / name, evaluate_on=5, **common)).sets["test"]
+        assert found["num_items"] == {"q2a": 5, "qa2r": 5, "q2ar": 5}
+        assert found["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
+        for metric, value in found["metrics"].items():
+            assert found["intervals"][metric]["low"] - 1e-6 <= value <= found["intervals"][metric]["high"] + 1e-6
+        ids.append(np.load(tmp_path / name / "evaluation" / "test.npz")["item_ids/q2a"].tolist())
+        if name == "one":
+            sampled = np.load(tmp_path / name / "evaluation" / "test.npz")["item/q2a"]
+            assert sampled.tolist() == [of[question] for question in ids[0]]
+    assert ids[0] == ids[1]
 
 
 def test_a_text_only_student_never_sees_a_picture(small_corpus: Any, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""Where a command computes, and in what: two options that every computing command has, declared and resolved once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
+MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeConfig(Configuration):
+    """Base of the configuration of a command that computes."""
+
+    device: str = option(AUTO, help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.")
+    mixed_precision: MixedPrecision = option(
+        AUTO, help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32."
+    )
+
+
+ComputeT = TypeVar("ComputeT", bound=ComputeConfig)
+
+
+def resolved(config: ComputeT) -> ComputeT:
+    """Return the configuration with a device and a precision in place of auto.
+
+    Raises:
+        ConfigError: there is no such device, or it does not compute so.
+    """
+    device = open_device(config.device)
+    return dataclasses.replace(config, device=str(device), mixed_precision=_precision(config.mixed_precision, device))
+
+
+def open_device(name: str) -> torch.device:
+    """Return a device by its name, or the best one for "auto".
+
+    Raises:
+        ConfigError: there is no such device on this machine.
+    """
+    import torch
+
+    if name == AUTO:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if found is None:
+            return torch.device("cpu")
+        return torch.device(found.type, torch.accelerator.current_device_index())
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"The device {name!r} cannot be used.",
+            where="--device",
+            why=str(error).splitlines()[0],
+            next_command="use --device cpu, or cuda on a machine with an NVIDIA GPU",
+        ) from None
+    return device
+
+
+def device_name(name: str) -> str:
+    """Return a device with what it is, for people: "cpu (2 threads)", "cuda:0 (NVIDIA H100)"."""
+    import torch
+
+    device = open_device(name)
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def precision(device: torch.device, mixed_precision: MixedPrecision) -> AbstractContextManager[object]:
+    """Return the context in which a resolved configuration computes."""
+    import torch
+
+    dtype = torch.float16 if mixed_precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=mixed_precision in ("fp16", "bf16"))
+
+
+def _precision(wanted: MixedPrecision, device: torch.device) -> MixedPrecision:
+    import torch
+
+    if wanted == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "A CPU does not compute in fp16.",
+            where="--mixed-precision fp16",
+            next_command="use --mixed-precision bf16, or no",
+        )
+    if wanted != AUTO:
+        return wanted
+    computes_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if computes_bf16 else "no"

@@ -1,0 +1,76 @@
+"""What an optimiser step tells of itself: a record of metrics.jsonl, over all micro-batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from advl_pipeline.training.finetune_model import LossTerms
+
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggedTerms:
+    """The terms of one micro-batch as plain numbers, which processes can hand one another.
+
+    `share` is that of its examples in the optimiser step.
+    """
+
+    share: float
+    has_gradient: bool
+    weighted: dict[str, float]
+    raw: dict[str, float]
+    balance: dict[str, float]
+    weights: dict[str, list[float]]
+    confidence: dict[str, list[float]]
+    num_correct: float | None
+
+
+def log_terms(share: float, terms: LossTerms) -> LoggedTerms:
+    """Take the numbers out of a micro-batch's terms."""
+    return LoggedTerms(
+        share=share,
+        has_gradient=terms.has_gradient,
+        weighted={name: float(value.detach()) for name, value in terms.weighted.items()},
+        raw={name: float(value.detach()) for name, value in terms.raw.items()},
+        balance={name: float(value) for name, value in terms.balance.items()},
+        weights={name: value.float().tolist() for name, value in terms.weights.items()},
+        confidence={name: value.float().tolist() for name, value in terms.confidence.items()},
+        num_correct=None if terms.num_correct is None else float(terms.num_correct),
+    )
+
+
+def summarise(logged: Sequence[LoggedTerms], num_examples: int) -> dict[str, Any]:
+    """Return the record of an optimiser step from all of its micro-batches."""
+    record: dict[str, Any] = {"num_examples": num_examples}
+    for terms in logged:
+        for kind, values in (("raw", terms.raw), ("weighted", terms.weighted)):
+            for name, value in values.items():
+                key = f"{kind}/{name}"
+                record[key] = record.get(key, 0.0) + terms.share * value
+        if terms.num_correct is not None:
+            record["correct"] = record.get("correct", 0.0) + terms.num_correct / num_examples
+    for name, factor in logged[0].balance.items():
+        record[f"balance/{name}"] = factor
+    for name in logged[0].weights:
+        record[f"weights/{name}"] = histogram([value for terms in logged for value in terms.weights[name]])
+    for name in logged[0].confidence:
+        record[f"confidence/{name}"] = histogram([value for terms in logged for value in terms.confidence[name]])
+    return record
+
+
+def histogram(values: Sequence[float]) -> dict[str, Any]:
+    """Bins of equal width from 0 to the largest value, at least to 1."""
+    joined = torch.tensor(values)
+    top = max(1.0, float(joined.max()))
+    counts = torch.histc(joined, bins=HISTOGRAM_BINS, min=0.0, max=top)
+    return {
+        "mean": float(joined.mean()),
+        "max": float(joined.max()),
+        "bin_width": top / HISTOGRAM_BINS,
+        "counts": counts.long().tolist(),
+    }

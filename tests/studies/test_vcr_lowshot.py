@@ -1,0 +1,119 @@
+"""The VCR study takes a student that is meaningful with what there is: pixels, or region features where given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from dataset_mirrors import vcr_record, write_vcr
+
+from advl_cli.main import main
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.region_student import PIXELS_CAVEAT
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.studies.config import StudyRunConfig, asked_study, student_choice
+
+FEATURE_SIZE = 24
+
+MINE = """
+extends = "vcr-lowshot"
+name = "mine"
+student = "bridgetower-tiny"
+init = "{root}/bridgetower.pt"
+methods = ["plain"]
+shots = [4]
+seeds = [0]
+at-shots = {{}}
+keep_weights = true
+
+[training]
+num_steps = 1
+batch_size = 2
+recipe = "none"
+
+[with-regions]
+student = "uniter-tiny"
+init = "{root}/uniter.pt"
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VCR in its official layout, features of its pictures, and weights as they are published."""
+    folder = tmp_path_factory.mktemp("official data")
+    for split in ("train", "val"):
+        write_vcr(folder, [vcr_record(number, split=split) for number in range(8)], split=split)
+        (folder / "features" / split).mkdir(parents=True)
+        for unit in open_dataset("vcr", split=split, data_root=folder).image_units():
+            noise = np.random.default_rng(0).standard_normal((3, FEATURE_SIZE)).astype(np.float32)
+            boxes = np.array([[0, 0, 9, 9]] * 3, np.float32)
+            np.savez(folder / "features" / split / f"{unit.path.stem}.npz", features=noise, boxes=boxes)
+    for name in ("bridgetower", "uniter"):
+        torch.save(build_student(f"{name}-tiny").state_dict(), folder / f"{name}.pt")
+    (folder / "mine.toml").write_text(MINE.format(root=folder), encoding="utf-8")
+    return folder
+
+
+def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, printed.out, printed.err
+
+
+def test_the_shipped_study_says_which_student_it_takes_and_why(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    code, out, err = advl(
+        capsys, "study", "vcr-lowshot", "--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path
+    )
+    assert code == 0, err
+    assert "student: bridgetower from hf:BridgeTower/bridgetower-base, which sees pixels" in err
+    assert "since no region features are given" in err
+    assert "pretrained student missing" not in out
+    assert "on one process on cpu (" in out or "on one process on cuda" in out
+    code, out, err = advl(
+        capsys,
+        *("study", "vcr-lowshot", "--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path),
+        *("--regions", "img_db/{dataset}_{split}", "--init", root / "uniter.pt"),
+    )
+    assert code == 0, err
+    assert f"student: uniter-base from {root}/uniter.pt, on the region features in img_db" in err
+
+
+@pytest.mark.parametrize("with_regions", [False, True])
+def test_the_study_runs_on_the_mirror_with_either(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], with_regions: bool
+) -> None:
+    given = ["--regions", root / "features" / "{split}"] if with_regions else []
+    code, out, err = advl(
+        capsys, "study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study", *given
+    )
+    assert code == 0, err
+    assert "Q→A accuracy in percent" in out
+    assert PIXELS_CAVEAT not in out
+    (run,) = (tmp_path / "study" / "cells").iterdir()
+    saved = json.loads((run / "student.json").read_text(encoding="utf-8"))
+    assert saved["student"] == ("uniter-tiny" if with_regions else "bridgetower-tiny")
+    document = json.loads((run / "evaluation" / "val.json").read_text(encoding="utf-8"))
+    assert set(document["use_of_vision"]["q2a"]) == {"swapped"}
+
+
+def test_regions_go_to_each_setting_by_its_dataset_and_not_to_a_study_without_a_student_for_them() -> None:
+    asked = StudyRunConfig(study="full", regions=Path("db/{dataset}_{split}"), region_naming="uniter")
+    study = asked_study(asked)
+    assert [setting.training["regions"] for setting in study.settings] == [
+        f"db/{setting.dataset}_{{split}}" for setting in study.settings
+    ]
+    assert {setting.student for setting in study.settings} == {"uniter-base"}
+    assert student_choice(StudyRunConfig(study="demo")) == ""
+    with pytest.raises(ConfigError, match="no student that takes region features"):
+        asked_study(StudyRunConfig(study="demo", regions=Path("db")))

@@ -1,0 +1,107 @@
+"""Where to compute and in what: one declaration for every command, resolved once, the same when a run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advl_cli.main import main
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.compute import ComputeConfig, open_device, resolved
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.finished import as_begun
+from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.studies.config import StudyRunConfig, asked_study
+from advl_pipeline.training.config import FinetuneConfig, PretrainConfig
+
+COMMANDS = (
+    ExtractConfig, EvaluateConfig, PredictConfig, PretrainConfig, StudyRunConfig, FinetuneConfig, ReadoutConfig,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", COMMANDS)
+def test_every_computing_command_has_the_same_two_options(config: type[ComputeConfig]) -> None:
+    assert issubclass(config, ComputeConfig)
+    own = {name: vars(config)["__dataclass_fields__"][name] for name in ("device", "mixed_precision")}
+    for name, field in own.items():
+        assert field.default == "auto"
+        assert field.metadata is ComputeConfig.__dataclass_fields__[name].metadata
+
+
+class Gpu:
+    """A machine with a GPU, as far as the choice of device and precision asks for one."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, bf16: bool) -> None:
+        patch.setattr(torch.accelerator, "is_available", lambda: True)
+        patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+        patch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: bf16)
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "no")])
+def test_auto_takes_the_gpu_and_what_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
+) -> None:
+    Gpu(monkeypatch, bf16=bf16)
+    found = resolved(ComputeConfig())
+    assert (found.device, found.mixed_precision) == ("cuda:0", precision)
+    assert resolved(ComputeConfig(device="cpu")).mixed_precision == "no"
+    assert resolved(ComputeConfig(device="cpu", mixed_precision="bf16")).mixed_precision == "bf16"
+
+
+def test_a_machine_without_a_gpu_computes_on_the_cpu_in_fp32_and_refuses_the_rest() -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has a GPU")
+    found = resolved(ComputeConfig())
+    assert (found.device, found.mixed_precision) == ("cpu", "no")
+    for device in ("cuda:7", "nonsense"):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            open_device(device)
+    with pytest.raises(ConfigError, match="CPU does not compute in fp16"):
+        resolved(ComputeConfig(mixed_precision="fp16"))
+
+
+def test_teachers_refuse_fp16() -> None:
+    with pytest.raises(ConfigError, match="fp32 or bf16"):
+        _ = ExtractConfig(teacher="minilm-l6", dataset="vcr", mixed_precision="fp16").compute_dtype
+
+
+def test_what_was_begun_in_one_precision_goes_on_in_it(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache and a run of a machine without a GPU, taken to one with a GPU."""
+    recorded = open_cache(small_corpus.caches[0]).provenance["config"]
+    assert (recorded["device"], recorded["mixed_precision"]) == ("cpu", "no")
+    run = tmp_path / "run"
+    words = ["--method", "plain", "--num-steps", "1", "--batch-size", "2", "--task", "vcr-q2a"]
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            [
+                *("finetune", "--dataset", "scenes-vcr", "--data-root", str(small_corpus.data_root), *words),
+                *("--device", "cpu", "--output", str(run)),
+            ]
+        )
+    assert stopped.value.code == 0
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    assert environment["device"].startswith("cpu (")
+    assert environment["mixed_precision"] == "no"
+    Gpu(monkeypatch, bf16=True)
+    extraction = ExtractConfig(teacher="minilm-l6", dataset="scenes-vcr", output=small_corpus.caches[0])
+    assert resolved(as_begun(extraction)).mixed_precision == "no"
+    training = FinetuneConfig(dataset="scenes-vcr", output=run)
+    assert resolved(RunFolder(run).as_begun(training)).mixed_precision == "no"
+    assert resolved(training).mixed_precision == "bf16"
+
+
+def test_a_study_hands_both_options_on() -> None:
+    plain = asked_study(StudyRunConfig(study="demo"))
+    assert "device" not in {**plain.training, **plain.extraction, **plain.evaluation}
+    given = asked_study(StudyRunConfig(study="demo", device="cpu", mixed_precision="bf16"))
+    for table in (given.training, given.extraction, given.evaluation):
+        assert (table["device"], table["mixed_precision"]) == ("cpu", "bf16")

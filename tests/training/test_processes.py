@@ -1,0 +1,126 @@
+"""Two processes compute what one does on the same batch; processes that are not in step are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from advl_pipeline.training.batch_order import ExampleOrder
+from advl_pipeline.training.run import run_finetune
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+"""What `torchrun` runs, found where the interpreter is."""
+
+LAUNCHER_OF_ONE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+"""What `accelerate launch --cpu --num_processes 2` gives the one process that it starts."""
+
+COMMON: dict[str, Any] = {
+    # Dropout is drawn by each process for itself.
+    "student_option": ("dropout=0.0",),
+    "batch_size": 6,
+    "adapt_texts": 24,
+    "num_steps": 3,
+    # Adam takes a gradient that is zero but for rounding for one of full size.
+    "optimiser": "sgd",
+    "learning_rate": 0.05,
+}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_", "MASTER_"))}
+    return kept | {"OMP_NUM_THREADS": "1"} | changes
+
+
+def command(corpus: Any, output: Path, **changes: Any) -> list[str]:
+    """Return the words of `advl finetune` for a configuration of the small corpus."""
+    from advl_pipeline.configuration import command_words, config_to_dict
+    from advl_pipeline.training.config import FinetuneConfig
+
+    config = corpus.config(output, **changes)
+    return ["advl_cli", "finetune", *command_words(FinetuneConfig, config_to_dict(config))]
+
+
+def launch(words: Sequence[str], *, launcher: Sequence[str], **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, *words],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "advl": {"method": "advl", "weight_normalise": "batch-mean", "relational_nodes": "both"},
+    "advl-contrast": {"method": "advl", "adapt_objective": "contrastive", "distance": "mse", "accumulate": 3},
+    "plain-two-step": {"method": "plain-two-step"},
+    "plain": {"method": "plain", "cache": (), "student": "uniter-tiny", "recipe": "none"},
+    "naive-kd": {"method": "naive-kd", "clip_norm": 0.0},
+    "tokens": {"method": "plain", "cache": (), "student": "uniter-tiny", "batch_size": None, "batch_tokens": 900,
+               "accumulate": 3, "learning_rate": 1e-3},
+    "villa": {"method": "advl", "student": "villa-tiny", "recipe": "none", "adversarial": "both"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "advl" else pytest.mark.slow) for name in METHODS]
+)
+def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> None:
+    changes = {**COMMON, **METHODS[name]}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_finetune(small_corpus.config(one, **changes))
+    done = launch(command(small_corpus, two, **changes), launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert " on 2 processes" in done.stderr
+    assert done.stdout.count("run folder:") == 1
+    for alone, shared in zip(logged(one), logged(two), strict=True):
+        assert alone.keys() == shared.keys()
+        assert alone["num_examples"] == shared["num_examples"]
+        for key in alone:
+            if key.startswith(("raw/", "weighted/", "grad_norm")):
+                assert shared[key] == pytest.approx(alone[key], rel=2e-5, abs=1e-6), key
+    expected, found = (load_file(run / "model.safetensors") for run in (one, two))
+    moved = max(float((found[key] - value).abs().max()) for key, value in expected.items())
+    assert moved < 2e-6, moved
+
+
+@pytest.mark.slow
+def test_a_process_that_a_launcher_left_alone_is_refused(small_corpus: Any, tmp_path: Path) -> None:
+    words = command(small_corpus, tmp_path / "run", method="plain", cache=())
+    done = launch(words, launcher=(), **LAUNCHER_OF_ONE)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "not in step" in done.stderr
+    assert "torchrun --nproc-per-node 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(2, 4), st.integers(0, 99))
+def test_a_micro_batch_holds_the_same_examples_whoever_shares_it(
+    batch_size: int, accumulate: int, world_size: int, seed: int
+) -> None:
+    def parts(rank: int, world: int, cut: int) -> list[list[int]]:
+        order = ExampleOrder(50, batch_size=batch_size, accumulate=cut, seed=seed, rank=rank, world_size=world)
+        return [part.tolist() for part in order.micro_batches(3)]
+
+    if batch_size < world_size:
+        return
+    shared = [parts(rank, world_size, accumulate) for rank in range(world_size)]
+    assert len({len(share) for share in shared}) == 1
+    joined = [[item for part in micro for item in part] for micro in zip(*shared, strict=True)]
+    assert joined == parts(0, 1, len(joined))
