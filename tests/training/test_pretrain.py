@@ -21,7 +21,8 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.pretrain import PretrainConfig, run_pretrain
 from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_targets
-from advl_pipeline.training.run import _known_words, run_finetune
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.run_signals import _known_words
 
 STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt")
 
