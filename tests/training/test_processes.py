@@ -124,3 +124,9 @@ def test_a_micro_batch_holds_the_same_examples_whoever_shares_it(
     assert len({len(share) for share in shared}) == 1
     joined = [[item for part in micro for item in part] for micro in zip(*shared, strict=True)]
     assert joined == parts(0, 1, len(joined))
+
+
+def test_the_docs_show_both_launchers() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert "torchrun --nproc-per-node 2 -m advl_cli finetune" in page
+    assert "accelerate launch --multi_gpu --num_processes 2 -m advl_cli finetune" in page
