@@ -17,7 +17,14 @@ def begin(path: Path, identity: dict[str, Any], *, resume: bool = True, cache: s
     folder = RunFolder(path)
     if resume:
         folder.require_same_run(identity)
-    folder.begin(identity, config={"cache": [cache]}, settings={}, caches=[(cache, {"name": "clip"})], resume=resume)
+    folder.begin(
+        identity,
+        config={"cache": [cache]},
+        settings={},
+        caches=[(cache, {"name": "clip"})],
+        computed_on={"device": "cpu", "mixed_precision": "no"},
+        resume=resume,
+    )
     return folder
 
 
