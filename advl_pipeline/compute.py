@@ -19,10 +19,16 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ComputeConfig(Configuration):
-    """Base of the configuration of a command that computes."""
+class DeviceConfig(Configuration):
+    """Base of the configuration of a command that computes in fp32."""
 
     device: str = option(AUTO, help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeConfig(DeviceConfig):
+    """Base of the configuration of a command that computes."""
+
     mixed_precision: MixedPrecision = option(
         AUTO, help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32."
     )

@@ -162,7 +162,7 @@ class ShardBuffer:
             raise AdvlError(
                 "The teacher gave features that are not finite numbers.",
                 where=f"unit {unit} of shard {self.shard}",
-                next_command="try --compute-dtype fp32",
+                next_command="try --mixed-precision no",
             )
 
     def _narrow(self, values_MD: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.compute import ComputeConfig
+from advl_pipeline.compute import ComputeConfig, DeviceConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
 
@@ -66,7 +66,7 @@ class HardSubsetConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutConfig(ComputeConfig):
+class ReadoutConfig(DeviceConfig):
     """Configuration of `advl readout`."""
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")
