@@ -37,8 +37,7 @@ def weights_digest(path: Path) -> str:
             "The pretrained student does not exist.",
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
-            next_command=f"put the student's weights there (advl students list), or for scenes-small: "
-            f"advl pretrain --output {path}",
+            next_command=f"put the student's weights there; for scenes-small: advl pretrain --output {path}",
         )
     state = hashlib.sha256()
     for file in files:
