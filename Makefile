@@ -14,7 +14,7 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos clean
+.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench: $(STAMP) ## Measure reading and writing against the peers
 
 chaos: $(STAMP) ## Kill 50 extractions and 20 finetunes, damage 200 caches at random; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
+
+rehearsal: $(STAMP) ## The whole way of a user on mirrors of VCR, VQA v2 and SNLI-VE at official sizes (hours, 2 GB)
+	$(BIN)/python -m benchmarks.rehearsal
 
 golden: $(STAMP) ## Compare the losses of this checkout with those of another: make golden OTHER=../another
 	$(BIN)/python tests/support/golden.py compare "$(OTHER)"

@@ -67,6 +67,8 @@ def _disk(forecast: Forecast) -> str:
 
 
 def _cache(cache: CacheForecast) -> str:
+    content = f" ({cache.content})" if cache.content else ""
     if cache.num_bytes is None or cache.seconds is None:
-        return f"cache to extract: {cache.path}, size unknown: {cache.obstacle}"
-    return f"cache to extract: {cache.path}, {wording.size(cache.num_bytes)}, {wording.duration(cache.seconds)}"
+        return f"cache to extract: {cache.path}, size unknown: {cache.obstacle}{content}"
+    cost = f"{wording.size(cache.num_bytes)}, {wording.duration(cache.seconds)}"
+    return f"cache to extract: {cache.path}, {cost}{content}"

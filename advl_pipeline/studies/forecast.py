@@ -10,6 +10,7 @@ from pathlib import Path
 
 from advl_pipeline.compute import device_name
 from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
@@ -20,28 +21,44 @@ from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheForecast:
-    """A cache to extract, its bytes and seconds by the plan of the extraction; None, and why, where there is none."""
+    """A cache to extract, its bytes and seconds by the plan of the extraction; None, and why, where there is none.
+
+    `content` says in words what is kept of what.
+    """
 
     path: Path
     num_bytes: int | None
     seconds: float | None
     obstacle: str
+    content: str = ""
 
 
 def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
     """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
     from advl_pipeline.extraction.run import estimate_extraction
 
+    config = extraction_config(need, study, data_root)
+    content = describe_content(config)
     try:
-        estimates = estimate_extraction(extraction_config(need, study, data_root))
+        estimates = estimate_extraction(config)
     except AdvlError as error:
-        return CacheForecast(path=need.path, num_bytes=None, seconds=None, obstacle=error.what)
+        return CacheForecast(path=need.path, num_bytes=None, seconds=None, obstacle=error.what, content=content)
     return CacheForecast(
         path=need.path,
         num_bytes=sum(item.num_bytes for item in estimates),
         seconds=sum(item.seconds or 0.0 for item in estimates),
         obstacle="",
+        content=content,
     )
+
+
+def describe_content(config: ExtractConfig) -> str:
+    """Return in words what an extraction keeps: of which questions, which tokens, how exactly."""
+    share = config.select_tokens
+    seeds = " and ".join(map(str, config.seed))
+    questions = "all questions" if config.shots is None else f"{config.shots:,} questions of seed {seeds}"
+    tokens = "all tokens" if share is None else f"the tokens of {share:.0%} of the words"
+    return f"{questions}, {tokens}, {config.dtype}"
 
 
 CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]

@@ -182,6 +182,9 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     written = tiny_extract(tmp_path / "data", tmp_path / "cache")
     size = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("c/**/*") if path.is_file())
     assert written.estimates[0].num_units == result.estimates[0].num_units
+    # Trial batches tell the time of a plan; whoever encodes anyway does not pay for them.
+    assert all(item.seconds is not None for item in result.estimates)
+    assert all(item.seconds is None for item in written.estimates)
     assert size == pytest.approx(sum(item.num_bytes for item in result.estimates), rel=0.6)
 
 
