@@ -18,12 +18,13 @@ IMPORTED = "import:"
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
     *("teacher", "dataset", "split", "modality", "image_tokens", "grid_side", "dtype", "compression"),
-    *("select_tokens", "mixed_precision", "text_style", "shard_rows", "on_error", "weights", "data_root"),
-    *("shots", "seed", "ids"),
+    *("select_tokens", "mixed_precision", "text_style", "text_units", "shard_rows", "on_error", "weights"),
+    *("data_root", "shots", "seed", "ids"),
 )
 _UNSAID = {
     "grid_side": 12,
     "seed": [0],
+    "text_units": "question",
     "ids": [],
     "compression": "none",
     "shard_rows": 32768,

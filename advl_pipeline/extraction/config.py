@@ -14,7 +14,7 @@ from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
-from advl_pipeline.teachers.options import ComputeDtype
+from advl_pipeline.teachers.options import ComputeDtype, TextUnits
 
 Modality = Literal["both", "image", "text"]
 
@@ -40,6 +40,11 @@ class ExtractConfig(ComputeConfig):
         "subset in the name where one is asked for].",
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
+    text_units: TextUnits = option(
+        "question",
+        help="What a text teacher reads of an answer choice: question, the candidate with its question; candidate, "
+        "it alone; both, each by itself, of which features are the mean.",
+    )
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "boxes-roi", "grid", "none"] = option(
         "auto",

@@ -16,7 +16,7 @@ from advl_pipeline.extraction.identity import describe_dataset
 from advl_pipeline.extraction.part import open_part
 
 _DECIDE_THE_NUMBERS = (
-    *("teacher", "dataset", "split", "text_style", "modality", "image_tokens", "grid_side", "dtype"),
+    *("teacher", "dataset", "split", "text_style", "text_units", "modality", "image_tokens", "grid_side", "dtype"),
     *("compression", "select_tokens", "mixed_precision", "shard_rows", "on_error"),
 )
 

@@ -17,6 +17,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
 from advl_pipeline.teachers.options import ImageTokenKind
 from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
+from advl_pipeline.teachers.text_units import with_text_units
 
 _TOKENISE_UNITS = 1024
 
@@ -141,7 +142,7 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     if teacher.text is not None and modality in ("both", "text"):
         texts = dataset.text_units()
         if len(texts):
-            tower = teacher.text
+            tower = with_text_units(teacher.text, config.text_units, dataset)
             if config.select_tokens is not None:
                 tower = SelectingTextTower(tower, fit_split_prior(dataset), share=config.select_tokens)
             sources.append(TextSource(tower, texts))

@@ -17,6 +17,11 @@ picture. `grid`: the cells of the network's last feature map. `none`: no token f
 
 ComputeDtype = Literal["fp32", "bf16"]
 
+TextUnits = Literal["question", "candidate", "both"]
+"""What is read of an answer choice. `question`: the candidate with its question, one text. `candidate`: the
+candidate alone; words of the question have no features. `both`: each by itself; a word of the candidate has the mean
+of the two, and so has the text."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OpenOptions:

@@ -20,6 +20,7 @@ from advl_pipeline.errors import ConfigError, IdentityMismatch, suggest_names
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
+from advl_pipeline.teachers.text_units import reads_of, with_text_units
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
 from advl_pipeline.training.vision_signals import TeacherGrid
 
@@ -118,9 +119,11 @@ def live_teacher(
         grid_side=None if grid is None else max(grid.rows, grid.columns),
         dtype=identity["compute_dtype"],
     )
-    if cache.kept_share is not None and teacher.text is not None:
-        selecting = SelectingTextTower(teacher.text, fit_split_prior(dataset), share=cache.kept_share)
-        teacher = replace(teacher, text=selecting)
+    if teacher.text is not None:
+        text_tower = with_text_units(teacher.text, reads_of(identity["text"]), dataset)
+        if cache.kept_share is not None:
+            text_tower = SelectingTextTower(text_tower, fit_split_prior(dataset), share=cache.kept_share)
+        teacher = replace(teacher, text=text_tower)
     for modality, tower in (("image", teacher.image), ("text", teacher.text)):
         if tower is not None and identity[modality] is not None and tower.describe() != identity[modality]:
             raise IdentityMismatch(

@@ -24,6 +24,7 @@ from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.terms import TeacherWidths
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
+from advl_pipeline.teachers.text_units import reads_of
 from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets
 
 Array = npt.NDArray[Any]
@@ -121,7 +122,7 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
         text=cache.text,
         image_places=places,
         aligned=teacher["aligned"],
-        words_are_selected=cache.kept_share is not None,
+        words_are_selected=cache.kept_share is not None or reads_of(teacher["text"]) == "candidate",
     )
 
 

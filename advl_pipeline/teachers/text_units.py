@@ -1,0 +1,126 @@
+"""What a text teacher reads of an answer choice: the candidate with its question, it alone, or each in turn.
+
+A text unit stays the whole text, by which it is looked up and to which all characters refer.
+Shapes: M token rows of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import TextUnit
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
+from advl_pipeline.teachers.options import TextUnits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadUnit(PreparedUnit):
+    """A unit as the readings of it that the tower itself prepared, in order."""
+
+    readings: tuple[PreparedUnit, ...]
+
+
+class CandidateTextTower:
+    """A text tower that reads candidates without their questions, alone or beside the whole text.
+
+    Args:
+        tower: that reads.
+        starts: unit id -> first character of the candidate; 0 for a text without a question.
+        reads: what is read.
+    """
+
+    def __init__(self, tower: TextTower, starts: Mapping[str, int], reads: TextUnits) -> None:
+        self._tower = tower
+        self._starts = starts
+        self._reads = reads
+
+    @property
+    def global_dim(self) -> int:
+        return self._tower.global_dim
+
+    @property
+    def token_dim(self) -> int:
+        return self._tower.token_dim
+
+    def describe(self) -> dict[str, Any]:
+        """As the tower, and what it reads."""
+        return {**self._tower.describe(), "reads": self._reads}
+
+    def prepare(self, units: Sequence[TextUnit]) -> list[PreparedUnit]:
+        """As the tower, for each reading; characters refer to the whole text."""
+        starts = [self._starts[unit.unit_id] for unit in units]
+        alone = [replace(unit, text=unit.text[start:]) for unit, start in zip(units, starts, strict=True)]
+        shifted = [
+            _shift(prepared, start) for prepared, start in zip(self._tower.prepare(alone), starts, strict=True)
+        ]
+        if self._reads == "candidate":
+            return [_join([reading]) for reading in shifted]
+        whole = self._tower.prepare(units)
+        return [_join(readings) for readings in zip(whole, shifted, strict=True)]
+
+    def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
+        """Encode each reading; rows follow one another, global features and statistics are means."""
+        read = [unit.readings for unit in units if isinstance(unit, ReadUnit)]
+        if len(read) != len(units):
+            raise TypeError("units must come from `prepare` of this tower")
+        batches = [self._tower.encode(readings) for readings in zip(*read, strict=True)]
+        return EncodedBatch(
+            global_ND=torch.stack([batch.global_ND for batch in batches]).mean(dim=0),
+            token_values=[torch.cat(rows) for rows in zip(*(batch.token_values for batch in batches), strict=True)],
+            stats={
+                name: torch.stack([batch.stats[name] for batch in batches]).mean(dim=0) for name in batches[0].stats
+            },
+        )
+
+
+def with_text_units(tower: TextTower, reads: TextUnits, dataset: Dataset) -> TextTower:
+    """Return the tower that reads what is asked for; the tower itself for whole texts.
+
+    Raises:
+        ConfigError: no text of the dataset has a question before its candidate.
+    """
+    if reads == "question":
+        return tower
+    starts = {
+        candidate.text_unit.unit_id: candidate.answer_start
+        for example in map(dataset.__getitem__, range(len(dataset)))
+        for candidate in example.candidates
+    }
+    if not any(starts.values()):
+        raise ConfigError(
+            f"No text of {dataset.name} has a question before a candidate.",
+            where=f"--text-units {reads}",
+            why="its teachers read one text per item",
+            next_command="leave out --text-units",
+        )
+    return CandidateTextTower(tower, starts, reads)
+
+
+def reads_of(description: Mapping[str, Any] | None) -> TextUnits:
+    """Return what the text tower of a cache's identity read."""
+    reads: TextUnits = (description or {}).get("reads", "question")
+    return reads
+
+
+def _shift(prepared: PreparedUnit, start: int) -> PreparedUnit:
+    assert prepared.char_spans_M2 is not None
+    empty_M = prepared.char_spans_M2[:, 0] == prepared.char_spans_M2[:, 1]
+    moved_M2 = np.where(empty_M[:, None], prepared.char_spans_M2, prepared.char_spans_M2 + np.int32(start))
+    return replace(prepared, char_spans_M2=moved_M2.astype(np.int32))
+
+
+def _join(readings: Sequence[PreparedUnit]) -> ReadUnit:
+    spans = [reading.char_spans_M2 for reading in readings if reading.char_spans_M2 is not None]
+    return ReadUnit(
+        inputs=readings[-1].inputs,
+        num_tokens=sum(reading.num_tokens for reading in readings),
+        char_spans_M2=np.concatenate(spans),
+        readings=tuple(readings),
+    )
