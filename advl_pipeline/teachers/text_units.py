@@ -1,7 +1,7 @@
 """What a text teacher reads of an answer choice: the candidate with its question, it alone, or each in turn.
 
 A text unit stays the whole text, by which it is looked up and to which all characters refer.
-Shapes: M token rows of a text.
+Shapes: N texts, R readings of each, D teacher width, M token rows of a text.
 """
 
 from __future__ import annotations
@@ -66,13 +66,18 @@ class CandidateTextTower:
         return [_join(readings) for readings in zip(whole, shifted, strict=True)]
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
-        """Encode each reading; rows follow one another, global features and statistics are means."""
+        """Encode each reading; rows follow one another, and statistics are means.
+
+        Global features are means that are as long as the readings' are on average: a direction keeps its length.
+        """
         read = [unit.readings for unit in units if isinstance(unit, ReadUnit)]
         if len(read) != len(units):
             raise TypeError("units must come from `prepare` of this tower")
         batches = [self._tower.encode(readings) for readings in zip(*read, strict=True)]
+        readings_RND = torch.stack([batch.global_ND for batch in batches])
+        direction_ND = torch.nn.functional.normalize(readings_RND.mean(dim=0), dim=-1)
         return EncodedBatch(
-            global_ND=torch.stack([batch.global_ND for batch in batches]).mean(dim=0),
+            global_ND=direction_ND * readings_RND.norm(dim=-1, keepdim=True).mean(dim=0),
             token_values=[torch.cat(rows) for rows in zip(*(batch.token_values for batch in batches), strict=True)],
             stats={
                 name: torch.stack([batch.stats[name] for batch in batches]).mean(dim=0) for name in batches[0].stats

@@ -60,7 +60,7 @@ def test_a_candidate_is_read_alone_or_beside_its_question(small_corpus: Any, tmp
     assert both is not None
     rows = torch.cat([read_whole.token_values[0], read_alone.token_values[0]])
     np.testing.assert_allclose(both.token_features(ids)[0], rows, atol=1e-5)
-    mean = (read_whole.global_ND[0] + read_alone.global_ND[0]) / 2
+    mean = torch.nn.functional.normalize(read_whole.global_ND[0] + read_alone.global_ND[0], dim=0)
     np.testing.assert_allclose(both.global_features(ids)[0], mean, atol=1e-5)
 
 
