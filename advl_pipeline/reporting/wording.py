@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, Spread
 from advl_pipeline.studies.config import StudyConfig, shots_label
+from advl_pipeline.studies.result import Contrast
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -91,6 +92,11 @@ def p_value(value: float | None) -> str:
     if value < 0.001:
         return "<.001"
     return f"{value:.3f}".removeprefix("0") if value < 1 else "1"
+
+
+def significant(contrast: Contrast) -> bool:
+    """Whether seeds and items both reject "no difference" after correction."""
+    return all(p is not None and p < 0.05 for p in (contrast.seed_p_adjusted, contrast.item_p_adjusted))
 
 
 def duration(seconds: float) -> str:
