@@ -30,12 +30,26 @@ ROUNDING = 1e-6
 """Of a share of words such as 0.3 * 10, which must not be rounded up to 4."""
 
 
+_FREQUENT_SHARE = 0.02
+_FREQUENT_TEXTS = 5
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordPrior:
     """IDF of lower-cased words over a set of texts; a word never seen there gets the largest value."""
 
     idf: Mapping[str, float]
     unseen: float
+
+    @property
+    def frequent_below(self) -> float:
+        """The prior below which a word is in more than a fiftieth of the texts, and in more than five of them.
+
+        Such words are the task's own function words, as those of a question that is asked again and again.
+        """
+        num_texts = math.exp(self.unseen - 1.0) - 1.0
+        most = max(_FREQUENT_TEXTS, _FREQUENT_SHARE * num_texts)
+        return math.log((1 + num_texts) / (1 + most)) + 1.0
 
     def of_text(self, text: str) -> npt.NDArray[np.float32]:
         """Return (W,) the prior of each word of `word_spans(text)`."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from advl_pipeline.datasets.words import NO_WORD
 from advl_pipeline.distillation.balance import (
     STRETCH,
     bounded_log_variance,
@@ -22,6 +23,7 @@ from advl_pipeline.distillation.balance import (
 )
 from advl_pipeline.distillation.contrastive import image_text_contrast
 from advl_pipeline.distillation.everywhere import ALONE, Everywhere
+from advl_pipeline.distillation.landmarks import Landmarks, placed_texts, placed_words, unplaced_words
 from advl_pipeline.distillation.pathways import (
     Pair,
     TextProjections,
@@ -47,9 +49,6 @@ from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, WordA
 from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, TeacherWidths, check_targets
 from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
-
-KNOWN = 0.5
-"""A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
 
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
@@ -118,6 +117,8 @@ class Distiller(nn.Module):
                     # Its stretched gradient would take over the norm that all gradients are clipped by.
                     free.register_hook(lambda gradient: gradient / STRETCH)  # type: ignore[no-untyped-call]
                     self.free_log_variance[f"{pathway}/{module_key(name)}"] = free
+        self.landmarks: dict[str, Landmarks] = {}
+        """Of each text teacher whose likenesses to known words are followed; the others' are among the batch."""
         self.contrast_image = nn.Linear(hidden_size, contrast_size)
         self.contrast_text = nn.Linear(pooled_size, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
@@ -191,7 +192,10 @@ class Distiller(nn.Module):
         words: WordAlignment,
         anchored_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return how far words that pretraining knew, and what pictures show, have moved from where it left them.
+        """Return how far text that pretraining taught, and what pictures show, have moved from where it left them.
+
+        Held are words as far as it knew them, words that are part of how the task asks, and tokens of no word, from
+        the first of which heads read.
 
         Args:
             states: of the student, from one modality each.
@@ -201,16 +205,21 @@ class Distiller(nn.Module):
             anchored_B: bool, whose pictures count; None for all.
         """
         rows = self.everywhere.rows
-        num_words = words.known_NW.shape[1]
-        now_NWH, seen_NW = pool_to_words(states.text_states_NLH, words.word_of_token_NL, num_words)
-        then_NWH, _ = pool_to_words(reference.text_states_NLH, words.word_of_token_NL, num_words)
+        held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
+        word_NL = words.word_of_token_NL
+        held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
+        shown_NL = batch.token_mask_NL
         visible_NR = batch.visual_mask_NR
         if anchored_B is not None:
             visible_NR = (
                 visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
             )
         visual_XH = rows(states.visual_states_NRH[visible_NR])
-        return drift(rows(now_NWH[seen_NW]), rows(then_NWH[seen_NW]), rows(words.known_NW[seen_NW])) + drift(
+        return drift(
+            rows(states.text_states_NLH[shown_NL]),
+            rows(reference.text_states_NLH[shown_NL]),
+            rows(held_NL[shown_NL]),
+        ) + drift(
             visual_XH,
             rows(reference.visual_states_NRH[visible_NR]),
             torch.ones(len(visual_XH), device=visual_XH.device),
@@ -357,17 +366,14 @@ class Distiller(nn.Module):
                 mask_NW = mask_NW & one.word_mask_NW
             each_NW = None
             pairs: dict[str, Pair] = {}
-            if self.settings.distance == "relational":
+            landmarks = self.landmarks.get(name)
+            if landmarks is not None:
+                mask_NW = unplaced_words(mask_NW & (words.prior_NW > 0), words)
+                each_NW = placed_words(self.settings, words_NWH, one, mask_NW, landmarks)
+            elif self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
-                node_NW = mask_NW = mask_NW & (words.prior_NW > 0)
-                landmark_NW = node_NW
-                if self.settings.landmarks == "known" and words.is_recorded:
-                    # Words that pretraining taught are landmarks, by which the others are placed.
-                    landmark_NW = node_NW & (words.known_NW >= KNOWN)
-                    mask_NW = node_NW & ~landmark_NW
-                each_NW = related_words(
-                    self.settings, words_NWH, one, node_NW, words.form_NW, landmark_NW, name, self.everywhere
-                )
+                mask_NW = mask_NW & (words.prior_NW > 0)
+                each_NW = related_words(self.settings, words_NWH, one, mask_NW, words.form_NW, name, self.everywhere)
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
@@ -394,7 +400,11 @@ class Distiller(nn.Module):
                 if self.settings.relational_nodes in ("words", "both"):
                     related.append(masked_mean(each_NW, selected_NW))
                 if self.settings.relational_nodes in ("texts", "both"):
-                    related.append(related_texts(self.settings, words_NWH, one, node_NW, words, self.everywhere))
+                    related.append(
+                        related_texts(self.settings, words_NWH, one, mask_NW, words, self.everywhere)
+                        if landmarks is None
+                        else placed_texts(self.settings, words_NWH, one, mask_NW, landmarks)
+                    )
                 losses[name] = torch.stack(related).sum(0)
             else:
                 if "word" in pairs:

@@ -63,7 +63,6 @@ def relational_divergence(
     student_XH: torch.Tensor,
     teacher_XD: torch.Tensor,
     group_X: torch.Tensor,
-    landmark_X: torch.Tensor,
     *,
     student_temperature: float,
     teacher_temperature: float,
@@ -76,14 +75,13 @@ def relational_divergence(
         teacher_XD: the teacher's features, without gradient.
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
-        landmark_X: bool, the nodes that every node is compared with: all of them, or those that are known already.
         student_temperature: tau_S.
         teacher_temperature: tau_T.
         everywhere: where the other nodes of the batch are.
 
     A node that is compared with nothing has divergence 0.
     """
-    left_out_XY = (group_X[:, None] == everywhere.rows(group_X)[None, :]) | ~everywhere.rows(landmark_X)[None, :]
+    left_out_XY = group_X[:, None] == everywhere.rows(group_X)[None, :]
     targets_XD = teacher_XD.detach()
     q_XY = log_likenesses(student_XH, everywhere.rows(student_XH), left_out_XY, temperature=student_temperature)
     p_XY = log_likenesses(targets_XD, everywhere.rows(targets_XD), left_out_XY, temperature=teacher_temperature)
@@ -150,7 +148,6 @@ def _divergences(
     features_NWD: torch.Tensor,
     node_NW: torch.Tensor,
     group_NW: torch.Tensor,
-    landmark_NW: torch.Tensor | None = None,
     *,
     everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
@@ -162,14 +159,12 @@ def _divergences(
         features_NWD: the teacher's.
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
-        landmark_NW: bool, the nodes that every node is compared with; None for all.
         everywhere: where the rest of the batch is.
     """
     each_X = relational_divergence(
         states_NWH[node_NW],
         features_NWD[node_NW],
         group_NW[node_NW],
-        (node_NW if landmark_NW is None else landmark_NW)[node_NW],
         student_temperature=settings.student_temperature,
         teacher_temperature=settings.teacher_temperature,
         everywhere=everywhere,
@@ -183,7 +178,6 @@ def related_words(
     one: TextSignal,
     node_NW: torch.Tensor,
     form_NW: torch.Tensor,
-    landmark_NW: torch.Tensor,
     name: str,
     everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
@@ -197,7 +191,7 @@ def related_words(
             why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
             next_command="--batch-size with more examples to a micro-batch, or --distance mse",
         )
-    return _divergences(settings, words_NWH, one.words_NWD, node_NW, form_NW, landmark_NW, everywhere=everywhere)
+    return _divergences(settings, words_NWH, one.words_NWD, node_NW, form_NW, everywhere=everywhere)
 
 
 def related_texts(

@@ -18,10 +18,10 @@ class DistillationSettings:
 
     pathway: Pathway = "both"
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = "relational"
-    relational_nodes: Literal["words", "texts", "both"] = "words"
-    landmarks: Literal["all", "known"] = "all"
-    student_temperature: float = 0.05
-    teacher_temperature: float = 0.05
+    relational_nodes: Literal["words", "texts", "both"] = "both"
+    landmarks: Literal["all", "known"] = "known"
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.1
     distill_layer: Literal["unimodal", "fused"] = "unimodal"
     projection_start: Literal["ridge", "random"] = "ridge"
     target_check: Literal["r2", "none"] = "r2"

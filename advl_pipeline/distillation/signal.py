@@ -49,7 +49,8 @@ class WordAlignment:
     """The words of each sequence: the word of each student token, the prior, and which words exist.
 
     `form_NW` (int64) is equal where two words are spelled alike. `known_NW` (float32, 0 to 1) says how well the
-    student's pretraining knew a word. `is_recorded`: it left a record; without one every word counts as known.
+    student's pretraining knew a word; without a record of it every word counts as known.
+    `frequent_NW` (bool) marks words of very many texts, which say nothing of one of them.
     """
 
     word_of_token_NL: torch.Tensor
@@ -57,7 +58,7 @@ class WordAlignment:
     word_mask_NW: torch.Tensor
     form_NW: torch.Tensor
     known_NW: torch.Tensor
-    is_recorded: bool = False
+    frequent_NW: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ start at random: nothing in it comes from a teacher. (`scenes-small-lm` is the s
 a language model, as those of published students do.) A word piece that names an object by tag also receives that
 object's visual state where text and picture meet, in the manner of VL-BERT. Dropout and layer norm follow UNITER.
 
-Two things differ from UNITER because of its size. In the lower layers text and picture attend only to themselves, so
-that pretraining can align words and regions before they are mixed, and a picture is encoded once for all candidates;
-and word vectors are narrow and projected up, as in ALBERT, because a full-width table would be most of the model.
+Three things differ from UNITER because of its size. In the lower layers text and picture attend to themselves, so
+that pretraining can align words and regions before they mix, and a picture is encoded once for all candidates. Word
+vectors are projected, as in ALBERT. And heads also read whether text and region agree (`agreement.py`).
 
 Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width,
 S crop side, P = 3 * S * S.
@@ -24,11 +24,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
 from advl_pipeline.students.bert_parts import attention_mass
 from advl_pipeline.students.embedded_words import PairTokenizer, language_model_words, load_word_pieces
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
@@ -43,12 +45,12 @@ TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 class ScenesSmallConfig(Configuration):
     """Architecture of `scenes-small`."""
 
-    hidden_size: int = option(96, help="Width H.", minimum=1)
-    word_size: int = option(48, help="Width of the word vectors before they are projected up.", minimum=1)
+    hidden_size: int = option(128, help="Width H.", minimum=1)
+    word_size: int = option(128, help="Width of the word vectors before they are projected up.", minimum=1)
     num_separate_layers: int = option(1, help="Lower layers, in which each modality attends to itself.", minimum=1)
     num_joint_layers: int = option(2, help="Upper layers, in which all attend to all.", minimum=1)
     num_heads: int = option(4, help="Attention heads.", minimum=1)
-    intermediate_size: int = option(192, help="Width of the feed-forward layers.", minimum=1)
+    intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
     dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
     max_text_length: int = option(
         64, help="Word pieces of one sequence; longer texts are an error, never cut.", minimum=1
@@ -114,7 +116,7 @@ class ScenesSmall(Student):
         self.visual_norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = BertEncoder(bert)
-        self.pooler = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+        self.agreement = Agreement(width)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -182,10 +184,9 @@ class ScenesSmall(Student):
     ) -> StudentOutput:
         assert isinstance(batch, ScenesSmallBatch)
         text_NLH, visual_NRH = self.text_states(batch, perturbation), self.visual_states(batch, perturbation)
-        if not mask_visual:
-            text_NLH = text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
         num_text = text_NLH.shape[1]
-        x_NTH = torch.cat([text_NLH, visual_NRH], dim=1)
+        tagged_NLH = text_NLH if mask_visual else text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
+        x_NTH = torch.cat([tagged_NLH, visual_NRH], dim=1)
         bias = attention_bias(batch.token_mask_NL, batch.visual_mask_NR, separate=mask_visual, dtype=x_NTH.dtype)
         *first, last = self.encoder.layer[self.config.num_separate_layers :]
         for layer in first:
@@ -195,7 +196,7 @@ class ScenesSmall(Student):
         return StudentOutput(
             text_states_NLH=x_NTH[:, :num_text],
             visual_states_NRH=x_NTH[:, num_text:],
-            pooled_NP=self.pooler(x_NTH[:, 0]),
+            pooled_NP=self._pool(x_NTH[:, 0], batch, text_NLH, visual_NRH, hidden=mask_visual),
             image_state_NH=x_NTH[:, num_text],
             relevance_NL=relevance,
         )
@@ -206,9 +207,24 @@ class ScenesSmall(Student):
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=visual_NRH,
-            pooled_NP=self.pooler(text_NLH[:, 0]),
+            pooled_NP=self._pool(text_NLH[:, 0], batch, text_NLH, visual_NRH, hidden=True),
             image_state_NH=visual_NRH[:, 0],
         )
+
+    def _pool(
+        self,
+        first_NH: torch.Tensor,
+        batch: ScenesSmallBatch,
+        text_NLH: torch.Tensor,
+        visual_NRH: torch.Tensor,
+        *,
+        hidden: bool,
+    ) -> torch.Tensor:
+        """Return (N, H) from the first token's state and the states below the fusion."""
+        tags_NLR = functional.one_hot(batch.tag_NL + 1, visual_NRH.shape[1] + 1)[..., 1:].to(visual_NRH.dtype)
+        said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
+        place_NR = place_of_tags(tags_NLR, hidden=hidden)
+        return self.agreement(first_NH, text_NLH, said_NL, visual_NRH, place_NR)  # type: ignore[no-any-return]
 
     def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
         """Return (N, L, H): the text's states before the modalities meet."""

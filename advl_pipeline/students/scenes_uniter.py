@@ -1,10 +1,10 @@
 """`scenes-uniter`: a UNITER small enough to be pretrained on a CPU, over small crops of the boxes.
 
-UNITER's modules, used otherwise in two places, because of its size and of the corpus. In the first layer text and
+UNITER's modules, used otherwise in three places, because of its size and of the corpus. In the first layer text and
 regions attend only to themselves, so that pretraining can align them before they are mixed: without it matching was
 still at chance after 500 joint steps of 32. And a word piece that names an object by tag also receives that region's
 state, in the manner of VL-BERT: UNITER knows people by tokens of their own and cannot tell which of the regions
-"object 3" is.
+"object 3" is. And heads also read whether text and region agree (`agreement.py`).
 
 Shapes: N sequences, L text tokens, R regions, H width.
 """
@@ -18,14 +18,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
 from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import RegionBatch, tagged_regions
 from advl_pipeline.students.single_stream import run_layers
-from advl_pipeline.students.uniter import Uniter
+from advl_pipeline.students.uniter import ANSWER_TYPE, Uniter, UniterConfig
 
 NUM_SEPARATE_LAYERS = 1
 
@@ -64,12 +66,13 @@ class ScenesUniter(Uniter):
     def fusion_layers(self) -> Sequence[nn.Module]:
         return super().fusion_layers[NUM_SEPARATE_LAYERS:]
 
-    def embed(
-        self, batch: RegionBatch, delta: Perturbation, *, mask_visual: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states below the fusion; unless the picture is hidden, tagged words hold their region's."""
-        assert isinstance(batch, TaggedRegionBatch)
-        text_NLH, regions_NRH = super().embed(batch, delta, mask_visual=mask_visual)
+    def __init__(self, name: str, config: UniterConfig) -> None:
+        super().__init__(name, config)
+        self.agreement = Agreement(config.hidden_size)
+
+    def embed(self, batch: RegionBatch, delta: Perturbation) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states below the fusion."""
+        text_NLH, regions_NRH = super().embed(batch, delta)
         num_text = text_NLH.shape[1]
         x_NSH, _ = run_layers(
             super().fusion_layers[:NUM_SEPARATE_LAYERS],
@@ -78,15 +81,30 @@ class ScenesUniter(Uniter):
             num_text=num_text,
             separate=True,
         )
-        text_NLH, regions_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
-        if mask_visual:
-            return text_NLH, regions_NRH
-        index_NLH = batch.tags_NL.clamp(min=0)[..., None].expand(-1, -1, regions_NRH.shape[-1])
-        return text_NLH + regions_NRH.gather(1, index_NLH) * (batch.tags_NL >= 0)[..., None], regions_NRH
+        return x_NSH[:, :num_text], x_NSH[:, num_text:]
+
+    def fuse(
+        self,
+        batch: RegionBatch,
+        text_NLH: torch.Tensor,
+        regions_NRH: torch.Tensor,
+        *,
+        mask_visual: bool,
+        need_relevance: bool,
+    ) -> StudentOutput:
+        """Run the joint layers; unless the picture is hidden, tagged words hold their region's state."""
+        assert isinstance(batch, TaggedRegionBatch)
+        tags_NLR = functional.one_hot(batch.tags_NL + 1, regions_NRH.shape[1] + 1)[..., 1:].to(regions_NRH.dtype)
+        tagged_NLH = text_NLH if mask_visual else text_NLH + tags_NLR @ regions_NRH
+        output = super().fuse(batch, tagged_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
+        said_NL = said_tokens(batch.types_NL >= ANSWER_TYPE, batch.token_mask_NL)
+        place_NR = place_of_tags(tags_NLR, hidden=mask_visual)
+        pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, regions_NRH, place_NR)
+        return dataclasses.replace(output, pooled_NP=pooled_NP)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, RegionBatch)
-        text_NLH, regions_NRH = self.embed(batch, Perturbation(), mask_visual=True)
+        text_NLH, regions_NRH = self.embed(batch, Perturbation())
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=regions_NRH,

@@ -1,9 +1,10 @@
 """`scenes-vilt`: a ViLT small enough to be pretrained on a CPU, over pictures squeezed to a small square.
 
-ViLT's modules, used otherwise in two places, because of its size and of the corpus. In the first layer text and
+ViLT's modules, used otherwise in three places, because of its size and of the corpus. In the first layer text and
 patches attend only to themselves, so that pretraining can align them before they are mixed, and a picture passes it
 once for all candidates. And a word piece that names an object by tag also receives the mean state of the patches
-under that object's box: ViLT sees no boxes and cannot tell what "object 3" is.
+under that object's box: ViLT sees no boxes and cannot tell what "object 3" is. Heads also read whether text and
+patches agree (`agreement.py`).
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
 """
@@ -19,20 +20,25 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
 from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelBatch
-from advl_pipeline.students.vilt import Vilt
+from advl_pipeline.students.vilt import Vilt, ViltConfig
 
 NUM_SEPARATE_LAYERS = 1
 
 
 @dataclass(kw_only=True)
 class TaggedPixelBatch(PixelBatch):
-    """Adds `tags_NLR` (float32): of each token's tagged box, the share on each visual token; 0 without a tag."""
+    """Adds `tags_NLR` (float32): of each token's tagged box, the share on each visual token; 0 without a tag.
+
+    `said_NL` (bool) marks the tokens of the answer, or of the whole text where it has none.
+    """
 
     tags_NLR: torch.Tensor
+    said_NL: torch.Tensor
 
 
 class ScenesVilt(Vilt):
@@ -58,6 +64,7 @@ class ScenesVilt(Vilt):
     def collate(self, examples: Sequence[Example]) -> TaggedPixelBatch:
         batch = super().collate(examples)
         tags_NLR = torch.zeros(*batch.token_ids_NL.shape, self.num_visual)
+        answer_NL = torch.zeros_like(batch.token_mask_NL)
         row = 0
         for example in examples:
             shares = self.box_shares(example.image)
@@ -65,28 +72,49 @@ class ScenesVilt(Vilt):
                 starts, ends = batch.char_spans_NL2[row].unbind(-1)
                 for tag in candidate.tags:
                     tags_NLR[row, (starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = shares[tag.box]
+                answer_NL[row] = (starts >= candidate.context_length) & (ends > starts)
                 row += 1
         values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-        return TaggedPixelBatch(**values, tags_NLR=tags_NLR)
+        said_NL = said_tokens(answer_NL, batch.token_mask_NL)
+        return TaggedPixelBatch(**values, tags_NLR=tags_NLR, said_NL=said_NL)
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
         return super().fusion_layers[NUM_SEPARATE_LAYERS:]
 
-    def embed(self, batch: PixelBatch, *, mask_visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states below the fusion; unless the picture is hidden, tagged words hold their patches'."""
-        assert isinstance(batch, TaggedPixelBatch)
+    def __init__(self, name: str, config: ViltConfig) -> None:
+        super().__init__(name, config)
+        self.agreement = Agreement(config.hidden_size)
+
+    def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states below the fusion."""
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
         image_BRH = self.embed_pixels(self.normalised(batch))
         bias = attention_bias(torch.where(batch.token_mask_NL, TEXT, PADDING), dtype=text_NLH.dtype)
         for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
             text_NLH, image_BRH = layer(text_NLH, bias)[0], layer(image_BRH, None)[0]
-        image_NRH = batch.per_sequence(image_BRH)
-        return (text_NLH if mask_visual else text_NLH + batch.tags_NLR @ image_NRH), image_NRH
+        return text_NLH, batch.per_sequence(image_BRH)
+
+    def fuse(
+        self,
+        batch: PixelBatch,
+        text_NLH: torch.Tensor,
+        image_NRH: torch.Tensor,
+        *,
+        mask_visual: bool,
+        need_relevance: bool,
+    ) -> StudentOutput:
+        """Run the joint layers; unless the picture is hidden, tagged words hold their patches' states."""
+        assert isinstance(batch, TaggedPixelBatch)
+        tagged_NLH = text_NLH if mask_visual else text_NLH + batch.tags_NLR @ image_NRH
+        output = super().fuse(batch, tagged_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
+        place_NR = place_of_tags(batch.tags_NLR, hidden=mask_visual)
+        pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, image_NRH, place_NR)
+        return dataclasses.replace(output, pooled_NP=pooled_NP)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, PixelBatch)
-        text_NLH, image_NRH = self.embed(batch, mask_visual=True)
+        text_NLH, image_NRH = self.embed(batch)
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=image_NRH,

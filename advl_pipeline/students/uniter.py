@@ -140,7 +140,19 @@ class Uniter(RegionStudent):
         need_relevance: bool = False,
     ) -> StudentOutput:
         assert isinstance(batch, RegionBatch)
-        text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation(), mask_visual=mask_visual)
+        text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation())
+        return self.fuse(batch, text_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
+
+    def fuse(
+        self,
+        batch: RegionBatch,
+        text_NLH: torch.Tensor,
+        regions_NRH: torch.Tensor,
+        *,
+        mask_visual: bool,
+        need_relevance: bool,
+    ) -> StudentOutput:
+        """Run the layers in which text and picture attend to one another."""
         num_text = text_NLH.shape[1]
         x_NSH, relevance_NL = run_layers(
             self.fusion_layers,
@@ -164,9 +176,7 @@ class Uniter(RegionStudent):
         """The layers in which text and picture attend to one another."""
         return list(self.model.encoder.layer)
 
-    def embed(
-        self, batch: RegionBatch, delta: Perturbation, *, mask_visual: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, batch: RegionBatch, delta: Perturbation) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what enters those layers: text (N, L, H) and regions (N, R, H)."""
         text_NLH = self.model.embed_text(batch.token_ids_NL, types_NL=batch.types_NL, perturbation_NLH=delta.text_NLE)
         regions_NRH = self.model.embed_regions(

@@ -87,7 +87,19 @@ class Vilt(PixelStudent):
     ) -> StudentOutput:
         assert isinstance(batch, PixelBatch)
         self.refuse_perturbation(perturbation)
-        text_NLH, image_NRH = self.embed(batch, mask_visual=mask_visual)
+        text_NLH, image_NRH = self.embed(batch)
+        return self.fuse(batch, text_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
+
+    def fuse(
+        self,
+        batch: PixelBatch,
+        text_NLH: torch.Tensor,
+        image_NRH: torch.Tensor,
+        *,
+        mask_visual: bool,
+        need_relevance: bool,
+    ) -> StudentOutput:
+        """Run the layers in which text and picture attend to one another."""
         x_NSH = torch.cat([text_NLH, image_NRH], dim=1)
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
         bias = attention_bias(kinds, separate=mask_visual, dtype=x_NSH.dtype)
@@ -112,7 +124,7 @@ class Vilt(PixelStudent):
         """The layers in which text and picture attend to one another."""
         return list(self.model.encoder.layer)
 
-    def embed(self, batch: PixelBatch, *, mask_visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what enters those layers: text (N, L, H) and picture (N, R, H)."""
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
         return text_NLH, batch.per_sequence(self.embed_pixels(self.normalised(batch)))

@@ -224,19 +224,20 @@ class FinetuneConfig(ComputeConfig):
         "coordinates of its features, through a projection, by mse, l1, cosine or smooth-l1.",
     )
     relational_nodes: Literal["words", "texts", "both"] = option(
-        "words",
+        "both",
         help="Of relational: what of a text is related, its words, the text as the mean of its words, or both.",
     )
     landmarks: Literal["all", "known"] = option(
-        "all",
-        help="Of relational: what words are related to, all words of the batch, or those that pretraining taught, "
-        "which are then not distilled themselves.",
+        "known",
+        help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
+        "where it left them, and places the others; all takes the words of the batch, as does a student without a "
+        "record of its pretraining.",
     )
     student_temperature: float = option(
-        0.05, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
+        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
     )
     teacher_temperature: float = option(
-        0.05, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
+        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
     )
     distill_layer: Literal["unimodal", "fused"] = option(
         "unimodal",
@@ -368,7 +369,7 @@ class PretrainConfig(ComputeConfig):
     seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
     warmup_steps: int = option(500, help="Steps of region-phrase contrast alone.", minimum=0)
     joint_steps: int = option(
-        900, help="Steps of all objectives together: contrast, masked words, matching, naming.", minimum=0
+        250, help="Steps of all objectives together: contrast, masked words, matching, naming.", minimum=0
     )
     batch_size: int = option(96, help="Pairs per step.", minimum=1)
     learning_rate: float = option(1e-3, help="Peak learning rate.", above=0)

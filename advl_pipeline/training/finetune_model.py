@@ -266,6 +266,12 @@ class FinetuneModel(nn.Module):
         has_teachers = signal is not None and any(self.distiller.teachers.values())
         return has_teachers and self.distiller.settings.distill_layer == "unimodal"
 
+    def states(self, batch: StudentBatch) -> StudentOutput:
+        """Return the states that the run distils."""
+        if self.distiller.settings.distill_layer == "unimodal":
+            return self.student.encode_unimodal(batch)
+        return self.encode(batch, need_relevance=False)
+
     def encode(
         self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None
     ) -> StudentOutput:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.distillation.distiller import KNOWN
+from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_words
 from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
 from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
 from advl_pipeline.distillation.relational import some_of
@@ -36,10 +36,11 @@ Nodes = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def read_placement(
     student: Student, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
 ) -> dict[str, dict[str, dict[str, float] | None]]:
-    """Return, by teacher, the agreement on `words` and on `regions`; None where there are too few.
+    """Return, by teacher, the agreement on `words`, on `texts` and on `regions`; None where there are too few.
 
     Words are asked about that pretraining did not teach, and offered are those that it did; where no record of it is
-    left, all are both. A word's state is the mean over its occurrences.
+    left, all are both. A word's state is the mean over its occurrences. A text is asked about as the mean of its
+    words that a teacher places (`unplaced_words`), and offered are the known words again.
 
     Args:
         student: as it is; left in the mode that it was in.
@@ -55,6 +56,7 @@ def read_placement(
     student.eval()
     words: dict[str, list[Nodes]] = {}
     regions: dict[str, list[Nodes]] = {}
+    texts: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     seen_pictures: set[int] = set()
     generator = torch.Generator().manual_seed(0)
     most = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
@@ -65,6 +67,8 @@ def read_placement(
         output = student.encode_unimodal(batch.student)
         for name, nodes in _words(output, batch):
             words.setdefault(name, []).append(nodes)
+        for name, means in _texts(output, batch):
+            texts.setdefault(name, []).append(means)
         fresh = [int(picture) not in seen_pictures for picture in batch.image_ids_B]
         seen_pictures.update(map(int, batch.image_ids_B))
         for name, nodes in _regions(output, batch, torch.tensor(fresh, device=device), most, generator):
@@ -73,6 +77,7 @@ def read_placement(
     return {
         teacher.name: {
             "words": _as_numbers(_word_agreement(words.get(teacher.name, []))),
+            "texts": _as_numbers(_text_agreement(texts.get(teacher.name, []), words.get(teacher.name, []))),
             "regions": _as_numbers(_region_agreement(regions.get(teacher.name, []))),
         }
         for teacher in source.teachers
@@ -94,6 +99,24 @@ def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes
             node_NW = node_NW & one.word_mask_NW
         is_known_X = words.known_NW[node_NW] >= KNOWN
         found.append((name, (states_NWH[node_NW], one.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)))
+    return found
+
+
+def _texts(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
+    signal = batch.signal
+    assert signal is not None
+    assert signal.words is not None
+    words = signal.words
+    states_NWH, seen_NW = pool_to_words(output.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+    found = []
+    for name, one in signal.text.items():
+        if one.words_NWD is None:
+            continue
+        node_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
+        if one.word_mask_NW is not None:
+            node_NW = node_NW & one.word_mask_NW
+        unplaced_NW = unplaced_words(node_NW, words)
+        found.append((name, (mean_of_words(states_NWH, unplaced_NW), mean_of_words(one.words_NWD, unplaced_NW))))
     return found
 
 
@@ -129,6 +152,24 @@ def _word_agreement(parts: list[Nodes]) -> Agreement | None:
         asked_X=~known_G if has_both else everything_G,
         offered_X=known_G if has_both else everything_G,
         kin_X=form_G,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _text_agreement(parts: list[tuple[torch.Tensor, torch.Tensor]], words: list[Nodes]) -> Agreement | None:
+    if not parts:
+        return None
+    states_TH, features_TD = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    states_XH, features_XD, form_X, known_X = (torch.cat(column).cpu() for column in zip(*words, strict=True))
+    known_KH, form_K = mean_by_group(states_XH[known_X], form_X[known_X])
+    known_KD, _ = mean_by_group(features_XD[known_X], form_X[known_X])
+    is_text_Y = torch.arange(len(states_TH) + len(known_KH)) < len(states_TH)
+    return agreement(
+        torch.cat([states_TH, known_KH]),
+        torch.cat([features_TD, known_KD]),
+        asked_X=is_text_Y,
+        offered_X=~is_text_Y,
+        kin_X=torch.cat([torch.full((len(states_TH),), -1), form_K]),
         generator=torch.Generator().manual_seed(0),
     )
 

@@ -48,7 +48,13 @@ from advl_pipeline.training.pretrain_objectives import (
 )
 from advl_pipeline.training.schedule import linear_warmup_decay
 
-SCHEMA = 4
+FEW = 4
+"""Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
+
+ASKED = 2
+"""A region of one of so many pictures of a batch is asked about."""
+
+SCHEMA = 5
 """Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
 
 
@@ -118,14 +124,15 @@ def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any
 
 @dataclass(kw_only=True)
 class _PairBatch:
-    """Captions with their own pictures, with others, and questions about a region of each."""
+    """Captions with their own pictures; a few of them with others as well; questions about a region of some."""
 
     captions: StudentBatch
     phrases: PhraseTargets
+    few: StudentBatch
+    few_phrases: PhraseTargets
     mixed: StudentBatch
     is_pair: torch.Tensor
     questions: StudentBatch
-    is_named: torch.Tensor
 
     def to(self, device: torch.device) -> _PairBatch:
         return _PairBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
@@ -185,19 +192,22 @@ def _train(
 def _pair_batch(student: Student, examples: Sequence[Example], generator: torch.Generator) -> _PairBatch:
     untagged = [without_tags(example) for example in examples]
     captions = student.collate(untagged)
-    picture, is_pair = swap_pictures(len(examples), generator)
+    num_few, num_asked = max(2, len(examples) // FEW), max(1, len(examples) // ASKED)
+    few, few_untagged = examples[:num_few], untagged[:num_few]
+    picture, is_pair = swap_pictures(num_few, generator)
     mixed = [
         replace(example, image=examples[index].image)
-        for example, index in zip(untagged, picture.tolist(), strict=True)
+        for example, index in zip(few_untagged, picture.tolist(), strict=True)
     ]
-    asked, is_named = region_questions(examples, generator)
+    asked = region_questions(examples, generator)[:num_asked]
     return _PairBatch(
         captions=captions,
         phrases=phrase_targets(student, examples, captions),
+        few=student.collate(few_untagged),
+        few_phrases=phrase_targets(student, few, captions),
         mixed=student.collate(mixed),
         is_pair=is_pair,
         questions=student.collate(asked),
-        is_named=is_named,
     )
 
 
@@ -216,7 +226,7 @@ def _joint(
     config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _PairBatch, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Return the objectives of states in which text and picture have met."""
-    shown = batch.captions
+    shown = batch.few
     words, mask_id = student.word_table()
     masked_ids, targets = mask_words(
         shown.token_ids_NL,
@@ -227,6 +237,6 @@ def _joint(
     )
     return {
         "words": heads.masked_words(student.encode(replace(shown, token_ids_NL=masked_ids)), words.weight, targets),
-        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
-        "naming": heads.name(student.encode(batch.questions), batch.is_named),
+        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.few_phrases, batch.is_pair),
+        "naming": heads.name(student.encode(batch.questions), batch.questions.num_candidates),
     }

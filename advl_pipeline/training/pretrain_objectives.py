@@ -78,42 +78,59 @@ def without_tags(example: Example) -> Example:
     return replace(example, candidates=tuple(replace(candidate, tags=()) for candidate in example.candidates))
 
 
-def region_questions(examples: Sequence[Example], generator: torch.Generator) -> tuple[list[Example], torch.Tensor]:
-    """Ask of one box per picture whether a phrase names it: "object 3" against "a cat".
+_ANSWERS = (
+    "{phrase}",
+    "{phrase} .",
+    "this is {phrase}",
+    "there is {phrase}",
+    "it is {phrase} .",
+    "that is {phrase} .",
+)
+"""How captions speak of one thing."""
 
-    The phrase is the box's own, another one of the same caption, or one of another caption, so that the answer needs
-    the box and not only the picture. The tag is the context of the candidate, the phrase its answer, and the task
-    that of a choice, so that a student lays the two out as it will lay out question and answer.
 
-    Returns:
-        Examples, and (n,) bool, whether the phrase is the box's own.
+def region_questions(examples: Sequence[Example], generator: torch.Generator) -> list[Example]:
+    """Ask of one box per picture which of four phrases names it: "object 3" with "this is a cat" as the first choice.
+
+    One wrong phrase is of the same caption, so that the answer needs the box and not only the picture; two are of
+    other captions. The tag is the context of each candidate, the phrase in the language of captions its answer, and
+    the task that of a choice, so that a student lays the two out as it will lay out question and answer. The right
+    phrase comes first. Phrases of one wording are offered once.
     """
-    asked, is_named = [], []
+    asked = []
     for row, example in enumerate(examples):
         (caption,) = example.candidates
         own = caption.tags[_draw(len(caption.tags), generator)]
-        phrase = caption.text[own.start : own.end]
-        wrong = _draw(4, generator)
-        if wrong < 2:
-            (other,) = (example if wrong == 0 else examples[(row + 1) % len(examples)]).candidates
-            tag = other.tags[_draw(len(other.tags), generator)]
-            phrase = other.text[tag.start : tag.end]
+        phrases = [
+            named_phrase(caption.text, tag) for tag in (own, caption.tags[_draw(len(caption.tags), generator)])
+        ]
+        for shift in (1, 2):
+            (other,) = examples[(row + shift) % len(examples)].candidates
+            phrases.append(named_phrase(other.text, other.tags[_draw(len(other.tags), generator)]))
+        answer = _ANSWERS[_draw(len(_ANSWERS), generator)]
         name = f"object {own.box + 1}"
         asked.append(
             replace(
                 example,
                 task="vcr-q2a",
-                candidates=(
+                candidates=tuple(
                     Candidate(
-                        text_unit=text_unit(f"{name} {phrase}"),
+                        text_unit=text_unit(f"{name} {answer.format(phrase=phrase)}"),
                         context_length=len(name),
                         tags=(ObjectTag(start=0, end=len(name), box=own.box),),
-                    ),
+                    )
+                    for phrase in dict.fromkeys(phrases)
                 ),
             )
         )
-        is_named.append(phrase.lower() == caption.text[own.start : own.end].lower())
-    return asked, torch.tensor(is_named)
+    return asked
+
+
+def named_phrase(text: str, tag: ObjectTag) -> str:
+    """Return a phrase with the article that stands before it, if there is one."""
+    before = text[: tag.start].split()
+    article = f"{before[-1]} " if before and before[-1].lower() in ("a", "an", "the") else ""
+    return f"{article}{text[tag.start : tag.end]}"
 
 
 def _draw(limit: int, generator: torch.Generator) -> int:
@@ -172,12 +189,11 @@ class PretrainHeads(nn.Module):
         of_phrases = functional.cross_entropy(self.phrase_matching(phrase_QH), is_pair_Q)
         return functional.cross_entropy(self.matching(output.pooled_NP), is_pair_N.long()) + of_phrases
 
-    def name(self, output: StudentOutput, is_named_N: torch.Tensor) -> torch.Tensor:
-        """Return binary cross-entropy of whether the phrase names the box (see `region_questions`).
-
-        The right phrase has the higher logit, as a right answer has: the head is a choice head.
-        """
-        return functional.binary_cross_entropy_with_logits(self.naming(output.pooled_NP)[:, 0], is_named_N.float())
+    def name(self, output: StudentOutput, num_candidates: Sequence[int]) -> torch.Tensor:
+        """Return cross-entropy of which phrase names the box (see `region_questions`): the first of each example."""
+        logits = self.naming(output.pooled_NP)[:, 0].split(list(num_candidates))
+        padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True, padding_value=-torch.inf)
+        return functional.cross_entropy(padded, torch.zeros(len(padded), dtype=torch.long))
 
 
 def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:

@@ -40,6 +40,7 @@ from advl_pipeline.training.finite import StepPlace, require_finite_weights
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs
+from advl_pipeline.training.landmarks import find_landmarks
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples
@@ -121,7 +122,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     checked = [] if signals is None else signals.checked
     model, heads, vision = build_finetune_model(config, settings, chosen, method, inputs, source)
     reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
-    fits = _fit_projections(config, model, inputs, source, device=accelerator.device)
+    fits = _fit_on_inputs(config, model, inputs, source, device=accelerator.device)
     model.remembered = remember_confidences(config, method, checked, inputs, num_processes=accelerator.num_processes)
     step_line = settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
@@ -169,7 +170,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     return FinetuneResult(output=config.output, summary=result, is_main=accelerator.is_main_process)
 
 
-def _fit_projections(
+def _fit_on_inputs(
     config: FinetuneConfig,
     model: FinetuneModel,
     inputs: Inputs,
@@ -180,6 +181,7 @@ def _fit_projections(
     if source is None:
         return []
     model.to(device)
+    model.distiller.landmarks = find_landmarks(model, inputs.adapt_dataset, inputs.adapt, source, device=device)
     return fit_projections(model, inputs.adapt_dataset, inputs.adapt, source, seed=config.seed, device=device)
 
 

@@ -187,6 +187,11 @@ class SignalSource:
             if teacher.text:
                 teacher.text.announce(text_ids)
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether the student's pretraining left a record of the words that it taught."""
+        return self._known.counts is not None
+
     def signal(
         self,
         examples: Sequence[Example],
@@ -230,7 +235,7 @@ class SignalSource:
             word_mask_NW=torch.from_numpy(mask),
             form_NW=torch.from_numpy(form),
             known_NW=torch.from_numpy(known),
-            is_recorded=self._known.counts is not None,
+            frequent_NW=torch.from_numpy((prior > 0) & (prior < self.prior.frequent_below)),
         )
 
     def _spelling(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -19,7 +19,7 @@ from advl_pipeline.datasets.scenes.scene import Scene, Thing
 from advl_pipeline.datasets.scenes.vocabulary import Kind, Vocabulary
 from advl_pipeline.datasets.scenes.wording import indefinite
 
-_OPENINGS: Final = ("", "a picture of ", "there is ")
+_OPENINGS: Final = ("", "a picture of ", "there is ", "this is ", "it is ", "that is ")
 
 
 def plan_caption_scenes(vocabulary: Vocabulary, *, seed: int, split: str, num_scenes: int) -> Iterator[Scene]:
@@ -100,6 +100,8 @@ def _listing_parts(order: Sequence[int], draws: Draws) -> list[str | int]:
         if position:
             parts.append(" and " if position == len(order) - 1 else ", ")
         parts.append(thing)
+    if draws.below(2):
+        parts.append(" .")
     return parts
 
 

@@ -1,0 +1,163 @@
+"""Landmarks: the words that pretraining taught, by which a teacher's likenesses place the words that it did not.
+
+docs/method.md, second reading: p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S), with
+k over all known words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's
+states as pretraining left them; L = mean_i KL(p_i || q_i). Known words are held by the anchor and not distilled.
+Shapes: K landmarks, X nodes (words or texts), N sequences, W words, H student width, D teacher width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.signal import TextSignal, WordAlignment
+
+KNOWN = 0.5
+"""A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
+
+MIN_LANDMARKS = 4
+"""With fewer, a word's place among them says next to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmarks:
+    """Known words: the student's states (K, H), a teacher's features (K, D), and the mean (D,) of all its words."""
+
+    states_KH: torch.Tensor
+    features_KD: torch.Tensor
+    mean_D: torch.Tensor
+
+
+class LandmarkSums:
+    """Gathers `Landmarks` over batches: sums by word, in double precision so that their order does not matter."""
+
+    def __init__(self) -> None:
+        self._of_word: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
+        self._all: torch.Tensor | float = 0.0
+        self._num_all = 0
+
+    def add(
+        self, states_NWH: torch.Tensor, features_NWD: torch.Tensor, node_NW: torch.Tensor, words: WordAlignment
+    ) -> None:
+        """Add the words of a batch.
+
+        Args:
+            states_NWH: the student's, as it was pretrained.
+            features_NWD: the teacher's.
+            node_NW: bool, words with a meaning that both sides have.
+            words: which of them pretraining knew.
+        """
+        self._all = self._all + features_NWD[node_NW].double().sum(0)
+        self._num_all += int(node_NW.sum())
+        known_NW = node_NW & (words.known_NW >= KNOWN)
+        forms_G, place_X = torch.unique(words.form_NW[known_NW], return_inverse=True)
+        sums = [
+            torch.zeros(len(forms_G), values.shape[-1], dtype=torch.float64, device=values.device).index_add_(
+                0, place_X, values[known_NW].double()
+            )
+            for values in (states_NWH, features_NWD)
+        ]
+        counts_G = torch.bincount(place_X, minlength=len(forms_G))
+        for row, form in enumerate(forms_G.tolist()):
+            state, feature, count = self._of_word.get(form, (0.0, 0.0, 0))
+            self._of_word[form] = (sums[0][row] + state, sums[1][row] + feature, int(counts_G[row]) + count)
+
+    def landmarks(self) -> Landmarks | None:
+        """Return them in the order of the words' numbers; None where there are too few."""
+        if len(self._of_word) < MIN_LANDMARKS:
+            return None
+        rows = [self._of_word[form] for form in sorted(self._of_word)]
+        assert isinstance(self._all, torch.Tensor)
+        return Landmarks(
+            states_KH=torch.stack([state / count for state, _, count in rows]).float(),
+            features_KD=torch.stack([feature / count for _, feature, count in rows]).float(),
+            mean_D=(self._all / self._num_all).float(),
+        )
+
+
+def landmark_divergence(
+    states_XH: torch.Tensor,
+    features_XD: torch.Tensor,
+    landmarks: Landmarks,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> torch.Tensor:
+    """Return (X,): how far the student's likenesses of each node to the landmarks are from the teacher's, in nats.
+
+    States are centred on the mean of the landmarks, so are the teacher's landmarks, and its nodes on the mean of all
+    its words: what all have in common says nothing of one.
+    """
+    centre_H, centre_D = landmarks.states_KH.mean(0), landmarks.features_KD.mean(0)
+    of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / student_temperature
+    of_teacher_XK = (
+        _cosines(features_XD.detach().float() - landmarks.mean_D, landmarks.features_KD - centre_D)
+        / teacher_temperature
+    )
+    log_p_XK, log_q_XK = of_teacher_XK.log_softmax(-1), of_student_XK.log_softmax(-1)
+    return (log_p_XK.exp() * (log_p_XK - log_q_XK)).sum(-1)
+
+
+def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:
+    """Return (N, W) bool: the words that a teacher places, of those that both sides have.
+
+    Known ones have their place, and frequent ones are part of how the task asks.
+    """
+    return node_NW & (words.known_NW < KNOWN) & ~words.frequent_NW
+
+
+def placed_words(
+    settings: DistillationSettings,
+    words_NWH: torch.Tensor,
+    one: TextSignal,
+    unplaced_NW: torch.Tensor,
+    landmarks: Landmarks,
+) -> torch.Tensor:
+    """Return (N, W): the divergence of each unplaced word, 0 elsewhere."""
+    assert one.words_NWD is not None
+    each_X = landmark_divergence(
+        words_NWH[unplaced_NW],
+        one.words_NWD[unplaced_NW],
+        landmarks,
+        student_temperature=settings.student_temperature,
+        teacher_temperature=settings.teacher_temperature,
+    )
+    return torch.zeros(unplaced_NW.shape, device=each_X.device).masked_scatter(unplaced_NW, each_X)
+
+
+def placed_texts(
+    settings: DistillationSettings,
+    words_NWH: torch.Tensor,
+    one: TextSignal,
+    unplaced_NW: torch.Tensor,
+    landmarks: Landmarks,
+) -> torch.Tensor:
+    """Return (N,): the divergence of each text, as the mean of its unplaced words; 0 where it has none.
+
+    What several words say together is told apart where each alone is not.
+    """
+    assert one.words_NWD is not None
+    has_N = unplaced_NW.any(1)
+    each_X = landmark_divergence(
+        mean_of_words(words_NWH, unplaced_NW),
+        mean_of_words(one.words_NWD, unplaced_NW),
+        landmarks,
+        student_temperature=settings.student_temperature,
+        teacher_temperature=settings.teacher_temperature,
+    )
+    return torch.zeros(len(has_N), device=each_X.device).masked_scatter(has_N, each_X)
+
+
+def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor) -> torch.Tensor:
+    """Return (T, X): the mean over the unplaced words of each of the T texts that have any, in order."""
+    has_N = unplaced_NW.any(1)
+    share_TW = unplaced_NW[has_N] / unplaced_NW[has_N].sum(1, keepdim=True)
+    return torch.einsum("tw,twx->tx", share_TW, values_NWX[has_N])
+
+
+def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
