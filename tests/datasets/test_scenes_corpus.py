@@ -209,7 +209,7 @@ def test_captions_name_plainly_and_point_at_boxes(folder: Path, split: str) -> N
         for start, end, _ in reversed(spans):
             rest = rest[:start] + rest[end:]
         assert set(re.findall(r"[a-z]+", rest)) <= set(
-            "a an some and the there is picture of to left right above below next".split()
+            "a an some and the there this it that is picture of to left right above below next".split()
         )
 
 

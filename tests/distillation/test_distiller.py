@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.terms import DistillationTerms, TeacherWidths
@@ -93,11 +94,15 @@ def draw(seed: int, num_candidates: tuple[int, ...]) -> list[Item]:
     return items
 
 
+TEMPERATURES = {"student_temperature": 0.05, "teacher_temperature": 0.05}
+
+
 def distiller_of(**settings: Any) -> Distiller:
     torch.manual_seed(3)
     widths = {name: TeacherWidths(image_global=a, image_region=b) for name, (a, b) in EYES.items()}
     widths |= {name: TeacherWidths(text_global=a, text_token=b) for name, (a, b) in READERS.items()}
-    chosen = DistillationSettings(**{"distance": "mse", "selection": "prior", "selection_rho": 0.5, **settings})
+    given = {"distance": "mse", "selection": "prior", "selection_rho": 0.5, "relational_nodes": "words"}
+    chosen = DistillationSettings(**{**given, **TEMPERATURES, **settings})
     targets = {} if chosen.vision_target == "auto" else dict.fromkeys(EYES, chosen.vision_target)
     return Distiller(chosen, widths, hidden_size=WIDTH, pooled_size=POOLED, vision_targets=targets)  # type: ignore[arg-type]
 
@@ -140,6 +145,7 @@ def lay_out(items: list[Item], *, extra: int = 0) -> LaidOut:
         word_mask_NW=stack([np.ones(len(c.prior), bool) for c in flat], extra=extra, fill=False),
         form_NW=stack([np.array(c.forms) for c in flat], extra=extra, fill=0),
         known_NW=stack([np.zeros(len(c.prior)) for c in flat], extra=extra, fill=1.0).float(),
+        frequent_NW=stack([np.zeros(len(c.prior), bool) for c in flat], extra=extra, fill=False),
     )
     firsts = torch.tensor([0, *(len(item.candidates) for item in items[:-1])]).cumsum(0)
     signal = TeacherSignal(
@@ -349,19 +355,27 @@ def test_relational_terms_equal_the_loops(seed: int, selection: str) -> None:
 
 
 def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None:
-    distiller = distiller_of(distance="relational", selection="all", pathway="text", landmarks="known")
+    distiller = distiller_of(distance="relational", selection="all", pathway="text")
     output, batch, signal, *rest = lay_out(ITEMS)
     assert signal.words is not None
     known_NW = (signal.words.form_NW % 2).float()
-    recorded = replace(signal.words, known_NW=known_NW, is_recorded=True)
-    found = terms_of(distiller, (output, batch, replace(signal, words=recorded), *rest))
-    assert found.selected_NW is not None
-    assert not bool((found.selected_NW & (known_NW > 0.5)).any())
-    assert bool(found.selected_NW.any())
-    everything = terms_of(distiller, (output, batch, signal, *rest))
-    assert everything.selected_NW is not None
-    assert bool((everything.selected_NW & (known_NW > 0.5)).any())
-    assert not torch.allclose(found.pathways["text"].value_B, everything.pathways["text"].value_B)
+    frequent_NW = signal.words.form_NW % 7 == 2
+    signal = replace(signal, words=replace(signal.words, known_NW=known_NW, frequent_NW=frequent_NW))
+    among_themselves = terms_of(distiller, (output, batch, signal, *rest))
+    draws = torch.Generator().manual_seed(0)
+    for name in READERS:
+        width = signal.text[name].words_NWD.shape[-1]  # type: ignore[union-attr]
+        distiller.landmarks[name] = Landmarks(
+            states_KH=torch.randn(5, output.text_states_NLH.shape[-1], generator=draws),
+            features_KD=torch.randn(5, width, generator=draws),
+            mean_D=torch.randn(width, generator=draws),
+        )
+    placed = terms_of(distiller, (output, batch, signal, *rest))
+    for found, has_known in ((placed, False), (among_themselves, True)):
+        assert found.selected_NW is not None
+        assert bool(found.selected_NW.any())
+        assert bool((found.selected_NW & ((known_NW > 0.5) | frequent_NW)).any()) == has_known
+    assert not torch.allclose(placed.pathways["text"].value_B, among_themselves.pathways["text"].value_B)
 
 
 def test_related_texts_equal_the_loop() -> None:

@@ -20,7 +20,7 @@ from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, re
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.pretrain import PretrainConfig, run_pretrain
-from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_targets
+from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_targets, region_questions
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.run_signals import _known_words
 
@@ -76,19 +76,36 @@ def test_a_phrase_is_placed_at_its_own_box(small_corpus: Any, name: str) -> None
             assert int(batch.box_index_NR[caption, int(place_R.argmax())]) == tag.box
 
 
-def test_a_phrase_that_names_its_box_is_to_have_the_higher_logit() -> None:
+def test_the_phrase_that_names_its_box_is_to_have_the_highest_logit() -> None:
     student = build_student("scenes-small")
     heads = PretrainHeads(student)
-    pooled_NP = torch.randn(8, student.pooled_size)
+    pooled_NP = torch.randn(9, student.pooled_size)
     output = StudentOutput(text_states_NLH=pooled_NP, visual_states_NRH=pooled_NP, pooled_NP=pooled_NP)
-    is_named_N = torch.arange(8) % 2 == 0
     optimizer = torch.optim.Adam(heads.naming.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        heads.name(output, is_named_N).backward()
+        heads.name(output, (4, 2, 3)).backward()
         optimizer.step()
-    logits_N = heads.naming(pooled_NP)[:, 0]
-    assert logits_N[is_named_N].min() > 0 > logits_N[~is_named_N].max()
+    logits = heads.naming(pooled_NP)[:, 0].split([4, 2, 3])
+    assert [int(of_example.argmax()) for of_example in logits] == [0, 0, 0]
+    assert float(heads.name(output, (4, 2, 3))) < 0.1
+
+
+def test_regions_are_asked_about_in_the_language_of_captions(small_corpus: Any) -> None:
+    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    captions = [dataset[index] for index in range(24)]
+    asked = region_questions(captions, torch.Generator().manual_seed(0))
+    num_own = 0
+    for caption, question in zip(captions, asked, strict=True):
+        texts = [candidate.text[candidate.context_length :] for candidate in question.candidates]
+        assert 2 <= len(texts) <= 4
+        assert len(set(texts)) == len(texts)
+        (tag,) = question.candidates[0].tags
+        names = [caption.candidates[0].text[one.start : one.end] for one in caption.candidates[0].tags]
+        boxes = [one.box for one in caption.candidates[0].tags]
+        assert names[boxes.index(tag.box)] in texts[0]
+        num_own += any(name in text for name in names for text in texts[1:])
+    assert num_own > 4
 
 
 @pytest.mark.parametrize(("method", "fresh"), [("plain", False), ("advl", False), ("plain", True)])

@@ -1,0 +1,141 @@
+"""Words are placed by landmarks as a teacher places them: against loops, with invariances, and by descent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from advl_pipeline.distillation.landmarks import (
+    Landmarks,
+    LandmarkSums,
+    landmark_divergence,
+    mean_of_words,
+    unplaced_words,
+)
+from advl_pipeline.distillation.signal import WordAlignment
+
+TEMPERATURES = {"student_temperature": 0.2, "teacher_temperature": 0.1}
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_landmarks(num: int = 6, width: int = 5, teacher_width: int = 8) -> Landmarks:
+    return Landmarks(
+        states_KH=draw(num, width, seed=1), features_KD=draw(num, teacher_width, seed=2), mean_D=draw(8, seed=3)
+    )
+
+
+def alignment(form: list[list[int]], known: list[list[float]], frequent: list[list[bool]]) -> WordAlignment:
+    form_NW = torch.tensor(form)
+    return WordAlignment(
+        word_of_token_NL=torch.zeros_like(form_NW),
+        prior_NW=torch.ones(form_NW.shape),
+        word_mask_NW=torch.ones(form_NW.shape, dtype=torch.bool),
+        form_NW=form_NW,
+        known_NW=torch.tensor(known),
+        frequent_NW=torch.tensor(frequent),
+    )
+
+
+def test_the_divergence_equals_a_loop() -> None:
+    landmarks, states, features = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
+    found = landmark_divergence(states, features, landmarks, **TEMPERATURES)
+    centre_h, centre_t = landmarks.states_KH.mean(0).numpy(), landmarks.features_KD.mean(0).numpy()
+    for node in range(4):
+        likenesses = []
+        for vector, others, centre, temperature in (
+            (features[node] - landmarks.mean_D, landmarks.features_KD, centre_t, 0.1),
+            (states[node] - torch.tensor(centre_h), landmarks.states_KH, centre_h, 0.2),
+        ):
+            one = vector.numpy()
+            cosines = [
+                float(one @ (other - centre) / np.linalg.norm(one) / np.linalg.norm(other - centre))
+                for other in others.numpy()
+            ]
+            raised = np.exp(np.array(cosines) / temperature)
+            likenesses.append(raised / raised.sum())
+        p, q = likenesses
+        assert float(found[node]) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-4, abs=1e-5)
+
+
+def test_scale_and_rotation_of_the_teacher_change_nothing() -> None:
+    landmarks, states, features = some_landmarks(), draw(7, 5, seed=4), draw(7, 8, seed=5)
+    found = landmark_divergence(states, features, landmarks, **TEMPERATURES)
+    rotation, _ = torch.linalg.qr(draw(8, 8, seed=6))
+    turned = Landmarks(
+        states_KH=landmarks.states_KH,
+        features_KD=3 * landmarks.features_KD @ rotation,
+        mean_D=3 * landmarks.mean_D @ rotation,
+    )
+    again = landmark_divergence(states, 3 * features @ rotation, turned, **TEMPERATURES)
+    torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_that_likens_as_the_teacher_does_has_no_divergence() -> None:
+    features = draw(9, 8, seed=5)
+    landmarks = Landmarks(states_KH=features[:5], features_KD=features[:5], mean_D=features[:5].mean(0))
+    same = landmark_divergence(
+        features[5:], features[5:], landmarks, student_temperature=0.1, teacher_temperature=0.1
+    )
+    torch.testing.assert_close(same, torch.zeros(4), atol=1e-6, rtol=0)
+
+
+def test_descent_places_a_word_beside_the_known_one_that_the_teacher_likens_it_to() -> None:
+    known = functional.normalize(draw(6, 16, seed=0), dim=-1)
+    features = functional.normalize(draw(6, 32, seed=1), dim=-1)
+    landmarks = Landmarks(states_KH=known, features_KD=features, mean_D=features.mean(0))
+    unknown = draw(1, 16, seed=2).requires_grad_()
+    optimiser = torch.optim.Adam([unknown], lr=0.1)
+    for _ in range(100):
+        optimiser.zero_grad()
+        landmark_divergence(unknown, features[2:3], landmarks, **TEMPERATURES).mean().backward()
+        optimiser.step()
+    likeness = functional.cosine_similarity(unknown - known.mean(0), known - known.mean(0))
+    assert int(likeness.argmax()) == 2
+
+
+def test_sums_over_batches_are_means_of_known_words_whatever_the_batches() -> None:
+    states, features = draw(3, 4, 5, seed=7), draw(3, 4, 8, seed=8)
+    form = [[1, 2, 3, 4], [1, 5, 6, 0], [2, 2, 4, 6]]
+    known = [[1.0, 1.0, 0.1, 1.0], [1.0, 0.2, 0.9, 1.0], [1.0, 1.0, 1.0, 0.9]]
+    node = torch.tensor([[True] * 4, [True, True, True, False], [True] * 4])
+    found = []
+    for batches in ([[0, 1, 2]], [[2], [0, 1]]):
+        sums = LandmarkSums()
+        for rows in batches:
+            words = alignment([form[row] for row in rows], [known[row] for row in rows], [[False] * 4 for _ in rows])
+            sums.add(states[rows], features[rows], node[rows], words)
+        found.append(sums.landmarks())
+    whole, parts = found
+    assert whole is not None
+    assert parts is not None
+    torch.testing.assert_close(whole.states_KH, parts.states_KH)
+    torch.testing.assert_close(whole.features_KD, parts.features_KD)
+    torch.testing.assert_close(whole.mean_D, features[node].mean(0))
+    # Words 1, 2, 4 and 6 are known; 0 is no word that both sides have.
+    expected = [states[0, 0] + states[1, 0], states[0, 1] + states[2, 0] + states[2, 1], states[0, 3] + states[2, 2]]
+    torch.testing.assert_close(whole.states_KH[:3], torch.stack([expected[0] / 2, expected[1] / 3, expected[2] / 2]))
+    assert len(whole.states_KH) == 4
+
+
+def test_too_few_known_words_are_no_landmarks() -> None:
+    sums = LandmarkSums()
+    sums.add(
+        draw(1, 3, 5, seed=0),
+        draw(1, 3, 8, seed=1),
+        torch.ones(1, 3, dtype=torch.bool),
+        alignment([[1, 2, 3]], [[1.0, 1.0, 1.0]], [[False] * 3]),
+    )
+    assert sums.landmarks() is None
+
+
+def test_known_and_frequent_words_are_not_placed_and_a_text_is_the_mean_of_the_others() -> None:
+    words = alignment([[1, 2, 3], [4, 5, 6]], [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]], [[False, False, True], [False] * 3])
+    unplaced = unplaced_words(torch.ones(2, 3, dtype=torch.bool), words)
+    assert unplaced.tolist() == [[True, False, False], [False, False, False]]
+    values = draw(2, 3, 4, seed=0)
+    torch.testing.assert_close(mean_of_words(values, unplaced), values[:1, 0])
