@@ -18,7 +18,7 @@ class Agreement(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.informative = nn.Linear(width, 1)
+        self.informative = nn.Linear(width, 1, bias=False)
         self.merge = nn.Linear(2 * width, width)
 
     def forward(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from advl_pipeline.students.embedded_words import DEVIATION, WORD_TABLE, embedded_tokenizer_file, language_model_words
 from advl_pipeline.students.registry import build_student
 
-SIZE = 48
+SIZE = 128
 
 
 def test_reduced_words_are_the_principal_components_of_the_whole_table() -> None:
