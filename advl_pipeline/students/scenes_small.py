@@ -120,7 +120,7 @@ class ScenesSmall(Student):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
