@@ -22,10 +22,10 @@ from advl_pipeline.runs.names import evaluation_file
 FloatArray = npt.NDArray[np.float64]
 
 Quantity = Literal["weight", "confidence"]
-Nodes = Literal["words", "regions"]
+Nodes = Literal["words", "texts", "regions"]
 
 _QUANTITIES: Mapping[str, Quantity] = {"weights": "weight", "confidence": "confidence"}
-_NODES: tuple[Nodes, ...] = ("words", "regions")
+_NODES: tuple[Nodes, ...] = ("words", "texts", "regions")
 _ITEM = "item"
 _SCORES = "scores"
 

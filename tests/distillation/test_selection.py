@@ -77,3 +77,13 @@ def test_prior_is_idf_with_function_words_at_zero() -> None:
     assert cat == pytest.approx(math.log(4 / 3) + 1)
     assert dog == pytest.approx(math.log(4 / 2) + 1)
     assert zebra == pytest.approx(math.log(4) + 1)
+
+
+def test_words_of_many_texts_are_frequent_and_those_of_few_never_are() -> None:
+    many = fit_word_prior(
+        [f"what is true of it {'rare' if number < 3 else ''} word{number}" for number in range(200)]
+    )
+    prior = dict(zip(("true", "rare", "word7"), many.of_text("true rare word7").tolist(), strict=True))
+    assert 0 < prior["true"] < many.frequent_below < prior["rare"] < prior["word7"]
+    few = fit_word_prior(["a cat", "a cat", "a cat", "a dog"])
+    assert all(value > few.frequent_below for value in few.of_text("cat dog").tolist())

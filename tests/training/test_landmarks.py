@@ -1,0 +1,83 @@
+"""A run whose student left a record of its words places the others by them, and resumes to the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_logs import losses
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.word_prior import is_function_word
+from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.training.run import run_finetune
+
+
+@pytest.fixture(scope="module")
+def known(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every second word of the inputs with a meaning, as if pretraining had seen it often."""
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    texts = [candidate.text for index in range(len(dataset)) for candidate in dataset[index].candidates]
+    words = sorted({text[start:end].lower() for text in texts for start, end in word_spans(text)})
+    path = tmp_path_factory.mktemp("known") / "words.json"
+    path.write_text(json.dumps(dict.fromkeys([word for word in words if not is_function_word(word)][::2], 50)))
+    return path
+
+
+def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, known: Path, tmp_path: Path) -> None:
+    counts = json.loads(known.read_text())
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    logs = {}
+    for landmarks in ("known", "all"):
+        run = tmp_path / landmarks
+        run_finetune(
+            small_corpus.config(
+                run,
+                known_words=known,
+                landmarks=landmarks,
+                selection="prior",
+                selection_rho=1.0,
+                cache=small_corpus.caches[:1],
+            )
+        )
+        logs[landmarks] = losses(run)
+        selected = json.loads((run / "selected_words.json").read_text())
+        chosen = {
+            candidate.text[start:end].lower()
+            for index, name in enumerate(dataset.example_ids)
+            if name in selected
+            for candidate, spans in zip(dataset[index].candidates, selected[name], strict=True)
+            for start, end in spans
+        }
+        assert chosen
+        assert bool(chosen & set(counts)) == (landmarks == "all")
+    assert logs["known"][0]["raw/text"] != logs["all"][0]["raw/text"]
+
+
+def test_a_stopped_run_finds_the_same_landmarks(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = (
+        small_corpus.config(tmp_path / name, known_words=known, checkpoint_every=1, cache=small_corpus.caches[:1])
+        for name in ("whole", "stopped")
+    )
+    run_finetune(whole)
+    log, calls = RunFolder.log, []
+
+    def stop(self: RunFolder, records: Any) -> None:
+        calls.append(records)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        log(self, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetune(stopped)
+    run_finetune(stopped)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
