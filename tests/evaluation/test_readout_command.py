@@ -50,7 +50,6 @@ def test_the_command_tells_agreement_and_answers_by_likeness(corpus: SmallCorpus
     words = found["placement"]["minilm-l6"]["words"]
     assert words["chance"] == 0.25
     assert 0 <= words["share"] <= 1
-    assert found["placement"]["minilm-l6"]["texts"]["num_asked"] > 10
     assert found["placement"]["minilm-l6"]["regions"] is None
     assert found["placement"]["efficientnet-lite0"]["regions"]["num_asked"] > 10
     # Four pictures' questions, each asked for its answer and its rationale.
@@ -82,7 +81,7 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     assert true["before"] == shuffled["before"]
     assert set(true["after"]) == {"minilm-l6", "efficientnet-lite0"}
     gathered = read_readout(tmp_path / "true")
-    assert set(gathered) == {("minilm-l6", "words"), ("minilm-l6", "texts"), ("efficientnet-lite0", "regions")}
+    assert set(gathered) == {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
     words = gathered["minilm-l6", "words"]
     assert words.before == 100 * true["before"]["minilm-l6"]["words"]["share"]
     assert words.after == 100 * true["after"]["minilm-l6"]["words"]["share"]

@@ -115,7 +115,7 @@ def test_extends_replaces_whole_keys(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\nextends = "demo"\nseeds = [7]\n', encoding="utf-8")
     study = read_study(path)
-    assert (study.name, study.seeds, study.shots) == ("mine", (7,), (100, 300))
+    assert (study.name, study.seeds, study.shots) == ("mine", (7,), (100,))
     path.write_text('name = "mine"\nextends = "scenes-vqa-lowshot"\nseeds = [7]\n', encoding="utf-8")
     # That one extends another itself.
     mine, base = load_study(str(path)), load_study("scenes-vqa-lowshot")

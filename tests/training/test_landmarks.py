@@ -44,6 +44,8 @@ def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, know
             )
         )
         logs[landmarks] = losses(run)
+        texts = json.loads((run / "readout.json").read_text())["after"]["minilm-l6"]["texts"]
+        assert texts["num_asked"] > 10
         selected = json.loads((run / "selected_words.json").read_text())
         chosen = {
             candidate.text[start:end].lower()

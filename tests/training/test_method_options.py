@@ -25,7 +25,7 @@ METHOD_OPTIONS = {"method", *_NAMES[_NAMES.index("distill_weight") :]}
 CHANGES: dict[str, dict[str, Any]] = {
     "distance-mse": {"distance": "mse"},
     "relational-nodes-texts": {"relational_nodes": "texts"},
-    "relational-nodes-both": {"relational_nodes": "both"},
+    "relational-nodes-words": {"relational_nodes": "words"},
     "student-temperature": {"student_temperature": 0.2},
     "teacher-temperature": {"teacher_temperature": 0.2},
     "selection-need": {"selection": "need"},
@@ -82,7 +82,7 @@ COVERED_ELSEWHERE = {
     ("vision_target", "patches"): "needs a cache of a grid: tests/training/test_vision_targets.py",
     ("teacher_control", "shuffle-cells"): "likewise",
     ("teacher_control", "shift-grid"): "likewise",
-    ("landmarks", "known"): "needs a record of pretraining: tests/distillation/test_distiller.py",
+    ("landmarks", "all"): "needs a record of pretraining: tests/training/test_landmarks.py",
     ("projection_start", "random"): "of coordinate distances: tests/training/test_projection_fit.py",
     ("target_check", "none"): "likewise",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
