@@ -14,6 +14,7 @@ from torch import nn
 
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.landmarks import Landmarks
+from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.terms import DistillationTerms, TeacherWidths
@@ -525,3 +526,41 @@ def test_gradients_equal_finite_differences(state: str) -> None:
     found = leaf.grad[0].numpy()
     np.testing.assert_allclose(found[: len(value)] if value.ndim > 1 else found, slope, atol=2e-4, rtol=2e-3)
     assert np.abs(slope).max() > 1e-2
+
+
+@pytest.mark.parametrize("distance", ["mse", "relational"])
+def test_a_grid_over_tokens_is_distilled_as_boxes_of_one_token_each(distance: str) -> None:
+    """Without shares, region s is visual token s: the same as shares that say so."""
+    distiller = distiller_of(distance=distance, selection="all", pathway="vision", vision_target="regions")
+    output, batch, signal, *rest = lay_out(ITEMS)
+    num_visual = output.visual_states_NRH.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    count = len(batch.num_candidates)
+
+    def with_shares(shares_BSR: torch.Tensor | None) -> torch.Tensor:
+        generator.manual_seed(1)
+        vision = {
+            name: replace(
+                one,
+                regions_BSD=torch.randn(count, num_visual, EYES[name][1], generator=generator),
+                region_mask_BS=torch.rand(count, num_visual, generator=generator) < 0.7,
+                shares_BSR=shares_BSR,
+            )
+            for name, one in signal.vision.items()
+        }
+        given = (output, batch, replace(signal, vision=vision), *rest)
+        return terms_of(distiller, given).pathways["vision"].value_B  # type: ignore[arg-type]
+
+    dense_B = with_shares(None)
+    torch.testing.assert_close(dense_B, with_shares(torch.eye(num_visual).expand(count, -1, -1)))
+    assert bool((dense_B > 0).any())
+
+
+def test_no_more_regions_are_related_than_the_bound_and_none_that_has_no_target() -> None:
+    mask_BS = torch.rand(7, 90, generator=torch.Generator().manual_seed(0)) < 0.6
+    generator = torch.Generator().manual_seed(0)
+    kept_BS = some_of(mask_BS, 50, generator)
+    assert int(kept_BS.sum()) == 50
+    assert not bool((kept_BS & ~mask_BS).any())
+    assert not torch.equal(kept_BS, some_of(mask_BS, 50, generator)), "another draw in another step"
+    assert torch.equal(some_of(mask_BS, int(mask_BS.sum()), generator), mask_BS)
