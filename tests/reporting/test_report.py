@@ -386,7 +386,7 @@ def test_reports_are_reproducible(vcr: tuple[StudyResult, Path], page_text: str,
 
 
 def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) -> None:
-    with pytest.raises(ConfigError, match="holds no study"):
+    with pytest.raises(ConfigError, match="nothing to report on"):
         run_report(ReportConfig(study=tmp_path))
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
