@@ -58,7 +58,7 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     raise ConfigError(
         "The processes are not in step: each would train a model of its own into the same folder.",
         why=f"{told}, and this one knows of {accelerator.num_processes}",
-        next_command="torchrun --nproc-per-node 2 -m advl_cli finetune ..., which is the same on CPUs and on GPUs",
+        next_command="start them by torchrun --nproc-per-node 2 -m advl_cli, on CPUs as on GPUs",
     )
 
 

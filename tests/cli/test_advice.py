@@ -27,7 +27,7 @@ CLASSES = [value for value in vars(errors).values() if isinstance(value, type) a
 OPTIONS = {
     option for _, command in commands() for item in command.params for option in (*item.opts, *item.secondary_opts)
 }
-OF_OTHER_PROGRAMS = {"--head", "--help", "--no-deps", "--force-reinstall", "--local-dir"}
+OF_OTHER_PROGRAMS = {"--nproc-per-node", "--head", "--help", "--no-deps", "--force-reinstall", "--local-dir"}
 
 
 def advl(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -59,7 +59,7 @@ def test_a_diverging_run_stops_with_its_last_good_checkpoint(
 
 
 class Failing(StandIn):
-    """A cache's features that are not numbers from the third reading on."""
+    """A cache's features that are not numbers from the fourth reading on; the first looks for targets."""
 
     def __init__(self, store: FeatureStore) -> None:
         super().__init__(store)
@@ -71,7 +71,7 @@ class Failing(StandIn):
     def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
         self._num_readings += 1
         rows, lengths = self._store.token_features(ids)
-        return (np.full_like(rows, np.nan) if self._num_readings > 2 else rows), lengths
+        return (np.full_like(rows, np.nan) if self._num_readings > 3 else rows), lengths
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         return self._store.char_spans(ids)
