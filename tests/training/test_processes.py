@@ -93,7 +93,7 @@ def test_two_processes_are_one(name: str, small_corpus: Any, tmp_path: Path) -> 
         assert alone["num_examples"] == shared["num_examples"]
         for key in alone:
             if key.startswith(("raw/", "weighted/", "grad_norm")):
-                assert shared[key] == pytest.approx(alone[key], rel=2e-5, abs=1e-6), key
+                assert shared[key] == pytest.approx(alone[key], rel=2e-4, abs=2e-6), key
     expected, found = (load_file(run / "model.safetensors") for run in (one, two))
     moved = max(float((found[key] - value).abs().max()) for key, value in expected.items())
     assert moved < 2e-6, moved
