@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.folders import folder_kind, require_outside
+from advl_pipeline.folders import require_outside
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
+from advl_pipeline.studies.folder import STUDY_FILE
 from advl_pipeline.studies.gather import gather_runs, gather_study
 from advl_pipeline.studies.result import StudyResult
 
@@ -32,7 +33,7 @@ def run_report(config: ReportConfig) -> ReportResult:
         ConfigError: the folder holds neither a study nor evaluated runs, or damaged ones.
         StorageError: the file cannot be written.
     """
-    result = gather_study(config.study) if folder_kind(config.study) == "study" else gather_runs(config.study)
+    result = gather_study(config.study) if (config.study / STUDY_FILE).exists() else gather_runs(config.study)
     output = config.output or config.study / f"report.{_EXTENSIONS[config.to]}"
     require_outside(output)
     content = _render(result, config)
