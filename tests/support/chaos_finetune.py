@@ -72,7 +72,11 @@ def kill_and_resume_finetune(
     found = trained(output)
     different = [name for name, value in reference.items() if found[name] != value]
     if different:
-        raise AssertionError(f"killed after {moment:.3f} s, resumed differently: {different}")
+        files = sorted(set(found["files"]) ^ set(reference["files"]))
+        raise AssertionError(
+            f"killed after {moment:.3f} s with {num_logged} steps logged, resumed differently: {different}; "
+            f"files on one side only: {files}"
+        )
     return moment, num_logged
 
 
