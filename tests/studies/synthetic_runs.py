@@ -103,9 +103,10 @@ def readout(cell: Cell) -> dict[str, Any]:
     learns = cell.finetune.teacher_control == "none"
     document: dict[str, Any] = {"before": {}, "after": {}}
     for name in cell.teachers:
-        nodes, other = ("words", "regions") if "minilm" in name else ("regions", "words")
+        nodes = "words" if "minilm" in name else "regions"
         for when, share in (("before", 0.3), ("after", (0.7 if learns else 0.3) + 0.01 * cell.seed)):
-            document[when][name] = {nodes: {"share": share, "num_asked": 200, "chance": 0.25}, other: None}
+            found = {"share": share, "num_asked": 200, "chance": 0.25}
+            document[when][name] = {"words": None, "texts": None, "regions": None, nodes: found}
     return document
 
 
