@@ -69,7 +69,7 @@ def test_other_pictures_change_nothing_in_training(
     )
     run_finetune(small_corpus.config(tmp_path / "own", num_steps=3, **changes))
     monkeypatch.setattr(
-        "advl_pipeline.training.inputs.open_dataset", lambda name, **options: repainted(open_dataset(name, **options))
+        "advl_pipeline.training.inputs.open_splits", lambda name, **options: repainted(open_dataset(name, **options))
     )
     run_finetune(small_corpus.config(tmp_path / "swapped", num_steps=3, **changes))
     assert same(learned(tmp_path / "own"), learned(tmp_path / "swapped")) == is_same

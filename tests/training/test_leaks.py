@@ -57,7 +57,7 @@ def test_labels_outside_the_subset_and_other_splits_influence_nothing(
         dataset: Any = open_dataset(name, **options)
         return relabelled(dataset, set(nested_subset(dataset, 4, 0)))
 
-    monkeypatch.setattr("advl_pipeline.training.inputs.open_dataset", open_relabelled)
+    monkeypatch.setattr("advl_pipeline.training.inputs.open_splits", open_relabelled)
     run_finetune(small_corpus.config(tmp_path / "wrong", **changes))
     assert losses(tmp_path / "wrong") == losses(tmp_path / "true")
     assert opened == ["train"]

@@ -120,7 +120,7 @@ def test_what_is_kept_and_how_it_starts_are_options(tiny: Any) -> None:
 @pytest.fixture(name="config")
 def _config(tiny: Any, tmp_path: Path) -> Iterator[FinetuneConfig]:
     dataset, _, path = tiny
-    with patch("advl_pipeline.training.inputs.open_dataset", lambda *_, **__: dataset):
+    with patch("advl_pipeline.training.inputs.open_splits", lambda *_, **__: dataset):
         yield FinetuneConfig(
             dataset="tiny", output=tmp_path / "run", cache=(path,), num_steps=2, adapt_steps=2, adapt_texts=8,
             batch_size=4, confidence="none", distance="mse", vision_target="both", anchor_weight=0.0,
