@@ -119,13 +119,7 @@ def placed_words(
 ) -> torch.Tensor:
     """Return (N, W): the divergence of each unplaced word, 0 elsewhere."""
     assert one.words_NWD is not None
-    each_X = landmark_divergence(
-        words_NWH[unplaced_NW],
-        one.words_NWD[unplaced_NW],
-        landmarks,
-        student_temperature=settings.student_temperature,
-        teacher_temperature=settings.teacher_temperature,
-    )
+    each_X = _divergence(settings, words_NWH[unplaced_NW], one.words_NWD[unplaced_NW], landmarks)
     return torch.zeros(unplaced_NW.shape, device=each_X.device).masked_scatter(unplaced_NW, each_X)
 
 
@@ -142,14 +136,21 @@ def placed_texts(
     """
     assert one.words_NWD is not None
     has_N = unplaced_NW.any(1)
-    each_X = landmark_divergence(
-        mean_of_words(words_NWH, unplaced_NW),
-        mean_of_words(one.words_NWD, unplaced_NW),
+    states_XH, features_XD = (mean_of_words(values, unplaced_NW) for values in (words_NWH, one.words_NWD))
+    each_X = _divergence(settings, states_XH, features_XD, landmarks)
+    return torch.zeros(len(has_N), device=each_X.device).masked_scatter(has_N, each_X)
+
+
+def _divergence(
+    settings: DistillationSettings, states_XH: torch.Tensor, features_XD: torch.Tensor, landmarks: Landmarks
+) -> torch.Tensor:
+    return landmark_divergence(
+        states_XH,
+        features_XD,
         landmarks,
         student_temperature=settings.student_temperature,
         teacher_temperature=settings.teacher_temperature,
     )
-    return torch.zeros(len(has_N), device=each_X.device).masked_scatter(has_N, each_X)
 
 
 def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor) -> torch.Tensor:
