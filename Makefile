@@ -10,6 +10,9 @@ SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 100 --num-compositional 40 --num-shift-inputs 200
 DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --output caches/demo
 
+# Each takes a core and up to two gigabytes.
+TEST_WORKERS ?= 2
+
 # What `make study` runs, one after another; each resumes where it stopped, and finished runs are never run again.
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
@@ -74,8 +77,9 @@ format: $(STAMP) ## Apply the style
 types: $(STAMP) ## Check types (mypy strict)
 	$(BIN)/mypy
 
+# Files are shared out, so that what the tests of one file share is made once.
 unit: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster
