@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,14 @@ def make_folder(path: Path) -> None:
     """Create a folder and those above it where they are missing; raises `StorageError`."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_left(partial: Path) -> None:
+    """Remove what a killed process left of a file or of a folder; nothing where there is nothing."""
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

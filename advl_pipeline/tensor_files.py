@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from advl_pipeline.atomic import writing
+from advl_pipeline.atomic import remove_left, writing
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, from any device, beside their place and rename the file into it.
+    """Write tensors, from any device, in a folder beside their place and rename the file into it.
+
+    The library writes under a name that it draws, which a killed process leaves behind: in that folder it is found.
 
     Raises:
         StorageError: the disk is full or failed; the part that was written is removed.
@@ -25,11 +28,12 @@ def save_tensors(
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path, SafetensorError):
-            save_file(on_cpu, partial, metadata=None if metadata is None else dict(metadata))
-            partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+            remove_left(partial)
+            partial.mkdir()
+            save_file(on_cpu, partial / path.name, metadata=None if metadata is None else dict(metadata))
+            (partial / path.name).replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def parameter_digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.atomic import make_folder, write_text, writing
+from advl_pipeline.atomic import make_folder, remove_left, write_text, writing
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
@@ -115,7 +115,7 @@ class RunFolder:
             if not resume:
                 self._remove_former()
             for left in self.path.glob("*.partial"):
-                left.unlink()
+                remove_left(left)
         self.write_json(self.identity.name, identity)
         self.write_json(names.CONFIG, config)
         self.write_json(names.ENVIRONMENT, describe_environment() | dict(computed_on))

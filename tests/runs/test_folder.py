@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,5 +78,28 @@ def test_starting_over_leaves_nothing_of_the_former_run_but_what_is_not_its_own(
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / "run.json.123.partial").write_text("{", encoding="utf-8")
+    (tmp_path / "model.safetensors.partial").mkdir()
+    (tmp_path / "model.safetensors.partial" / ".tmp0aZ").write_bytes(b"half")
+    begin(tmp_path, {"options": {}})
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_kill_while_tensors_are_written_leaves_nothing_that_the_next_run_does_not_remove(tmp_path: Path) -> None:
+    """The library draws names of its own for what it has not finished: none of them lies in the run folder."""
+    script = (
+        "import os, pathlib, sys, threading, time, torch\n"
+        "from advl_pipeline.tensor_files import save_tensors\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def kill():\n"
+        "    while not any(p.is_file() for p in folder.rglob('*')): pass\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "tensors = {'a': torch.zeros(40_000_000)}\n"
+        "threading.Thread(target=kill, daemon=True).start()\n"
+        "save_tensors(folder / 'model.safetensors', tensors)\n"
+        "time.sleep(10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"model.safetensors", "model.safetensors.partial"}
     begin(tmp_path, {"options": {}})
     assert not list(tmp_path.glob("*.partial"))
