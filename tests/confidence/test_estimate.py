@@ -57,7 +57,7 @@ class FakeDataset:
     """Pictures of two objects; the question tags one and asks what it is, or with `other` what the other one is; both
     kinds are among the choices."""
 
-    name = "fake"
+    name = identity_name = "fake"
     split = "train"
     text_style = "plain"
 

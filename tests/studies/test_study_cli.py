@@ -95,4 +95,4 @@ def test_report_writes_a_page_and_prints_where(folder: Path, capsys: pytest.Capt
     assert call("report", str(folder / "study"), "--to", "csv", "--output", str(folder / "a.csv"), "--json") == 0
     assert json.loads(capsys.readouterr().out)["output"] == str(folder / "a.csv")
     assert call("report", str(folder)) == 2
-    assert "holds no study" in capsys.readouterr().err
+    assert "nothing to report on" in capsys.readouterr().err

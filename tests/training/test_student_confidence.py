@@ -11,7 +11,7 @@ import torch
 from run_logs import losses, metrics
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training import loop
+from advl_pipeline.training import loop, run
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.student_confidence import SMOOTHING, StudentConfidence
 
@@ -72,7 +72,10 @@ def test_an_interrupted_run_goes_on_with_the_same_confidences(
 def test_processes_that_share_visits_cannot_smooth(
     small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 2))
+    remember = run.remember_confidences
+    monkeypatch.setattr(
+        run, "remember_confidences", lambda *given, num_processes: remember(*given, num_processes=num_processes + 1)
+    )
     with pytest.raises(ConfigError, match="one process") as refused:
         run_finetune(small_corpus.config(tmp_path / "run", student_confidence="smoothed"))
     assert "--student-confidence start" in str(refused.value.next_command)
