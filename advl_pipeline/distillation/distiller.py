@@ -45,7 +45,7 @@ from advl_pipeline.distillation.pooling import (
 from advl_pipeline.distillation.relational import drift, related_texts, related_vision, related_words
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, WordAlignment, shared_words
 from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, TeacherWidths, check_targets
 from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
@@ -361,9 +361,7 @@ class Distiller(nn.Module):
         for name, one in signal.text.items():
             if name not in self.teachers["text"]:
                 continue
-            mask_NW = words.word_mask_NW & seen_NW
-            if one.word_mask_NW is not None:
-                mask_NW = mask_NW & one.word_mask_NW
+            mask_NW = shared_words(words, one, seen_NW)
             each_NW = None
             pairs: dict[str, Pair] = {}
             landmarks = self.landmarks.get(name)

@@ -75,6 +75,12 @@ class TeacherSignal:
         return _move(self, device)
 
 
+def shared_words(words: WordAlignment, one: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:
+    """Return (N, W) bool: the words that both the student, which has `seen_NW`, and the teacher have states of."""
+    shared_NW = words.word_mask_NW & seen_NW
+    return shared_NW if one.word_mask_NW is None else shared_NW & one.word_mask_NW
+
+
 def _move(record: Record, device: torch.device) -> Record:
     changed: dict[str, Any] = {}
     for item in fields(record):  # type: ignore[arg-type]

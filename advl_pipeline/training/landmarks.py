@@ -12,6 +12,7 @@ import torch
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums
 from advl_pipeline.distillation.pooling import pool_to_words
+from advl_pipeline.distillation.signal import shared_words
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource
@@ -58,9 +59,7 @@ def find_landmarks(
             for name in teachers:
                 one = batch.signal.text[name]
                 assert one.words_NWD is not None
-                node_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
-                if one.word_mask_NW is not None:
-                    node_NW = node_NW & one.word_mask_NW
+                node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
                 sums[name].add(states_NWH, one.words_NWD, node_NW, words)
     model.train(was_training)
     found = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}

@@ -16,6 +16,7 @@ from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_
 from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
 from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
 from advl_pipeline.distillation.relational import some_of
+from advl_pipeline.distillation.signal import shared_words
 from advl_pipeline.students.interface import Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
@@ -65,9 +66,8 @@ def read_placement(
         batch = collate_batch(examples, dataset, student, source, labelled=False).to(device)
         assert batch.signal is not None
         output = student.encode_unimodal(batch.student)
-        for name, nodes in _words(output, batch):
+        for name, nodes, means in _words(output, batch):
             words.setdefault(name, []).append(nodes)
-        for name, means in _texts(output, batch):
             texts.setdefault(name, []).append(means)
         fresh = [int(picture) not in seen_pictures for picture in batch.image_ids_B]
         seen_pictures.update(map(int, batch.image_ids_B))
@@ -84,7 +84,8 @@ def read_placement(
     }
 
 
-def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes]]:
+def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes, tuple[torch.Tensor, torch.Tensor]]]:
+    """Return, by teacher, the words with a meaning, and of each text the mean of the words that a teacher places."""
     signal = batch.signal
     assert signal is not None
     assert signal.words is not None
@@ -94,29 +95,12 @@ def _words(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, Nodes
     for name, one in signal.text.items():
         if one.words_NWD is None:
             continue
-        node_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
-        if one.word_mask_NW is not None:
-            node_NW = node_NW & one.word_mask_NW
+        node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
         is_known_X = words.known_NW[node_NW] >= KNOWN
-        found.append((name, (states_NWH[node_NW], one.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)))
-    return found
-
-
-def _texts(output: StudentOutput, batch: TrainingBatch) -> list[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
-    signal = batch.signal
-    assert signal is not None
-    assert signal.words is not None
-    words = signal.words
-    states_NWH, seen_NW = pool_to_words(output.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
-    found = []
-    for name, one in signal.text.items():
-        if one.words_NWD is None:
-            continue
-        node_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
-        if one.word_mask_NW is not None:
-            node_NW = node_NW & one.word_mask_NW
+        nodes = (states_NWH[node_NW], one.words_NWD[node_NW], words.form_NW[node_NW], is_known_X)
         unplaced_NW = unplaced_words(node_NW, words)
-        found.append((name, (mean_of_words(states_NWH, unplaced_NW), mean_of_words(one.words_NWD, unplaced_NW))))
+        means = (mean_of_words(states_NWH, unplaced_NW), mean_of_words(one.words_NWD, unplaced_NW))
+        found.append((name, nodes, means))
     return found
 
 
