@@ -123,19 +123,33 @@ def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any
 
 
 @dataclass(kw_only=True)
-class _PairBatch:
-    """Captions with their own pictures; a few of them with others as well; questions about a region of some."""
+class _JointBatch:
+    """A few captions with their own pictures and with others; questions about a region of some pictures."""
 
-    captions: StudentBatch
-    phrases: PhraseTargets
     few: StudentBatch
-    few_phrases: PhraseTargets
+    phrases: PhraseTargets
     mixed: StudentBatch
     is_pair: torch.Tensor
     questions: StudentBatch
 
+    def to(self, device: torch.device) -> _JointBatch:
+        return _JointBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+@dataclass(kw_only=True)
+class _PairBatch:
+    """Captions with their own pictures, and after the warm-up what the joint objectives need besides."""
+
+    captions: StudentBatch
+    phrases: PhraseTargets
+    joint: _JointBatch | None
+
     def to(self, device: torch.device) -> _PairBatch:
-        return _PairBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return _PairBatch(
+            captions=self.captions.to(device),
+            phrases=self.phrases.to(device),
+            joint=None if self.joint is None else self.joint.to(device),
+        )
 
 
 def _train(
@@ -157,7 +171,12 @@ def _train(
             chosen = positions_of_step(len(positions), step=step, batch_size=config.batch_size, seed=config.seed)
             examples = [dataset[positions[int(index)]] for index in chosen]
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            yield _pair_batch(student, examples, generator)
+            captions = student.collate([without_tags(example) for example in examples])
+            yield _PairBatch(
+                captions=captions,
+                phrases=phrase_targets(student, examples, captions),
+                joint=_joint_batch(student, examples, generator) if step >= config.warmup_steps else None,
+            )
 
     with (
         Prefetcher(batches) as prefetched,
@@ -175,8 +194,8 @@ def _train(
             with precision(device, config.mixed_precision):
                 apart = student.encode_unimodal(batch.captions)
                 terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
-                if step >= config.warmup_steps:
-                    terms |= _joint(config, student, heads, batch, generator)
+                if batch.joint is not None:
+                    terms |= _joint(config, student, heads, batch.joint, generator)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 2.0)
@@ -189,22 +208,19 @@ def _train(
     return losses
 
 
-def _pair_batch(student: Student, examples: Sequence[Example], generator: torch.Generator) -> _PairBatch:
-    untagged = [without_tags(example) for example in examples]
-    captions = student.collate(untagged)
-    num_few, num_asked = max(2, len(examples) // FEW), max(1, len(examples) // ASKED)
-    few, few_untagged = examples[:num_few], untagged[:num_few]
-    picture, is_pair = swap_pictures(num_few, generator)
+def _joint_batch(student: Student, examples: Sequence[Example], generator: torch.Generator) -> _JointBatch:
+    few = examples[: max(2, len(examples) // FEW)]
+    untagged = [without_tags(example) for example in few]
+    picture, is_pair = swap_pictures(len(few), generator)
     mixed = [
         replace(example, image=examples[index].image)
-        for example, index in zip(few_untagged, picture.tolist(), strict=True)
+        for example, index in zip(untagged, picture.tolist(), strict=True)
     ]
-    asked = region_questions(examples, generator)[:num_asked]
-    return _PairBatch(
-        captions=captions,
-        phrases=phrase_targets(student, examples, captions),
-        few=student.collate(few_untagged),
-        few_phrases=phrase_targets(student, few, captions),
+    asked = region_questions(examples, generator, num_asked=max(1, len(examples) // ASKED))
+    own = student.collate(untagged)
+    return _JointBatch(
+        few=own,
+        phrases=phrase_targets(student, few, own),
         mixed=student.collate(mixed),
         is_pair=is_pair,
         questions=student.collate(asked),
@@ -223,7 +239,7 @@ def _require_finite(values: dict[str, float], step: int, output: Path) -> None:
 
 
 def _joint(
-    config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _PairBatch, generator: torch.Generator
+    config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _JointBatch, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Return the objectives of states in which text and picture have met."""
     shown = batch.few
@@ -237,6 +253,6 @@ def _joint(
     )
     return {
         "words": heads.masked_words(student.encode(replace(shown, token_ids_NL=masked_ids)), words.weight, targets),
-        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.few_phrases, batch.is_pair),
+        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
         "naming": heads.name(student.encode(batch.questions), batch.questions.num_candidates),
     }

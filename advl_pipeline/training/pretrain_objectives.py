@@ -89,8 +89,11 @@ _ANSWERS = (
 """How captions speak of one thing."""
 
 
-def region_questions(examples: Sequence[Example], generator: torch.Generator) -> list[Example]:
-    """Ask of one box per picture which of four phrases names it: "object 3" with "this is a cat" as the first choice.
+def region_questions(
+    examples: Sequence[Example], generator: torch.Generator, *, num_asked: int | None = None
+) -> list[Example]:
+    """Ask of one box in each of the first `num_asked` pictures, or of all, which of four phrases names it: "object 3"
+    with "this is a cat" as the first choice.
 
     One wrong phrase is of the same caption, so that the answer needs the box and not only the picture; two are of
     other captions. The tag is the context of each candidate, the phrase in the language of captions its answer, and
@@ -98,7 +101,7 @@ def region_questions(examples: Sequence[Example], generator: torch.Generator) ->
     phrase comes first. Phrases of one wording are offered once.
     """
     asked = []
-    for row, example in enumerate(examples):
+    for row, example in enumerate(examples[:num_asked]):
         (caption,) = example.candidates
         own = caption.tags[_draw(len(caption.tags), generator)]
         phrases = [
