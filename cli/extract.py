@@ -41,8 +41,11 @@ def command(as_json: bool, **flags: Any) -> None:
         if item.modality == "confidence":
             click.echo(f"confidence: {item.num_units} examples{seconds} (--no-confidence leaves it to the runs)")
             continue
+        rows = f"{item.num_token_rows} token rows"
+        if item.num_counted < item.num_units:
+            rows = f"about {rows} (± {item.margin:.1%}; {item.num_counted} units were counted)"
         click.echo(
-            f"{item.modality}: {item.num_units} units, {item.num_token_rows} token rows, {item.num_shards} shards, "
+            f"{item.modality}: {item.num_units} units, {rows}, {item.num_shards} shards, "
             f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding{seconds}"
         )
     if result.dry_run:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 from advl_pipeline.datasets.records import Candidate, ObjectTag, text_unit
 
 TextStyle = Literal["indexed", "r2c", "visualbert", "vl-bert", "uniter"]
 Tokens = Sequence[str | list[int]]
-Word = tuple[str, int]
-"""A word and the object it stands for, -1 for none."""
 
 MASKED_TAG = 10_000
 MASK_WORD = "[MASK]"
@@ -60,7 +60,17 @@ def word_candidates(
         link = "and" if style in ("vl-bert", "indexed") else ""
         parts = [_render(part, fixed, link) for part in context]
         worded = [_render(choice, fixed, link) for choice in choices]
-    return tuple(_compose(parts, choice) for choice in worded)
+    before = reduce(_joined, parts)
+    question_length = len(parts[0].text) if len(parts) > 1 else 0
+    return tuple(
+        Candidate(
+            text_unit=text_unit(whole.text),
+            context_length=len(before.text),
+            question_length=question_length,
+            tags=whole.tags,
+        )
+        for whole in (_joined(before, choice) for choice in worded)
+    )
 
 
 def relevant_objects(objects: Sequence[str], sentences: Sequence[Tokens]) -> list[int]:
@@ -106,39 +116,43 @@ def _name_by_mention(objects: Sequence[str], tokens: Tokens, names: dict[int, st
                     persons += is_person
 
 
-def _render(tokens: Tokens, names: dict[int, str], link: str = "") -> list[Word]:
-    words: list[Word] = []
-    for token in tokens:
-        if isinstance(token, list):
-            for position, tag in enumerate(token):
-                if position and link:
-                    words.append((link, -1))
-                words.append((MASK_WORD, -1) if tag >= MASKED_TAG else (names[tag], tag))
-        else:
-            word = token if token.isascii() else unicodedata.normalize("NFC", token)
-            words.extend((part, -1) for part in word.split())
-    return words
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """Words joined by single spaces, and the objects that some of them stand for."""
+
+    text: str
+    tags: tuple[ObjectTag, ...]
 
 
-def _compose(context: Sequence[list[Word]], choice: list[Word]) -> Candidate:
-    """Join the words of context and choice with single spaces."""
-    pieces: list[str] = []
+def _render(tokens: Tokens, names: dict[int, str], link: str = "") -> Worded:
+    words: list[str] = []
     tags: list[ObjectTag] = []
-    ends = []
-    position = 0
-    for part in (*context, choice):
-        for text, box in part:
-            if box >= 0:
-                tags.append(ObjectTag(start=position, end=position + len(text), box=box))
-            pieces.append(text)
-            position += len(text) + 1
-        ends.append(max(position - 1, 0))
-    return Candidate(
-        text_unit=text_unit(" ".join(pieces)),
-        context_length=ends[-2],
-        question_length=ends[0] if len(context) > 1 else 0,
-        tags=tuple(tags),
-    )
+    end = -1  # Of the words so far, joined.
+    for token in tokens:
+        if isinstance(token, str):
+            for word in (token if token.isascii() else unicodedata.normalize("NFC", token)).split():
+                words.append(word)
+                end += len(word) + 1
+            continue
+        for position, tag in enumerate(token):
+            if position and link:
+                words.append(link)
+                end += len(link) + 1
+            word = MASK_WORD if tag >= MASKED_TAG else names[tag]
+            if tag < MASKED_TAG:
+                tags.append(ObjectTag(start=end + 1, end=end + 1 + len(word), box=tag))
+            words.append(word)
+            end += len(word) + 1
+    return Worded(" ".join(words), tuple(tags))
+
+
+def _joined(first: Worded, second: Worded) -> Worded:
+    """Join two parts with a single space; one without words leaves none."""
+    if not first.text or not second.text:
+        return first if first.text else second
+    start = len(first.text) + 1
+    moved = (ObjectTag(start=tag.start + start, end=tag.end + start, box=tag.box) for tag in second.tags)
+    return Worded(f"{first.text} {second.text}", (*first.tags, *moved))
 
 
 def _unmasked(tag: int) -> int:

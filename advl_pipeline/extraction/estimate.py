@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.ragged import Placement
+from advl_pipeline.cache.ragged import place
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.interface import Dataset
@@ -17,7 +17,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
-from advl_pipeline.extraction.sources import Source
+from advl_pipeline.extraction.sources import Source, TokenCounts
 
 _BYTES_OF = {"float16": 2, "float32": 4, "int8": 1}
 _PER_UNIT_BYTES = 64
@@ -30,10 +30,16 @@ _SPARE_BYTES = 64_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Cost of one modality, or of confidences, whose units are examples; `seconds` is None without a trial."""
+    """Cost of one modality, or of confidences, whose units are examples; `seconds` is None without a trial.
+
+    Token rows were counted in `num_counted` of the units. With fewer than all of them, rows and bytes are estimates:
+    `margin` is half the width of their 95 % interval, as a share.
+    """
 
     modality: str
     num_units: int
+    num_counted: int
+    margin: float
     num_token_rows: int
     num_shards: int
     num_bytes: int
@@ -41,16 +47,20 @@ class Estimate:
     seconds: float | None
 
 
-def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch_size: int, trial: bool) -> Estimate:
+def estimate(
+    source: Source, counts: TokenCounts, *, stored: StoredDtype, shard_rows: int, batch_size: int, trial: bool
+) -> Estimate:
     """Return the cost of extracting one modality.
 
     Args:
         source: its units.
-        placement: where they will lie.
+        counts: their token rows.
         stored: stored dtype of token rows.
+        shard_rows: token rows per shard.
         batch_size: units per forward pass.
         trial: encode two batches of middling length to learn the speed.
     """
+    placement = place(counts.lengths_N, shard_rows=shard_rows)
     batches = [
         batch
         for shard in range(placement.num_shards)
@@ -61,6 +71,8 @@ def estimate(source: Source, placement: Placement, *, stored: StoredDtype, batch
     return Estimate(
         modality=source.modality,
         num_units=placement.num_units,
+        num_counted=counts.num_counted,
+        margin=counts.margin,
         num_token_rows=int(placement.lengths_N.sum()),
         num_shards=placement.num_shards,
         num_bytes=placement.num_rows * row_bytes
@@ -97,6 +109,8 @@ def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], datas
         Estimate(
             modality="confidence",
             num_units=len(dataset),
+            num_counted=len(dataset),
+            margin=0.0,
             num_token_rows=0,
             num_shards=0,
             num_bytes=len(config.seed) * len(sources) * len(dataset) * _CONFIDENCE_BYTES,

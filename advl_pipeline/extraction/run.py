@@ -14,15 +14,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
-from advl_pipeline.cache.ragged import place
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord, load_complete, shard_name
 from advl_pipeline.cache.store import LeaseLost, Store, read_json
@@ -40,7 +37,7 @@ from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
-from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
+from advl_pipeline.extraction.sources import FORECAST_TEXTS, Source, TokenCounts, image_tokens_of, open_sources
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
@@ -123,7 +120,7 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:
 def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     """Return what an extraction would cost, whatever is in its place already; nothing is written.
 
-    The teacher encodes two batches of each modality; every text is tokenised.
+    The teacher encodes two batches of each modality. Of many texts a sample is tokenised.
 
     Raises:
         ConfigError, DatasetError, WeightsUnavailable: as `run_extract`.
@@ -131,8 +128,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     config = resolved(as_begun(config))
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
-    lengths = {source.modality: _count_tokens(source) for source in sources}
-    estimates = _estimates(config, sources, lengths, trial=True)
+    estimates = _estimates(config, sources, _count_tokens(sources, forecast=True), trial=True)
     return (*estimates, *estimate_confidences(config, sources, dataset))
 
 
@@ -253,7 +249,8 @@ def make_plan(
     Raises:
         StorageError: the cache would not fit on the disk.
     """
-    lengths = {source.modality: _count_tokens(source) for source in sources}
+    counts = _count_tokens(sources, forecast=config.dry_run)
+    lengths = {name: found.lengths_N for name, found in counts.items()}
     modalities = {
         source.modality: ModalityPlan(
             shape=ModalityRecord(
@@ -280,7 +277,7 @@ def make_plan(
     )
     begin(dry_run=True)
     # Whoever is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = _estimates(config, sources, lengths, trial=config.dry_run)
+    estimates = _estimates(config, sources, counts, trial=config.dry_run)
     free_bytes = None
     if store.folder is not None:
         free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
@@ -290,18 +287,28 @@ def make_plan(
 
 
 def _estimates(
-    config: ExtractConfig, sources: Sequence[Source], lengths: Mapping[str, npt.NDArray[np.int32]], *, trial: bool
+    config: ExtractConfig, sources: Sequence[Source], counts: Mapping[str, TokenCounts], *, trial: bool
 ) -> tuple[Estimate, ...]:
-    placements = {name: place(lengths_N, shard_rows=config.shard_rows) for name, lengths_N in lengths.items()}
     return tuple(
-        estimate(source, placements[source.modality], stored=config.dtype, batch_size=config.batch_size, trial=trial)
+        estimate(
+            source,
+            counts[source.modality],
+            stored=config.dtype,
+            shard_rows=config.shard_rows,
+            batch_size=config.batch_size,
+            trial=trial,
+        )
         for source in sources
     )
 
 
-def _count_tokens(source: Source) -> npt.NDArray[np.int32]:
-    with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
-        return source.lengths(progress=bar.update)
+def _count_tokens(sources: Sequence[Source], *, forecast: bool) -> dict[str, TokenCounts]:
+    counts = {}
+    for source in sources:
+        with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
+            at_most = FORECAST_TEXTS if forecast else None
+            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
+    return counts
 
 
 def _encode_pending(

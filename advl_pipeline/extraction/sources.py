@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,20 @@ from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_
 from advl_pipeline.teachers.text_units import with_text_units
 
 _TOKENISE_UNITS = 1024
+FORECAST_TEXTS = 20_000
+"""Texts that a forecast tokenises; for more of them it knows rows and bytes within an interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenCounts:
+    """Token rows of every unit, (N,); beyond those that were counted they repeat the ones of a sample.
+
+    `margin` is half the width of the 95 % interval of all rows, as a share of them: 0 where all were counted.
+    """
+
+    lengths_N: npt.NDArray[np.int32]
+    num_counted: int
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +63,8 @@ class Source(Protocol):
         """Return the (N, 16) ids of the units, in their order."""
         ...
 
-    def lengths(self, *, progress: Callable[[int], object]) -> npt.NDArray[np.int32]:
-        """Return how many token rows each unit has, (N,)."""
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+        """Count the token rows of each unit, or of a random sample where there are more than `at_most` texts."""
         ...
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
@@ -71,11 +86,11 @@ class ImageSource:
     def unit_ids(self) -> npt.NDArray[np.uint8]:
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
-    def lengths(self, *, progress: Callable[[int], object]) -> npt.NDArray[np.int32]:
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+        del at_most  # Of a picture it is known without opening it.
         progress(len(self._units))
-        if not self.has_tokens:
-            return np.zeros(len(self._units), np.int32)
-        return np.array([self.tower.num_tokens(unit) for unit in self._units], np.int32)
+        lengths = [self.tower.num_tokens(unit) if self.has_tokens else 0 for unit in self._units]
+        return TokenCounts(lengths_N=np.array(lengths, np.int32), num_counted=len(lengths))
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
         batch = PreparedBatch(units=[], prepared=[], unreadable={})
@@ -105,12 +120,19 @@ class TextSource:
     def unit_ids(self) -> npt.NDArray[np.uint8]:
         return ids_to_bytes([unit.unit_id for unit in self._units])
 
-    def lengths(self, *, progress: Callable[[int], object]) -> npt.NDArray[np.int32]:
+    def count_tokens(self, *, progress: Callable[[int], object], at_most: int | None = None) -> TokenCounts:
+        total = len(self._units)
+        counted = total if at_most is None else min(total, at_most)
+        drawn = range(total)
+        if counted < total:
+            drawn = np.sort(np.random.default_rng(0).choice(total, counted, replace=False)).tolist()
         lengths: list[int] = []
-        for units in _slices(self._units, _TOKENISE_UNITS):
-            lengths += [prepared.num_tokens for prepared in self.tower.prepare(units)]
-            progress(len(units))
-        return np.array(lengths, np.int32)
+        for start in range(0, counted, _TOKENISE_UNITS):
+            part = drawn[start : start + _TOKENISE_UNITS]
+            prepared = self.tower.prepare([self._units[place] for place in part])
+            lengths += [unit.num_tokens for unit in prepared]
+            progress(total * len(part) // counted)
+        return repeated(np.array(lengths, np.int32), total)
 
     def prepare(self, units: Sequence[int], *, skip_unreadable: bool) -> PreparedBatch:
         del skip_unreadable  # A text that was read is readable.
@@ -159,6 +181,13 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     return sources
 
 
-def _slices(items: Sequence[TextUnit], size: int) -> Iterator[Sequence[TextUnit]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def repeated(counted_n: npt.NDArray[np.int32], total: int) -> TokenCounts:
+    """Return the counts of `total` units of which `counted_n` are a simple random sample, or all.
+
+    The interval is the normal one, with the correction for drawing without replacement from few.
+    """
+    size = len(counted_n)
+    margin = 0.0
+    if 1 < size < total and counted_n.any():
+        margin = 1.96 * float(counted_n.std(ddof=1) / counted_n.mean()) * math.sqrt((1 - size / total) / size)
+    return TokenCounts(lengths_N=np.resize(counted_n, total), num_counted=size, margin=margin)
