@@ -22,7 +22,9 @@ AUTO = "auto"
 class DeviceConfig(Configuration):
     """Base of the configuration of a command that computes in fp32."""
 
-    device: str = option(AUTO, help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.")
+    device: str = option(
+        AUTO, help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.", identity="beside"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

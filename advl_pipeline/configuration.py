@@ -21,6 +21,11 @@ from advl_pipeline.locations import Url, local_folder, parse_location
 
 ConfigT = TypeVar("ConfigT")
 
+Identity = Literal["value", "content", "beside", "none"]
+"""How an option stands in the identity of a result. `value`: by its value. `content`: by the content of what it
+names, which may move but not change. `beside`: not at all, it says where things lie; it is recorded as provenance.
+`none`: not at all, it says how the work is done."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
@@ -61,8 +66,10 @@ def option(
     below: float | None = None,
     multiple_of: int | None = None,
     also: str | None = None,
+    identity: Identity = "value",
+    paces: bool = True,
 ) -> Any:
-    """Declare a field of a command's configuration together with the help text of its flag.
+    """Declare a field of a command's configuration: the help of its flag, and all that follows from an option.
 
     Types understood by the command line: bool, int, float, str, Path, Path | Url, Literal[...], `X | None` and
     `tuple[X, ...]` (a flag that may be repeated). Files may also hold tables: `Mapping[str, X]` and dataclasses.
@@ -77,12 +84,14 @@ def option(
         below: see `maximum`.
         multiple_of: the number is a whole multiple of this one.
         also: another flag that means the same.
+        identity: how the option stands in what a result is; see `Identity`.
+        paces: another value may make a step of the work take another time.
     """
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of configuration fields are immutable")
     found = Range(minimum=minimum, maximum=maximum, above=above, below=below, multiple_of=multiple_of)
     metadata = {"help": help, "metavar": metavar, "range": None if found == Range() else found, "also": also}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "identity": identity, "paces": paces})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +118,24 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
         for value in _numbers(values.get(field.name)):
             if allowed is not None and value not in allowed:
                 raise ConfigError(f"{flag_of(field.name)} must be {allowed}.", where=where, why=f"got {value!r}")
+
+
+def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identity) -> dict[str, Any]:
+    """Return the values but those of options that stand in the identity in one of these ways.
+
+    Args:
+        cls: the configuration.
+        values: field name -> value; names that are no fields stay.
+        left_out: ways.
+    """
+    told = {field.name: field.metadata.get("identity") for field in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if told.get(name) not in left_out}
+
+
+def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options that a step of the work may take another time for; other names stay."""
+    told = {field.name: field.metadata.get("paces", True) for field in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if told.get(name, True)}
 
 
 def flag_of(name: str) -> str:

@@ -38,6 +38,7 @@ class ExtractConfig(ComputeConfig):
         None,
         help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT, and the "
         "subset in the name where one is asked for].",
+        identity="none",
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     text_units: TextUnits = option(
@@ -68,7 +69,9 @@ class ExtractConfig(ComputeConfig):
     )
     batch_size: int = option(32, help="Units per forward pass.", minimum=1)
     shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1)
-    num_workers: int = option(2, help="Threads that decode and tokenise ahead of the teacher.", minimum=1)
+    num_workers: int = option(
+        2, help="Threads that decode and tokenise ahead of the teacher.", minimum=1, identity="none"
+    )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
@@ -77,20 +80,29 @@ class ExtractConfig(ComputeConfig):
     seed: tuple[int, ...] = option(
         (0,), help="Seed of the subset and of the folds; repeatable, for runs of several seeds.", minimum=0
     )
-    weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
-    progress_file: Path | None = option(None, help="Append progress here as JSON lines.")
-    dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.")
+    weights: Path | None = option(
+        None, help="Local weights of the teacher instead of the known source.", identity="beside"
+    )
+    data_root: Path | None = option(
+        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
+    )
+    progress_file: Path | None = option(None, help="Append progress here as JSON lines.", identity="none")
+    dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.", identity="none")
     engine: Literal["local", "ray"] = option(
-        "local", help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here)."
+        "local",
+        help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here).",
+        identity="none",
     )
     ray_tasks: int | None = option(
         None,
         help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
         minimum=1,
+        identity="none",
     )
-    disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
+    disk_cache: Path | None = option(
+        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none"
+    )
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
 
     @property
     def compute_dtype(self) -> ComputeDtype:

@@ -26,7 +26,7 @@ from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
 from advl_pipeline.compute import resolved
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
@@ -42,10 +42,6 @@ from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_NOT_PROVENANCE = (
-    *("output", "progress_file", "dry_run", "num_workers"),
-    *("engine", "ray_tasks", "disk_cache", "disk_cache_gb"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +186,7 @@ def _finalise(writer: CacheWriter) -> None:
 
 def _settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]) -> Plan:
     """Take the plan that is there, if it is of this identity, or make one."""
-    settings = {key: value for key, value in config_to_dict(config).items() if key not in _NOT_PROVENANCE}
+    settings = options_without(ExtractConfig, config_to_dict(config), "none")
 
     def is_planned() -> bool:
         if PLAN_RECORD not in store.list("records"):

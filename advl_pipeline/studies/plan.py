@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import build_config, config_to_dict
+from advl_pipeline.configuration import build_config, config_to_dict, options_without
 from advl_pipeline.datasets.names import is_own_data
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.extraction.config import default_output, part_name
+from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.locations import local_folder
 from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
@@ -36,9 +36,6 @@ CELLS_FOLDER = "cells"
 ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
-_DESCRIBED_OTHERWISE = frozenset({"cache", "init", "recipe"})
-_NO_MATTER_TO_A_CACHE = frozenset({"weights", "device", "num_workers", "progress_file"})
-"""Where an extraction finds its teacher and how it works. That the weights are the same ones, caches check."""
 
 _ANY_NUMBER_OF_EXAMPLES = 1_000_000
 """Stands for the size of the whole training split, whose content is part of an id by its digest."""
@@ -253,19 +250,16 @@ def cell_identity(
     Raises:
         ConfigError: options or recipe contradict each other.
     """
-    described = {
-        key: value for key, value in run_identity(config_to_dict(config)).items() if key not in _DESCRIBED_OTHERWISE
-    }
+    described = options_without(FinetuneConfig, run_identity(config_to_dict(config)), "content")
+    # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
+    described |= {"dataset": None if is_own_data(config.dataset) else config.dataset, "ids": None}
     described["decided"] = {kind: _decided(config, kind) for kind in kinds}
-    if is_own_data(config.dataset):
-        # Where data of one's own lie does not matter; what they hold is in the digest.
-        described["dataset"] = None
     described["init"] = init_digest or (str(config.init) if config.init else None)
     if dataset_digest is not None:
         described["dataset_digest"] = dataset_digest
     if teachers:
         described["teachers"] = list(teachers)
-        described["extraction"] = {key: extraction[key] for key in sorted(set(extraction) - _NO_MATTER_TO_A_CACHE)}
+        described["extraction"] = options_without(ExtractConfig, extraction, "beside", "none")
     text = json.dumps(described, sort_keys=True, separators=(",", ":"), default=list)
     return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, pacing_options
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.runs import names
@@ -20,34 +20,6 @@ from advl_pipeline.training.methods import finetune_steps, planned_steps
 from advl_pipeline.training.run_identity import run_identity
 
 HERE = "finished runs of this study"
-
-_NO_MATTER_FOR_A_STEP = frozenset(
-    {
-        *(
-            "cache",
-            "shots",
-            "pool",
-            "seed",
-            "num_steps",
-            "learning_rate",
-            "head_lr_scale",
-            "weight_decay",
-            "schedule",
-        ),
-        *("warmup_fraction", "clip_norm", "distill_weight", "distill_decay", "selection_alpha", "selection_rho"),
-        *(
-            "weight_max",
-            "confidence",
-            "confidence_folds",
-            "adapt_lr_scale",
-            "adapt_on",
-            "head_answers",
-            "known_words",
-            "fresh_heads",
-        ),
-    }
-)
-"""Options that change what is learned, not how long a step takes; what else differs makes another kind of cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +47,7 @@ class Timing:
 
 def cell_kind(cell: Cell) -> str:
     """Return what a step of a cell costs by: dataset, tasks, student, method, batch, teachers and so on."""
-    options = run_identity(config_to_dict(cell.finetune))
-    kept = {key: value for key, value in options.items() if key not in _NO_MATTER_FOR_A_STEP}
+    kept = pacing_options(FinetuneConfig, run_identity(config_to_dict(cell.finetune)))
     return json.dumps({**kept, "teachers": list(cell.teachers)}, sort_keys=True, default=str)
 
 

@@ -40,19 +40,27 @@ TeacherControl = Literal["none", "shuffle", "shuffle-cells", "shift-grid"]
 class FinetuneConfig(ComputeConfig):
     """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
 
-    dataset: str = option(help=DATASET_HELP, also="--data")
-    output: Path = option(help="Run folder; an interrupted run in it resumes.")
+    dataset: str = option(help=DATASET_HELP, also="--data", identity="content")
+    output: Path = option(help="Run folder; an interrupted run in it resumes.", identity="none")
     cache: tuple[Location, ...] = option(
-        (), help="Teacher cache of the training split, folder or URL; repeat for several teachers."
+        (),
+        help="Teacher cache of the training split, folder or URL; repeat for several teachers.",
+        identity="content",
+        paces=False,
     )
     verify_caches: bool = option(
         False,
         help="Hash every file of the caches before the first step; without, those that changed since they were "
         "written or last checked, and a sample of the numbers is looked at.",
+        identity="none",
     )
-    disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    disk_cache: Path | None = option(
+        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none"
+    )
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
+    data_root: Path | None = option(
+        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
+    )
     split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
@@ -70,18 +78,24 @@ class FinetuneConfig(ComputeConfig):
     )
     student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
     init: Path | None = option(
-        None, help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub."
+        None,
+        help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub.",
+        identity="content",
     )
     head_answers: Path | None = option(
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
+        paces=False,
     )
     known_words: Path | None = option(
         None,
         help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
         "count [default: what `advl pretrain` recorded, else every word counts as known].",
+        paces=False,
     )
-    fresh_heads: bool = option(False, help="Start the task's head anew even where the checkpoint holds one.")
+    fresh_heads: bool = option(
+        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False
+    )
     tokenizer: str | None = option(
         None,
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
@@ -108,28 +122,35 @@ class FinetuneConfig(ComputeConfig):
     )
     method: Method = option("advl", help="What is done with the teachers.")
     shots: int | None = option(
-        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1
+        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1, paces=False
     )
     ids: Path | None = option(
-        None, help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots."
+        None,
+        help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots.",
+        identity="content",
     )
     pool: int | None = option(
         None,
         help="Questions of the split whose inputs a run may see without labels, the first of the seed's order, so "
         "that the labelled ones are among them [default: all; the labelled ones where a cache holds a part].",
         minimum=1,
+        paces=False,
     )
-    seed: int = option(0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0)
+    seed: int = option(
+        0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0, paces=False
+    )
 
     recipe: str = option(
         "auto",
         help="How the student's authors finetuned it: auto (the published recipe where there is one), none, or a "
         "TOML file of its keys. An option given here wins over it.",
+        identity="content",
     )
     num_steps: int | None = option(
         None,
         help="Optimiser steps of the finetune step [default: the recipe's at full data, else 300].",
         minimum=1,
+        paces=False,
     )
     batch_size: int | None = option(
         None, help="Examples per optimiser step [default: the recipe's, else 16].", minimum=1
@@ -148,24 +169,32 @@ class FinetuneConfig(ComputeConfig):
         help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
         "else 5e-5 with --init and 5e-4 without].",
         above=0,
+        paces=False,
     )
     head_lr_scale: float | None = option(
         None,
         help="Learning rate of head and projections relative to the student's [default: the recipe's, else 1].",
         minimum=0,
+        paces=False,
     )
-    weight_decay: float | None = option(None, help="Weight decay [default: the recipe's, else 0.01].", minimum=0)
+    weight_decay: float | None = option(
+        None, help="Weight decay [default: the recipe's, else 0.01].", minimum=0, paces=False
+    )
     schedule: LearningRateSchedule | None = option(
-        None, help="Learning rate after warming up [default: the recipe's, else linear-nonzero]."
+        None, help="Learning rate after warming up [default: the recipe's, else linear-nonzero].", paces=False
     )
     warmup_fraction: float | None = option(
         None,
         help="Share of each step's budget spent warming up the learning rate [default: the recipe's, else 0.1].",
         minimum=0,
         below=1,
+        paces=False,
     )
     clip_norm: float | None = option(
-        None, help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else 2].", minimum=0
+        None,
+        help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else 2].",
+        minimum=0,
+        paces=False,
     )
     task_loss: TaskLoss | None = option(
         None,
@@ -203,19 +232,22 @@ class FinetuneConfig(ComputeConfig):
     compile: bool = option(
         False, help="Run the student through torch.compile; refused for students that are not tested under it."
     )
-    checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.", minimum=1)
-    resume: bool = option(True, help="Continue an interrupted run in the output folder.")
+    checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
+    resume: bool = option(True, help="Continue an interrupted run in the output folder.", identity="none")
 
-    tensorboard: bool = option(False, help="Also log for TensorBoard, into tensorboard/ of the run folder.")
+    tensorboard: bool = option(
+        False, help="Also log for TensorBoard, into tensorboard/ of the run folder.", identity="none"
+    )
 
     distill_weight: float = option(
         0.3,
         help="lambda: strength of the distillation terms beside the task loss. For scale: the loss of a choice of "
         "four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
         minimum=0,
+        paces=False,
     )
     distill_decay: Literal["none", "linear", "cosine"] = option(
-        "none", help="Schedule of lambda over the finetune step, down to 0 at its end."
+        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False
     )
     pathway: Literal["both", "vision", "text"] = option("both", help="Pathways in use.")
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = option(
@@ -275,24 +307,26 @@ class FinetuneConfig(ComputeConfig):
     selection: Literal["adaptive", "prior", "visual", "need", "random", "all"] | None = option(
         None, help="Adaptive Text Token Selection: how words are scored."
     )
-    selection_alpha: float = option(0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1)
-    selection_rho: float = option(0.3, help="Share of the words that is kept.", above=0, maximum=1)
+    selection_alpha: float = option(
+        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False
+    )
+    selection_rho: float = option(0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False)
     candidates: Literal["all", "right"] = option(
         "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
     )
     weighting: Literal["ratio", "teacher", "gap", "uniform"] | None = option(
         None, help="Adaptive Confidence-based Weighting: the weight of an instance."
     )
-    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0)
+    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False)
     weight_normalise: Literal["none", "batch-mean"] = option(
         "none",
         help="Rescale weights to mean 1 in the batch, none above --weight-max: what is cut goes to the others.",
     )
     weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.")
     confidence: Literal["probe", "probe-joint", "zero-shot", "none"] = option(
-        "probe", help="Where the teacher's confidence comes from."
+        "probe", help="Where the teacher's confidence comes from.", paces=False
     )
-    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2)
+    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
     student_confidence: Literal["start", "smoothed", "current"] = option(
         "start",
         help="Whose confidence of the student weighs an item: that of the beginning of step 2, before it saw a label "
@@ -317,6 +351,7 @@ class FinetuneConfig(ComputeConfig):
         help="Learning rate of the student in the adapt step relative to its own in the finetune step; projections, "
         "which start anew, learn at their own [default: the recipe's, else 1].",
         minimum=0,
+        paces=False,
     )
     anchor_weight: float = option(
         20.0,
@@ -334,6 +369,7 @@ class FinetuneConfig(ComputeConfig):
         help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
         "DATASET/SPLIT, of which caches must be given too, such as pictures in the style of the target. Repeatable.",
         metavar="INPUTS",
+        paces=False,
     )
     teacher_control: TeacherControl = option(
         "none",
@@ -352,6 +388,7 @@ class FinetuneConfig(ComputeConfig):
         help="With --live, the local weights of a teacher whose cache was made with `advl extract --weights`; once "
         "for each.",
         metavar="NAME=PATH",
+        identity="beside",
     )
 
 

@@ -6,22 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.recipes import Recipe
 from advl_pipeline.training.settings import TrainingSettings
-
-NOT_IDENTITY = frozenset(
-    {
-        *("output", "data_root", "resume", "checkpoint_every", "tensorboard", "disk_cache", "disk_cache_gb"),
-        *("live_weights", "verify_caches", "device"),
-    }
-)
-"""Where a run reads and writes, how it is cut into pieces and who looks on, not what it computes.
-
-Weights of live teachers lie anywhere: that they are those of the caches is checked."""
-
-_DESCRIBED_BY_CONTENT = frozenset({"cache", "dataset", "init", "recipe", "ids"})
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +17,7 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Options at their default are in it too: another version's default may be another.
     """
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    return options_without(FinetuneConfig, config, "beside", "none")
 
 
 def describe_run(
@@ -64,7 +52,7 @@ def describe_run(
     decided = {key: entry["value"] for key, entry in settings.to_dict()["settings"].items() if key != "accumulate"}
     published = None if recipe is None else config_to_dict(recipe)
     return {
-        "options": {key: value for key, value in options.items() if key not in _DESCRIBED_BY_CONTENT},
+        "options": options_without(FinetuneConfig, options, "content"),
         "settings": decided,
         "recipe": published and {key: value for key, value in published.items() if key != "sources"},
         "init": init_digest,
