@@ -1,8 +1,9 @@
-"""Where a command computes, and in what: two options that every computing command has, declared and resolved once."""
+"""Where a command computes, in what, and on how many threads: what every computing command has, declared once."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 AUTO = "auto"
+
+MOST_WORKERS = 8
+"""Threads that prepare batches unless more are asked for: each holds a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +38,13 @@ class ComputeConfig(DeviceConfig):
     mixed_precision: MixedPrecision = option(
         AUTO, help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32."
     )
+    num_workers: int | None = option(
+        None,
+        help="Threads that decode, tokenise and collate ahead of the model; results do not depend on it [default: "
+        f"one per core, at most {MOST_WORKERS}].",
+        minimum=1,
+        identity="none",
+    )
 
 
 ComputeT = TypeVar("ComputeT", bound=ComputeConfig)
@@ -47,6 +58,17 @@ def resolved(config: ComputeT) -> ComputeT:
     """
     device = open_device(config.device)
     return dataclasses.replace(config, device=str(device), mixed_precision=_precision(config.mixed_precision, device))
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_threads(asked: int | None) -> int:
+    """Return how many threads prepare batches, given `--num-workers`; processes of one machine share its cores."""
+    share = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return asked or max(1, min(MOST_WORKERS, share))
 
 
 def open_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
-"""One background thread that prepares items while the loop computes, and the time that the loop spent waiting for it.
+"""Threads that prepare items while the loop computes, in their order, and the time that the loop spent waiting.
 
-A thread and not worker processes: tensors that cross a process boundary cost more than the overlap brings.
+Threads and not processes: tensors that cross a process boundary cost more than the overlap brings, and decoding,
+tokenising and copying leave the interpreter to others.
 """
 
 from __future__ import annotations
@@ -8,11 +9,53 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 Item = TypeVar("Item")
+Plan = TypeVar("Plan")
+
+
+def in_order(
+    prepare: Callable[[Plan], Item], plans: Iterable[Plan], *, num_workers: int, name: str = "advl-worker"
+) -> Iterator[Item]:
+    """Yield what `prepare` makes of each plan, in the order of the plans.
+
+    An error is raised where the item would have come. No more than `num_workers` items are made ahead.
+
+    Args:
+        prepare: called on `num_workers` threads; on the caller's where there is one worker.
+        plans: iterated over in the caller's thread.
+        num_workers: at least 1.
+        name: of the threads.
+    """
+    if num_workers == 1:
+        yield from map(prepare, plans)
+        return
+    coming: deque[Future[Item]] = deque()
+    with ThreadPoolExecutor(num_workers, thread_name_prefix=name) as pool:
+        try:
+            for future in _submit(pool, prepare, plans):
+                coming.append(future)
+                if len(coming) > num_workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submit(pool: Executor, prepare: Callable[[Plan], Item], plans: Iterable[Plan]) -> Iterator[Future[Item]]:
+    try:
+        for plan in plans:
+            yield pool.submit(prepare, plan)
+    except Exception as error:
+        # It is raised after the items before it, as it would be without threads.
+        failed: Future[Item] = Future()
+        failed.set_exception(error)
+        yield failed
 
 
 class Prefetcher(Generic[Item]):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.prefetch import Prefetcher
+from advl_pipeline.prefetch import Prefetcher, in_order
 
 
 @settings(deadline=None, max_examples=30)
@@ -70,3 +70,51 @@ def test_waiting_is_counted() -> None:
     with Prefetcher(make) as items:
         assert list(items) == [0]
     assert 0.1 < items.seconds_waited < 10
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    num_plans=st.integers(0, 12),
+    num_workers=st.integers(1, 4),
+    bad_plan=st.integers(-1, 12),
+    bad_item=st.integers(-1, 12),
+)
+def test_several_workers_give_what_one_does(num_plans: int, num_workers: int, bad_plan: int, bad_item: int) -> None:
+    def plans() -> Iterator[int]:
+        for number in range(num_plans):
+            if number == bad_plan:
+                raise OSError("no plan")
+            yield number
+
+    def prepare(plan: int) -> int:
+        time.sleep(0.001 * (plan % 3))
+        if plan == bad_item:
+            raise ValueError("no item")
+        return plan * plan
+
+    def given_out(workers: int) -> tuple[list[int], str]:
+        found: list[int] = []
+        try:
+            found.extend(in_order(prepare, plans(), num_workers=workers))
+        except (OSError, ValueError) as error:
+            return found, str(error)
+        return found, ""
+
+    assert given_out(num_workers) == given_out(1)
+
+
+def test_several_workers_work_at_once_and_not_far_ahead() -> None:
+    together = threading.Barrier(3)
+    made: list[int] = []
+
+    def prepare(plan: int) -> int:
+        if plan < 3:
+            together.wait(10)
+        made.append(plan)
+        return plan
+
+    items = in_order(prepare, iter(range(100)), num_workers=3, name="to be stopped")
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    items.close()  # type: ignore[attr-defined]
+    assert len(made) <= 3 + 3 + 1
+    assert not any(thread.name.startswith("to be stopped") for thread in threading.enumerate())

@@ -23,7 +23,7 @@ from advl_pipeline.configuration import command_words
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, head_name
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.evaluation.use_of_vision import with_picture
-from advl_pipeline.prefetch import Prefetcher
+from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.reader import read_config
 from advl_pipeline.students.interface import Student, StudentBatch
@@ -52,6 +52,8 @@ class FinishedRun:
     mixed_precision: MixedPrecision = "no"
     hides_picture: bool = False
     """Whether the run trained a text-only student: it is not shown pictures here either."""
+    num_workers: int = 1
+    """Threads that decode and collate; scores do not depend on it."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -100,11 +102,13 @@ class FinishedRun:
     def _batches(
         self, examples: Iterable[Example], batch_size: int, swaps: Mapping[str, ImageUnit]
     ) -> Iterator[tuple[str, bool, StudentBatch, StudentBatch | None]]:
-        for part in _same_task_batches(examples, batch_size):
+        def collate(part: Sequence[Example]) -> tuple[str, bool, StudentBatch, StudentBatch | None]:
             task = part[0].task
             moved = [with_picture(example, swaps[example.image.unit_id]) for example in part] if swaps else []
             swapped = self.student.collate(moved) if moved else None
-            yield task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part), swapped
+            return task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part), swapped
+
+        return in_order(collate, _same_task_batches(examples, batch_size), num_workers=self.num_workers)
 
 
 def load_run(
@@ -113,6 +117,7 @@ def load_run(
     device: str = "cpu",
     mixed_precision: MixedPrecision = "no",
     overrides: Mapping[str, Any] | None = None,
+    num_workers: int = 1,
 ) -> FinishedRun:
     """Load what `advl finetune` left.
 
@@ -121,6 +126,7 @@ def load_run(
         device: where the student computes.
         mixed_precision: what it computes in.
         overrides: settings of the student that differ from training, such as the region features of another split.
+        num_workers: threads that decode and collate.
 
     Raises:
         ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
@@ -144,6 +150,7 @@ def load_run(
         device=target,
         mixed_precision=mixed_precision,
         hides_picture=bool(config.get("hide_picture", False)),
+        num_workers=num_workers,
     )
 
 

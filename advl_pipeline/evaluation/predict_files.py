@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.atomic import make_folder
-from advl_pipeline.compute import resolved
+from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example
@@ -64,7 +64,13 @@ def run_predict(config: PredictConfig) -> PredictResult:
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
     options = options_for_split(trained_on, config, dataset=name, split=split)
-    finished = load_run(config.run, device=config.device, mixed_precision=config.mixed_precision, overrides=options)
+    finished = load_run(
+        config.run,
+        device=config.device,
+        mixed_precision=config.mixed_precision,
+        overrides=options,
+        num_workers=num_threads(config.num_workers),
+    )
     dataset = open_dataset(
         name,
         split=split,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.atomic import make_folder, write_text, writing
-from advl_pipeline.compute import resolved
+from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
@@ -76,7 +76,13 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
         if finished is None or options != loaded_with:
             finished, loaded_with = (
-                load_run(config.run, device=config.device, mixed_precision=config.mixed_precision, overrides=options),
+                load_run(
+                    config.run,
+                    device=config.device,
+                    mixed_precision=config.mixed_precision,
+                    overrides=options,
+                    num_workers=num_threads(config.num_workers),
+                ),
                 options,
             )
         dataset = open_dataset(

@@ -69,9 +69,6 @@ class ExtractConfig(ComputeConfig):
     )
     batch_size: int = option(32, help="Units per forward pass.", minimum=1)
     shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1)
-    num_workers: int = option(
-        2, help="Threads that decode and tokenise ahead of the teacher.", minimum=1, identity="none"
-    )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )

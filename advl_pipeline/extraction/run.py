@@ -25,7 +25,7 @@ from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityReco
 from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
-from advl_pipeline.compute import resolved
+from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import CorruptCache, StorageError
@@ -341,9 +341,8 @@ def _encode_claimed(
         claims = stack.enter_context(ExitStack())
         stack.enter_context(progress)
         stack.callback(behind.close)
-        pool = stack.enter_context(
-            ThreadPoolExecutor(min(config.num_workers, source.prepare_threads), thread_name_prefix="advl-read")
-        )
+        readers = min(num_threads(config.num_workers), source.prepare_threads)
+        pool = stack.enter_context(ThreadPoolExecutor(readers, thread_name_prefix="advl-read"))
         for shard in pending:
             held = claims.enter_context(ExitStack())
             ours = held.enter_context(writer.store.claim(shard_name(source.modality, shard)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +22,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.students.interface import Perturbation, StudentBatch
+from advl_pipeline.students.recently_used import RecentlyUsed
 from advl_pipeline.students.region_source import read_square
 from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
 
@@ -74,7 +74,7 @@ class PixelStudent(TextStudent):
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
-        self._pictures: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._pictures: RecentlyUsed[torch.Tensor] = RecentlyUsed(CACHED_BYTES // (3 * config.image_size**2))
 
     @property
     def num_visual(self) -> int:
@@ -127,15 +127,12 @@ class PixelStudent(TextStudent):
 
     def _picture(self, unit: ImageUnit) -> torch.Tensor:
         """Return (3, S, S) uint8; the most recently used pictures stay in memory."""
-        if unit.unit_id in self._pictures:
-            self._pictures.move_to_end(unit.unit_id)
-            return self._pictures[unit.unit_id]
-        pixels = read_square(unit, self.config.image_size)
-        picture = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        self._pictures[unit.unit_id] = picture
-        if len(self._pictures) * picture.numel() > CACHED_BYTES:
-            self._pictures.popitem(last=False)
-        return picture
+
+        def read() -> torch.Tensor:
+            pixels = read_square(unit, self.config.image_size)
+            return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+        return self._pictures.get(unit.unit_id, read)
 
 
 def without_picture(batch: PixelBatch) -> PixelBatch:

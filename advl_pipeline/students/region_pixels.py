@@ -5,14 +5,13 @@ Shapes: R boxes of a picture, S side of a square crop in pixels.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
 from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.students.recently_used import RecentlyUsed
 
 CROP_MARGIN = 0.1
 """Context added around a box on each side, as a share of the box."""
@@ -23,8 +22,9 @@ class RegionPixels:
 
     def __init__(self, crop_size: int, *, max_bytes: int = 256 << 20) -> None:
         self.crop_size = crop_size
-        self._max_items = max(1, max_bytes // (16 * 3 * crop_size * crop_size))
-        self._kept: OrderedDict[str, npt.NDArray[np.uint8]] = OrderedDict()
+        self._kept: RecentlyUsed[npt.NDArray[np.uint8]] = RecentlyUsed(
+            max(1, max_bytes // (16 * 3 * crop_size * crop_size))
+        )
 
     def crops(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
         """Return (R + 1, S, S, 3): the whole picture first, then each box in dataset order.
@@ -32,14 +32,7 @@ class RegionPixels:
         Raises:
             DatasetError: the picture cannot be decoded.
         """
-        if unit.unit_id in self._kept:
-            self._kept.move_to_end(unit.unit_id)
-            return self._kept[unit.unit_id]
-        crops = self._read(unit)
-        self._kept[unit.unit_id] = crops
-        if len(self._kept) > self._max_items:
-            self._kept.popitem(last=False)
-        return crops
+        return self._kept.get(unit.unit_id, lambda: self._read(unit))
 
     def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
         size = (self.crop_size, self.crop_size)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from advl_pipeline.compute import AUTO, ComputeConfig
+from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option, read_toml
 from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.errors import ConfigError, suggest_names
@@ -160,6 +160,8 @@ def asked_study(config: StudyRunConfig) -> StudyConfig:
     settings = tuple(_asked_setting(study, setting, config) for setting in study.settings)
     study = dataclasses.replace(study, settings=settings)
     given = {key: value for key in ("device", "mixed_precision") if (value := getattr(config, key)) != AUTO}
+    if config.num_workers or config.workers > 1:
+        given["num_workers"] = config.num_workers or max(1, num_cores() // config.workers)
     return dataclasses.replace(
         study,
         training={**study.training, **given},

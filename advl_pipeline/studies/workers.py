@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from advl_pipeline.compute import num_cores
 from advl_pipeline.errors import AdvlError
 from advl_pipeline.studies.plan import Cell
 
@@ -74,11 +75,6 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_up_worker(num_threads: int) -> None:

@@ -1,4 +1,4 @@
-"""Training batches: the examples of each step, read, announced and collated on the background thread."""
+"""Training batches: the examples of each step, read and announced on one thread, and collated on several."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.signal import TeacherSignal
+from advl_pipeline.prefetch import in_order
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.training.batch_order import BatchOrder
 from advl_pipeline.training.signals import SignalSource
@@ -61,8 +62,11 @@ def training_batches(
     labelled: bool,
     labelled_ids: frozenset[str] | None = None,
     other_ids: frozenset[str] = frozenset(),
+    num_workers: int = 1,
 ) -> Iterator[list[TrainingBatch]]:
     """Yield, for each optimiser step, the micro-batches of this rank.
+
+    What they hold does not depend on the number of threads.
 
     Args:
         dataset: the training split.
@@ -74,7 +78,25 @@ def training_batches(
         labelled: whether confidences in the ground truth are looked up.
         labelled_ids: examples whose labels may be used, None for all.
         other_ids: examples of other splits than the one that is trained on.
+        num_workers: threads that collate, each a step of its own.
     """
+
+    def collate(step_parts: list[list[Example]]) -> list[TrainingBatch]:
+        return [
+            collate_batch(
+                examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
+            )
+            for examples in step_parts
+        ]
+
+    read = _read_ahead(dataset, indices, source, steps, order)
+    yield from in_order(collate, read, num_workers=num_workers)
+
+
+def _read_ahead(
+    dataset: Dataset, indices: Sequence[int], source: SignalSource | None, steps: range, order: BatchOrder
+) -> Iterator[list[list[Example]]]:
+    """Yield the examples of each step, micro-batch by micro-batch; those of the steps to come are announced."""
 
     def parts(step: int) -> list[list[Example]]:
         return [[dataset[indices[position]] for position in share] for share in order.micro_batches(step)]
@@ -92,12 +114,7 @@ def training_batches(
                     num_announced = 0
                 source.announce(coming)
                 num_announced += len(coming)
-        yield [
-            collate_batch(
-                examples, dataset, student, source, labelled=labelled, labelled_ids=labelled_ids, other_ids=other_ids
-            )
-            for examples in waiting.popleft()
-        ]
+        yield waiting.popleft()
 
 
 def collate_batch(

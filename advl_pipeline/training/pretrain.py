@@ -20,14 +20,14 @@ import torch
 from tqdm import tqdm
 
 from advl_pipeline.cache.identity import difference_table, differences
-from advl_pipeline.compute import precision, resolved
+from advl_pipeline.compute import num_threads, precision, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
 from advl_pipeline.folders import require_folder
-from advl_pipeline.prefetch import Prefetcher
+from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
@@ -117,7 +117,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
 
 def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return what changes the result of the pretraining, and nothing else."""
-    elsewhere = ("output", "data_root", "device")
+    elsewhere = ("output", "data_root", "device", "num_workers")
     settings = {key: value for key, value in config_to_dict(config).items() if key not in elsewhere}
     return {"schema": SCHEMA, "dataset_digest": dataset.content_digest(), **settings}
 
@@ -166,20 +166,25 @@ def _train(
     losses: dict[str, float] = {}
     student.train()
 
-    def batches() -> Iterator[_PairBatch]:
+    def read() -> Iterator[tuple[int, list[Example]]]:
         for step in range(num_steps):
             chosen = positions_of_step(len(positions), step=step, batch_size=config.batch_size, seed=config.seed)
-            examples = [dataset[positions[int(index)]] for index in chosen]
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            captions = student.collate([without_tags(example) for example in examples])
-            yield _PairBatch(
-                captions=captions,
-                phrases=phrase_targets(student, examples, captions),
-                joint=_joint_batch(student, examples, generator) if step >= config.warmup_steps else None,
-            )
+            yield step, [dataset[positions[int(index)]] for index in chosen]
+
+    def collate(read_step: tuple[int, list[Example]]) -> _PairBatch:
+        step, examples = read_step
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        captions = student.collate([without_tags(example) for example in examples])
+        return _PairBatch(
+            captions=captions,
+            phrases=phrase_targets(student, examples, captions),
+            joint=_joint_batch(student, examples, generator) if step >= config.warmup_steps else None,
+        )
+
+    num_workers = num_threads(config.num_workers)
 
     with (
-        Prefetcher(batches) as prefetched,
+        Prefetcher(lambda: in_order(collate, read(), num_workers=num_workers)) as prefetched,
         tqdm(total=num_steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty()) as bar,
     ):
         device = torch.device(config.device)

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from advl_pipeline.compute import device_name, resolved
+from advl_pipeline.compute import device_name, num_threads, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import head_name
@@ -315,12 +315,22 @@ def _batch_maker(
     source: SignalSource | None,
 ) -> Any:
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    # Teachers that run on the way compute on all cores themselves, and their tokenizers serve one thread at a time.
+    num_workers = 1 if config.live else num_threads(config.num_workers)
     if plan.phase == "finetune":
         indices, order = order_examples(
             settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size
         )
         return partial(
-            _batches_of, inputs.dataset, indices, student, source, order=order, labelled=True, labelled_ids=None
+            _batches_of,
+            inputs.dataset,
+            indices,
+            student,
+            source,
+            order=order,
+            labelled=True,
+            labelled_ids=None,
+            num_workers=num_workers,
         )
     texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
     order = ExampleOrder(
@@ -344,6 +354,7 @@ def _batch_maker(
         labelled=False,
         labelled_ids=labelled_ids,
         other_ids=inputs.other_ids,
+        num_workers=num_workers,
     )
 
 

@@ -1,17 +1,29 @@
-"""Training announces what it will read, anew in each epoch."""
+"""Training announces what it will read, anew in each epoch; how many threads prepare it changes nothing."""
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+import torch
+from run_logs import losses
+from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.readahead import Readahead
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 
@@ -47,3 +59,45 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     stores = set(begun)
     assert len(stores) == 2
     assert [begun.count(store) for store in stores] == [num_epochs, num_epochs]
+
+
+def run_until(config: FinetuneConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt a run after a step."""
+    log = RunFolder.log
+
+    def stop(self: RunFolder, records: list[dict[str, object]]) -> None:
+        log(self, records)
+        if records[-1]["step"] == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_finetune(config)
+
+
+def test_the_number_of_workers_changes_nothing(
+    small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_threads: set[str] = set()
+    original = PixelStudent.collate
+
+    def watch(self: PixelStudent, examples: list[Example]) -> PixelBatch:
+        on_threads.add(threading.current_thread().name.split("_")[0])
+        return original(self, examples)
+
+    monkeypatch.setattr(PixelStudent, "collate", watch)
+    for num_workers, threads in ((1, "advl-prefetch"), (2, "advl-worker"), (3, "advl-worker")):
+        config = small_corpus.config(
+            tmp_path / str(num_workers), student="scenes-vilt", checkpoint_every=1, num_workers=num_workers
+        )
+        on_threads.clear()
+        if num_workers == 3:
+            run_until(config, 3, monkeypatch)
+            run_finetune(replace(config, num_workers=2))
+        else:
+            run_finetune(config)
+        assert on_threads == {"MainThread", threads}
+        assert losses(config.output) == losses(tmp_path / "1")
+        one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1", config.output))
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class _Environment:
 
 # LMDB refuses to open one environment twice in a process, and VCR's two tasks read the same one.
 _OPEN: WeakValueDictionary[Path, _Environment] = WeakValueDictionary()
+_OPENING = threading.Lock()
 
 
 class UniterRegions:
@@ -122,12 +124,13 @@ class UniterRegions:
         return min(max(above, self._rule.least), self._rule.most)
 
     def _open(self) -> _Environment:
-        if self._environment is None:
-            shared = _OPEN.get(self._folder)
-            if shared is None:
-                shared = _OPEN[self._folder] = _Environment(self._folder)
-            self._environment = shared
-        return self._environment
+        with _OPENING:
+            if self._environment is None:
+                shared = _OPEN.get(self._folder)
+                if shared is None:
+                    shared = _OPEN[self._folder] = _Environment(self._folder)
+                self._environment = shared
+            return self._environment
 
 
 def _first(regions: RegionFeatures, count: int) -> RegionFeatures:
