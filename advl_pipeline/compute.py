@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.errors import ConfigError
@@ -26,6 +26,8 @@ MOST_WORKERS = 8
 class DeviceConfig(Configuration):
     """Base of the configuration of a command that computes in fp32."""
 
+    title: ClassVar[str] = "Machine"
+
     device: str = option(
         AUTO, help="Where to compute, such as cpu or cuda:0; auto takes a GPU where there is one.", identity="beside"
     )
@@ -34,6 +36,8 @@ class DeviceConfig(Configuration):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig(DeviceConfig):
     """Base of the configuration of a command that computes."""
+
+    title: ClassVar[str] = "Machine"
 
     mixed_precision: MixedPrecision = option(
         AUTO, help="Precision of matrix products; auto is bf16 on a GPU that computes in it, else no, which is fp32."

@@ -8,6 +8,7 @@ win, and an unknown key is an error. Ranges are checked whenever a configuration
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import tomllib
 import types
@@ -68,6 +69,7 @@ def option(
     also: str | None = None,
     identity: Identity = "value",
     paces: bool = True,
+    otherwise: Any = None,
 ) -> Any:
     """Declare a field of a command's configuration: the help of its flag, and all that follows from an option.
 
@@ -86,12 +88,17 @@ def option(
         also: another flag that means the same.
         identity: how the option stands in what a result is; see `Identity`.
         paces: another value may make a step of the work take another time.
+        otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
     """
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of configuration fields are immutable")
     found = Range(minimum=minimum, maximum=maximum, above=above, below=below, multiple_of=multiple_of)
+    if otherwise is not None:
+        help = help.replace("{otherwise}", otherwise if isinstance(otherwise, str) else f"{otherwise:g}")  # noqa: A001
     metadata = {"help": help, "metavar": metavar, "range": None if found == Range() else found, "also": also}
-    return dataclasses.field(default=default, metadata={**metadata, "identity": identity, "paces": paces})
+    return dataclasses.field(
+        default=default, metadata={**metadata, "identity": identity, "paces": paces, "otherwise": otherwise}
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,6 +143,22 @@ def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of options that a step of the work may take another time for; other names stay."""
     told = {field.name: field.metadata.get("paces", True) for field in dataclasses.fields(cls)}
     return {name: value for name, value in values.items() if told.get(name, True)}
+
+
+def fallbacks(cls: type[Any]) -> dict[str, Any]:
+    """Return what stands for options that nobody gives: field name -> `otherwise` of its declaration."""
+    found = {field.name: field.metadata.get("otherwise") for field in dataclasses.fields(cls)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def sections(cls: type[Any]) -> dict[str, str]:
+    """Return field name -> title of the section of the help that it belongs to, sections in the order of the bases.
+
+    A configuration may be made of several; each has its own `title`, "" for none.
+    """
+    own = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
+    fields = [field.name for field in dataclasses.fields(cls)]
+    return {name: own[name].__dict__.get("title", "") for part in cls.__mro__ for name in fields if own[name] is part}
 
 
 def flag_of(name: str) -> str:

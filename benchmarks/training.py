@@ -21,8 +21,9 @@ from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training.config import PLAIN, FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.settings import PLAIN
 from benchmarks.corpus import texts
 from benchmarks.formats import build_cache
 

@@ -10,7 +10,7 @@ import click
 from advl_pipeline.cache.config import CacheBenchConfig, ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 
 
 @click.group("cache")
@@ -91,7 +91,7 @@ def verify(as_json: bool, **flags: Any) -> int:
     return 0
 
 
-@command.command("repair")
+@command.command("repair", cls=SectionedCommand)
 @config_options(RepairConfig, arguments=("cache",))
 @json_option
 def repair(as_json: bool, **flags: Any) -> None:

@@ -8,13 +8,13 @@ import click
 
 from advl_pipeline.evaluation.config import EvaluateConfig
 
-from .options import config_from_flags, config_options, json_option, print_confusion, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_confusion, print_json
 
 MAX_CLASSES_SHOWN = 10
 """Classes of a confusion matrix that is printed; larger ones are in evaluation/SET.json."""
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=SectionedCommand)
 @config_options(EvaluateConfig)
 @json_option
 def command(as_json: bool, **flags: Any) -> None:

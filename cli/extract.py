@@ -11,11 +11,11 @@ import click
 from advl_pipeline.extraction.config import ExtractConfig
 
 from .advice import what_follows
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 
-@click.command("extract")
+@click.command("extract", cls=SectionedCommand)
 @config_options(ExtractConfig)
 @json_option
 def command(as_json: bool, **flags: Any) -> None:

@@ -10,11 +10,11 @@ import click
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 from .own_data import say_what_it_is, split_to_score
 
 
-@click.command("finetune")
+@click.command("finetune", cls=SectionedCommand)
 @config_options(FinetuneConfig)
 @json_option
 def command(as_json: bool, **flags: Any) -> None:

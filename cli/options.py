@@ -12,12 +12,39 @@ from typing import Any, Literal, TypeVar, Union
 
 import click
 
-from advl_pipeline.configuration import build_config, flag_of, read_toml
+from advl_pipeline.configuration import build_config, flag_of, read_toml, sections
 from advl_pipeline.locations import Url
 
 from .advice import Invocation
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class SectionedOption(click.Option):
+    """A flag that says under which heading of the help it stands."""
+
+    def __init__(self, *arguments: Any, section: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists its flags by the component that they configure."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, options in by_section(self.get_params(ctx)).items():
+            rows = [row for option in options if (row := option.get_help_record(ctx)) is not None]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Option]]:
+    """Return the flags under each heading, those of the configuration first."""
+    found: dict[str, list[click.Option]] = {}
+    options = [item for item in parameters if isinstance(item, click.Option)]
+    for item in sorted(options, key=lambda item: not isinstance(item, SectionedOption)):
+        found.setdefault(getattr(item, "section", "") or "Options", []).append(item)
+    return found
 
 
 def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable[[Function], Function]:
@@ -31,11 +58,12 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
 
     def decorate(function: Function) -> Function:
         hints = typing.get_type_hints(cls)
-        for field in reversed(dataclasses.fields(cls)):
-            if field.name in positional:
-                function = click.argument(field.name, type=_click_type(hints[field.name])[0])(function)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name, title in reversed(sections(cls).items()):
+            if name in positional:
+                function = click.argument(name, type=_click_type(hints[name])[0])(function)
             else:
-                function = _flag(field, hints[field.name])(function)
+                function = _flag(fields[name], hints[name], title)(function)
         return click.option(
             "--config",
             "config_file",
@@ -75,7 +103,7 @@ def print_confusion(label_names: Sequence[str], counts: Sequence[Sequence[int]])
         click.echo(f"  {name:<15} " + " ".join(f"{count:>13}" for count in row))
 
 
-def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Function], Function]:
+def _flag(field: dataclasses.Field[Any], hint: Any, title: str) -> Callable[[Function], Function]:
     kind, multiple = _click_type(hint)
     flag = flag_of(field.name)
     notes = [str(field.metadata["range"])] if field.metadata["range"] else []
@@ -86,10 +114,18 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> Callable[[Function], Func
         notes.append(f"default: {shown}")
     text = field.metadata["help"] + (f" [{'; '.join(notes)}]" if notes else "")
     if kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text, cls=SectionedOption, section=title)
     flags = [flag, *([field.metadata["also"]] if field.metadata["also"] else [])]
     return click.option(
-        field.name, *flags, type=kind, multiple=multiple, default=None, help=text, metavar=field.metadata["metavar"]
+        field.name,
+        *flags,
+        cls=SectionedOption,
+        section=title,
+        type=kind,
+        multiple=multiple,
+        default=None,
+        help=text,
+        metavar=field.metadata["metavar"],
     )
 
 

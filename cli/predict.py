@@ -9,10 +9,10 @@ import click
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.config import PredictConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 
 
-@click.command("predict")
+@click.command("predict", cls=SectionedCommand)
 @config_options(PredictConfig, arguments=("run",))
 @json_option
 def command(as_json: bool, **flags: Any) -> None:

@@ -8,10 +8,10 @@ import click
 
 from advl_pipeline.training.config import PretrainConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 
 
-@click.command("pretrain")
+@click.command("pretrain", cls=SectionedCommand)
 @config_options(PretrainConfig)
 @json_option
 def command(as_json: bool, **flags: Any) -> None:

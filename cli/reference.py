@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from .main import group
+from .options import by_section
 
 TABLE_START, TABLE_END = "<!-- students: written by `make docs` -->", "<!-- end of students -->"
 
@@ -29,18 +30,18 @@ def render_reference() -> str:
     parts = [HEADER]
     for name, command in commands():
         parts.append(f"\n## `{name}`\n\n{_paragraphs(command)}")
-        rows = [
-            f"| `{', '.join(option.opts + option.secondary_opts)}` | {_cell(option.help or '')} |"
-            for option in command.params
-            if isinstance(option, click.Option)
-        ]
-        arguments = [
-            f"| `{argument.human_readable_name}` | argument |"
-            for argument in command.params
-            if isinstance(argument, click.Argument)
-        ]
-        if rows or arguments:
-            parts.append("\n".join(["\n| option | what |", "| --- | --- |", *arguments, *rows]) + "\n")
+        arguments = [item.human_readable_name for item in command.params if isinstance(item, click.Argument)]
+        rows = [f"| `{name}` | argument |" for name in arguments]
+        found = by_section(command.params)
+        for title, options in found.items():
+            rows += [
+                f"| `{', '.join(item.opts + item.secondary_opts)}` | {_cell(item.help or '')} |" for item in options
+            ]
+            heading = [f"\n**{title}**"] if len(found) > 1 else []
+            parts.append("\n".join([*heading, "\n| option | what |", "| --- | --- |", *rows]) + "\n")
+            rows = []
+        if rows:
+            parts.append("\n".join(["\n| option | what |", "| --- | --- |", *rows]) + "\n")
     return "".join(parts)
 
 

@@ -11,7 +11,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 
@@ -23,7 +23,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     ctx.exit()
 
 
-@click.command("study")
+@click.command("study", cls=SectionedCommand)
 @config_options(StudyRunConfig, arguments=("study",))
 @click.option("--dry-run", is_flag=True, help="Only print the grid, its time and its disk.")
 @click.option(

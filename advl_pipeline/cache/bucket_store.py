@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from advl_pipeline.cache.checks import require_sizes
-from advl_pipeline.cache.config import DiskCacheConfig, disk_cache_config
+from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storing
 from advl_pipeline.cache.leases import Leases
@@ -49,7 +49,7 @@ class BucketStore(Store):
         self.location = url
         self._objects = ObjectStore(url)
         self._leases = Leases(self._objects)
-        self._disk_cache = disk_cache or disk_cache_config()
+        self._disk_cache = disk_cache or DiskCacheOptions().disk_cache_config
         self._has_claimed = False
 
     def get(self, name: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
@@ -32,9 +32,23 @@ class DiskCacheConfig:
     max_bytes: int
 
 
-def disk_cache_config(folder: Path | None = None, gigabytes: float = DEFAULT_GB) -> DiskCacheConfig:
-    """Return the configuration that the options `--disk-cache` and `--disk-cache-gb` describe."""
-    return DiskCacheConfig(folder=folder or default_disk_cache(), max_bytes=int(gigabytes * 1e9))
+@dataclass(frozen=True, kw_only=True)
+class DiskCacheOptions(Configuration):
+    """Where files of remote caches are kept."""
+
+    title: ClassVar[str] = "Remote caches"
+
+    disk_cache: Path | None = option(
+        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none"
+    )
+    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
+
+    @property
+    def disk_cache_config(self) -> DiskCacheConfig:
+        """What the two options describe."""
+        return DiskCacheConfig(
+            folder=self.disk_cache or default_disk_cache(), max_bytes=int(self.disk_cache_gb * 1e9)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,12 +1,56 @@
-"""Configurations of the `advl datasets` commands that look at what is there."""
+"""What is read of a dataset: the options of a run, and of the `advl datasets` commands that look at what is there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP
+from advl_pipeline.datasets.vcr_text import TextStyle
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Configuration):
+    """Which examples a run trains on."""
+
+    title: ClassVar[str] = "Data"
+
+    dataset: str = option(help=DATASET_HELP, also="--data", identity="content")
+    data_root: Path | None = option(
+        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
+    )
+    split: str = option("train", help="Split to train on, or several as one, such as train+val.")
+    task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
+    text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
+    label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.")
+    answers: Path | None = option(
+        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list]."
+    )
+    answer_list: Literal["train", "published"] = option(
+        "train",
+        help="Whose answers make VQA's vocabulary: those of train, or those of all splits that the published models "
+        "count. For VQA v2 and VQA-CP these include val, whose answers are then known in training.",
+    )
+    on_error: Literal["fail", "skip"] = option(
+        "fail", help="What to do about malformed items: as it was when the caches were extracted."
+    )
+    shots: int | None = option(
+        None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1, paces=False
+    )
+    ids: Path | None = option(
+        None,
+        help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots.",
+        identity="content",
+    )
+    pool: int | None = option(
+        None,
+        help="Questions of the split whose inputs a run may see without labels, the first of the seed's order, so "
+        "that the labelled ones are among them [default: all; the labelled ones where a cache holds a part].",
+        minimum=1,
+        paces=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,36 +5,129 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
+
+from advl_pipeline.configuration import Configuration, option
 
 Pathway = Literal["both", "vision", "text"]
 TeacherBalance = Literal["equal", "fixed", "learned"]
 AdaptObjective = Literal["contrastive", "distil-only", "projections-only"]
+Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
+Weighting = Literal["ratio", "teacher", "gap", "uniform"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistillationSettings:
-    """Options of docs/method.md with the defaults of `advl`; what each does is told where it is used."""
+@dataclass(frozen=True, kw_only=True)
+class StrengthOptions(Configuration):
+    """How strongly teachers are followed beside the labels."""
 
-    pathway: Pathway = "both"
-    distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = "relational"
-    relational_nodes: Literal["words", "texts", "both"] = "both"
-    landmarks: Literal["all", "known"] = "known"
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.1
-    distill_layer: Literal["unimodal", "fused"] = "unimodal"
-    projection_start: Literal["ridge", "random"] = "ridge"
-    target_check: Literal["r2", "none"] = "r2"
-    vision_target: Literal["auto", "patches", "regions", "image", "both"] = "auto"
-    teacher_balance: TeacherBalance = "equal"
-    teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    selection: Literal["adaptive", "prior", "visual", "need", "random", "all"] = "adaptive"
-    selection_alpha: float = 0.5
-    selection_rho: float = 0.3
-    candidates: Literal["all", "right"] = "all"
-    weighting: Literal["ratio", "teacher", "gap", "uniform"] = "ratio"
-    weight_max: float = 2.0
-    weight_normalise: Literal["none", "batch-mean"] = "none"
-    weight_shuffle: bool = False
+    title: ClassVar[str] = "Distillation"
+
+    distill_weight: float = option(
+        0.3,
+        help="lambda: strength of the distillation terms beside the task loss. For scale: the loss of a choice of "
+        "four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
+        minimum=0,
+        paces=False,
+    )
+    distill_decay: Literal["none", "linear", "cosine"] = option(
+        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions(Configuration):
+    """Options of docs/method.md on what is distilled, and at which weight."""
+
+    title: ClassVar[str] = "Distillation"
+
+    pathway: Pathway = option("both", help="Pathways in use.")
+    distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = option(
+        "relational",
+        help="What of a teacher is followed: relational, its likenesses among the words (regions) of a batch; or the "
+        "coordinates of its features, through a projection, by mse, l1, cosine or smooth-l1.",
+    )
+    relational_nodes: Literal["words", "texts", "both"] = option(
+        "both",
+        help="Of relational: what of a text is related, its words, the text as the mean of its words, or both.",
+    )
+    landmarks: Literal["all", "known"] = option(
+        "known",
+        help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
+        "where it left them, and places the others; all takes the words of the batch, as does a student without a "
+        "record of its pretraining.",
+    )
+    student_temperature: float = option(
+        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
+    )
+    teacher_temperature: float = option(
+        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
+    )
+    distill_layer: Literal["unimodal", "fused"] = option(
+        "unimodal",
+        help="Which states are distilled: those that have seen one modality alone, from below the fusion where the "
+        "student has such layers, else from a pass that hides the other modality; or those after the fusion.",
+    )
+    projection_start: Literal["ridge", "random"] = option(
+        "ridge",
+        help="How projections of the coordinate distances start: fitted in closed form on the frozen student over "
+        "some hundred inputs without labels, or at random.",
+    )
+    target_check: Literal["r2", "none"] = option(
+        "r2",
+        help="Leave out targets of the coordinate distances that no linear map tells from the student's states: the "
+        "same fit's R2 on held-out inputs is below 0.05. none keeps them all.",
+    )
+    vision_target: Literal["auto", "patches", "regions", "image", "both"] = option(
+        "auto",
+        help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
+        "both places and picture; auto takes the places where student and cache have them, else the picture.",
+    )
+    teacher_balance: TeacherBalance = option(
+        "equal",
+        help="How several teachers share a pathway: their mean, a mean under --teacher-weight, or weights learned "
+        "from each teacher's uncertainty.",
+    )
+    selection: Selection | None = option(None, help="Adaptive Text Token Selection: how words are scored.")
+    selection_alpha: float = option(
+        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False
+    )
+    selection_rho: float = option(0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False)
+    candidates: Literal["all", "right"] = option(
+        "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
+    )
+    weighting: Weighting | None = option(None, help="Adaptive Confidence-based Weighting: the weight of an instance.")
+    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False)
+    weight_normalise: Literal["none", "batch-mean"] = option(
+        "none",
+        help="Rescale weights to mean 1 in the batch, none above --weight-max: what is cut goes to the others.",
+    )
+    weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptTerms(Configuration):
+    """What the adapt step learns and holds."""
+
+    title: ClassVar[str] = "Adapt step"
+
+    adapt_objective: AdaptObjective | None = option(
+        None,
+        help="What the adapt step learns: distillation alone, the contrast of pictures and texts with it, or the "
+        "projections with the student held [default: contrastive for plain-two-step, else distil-only].",
+    )
+    anchor_weight: float = option(
+        20.0,
+        help="How strongly the adapt step holds what pictures show, and words that pretraining knew, where it left "
+        "them; in units of their variance, 0 lets them go.",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings(DistillationOptions, AdaptTerms):
+    """The same, decided, with the defaults of `advl`: what the distiller is given."""
+
+    selection: Selection = "adaptive"
+    weighting: Weighting = "ratio"
     adapt_objective: AdaptObjective = "contrastive"
-    anchor_weight: float = 20.0
+    teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

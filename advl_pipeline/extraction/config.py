@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.cache.config import DEFAULT_GB
+from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
@@ -20,7 +20,7 @@ Modality = Literal["both", "image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig(ComputeConfig):
+class ExtractConfig(ComputeConfig, DiskCacheOptions):
     """Configuration of `advl extract`."""
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
@@ -96,10 +96,6 @@ class ExtractConfig(ComputeConfig):
         minimum=1,
         identity="none",
     )
-    disk_cache: Path | None = option(
-        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none"
-    )
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
 
     @property
     def compute_dtype(self) -> ComputeDtype:
@@ -119,15 +115,13 @@ class ExtractConfig(ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RepairConfig(Configuration):
+class RepairConfig(DiskCacheOptions):
     """Configuration of `advl cache repair`."""
 
     cache: Location = option(help="Folder or URL of the cache.")
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
     data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
     device: str | None = option(None, help="Where the teacher computes [default: where it did].")
-    disk_cache: Path | None = option(None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].")
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

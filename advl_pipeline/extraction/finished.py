@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD, PROVENANCE_FILE
 from advl_pipeline.cache.store import read_json
@@ -28,7 +27,7 @@ def as_begun(config: ExtractConfig) -> ExtractConfig:
     """
     if config.mixed_precision != AUTO:
         return config
-    store = open_store(location_of(config), disk_cache_config(config.disk_cache, config.disk_cache_gb))
+    store = open_store(location_of(config), config.disk_cache_config)
     try:
         if PROVENANCE_FILE not in store.list("records"):
             return config

@@ -16,7 +16,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
@@ -143,7 +142,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         encoded, stage_seconds = _encode_pending(config, writer, sources)
         with store.claim(FINALISE, wait=True):
             _finalise(writer)
-            disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
+            disk_cache = config.disk_cache_config
             cache = open_cache(store.location, identity, disk_cache=disk_cache)
             confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
             store.delete_under(WORK_FOLDER)
@@ -167,7 +166,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
 @contextmanager
 def cache_of(config: ExtractConfig) -> Iterator[Store]:
     """Open the place that a cache is written to."""
-    store = open_store(location_of(config), disk_cache_config(config.disk_cache, config.disk_cache_gb))
+    store = open_store(location_of(config), config.disk_cache_config)
     try:
         yield store
     finally:

@@ -14,45 +14,26 @@ default, which is how ablations are named.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from advl_pipeline.configuration import fallbacks
 from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.config import PLAIN, FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "plain": {
-        "teachers": False,
-        "selection": "all",
-        "weighting": "uniform",
-        "steps": "one",
-        "adapt_objective": "contrastive",
-    },
-    "plain-two-step": {
-        "teachers": False,
-        "selection": "all",
-        "weighting": "uniform",
-        "steps": "two",
-        "adapt_objective": "contrastive",
-    },
-    "naive-kd": {
-        "teachers": True,
-        "selection": "all",
-        "weighting": "uniform",
-        "steps": "one",
-        "adapt_objective": "distil-only",
-    },
-    "advl": {
-        "teachers": True,
-        "selection": "adaptive",
-        "weighting": "ratio",
-        "steps": "two",
-        "adapt_objective": "distil-only",
-    },
+    name: dict(zip(("teachers", "selection", "weighting", "steps", "adapt_objective"), row, strict=True))
+    for name, row in {
+        "plain": (False, "all", "uniform", "one", "contrastive"),
+        "plain-two-step": (False, "all", "uniform", "two", "contrastive"),
+        "naive-kd": (True, "all", "uniform", "one", "distil-only"),
+        "advl": (True, "adaptive", "ratio", "two", "distil-only"),
+    }.items()
 }
 
 
@@ -104,33 +85,14 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             f"The adapt step of {config.method} has nothing to learn.",
             why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
+    names = {field.name for field in dataclasses.fields(DistillationSettings)}
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in names}
+    decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
+    weights = teacher_weights(config.teacher_weight)
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         steps=steps,
-        settings=DistillationSettings(
-            pathway=config.pathway,
-            distance=config.distance,
-            relational_nodes=config.relational_nodes,
-            landmarks=config.landmarks,
-            student_temperature=config.student_temperature,
-            teacher_temperature=config.teacher_temperature,
-            distill_layer=config.distill_layer,
-            projection_start=config.projection_start,
-            target_check=config.target_check,
-            vision_target=config.vision_target,
-            teacher_balance=config.teacher_balance,
-            teacher_weights=teacher_weights(config.teacher_weight),
-            selection=config.selection or defaults["selection"],
-            selection_alpha=config.selection_alpha,
-            selection_rho=config.selection_rho,
-            candidates=config.candidates,
-            weighting=config.weighting or defaults["weighting"],
-            weight_max=config.weight_max,
-            weight_normalise=config.weight_normalise,
-            weight_shuffle=config.weight_shuffle,
-            adapt_objective=config.adapt_objective or defaults["adapt_objective"],
-            anchor_weight=config.anchor_weight,
-        ),
+        settings=DistillationSettings(**{**options, **decided, "teacher_weights": weights}),
         num_adapt_steps=config.adapt_steps if steps == "two" else 0,
         num_finetune_steps=num_steps,
     )
@@ -151,7 +113,7 @@ def takes_two_steps(config: FinetuneConfig) -> bool:
 
 def finetune_steps(config: FinetuneConfig) -> int:
     """Return the steps of the finetune step alone, as far as the options tell."""
-    return int(PLAIN["num_steps"]) if config.num_steps is None else config.num_steps
+    return int(fallbacks(FinetuneConfig)["num_steps"]) if config.num_steps is None else config.num_steps
 
 
 def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from advl_pipeline.cache.config import disk_cache_config
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence
@@ -42,8 +41,7 @@ class Signals:
 
 def open_caches(config: FinetuneConfig) -> list[TeacherCache]:
     """Open the caches that the options name, through the disk cache where they lie in an object store."""
-    disk_cache = disk_cache_config(config.disk_cache, config.disk_cache_gb)
-    return [open_cache(path, disk_cache=disk_cache) for path in config.cache]
+    return [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
 
 
 def open_signals(

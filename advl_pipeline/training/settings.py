@@ -8,12 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advl_pipeline.configuration import check_ranges, config_to_dict
+from advl_pipeline.configuration import check_ranges, config_to_dict, fallbacks, flag_of
 from advl_pipeline.datasets.registry import TASKS
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.config import PLAIN, PRETRAINED_LEARNING_RATE, FinetuneConfig
-from advl_pipeline.training.recipe_terms import AdversarialConfig, LearningRateSchedule, Optimiser, TaskLoss
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.recipe_terms import (
+    PRETRAINED_LEARNING_RATE,
+    AdversarialConfig,
+    LearningRateSchedule,
+    Optimiser,
+    TaskLoss,
+)
 from advl_pipeline.training.recipes import ChosenRecipe, Recipe, ScaleRule
+
+PLAIN = fallbacks(FinetuneConfig)
+"""What stands for options that are left to a recipe, where there is none."""
 
 ADVERSARIAL_LEARNING_RATE = 1e-3
 """VILLA's for VQA and SNLI-VE at size base."""
@@ -113,13 +122,11 @@ def resolve_settings(
         "warmup": PLAIN["warmup_fraction"],
         "batch_unit": "examples",
         "max_text_tokens": 0,
-        "optimiser": "adamw",
         "lr_scales": (),
         "no_decay": None,
         "betas": (0.9, 0.98),
         "eps": 1e-6,
         "momentum": 0.0,
-        "schedule": "linear-nonzero",
         "milestones": (),
         "lr_floor": 0.0,
         "clip_each": 0.0,
@@ -187,20 +194,17 @@ def _source_of(key: str, recipe: Recipe) -> str:
 
 def _of_options(config: FinetuneConfig, recipe: Recipe | None) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
-    for name in (
-        "num_steps", "accumulate", "optimiser", "learning_rate", "head_lr_scale", "adapt_lr_scale", "weight_decay",
-        "schedule",
-        "clip_norm", "task_loss",
-    ):  # fmt: skip
+    decided = {field.name for field in dataclasses.fields(TrainingSettings)} - {"batch_size", "adversarial"}
+    for name in (field.name for field in dataclasses.fields(config) if field.name in decided):
         if (value := getattr(config, name)) is not None:
-            found[name] = (value, f"--{name.replace('_', '-')}")
+            found[name] = (value, flag_of(name))
     if config.warmup_fraction is not None:
         found["warmup"] = (config.warmup_fraction, "--warmup-fraction")
     if config.batch_size is not None and config.batch_tokens is not None:
         raise ConfigError("--batch-size and --batch-tokens exclude each other.")
     for option, unit in (("batch_size", "examples"), ("batch_tokens", "tokens")):
         if (value := getattr(config, option)) is not None:
-            source = f"--{option.replace('_', '-')}"
+            source = flag_of(option)
             accumulate = config.accumulate or 1
             found |= {"batch_size": (value, source), "batch_unit": (unit, source)}
             found.setdefault("accumulate", (accumulate, source))

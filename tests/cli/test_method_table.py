@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import typing
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from advl_pipeline.configuration import sections
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method
@@ -21,9 +21,11 @@ TOLD = {
     for name, values in re.findall(r"`--([a-z-]+)([^`]*)`", row)
     if not (name == "selection" and values.strip() == "random")
 }
-_NAMES = [field.name for field in fields(FinetuneConfig)]
-# The configuration lists what is about the method last, from the strength of the distillation on.
-METHOD_OPTIONS = {"cache", "method", *_NAMES[_NAMES.index("distill_weight") :]}
+METHOD_OPTIONS = {"method", "hide_picture"} | {
+    name
+    for name, section in sections(FinetuneConfig).items()
+    if section in ("Teachers", "Distillation", "Adapt step") and name != "verify_caches"
+}
 
 
 def default_of(name: str) -> object:

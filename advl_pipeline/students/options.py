@@ -1,0 +1,73 @@
+"""Which student a run finetunes, and how it is built; light to import, so that the command line can offer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from advl_pipeline.configuration import Configuration, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOptions(Configuration):
+    """Which student a run finetunes, and how it is built."""
+
+    title: ClassVar[str] = "Student"
+
+    student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
+    init: Path | None = option(
+        None,
+        help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub.",
+        identity="content",
+    )
+    head_answers: Path | None = option(
+        None,
+        help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
+        paces=False,
+    )
+    known_words: Path | None = option(
+        None,
+        help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
+        "count [default: what `advl pretrain` recorded, else every word counts as known].",
+        paces=False,
+    )
+    fresh_heads: bool = option(
+        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False
+    )
+    tokenizer: str | None = option(
+        None,
+        help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
+        "else the student's own].",
+    )
+    regions: Path | None = option(
+        None,
+        help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; "
+        "{split} in the path stands for the split that the pictures are filed under, such as val, or val2014 for "
+        "pictures of COCO. The word pixels stands for small crops through a random projection, which a student "
+        "without --init sees unasked.",
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first, likewise.")
+    region_naming: Literal["number", "stem", "uniter"] | None = option(
+        None, help="How those files name pictures [default: stem]."
+    )
+    region_split: str | None = option(
+        None,
+        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
+        "what the pictures of the split are filed under].",
+    )
+    student_option: tuple[str, ...] = option(
+        (), help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.", metavar="KEY=VALUE"
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
+    )
+    lora_rank: int = option(
+        0,
+        help="Train low-rank updates of this rank to the attention projections alone; 0 trains the student.",
+        minimum=0,
+    )
+    compile: bool = option(
+        False, help="Run the student through torch.compile; refused for students that are not tested under it."
+    )
