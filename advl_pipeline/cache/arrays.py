@@ -1,6 +1,6 @@
-"""Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views or decoded.
+"""Memory-mapped arrays of a cache: shard files mapped when first touched, rows handed out as views.
 
-Shapes: Q units asked for, C inner chunks of a shard.
+Shapes: Q units asked for.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.compression import decompress_into
-from advl_pipeline.cache.layout import ABSENT_CHUNK, DTYPES, ArraySpec
+from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.store import Readable
 from advl_pipeline.errors import CorruptCache
 
@@ -162,15 +160,10 @@ class MappedArray(CacheArray):
         """As the base says; views, or copies of files that come and go."""
         if self._store.reads_whole:
             return self._copies(first_Q, length_Q)
-        if self.spec.num_shards == 1:
-            whole = self.shard(0)
-            return [
-                whole[first:after]
-                for first, after in zip(first_Q.tolist(), (first_Q + length_Q).tolist(), strict=True)
-            ]
         shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
+        views = {shard: self.shard(shard) for shard in set(shard_Q.tolist())}
         return [
-            self.shard(shard)[first:after]
+            views[shard][first:after]
             for shard, first, after in zip(
                 shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
             )
@@ -214,72 +207,3 @@ class MappedArray(CacheArray):
         count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
         view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
         self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
-
-
-class CompressedArray(CacheArray):
-    """A compressed array: the inner chunks that hold the rows are decoded, once per call."""
-
-    def __init__(self, store: Readable, spec: ArraySpec) -> None:
-        super().__init__(store, spec)
-        self._chunk_ends: dict[int, Positions] = {}
-
-    def shard(self, shard: int) -> Rows:
-        """Return the rows that a shard file holds, decoded."""
-        return self._decode(shard, 0, self.spec.stored_chunks(shard))
-
-    def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """As the base says; decoded."""
-        spec = self.spec
-        shard_Q, offset_Q = np.divmod(first_Q, spec.shard_rows)
-        decoded: dict[tuple[int, int], Rows] = {}
-        found: list[Rows] = []
-        for shard, first, length in zip(shard_Q.tolist(), offset_Q.tolist(), length_Q.tolist(), strict=True):
-            chunks = range(first // spec.inner_rows, max(first + length - 1, first) // spec.inner_rows + 1)
-            for chunk in chunks:
-                if (shard, chunk) not in decoded:
-                    decoded[shard, chunk] = self._decode(shard, chunk, chunk + 1)
-            parts = [decoded[shard, chunk] for chunk in chunks]
-            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            skipped = first - chunks.start * spec.inner_rows
-            found.append(rows[skipped : skipped + length])
-        return found
-
-    def _decode(self, shard: int, first_chunk: int, after_chunk: int) -> Rows:
-        spec, mapped, ends_C1 = self.spec, self._map(shard), self._chunk_ends[shard]
-        rows = np.empty(((after_chunk - first_chunk) * spec.inner_rows, *spec.shape[1:]), DTYPES[spec.dtype])
-        target = rows.reshape(-1).view(np.uint8)
-        for number, chunk in enumerate(range(first_chunk, after_chunk)):
-            frame = mapped[int(ends_C1[chunk]) : int(ends_C1[chunk + 1])]
-            try:
-                decompress_into(frame, target[number * spec.chunk_bytes : (number + 1) * spec.chunk_bytes])
-            except ValueError as error:
-                raise self._bad_shard("A compressed chunk is damaged.", shard, str(error)) from None
-        return rows
-
-    def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
-        ends_C1 = self._chunk_ends[shard]
-        last_Q = np.maximum(after_Q - 1, first_Q) // self.spec.inner_rows
-        return ends_C1[first_Q // self.spec.inner_rows], ends_C1[last_Q + 1]
-
-    def _accept(self, shard: int, mapped: mmap.mmap) -> None:
-        spec = self.spec
-        payload = len(mapped) - spec.footer_bytes
-        footer = mapped[payload:]
-        index_C2 = np.frombuffer(footer[:-4], "<u8").reshape(-1, 2)
-        present = spec.stored_chunks(shard)
-        lengths_C = index_C2[:present, 1]
-        sound = (
-            int(google_crc32c.value(footer[:-4])) == int.from_bytes(footer[-4:], "little")
-            and (index_C2[present:] == ABSENT_CHUNK).all()
-            and (lengths_C <= payload).all()
-            and int(lengths_C.sum()) == payload
-            and footer == spec.footer(shard, lengths_C)
-        )
-        if not sound:
-            raise self._bad_shard("The index of a shard is damaged.", shard, "")
-        self._chunk_ends[shard] = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths_C.astype(np.int64))])
-
-
-def open_array(store: Readable, spec: ArraySpec) -> CacheArray:
-    """Return the array that a layout describes."""
-    return (MappedArray if spec.compression == "none" else CompressedArray)(store, spec)

@@ -40,7 +40,7 @@ def decompress_into(frame: bytes | memoryview, out: npt.NDArray[np.uint8]) -> No
     if declared_size(frame) != out.nbytes:
         raise ValueError("a compressed chunk does not have the size of its chunk")
     try:
-        zstd.decompress(bytes(frame), out)
+        zstd.decompress(frame, out)
     except RuntimeError as error:
         raise ValueError(str(error)) from None
 

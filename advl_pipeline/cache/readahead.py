@@ -23,6 +23,7 @@ class Readahead:
         self._table = table
         self._tokens = tokens
         self._values = tokens.arrays.get("values")
+        self._streamed = [array for name, array in tokens.arrays.items() if name in ("values", "scales")]
         self._num_units = num_units
         self._num_bytes = num_bytes
         self._memory: Literal["holds", "fits", "exceeds"] | None = None
@@ -54,14 +55,13 @@ class Readahead:
         one_Q = np.ones_like(positions_Q)
         start_Q, length_Q = self._tokens.bounds(positions_Q)
         used = length_Q > 0
-        if self._memory == "fits":
-            self._table.announce_blocks(positions_Q, one_Q)
-            if self._values is not None:
-                self._values.announce_blocks(start_Q[used], length_Q[used])
-        else:
-            self._table.announce(positions_Q, one_Q)
-            if self._values is not None:
-                self._values.announce(start_Q[used], length_Q[used])
+        wanted = [(self._table, positions_Q, one_Q)]
+        wanted += [(array, start_Q[used], length_Q[used]) for array in self._streamed]
+        for array, first_Q, number_Q in wanted:
+            if self._memory == "fits":
+                array.announce_blocks(first_Q, number_Q)
+            else:
+                array.announce(first_Q, number_Q)
 
 
 def available_memory() -> int:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray, open_array
+from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_cache, require_recorded
+from advl_pipeline.cache.compressed import open_array
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
@@ -261,11 +262,16 @@ class FeatureStore:
     def padded_tokens(
         self, positions_Q: npt.NDArray[np.int64], allocate: Allocate = np.empty
     ) -> tuple[Features, npt.NDArray[np.int32]]:
-        """Return token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,).
+        """Return stored token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,).
 
-        `allocate(shape, dtype)` gives the memory that they are written into.
+        `allocate(shape, dtype)` gives the memory that they are written into. Rows stored as int8 are codes, to be
+        multiplied by their `padded_scales`.
         """
         return self._tokens.padded(positions_Q, allocate)
+
+    def padded_scales(self, positions_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+        """Return the scales of the rows of `padded_tokens`, (Q, M) float32; None where they are not codes."""
+        return self._tokens.padded_scales(positions_Q)
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return, for the rows of `token_features(ids)`, the characters [start, end) of the unit's text, (M, 2)."""

@@ -13,7 +13,7 @@ TABLE_ROWS = 65536
 
 _TARGET_INNER_BYTES = 1 << 19
 
-_COMPRESSED_INNER_BYTES = 1 << 16
+_COMPRESSED_INNER_BYTES = 1 << 15
 """A unit is read by decoding whole inner chunks, so compressed ones are small."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 
 from advl_pipeline.cache.buffers import BufferPool
 from advl_pipeline.cache.order import OrderState, epoch_order, rank_slice
+from advl_pipeline.cache.quantise import dequantise
 from advl_pipeline.prefetch import Prefetcher
 
 if TYPE_CHECKING:
@@ -25,16 +26,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureBatch:
-    """One batch, zero-padded; `token_BMD` and `mask_BM` are None where the store has no token features."""
+    """One batch, zero-padded; what concerns tokens is None where the store has no token features.
+
+    `stored_BMD` is what the store holds. Where that is int8 codes, `scale_BM` are their scales: `to` takes them to a
+    device in half the bytes, and `token_BMD` dequantises them there.
+    """
 
     ids: Sequence[str]
     global_BD: torch.Tensor
-    token_BMD: torch.Tensor | None
-    mask_BM: torch.Tensor | None
+    stored_BMD: torch.Tensor | None = None
+    scale_BM: torch.Tensor | None = None
+    mask_BM: torch.Tensor | None = None
+
+    @property
+    def token_BMD(self) -> torch.Tensor | None:  # noqa: N802
+        """The token features; codes are dequantised to float16 whenever this is asked for."""
+        if self.stored_BMD is None or self.scale_BM is None:
+            return self.stored_BMD
+        return dequantise(self.stored_BMD, self.scale_BM)
 
     @property
     def num_bytes(self) -> int:
-        return self.global_BD.nbytes + (0 if self.token_BMD is None else self.token_BMD.nbytes)
+        return self.global_BD.nbytes + (0 if self.stored_BMD is None else self.stored_BMD.nbytes)
+
+    def to(self, device: torch.device | str) -> FeatureBatch:
+        """Return the batch on a device."""
+        tensors = ("global_BD", "stored_BMD", "scale_BM", "mask_BM")
+        moved = {name: tensor.to(device) for name in tensors if (tensor := getattr(self, name)) is not None}
+        return replace(self, **moved)
 
 
 class BatchStream:
@@ -149,9 +168,13 @@ def read_batch(
     ids = store.ids_at(position_B)
     global_BD = torch.from_numpy(store.global_rows(position_B))
     if not tokens:
-        return FeatureBatch(ids=ids, global_BD=global_BD, token_BMD=None, mask_BM=None)
-    token_BMD, length_B = store.padded_tokens(position_B, buffers.allocate)
-    mask_BM = np.arange(token_BMD.shape[1]) < length_B[:, None]
+        return FeatureBatch(ids=ids, global_BD=global_BD)
+    stored_BMD, length_B = store.padded_tokens(position_B, buffers.allocate)
+    scale_BM = store.padded_scales(position_B)
     return FeatureBatch(
-        ids=ids, global_BD=global_BD, token_BMD=torch.from_numpy(token_BMD), mask_BM=torch.from_numpy(mask_BM)
+        ids=ids,
+        global_BD=global_BD,
+        stored_BMD=torch.from_numpy(stored_BMD),
+        scale_BM=None if scale_BM is None else torch.from_numpy(scale_BM),
+        mask_BM=torch.from_numpy(np.arange(stored_BMD.shape[1]) < length_B[:, None]),
     )

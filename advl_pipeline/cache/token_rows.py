@@ -58,32 +58,43 @@ class TokenRows:
 
     def collect(self, name: str, positions_Q: Positions) -> Rows:
         """Return the rows of units one after another; of one unit a view where the array is not compressed."""
-        array = self._array(name)
-        parts = array.stretches(*self.bounds(positions_Q))
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
+        return self._joined(name, *self.bounds(positions_Q))
 
     def values(self, positions_Q: Positions) -> Rows:
         """Return the features of units one after another, (M, D); stored int8 codes come as float16."""
-        values = self.collect("values", positions_Q)
-        return from_int8(values, self.collect("scales", positions_Q)) if "scales" in self.arrays else values
+        start_Q, length_Q = self.bounds(positions_Q)
+        values = self._joined("values", start_Q, length_Q)
+        return from_int8(values, self._joined("scales", start_Q, length_Q)) if "scales" in self.arrays else values
 
     def padded(self, positions_Q: Positions, allocate: Allocate) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Return features zero-padded to the longest unit, (Q, M, D), written once into what `allocate` gives."""
+        """Return stored rows zero-padded to the longest unit, (Q, M, D), written once into what `allocate` gives."""
         array = self._array("values")
         start_Q, length_Q = self.bounds(positions_Q)
         longest = int(length_Q.max(initial=0))
-        is_coded = "scales" in self.arrays
-        dtype = np.dtype(np.float16) if is_coded else DTYPES[array.spec.dtype]
-        padded_QMD = allocate((len(positions_Q), longest, array.spec.shape[1]), dtype)
+        padded_QMD = allocate((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
         rows = array.stretches(start_Q, length_Q)
-        scales = self._array("scales").stretches(start_Q, length_Q) if is_coded else None
-        for number, (target_MD, rows_MD, length) in enumerate(zip(padded_QMD, rows, length_Q.tolist(), strict=True)):
-            target_MD[:length] = rows_MD if scales is None else from_int8(rows_MD, scales[number])
+        for target_MD, rows_MD, length in zip(padded_QMD, rows, length_Q.tolist(), strict=True):
+            target_MD[:length] = rows_MD
             if length < longest:
                 target_MD[length:] = 0
         return padded_QMD, self.lengths(positions_Q)
+
+    def padded_scales(self, positions_Q: Positions) -> npt.NDArray[np.float32] | None:
+        """Return the scales of the rows of `padded`, (Q, M), 0 at the padding; None where they are no codes."""
+        if "scales" not in self.arrays:
+            return None
+        start_Q, length_Q = self.bounds(positions_Q)
+        is_row_QM = np.arange(length_Q.max(initial=0)) < length_Q[:, None]
+        scale_QM = np.zeros(is_row_QM.shape, np.float32)
+        scale_QM[is_row_QM] = self._joined("scales", start_Q, length_Q)
+        return scale_QM
+
+    def _joined(self, name: str, start_Q: Positions, length_Q: Positions) -> Rows:
+        array = self._array(name)
+        parts = array.stretches(start_Q, length_Q)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
 
     def _array(self, name: str) -> CacheArray:
         if not self.arrays:

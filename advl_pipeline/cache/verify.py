@@ -12,8 +12,9 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import CacheArray, MappedArray, open_array
+from advl_pipeline.cache.arrays import CacheArray, MappedArray
 from advl_pipeline.cache.checks import require_cache, size_problem
+from advl_pipeline.cache.compressed import open_array
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
 from advl_pipeline.cache.files import FileEntry, Files, hash_file
 from advl_pipeline.cache.identity import digest

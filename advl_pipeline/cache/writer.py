@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import MappedArray, open_array
+from advl_pipeline.cache.arrays import MappedArray
+from advl_pipeline.cache.compressed import open_array
 from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.files import FileEntry, entry_of
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest

@@ -196,6 +196,16 @@ def test_int8_keeps_the_direction(seed: int, scale: float) -> None:
     assert np.abs(back_MD - values_MD).max() <= np.abs(values_MD).max() * (0.5 / 127 + 1e-3)
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(1e-9, 515.9), st.integers(1, 700))
+def test_int8_is_dequantised_to_the_bit(seed: int, largest: float, num_rows: int) -> None:
+    generator = np.random.default_rng(seed)
+    codes_MD = generator.integers(-127, 128, (num_rows, 400)).astype(np.int8)
+    scale_M = (generator.random(num_rows) * largest).astype(np.float32)
+    codes_MD.flags.writeable = False
+    expected_MD = (codes_MD.astype(np.float32) * scale_M[:, None]).astype(np.float16)
+    np.testing.assert_array_equal(from_int8(codes_MD, scale_M).view(np.uint16), expected_MD.view(np.uint16))
+
+
 def test_rows_of_zeros_and_large_values() -> None:
     codes_MD, scale_M = to_int8(np.zeros((2, 4), np.float32))
     assert not from_int8(codes_MD, scale_M).any()

@@ -272,6 +272,11 @@ def test_other_stored_dtypes(tmp_path: Path, dtype: str) -> None:
     assert batch.token_BMD is not None
     assert batch.mask_BM is not None
     np.testing.assert_array_equal(batch.token_BMD[batch.mask_BM].numpy(), other.token_features(ids)[0])
+    assert not batch.token_BMD[~batch.mask_BM].any()
+    moved = batch.to("meta")
+    assert moved.stored_BMD is not None
+    assert moved.stored_BMD.device.type == "meta"
+    assert moved.stored_BMD.dtype == (torch.int8 if dtype == "int8" else torch.float32)
 
 
 def test_unfinished_cache_is_not_opened(tmp_path: Path) -> None:
