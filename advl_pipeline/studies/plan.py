@@ -27,10 +27,9 @@ from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, 
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.methods import resolve_method, takes_two_steps
-from advl_pipeline.training.recipes import choose_recipe
+from advl_pipeline.training.methods import takes_two_steps
+from advl_pipeline.training.resolved import resolve_run
 from advl_pipeline.training.run_identity import run_identity
-from advl_pipeline.training.settings import resolve_settings
 
 CELLS_FOLDER = "cells"
 ID_LENGTH = 12
@@ -266,13 +265,12 @@ def cell_identity(
 
 def _decided(config: FinetuneConfig, kind: str) -> dict[str, Any]:
     """Return the numbers that a run on a kind of task follows, whoever decided them: recipe, options or defaults."""
-    chosen = choose_recipe(config.student, kind, config.recipe)
-    settings = resolve_settings(config, chosen, task=kind, num_labelled=config.shots or _ANY_NUMBER_OF_EXAMPLES)
-    method = resolve_method(config, num_steps=settings.num_steps)
+    run = resolve_run(config, kind=kind, num_labelled=config.shots or _ANY_NUMBER_OF_EXAMPLES)
+    recipe = run.chosen.recipe
     return {
-        "settings": config_to_dict(replace(settings, note="", sources={})),
-        "method": config_to_dict(method),
-        "recipe": None if chosen.recipe is None else config_to_dict(replace(chosen.recipe, sources={})),
+        "settings": config_to_dict(replace(run.settings, note="", sources={})),
+        "method": config_to_dict(run.method),
+        "recipe": None if recipe is None else config_to_dict(replace(recipe, sources={})),
     }
 
 

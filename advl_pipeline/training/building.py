@@ -18,9 +18,7 @@ from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads
 from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.methods import ResolvedMethod
-from advl_pipeline.training.recipes import ChosenRecipe
-from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
@@ -28,10 +26,7 @@ from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_ta
 
 
 def build_finetune_model(
-    config: FinetuneConfig,
-    settings: TrainingSettings,
-    chosen: ChosenRecipe,
-    method: ResolvedMethod,
+    run: Run,
     inputs: Inputs,
     source: SignalSource | None,
 ) -> tuple[FinetuneModel, dict[str, HeadOrigin], list[VisionChoice]]:
@@ -39,10 +34,10 @@ def build_finetune_model(
 
     The same seed gives the same student and heads for every method.
     """
-    dataset = inputs.dataset
+    config, settings, dataset = run.config, run.settings, inputs.dataset
     torch.manual_seed(config.seed)
     options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
-    overrides = {**recipe_options(chosen, config.init), **options}
+    overrides = {**recipe_options(run.chosen, config.init), **options}
     student = build_student(config.student, weights=config.init, overrides=overrides)
     if settings.adversarial is not None:
         require_perturbable(student)
@@ -57,10 +52,10 @@ def build_finetune_model(
     for task in dataset.tasks:
         require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
     origins = fill_heads(heads, student, dataset, config)
-    vision = choose_vision_targets(method.settings, student, dataset, inputs.labelled, source) if source else []
+    vision = choose_vision_targets(run.method.settings, student, dataset, inputs.labelled, source) if source else []
     torch.manual_seed(config.seed + 2)
     distiller = Distiller(
-        method.settings,
+        run.method.settings,
         source.widths() if source else {},
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,

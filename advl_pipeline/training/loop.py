@@ -24,7 +24,6 @@ from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch
 from advl_pipeline.training.checkpoint import restore, save_checkpoint
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, LossTerms, Phase
 from advl_pipeline.training.finite import (
     StepPlace,
@@ -34,6 +33,7 @@ from advl_pipeline.training.finite import (
 )
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
 from advl_pipeline.training.processes import add_gradients, add_up, align_parameters, everywhere, gather_items
+from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.schedule import distillation_strength
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
@@ -63,8 +63,7 @@ class PhaseTiming:
 
 
 def run_phase(
-    config: FinetuneConfig,
-    settings: TrainingSettings,
+    run: Run,
     plan: PhasePlan,
     model: FinetuneModel,
     accelerator: Accelerator,
@@ -78,8 +77,7 @@ def run_phase(
     """Train for the rest of a phase.
 
     Args:
-        config: of the run.
-        settings: what it trains with.
+        run: what is trained.
         plan: of the phase.
         model: trained in place.
         accelerator: device, precision and data parallelism.
@@ -89,6 +87,7 @@ def run_phase(
         checkpoint: tensors to restore when resuming inside this phase.
         progress: called with 1 after each step.
     """
+    config, settings = run.config, run.settings
     optimizer = build_optimizer(
         settings,
         model,

@@ -42,18 +42,18 @@ from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmarks import find_landmarks
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
-from advl_pipeline.training.methods import ResolvedMethod, finetune_steps, resolve_method
+from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.process_memory import forget_peak_memory, peak_memory_bytes
 from advl_pipeline.training.processes import start_processes
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
-from advl_pipeline.training.recipes import choose_recipe
+from advl_pipeline.training.resolved import Run, resolve_run
 from advl_pipeline.training.run_identity import describe_run
 from advl_pipeline.training.run_signals import Signals, open_caches, open_signals, remember_confidences
 from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
-from advl_pipeline.training.settings import TrainingSettings, resolve_settings
+from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_confidence import measure_student_confidence
 from advl_pipeline.training.student_inputs import read_inputs
@@ -92,19 +92,14 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     accelerator = start_processes(config.device, config.mixed_precision)
     caches = open_caches(config) if uses_teachers else []
     inputs = open_inputs(config, caches)
-    chosen = choose_recipe(config.student, head_name(inputs.dataset.tasks[0]), config.recipe)
-    settings = resolve_settings(
+    run = resolve_run(
         config,
-        chosen,
-        task=head_name(inputs.dataset.tasks[0]),
+        kind=head_name(inputs.dataset.tasks[0]),
         num_labelled=len(inputs.labelled),
         world_size=accelerator.num_processes,
     )
-    method = resolve_method(config, num_steps=settings.num_steps)
     identity = describe_run(
-        config,
-        chosen.recipe,
-        settings,
+        run,
         datasets=[dataset_identity(split) for split in inputs.splits],
         label_names={task: inputs.dataset.label_names(task) for task in inputs.dataset.tasks},
         caches=[cache.identity for cache in caches],
@@ -117,14 +112,14 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
-        signals = open_signals(config, method, caches, inputs, device=accelerator.device)
+        signals = open_signals(run, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
     checked = [] if signals is None else signals.checked
-    model, heads, vision = build_finetune_model(config, settings, chosen, method, inputs, source)
+    model, heads, vision = build_finetune_model(run, inputs, source)
     reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
     fits = _fit_on_inputs(config, model, inputs, source, device=accelerator.device)
-    model.remembered = remember_confidences(config, method, checked, inputs, num_processes=accelerator.num_processes)
-    step_line = settings.step_line(accelerator.num_processes)
+    model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
+    step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
@@ -137,20 +132,19 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder.begin(
             identity,
             config=config_to_dict(given),
-            settings=settings.to_dict() | found,
+            settings=run.settings.to_dict() | found,
             caches=[(str(cache.path), cache.identity) for cache in caches],
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
         lines = [step_line, *reads.lines(), *(choice.line() for choice in vision), *(fit.line() for fit in fits)]
-        _say(settings, heads, [*lines, *(one.line() for one in checked)])
+        _say(run.settings, heads, [*lines, *(one.line() for one in checked)])
     accelerator.wait_for_everyone()
-    timings = _train(config, settings, method, model, accelerator, folder, inputs, signals)
+    timings = _train(run, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
         if config.lora_rank:
             merge_lora(model.student)
-        num_steps = method.num_adapt_steps + method.num_finetune_steps
-        end = StepPlace(config=config, step=num_steps, phase="finetune", num_saved=num_steps)
+        end = StepPlace(config=config, step=run.num_steps, phase="finetune", num_saved=run.num_steps)
         require_finite_weights(model, end)
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
         save_student(folder.path, model.student, origin=origin)
@@ -159,8 +153,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
             folder.write_json(names.SELECTED_WORDS, words)
             folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
-        parts = _measure_parts(settings, method, model, inputs, source, accelerator)
-        summary = _summary(config, settings, method, model, inputs, timings, time.perf_counter() - began) | parts
+        parts = _measure_parts(run, model, inputs, source, accelerator)
+        summary = _summary(run, model, inputs, timings, time.perf_counter() - began) | parts
         summary["caveats"] = list(reads.caveats)
         folder.write_json(names.RESULT, summary)
         folder.checkpoint.unlink(missing_ok=True)
@@ -192,15 +186,14 @@ def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequen
 
 
 def _train(
-    config: FinetuneConfig,
-    settings: TrainingSettings,
-    method: ResolvedMethod,
+    run: Run,
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
     inputs: Inputs,
     signals: Signals | None,
 ) -> dict[str, PhaseTiming]:
+    config, method = run.config, run.method
     source = None if signals is None else signals.source
     phases = [
         PhasePlan(phase="adapt", num_steps=method.num_adapt_steps, first_logged_step=0),
@@ -248,13 +241,12 @@ def _train(
                             )
                         )
                 timings[plan.phase] = run_phase(
-                    config,
-                    settings,
+                    run,
                     plan,
                     model,
                     accelerator,
                     folder,
-                    _batch_maker(config, settings, plan, model.student, accelerator, inputs, source),
+                    _batch_maker(run, plan, model.student, accelerator, inputs, source),
                     start_step=start,
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
@@ -276,14 +268,14 @@ def _read_placement(
 
 
 def _measure_parts(
-    settings: TrainingSettings,
-    method: ResolvedMethod,
+    run: Run,
     model: FinetuneModel,
     inputs: Inputs,
     source: SignalSource | None,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Return what is added to the summary: the cost of each part, or nothing for a very short run."""
+    settings, method = run.settings, run.method
     repeats = num_repeats(settings.num_steps)
     if repeats == 0:
         return {}
@@ -306,20 +298,20 @@ def _measure_parts(
 
 
 def _batch_maker(
-    config: FinetuneConfig,
-    settings: TrainingSettings,
+    run: Run,
     plan: PhasePlan,
     student: Student,
     accelerator: Accelerator,
     inputs: Inputs,
     source: SignalSource | None,
 ) -> Any:
+    config = run.config
     rank, world_size = accelerator.process_index, accelerator.num_processes
     # Teachers that run on the way compute on all cores themselves, and their tokenizers serve one thread at a time.
     num_workers = 1 if config.live else num_threads(config.num_workers)
     if plan.phase == "finetune":
         indices, order = order_examples(
-            settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size
+            run.settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size
         )
         return partial(
             _batches_of,
@@ -370,14 +362,13 @@ def _batches_of(
 
 
 def _summary(
-    config: FinetuneConfig,
-    settings: TrainingSettings,
-    method: ResolvedMethod,
+    run: Run,
     model: FinetuneModel,
     inputs: Inputs,
     timings: dict[str, PhaseTiming],
     seconds: float,
 ) -> dict[str, Any]:
+    config = run.config
     num_steps = sum(timing.num_steps for timing in timings.values())
     computed = sum(timing.seconds for timing in timings.values())
     waited = sum(timing.seconds_waited for timing in timings.values())
@@ -388,8 +379,8 @@ def _summary(
         "dataset": config.dataset,
         "shots": config.shots,
         "seed": config.seed,
-        "num_steps": method.num_adapt_steps + method.num_finetune_steps,
-        "recipe": settings.line(),
+        "num_steps": run.num_steps,
+        "recipe": run.settings.line(),
         "num_labelled": len(inputs.labelled),
         "num_skipped": inputs.num_skipped,
         "num_adapt_inputs": len(inputs.adapt),

@@ -8,8 +8,7 @@ from typing import Any
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.recipes import Recipe
-from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.resolved import Run
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,9 +20,7 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_run(
-    config: FinetuneConfig,
-    recipe: Recipe | None,
-    settings: TrainingSettings,
+    run: Run,
     *,
     datasets: Sequence[Mapping[str, Any]],
     label_names: Mapping[str, Sequence[str]],
@@ -37,9 +34,7 @@ def describe_run(
     change. Region features and tokenizers that an option names stand in it by their path.
 
     Args:
-        config: options of the run.
-        recipe: that it follows, if any.
-        settings: the decided numbers.
+        run: as it was decided.
         datasets: identities of the split that is trained on, and then of the other ones that the adapt step sees,
             with the digests of their content.
         label_names: task -> its classes.
@@ -47,10 +42,12 @@ def describe_run(
         init_digest: of the pretrained student's files, if there is one.
         labelled: ids of the labelled examples where a list names them.
     """
-    options = run_identity(config_to_dict(config))
+    options = run_identity(config_to_dict(run.config))
     # How a step is split over processes may change when a run resumes.
-    decided = {key: entry["value"] for key, entry in settings.to_dict()["settings"].items() if key != "accumulate"}
-    published = None if recipe is None else config_to_dict(recipe)
+    decided = {
+        key: entry["value"] for key, entry in run.settings.to_dict()["settings"].items() if key != "accumulate"
+    }
+    published = None if run.chosen.recipe is None else config_to_dict(run.chosen.recipe)
     return {
         "options": options_without(FinetuneConfig, options, "content"),
         "settings": decided,

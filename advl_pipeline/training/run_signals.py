@@ -21,8 +21,8 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
-from advl_pipeline.training.methods import ResolvedMethod
 from advl_pipeline.training.moved_cells import with_shifted_grid, with_shuffled_cells
+from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 from advl_pipeline.training.student_confidence import StudentConfidence
@@ -45,8 +45,7 @@ def open_caches(config: FinetuneConfig) -> list[TeacherCache]:
 
 
 def open_signals(
-    config: FinetuneConfig,
-    method: ResolvedMethod,
+    run: Run,
     caches: Sequence[TeacherCache],
     inputs: Inputs,
     *,
@@ -58,6 +57,7 @@ def open_signals(
         IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: one that cannot be trusted.
         ConfigError: teachers or options that contradict each other.
     """
+    config, method = run.config, run.method
     anchors = method.num_adapt_steps > 0 and method.settings.anchor_weight > 0
     if not method.uses_teachers and not anchors:
         return None
@@ -71,7 +71,7 @@ def open_signals(
             check_part(of_split, split, range(len(split)), config)
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
-    confidence, checked = _confidence(config, method, by_split[0], inputs)
+    confidence, checked = _confidence(run, by_split[0], inputs)
     if config.teacher_control != "none" and config.live:
         raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
     if config.teacher_control == "shuffle":
@@ -143,10 +143,11 @@ def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
 
 
 def _confidence(
-    config: FinetuneConfig, method: ResolvedMethod, caches: Sequence[TeacherCache], inputs: Inputs
+    run: Run, caches: Sequence[TeacherCache], inputs: Inputs
 ) -> tuple[dict[str, dict[str, float]], list[CheckedConfidence]]:
     """Return modality -> example id -> confidence, of those that weights follow, and what was found about each."""
-    if method.settings.weighting == "uniform" or config.confidence == "none":
+    config = run.config
+    if run.method.settings.weighting == "uniform" or config.confidence == "none":
         return {}, []
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
     estimates = load_or_estimate_confidence(
@@ -168,8 +169,7 @@ def _confidence(
 
 
 def remember_confidences(
-    config: FinetuneConfig,
-    method: ResolvedMethod,
+    run: Run,
     checked: Sequence[CheckedConfidence],
     inputs: Inputs,
     *,
@@ -180,7 +180,8 @@ def remember_confidences(
     Raises:
         ConfigError: visits to be smoothed that several processes share.
     """
-    needs_it = method.settings.weighting in ("ratio", "gap") and any(one.is_used for one in checked)
+    config = run.config
+    needs_it = run.method.settings.weighting in ("ratio", "gap") and any(one.is_used for one in checked)
     if not needs_it or config.student_confidence == "current":
         return None
     if config.student_confidence == "smoothed" and num_processes > 1:

@@ -10,6 +10,7 @@ from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
 import advl_pipeline.training.methods as methods_module
+import advl_pipeline.training.resolved as resolved_module
 import advl_pipeline.training.settings as settings_module
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyConfig, read_study
@@ -129,7 +130,7 @@ def test_a_recipe_of_another_kind_of_task_does_not_matter(tmp_path: Path, monkey
         asked.append(task)
         return choose_recipe(student, task, wanted)
 
-    monkeypatch.setattr(plan_module, "choose_recipe", choose)
+    monkeypatch.setattr(resolved_module, "choose_recipe", choose)
     assert ids(plan_of(tmp_path, extra=extra, tasks="[]")) == before
     assert set(asked) == {"vcr"}
 
