@@ -228,14 +228,15 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
-    """Return the flags that give a configuration its values, those at their defaults left out.
+    """Return the flags that give a configuration its values in the order of the help, defaults left out.
 
     Args:
         cls: the configuration.
         values: field name -> value, as `config_to_dict` has them; other keys are passed over.
     """
     words: list[str] = []
-    for field in dataclasses.fields(cls):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for field in (fields[name] for name in sections(cls)):
         value = values.get(field.name)
         if value is None or value == _to_plain(field.default):
             continue

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from advl_pipeline.cache.records import PROVENANCE_FILE
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
 from advl_pipeline.evaluation.statistics import summarise
@@ -106,22 +106,7 @@ def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
 
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run."""
-    words = ["advl", "finetune"]
-    defaults = config_to_dict(FinetuneConfig(dataset=config.dataset, output=config.output))
-    for key, value in config_to_dict(config).items():
-        flag = "--" + key.replace("_", "-")
-        if key in ("dataset", "output"):
-            words += [flag, str(value)]
-        elif value == defaults[key]:
-            continue
-        elif isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            for item in value:
-                words += [flag, str(item)]
-        else:
-            words += [flag, str(value)]
-    return shlex.join(words)
+    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, config_to_dict(config))])
 
 
 def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, int | None], int]:
