@@ -85,16 +85,15 @@ class FinishedRun:
             for task, is_choice, batch, swapped in batches:
                 shown = {"swapped": swapped} if swapped is not None else {}
                 shown = {view: seen.to(self.device) for view, seen in ({"shown": batch} | shown).items()}
-                yield from zip(
-                    *(self._logits(shown.get(view, shown["shown"]), task, is_choice, view) for view in views),
-                    strict=True,
-                )
+                with self.student.sharing():
+                    rows = [self._logits(shown.get(view, shown["shown"]), task, is_choice, view) for view in views]
+                yield from zip(*rows, strict=True)
 
     def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
         with precision(self.device, self.mixed_precision):
-            pooled_NP = self.student.encode(
+            pooled_NP = self.student.pooled(
                 batch.blanked() if view == "blanked" else batch, mask_visual=self.hides_picture or view == "removed"
-            ).pooled_NP
+            )
             logits = shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
         rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()
         return rows

@@ -15,10 +15,11 @@ from transformers import BridgeTowerConfig as HfBridgeTowerConfig
 from transformers import BridgeTowerModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import norm_first_head
+from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias, norm_first_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.meter_core import IMAGE_STREAM, TEXT_STREAM
 from advl_pipeline.students.pixel_student import (
     PixelBatch,
     PixelStudent,
@@ -101,16 +102,18 @@ class BridgeTower(PixelStudent):
             image_state_NH=picture.image_state_NH,
         )
 
+    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        assert isinstance(batch, PixelBatch)
+        return self._run(without_picture(batch) if mask_visual else batch).pooled_NP
+
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return the last states of the two towers, which bridges carry into the cross-modal layers.
 
         The picture's half of the pooled pair is zero.
         """
         assert isinstance(batch, PixelBatch)
-        text_NLH = self.model.text_model(
-            input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long()
-        ).last_hidden_state
-        image_NRH = batch.per_sequence(self.model.vision_model(self.normalised(batch))[-1])
+        text_NLH = self._text_tower(batch)[-1]
+        image_NRH = batch.per_sequence(self.per_picture(batch, self._vision_tower)[-1])
         pooled_NH = self.model.cross_modal_text_pooler(text_NLH)
         return StudentOutput(
             text_states_NLH=text_NLH,
@@ -123,17 +126,55 @@ class BridgeTower(PixelStudent):
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
     def _run(self, batch: PixelBatch) -> StudentOutput:
-        output = self.model(
-            input_ids=batch.token_ids_NL,
-            attention_mask=batch.token_mask_NL.long(),
-            pixel_values=batch.per_sequence(self.normalised(batch)),
-        )
+        """Run transformers' layers; unlike its model, the vision tower sees a picture once for all candidates."""
+        model = self.model
+        texts = self.once("text", (batch.token_ids_NL, batch.token_mask_NL), lambda: self._text_tower(batch))
+        images = self.per_picture(batch, self._vision_tower)
+        types = model.token_type_embeddings.weight
+        bias = _text_bias(batch, texts[0].dtype)
+        text_NLH, image_NRH = texts[0], images[0]
+        for index, (lower_NLH, lower_BRH) in enumerate(zip(texts, images, strict=True)):
+            from_text = model._apply_text_transform(lower_NLH, index) + types[TEXT_STREAM]
+            from_image = batch.per_sequence(model._apply_image_transform(lower_BRH, index) + types[IMAGE_STREAM])
+            if index == 0:
+                from_text = model.cross_modal_text_layernorm(from_text)
+                from_image = model.cross_modal_image_layernorm(from_image)
+            else:
+                from_text = model.cross_modal_text_link_tower[index - 1](from_text, text_NLH, bias)
+                from_image = model.cross_modal_image_link_tower[index - 1](from_image, image_NRH, None)
+            text_NLH = model.cross_modal_text_layers[index](from_text, from_image, attention_mask=bias)[0]
+            image_NRH = model.cross_modal_image_layers[index](from_image, from_text, encoder_attention_mask=bias)[0]
         return StudentOutput(
-            text_states_NLH=output.text_features,
-            visual_states_NRH=output.image_features,
-            pooled_NP=output.pooler_output,
-            image_state_NH=output.image_features[:, 0],
+            text_states_NLH=text_NLH,
+            visual_states_NRH=image_NRH,
+            pooled_NP=model.get_cls_features(text_NLH, image_NRH),
+            image_state_NH=image_NRH[:, 0],
         )
+
+    def _text_tower(self, batch: PixelBatch) -> tuple[torch.Tensor, ...]:
+        """Return the text tower's states (N, L, H) for each cross-modal layer, lowest first."""
+        tower = self.model.text_model
+        text_NLH: torch.Tensor = tower.embeddings(input_ids=batch.token_ids_NL)
+        bias = _text_bias(batch, text_NLH.dtype)
+        states = []
+        for layer in tower.encoder.layer:
+            text_NLH = layer(text_NLH, bias)
+            states.append(text_NLH)
+        return tuple(states[-self.config.num_layers :])
+
+    def _vision_tower(self, pixels_B3SS: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the vision tower's states (B, R, H) for each cross-modal layer, lowest first."""
+        tower = self.model.vision_model.visual
+        image_RBH = tower.forward_pre(pixels_B3SS)
+        states = []
+        for block in tower.transformer.resblocks:
+            image_RBH = block(image_RBH)
+            states.append(image_RBH)
+        return tuple(tower.forward_post(image_RBH) for image_RBH in states[-self.config.num_layers :])
+
+
+def _text_bias(batch: PixelBatch, dtype: torch.dtype) -> torch.Tensor:
+    return attention_bias(torch.where(batch.token_mask_NL, TEXT, PADDING), dtype=dtype)
 
 
 def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTowerConfig:

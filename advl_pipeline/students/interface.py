@@ -6,10 +6,11 @@ Shapes: B examples, N = sum of their candidates (sequences), L text tokens, R vi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch import nn
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 
+States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
 """What visual tokens with a place are: cells of a regular grid over the picture, or regions of any place and size."""
 
@@ -118,6 +120,35 @@ class Student(nn.Module, ABC):
     compile_refusal: str = "nobody has tested that it computes the same when compiled"
     """Why `torch.compile` is refused; empty for a student that is tested under it."""
 
+    _shared: dict[str, list[tuple[Sequence[torch.Tensor], Any]]] | None = None
+    """What layers below the fusion gave, with the inputs that they gave it for."""
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Compute `once` what does not change between the passes inside, which take no gradients or perturbations."""
+        self._shared = {}
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def once(self, name: str, inputs: Sequence[torch.Tensor], compute: Callable[[], States]) -> States:
+        """Run layers below the fusion; passes under `sharing` take over what equal inputs gave before.
+
+        Args:
+            name: of these layers.
+            inputs: everything that their states depend on.
+            compute: runs them.
+        """
+        if self._shared is None:
+            return compute()
+        kept = self._shared.setdefault(name, [])
+        for known, states in kept:
+            if all(old is new or torch.equal(old, new) for old, new in zip(known, inputs, strict=True)):
+                return cast(States, states)
+        kept.append((inputs, compute()))
+        return cast(States, kept[-1][1])
+
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> StudentBatch:
         """Tokenise and pad; opens pictures or region features as the student needs them."""
@@ -161,6 +192,10 @@ class Student(nn.Module, ABC):
                 state on the text (the two summaries of the contrastive objective).
             need_relevance: also return `relevance_NL`, which may cost a slower attention.
         """
+
+    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        """Return what heads read, (N, P): `pooled_NP` of `encode`, without work that only other states need."""
+        return self.encode(batch, mask_visual=mask_visual).pooled_NP
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return states of the text that have not seen the picture, and of the picture that have not seen the text.

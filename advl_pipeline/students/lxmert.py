@@ -96,17 +96,14 @@ class Lxmert(RegionStudent):
             image_state_NH=picture.image_state_NH,
         )
 
+    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        assert isinstance(batch, RegionBatch)
+        return self._run(without_picture(batch) if mask_visual else batch, None).pooled_NP
+
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return the states of the language layers and of the relation layers, which the cross layers take."""
         assert isinstance(batch, RegionBatch)
-        encoder = self.model.encoder
-        features_NRF, positions_NR4 = batch.per_sequence(batch.features_BRF), batch.per_sequence(batch.positions_BR7)
-        text_NLH = self.model.embeddings(batch.token_ids_NL, batch.types_NL)
-        visual_NRH = encoder.visn_fc(features_NRF, positions_NR4[..., :4])
-        for layer in encoder.layer:
-            text_NLH = layer(text_NLH, _bias(batch.token_mask_NL, text_NLH.dtype))[0]
-        for layer in encoder.r_layers:
-            visual_NRH = layer(visual_NRH, _bias(batch.visual_mask_NR, visual_NRH.dtype))[0]
+        text_NLH, visual_NRH = self._lower_text(batch, None), self._lower_regions(batch, None)
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=visual_NRH,
@@ -135,26 +132,37 @@ class Lxmert(RegionStudent):
 
     def _run(self, batch: RegionBatch, perturbation: Perturbation | None) -> StudentOutput:
         delta = perturbation or Perturbation()
-        words_NLH = self.model.embeddings.word_embeddings(batch.token_ids_NL)
-        features_NRF = batch.per_sequence(batch.features_BRF)
-        if delta.text_NLE is not None:
-            words_NLH = words_NLH + delta.text_NLE
-        if delta.visual_NRF is not None:
-            features_NRF = features_NRF + delta.visual_NRF
-        output = self.model(
-            inputs_embeds=words_NLH,
-            attention_mask=batch.token_mask_NL.long(),
-            token_type_ids=batch.types_NL,
-            visual_feats=features_NRF,
-            visual_pos=batch.per_sequence(batch.positions_BR7)[..., :4],
-            visual_attention_mask=batch.visual_mask_NR.long(),
-        )
+        inputs = (batch.token_ids_NL, batch.types_NL, batch.token_mask_NL)
+        text_NLH = self.once("text", inputs, lambda: self._lower_text(batch, delta.text_NLE))
+        visual_NRH = self._lower_regions(batch, delta.visual_NRF)
+        biases = _bias(batch.token_mask_NL, text_NLH.dtype), _bias(batch.visual_mask_NR, text_NLH.dtype)
+        for layer in self.model.encoder.x_layers:
+            text_NLH, visual_NRH = layer(text_NLH, biases[0], visual_NRH, biases[1])[:2]
         return StudentOutput(
-            text_states_NLH=output.language_output,
-            visual_states_NRH=output.vision_output,
-            pooled_NP=output.pooled_output,
-            image_state_NH=output.vision_output[:, 0] if batch.whole_first else None,
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self.model.pooler(text_NLH),
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
         )
+
+    def _lower_text(self, batch: RegionBatch, perturbation_NLE: torch.Tensor | None) -> torch.Tensor:
+        words_NLH = self.model.embeddings.word_embeddings(batch.token_ids_NL)
+        if perturbation_NLE is not None:
+            words_NLH = words_NLH + perturbation_NLE
+        text_NLH: torch.Tensor = self.model.embeddings(None, batch.types_NL, words_NLH)
+        for layer in self.model.encoder.layer:
+            text_NLH = layer(text_NLH, _bias(batch.token_mask_NL, text_NLH.dtype))[0]
+        return text_NLH
+
+    def _lower_regions(self, batch: RegionBatch, perturbation_NRF: torch.Tensor | None) -> torch.Tensor:
+        features_NRF = batch.per_sequence(batch.features_BRF)
+        if perturbation_NRF is not None:
+            features_NRF = features_NRF + perturbation_NRF
+        positions_NR4 = batch.per_sequence(batch.positions_BR7)[..., :4]
+        visual_NRH: torch.Tensor = self.model.encoder.visn_fc(features_NRF, positions_NR4)
+        for layer in self.model.encoder.r_layers:
+            visual_NRH = layer(visual_NRH, _bias(batch.visual_mask_NR, visual_NRH.dtype))[0]
+        return visual_NRH
 
 
 def _bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

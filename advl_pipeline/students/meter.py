@@ -151,6 +151,10 @@ class Meter(PixelStudent):
             image_state_NH=picture.image_state_NH,
         )
 
+    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        assert isinstance(batch, PixelBatch)
+        return self._run(without_picture(batch) if mask_visual else batch).pooled_NP
+
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return what enters the cross-modal layers; the picture's half of the pooled pair is zero."""
         assert isinstance(batch, PixelBatch)
@@ -173,10 +177,15 @@ class Meter(PixelStudent):
         return KeyRules(rename=((rf"^{name}\.", ""),), ignore=(rf"^(?!{name}\.)",))
 
     def _towers(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        text_NLH = self.text(
-            input_ids=batch.token_ids_NL, attention_mask=batch.token_mask_NL.long()
-        ).last_hidden_state
-        image_BRH = self.vision.post_layernorm(self.vision(pixel_values=self.normalised(batch)).last_hidden_state)
+        ids_NL, mask_NL = batch.token_ids_NL, batch.token_mask_NL
+        text_NLH = self.once(
+            "text",
+            (ids_NL, mask_NL),
+            lambda: self.text(input_ids=ids_NL, attention_mask=mask_NL.long()).last_hidden_state,
+        )
+        image_BRH = self.per_picture(
+            batch, lambda pixels: self.vision.post_layernorm(self.vision(pixel_values=pixels).last_hidden_state)
+        )
         return text_NLH, batch.per_sequence(image_BRH)
 
     def _run(self, batch: PixelBatch) -> StudentOutput:

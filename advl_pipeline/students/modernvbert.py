@@ -103,8 +103,10 @@ class ModernVBert(PixelStudent):
         assert isinstance(batch, PixelBatch)
         self.refuse_perturbation(perturbation)
         words_NLH = self.model.get_input_embeddings()(batch.token_ids_NL)
-        vision = self.model.vision_model(pixel_values=self.normalised(batch)).last_hidden_state
-        image_NRH = batch.per_sequence(self.model.connector(vision))
+        image_BRH = self.per_picture(
+            batch, lambda pixels: self.model.connector(self.model.vision_model(pixel_values=pixels).last_hidden_state)
+        )
+        image_NRH = batch.per_sequence(image_BRH)
         x_NSH = torch.cat([words_NLH[:, :1], image_NRH, words_NLH[:, 1:]], dim=1)
         text_mask, visual_mask = batch.token_mask_NL, batch.visual_mask_NR
         if not mask_visual:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +115,25 @@ class PixelStudent(TextStudent):
         mean = pixels.new_tensor(self.pixel_mean)[:, None, None]
         std = pixels.new_tensor(self.pixel_std)[:, None, None]
         return (pixels - mean) / std
+
+    def per_picture(
+        self, batch: PixelBatch, compute: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
+    ) -> Any:
+        """Run the vision encoder on normalised pictures: on one where all are equal, as spoilt ones are.
+
+        Args:
+            batch: of B pictures.
+            compute: (B, 3, S, S) -> states, or several, of B rows.
+        """
+        pixels_B3SS = batch.pixels_B3SS
+        alike = not self.training and len(pixels_B3SS) > 1 and bool((pixels_B3SS == pixels_B3SS[:1]).all())
+        if not alike:
+            return compute(self.normalised(batch))
+        found = compute(self.normalised(dataclasses.replace(batch, pixels_B3SS=pixels_B3SS[:1])))
+        rows = len(pixels_B3SS)
+        if isinstance(found, torch.Tensor):
+            return found.expand(rows, *found.shape[1:])
+        return tuple(states.expand(rows, *states.shape[1:]) for states in found)
 
     def refuse_perturbation(self, perturbation: Perturbation | None) -> None:
         """Raise `ConfigError` when a perturbation is given to a student whose inputs are pixels."""

@@ -228,6 +228,10 @@ class ScenesSmall(Student):
 
     def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
         """Return (N, L, H): the text's states before the modalities meet."""
+        inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
+        return self.once("text", inputs, lambda: self._text_states(batch, perturbation))
+
+    def _text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
         words_NLE = self.word_embedding(batch.token_ids_NL)
         if perturbation is not None and perturbation.text_NLE is not None:
             words_NLE = words_NLE + perturbation.text_NLE
@@ -245,7 +249,11 @@ class ScenesSmall(Student):
             pixels_NRP = pixels[batch.picture_N] + perturbation.visual_NRF
             positions_NR7 = batch.positions_BR7[batch.picture_N]
             return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
-        states_BRH = self._lower_layers(self._embed_visual(pixels, batch.positions_BR7), batch.visible_BR)
+        inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
+        embed = self._embed_visual
+        states_BRH = self.once(
+            "picture", inputs, lambda: self._lower_layers(embed(pixels, batch.positions_BR7), batch.visible_BR)
+        )
         return states_BRH[batch.picture_N]
 
     def input_widths(self) -> tuple[int, int]:

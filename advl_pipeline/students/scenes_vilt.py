@@ -88,12 +88,23 @@ class ScenesVilt(Vilt):
 
     def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states below the fusion."""
+        inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
+        text_NLH = self.once("text", inputs, lambda: self._lower_text(batch))
+        image_BRH = self.once("picture", (batch.pixels_B3SS,), lambda: self.per_picture(batch, self._lower_picture))
+        return text_NLH, batch.per_sequence(image_BRH)
+
+    def _lower_text(self, batch: PixelBatch) -> torch.Tensor:
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
-        image_BRH = self.embed_pixels(self.normalised(batch))
         bias = attention_bias(torch.where(batch.token_mask_NL, TEXT, PADDING), dtype=text_NLH.dtype)
         for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
-            text_NLH, image_BRH = layer(text_NLH, bias)[0], layer(image_BRH, None)[0]
-        return text_NLH, batch.per_sequence(image_BRH)
+            text_NLH = layer(text_NLH, bias)[0]
+        return text_NLH
+
+    def _lower_picture(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        image_BRH = self.embed_pixels(pixels_B3SS)
+        for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
+            image_BRH = layer(image_BRH, None)[0]
+        return image_BRH
 
     def fuse(
         self,

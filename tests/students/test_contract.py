@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -502,3 +503,57 @@ def test_perturbations_are_added_to_the_inputs_or_refused(student: Student, exam
             start = getattr(zero, field.name)
             moved = Perturbation(**{field.name: start + 0.5 * torch.randn_like(start)})
             assert (student.encode(batch, perturbation=moved).pooled_NP - clean.pooled_NP).abs().max() > 1e-4
+
+
+LOWER = [name for name in SMALL if student_of(name).unimodal_states == "lower"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_views_that_share_towers_have_the_scores_of_views_apart(
+    name: str, examples: list[Example], tmp_path: Path
+) -> None:
+    """Every view of the pictures, with what lies below the fusion computed once, and each by itself."""
+    student = student_of(name).eval()
+    others = [
+        dataclasses.replace(item, image=picture(tmp_path / f"v{index}.png", 90 + index, item.image.boxes_R4.tolist()))
+        for index, item in enumerate(examples)
+    ]
+    shown, swapped = student.collate(examples), student.collate(others)
+    views = [(shown, False), (swapped, False), (shown.blanked(), False), (shown, True)]
+    with torch.inference_mode():
+        apart = [student.encode(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
+        with student.sharing():
+            shared = [student.pooled(batch, mask_visual=hidden) for batch, hidden in views]
+    for one, other in zip(apart, shared, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+    assert (apart[1] - apart[0]).abs().max() > 1e-4
+
+
+# One row of scenes-uniter passes its lower layer as text and regions together.
+@pytest.mark.parametrize("name", [name for name in LOWER if name != "scenes-uniter"])
+def test_a_text_below_the_fusion_is_computed_once_for_all_views(
+    name: str, examples: list[Example], single: list[Example]
+) -> None:
+    student = student_of(name).eval()
+    asked: list[str] = []
+    batches = [student.collate(items) for items in (examples, single)]
+    real = student.once
+
+    def counted(name: str, inputs: Sequence[torch.Tensor], compute: Callable[[], Any]) -> Any:
+        def run() -> Any:
+            asked.append(name)
+            return compute()
+
+        return real(name, inputs, run)
+
+    student.once = counted  # type: ignore[method-assign]
+    with torch.inference_mode():
+        for batch in batches:
+            with student.sharing():
+                for view in (batch, batch.blanked()):
+                    student.pooled(view)
+                student.pooled(batch, mask_visual=True)
+        student.pooled(batches[0])
+        student.pooled(batches[0])
+    # Once for each batch, and without sharing each time anew.
+    assert asked.count("text") == len(batches) + 2
