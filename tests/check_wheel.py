@@ -2,6 +2,8 @@
 
 The wheel is unpacked beside nothing else of the project; its dependencies come from this environment. It proves that
 the packages, their data files and the entry point are in the wheel.
+
+With `--light` it is installed with its core dependencies into an environment of its own, which is weighed.
 """
 
 from __future__ import annotations
@@ -28,6 +30,27 @@ finally:
 """
 
 
+LIGHT_MB = 100
+"""What an environment that reads caches may take, without pip."""
+
+
+def check_light(wheel: Path, scratch: Path) -> None:
+    """Install the wheel without extras into a fresh environment, weigh it, and read its help."""
+    environment = scratch / "light"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    python = environment / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", str(wheel)]
+    subprocess.run(install, check=True)
+    size = (
+        sum(path.stat().st_size for path in environment.rglob("*") if path.is_file() and not path.is_symlink()) / 1e6
+    )
+    subprocess.run([python, "-c", "import advl_pipeline.cache.reader"], cwd=scratch, check=True)
+    subprocess.run([environment / "bin" / "advl", "cache", "info", "--help"], cwd=scratch, check=True)
+    print(f"light core: {size:.0f} MB (at most {LIGHT_MB})")
+    if size > LIGHT_MB:
+        sys.exit("the core is too heavy")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, str(ROOT)]
@@ -47,6 +70,8 @@ def main() -> None:
             sys.exit(f"the wheel's help lists no command extract:\n{probe.stdout}")
         if not (site / "bin" / "advl").exists():
             sys.exit("the wheel installs no command advl")
+        if "--light" in sys.argv:
+            check_light(wheel, Path(scratch))
     print("wheel: builds, installs and answers --help from outside the tree")
 
 

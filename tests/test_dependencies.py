@@ -19,7 +19,7 @@ LOADED_BY_OTHERS = {"msgpack-numpy", "protobuf", "sentencepiece", "tiktoken", "t
 """Packages that a library of ours imports when it meets a file of their kind."""
 
 FOR_USERS = {"zarr"}
-"""What a cache is opened with by whoever does not use our reader: it comes with us, so that this always works."""
+"""What users open a cache with who do not use our reader."""
 
 
 def name_of(requirement: str) -> str:
@@ -55,3 +55,16 @@ def test_every_declared_package_is_imported() -> None:
     for extra, items in PROJECT["optional-dependencies"].items():
         if extra not in FILES_ALONE:
             assert {name_of(item) for item in items} - used == set(), extra
+
+
+def test_the_core_is_light_and_nothing_is_out_of_reach() -> None:
+    """`make install` installs what the project always had, and the bare package none of the large ones."""
+    core = {name_of(item) for item in PROJECT["dependencies"]}
+    assert core.isdisjoint({"torch", "transformers", "timm", "scipy", "zarr", "h5py"})
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = re.search(r"--editable '\.\[([\w,]+)\]'", makefile)
+    assert extras
+    found = core.union(
+        *({name_of(item) for item in PROJECT["optional-dependencies"][e]} for e in extras[1].split(","))
+    )
+    assert {"torch", "transformers", "timm", "h5py", "zarr", "numpy", "click", "tqdm", "pytest"} <= found

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from numcodecs import zstd
 
 Compression = Literal["none", "zstd"]
 
@@ -24,6 +23,8 @@ _SIZE_BYTES = (1, 2, 4, 8)
 
 def compress(chunk: npt.NDArray[np.uint8]) -> bytes:
     """Return one zstd frame that declares its content's size."""
+    from numcodecs import zstd  # 36 MB, for compressed caches alone.
+
     return bytes(zstd.compress(chunk, ZSTD_LEVEL))
 
 
@@ -37,6 +38,8 @@ def decompress_into(frame: bytes | memoryview, out: npt.NDArray[np.uint8]) -> No
     Raises:
         ValueError: the frame is damaged or declares another size.
     """
+    from numcodecs import zstd
+
     if declared_size(frame) != out.nbytes:
         raise ValueError("a compressed chunk does not have the size of its chunk")
     try:

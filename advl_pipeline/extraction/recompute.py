@@ -6,6 +6,7 @@ Shapes: M token rows, D feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,13 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
-from advl_pipeline.extraction.run import open_inputs
-from advl_pipeline.extraction.sources import Source, open_sources
-from advl_pipeline.teachers.interface import Teacher
+
+if TYPE_CHECKING:
+    # Bytes are checked where no teacher can run.
+    from advl_pipeline.datasets.interface import Dataset
+    from advl_pipeline.extraction.sources import Source
+    from advl_pipeline.teachers.interface import Teacher
 
 COSINE_TOLERANCE = 1e-3
 """Largest 1 - cosine between a stored row and the same row computed again, alone in its batch, on any machine."""
@@ -50,6 +53,8 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
+    from advl_pipeline.extraction.run import open_inputs
+
     settings = open_cache(config.cache).provenance["config"]
     given = {"weights": config.weights, "data_root": config.data_root, "device": config.device}
     extraction = build_config(
@@ -64,6 +69,8 @@ def recompute(
     report: VerifyReport, config: ExtractConfig, teacher: Teacher, dataset: Dataset, *, count: int, seed: int
 ) -> VerifyResult:
     """Encode `count` sampled units of each modality again and compare them with what is stored."""
+    from advl_pipeline.extraction.sources import open_sources
+
     cache = open_cache(report.path)
     findings = list(report.findings)
     worst = 0.0

@@ -21,8 +21,8 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.extraction import recompute as recompute_module
 from advl_pipeline.extraction import repair as repair_module
+from advl_pipeline.extraction import run as run_module
 from advl_pipeline.extraction.config import ImportConfig
 from advl_pipeline.extraction.imported import import_features
 from advl_pipeline.extraction.recompute import recompute
@@ -86,7 +86,7 @@ def test_verify_with_the_teacher(
     pristine: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = [(tiny_teacher(), TinyDataset(pristine / "data"))]
-    monkeypatch.setattr(recompute_module, "open_inputs", lambda config: opened[0])
+    monkeypatch.setattr(run_module, "open_inputs", lambda config: opened[0])
     code, out, _ = advl(capsys, "cache", "verify", cache, "--recompute", 5, "--json")
     assert code == 0
     found = json.loads(out)
