@@ -113,5 +113,6 @@ def test_a_compressed_cache_says_what_to_install(folder: Path) -> None:
 
 def test_the_extras_are_what_the_project_declares() -> None:
     assert modules_of("zarr") == {module for module, extra in EXTRA_OF.items() if extra == "zarr"}
-    assert modules_of("train") == set(EXTRA_OF)
+    # torch brings two more, which nobody imports before it.
+    assert modules_of("train") - {"functorch", "torchgen"} == set(EXTRA_OF)
     assert missing_extra(ModuleNotFoundError("no", name="nobody_has_this")) is None
