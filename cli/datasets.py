@@ -141,11 +141,11 @@ def build_scenes(as_json: bool, **flags: Any) -> None:
 @config_options(HardSubsetConfig, arguments=("name",))
 @json_option
 def hard_subset(as_json: bool, **flags: Any) -> None:
-    """List the pairs of a split that a model of the hypothesis alone, fitted on train, gets wrong.
+    """List the pairs of a split that a model of nothing but the hypothesis, fitted on train, gets wrong.
 
     `advl evaluate --on test-hard` then scores on them.
 
-    \b
+    
     advl datasets hard-subset snli-ve --split test
     """
     from advl_pipeline.evaluation.hypothesis_only import run_hard_subset

@@ -46,8 +46,9 @@ class DataOptions(Configuration):
     )
     pool: int | None = option(
         None,
-        help="Questions of the split whose inputs a run may see without labels, the first of the seed's order, so "
-        "that the labelled ones are among them [default: all; the labelled ones where a cache holds a part].",
+        help="Questions of the split whose inputs a run may see without labels. They are the first of the seed's "
+        "order, so that the labelled ones are among them [default: all; the labelled ones where a cache holds a "
+        "part].",
         minimum=1,
         paces=False,
     )

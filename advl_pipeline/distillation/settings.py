@@ -43,8 +43,8 @@ class DistillationOptions(Configuration):
     pathway: Pathway = option("both", help="Pathways in use.")
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = option(
         "relational",
-        help="What of a teacher is followed: relational, its likenesses among the words (regions) of a batch; or the "
-        "coordinates of its features, through a projection, by mse, l1, cosine or smooth-l1.",
+        help="What of a teacher is followed. relational: its likenesses among the words (regions) of a batch. mse, "
+        "l1, cosine, smooth-l1: the coordinates of its features, through a projection.",
     )
     relational_nodes: Literal["words", "texts", "both"] = option(
         "both",
@@ -53,8 +53,8 @@ class DistillationOptions(Configuration):
     landmarks: Literal["all", "known"] = option(
         "known",
         help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
-        "where it left them, and places the others; all takes the words of the batch, as does a student without a "
-        "record of its pretraining.",
+        "where it left them, and places the others. all takes the words of the batch, as does a student without "
+        "a record of its pretraining.",
     )
     student_temperature: float = option(
         0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
@@ -64,8 +64,8 @@ class DistillationOptions(Configuration):
     )
     distill_layer: Literal["unimodal", "fused"] = option(
         "unimodal",
-        help="Which states are distilled: those that have seen one modality alone, from below the fusion where the "
-        "student has such layers, else from a pass that hides the other modality; or those after the fusion.",
+        help="Which states are distilled. unimodal: those that have seen one modality, from below the fusion where "
+        "the student has such layers, else from a pass that hides the other. fused: those after the fusion.",
     )
     projection_start: Literal["ridge", "random"] = option(
         "ridge",
@@ -74,13 +74,13 @@ class DistillationOptions(Configuration):
     )
     target_check: Literal["r2", "none"] = option(
         "r2",
-        help="Leave out targets of the coordinate distances that no linear map tells from the student's states: the "
-        "same fit's R2 on held-out inputs is below 0.05. none keeps them all.",
+        help="Leave out targets of the coordinate distances that no linear map tells from the student's states. "
+        "Their fit has an R2 on held-out inputs below 0.05. none keeps them all.",
     )
     vision_target: Literal["auto", "patches", "regions", "image", "both"] = option(
         "auto",
         help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
-        "both places and picture; auto takes the places where student and cache have them, else the picture.",
+        "both places and picture. auto takes the places where student and cache have them, else the picture.",
     )
     teacher_balance: TeacherBalance = option(
         "equal",
@@ -118,7 +118,7 @@ class AdaptTerms(Configuration):
     anchor_weight: float = option(
         20.0,
         help="How strongly the adapt step holds what pictures show, and words that pretraining knew, where it left "
-        "them; in units of their variance, 0 lets them go.",
+        "them. It is in units of their variance; 0 lets them go.",
         minimum=0,
     )
 

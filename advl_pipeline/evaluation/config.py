@@ -75,8 +75,8 @@ class ReadoutConfig(DeviceConfig):
     )
     answer_on: str | None = option(
         None,
-        help="Also answer this labelled split of the same dataset, such as val, by the likeness of words and regions "
-        "alone; labels only score the answers.",
+        help="Also answer this labelled split of the same dataset, such as val, by nothing but the likeness of words "
+        "and regions. Labels only score the answers.",
     )
     task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")

@@ -42,7 +42,7 @@ class StudentOptions(Configuration):
     )
     regions: Path | None = option(
         None,
-        help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files; "
+        help="Detector's region features: .tsv, .h5, UNITER's LMDB folder, or a folder of .npz or .json files. "
         "{split} in the path stands for the split that the pictures are filed under, such as val, or val2014 for "
         "pictures of COCO. The word pixels stands for small crops through a random projection, which a student "
         "without --init sees unasked.",

@@ -56,17 +56,18 @@ class TeacherOptions(DiskCacheOptions):
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
     student_confidence: Literal["start", "smoothed", "current"] = option(
         "start",
-        help="Whose confidence of the student weighs an item: that of the beginning of step 2, before it saw a label "
-        "(one pass over the labelled items); one smoothed over the visits of the item; or the current one.",
+        help="Whose confidence of the student weighs an item. start: that of the beginning of step 2, before it saw "
+        "a label (one pass over the labelled items). Else one smoothed over the visits of the item, or the current "
+        "one.",
     )
     confidence_check: Literal["auc", "none"] = option(
         "auc",
-        help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong: the 95 % "
-        "interval of its AUC on the labelled items is not above 0.5. none follows it whatever it knows.",
+        help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong. Its AUC on "
+        "the labelled items then has a 95 % interval that is not above 0.5. none follows it whatever it knows.",
     )
     teacher_control: TeacherControl = option(
         "none",
-        help="Control: permute the teacher's features over units (shuffle), or only move the cells of its grid "
+        help="Control: permute the teacher's features over units (shuffle). Or only move the cells of its grid "
         "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid); a cache of `random:NAME` "
         "is another one.",
     )
@@ -97,7 +98,7 @@ class AdaptOptions(AdaptTerms):
     )
     adapt_lr_scale: float | None = option(
         None,
-        help="Learning rate of the student in the adapt step relative to its own in the finetune step; projections, "
+        help="Learning rate of the student in the adapt step, relative to its own in the finetune step. Projections, "
         "which start anew, learn at their own [default: the recipe's, else {otherwise}].",
         minimum=0,
         paces=False,
@@ -106,7 +107,8 @@ class AdaptOptions(AdaptTerms):
     adapt_on: tuple[str, ...] = option(
         ("inputs",),
         help="Inputs of the adapt step, without labels: inputs, all of the split; subset, the labelled ones; or "
-        "DATASET/SPLIT, of which caches must be given too, such as pictures in the style of the target. Repeatable.",
+        "DATASET/SPLIT, such as pictures in the style of the target. Caches of that split must be given too. "
+        "Repeatable.",
         metavar="INPUTS",
         paces=False,
     )
