@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from run_logs import losses
 
+from advl_pipeline.configuration import sections
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
-_NAMES = [field.name for field in fields(FinetuneConfig)]
-METHOD_OPTIONS = {"method", *_NAMES[_NAMES.index("distill_weight") :]}
-"""The configuration lists what is about the method last, from the strength of the distillation on."""
+METHOD_OPTIONS = {"method", "hide_picture"} | {
+    name
+    for name, section in sections(FinetuneConfig).items()
+    if section in ("Teachers", "Distillation", "Adapt step") and name not in ("cache", "verify_caches")
+}
 
 
 CHANGES: dict[str, dict[str, Any]] = {
