@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from advl_pipeline.teachers.archives import InstallTeacherConfig
-from advl_pipeline.teachers.config import CheckTeacherConfig
+from advl_pipeline.teachers.options import CheckTeacherConfig
 
 from .options import config_from_flags, config_options, json_option, print_json
 

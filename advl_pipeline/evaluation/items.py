@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example, Task
-from advl_pipeline.datasets.vqa_annotations import GroundTruth
+from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy
 
@@ -162,6 +162,21 @@ def joint_items(answers: ItemScores, rationales: ItemScores) -> ItemScores:
         pictures=tuple(answers.pictures[row] for row in kept),
         strata=tuple(answers.strata[row] for row in kept),
     )
+
+
+def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[str, dict[str, float]]:
+    """Return accuracy in percent and number of items of each kind; `kinds` names that of each item."""
+    kind_n = np.array(kinds)
+    return {
+        kind: {"accuracy": 100.0 * float(score_n[kind_n == kind].mean()), "num_items": int((kind_n == kind).sum())}
+        for kind in sorted(set(kinds))
+    }
+
+
+def accuracy_by_answer_type(items: ItemScores, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
+    """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
+    found = accuracy_by([dataset.ground_truth(name).answer_type for name in items.question_ids], items.score)
+    return {kind: found[kind] for kind in ANSWER_TYPES if kind in found}
 
 
 def _item_scores(examples: Sequence[Example], values_n: npt.NDArray[np.float32]) -> ItemScores:

@@ -21,13 +21,14 @@ from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.breakdown import accuracy_by, accuracy_by_answer_type, confusion
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
     JOINT_METRICS,
     METRIC_OF_TASK,
     ItemScores,
+    accuracy_by,
+    accuracy_by_answer_type,
     concatenate_items,
     joint_items,
     question_rank,
@@ -36,6 +37,7 @@ from advl_pipeline.evaluation.items import (
     score_soft_labels,
 )
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
+from advl_pipeline.evaluation.snli_ve import confusion
 from advl_pipeline.evaluation.statistics import hierarchical_bootstrap, item_groups
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa import VqaMode

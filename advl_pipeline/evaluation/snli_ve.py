@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,3 +49,11 @@ def snli_ve_accuracy(
         confusion_CC=np.bincount(cells, minlength=count * count).reshape(count, count).astype(np.int64),
         right_N=right_N,
     )
+
+
+def confusion(
+    scores_nC: npt.NDArray[np.floating], label_n: npt.NDArray[np.int64], label_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return SNLI-VE's confusion matrix: rows are true classes, columns what the student called them."""
+    counts_CC = snli_ve_accuracy(scores_nC.argmax(axis=1), label_n, label_names).confusion_CC
+    return {"label_names": list(label_names), "counts": counts_CC.tolist()}

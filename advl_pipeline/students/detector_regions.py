@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.datasets.regions.interface import RegionFeatures
-from advl_pipeline.datasets.regions.naming import Naming
+from advl_pipeline.datasets.regions.interface import Naming, RegionFeatures
 from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.region_source import Regions

@@ -15,8 +15,8 @@ from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.teachers.catalogue import CATALOGUE, TeacherCard
-from advl_pipeline.teachers.config import CheckTeacherConfig
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
+from advl_pipeline.teachers.options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import open_teacher
 
 FLOAT16_MAX = 65504.0

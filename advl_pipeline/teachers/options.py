@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.compute import open_device
+from advl_pipeline.configuration import Configuration, option
 
 if TYPE_CHECKING:
     import torch
@@ -54,3 +55,14 @@ class OpenOptions:
             ConfigError: no such device on this machine.
         """
         return open_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckTeacherConfig(Configuration):
+    """A teacher to open and to try on a few made-up units."""
+
+    name: str = option(help="Teacher to check.")
+    weights: Path | None = option(None, help="Local weights of the teacher instead of the known source.")
+    device: str = option("cpu", help="Where the teacher computes, such as cpu or cuda:0.")
+    image_tokens: ImageTokenKind = option("boxes", help="Token features of a picture.")
+    compute_dtype: ComputeDtype = option("fp32", help="What the teacher computes in.")

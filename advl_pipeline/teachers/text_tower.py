@@ -1,10 +1,15 @@
-"""The text tower: any encoder of word pieces, with windows for long texts.
+"""The text tower: any encoder of word pieces.
+
+Texts longer than a model takes are read through overlapping windows; nothing is ever cut. A token's feature comes from
+the window in which it has most context on its poorer side. A unit's global feature is the mean of the windows' global
+features, weighted by the tokens that each one owns.
 
 Shapes: N texts, B windows in a forward pass, L tokens with special ones, M content tokens of one text, D width.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,8 +19,41 @@ import torch
 from advl_pipeline.datasets.records import TextUnit
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
-from advl_pipeline.teachers.windows import Window, plan_windows
 from advl_pipeline.teachers.word_pieces import WordPieces
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens [start, stop) are read together; of these, [keep_start, keep_stop) are owned by this window."""
+
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+
+def plan_windows(num_tokens: int, *, capacity: int, overlap: int) -> tuple[Window, ...]:
+    """Cover `num_tokens` tokens with windows of at most `capacity` tokens.
+
+    Neighbours share at least `overlap` tokens and are split in the middle of what they share; the last window
+    reaches back so that it is full too. One window when all tokens fit, also for none.
+
+    Args:
+        num_tokens: content tokens of one text, special tokens not counted.
+        capacity: most content tokens in a window, larger than `overlap`.
+        overlap: fewest tokens that neighbouring windows share.
+    """
+    if not 0 <= overlap < capacity:
+        raise ValueError(f"overlap {overlap} must be smaller than capacity {capacity}")
+    if num_tokens <= capacity:
+        return (Window(0, num_tokens, 0, num_tokens),)
+    stride = capacity - overlap
+    starts = [*range(0, num_tokens - capacity, stride), num_tokens - capacity]
+    cuts = [0]
+    cuts += [(later + earlier + capacity) // 2 for earlier, later in itertools.pairwise(starts)]
+    cuts.append(num_tokens)
+    return tuple(Window(start, start + capacity, cuts[index], cuts[index + 1]) for index, start in enumerate(starts))
+
 
 FORWARD_CHUNK = 256
 """Most windows in one forward pass: a few very long texts must not exhaust the memory."""
@@ -62,7 +100,7 @@ class WordPieceTextTower:
     """A `TextTower` over any `TextBackbone`.
 
     Token features are the states of the word pieces without special tokens. A text of more pieces than the model
-    takes is read in overlapping windows (`windows.py`). Padding is masked, so that a batch's composition does not
+    takes is read in overlapping windows (`plan_windows`). Padding is masked, so that a batch's composition does not
     matter. With `unit_length` the global feature is divided by its Euclidean norm.
     """
 

@@ -18,7 +18,7 @@ import pytest
 
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.datasets.regions.index_pickle import read_number_dictionary
-from advl_pipeline.datasets.regions.naming import name_of
+from advl_pipeline.datasets.regions.interface import name_of
 from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
 from advl_pipeline.errors import ConfigError, DatasetError
 

@@ -20,11 +20,10 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.build import ScenesResult, run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
-from advl_pipeline.datasets.scenes.descriptions import ASPECTS
 from advl_pipeline.datasets.scenes.relations import leaning, relation
 from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
 from advl_pipeline.datasets.scenes.text_only import measure_text_only
-from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import ASPECTS, load_vocabulary
 from advl_pipeline.datasets.scenes.vqa_items import vqa_items
 from advl_pipeline.datasets.scenes.wording import Voice
 

@@ -8,8 +8,15 @@ from collections import Counter
 
 import pytest
 
-from advl_pipeline.datasets.scenes.descriptions import ASPECTS, DESCRIPTIONS_FILE, HELD_OUT, Description
-from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary, read_data
+from advl_pipeline.datasets.scenes.vocabulary import (
+    ASPECTS,
+    DESCRIPTIONS_FILE,
+    HELD_OUT,
+    Description,
+    Kind,
+    load_vocabulary,
+    read_data,
+)
 
 VOCABULARY = load_vocabulary()
 DESCRIBED = (*VOCABULARY.labelled, *VOCABULARY.unseen)

@@ -20,9 +20,9 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers import check
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS
 from advl_pipeline.teachers.check import run_check_teacher
-from advl_pipeline.teachers.config import CheckTeacherConfig
 from advl_pipeline.teachers.inspection import list_teachers, show_teacher
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
+from advl_pipeline.teachers.options import CheckTeacherConfig
 
 
 def advl(*arguments: str) -> subprocess.CompletedProcess[str]:

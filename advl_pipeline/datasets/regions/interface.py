@@ -1,16 +1,24 @@
-"""What every file of region features gives. Legend: R regions, F feature width."""
+"""What readers of region features share: what they give, how formats name pictures, numbers inside text.
+
+Legend: R regions, F feature width.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.errors import ConfigError
 
 Floats = npt.NDArray[np.float32]
 
@@ -121,3 +129,71 @@ def make_regions(
         confidence_R=confidence_R,
         whole_F=whole_F,
     )
+
+
+def decode_floats(value: Any, *, rows: int, what: str) -> npt.NDArray[np.float32]:
+    """Decode base64 of float32 into (rows, columns).
+
+    Raises:
+        Malformed: not base64, or not a whole number of rows.
+    """
+    if not isinstance(value, (str, bytes)):
+        raise Malformed(f"{what} are not base64 text")
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise Malformed(f"{what} are not base64") from None
+    if rows <= 0 or len(data) % (4 * rows):
+        raise Malformed(f"{what} of {len(data)} bytes are not {rows} rows of float32")
+    return np.frombuffer(data, dtype="<f4").reshape(rows, -1)
+
+
+def positive(value: Any, what: str) -> int:
+    """Return a number that must be a positive whole one, written as text or as a number.
+
+    Raises:
+        Malformed: it is not.
+    """
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number <= 0 or isinstance(value, bool):
+        raise Malformed(f"{what} is {value!r}")
+    return number
+
+
+Naming = Literal["number", "stem", "uniter"]
+"""number  "9": the number that ends the file's name (BUTD's TSV and HDF5).
+stem    "COCO_val2014_000000000009": the file's name without its suffix (LXMERT's TSV, files per picture).
+uniter  "coco_val2014_000000000009", "flickr30k_000000000009", "vcr_val_<stem>", "vcr_gt_val_<stem>"."""
+
+_LAST_NUMBER = re.compile(r"(\d+)$")
+_COCO = re.compile(r"COCO_(?P<subtype>[a-z]+\d{4})_(?P<number>\d{12})")
+
+
+def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
+    """Return a picture's name in a format.
+
+    Args:
+        picture: file of the picture.
+        naming: see `Naming`.
+        vcr_prefix: for UNITER's files of VCR, such as "vcr_val_" or "vcr_gt_val_".
+
+    Raises:
+        ConfigError: the file's name does not fit the naming.
+    """
+    stem = picture.stem
+    if naming == "stem":
+        return stem
+    number = _LAST_NUMBER.search(stem)
+    if naming == "number" and number:
+        return str(int(number[1]))
+    if naming == "uniter":
+        if coco := _COCO.fullmatch(stem):
+            return f"coco_{coco['subtype']}_{coco['number']}"
+        if stem.isdecimal():
+            return f"flickr30k_{int(stem):012d}"
+        if vcr_prefix:
+            return vcr_prefix + stem
+    raise ConfigError(f"The naming {naming!r} does not fit a picture.", where=str(picture))

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.datasets.regions.interface import RegionFeatures, RegionReader
-from advl_pipeline.datasets.regions.naming import Naming, name_of
+from advl_pipeline.datasets.regions.interface import Naming, RegionFeatures, RegionReader, name_of
 from advl_pipeline.datasets.regions.per_picture import PerPictureRegions
 from advl_pipeline.datasets.regions.tsv import TsvRegions
 from advl_pipeline.errors import DatasetError
@@ -21,7 +20,7 @@ class PictureRegions:
     Args:
         reader: of the file.
         naming: how the file names pictures.
-        vcr_prefix: see `naming.name_of`.
+        vcr_prefix: see `interface.name_of`.
         ground_truth: the file holds features of the dataset's own boxes, row by row.
     """
 

@@ -16,8 +16,7 @@ from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.line_files import MappedLines, scan_lines
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.regions.encoded import decode_floats, positive
-from advl_pipeline.datasets.regions.interface import RegionFeatures, make_regions
+from advl_pipeline.datasets.regions.interface import RegionFeatures, decode_floats, make_regions, positive
 from advl_pipeline.errors import DatasetError
 
 _BUTD = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")

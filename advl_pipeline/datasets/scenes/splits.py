@@ -8,10 +8,9 @@ from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.artwork import SEEN_STYLES, SHIFTED_STYLES, Style
 from advl_pipeline.datasets.scenes.caption_items import plan_caption_scenes
 from advl_pipeline.datasets.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
-from advl_pipeline.datasets.scenes.descriptions import Phrasing
 from advl_pipeline.datasets.scenes.plan import plan_groups
 from advl_pipeline.datasets.scenes.scene import Group, Scene
-from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import Phrasing, load_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
