@@ -23,7 +23,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def build(tree: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", "site"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", "site"]
     return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
 
 

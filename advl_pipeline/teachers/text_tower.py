@@ -1,8 +1,8 @@
 """The text tower: any encoder of word pieces.
 
-Texts longer than a model takes are read through overlapping windows; nothing is ever cut. A token's feature comes from
-the window in which it has most context on its poorer side. A unit's global feature is the mean of the windows' global
-features, weighted by the tokens that each one owns.
+Texts longer than a model takes are read through overlapping windows; nothing is ever cut. A token's feature comes
+from the window in which it has most context on its poorer side. A unit's global feature is the mean of the windows'
+global features, weighted by the tokens that each one owns.
 
 Shapes: N texts, B windows in a forward pass, L tokens with special ones, M content tokens of one text, D width.
 """
