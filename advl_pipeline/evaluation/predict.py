@@ -91,10 +91,12 @@ class FinishedRun:
 
     def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
         with precision(self.device, self.mixed_precision):
-            pooled_NP = self.student.pooled(
-                batch.blanked() if view == "blanked" else batch, mask_visual=self.hides_picture or view == "removed"
+            scores = self.student.class_logits(
+                self.heads[head_name(task)],
+                batch.blanked() if view == "blanked" else batch,
+                mask_visual=self.hides_picture or view == "removed",
             )
-            logits = shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
+            logits = shape_logits(scores, batch.num_candidates, is_choice)
         rows: npt.NDArray[np.float32] = logits.float().cpu().numpy()
         return rows
 
@@ -104,10 +106,14 @@ class FinishedRun:
         def collate(part: Sequence[Example]) -> tuple[str, bool, StudentBatch, StudentBatch | None]:
             task = part[0].task
             moved = [with_picture(example, swaps[example.image.unit_id]) for example in part] if swaps else []
-            swapped = self.student.collate(moved) if moved else None
-            return task, task in MULTIPLE_CHOICE_TASKS, self.student.collate(part), swapped
+            swapped = self._collate(moved) if moved else None
+            return task, task in MULTIPLE_CHOICE_TASKS, self._collate(part), swapped
 
         return in_order(collate, _same_task_batches(examples, batch_size), num_workers=self.num_workers)
+
+    def _collate(self, examples: Sequence[Example]) -> StudentBatch:
+        task = examples[0].task
+        return self.student.with_answers(self.student.collate(examples), task, self.label_names[head_name(task)])
 
 
 def load_run(

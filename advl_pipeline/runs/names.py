@@ -23,6 +23,8 @@ STUDENT = MARKERS["student"].file
 STUDENT_WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
 """Of a student whose tokenizer is not the package's own."""
+PROCESSOR = "processor"
+"""Folder, of a student that reads texts and pictures through a processor."""
 HEADS = "heads.json"
 HEADS_WEIGHTS = "heads.safetensors"
 SELECTED_WORDS = "selected_words.json"

@@ -1,7 +1,7 @@
 """Build a named student: a preset, then a saved folder's settings, then overrides; weights from a folder or a file.
 
 A student class built here has `config_class`, `presets` (name -> settings) and `rules` (how its original
-checkpoints' names become its own).
+checkpoints' names become its own). What lies beside its weights is its tokenizer, or what `settings_beside` reads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
         preset = student_class.presets[name]
         is_saved = weights is not None and (weights / DESCRIPTION_FILE).is_file()
         saved, load = load_student_weights(weights, name) if weights is not None and is_saved else ({}, None)
-        beside = None if weights is None else tokenizer_folder(weights)
-        own = {} if beside is None else {"tokenizer": str(beside)}
+        read_beside = getattr(student_class, "settings_beside", _tokenizer_beside)
+        own = {} if weights is None else read_beside(weights)
         config = build_config(student_class.config_class, preset, saved, own, overrides, where=str(weights or name))
         student: Student = student_class(name, config)
         if load is not None:
@@ -38,6 +38,11 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
         return student
 
     return build
+
+
+def _tokenizer_beside(weights: Path) -> dict[str, Any]:
+    folder = tokenizer_folder(weights)
+    return {} if folder is None else {"tokenizer": str(folder)}
 
 
 def load_original(student: Student, path: Path) -> LoadReport:

@@ -14,7 +14,7 @@ from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.students.registry import GIVEN, student_names
 
 CATALOGUE_PACKAGE = "advl_data"
-SIZES = ("tiny", "small", "base", "large", "vcr")
+SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b")
 """What may follow a family's name; a name without a size has the size "base" in recipes."""
 
 

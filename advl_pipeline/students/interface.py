@@ -55,6 +55,11 @@ class StudentBatch:
     def num_sequences(self) -> int:
         return self.token_ids_NL.shape[0]
 
+    def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
+        """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
+        repeats = torch.tensor(self.num_candidates, device=value_B.device)
+        return value_B.repeat_interleave(repeats, dim=0, output_size=self.num_sequences)
+
     def to(self, device: torch.device) -> Self:
         """Move every tensor of the batch to a device, in place."""
         for item in fields(self):
@@ -80,12 +85,33 @@ class StudentBatch:
 
 
 @dataclass(kw_only=True)
+class Answered:
+    """Log-likelihoods (N, K) of answers in words, float32, and the tokens (N, K) that each is a sum over.
+
+    K is 1 where each sequence holds its own answer, as candidates do. Answers that nobody asked about have no token.
+    """
+
+    log_likelihood_NK: torch.Tensor
+    num_tokens_NK: torch.Tensor
+    length_normalised: bool
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """What answers are compared by, (N, K); -inf for those that nobody asked about."""
+        scores = self.log_likelihood_NK
+        if self.length_normalised:
+            scores = scores / self.num_tokens_NK.clamp(min=1)
+        return scores.masked_fill(self.num_tokens_NK == 0, -torch.inf)
+
+
+@dataclass(kw_only=True)
 class StudentOutput:
     """What a student computes for a batch.
 
     `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
     serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
-    student can give it.
+    student can give it. `answered` is of a student that answers in words, where the batch holds answers: no head is
+    asked then.
     """
 
     text_states_NLH: torch.Tensor
@@ -93,6 +119,21 @@ class StudentOutput:
     pooled_NP: torch.Tensor
     image_state_NH: torch.Tensor | None = None
     relevance_NL: torch.Tensor | None = None
+    answered: Answered | None = None
+
+    def class_logits(self, head: nn.Module) -> torch.Tensor:
+        """Return (N, K): a head's logits of the pooled state, or the scores of answers in words."""
+        logits: torch.Tensor = head(self.pooled_NP) if self.answered is None else self.answered.scores
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraDefaults:
+    """Low-rank updates of a student: their rank, the scale alpha / rank, and the modules that get them, by name."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
 
 
 @dataclass(kw_only=True)
@@ -101,6 +142,13 @@ class Perturbation:
 
     text_NLE: torch.Tensor | None = None
     visual_NRF: torch.Tensor | None = None
+
+
+class AnswerHead(nn.Module):
+    """Stands in a head's place where answers are words; it has no parameters and is never asked."""
+
+    def forward(self, pooled_NP: torch.Tensor) -> torch.Tensor:
+        raise ConfigError("This student answers in words, and the batch holds no answers to score.")
 
 
 class Student(nn.Module, ABC):
@@ -114,6 +162,8 @@ class Student(nn.Module, ABC):
     unimodal_states: ClassVar[Literal["lower", "hidden-pass"]] = "hidden-pass"
     """Where `encode_unimodal` takes its states: below the layers in which text and picture meet, or from a pass
     through all layers in which each is hidden from the other."""
+    lora: LoraDefaults | None = None
+    """How a run updates it where it starts from published weights; None: all of it is trained."""
     places: PlaceKind | None = None
     """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
     teacher's grid can be laid over them."""
@@ -152,6 +202,19 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> StudentBatch:
         """Tokenise and pad; opens pictures or region features as the student needs them."""
+
+    def with_answers(
+        self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
+    ) -> StudentBatch:
+        """Return the batch with the answers that a student which answers in words is to score; others need none.
+
+        Args:
+            batch: what `collate` returned, before it is moved.
+            task: of its examples.
+            label_names: of the task's K classes or answers.
+            wanted_BK: bool, the answers whose scores are needed, None for all.
+        """
+        return batch
 
     def require_inputs(self) -> None:
         """Refuse a student that cannot read any example, before anything is written; nothing to refuse by default.
@@ -196,6 +259,11 @@ class Student(nn.Module, ABC):
     def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
         """Return what heads read, (N, P): `pooled_NP` of `encode`, without work that only other states need."""
         return self.encode(batch, mask_visual=mask_visual).pooled_NP
+
+    def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        """Return what inference computes, (N, K): the head's logits, or the scores of answers in words."""
+        logits: torch.Tensor = head(self.pooled(batch, mask_visual=mask_visual))
+        return logits
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return states of the text that have not seen the picture, and of the picture that have not seen the text.

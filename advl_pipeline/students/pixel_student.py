@@ -56,11 +56,6 @@ class PixelBatch(StudentBatch):
     pool_index_N: torch.Tensor
     pixels_B3SS: torch.Tensor
 
-    def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
-        """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
-        repeats = torch.tensor(self.num_candidates, device=value_B.device)
-        return value_B.repeat_interleave(repeats, dim=0, output_size=self.num_sequences)
-
 
 class PixelStudent(TextStudent):
     """Collates texts and pictures; subclasses lay out the text and encode."""

@@ -58,11 +58,6 @@ class RegionBatch(StudentBatch):
     positions_BR7: torch.Tensor
     whole_first: bool
 
-    def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
-        """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
-        repeats = torch.tensor(self.num_candidates, device=value_B.device)
-        return value_B.repeat_interleave(repeats, dim=0, output_size=self.num_sequences)
-
 
 class RegionStudent(TextStudent):
     """Collates texts and regions; subclasses lay out the text and encode.

@@ -30,6 +30,7 @@ BUILDERS: dict[str, str] = {
         for family in ("meter", "vilt", "bridgetower", "modernvbert")
         for size in ("", "-tiny")
     },
+    **{f"smolvlm-{size}": "advl_pipeline.students.smolvlm:build" for size in ("256m", "500m", "2.2b", "tiny")},
     **dict.fromkeys(("clip-vil", "clip-vil-tiny"), "advl_pipeline.students.clip_vil:build"),
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""

@@ -129,18 +129,23 @@ def collate_batch(
 ) -> TrainingBatch:
     """Return the batch of examples of one task; with `labelled`, with the teachers' confidences.
 
-    Labels are used of `labelled_ids` alone, where given.
+    Labels are used of `labelled_ids` alone, where given. Answers in words are laid out where all labels may be used:
+    the adapt step scores none.
     """
-    num_classes = len(dataset.label_names(examples[0].task))
+    task, names = examples[0].task, dataset.label_names(examples[0].task)
     batch = student.collate(examples)
+    targets = collate_targets(examples, len(names), labelled_ids=labelled_ids)
     signal = None
     if source is not None:
         signal = source.signal(examples, batch, with_confidence=labelled, places=student.places)
+    if labelled_ids is None:
+        wanted_BK = None if targets.scores_BK is None else targets.scores_BK > 0
+        batch = student.with_answers(batch, task, names, wanted_BK)
     return TrainingBatch(
         example_ids=tuple(example.example_id for example in examples),
-        task=examples[0].task,
+        task=task,
         student=batch,
-        targets=collate_targets(examples, num_classes, labelled_ids=labelled_ids),
+        targets=targets,
         signal=signal,
         anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),

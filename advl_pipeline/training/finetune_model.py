@@ -133,8 +133,8 @@ class FinetuneModel(nn.Module):
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
         """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
-        pooled_NP = self.student.encode(batch).pooled_NP
-        return shape_logits(self.heads[head_name(task)](pooled_NP), batch.num_candidates, is_choice)
+        scores = self.student.class_logits(self.heads[head_name(task)], batch)
+        return shape_logits(scores, batch.num_candidates, is_choice)
 
     def _adapt(
         self,
@@ -188,7 +188,7 @@ class FinetuneModel(nn.Module):
         need_relevance = signal is not None and self.distiller.needs_relevance
         output = self.encode(batch, perturbation=perturbation, need_relevance=need_relevance)
         head = self.heads[head_name(task)]
-        scored = score_task(self.task_loss, head, output.pooled_NP, batch.num_candidates, targets)
+        scored = score_task(self.task_loss, head, output, batch.num_candidates, targets)
         logits, loss = scored.logits, scored.loss
         terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()}, compared=scored.compared)
         if targets.label_B is not None:

@@ -38,7 +38,7 @@ METER_ORDER = frozenset({"meter", "bridgetower"})
 class HeadOrigin:
     """Where a head's values come from, and why."""
 
-    origin: Literal["checkpoint", "fresh"]
+    origin: Literal["checkpoint", "fresh", "none"]
     why: str
 
 
@@ -50,6 +50,9 @@ def fill_heads(
     Raises:
         ConfigError: the checkpoint's SNLI-VE head has its classes in another order than the run.
     """
+    if not any(True for head in heads.values() for _ in head.parameters()):
+        why = f"{student.name} scores answers by their likelihood"
+        return {name: HeadOrigin(origin="none", why=why) for name in heads}
     if config.init is None:
         return {name: HeadOrigin(origin="fresh", why="no checkpoint is given") for name in heads}
     if config.fresh_heads:

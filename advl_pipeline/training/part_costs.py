@@ -120,7 +120,7 @@ def _task_step(model: FinetuneModel, batch: TrainingBatch) -> None:
     needs_relevance = batch.signal is not None and model.distiller.needs_relevance
     output = model.encode(batch.student, need_relevance=needs_relevance)
     head, num_candidates = model.heads[head_name(batch.task)], batch.student.num_candidates
-    scored = score_task(model.task_loss, head, output.pooled_NP, num_candidates, batch.targets)
+    scored = score_task(model.task_loss, head, output, num_candidates, batch.targets)
     scored.loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -130,7 +130,7 @@ def _pathway_step(model: FinetuneModel, batch: TrainingBatch, output: StudentOut
     leaves = {
         name: value.detach().requires_grad_()
         for name, value in states.items()
-        if value is not None and name != "relevance_NL"
+        if isinstance(value, torch.Tensor) and name != "relevance_NL"
     }
     every_N = torch.ones(batch.student.num_sequences, dtype=torch.bool, device=output.pooled_NP.device)
     terms = model.distiller.terms(

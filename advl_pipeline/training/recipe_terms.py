@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
 
-TaskLoss = Literal["softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl"]
+TaskLoss = Literal[
+    "softmax-choice", "sigmoid-choice", "two-way-choice", "soft-target-bce", "soft-target-kl", "answer-lm"
+]
 """Losses of `targets.py`."""
 
 Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]

@@ -83,9 +83,9 @@ def measure_student_confidence(
             chosen = rows[first : first + BATCH_SIZE]
             examples = [dataset[positions[row]] for row in chosen]
             batch = collate_batch(examples, dataset, model.student, None, labelled=True).to(device)
-            pooled_NP = model.encode(batch.student, need_relevance=False).pooled_NP
+            output = model.encode(batch.student, need_relevance=False)
             head = model.heads[head_name(batch.task)]
-            scored = score_task(model.task_loss, head, pooled_NP, batch.student.num_candidates, batch.targets)
+            scored = score_task(model.task_loss, head, output, batch.student.num_candidates, batch.targets)
             confidence_B = student_confidence(model.task_loss, scored.logits, batch.targets)
             found_M[torch.tensor(chosen)] = confidence_B.float().cpu()
     model.train(was_training)

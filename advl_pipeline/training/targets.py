@@ -18,6 +18,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_
 from advl_pipeline.distillation.pooling import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.students.interface import Answered, AnswerHead, StudentOutput
 from advl_pipeline.training.recipe_terms import TaskLoss
 
 
@@ -95,6 +96,10 @@ class TaskScores:
     compared: torch.Tensor
 
 
+ANSWERS_IN_WORDS: tuple[TaskLoss, ...] = ("answer-lm", "softmax-choice")
+"""Losses of a student that answers in words: of the right answer's words, or of the answers beside one another."""
+
+
 def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
     """Refuse a loss that the task's labels or the student's head do not allow.
 
@@ -102,6 +107,14 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
         ConfigError: as said.
     """
     is_choice = task in MULTIPLE_CHOICE_TASKS
+    if isinstance(head, AnswerHead):
+        # Of VQA's thousands of answers, training scores those that annotators gave.
+        if kind not in (ANSWERS_IN_WORDS[:1] if head_name(task) == "vqa" else ANSWERS_IN_WORDS):
+            raise ConfigError(
+                f"The loss {kind} does not fit {task} of a student that answers in words.",
+                next_command=f"--task-loss {ANSWERS_IN_WORDS[0]}",
+            )
+        return
     if kind == "two-way-choice" and is_choice and not hasattr(head, "two_way"):
         raise ConfigError(
             "This student's head gives one logit per candidate.",
@@ -118,25 +131,28 @@ def require_fitting_loss(kind: TaskLoss, task: str, head: nn.Module) -> None:
 
 
 def score_task(
-    kind: TaskLoss, head: nn.Module, pooled_NP: torch.Tensor, num_candidates: Sequence[int], targets: TaskTargets
+    kind: TaskLoss, head: nn.Module, output: StudentOutput, num_candidates: Sequence[int], targets: TaskTargets
 ) -> TaskScores:
     """Return logits and loss of a batch.
 
     Args:
         kind: the loss.
         head: of the task.
-        pooled_NP: pooled states.
+        output: of the student.
         num_candidates: sequences of each example.
         targets: of the batch.
     """
     if kind == "two-way-choice":
-        two_way: torch.Tensor = head.two_way(pooled_NP)  # type: ignore[operator]
+        two_way: torch.Tensor = head.two_way(output.pooled_NP)  # type: ignore[operator]
         assert targets.label_B is not None
         right_N = torch.zeros(len(two_way), dtype=torch.bool, device=two_way.device)
         right_N[right_sequences(targets, num_candidates)] = True
         logits = shape_logits(two_way[:, 1:], num_candidates, True)
         return TaskScores(logits=logits, loss=two_way_choice(two_way, right_N), compared=two_way)
-    logits = shape_logits(head(pooled_NP), num_candidates, targets.is_choice)
+    logits = shape_logits(output.class_logits(head), num_candidates, targets.is_choice)
+    if kind == "answer-lm":
+        assert output.answered is not None
+        return TaskScores(logits=logits, loss=answer_loss(output.answered, num_candidates, targets), compared=logits)
     return TaskScores(logits=logits, loss=_loss(kind, logits, targets), compared=logits)
 
 
@@ -154,16 +170,39 @@ def _loss(kind: TaskLoss, logits: torch.Tensor, targets: TaskTargets) -> torch.T
     return soft_target_bce(logits, scores_BK) if kind == "soft-target-bce" else soft_target_kl(logits, scores_BK)
 
 
+def answer_loss(answered: Answered, num_candidates: Sequence[int], targets: TaskTargets) -> torch.Tensor:
+    """Return the mean negative log-likelihood of the right answers' words, the words of a micro-batch alike.
+
+    This is the loss of transformers' language models with labels on the answers alone. Where annotators gave several
+    answers, each counts by its share of their score, as in ALBEF; an item without any counts nothing.
+    """
+    likelihood, number = (
+        shape_logits(value, num_candidates, targets.is_choice)
+        for value in (answered.log_likelihood_NK, answered.num_tokens_NK.float())
+    )
+    if targets.scores_BK is not None:
+        share = targets.scores_BK / targets.scores_BK.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    else:
+        assert targets.label_B is not None
+        share = functional.one_hot(targets.label_B, likelihood.shape[1]).to(likelihood.dtype)
+    wanted = share > 0
+    num_words = (share * number)[wanted].sum()
+    return -(share * likelihood)[wanted].sum() / num_words.clamp(min=1.0)
+
+
 def student_confidence(kind: TaskLoss, logits_BK: torch.Tensor, targets: TaskTargets) -> torch.Tensor:
     """Return (B,): the probability that the student gives to the ground truth, without gradient.
 
     Candidates and classes compete (softmax) whatever the loss, as they do for the teachers' probe; VQA's answers are
-    judged one by one (sigmoid) unless they are trained as one distribution.
+    judged one by one (sigmoid) unless they are trained as one distribution or are words, which have a likelihood.
     """
     logits = logits_BK.detach()
     if targets.scores_BK is not None:
         if kind == "soft-target-kl":
             logits = torch.logit(torch.softmax(logits.float(), dim=1), eps=1e-7)
+        elif kind == "answer-lm":
+            # An answer's likelihood is its probability among all texts, whichever answers were asked about.
+            logits = torch.logit(logits.float().exp(), eps=1e-7)
         return soft_label_confidence(logits, targets.scores_BK)
     assert targets.label_B is not None
     return choice_confidence(logits, targets.label_B)

@@ -19,6 +19,7 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Object
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.clip_vil import ClipVil
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student, student_names
@@ -143,7 +144,9 @@ def test_shapes_and_kinds(student: Student, examples: list[Example]) -> None:
     assert output.pooled_NP.shape == (num_sequences, student.pooled_size)
     assert output.image_state_NH is None or output.image_state_NH.shape == (num_sequences, student.hidden_size)
     for task, num_classes in (("vcr-q2a", 1), ("vqa", 11), ("snli-ve", 3)):
-        assert student.build_head(task, num_classes)(output.pooled_NP).shape == (num_sequences, num_classes)
+        logits = output.class_logits(student.build_head(task, num_classes))
+        # A candidate in words has one score, whatever the head's classes.
+        assert logits.shape == (num_sequences, num_classes if output.answered is None else 1)
 
 
 @pytest.mark.parametrize("group", ["examples", "single"])
@@ -174,6 +177,8 @@ def test_gradients_reach_every_parameter_in_use(student: Student, examples: list
         (state * torch.randn(state.shape, generator=generator)).sum()
         for state in (output.text_states_NLH, output.visual_states_NRH, output.pooled_NP)
     )
+    if output.answered is not None:
+        total = total + output.answered.log_likelihood_NK.sum()
     student.zero_grad()
     total.backward()
     silent = {name for name, value in student.named_parameters() if value.grad is None or not value.grad.abs().any()}
@@ -194,7 +199,7 @@ def test_saved_and_built_again_gives_the_same_logits(
     assert torch.equal(found.visual_states_NRH, expected.visual_states_NRH)
     head, head_again = (one.build_head("vcr-q2a", 1).eval() for one in (student, again))
     head_again.load_state_dict(head.state_dict())
-    assert torch.equal(head_again(found.pooled_NP), head(expected.pooled_NP))
+    assert torch.equal(found.class_logits(head_again), expected.class_logits(head))
 
 
 def test_bf16_autocast_runs_and_stays_close(student: Student, examples: list[Example]) -> None:
@@ -347,7 +352,7 @@ def test_a_regions_state_is_of_its_box(student: Student, examples: list[Example]
         item = dataclasses.replace(first, image=unit, candidates=(choice("Is it so?", "Yes."),))
         batch, before = encode(student, [item])
         if not (batch.box_index_NR >= 0).any():
-            assert isinstance(student, PixelStudent | ClipVil)
+            assert isinstance(student, PixelStudent | ClipVil | GenerativeStudent)
             return
         for box in range(len(apart)):
             path = tmp_path / f"{order}{box}.png"
@@ -411,7 +416,9 @@ def test_mask_visual_hides_the_text_from_the_picture(student: Student, examples:
 def test_unimodal_states_have_not_seen_the_other_side(
     student: Student, examples: list[Example], tmp_path: Path
 ) -> None:
-    overrides = type(student).encode_unimodal is not Student.encode_unimodal
+    # A generative student's own scores no answers, and is the hidden pass otherwise.
+    hidden_passes = (Student.encode_unimodal, GenerativeStudent.encode_unimodal)
+    overrides = type(student).encode_unimodal not in hidden_passes
     assert student.unimodal_states == ("lower" if overrides else "hidden-pass")
     batch, plain = encode(student, examples)
     with torch.no_grad():

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.uniter_core import TwoWayChoiceHead
 from advl_pipeline.training.recipe_terms import TaskLoss
 from advl_pipeline.training.targets import (
@@ -21,10 +22,16 @@ CHOICE = TaskTargets(is_choice=True, label_B=torch.tensor([1, 2]), scores_BK=Non
 CLASSES = TaskTargets(is_choice=False, label_B=torch.tensor([1, 2]), scores_BK=None)
 
 
+def states(pooled_NP: torch.Tensor) -> StudentOutput:
+    """Return what a student computes, as far as a head reads it."""
+    words_N1P = pooled_NP[:, None]
+    return StudentOutput(text_states_NLH=words_N1P, visual_states_NRH=words_N1P, pooled_NP=pooled_NP)
+
+
 def test_two_way_choice_is_uniters_loss_and_scores_by_the_second_logit() -> None:
     torch.manual_seed(0)
     head, pooled = TwoWayChoiceHead(8), torch.randn(7, 8)
-    scored = score_task("two-way-choice", head, pooled, (4, 3), CHOICE)
+    scored = score_task("two-way-choice", head, states(pooled), (4, 3), CHOICE)
     two_way = head.two_way(pooled)
     right = torch.tensor([0, 1, 0, 0, 0, 0, 1])
     torch.testing.assert_close(scored.loss, functional.cross_entropy(two_way, right))
@@ -33,21 +40,21 @@ def test_two_way_choice_is_uniters_loss_and_scores_by_the_second_logit() -> None
     assert scored.logits[1, 3] == -torch.inf
     # What inference computes is the same score.
     torch.testing.assert_close(head(pooled)[:, 0], two_way[:, 1])
-    softmax = score_task("softmax-choice", head, pooled, (4, 3), CHOICE)
+    softmax = score_task("softmax-choice", head, states(pooled), (4, 3), CHOICE)
     torch.testing.assert_close(softmax.logits, scored.logits)
     assert not torch.isclose(softmax.loss, scored.loss)
 
 
 def test_sigmoid_choice_leaves_out_candidates_that_are_not_there() -> None:
     head, pooled = nn.Linear(8, 1), torch.randn(7, 8)
-    scored = score_task("sigmoid-choice", head, pooled, (4, 3), CHOICE)
+    scored = score_task("sigmoid-choice", head, states(pooled), (4, 3), CHOICE)
     right = torch.tensor([0.0, 1, 0, 0, 0, 0, 1])
     torch.testing.assert_close(scored.loss, functional.binary_cross_entropy_with_logits(head(pooled)[:, 0], right))
 
 
 def test_one_hot_bce_for_classes_is_uniters_snli_ve() -> None:
     head, pooled = nn.Linear(8, 3), torch.randn(2, 8)
-    scored = score_task("soft-target-bce", head, pooled, (1, 1), CLASSES)
+    scored = score_task("soft-target-bce", head, states(pooled), (1, 1), CLASSES)
     one_hot = torch.tensor([[0.0, 1, 0], [0, 0, 1]])
     torch.testing.assert_close(scored.loss, 3 * functional.binary_cross_entropy_with_logits(head(pooled), one_hot))
 

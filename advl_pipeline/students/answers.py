@@ -1,0 +1,144 @@
+"""Answers in words, scored by their likelihood: which token of a sequence foretells which.
+
+Answers that are not in the sequence itself lie behind it, side by side. Each sees the sequence and itself alone, at
+the positions that it would have as the only one, so that one pass scores them all.
+
+Shapes: N sequences, S tokens of a sequence, T tokens of the answers behind it, Q foretold tokens, K answers, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+TOKENS_AT_ONCE = 512
+"""Tokens behind a sequence; longer lists of answers take several passes."""
+
+ROWS_AT_ONCE = 2048
+"""States whose words are scored at once: 400 MB in float32 for 49,280 words."""
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """The answers of one pass, all int64, padded with -1 in `block_NT` and `answer_NQ`.
+
+    `block_NT` says which answer a token behind the sequence belongs to, `offset_NT` its place in it. Token
+    `source_NQ` of sequence and answers together foretells `target_NQ`, a token of answer `answer_NQ`.
+    """
+
+    token_ids_NT: torch.Tensor
+    block_NT: torch.Tensor
+    offset_NT: torch.Tensor
+    source_NQ: torch.Tensor
+    target_NQ: torch.Tensor
+    answer_NQ: torch.Tensor
+
+    def to(self, device: torch.device) -> Answers:
+        """Return the answers on a device."""
+        return Answers(**{one.name: getattr(self, one.name).to(device, non_blocking=True) for one in fields(self)})
+
+
+def answers_inside(token_ids: Sequence[Sequence[int]], starts: Sequence[int]) -> Answers:
+    """Return the answers that end their own sequences, each from its start on; nothing lies behind the sequences."""
+    sources = [np.arange(start - 1, len(ids) - 1) for ids, start in zip(token_ids, starts, strict=True)]
+    targets = [np.array(ids[start:]) for ids, start in zip(token_ids, starts, strict=True)]
+    empty = torch.zeros(len(token_ids), 0, dtype=torch.int64)
+    return Answers(
+        token_ids_NT=empty,
+        block_NT=empty,
+        offset_NT=empty,
+        source_NQ=_padded(sources, 0),
+        target_NQ=_padded(targets, 0),
+        answer_NQ=_padded([np.zeros(len(target)) for target in targets], -1),
+    )
+
+
+def answers_behind(
+    wanted: Sequence[Sequence[tuple[int, Sequence[int]]]], last: Sequence[int], size: int, end_id: int
+) -> Answers:
+    """Lay answers out behind their sequences.
+
+    Args:
+        wanted: for each sequence its answers: number and tokens, without the token that ends them.
+        last: last token of each sequence, which foretells every answer's first.
+        size: S, from which the tokens of the answers are counted.
+        end_id: token that ends an answer; it is foretold, and no token follows it.
+    """
+    columns: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(6)]
+    for answers, place in zip(wanted, last, strict=True):
+        lengths = np.array([len(ids) for _, ids in answers], dtype=np.int64)
+        numbers = np.array([number for number, _ in answers], dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+        tokens = np.array([token for _, ids in answers for token in ids], dtype=np.int64)
+        behind = size + np.arange(len(tokens))
+        # A token foretells the one after it; before the first stands the sequence's last, after the last the end.
+        sources = np.insert(behind, starts, place)
+        targets = np.insert(tokens, starts + lengths, end_id)
+        row = (
+            tokens,
+            np.repeat(np.arange(len(answers)), lengths),
+            np.arange(len(tokens)) - np.repeat(starts, lengths),
+            sources,
+            targets,
+            np.repeat(numbers, lengths + 1),
+        )
+        for column, values in zip(columns, row, strict=True):
+            column.append(values)
+    names = [one.name for one in fields(Answers)]
+    padding = {"block_NT": -1, "answer_NQ": -1}
+    return Answers(
+        **{name: _padded(column, padding.get(name, 0)) for name, column in zip(names, columns, strict=True)}
+    )
+
+
+def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, Sequence[int]]]]:
+    """Cut a list of answers into parts of at most `TOKENS_AT_ONCE` tokens; every answer keeps its number."""
+    part: list[tuple[int, Sequence[int]]] = []
+    size = 0
+    for number, ids in enumerate(answers):
+        if part and size + len(ids) > TOKENS_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append((number, ids))
+        size += len(ids)
+    yield part
+
+
+def sum_likelihoods(
+    answers: Answers, states_NSH: torch.Tensor, words: nn.Module, num_answers: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-likelihoods (N, K), float32, and how many tokens (N, K) each is a sum over.
+
+    Args:
+        answers: of the pass.
+        states_NSH: last states of sequences and answers.
+        words: from states to the logits of all words.
+        num_answers: K.
+    """
+    rows_M, columns_M = torch.nonzero(answers.answer_NQ >= 0, as_tuple=True)
+    sources_M, targets_M = answers.source_NQ[rows_M, columns_M], answers.target_NQ[rows_M, columns_M]
+    states_MH = states_NSH[rows_M, sources_M]
+    found = [states_MH.new_zeros(0, dtype=torch.float32)]
+    for first in range(0, len(targets_M), ROWS_AT_ONCE):
+        logits = words(states_MH[first : first + ROWS_AT_ONCE]).float()
+        found.append(-nn.functional.cross_entropy(logits, targets_M[first : first + ROWS_AT_ONCE], reduction="none"))
+    place = (rows_M, answers.answer_NQ[rows_M, columns_M])
+    total_NK = states_NSH.new_zeros(len(states_NSH), num_answers, dtype=torch.float32)
+    number_NK = torch.zeros_like(total_NK, dtype=torch.int64)
+    return (
+        total_NK.index_put(place, torch.cat(found), accumulate=True),
+        number_NK.index_put(place, torch.ones_like(rows_M), accumulate=True),
+    )
+
+
+def _padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:
+    size = max((len(row) for row in rows), default=0)
+    found = np.full((len(rows), size), value, dtype=np.int64)
+    for index, row in enumerate(rows):
+        found[index, : len(row)] = row
+    return torch.from_numpy(found)

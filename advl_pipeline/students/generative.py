@@ -1,0 +1,450 @@
+"""What chat models over pictures share as students: transformers' model and processor behind the adapter.
+
+A sequence is a conversation: the picture, the question and, where there are choices, a candidate as its answer. Word
+and picture states are those of one layer, `align_layer`. Tasks are answered by the language model itself: an answer's
+score is its likelihood (`answers.py`), and no head is trained. Layers are causal and the picture comes first, so that
+picture states never depend on the text.
+
+A family gives its presets, how it reads a picture, and where its modules lie; see docs/adding-a-student.md.
+
+Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R of them picture, T tokens of answers behind
+a sequence, K answers, H width.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from advl_pipeline.configuration import Configuration, config_to_dict, option
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
+from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.runs import names
+from advl_pipeline.students.answers import Answers, answers_behind, answers_inside, parts_of_list, sum_likelihoods
+from advl_pipeline.students.chat import Chat
+from advl_pipeline.students.checkpoints import KeyRules
+from advl_pipeline.students.interface import (
+    Answered,
+    AnswerHead,
+    Perturbation,
+    Student,
+    StudentBatch,
+    StudentOutput,
+)
+from advl_pipeline.students.recently_used import RecentlyUsed
+from advl_pipeline.students.saved import DESCRIPTION_FILE
+from advl_pipeline.students.weight_files import tokenizer_folder
+
+INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
+    {"vqa": "Answer briefly.", "snli-ve": "Is this entailment, neutral or contradiction?"}
+)
+"""What follows the question, by task, where no instruction is given."""
+
+MODEL_CONFIG = "config.json"
+
+CACHED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerativeConfig(Configuration):
+    """Settings of every chat model."""
+
+    architecture: Mapping[str, Any] = option(help="The model's config.json, as transformers has it.")
+    tokenizer: str = option(help="Folder or hub name of the processor: tokenizer, pictures and chat template.")
+    align_layer: int = option(
+        0, help="Layer whose word and picture states are distilled, from 1; 0 for the middle one.", minimum=0
+    )
+    length_normalised: Literal["choices", "all", "none"] = option(
+        "choices", help="Whose likelihoods are divided by the answer's number of tokens: candidates', all, or none."
+    )
+    instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
+    max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
+    dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A picture as a family reads it: its tokens, what its vision encoder takes, and where its states lie (R, 4)."""
+
+    token_ids: tuple[int, ...]
+    pixels: torch.Tensor
+    places_R4: npt.NDArray[np.float32]
+
+
+@dataclass(kw_only=True)
+class ChatBatch(StudentBatch):
+    """Conversations, padded on the right.
+
+    `sequence_ids_NS` are all tokens, `length_N` their number, and `picture_NS` (bool) the picture's, its markers
+    included. `text_place_NL` and `visual_place_NR` say where the text's and the picture's states lie among them.
+    `pixels` holds the pictures one after the other, `num_pixels` the rows of each. `answers` are asked about in turn.
+    """
+
+    picture_field: ClassVar[str] = "pixels"
+    blank_value: ClassVar[int] = 127
+
+    sequence_ids_NS: torch.Tensor
+    length_N: torch.Tensor
+    picture_NS: torch.Tensor
+    text_place_NL: torch.Tensor
+    visual_place_NR: torch.Tensor
+    pixels: torch.Tensor
+    num_pixels: tuple[int, ...]
+    answers: tuple[Answers, ...] = ()
+    num_answers: int = 1
+    length_normalised: bool = False
+
+    def to(self, device: torch.device) -> Self:
+        self.answers = tuple(one.to(device) for one in self.answers)
+        return super().to(device)
+
+
+class GenerativeStudent(Student):
+    """The adapter; state names are transformers' behind `model.`."""
+
+    config: GenerativeConfig
+    config_class: ClassVar[type[GenerativeConfig]]
+    places = "patches"
+
+    def __init__(self, name: str, config: GenerativeConfig) -> None:
+        super().__init__()
+        self.name = name
+        # A plain table, so that the student can be copied.
+        self.config = replace(config, architecture=dict(config.architecture))
+        self.model = AutoModelForImageTextToText.from_config(model_config(config), dtype=torch.float32)
+        self.hidden_size = self.pooled_size = self.decoder.config.hidden_size
+        num_layers: int = self.decoder.config.num_hidden_layers
+        middle = max(1, num_layers // 2)
+        self.align_layer = config.align_layer or middle
+        if self.align_layer > num_layers:
+            raise ConfigError(
+                f"{name} has no layer {self.align_layer}.",
+                why=f"its language model has {num_layers}",
+                next_command=f"--student-option align_layer={middle} is the middle one",
+            )
+        self._pictures: RecentlyUsed[Picture] = RecentlyUsed(1 + CACHED_BYTES // self.picture_bytes)
+        self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}
+
+    @property
+    def rules(self) -> KeyRules:
+        """Published files have transformers' names; tied words are in them once."""
+        tied = (r"lm_head\.weight$",) if self.model.config.tie_word_embeddings else ()
+        return KeyRules(rename=((r"^", "model."),), optional=tied)
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Any:
+        """The language model without its words."""
+
+    @property
+    @abstractmethod
+    def picture_bytes(self) -> int:
+        """About how much a picture takes that is kept in memory."""
+
+    @abstractmethod
+    def load_processor(self) -> Any:
+        """Return transformers' processor.
+
+        Raises:
+            WeightsUnavailable: it is neither here nor to be had.
+        """
+
+    @abstractmethod
+    def read_picture(self, unit: ImageUnit) -> Picture:
+        """Read a picture as the processor does.
+
+        Raises:
+            DatasetError: it cannot be decoded.
+        """
+
+    @abstractmethod
+    def picture_features(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (V, H): what stands for the tokens of all pictures, one picture after the other."""
+
+    def positions(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (N, S) int64, or (3, N, S) of a family whose positions have three axes."""
+        places = torch.arange(batch.sequence_ids_NS.shape[1], device=batch.sequence_ids_NS.device)
+        return places.expand_as(batch.sequence_ids_NS)
+
+    @cached_property
+    def processor(self) -> Any:
+        """Loaded when it is first asked for: a student may be described or filled where its processor is not."""
+        return self.load_processor()
+
+    @cached_property
+    def chat(self) -> Chat:
+        return Chat(self.processor, where=self.config.tokenizer)
+
+    def require_inputs(self) -> None:
+        settings, chat = self.decoder.config, self.chat
+        expected = self.model.config.image_token_id
+        num_tokens, num_rows = len(self.processor.tokenizer), settings.vocab_size
+        if chat.image_token_id == expected and num_tokens <= num_rows:
+            return
+        why = f"it has {num_tokens:,} tokens, the word table of {self.name} has {num_rows:,} rows"
+        if num_tokens <= num_rows:
+            why = f"a picture's token is its {chat.image_token_id}, and that of {self.name} {expected}"
+        raise ConfigError(
+            "The processor does not belong to these weights.",
+            where=self.config.tokenizer,
+            why=f"{why}: every word would be read as another one",
+            next_command="--tokenizer FOLDER that holds the processor of the same model",
+        )
+
+    def instruction(self, task: str) -> str:
+        """Return what follows a question of a task."""
+        return INSTRUCTIONS.get(task, "") if self.config.instruction is None else self.config.instruction
+
+    def collate(self, examples: Sequence[Example]) -> ChatBatch:
+        self.require_inputs()
+        pictures = [self._pictures.get(one.image.unit_id, partial(self.read_picture, one.image)) for one in examples]
+        rows = [
+            row.with_picture(picture.token_ids)
+            for example, picture in zip(examples, pictures, strict=True)
+            for row in self.chat.rows(example.candidates, example.task, self.instruction(example.task))
+        ]
+        size = max(len(row.token_ids) for row in rows)
+        self._require_room(size)
+        tokens = [np.array(row.token_ids) for row in rows]
+        pictured = [(np.arange(size) >= row.picture_start) & (np.arange(size) < row.picture_end) for row in rows]
+        text = [np.flatnonzero(~shown[: len(ids)]) for ids, shown in zip(tokens, pictured, strict=True)]
+        visual = [
+            np.flatnonzero(shown[: len(ids)] & (ids == self.chat.image_token_id))
+            for ids, shown in zip(tokens, pictured, strict=True)
+        ]
+        text_place, text_mask = _places(text)
+        visual_place, visual_mask = _places(visual)
+        spans = [np.array(row.spans)[place] for row, place in zip(rows, text, strict=True)]
+        sequence_ids = _padded(tokens, self.chat.pad_id)
+        choice = examples[0].task in (*MULTIPLE_CHOICE_TASKS, "captions")
+        inside = [row.token_ids for row in rows], [row.prompt_length for row in rows]
+        return ChatBatch(
+            num_candidates=tuple(len(example.candidates) for example in examples),
+            token_ids_NL=torch.where(text_mask, sequence_ids.gather(1, text_place), self.chat.pad_id),
+            token_mask_NL=text_mask,
+            char_spans_NL2=_padded(spans, 0),
+            visual_mask_NR=visual_mask,
+            box_index_NR=torch.full(visual_mask.shape, -1),
+            places_BR4=pad_sequence(
+                [torch.from_numpy(picture.places_R4) for picture in pictures],
+                batch_first=True,
+                padding_value=torch.nan,
+            ),
+            sequence_ids_NS=sequence_ids,
+            length_N=torch.tensor([len(row.token_ids) for row in rows]),
+            picture_NS=torch.from_numpy(np.stack(pictured)),
+            text_place_NL=text_place,
+            visual_place_NR=visual_place,
+            pixels=torch.cat([picture.pixels for picture in pictures]),
+            num_pixels=tuple(len(picture.pixels) for picture in pictures),
+            answers=(answers_inside(*inside),) if choice else (),
+            length_normalised=self.config.length_normalised == "all"
+            or (choice and self.config.length_normalised == "choices"),
+        )
+
+    def with_answers(
+        self, batch: StudentBatch, task: str, label_names: Sequence[str], wanted_BK: torch.Tensor | None = None
+    ) -> ChatBatch:
+        assert isinstance(batch, ChatBatch)
+        if batch.answers:
+            return batch
+        known = tuple(label_names)
+        if known not in self._answer_ids:
+            self._answer_ids[known] = self.chat.answer_ids(known)
+        ids = self._answer_ids[known]
+        last, size = (batch.length_N - 1).tolist(), batch.sequence_ids_NS.shape[1]
+        self._require_room(size + max(len(one) for one in ids))
+        if wanted_BK is not None:
+            wanted = [[(number, ids[number]) for number in torch.nonzero(row)[:, 0].tolist()] for row in wanted_BK]
+            answers = [answers_behind(wanted, last, size, self.chat.end_id)]
+        else:
+            answers = [
+                answers_behind([part] * len(last), last, size, self.chat.end_id) for part in parts_of_list(ids)
+            ]
+        return replace(batch, answers=tuple(answers), num_answers=len(known))
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        # Attention to the picture is spread over markers and sinks; no relevance is given.
+        assert isinstance(batch, ChatBatch)
+        self.refuse_perturbation(perturbation)
+        x_NSH = self.embed(batch)
+        states_NSH: torch.Tensor | None = None
+        total: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for answers in batch.answers or (None,):
+            states, final = self._run(x_NSH, batch, answers, mask_visual)
+            states_NSH = states if states_NSH is None else states_NSH
+            if answers is not None:
+                total.append(sum_likelihoods(answers, final, self.model.lm_head, batch.num_answers))
+        assert states_NSH is not None
+        return StudentOutput(
+            text_states_NLH=_gathered(states_NSH, batch.text_place_NL),
+            visual_states_NRH=_gathered(states_NSH, batch.visual_place_NR),
+            pooled_NP=_gathered(states_NSH, batch.length_N[:, None] - 1)[:, 0],
+            answered=Answered(
+                log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
+                num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
+                length_normalised=batch.length_normalised,
+            )
+            if total
+            else None,
+        )
+
+    def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        return self.encode(batch, mask_visual=mask_visual).class_logits(head)
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        assert isinstance(batch, ChatBatch)
+        return self.encode(replace(batch, answers=()), mask_visual=True)
+
+    @torch.inference_mode()
+    def generate(self, batch: StudentBatch) -> list[str]:
+        """Return each sequence's likeliest answer, word by word, as transformers generates it."""
+        assert isinstance(batch, ChatBatch)
+        size = batch.sequence_ids_NS.shape[1]
+        # Generation goes on where a row ends, so that rows end together.
+        place_NS = torch.arange(size, device=batch.length_N.device) - (size - batch.length_N[:, None])
+        shown_NS = place_NS >= 0
+        found = self.model.generate(
+            inputs_embeds=_gathered(self.embed(batch), place_NS.clamp(min=0)),
+            attention_mask=shown_NS.long(),
+            max_new_tokens=self.config.max_new_tokens,
+            do_sample=False,
+            eos_token_id=self.chat.end_id,
+            pad_token_id=self.chat.pad_id,
+        )
+        return [self.chat.decode(row) for row in found.tolist()]
+
+    def embed(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (N, S, H): words, and the pictures' features in the places of their tokens."""
+        words_NSH = self.model.get_input_embeddings()(batch.sequence_ids_NS)
+        first = np.cumsum([0, *batch.num_candidates])[:-1].tolist()
+        counts = batch.visual_mask_NR[first].sum(1).tolist()
+        features_VH = self.once("pictures", [batch.pixels], lambda: self.picture_features(batch))
+        features_BRH = pad_sequence(list(torch.split(features_VH, counts)), batch_first=True)
+        shown = batch.per_sequence(features_BRH)[batch.visual_mask_NR]
+        is_picture = batch.sequence_ids_NS == self.chat.image_token_id
+        embedded: torch.Tensor = words_NSH.masked_scatter(is_picture[..., None], shown.to(words_NSH.dtype))
+        return embedded
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        """Return a head without parameters: the language model scores answers itself."""
+        return AnswerHead()
+
+    def config_dict(self) -> dict[str, Any]:
+        return config_to_dict(self.config)
+
+    def save_inputs(self, folder: Path) -> None:
+        self.processor.save_pretrained(folder / names.PROCESSOR)
+
+    def refuse_perturbation(self, perturbation: Perturbation | None) -> None:
+        """Raise `ConfigError` when a perturbation is given."""
+        if perturbation is not None:
+            raise ConfigError(
+                f"{self.name} takes no adversarial perturbations.",
+                why="VILLA perturbs word embeddings and region features; this student starts from pixels",
+                next_command="choose a region student, such as villa-base",
+            )
+
+    def _require_room(self, num_tokens: int) -> None:
+        most = self.decoder.config.max_position_embeddings
+        if num_tokens > most:
+            raise DatasetError(
+                f"A picture and its text have {num_tokens} tokens; {self.name} has {most} positions.",
+                next_command="--student-option image_splitting=false gives a picture fewer tokens",
+            )
+
+    def _run(
+        self, x_NSH: torch.Tensor, batch: ChatBatch, answers: Answers | None, mask_visual: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of the aligned layer, and the last ones, of sequences and answers."""
+        positions = self.positions(batch)
+        picture, lengths = batch.picture_NS, batch.length_N[:, None]
+        valid = torch.arange(picture.shape[1], device=picture.device) < lengths
+        block = torch.full_like(batch.sequence_ids_NS, -1)
+        if answers is not None and answers.token_ids_NT.shape[1]:
+            x_NSH = torch.cat([x_NSH, self.model.get_input_embeddings()(answers.token_ids_NT)], dim=1)
+            last = positions.gather(-1, (lengths - 1).expand(*positions.shape[:-1], 1))
+            positions = torch.cat([positions, last + 1 + answers.offset_NT], dim=-1)
+            picture = torch.cat([picture, torch.zeros_like(answers.block_NT, dtype=torch.bool)], dim=1)
+            valid = torch.cat([valid, answers.block_NT >= 0], dim=1)
+            block = torch.cat([block, answers.block_NT], dim=1)
+        place = torch.arange(valid.shape[1], device=valid.device)
+        allowed = (place[None, :] <= place[:, None]) & valid[:, None, :]
+        allowed = allowed & ((block[:, None, :] == -1) | (block[:, None, :] == block[:, :, None]))
+        if mask_visual:
+            allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
+        mask = torch.zeros(allowed.shape, dtype=x_NSH.dtype, device=x_NSH.device)
+        mask = mask.masked_fill(~allowed, torch.finfo(x_NSH.dtype).min)
+        output = self.decoder(
+            inputs_embeds=x_NSH,
+            attention_mask=mask[:, None],
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        return output.hidden_states[self.align_layer], output.last_hidden_state
+
+
+def model_config(config: GenerativeConfig) -> Any:
+    """Return transformers' configuration of an architecture, with the student's dropout.
+
+    Raises:
+        ConfigError: transformers does not know it.
+    """
+    settings = dict(config.architecture)
+    try:
+        found = AutoConfig.for_model(settings.pop("model_type", ""), **settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            "The architecture is none that transformers knows.", why=str(error).split("\n", maxsplit=1)[0]
+        ) from None
+    found.text_config.attention_dropout = config.dropout
+    return found
+
+
+def settings_beside(weights: Path) -> dict[str, Any]:
+    """Return architecture and processor of published weights, as far as they lie in the folder."""
+    folder = weights if weights.is_dir() else weights.parent
+    found: dict[str, Any] = {}
+    if (folder / names.PROCESSOR).is_dir():
+        found["tokenizer"] = str(folder / names.PROCESSOR)
+    elif tokenizer_folder(weights) is not None:
+        found["tokenizer"] = str(folder)
+    if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
+        found["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    return found
+
+
+def _places(rows: Sequence[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return places, padded with 0, and which of them are real."""
+    mask = _padded([np.ones(len(row), dtype=np.int64) for row in rows], 0).bool()
+    return _padded(rows, 0), mask
+
+
+def _padded(rows: Sequence[npt.NDArray[np.int64]], value: int) -> torch.Tensor:
+    tensors = [torch.from_numpy(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)
+
+
+def _gathered(states_NSH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
+    return states_NSH.gather(1, place_NL[..., None].expand(-1, -1, states_NSH.shape[2]))

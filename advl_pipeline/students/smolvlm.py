@@ -1,0 +1,269 @@
+"""SmolVLM as a student, on transformers' modules: SigLIP tiles, shuffled into a causal language model.
+
+A picture is scaled and cut into square tiles as the published processor does it, with the whole picture, squeezed to
+one tile, at the end. Without splitting there is the whole picture alone.
+
+The processor is Idefics3's, of which SmolVLM's is a copy that also reads films and needs a package for that.
+
+Shapes: U tiles, 3 colours, E edge of a tile in pixels, R picture tokens, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
+
+from advl_pipeline.configuration import option
+from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.geometry import grid_rectangles
+from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.embedded_words import embedded_tokenizer_file
+from advl_pipeline.students.generative import (
+    ChatBatch,
+    GenerativeConfig,
+    GenerativeStudent,
+    Picture,
+    settings_beside,
+)
+from advl_pipeline.students.interface import LoraDefaults
+from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
+
+MAX_SPLITS = 6
+"""Rows and columns of tiles that the published vocabulary names."""
+
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""Renders what the published template does; for the sizes that have no published processor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmolVlmConfig(GenerativeConfig):
+    """Settings of SmolVLM."""
+
+    image_splitting: bool | None = option(
+        None, help="Cut pictures into tiles; without, one tile shows all [default: as the processor is set]."
+    )
+    longest_edge: int | None = option(
+        None,
+        help="Pixels to which a picture's longer edge is scaled before it is cut [default: as the processor is set].",
+        minimum=1,
+    )
+
+
+def architecture(text: Mapping[str, Any], vision: Mapping[str, Any], **settings: Any) -> Mapping[str, Any]:
+    """Return a config.json of the family."""
+    text = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192, **text}
+    model = {"model_type": "smolvlm", "tie_word_embeddings": False, "text_config": text, "vision_config": vision}
+    return {**model, **settings}
+
+
+BASE_VISION = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 512, "patch_size": 16,
+}  # fmt: skip
+LARGE_VISION = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+    "image_size": 384, "patch_size": 14,
+}  # fmt: skip
+SMALL_TEXT = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49280, "pad_token_id": 2, "rope_theta": 100000.0,
+}  # fmt: skip
+MIDDLE_TEXT = SMALL_TEXT | {
+    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+}  # fmt: skip
+LARGE_TEXT = {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 49155, "pad_token_id": 2, "rope_theta": 130000.0,
+}  # fmt: skip
+TINY_TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 30563, "pad_token_id": 0, "max_position_embeddings": 1024,
+}  # fmt: skip
+TINY_VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 64,
+    "patch_size": 8,
+}  # fmt: skip
+
+
+class SmolVlm(GenerativeStudent):
+    """The student. By `--init` with a config.json beside it, any size of the family and of Idefics3."""
+
+    config: SmolVlmConfig
+    config_class: ClassVar[type[GenerativeConfig]] = SmolVlmConfig
+    settings_beside = staticmethod(settings_beside)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "smolvlm-256m": {
+            "architecture": architecture(SMALL_TEXT, BASE_VISION, image_token_id=49190, scale_factor=4),
+            "tokenizer": "HuggingFaceTB/SmolVLM-256M-Instruct",
+        },
+        "smolvlm-500m": {
+            "architecture": architecture(MIDDLE_TEXT, BASE_VISION, image_token_id=49190, scale_factor=4),
+            "tokenizer": "HuggingFaceTB/SmolVLM-500M-Instruct",
+        },
+        "smolvlm-2.2b": {
+            "architecture": architecture(LARGE_TEXT, LARGE_VISION, image_token_id=49153, scale_factor=3),
+            "tokenizer": "HuggingFaceTB/SmolVLM-Instruct",
+        },
+        "smolvlm-tiny": {
+            "architecture": architecture(TINY_TEXT, TINY_VISION, image_token_id=30525, scale_factor=2),
+            "tokenizer": EMBEDDED_TOKENIZER,
+            "image_splitting": False,
+        },
+    }
+    lora = LoraDefaults(
+        rank=8,
+        alpha=8.0,
+        targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+
+    def __init__(self, name: str, config: SmolVlmConfig) -> None:
+        super().__init__(name, config)
+        self._picture_ids: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.text_model
+
+    @property
+    def picture_bytes(self) -> int:
+        num_tiles = 1 if self.config.image_splitting is False else 17
+        return num_tiles * 3 * int(self.model.config.vision_config.image_size) ** 2
+
+    @property
+    def grid_side(self) -> int:
+        """Picture tokens along each side of a tile."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size // self.model.config.scale_factor)
+
+    def load_processor(self) -> Any:
+        name, edge = self.config.tokenizer, self.model.config.vision_config.image_size
+        processor = embedded_processor(edge, self.grid_side) if name == EMBEDDED_TOKENIZER else read_processor(name)
+        pictures = processor.image_processor
+        if self.config.image_splitting is not None:
+            pictures.do_image_splitting = self.config.image_splitting
+        if self.config.longest_edge is not None:
+            pictures.size = {"longest_edge": self.config.longest_edge}
+        return processor
+
+    def require_inputs(self) -> None:
+        super().require_inputs()
+        edge = self.model.config.vision_config.image_size
+        tile = self.processor.image_processor.max_image_size["longest_edge"]
+        if (tile, self.processor.image_seq_len) != (edge, self.grid_side**2):
+            raise ConfigError(
+                "The processor does not belong to these weights.",
+                where=self.config.tokenizer,
+                why=f"it makes {self.processor.image_seq_len} tokens of a tile of {tile} pixels, "
+                f"{self.name} takes {self.grid_side**2} of {edge}",
+                next_command="--tokenizer FOLDER that holds the processor of the same model",
+            )
+
+    def read_picture(self, unit: ImageUnit) -> Picture:
+        try:
+            with Image.open(unit.path) as file:
+                picture = file.convert("RGB")
+        except PICTURE_ERRORS as error:
+            raise unreadable_picture(unit.path, error) from None
+        # Scaling of the values is left to the device, which is sent a quarter of the bytes.
+        read = self.processor.image_processor(
+            [[picture]], do_rescale=False, do_normalize=False, return_row_col_info=True, return_tensors="pt"
+        )
+        grid = (read["rows"][0][0], read["cols"][0][0])
+        if max(grid) > MAX_SPLITS:
+            raise ConfigError(
+                f"A picture becomes {grid[0]} x {grid[1]} tiles; the model names {MAX_SPLITS} x {MAX_SPLITS}.",
+                where=str(unit.path),
+                next_command="--student-option longest_edge=... of fewer pixels",
+            )
+        if grid not in self._picture_ids:
+            asked = self.processor(text=[self.processor.image_token], images=[[picture]], add_special_tokens=False)
+            self._picture_ids[grid] = tuple(int(token) for token in asked["input_ids"][0])
+        return Picture(
+            token_ids=self._picture_ids[grid],
+            pixels=read["pixel_values"][0].to(torch.uint8),
+            places_R4=tile_places(*grid, self.grid_side),
+        )
+
+    def picture_features(self, batch: ChatBatch) -> torch.Tensor:
+        pictures, parts = self.processor.image_processor, self.model.model
+        pixels_U3EE = batch.pixels.to(next(self.parameters()).dtype) * pictures.rescale_factor
+        mean = pixels_U3EE.new_tensor(pictures.image_mean)[:, None, None]
+        std = pixels_U3EE.new_tensor(pictures.image_std)[:, None, None]
+        patches = parts.vision_model(pixel_values=(pixels_U3EE - mean) / std).last_hidden_state
+        features: torch.Tensor = parts.connector(patches)
+        return features.flatten(0, 1)
+
+
+def tile_places(rows: int, columns: int, side: int) -> npt.NDArray[np.float32]:
+    """Return (R, 4): where the tokens of a picture lie, tile by tile, the whole picture's last.
+
+    Tiles cover the picture, which is squeezed to fill them, and so does the last one. Tokens lie row by row.
+    """
+    grid = grid_rectangles(rows * side, columns * side).reshape(rows, side, columns, side, 4)
+    return np.concatenate([grid.swapaxes(1, 2).reshape(-1, 4), grid_rectangles(side, side)])
+
+
+def read_processor(name: str) -> Any:
+    """Load a processor from a folder, or by its name on the hub.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    is_folder = Path(name).is_dir()
+    obstacle = "" if is_folder else hub_obstacle()
+    try:
+        return Idefics3Processor.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsUnavailable(
+            "The student's processor is not at hand.",
+            where=name,
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
+        ) from None
+
+
+def embedded_processor(edge: int, side: int) -> Any:
+    """Return a processor over the embedded vocabulary, with the published one's marks and template.
+
+    Args:
+        edge: of a tile in pixels.
+        side: picture tokens along each side of a tile.
+    """
+    words = Tokenizer.from_file(str(embedded_tokenizer_file()))
+    words.no_padding()
+    words.no_truncation()
+    # A conversation has the template's marks and no others.
+    words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    numbers = range(1, MAX_SPLITS + 1)
+    marks = ["<image>", "<global-img>", *(f"<row_{row}_col_{column}>" for row in numbers for column in numbers)]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="[PAD]",
+        additional_special_tokens=["<fake_token_around_image>", *marks],
+    )
+    pictures = Idefics3ImageProcessor(size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge})
+    return Idefics3Processor(pictures, tokenizer, image_seq_len=side**2, chat_template=CHAT_TEMPLATE)
+
+
+build = builder(SmolVlm)

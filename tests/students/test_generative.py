@@ -1,0 +1,455 @@
+"""SmolVLM equals transformers' own model and processor: tokens, pictures, states, losses, generated text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+)
+
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.students import answers as answers_module
+from advl_pipeline.students.generative import ChatBatch, GenerativeStudent, model_config
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.smolvlm import CHAT_TEMPLATE, MAX_SPLITS, SmolVlm
+from advl_pipeline.training.targets import TaskTargets, score_task
+
+TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
+
+PUBLISHED_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""As SmolVLM's processor has it."""
+
+LABELS = ("contradiction", "entailment", "it is neutral")
+
+
+def picture(path: Path, width: int = 160, height: int = 120, seed: int = 1) -> ImageUnit:
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(path)
+    boxes = np.zeros((0, 4), dtype=np.float32)
+    return ImageUnit(unit_id=f"{path}{seed}", path=path, width=width, height=height, boxes_R4=boxes)
+
+
+def question(unit: ImageUnit, text: str, task: Task, answers: Sequence[str] = ()) -> Example:
+    candidates = tuple(
+        Candidate(text_unit=text_unit(f"{text} {answer}"), context_length=len(text)) for answer in answers
+    ) or (Candidate(text_unit=text_unit(text)),)
+    return Example(example_id=text, task=task, image=unit, candidates=candidates, label=1)
+
+
+@pytest.fixture
+def choices(tmp_path: Path) -> list[Example]:
+    wide, tall = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 90, 200, seed=2)
+    answers = ["Because it's raining in 1987.", "A dog.", "They are lost, café."]
+    return [
+        question(wide, "Why is person1 pointing?", "vcr-q2a", answers),
+        question(tall, "What is it?", "vcr-q2a", answers[:2]),
+    ]
+
+
+@pytest.fixture
+def hypotheses(tmp_path: Path) -> list[Example]:
+    wide, tall = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 90, 200, seed=2)
+    return [
+        question(wide, "A man walks his dog.", "snli-ve"),
+        question(tall, "Two children are outside near a lake.", "snli-ve"),
+    ]
+
+
+def byte_level_processor(
+    folder: Path, *, edge: int = 64, tokens: int = 16, template: str = PUBLISHED_TEMPLATE
+) -> Path:
+    """Write a processor as SmolVLM's is made: single digits, byte-level word pieces, pad and end as published."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    words.decoder = decoders.ByteLevel()
+    numbers = range(1, MAX_SPLITS + 1)
+    marks = [f"<row_{row}_col_{column}>" for row in numbers for column in numbers]
+    special = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<end_of_utterance>",
+        "<fake_token_around_image>",
+        "<image>",
+        "<global-img>",
+    ]
+    text = ["Why is person1 pointing? Because it's raining.", "User: Assistant: the dog and the man are outside\n\n"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=[*special, *marks],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words.train_from_iterator(text, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=[*special, *marks],
+    )
+    pictures = Idefics3ImageProcessor(size={"longest_edge": 4 * edge}, max_image_size={"longest_edge": edge})
+    Idefics3Processor(pictures, tokenizer, image_seq_len=tokens, chat_template=template).save_pretrained(folder)
+    return folder
+
+
+def tiny(folder: Path | None = None, **overrides: Any) -> SmolVlm:
+    """Return a student with weights far enough from zero to tell answers apart."""
+    preset = SmolVlm.presets["smolvlm-tiny"]["architecture"]
+    table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
+    if folder is not None:
+        processor = Idefics3Processor.from_pretrained(folder)
+        table |= {"image_token_id": processor.image_token_id}
+        table["text_config"] |= {"vocab_size": len(processor.tokenizer), "pad_token_id": 1}
+        overrides |= {"tokenizer": str(folder)}
+    torch.manual_seed(0)
+    student = build_student("smolvlm-tiny", overrides={"architecture": table, **overrides}).eval()
+    assert isinstance(student, SmolVlm)
+    return student
+
+
+KINDS = ["words", "bytes", "bytes, split"]
+
+
+@pytest.fixture(params=KINDS)
+def student(request: pytest.FixtureRequest, tmp_path: Path) -> SmolVlm:
+    """Over the embedded vocabulary; over byte-level pieces; and with pictures cut into tiles."""
+    if request.param == "words":
+        return tiny()
+    splitting = {"image_splitting": True, "longest_edge": 128} if "split" in request.param else {}
+    return tiny(byte_level_processor(tmp_path / "processor"), **{"image_splitting": False, **splitting})
+
+
+def turns(student: SmolVlm, example: Example, candidate: Candidate, answer: str | None) -> list[dict[str, Any]]:
+    """Return the conversation as a user of transformers writes it."""
+    is_choice = example.task == "vcr-q2a"
+    asked = candidate.text[: candidate.context_length] if is_choice else candidate.text
+    if instruction := student.instruction(example.task):
+        asked = f"{asked}\n{instruction}"
+    if is_choice:
+        answer = candidate.text[candidate.answer_start :]
+    found = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
+    if answer is not None:
+        found.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return found
+
+
+def processed(student: SmolVlm, pairs: list[tuple[Example, Candidate, str | None]], side: str = "right") -> Any:
+    """Return what transformers' processor makes of conversations."""
+    processor = student.processor
+    texts = [
+        processor.apply_chat_template(
+            turns(student, *pair), add_generation_prompt=len(turns(student, *pair)) == 1, tokenize=False
+        )
+        for pair in pairs
+    ]
+    pictures = [[Image.open(example.image.path).convert("RGB")] for example, _, _ in pairs]
+    return processor(text=texts, images=pictures, padding=True, padding_side=side, return_tensors="pt")
+
+
+def theirs(student: SmolVlm) -> Any:
+    """Return transformers' model with the student's weights."""
+    model = AutoModelForImageTextToText.from_config(model_config(student.config)).eval()
+    model.load_state_dict(student.model.state_dict())
+    return model
+
+
+def pairs_of(examples: list[Example]) -> list[tuple[Example, Candidate, str | None]]:
+    return [(example, candidate, None) for example in examples for candidate in example.candidates]
+
+
+def labels_on_answers(student: SmolVlm, inputs: Any, prompts: list[int]) -> torch.Tensor:
+    """Return labels on the answers and the token that ends them, -100 elsewhere; rows are padded on the right."""
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, (ids, start) in enumerate(zip(inputs["input_ids"].tolist(), prompts, strict=True)):
+        end = ids.index(student.chat.end_id, start) + 1
+        labels[row, start:end] = inputs["input_ids"][row, start:end]
+    return labels
+
+
+def test_rows_have_the_processors_tokens_and_pictures(student: SmolVlm, choices: list[Example]) -> None:
+    batch = student.collate(choices)
+    expected = processed(student, pairs_of(choices))
+    for row, ids in enumerate(expected["input_ids"]):
+        length = int(batch.length_N[row])
+        assert torch.equal(batch.sequence_ids_NS[row, :length], ids[:length])
+        # The template's last line break is no part of what is learned.
+        assert student.chat.end_id not in ids[length:].tolist()
+    first = [0, len(choices[0].candidates)]
+    tiles = [pixels[mask.flatten(1).any(1)] for pixels, mask in zip(
+        expected["pixel_values"][first], expected["pixel_attention_mask"][first], strict=True
+    )]  # fmt: skip
+    assert [len(one) for one in tiles] == list(batch.num_pixels)
+    pixels = (batch.pixels / 255 - 0.5) / 0.5
+    torch.testing.assert_close(pixels, torch.cat(tiles), **TOLERANCE)
+
+
+def test_the_built_in_template_renders_as_the_published_one(choices: list[Example]) -> None:
+    student = tiny()
+    assert student.processor.chat_template == CHAT_TEMPLATE
+    for pair in pairs_of(choices):
+        for prompt in (True, False):
+            ours, published = (
+                student.processor.apply_chat_template(
+                    turns(student, *pair), chat_template=template, add_generation_prompt=prompt, tokenize=False
+                )
+                for template in (None, PUBLISHED_TEMPLATE)
+            )
+            assert ours == published
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_states_are_those_of_the_chosen_layer(choices: list[Example], layer: int) -> None:
+    student = tiny(image_splitting=True, longest_edge=128, align_layer=layer)
+    batch = student.collate(choices)
+    with torch.no_grad():
+        ours = student.encode(batch)
+        found = theirs(student)(**processed(student, pairs_of(choices)), output_hidden_states=True)
+    states = found.hidden_states[layer]
+    for row in range(len(states)):
+        for place, mask, mine in (
+            (batch.text_place_NL, batch.token_mask_NL, ours.text_states_NLH),
+            (batch.visual_place_NR, batch.visual_mask_NR, ours.visual_states_NRH),
+        ):
+            torch.testing.assert_close(mine[row, mask[row]], states[row, place[row, mask[row]]], **TOLERANCE)
+        torch.testing.assert_close(ours.pooled_NP[row], states[row, batch.length_N[row] - 1], **TOLERANCE)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_candidates_have_transformers_likelihoods_and_loss(
+    student: SmolVlm, choices: list[Example], side: str
+) -> None:
+    batch = student.collate(choices)
+    output = student.encode(batch)
+    assert output.answered is not None
+    prompts = [int(one.source_NQ[row, 0]) + 1 for one in batch.answers for row in range(batch.num_sequences)]
+    inputs = processed(student, pairs_of(choices), side)
+    right = processed(student, pairs_of(choices))
+    labels = labels_on_answers(student, right, prompts)
+    if side == "left":
+        shift = (inputs["attention_mask"] == 0).sum(1)
+        labels = torch.stack([row.roll(int(by)) for row, by in zip(labels, shift, strict=True)])
+    model = theirs(student)
+    logits = model(**inputs).logits[:, :-1].log_softmax(-1)
+    wanted = labels[:, 1:]
+    token = logits.gather(2, wanted.clamp(min=0)[..., None])[..., 0].masked_fill(wanted == -100, 0.0)
+    torch.testing.assert_close(output.answered.log_likelihood_NK[:, 0], token.sum(1), atol=1e-4, rtol=0.0)
+    torch.testing.assert_close(output.answered.scores[:, 0], token.sum(1) / (wanted != -100).sum(1), **TOLERANCE)
+    # The loss is of the right candidates alone, the second of each.
+    kept = [1, 4]
+    expected = model(**{**inputs, "input_ids": inputs["input_ids"]}).logits[kept]
+    expected = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), wanted[kept].flatten())
+    targets = TaskTargets(is_choice=True, label_B=torch.tensor([1, 1]), scores_BK=None)
+    head = student.build_head("vcr", 1)
+    torch.testing.assert_close(score_task("answer-lm", head, output, (3, 2), targets).loss, expected, **TOLERANCE)
+    if side == "right":
+        alone = processed(student, [pairs_of(choices)[row] for row in kept])
+        loss = model(**alone, labels=labels[kept][:, : alone["input_ids"].shape[1]]).loss
+        torch.testing.assert_close(loss, expected, **TOLERANCE)
+
+
+def test_labels_behind_a_sequence_score_as_if_each_were_alone(student: SmolVlm, hypotheses: list[Example]) -> None:
+    asked = student.collate(hypotheses)
+    batch = student.with_answers(asked, "snli-ve", LABELS)
+    output = student.encode(batch)
+    assert output.answered is not None
+    model = theirs(student)
+    for number, label in enumerate(LABELS):
+        inputs = processed(student, [(example, example.candidates[0], label) for example in hypotheses])
+        labels = labels_on_answers(student, inputs, asked.length_N.tolist())
+        found = model(**inputs).logits[:, :-1].log_softmax(-1)
+        wanted = labels[:, 1:]
+        token = found.gather(2, wanted.clamp(min=0)[..., None])[..., 0].masked_fill(wanted == -100, 0.0)
+        torch.testing.assert_close(output.answered.log_likelihood_NK[:, number], token.sum(1), atol=1e-4, rtol=0.0)
+        assert output.answered.num_tokens_NK[:, number].tolist() == (wanted != -100).sum(1).tolist()
+    # Labels are not divided by their length unless that is asked for.
+    assert torch.equal(output.answered.scores, output.answered.log_likelihood_NK)
+    # What lies behind a sequence changes none of its states.
+    torch.testing.assert_close(output.text_states_NLH, student.encode(asked).text_states_NLH, **TOLERANCE)
+
+
+def test_a_long_list_is_scored_in_parts(hypotheses: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    student = tiny()
+    names = [f"{word} {other}" for word in ("red", "green", "two") for other in ("dogs", "children", "of them")]
+    asked = student.collate(hypotheses)
+    whole = student.encode(student.with_answers(asked, "vqa", names)).answered
+    monkeypatch.setattr(answers_module, "TOKENS_AT_ONCE", 5)
+    monkeypatch.setattr(answers_module, "ROWS_AT_ONCE", 7)
+    parts = student.with_answers(asked, "vqa", names)
+    assert len(parts.answers) > 3
+    in_parts = student.encode(parts).answered
+    assert whole is not None
+    assert in_parts is not None
+    torch.testing.assert_close(in_parts.log_likelihood_NK, whole.log_likelihood_NK, **TOLERANCE)
+    assert torch.equal(in_parts.num_tokens_NK, whole.num_tokens_NK)
+
+
+def test_training_scores_the_answers_that_annotators_gave(hypotheses: list[Example]) -> None:
+    student = tiny()
+    names = ("yes", "no", "two dogs", "red")
+    asked = student.collate(hypotheses)
+    every = student.encode(student.with_answers(asked, "vqa", names)).answered
+    scores = torch.tensor([[0.0, 0.3, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    output = student.encode(student.with_answers(asked, "vqa", names, scores > 0))
+    assert every is not None
+    assert output.answered is not None
+    torch.testing.assert_close(output.answered.scores[0, 1:3], every.scores[0, 1:3], **TOLERANCE)
+    assert output.answered.scores[scores == 0].eq(-torch.inf).all()
+    targets = TaskTargets(is_choice=False, label_B=None, scores_BK=scores)
+    scored = score_task("answer-lm", student.build_head("vqa", 4), output, (1, 1), targets)
+    share = torch.tensor([0.3 / 1.3, 1.0 / 1.3])
+    likelihood, number = every.log_likelihood_NK[0, 1:3], every.num_tokens_NK[0, 1:3]
+    torch.testing.assert_close(scored.loss, -(share * likelihood).sum() / (share * number).sum())
+
+
+def test_generated_tokens_are_transformers(student: SmolVlm, hypotheses: list[Example]) -> None:
+    batch = student.collate(hypotheses)
+    inputs = processed(student, pairs_of(hypotheses), "left")
+    settings = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": student.chat.pad_id}
+    found = theirs(student).generate(**inputs, **settings, eos_token_id=student.chat.end_id)
+    expected = [student.chat.decode(row) for row in found[:, inputs["input_ids"].shape[1] :].tolist()]
+    assert student.generate(batch) == expected
+    assert any(expected)
+
+
+def test_every_tile_token_lies_where_its_tile_shows(tmp_path: Path) -> None:
+    """A place that is painted over changes the state of the tile's token there most."""
+    student = tiny(image_splitting=True, longest_edge=128)
+    unit = picture(tmp_path / "a.png")
+    batch = student.collate([question(unit, "Is it so?", "vqa")])
+    assert batch.places_BR4 is not None
+    places = batch.places_BR4[0]
+    side = student.grid_side
+    assert places.shape == (5 * side**2, 4)
+    x1, y1, x2, y2 = places.unbind(1)
+    areas = ((x2 - x1) * (y2 - y1)).split([4 * side**2, side**2])
+    torch.testing.assert_close(torch.stack([area.sum() for area in areas]), torch.ones(2))
+    before = student.encode_unimodal(batch).visual_states_NRH[0]
+    for token in (0, 5, side**2 + 2, 2 * side**2 + 7, 4 * side**2 - 1):
+        left, top, right, bottom = (places[token].numpy() * np.array([160, 120, 160, 120])).round().astype(int)
+        with Image.open(unit.path) as file:
+            shown = np.array(file)
+        shown[top:bottom, left:right] = 255 - shown[top:bottom, left:right]
+        Image.fromarray(shown).save(tmp_path / f"{token}.png")
+        other = dataclasses.replace(unit, unit_id=str(token), path=tmp_path / f"{token}.png")
+        after = student.encode_unimodal(student.collate([question(other, "Is it so?", "vqa")])).visual_states_NRH[0]
+        change = (after - before).norm(dim=1)[: 4 * side**2]
+        assert int(change.argmax()) == token
+
+
+def test_a_hidden_picture_leaves_its_own_states_alone(choices: list[Example]) -> None:
+    student = tiny(image_splitting=True, longest_edge=128)
+    batch = student.collate(choices)
+    shown, hidden = student.encode(batch), student.encode_unimodal(batch)
+    torch.testing.assert_close(hidden.visual_states_NRH, shown.visual_states_NRH, **TOLERANCE)
+    assert hidden.answered is None
+
+
+def test_lengths_are_normalised_as_asked(choices: list[Example], hypotheses: list[Example]) -> None:
+    for kind, divided in (("choices", (True, False)), ("all", (True, True)), ("none", (False, False))):
+        student = tiny(length_normalised=kind)
+        asked = student.collate(choices), student.with_answers(student.collate(hypotheses), "snli-ve", LABELS)
+        for batch, is_divided in zip(asked, divided, strict=True):
+            assert isinstance(batch, ChatBatch)
+            answered = student.encode(batch).answered
+            assert answered is not None
+            number = answered.num_tokens_NK if is_divided else 1
+            torch.testing.assert_close(answered.scores, answered.log_likelihood_NK / number)
+
+
+def test_published_files_fill_the_student(tmp_path: Path, choices: list[Example]) -> None:
+    """A folder as the hub has it, of any size: config, weights under transformers' names, processor."""
+    folder = byte_level_processor(tmp_path / "published")
+    source = tiny(folder, image_splitting=False)
+    model = theirs(source)
+    model.save_pretrained(folder)
+    found = build_student("smolvlm-256m", weights=folder, overrides={"image_splitting": False}).eval()
+    assert isinstance(found, GenerativeStudent)
+    assert found.hidden_size == source.hidden_size
+    with torch.no_grad():
+        ours, expected = (one.encode(one.collate(choices)) for one in (found, source))
+    assert torch.equal(ours.pooled_NP, expected.pooled_NP)
+
+
+def test_tied_words_are_loaded_and_saved_once(tmp_path: Path) -> None:
+    preset = SmolVlm.presets["smolvlm-tiny"]["architecture"]
+    text = {**preset["text_config"], "tie_word_embeddings": True}
+    table = {**preset, "tie_word_embeddings": True, "text_config": text}
+    student = build_student("smolvlm-tiny", overrides={"architecture": table})
+    assert isinstance(student, SmolVlm)
+    student.model.save_pretrained(tmp_path / "hub")
+    again = build_student("smolvlm-tiny", weights=tmp_path / "hub", overrides={"tokenizer": "minilm-l6"})
+    assert isinstance(again, SmolVlm)
+    assert torch.equal(again.model.lm_head.weight, student.model.lm_head.weight)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no layer 4") as refused:
+        tiny(align_layer=4)
+    assert refused.value.why == "its language model has 3"
+
+
+@pytest.mark.parametrize("other", ["words", "tile", "tokens"])
+def test_a_processor_of_another_model_is_refused(other: str, tmp_path: Path, hypotheses: list[Example]) -> None:
+    mine = byte_level_processor(tmp_path / "mine")
+    changed = {"words": {}, "tile": {"edge": 32}, "tokens": {"tokens": 4}}[other]
+    folder = byte_level_processor(tmp_path / "other", **changed)
+    student = tiny() if other == "words" else tiny(mine)
+    stranger = build_student(
+        "smolvlm-tiny",
+        overrides={"architecture": dict(student.config.architecture), "tokenizer": str(folder)},
+    )
+    with pytest.raises(ConfigError, match="does not belong to these weights") as refused:
+        stranger.collate(hypotheses)
+    assert refused.value.where == str(folder)
+    with pytest.raises(ConfigError, match="does not belong"):
+        stranger.require_inputs()
+
+
+def test_a_folder_without_a_processor_is_told_so(tmp_path: Path) -> None:
+    student = build_student("smolvlm-tiny", overrides={"tokenizer": str(tmp_path)})
+    with pytest.raises(WeightsUnavailable, match="processor is not at hand"):
+        student.require_inputs()
+
+
+@pytest.mark.parametrize("template", ["", "{{ messages[0]['content'][1]['text'] }}"])
+def test_a_template_that_cannot_chat_is_refused(template: str, tmp_path: Path) -> None:
+    student = tiny(byte_level_processor(tmp_path / "mute", template=template))
+    with pytest.raises(ConfigError, match="cannot lay out a conversation"):
+        student.require_inputs()
+
+
+def test_a_text_that_names_the_pictures_token_is_refused(tmp_path: Path) -> None:
+    student = tiny()
+    with pytest.raises(DatasetError, match="stands for the picture"):
+        student.collate([question(picture(tmp_path / "a.png"), "What is <image> here?", "vqa")])
+
+
+def test_a_picture_of_too_many_tokens_is_refused(tmp_path: Path) -> None:
+    student = tiny(image_splitting=True, longest_edge=64 * 6)
+    with pytest.raises(DatasetError, match="has 1024 positions") as refused:
+        student.collate([question(picture(tmp_path / "a.png", 200, 200), " ".join(["word"] * 500), "vqa")])
+    assert refused.value.next_command is not None
+    wide = tiny(image_splitting=True, longest_edge=64 * 8)
+    with pytest.raises(ConfigError, match="names 6 x 6"):
+        wide.collate([question(picture(tmp_path / "b.png", 200, 200), "Is it?", "vqa")])
