@@ -45,6 +45,11 @@ _OWNS_ALL: tuple[FolderKind, ...] = ("cache", "corpus")
 _MAX_MARKER_BYTES = 1 << 28
 
 
+def default_cache(teacher: str, dataset: str, split: str) -> Path:
+    """Return the folder that a teacher's cache of a split goes to by default; `dataset` is its label."""
+    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset / split
+
+
 def folder_kind(folder: Path) -> FolderKind | None:
     """Return the kind of a folder; None where it is missing, empty or not ours."""
     for kind, marker in MARKERS.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from advl_pipeline.extraction.config import ExtractConfig
 from .advice import what_follows
 from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 from .own_data import say_what_it_is
+
+if TYPE_CHECKING:
+    from advl_pipeline.extraction.run import ExtractResult
 
 
 @click.command("extract", cls=SectionedCommand)
@@ -29,13 +32,19 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     config: ExtractConfig = config_from_flags(ExtractConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
-    from advl_pipeline.compute import device_name
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
+    say_extraction(result, config)
+
+
+def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
+    """Print what an extraction did, or would do."""
+    from advl_pipeline.compute import device_name
+
     for item in result.estimates:
         seconds = "" if item.seconds is None else f", about {item.seconds:.0f} s"
         if item.modality == "confidence":

@@ -21,6 +21,7 @@ COMMANDS = {
     "extract": "Phase 1: run a frozen teacher once over a dataset and write its cache.",
     "finetune": "Phase 2: finetune a student while streaming teacher caches.",
     "predict": "Write the predictions of a run in the form the leaderboards take.",
+    "prepare": "Store a split's pictures as students over pixels see them, so that training decodes none.",
     "pretrain": "Give the demo student its image-text pretraining.",
     "readout": "Tell, without labels, whether a student places words and regions as its teachers do.",
     "report": "Turn a study, or runs, into one self-contained HTML page or a table.",

@@ -13,12 +13,18 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-StoredDtype = Literal["float16", "float32", "int8"]
+StoredDtype = Literal["float16", "float32", "int8", "uint8"]
+"""Of token rows; int8 codes have a scale per row, uint8 are pixels."""
 
 FLOAT16_MAX = 65504.0
 INT8_MAX = 127
 _BLOCK_VALUES = 1 << 18
 """Dequantised at once: their products stay in a core's cache."""
+
+
+def wide_dtype(stored: StoredDtype) -> Literal["float16", "float32"]:
+    """Return how the one feature vector of each unit is stored beside token rows of a dtype."""
+    return "float32" if stored == "float32" else "float16"
 
 
 def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from advl_pipeline.cache.index import ID_BYTES
 from advl_pipeline.cache.layout import ArraySpec, single_shard
+from advl_pipeline.cache.quantise import wide_dtype
 from advl_pipeline.cache.records import PlanRecord
 
 TABLE_ROWS = 65536
@@ -65,7 +66,7 @@ def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
     return ArraySpec(
         path=f"{modality}/global",
         shape=(shape.num_units, shape.global_dim),
-        dtype="float16" if plan.stored_dtype == "int8" else plan.stored_dtype,
+        dtype=wide_dtype(plan.stored_dtype),
         shard_rows=shard_rows,
         inner_rows=_inner_rows(shape.global_dim, shard_rows, shape.num_units),
     )

@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.moments import sums
-from advl_pipeline.cache.quantise import StoredDtype, clip_to_float16, from_int8, is_finite, to_float16, to_int8
+from advl_pipeline.cache.quantise import (
+    StoredDtype,
+    clip_to_float16,
+    from_int8,
+    is_finite,
+    to_float16,
+    to_int8,
+    wide_dtype,
+)
 from advl_pipeline.cache.ragged import Placement
 from advl_pipeline.cache.records import ModalityRecord
 from advl_pipeline.errors import AdvlError
@@ -63,7 +71,7 @@ class ShardBuffer:
         self._filled_N = np.zeros(len(self.units), np.bool_)
         self._stats: dict[str, npt.NDArray[np.float32]] = {}
         rows = int(placement.rows_used_S[shard])
-        wide = np.dtype("float16" if stored == "int8" else stored)
+        wide = np.dtype(wide_dtype(stored))
         self._global_ND = np.zeros((len(self.units), shape.global_dim), wide)
         self._tokens: dict[str, npt.NDArray[Any]] = {}
         if shape.token_dim is not None:
@@ -114,7 +122,7 @@ class ShardBuffer:
             self.clipped += clipped
             self._tokens["values"][rows], self._tokens["scales"][rows] = to_int8(in_range_MD)
         else:
-            self._tokens["values"][rows] = self._narrow(values_MD)
+            self._tokens["values"][rows] = values_MD if self._stored == "uint8" else self._narrow(values_MD)
         if "char_spans" in self._tokens:
             if spans_M2 is None or spans_M2.shape != (len(values_MD), 2):
                 raise AdvlError("The teacher gave no character span for each token.", where=f"unit {unit}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from advl_pipeline.datasets.problems import Malformed
@@ -48,6 +50,20 @@ def decode_picture(path: Path, name: str) -> None:
     """
     with _opened(path, name) as image:
         image.load()
+
+
+def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
+    """Return a picture as (size, size, 3) RGB, squeezed to a square.
+
+    Raises:
+        DatasetError: the picture cannot be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    except PICTURE_ERRORS as error:
+        raise unreadable_picture(path, error) from None
+    return np.asarray(picture)
 
 
 def unreadable_picture(path: Path, error: Exception) -> DatasetError:

@@ -9,13 +9,14 @@ from typing import Literal
 from advl_pipeline.compute import ComputeConfig, DeviceConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
+from advl_pipeline.students.options import PictureOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig(ComputeConfig):
+class EvaluateConfig(ComputeConfig, PictureOptions):
     """Configuration of `advl evaluate`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")
@@ -121,7 +122,7 @@ class ScoreShiftConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(ComputeConfig):
+class PredictConfig(ComputeConfig, PictureOptions):
     """Configuration of `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")

@@ -5,12 +5,14 @@ Legend: N questions, A = C = 4 answers and choices, K classes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder
 from advl_pipeline.compute import num_threads, resolved
@@ -32,6 +34,7 @@ from advl_pipeline.evaluation.submission import (
 )
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config
+from advl_pipeline.training.stored_pictures import use_stored_pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +88,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
     make_folder(path.parent)
     predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
     require_same_labels(dataset, finished)
+    for line in use_stored_pictures(finished.student, config.pictures, [(name, split)]):
+        tqdm.write(line, file=sys.stderr)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
 
 

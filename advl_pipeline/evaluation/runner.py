@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.compute import num_threads, resolved
@@ -43,6 +45,7 @@ from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.reader import read_config
+from advl_pipeline.training.stored_pictures import use_stored_pictures
 
 _TRUE_PICTURE = ""
 _VIEWS: tuple[View, ...] = ("swapped", "blanked", "removed")
@@ -97,6 +100,8 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
             answers=finished.classes,
         )
         require_same_labels(dataset, finished)
+        for line in use_stored_pictures(finished.student, config.pictures, [(dataset_name, split)]):
+            tqdm.write(line, file=sys.stderr)
         sets[name] = _evaluate_set(config, finished, dataset, name)
         if name == config.on[0] and (described := read_selection(config.run)) is not None:
             words = item_words(finished, described, dataset, batch_size=config.batch_size)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
@@ -13,10 +14,17 @@ from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location
-from advl_pipeline.teachers.options import ComputeDtype, TextUnits
+from advl_pipeline.teachers.options import PICTURES, ComputeDtype, TextUnits
+
+if TYPE_CHECKING:
+    from advl_pipeline.cache.quantise import StoredDtype
 
 Modality = Literal["both", "image", "text"]
+
+_PICTURE_ROWS = 1 << 18
+"""A shard of pictures: 100 MB at 384 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +106,11 @@ class ExtractConfig(ComputeConfig, DiskCacheOptions):
     )
 
     @property
+    def stored_dtype(self) -> StoredDtype:
+        """How token features are stored: pixels as they are."""
+        return "uint8" if self.teacher.startswith(PICTURES) else self.dtype
+
+    @property
     def compute_dtype(self) -> ComputeDtype:
         """What the teacher computes in, of a resolved configuration.
 
@@ -112,6 +125,30 @@ class ExtractConfig(ComputeConfig, DiskCacheOptions):
                 next_command="use --mixed-precision bf16, or no",
             )
         return "bf16" if self.mixed_precision == "bf16" else "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig(Configuration):
+    """Configuration of `advl prepare`."""
+
+    dataset: str = option(help=DATASET_HELP, also="--data")
+    split: str = option("train", help="Split of the dataset, or several as one, such as train+val.")
+    student: str | None = option(
+        None, help="Student over pixels that the pictures are for, as `advl finetune` makes it for the dataset."
+    )
+    student_option: tuple[str, ...] = option(
+        (), help="Another setting of the student as KEY=VALUE, such as image_size=224.", metavar="KEY=VALUE"
+    )
+    size: int | None = option(
+        None, help="Side of the stored squares in pixels [default: the student's].", minimum=1, maximum=4096
+    )
+    output: Location | None = option(
+        None, help="Folder or URL of the cache of pictures [default: caches/pictures-SIZE/DATASET/SPLIT]."
+    )
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    on_error: Literal["fail", "skip"] = option("fail", help="What to do about pictures that cannot be read.")
+    num_workers: int | None = option(None, help="Threads that decode [default: one per core].", minimum=1)
+    dry_run: bool = option(False, help="Only say what would be done: pictures, bytes, free disk.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +190,7 @@ class ImportConfig(Configuration):
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:
     """Return the folder that a cache goes to by default; `part` names what of the split it is of, "" for all."""
-    return Path("caches") / teacher.replace(":", "-").replace("/", "-") / dataset_label(dataset) / (split + part)
+    return default_cache(teacher, dataset_label(dataset), split + part)
 
 
 def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ()) -> str:
@@ -161,6 +198,30 @@ def part_name(shots: int | None, seeds: Sequence[int], ids: Sequence[Path] = ())
     if shots is not None:
         return f"-shots{shots}-seed{'-'.join(map(str, seeds))}"
     return "".join(f"-{file.stem}" for file in ids)
+
+
+def of_pictures(config: PrepareConfig, size: int) -> ExtractConfig:
+    """Return the extraction that stores pictures squeezed to squares of `size` pixels."""
+    return ExtractConfig(
+        teacher=f"{PICTURES}{size}",
+        dataset=config.dataset,
+        split=config.split,
+        output=config.output,
+        data_root=config.data_root,
+        on_error=config.on_error,
+        num_workers=config.num_workers,
+        dry_run=config.dry_run,
+        shard_rows=_PICTURE_ROWS,
+    )
+
+
+def without_network(config: ExtractConfig) -> ExtractConfig:
+    """Return the options that an extraction has where pictures are stored; others are left as they are."""
+    if not config.teacher.startswith(PICTURES):
+        return config
+    return dataclasses.replace(
+        config, device="cpu", mixed_precision="no", modality="image", image_tokens="grid", confidence=False
+    )
 
 
 def location_of(config: ExtractConfig) -> Location:

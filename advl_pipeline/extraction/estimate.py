@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.quantise import StoredDtype, wide_dtype
 from advl_pipeline.cache.ragged import place
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
@@ -19,7 +19,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
 from advl_pipeline.extraction.sources import Source, TokenCounts
 
-_BYTES_OF = {"float16": 2, "float32": 4, "int8": 1}
+_BYTES_OF: dict[StoredDtype, int] = {"float16": 2, "float32": 4, "int8": 1, "uint8": 1}
 _PER_UNIT_BYTES = 64
 _CONFIDENCE_BYTES = 32
 """Of an example in a set: its id and two numbers."""
@@ -66,7 +66,7 @@ def estimate(
         for shard in range(placement.num_shards)
         for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
     ]
-    wide = _BYTES_OF["float16" if stored == "int8" else stored]
+    wide = _BYTES_OF[wide_dtype(stored)]
     row_bytes = source.tower.token_dim * _BYTES_OF[stored] + 8 if source.has_tokens else 0
     return Estimate(
         modality=source.modality,

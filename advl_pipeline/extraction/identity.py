@@ -31,7 +31,7 @@ def build_identity(
         },
         "dataset": describe_dataset(dataset),
         # What is off is left out, so that a new option leaves the identities of caches without it alone.
-        "storage": {"dtype": config.dtype}
+        "storage": {"dtype": config.stored_dtype}
         | ({"compression": config.compression} if config.compression != "none" else {}),
     }
 

@@ -77,7 +77,7 @@ def recompute(
     recomputed = 0
     for source in open_sources(config, teacher, dataset):
         store = cache.stores()[source.modality]
-        tolerance = _INT8_COSINE_TOLERANCE if config.dtype == "int8" else COSINE_TOLERANCE
+        tolerance = _INT8_COSINE_TOLERANCE if config.stored_dtype == "int8" else COSINE_TOLERANCE
         chosen = np.random.default_rng(seed).permutation(len(source.unit_ids()))[:count]
         for unit in np.sort(chosen).tolist():
             error = _unit_error(source, store, unit)

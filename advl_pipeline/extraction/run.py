@@ -28,7 +28,7 @@ from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import CorruptCache, StorageError
-from advl_pipeline.extraction.config import ExtractConfig, location_of
+from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate, estimate_confidences, require_room
 from advl_pipeline.extraction.finished import as_begun
@@ -82,7 +82,7 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         # Before the teacher loads; the extraction itself checks again.
         with cache_of(config) as store:
             store.require_place()
-        config = resolved(as_begun(config))
+        config = resolved(as_begun(without_network(config)))
         if config.engine == "ray" and not config.dry_run:
             from advl_pipeline.extraction.ray_engine import extract_on_ray
 
@@ -265,7 +265,7 @@ def make_plan(
         store,
         identity=identity,
         provenance=provenance,
-        stored_dtype=config.dtype,
+        stored_dtype=config.stored_dtype,
         shard_rows=config.shard_rows,
         modalities=modalities,
         compression=config.compression,
@@ -288,7 +288,7 @@ def _estimates(
         estimate(
             source,
             counts[source.modality],
-            stored=config.dtype,
+            stored=config.stored_dtype,
             shard_rows=config.shard_rows,
             batch_size=config.batch_size,
             trial=trial,

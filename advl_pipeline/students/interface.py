@@ -216,6 +216,12 @@ class Student(nn.Module, ABC):
         """
         return batch
 
+    def announce(self, examples: Sequence[Example]) -> None:
+        """Say which examples are collated soon, so that what is stored of them is read ahead; ignored by default."""
+
+    def begin_epoch(self) -> None:
+        """Say that all examples are collated anew; ignored by default."""
+
     def require_inputs(self) -> None:
         """Refuse a student that cannot read any example, before anything is written; nothing to refuse by default.
 

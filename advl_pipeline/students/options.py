@@ -7,6 +7,21 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.locations import Location
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions(Configuration):
+    """Where a student over pixels has its pictures from."""
+
+    title: ClassVar[str] = "Student"
+
+    pictures: tuple[Location, ...] = option(
+        (),
+        help="Pictures that `advl prepare` stored, folder or URL, in place of decoding them; repeatable [default: "
+        "those of the split, where they lie in their usual place].",
+        identity="none",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

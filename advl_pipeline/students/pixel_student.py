@@ -22,14 +22,11 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.students.interface import Perturbation, StudentBatch
-from advl_pipeline.students.recently_used import RecentlyUsed
-from advl_pipeline.students.region_source import read_square
+from advl_pipeline.students.picture_source import DecodedPictures, PictureSource
 from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-
-CACHED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +55,10 @@ class PixelBatch(StudentBatch):
 
 
 class PixelStudent(TextStudent):
-    """Collates texts and pictures; subclasses lay out the text and encode."""
+    """Collates texts and pictures; subclasses lay out the text and encode.
+
+    `pictures` may be replaced after building, by a reader of stored pictures of the same size.
+    """
 
     config: PixelStudentConfig
     places = "patches"
@@ -69,7 +69,7 @@ class PixelStudent(TextStudent):
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
-        self._pictures: RecentlyUsed[torch.Tensor] = RecentlyUsed(CACHED_BYTES // (3 * config.image_size**2))
+        self.pictures: PictureSource = DecodedPictures(config.image_size)
 
     @property
     def num_visual(self) -> int:
@@ -100,9 +100,15 @@ class PixelStudent(TextStudent):
             visual_mask_NR=torch.ones(num_sequences, self.num_visual, dtype=torch.bool),
             box_index_NR=torch.full((num_sequences, self.num_visual), -1),
             places_BR4=torch.from_numpy(self.token_places).expand(len(examples), -1, -1),
-            pixels_B3SS=torch.stack([self._picture(example.image) for example in examples]),
+            pixels_B3SS=self.pictures.pictures([example.image for example in examples]),
             num_cut=num_cut,
         )
+
+    def announce(self, examples: Sequence[Example]) -> None:
+        self.pictures.announce([example.image for example in examples])
+
+    def begin_epoch(self) -> None:
+        self.pictures.begin_epoch()
 
     def normalised(self, batch: PixelBatch) -> torch.Tensor:
         """Return (B, 3, S, S): pixels as the vision encoder takes them."""
@@ -138,15 +144,6 @@ class PixelStudent(TextStudent):
                 why="VILLA perturbs word embeddings and region features; this student starts from pixels",
                 next_command="choose a region student, such as villa-base",
             )
-
-    def _picture(self, unit: ImageUnit) -> torch.Tensor:
-        """Return (3, S, S) uint8; the most recently used pictures stay in memory."""
-
-        def read() -> torch.Tensor:
-            pixels = read_square(unit, self.config.image_size)
-            return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-        return self._pictures.get(unit.unit_id, read)
 
 
 def without_picture(batch: PixelBatch) -> PixelBatch:

@@ -14,9 +14,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
+from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.students.region_pixels import RegionPixels, box_positions
 
@@ -83,7 +82,7 @@ class PixelGrid:
     def regions(self, unit: ImageUnit) -> Regions:
         """Return side * side cells, row by row; none of them stands for a box."""
         side, size = self.side, self.side * CELL_SIZE
-        pixels = read_square(unit, size).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        pixels = read_square(unit.path, size).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
         cells = pixels.reshape(side, CELL_SIZE, side, CELL_SIZE, 3).transpose(0, 2, 1, 3, 4).reshape(side * side, -1)
         row, column = np.divmod(np.arange(side * side), side)
         corners = np.stack([column, row, column + 1, row + 1], axis=1) / side
@@ -94,20 +93,6 @@ class PixelGrid:
             box_index_R=np.full(side * side, -1),
             whole_first=False,
         )
-
-
-def read_square(unit: ImageUnit, size: int) -> npt.NDArray[np.uint8]:
-    """Return a picture as (size, size, 3) RGB, squeezed to a square.
-
-    Raises:
-        DatasetError: the picture cannot be decoded.
-    """
-    try:
-        with Image.open(unit.path) as file:
-            picture = file.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except PICTURE_ERRORS as error:
-        raise unreadable_picture(unit.path, error) from None
-    return np.asarray(picture)
 
 
 def with_whole_picture(regions: Regions) -> Regions:

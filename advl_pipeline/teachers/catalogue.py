@@ -318,5 +318,6 @@ DOORS: dict[str, str] = {
     "hf:ORG/MODEL": "any supported model on the Hugging Face hub; hf:ORG/MODEL@REVISION pins it",
     "timm:MODEL": "any image model of timm",
     "random:NAME": "the architecture of another teacher with random weights: a control; random:NAME@SEED",
+    "pictures:SIZE": "no network: the pictures squeezed to SIZE x SIZE pixels, as `advl prepare` stores them",
 }
 """Forms of names that open more than the catalogue."""

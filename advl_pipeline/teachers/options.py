@@ -16,6 +16,9 @@ ImageTokenKind = Literal["boxes", "boxes-roi", "grid", "none"]
 """`boxes`: every box cut out and encoded by itself. `boxes-roi`: every box pooled from the grid of the whole
 picture. `grid`: the cells of the network's last feature map. `none`: no token features."""
 
+PICTURES = "pictures:"
+"""Begins the name of what stands in a teacher's place where pictures themselves are stored."""
+
 ComputeDtype = Literal["fp32", "bf16"]
 
 TextUnits = Literal["question", "candidate", "both"]

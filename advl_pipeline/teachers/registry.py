@@ -77,6 +77,10 @@ def _open(name: str, options: OpenOptions) -> Teacher:
         from advl_pipeline.teachers.timm_family import open_timm
 
         return open_timm(rest, options, weights=options.weights)
+    if rest and door == "pictures":
+        from advl_pipeline.teachers.squares import open_squares
+
+        return open_squares(rest)
     if name in CATALOGUE:
         return _open_card(CATALOGUE[name], options)
     plugins = plugin_entry_points()

@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -20,6 +21,12 @@ from advl_pipeline.training.targets import TaskTargets, collate_targets
 
 ANNOUNCE_AHEAD = 8
 """Optimiser steps whose examples are read, and whose units the kernel is told about, before they are needed."""
+
+
+class _ReadsAhead(Protocol):
+    def begin_epoch(self) -> None: ...
+
+    def announce(self, examples: Sequence[Example]) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -89,12 +96,13 @@ def training_batches(
             for examples in step_parts
         ]
 
-    read = _read_ahead(dataset, indices, source, steps, order)
+    readers: list[_ReadsAhead] = [student] if source is None else [student, source]
+    read = _read_ahead(dataset, indices, readers, steps, order)
     yield from in_order(collate, read, num_workers=num_workers)
 
 
 def _read_ahead(
-    dataset: Dataset, indices: Sequence[int], source: SignalSource | None, steps: range, order: BatchOrder
+    dataset: Dataset, indices: Sequence[int], readers: Sequence[_ReadsAhead], steps: range, order: BatchOrder
 ) -> Iterator[list[list[Example]]]:
     """Yield the examples of each step, micro-batch by micro-batch; those of the steps to come are announced."""
 
@@ -107,13 +115,13 @@ def _read_ahead(
     for _ in steps:
         while len(waiting) < ANNOUNCE_AHEAD and (step := next(remaining, None)) is not None:
             waiting.append(parts(step))
-            if source is not None:
-                coming = [example for part in waiting[-1] for example in part]
-                if num_announced >= len(indices):
-                    source.begin_epoch()
-                    num_announced = 0
-                source.announce(coming)
-                num_announced += len(coming)
+            coming = [example for part in waiting[-1] for example in part]
+            begins = num_announced >= len(indices)
+            for reader in readers:
+                if begins:
+                    reader.begin_epoch()
+                reader.announce(coming)
+            num_announced = len(coming) + (0 if begins else num_announced)
         yield waiting.popleft()
 
 

@@ -17,7 +17,7 @@ from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
 from advl_pipeline.locations import Location
-from advl_pipeline.students.options import StudentOptions
+from advl_pipeline.students.options import PictureOptions, StudentOptions
 from advl_pipeline.training.recipe_terms import AdversarialOptions, OptimiserOptions
 
 Method = Literal["plain", "plain-two-step", "naive-kd", "advl"]
@@ -142,6 +142,7 @@ class FinetuneConfig(
     RunOptions,
     DataOptions,
     StudentOptions,
+    PictureOptions,
     TeacherOptions,
     StrengthOptions,
     DistillationOptions,

@@ -29,6 +29,7 @@ from advl_pipeline.students.memory import merge_lora
 from advl_pipeline.students.published_weights import located
 from advl_pipeline.students.saved import save_student
 from advl_pipeline.students.weight_files import weights_digest
+from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.building import build_finetune_model
@@ -55,6 +56,7 @@ from advl_pipeline.training.run_signals import Signals, open_caches, open_signal
 from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.stored_pictures import use_stored_pictures
 from advl_pipeline.training.student_confidence import measure_student_confidence
 from advl_pipeline.training.student_inputs import read_inputs
 
@@ -117,6 +119,13 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     checked = [] if signals is None else signals.checked
     model, heads, vision = build_finetune_model(run, inputs, source)
     reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
+    stored = use_stored_pictures(
+        model.student,
+        config.pictures,
+        [(config.dataset, config.split), *other_splits(config.adapt_on)],
+        disk_cache=config.disk_cache_config,
+        hash_all=config.verify_caches,
+    )
     fits = _fit_on_inputs(config, model, inputs, source, device=accelerator.device)
     model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
     step_line = run.settings.step_line(accelerator.num_processes)
@@ -137,7 +146,13 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        lines = [step_line, *reads.lines(), *(choice.line() for choice in vision), *(fit.line() for fit in fits)]
+        lines = [
+            step_line,
+            *reads.lines(),
+            *stored,
+            *(choice.line() for choice in vision),
+            *(fit.line() for fit in fits),
+        ]
         _say(run.settings, heads, [*lines, *(one.line() for one in checked)])
     accelerator.wait_for_everyone()
     timings = _train(run, model, accelerator, folder, inputs, signals)

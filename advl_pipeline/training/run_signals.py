@@ -14,6 +14,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
+from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.adapt_inputs import cache_of_split
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
@@ -40,8 +41,20 @@ class Signals:
 
 
 def open_caches(config: FinetuneConfig) -> list[TeacherCache]:
-    """Open the caches that the options name, through the disk cache where they lie in an object store."""
-    return [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
+    """Open the caches that the options name, through the disk cache where they lie in an object store.
+
+    Raises:
+        ConfigError: one holds pictures and not what a teacher says of them.
+    """
+    caches = [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
+    for cache in caches:
+        if cache.teacher_name.startswith(PICTURES):
+            raise ConfigError(
+                "This cache holds pictures, and no teacher's features.",
+                where=str(cache.path),
+                next_command=f"give it as --pictures {cache.path}",
+            )
+    return caches
 
 
 def open_signals(

@@ -1,0 +1,163 @@
+"""Pictures that `advl prepare` stores are those that a student decodes, and a run with them is the run without."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from run_logs import losses
+from safetensors.torch import load_file
+from small_corpus import SmallCorpus
+from tiny_extraction import tree_bytes
+
+from advl_cli.main import main
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.pictures import read_square
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.students.picture_source import DecodedPictures
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.stored_pictures import StoredPictures
+
+SIZE = 112
+
+
+def advl(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def stored(small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Store the training pictures where they are looked for."""
+    monkeypatch.chdir(tmp_path)
+    prepare = ("prepare", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root)
+    assert advl(*prepare, "--student", "scenes-vilt") == 0
+    return tmp_path / "caches" / f"pictures-{SIZE}" / "scenes-vcr" / "train"
+
+
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: DecodedPictures, units: Any) -> torch.Tensor:
+        raise AssertionError("a picture was decoded")
+
+    monkeypatch.setattr(DecodedPictures, "pictures", refuse)
+
+
+def test_any_zarr_reader_finds_the_pixels(small_corpus: SmallCorpus, stored: Path) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    group = zarr.open_group(stored, mode="r")
+    starts, values = np.asarray(group["image/tokens/starts"]), group["image/tokens/values"]
+    ids = [row.tobytes().hex() for row in np.asarray(group["image/unit_id"])]
+    assert len(ids) == len(dataset.image_units()) > 1
+    for unit in dataset.image_units():
+        start = int(starts[ids.index(unit.unit_id)])
+        planes = np.asarray(values[start : start + 3 * SIZE]).reshape(3, SIZE, SIZE)
+        assert planes.dtype == np.uint8
+        assert np.array_equal(planes.transpose(1, 2, 0), read_square(unit.path, SIZE))
+
+
+def test_what_is_not_stored_is_decoded(small_corpus: SmallCorpus, stored: Path) -> None:
+    train, test = (
+        open_dataset("scenes-vcr", split=split, data_root=small_corpus.data_root).image_units()
+        for split in ("train", "test")
+    )
+    source, decoded = StoredPictures([open_cache(stored)], SIZE), DecodedPictures(SIZE)
+    for units in ([train[1], test[0], train[0]], [train[0]], [test[1]], list(train)):
+        source.announce(units)
+        assert torch.equal(source.pictures(units), decoded.pictures(units))
+
+
+def test_a_run_with_stored_pictures_is_the_run_without(
+    small_corpus: SmallCorpus,
+    stored: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = small_corpus.config(tmp_path / "without", student="scenes-vilt", num_workers=2)
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path.parent)
+        run_finetune(config)
+    assert "pictures:" not in capsys.readouterr().err
+    monkeypatch.setattr("advl_pipeline.students.picture_source.KEPT_BYTES", 0)
+    run_finetune(replace(config, output=tmp_path / "found"))
+    assert f"read from caches/pictures-{SIZE}/scenes-vcr/train" in capsys.readouterr().err
+    moved = stored.rename(tmp_path / "elsewhere")
+    run_finetune(replace(config, output=tmp_path / "given", pictures=(moved,)))
+    assert str(moved) in capsys.readouterr().err
+    weights = load_file(tmp_path / "without" / "model.safetensors")
+    for name in ("found", "given"):
+        assert losses(tmp_path / name) == losses(tmp_path / "without")
+        other = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(weights[key], other[key]) for key in weights)
+
+
+def test_evaluation_reads_them_too(
+    small_corpus: SmallCorpus, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", student="scenes-vilt", method="plain", cache=()))
+    on_test = ("--data-root", small_corpus.data_root, "--probe", "swapped", "--probe", "blanked")
+    evaluate = ("evaluate", "--run", tmp_path / "run", "--on", "test", *on_test)
+    assert advl(*evaluate) == 0
+    document = tmp_path / "run" / "evaluation" / "test.json"
+    decoded = json.loads(document.read_text())
+    prepare = ("prepare", "--dataset", "scenes-vcr", "--split", "test", "--size", SIZE)
+    assert advl(*prepare, "--data-root", small_corpus.data_root) == 0
+    no_decoding(monkeypatch)
+    assert advl(*evaluate) == 0
+    assert json.loads(document.read_text())["metrics"] == decoded["metrics"]
+    assert json.loads(document.read_text())["use_of_vision"] == decoded["use_of_vision"]
+
+
+def test_they_are_a_cache_like_any_other(
+    small_corpus: SmallCorpus, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree_bytes(stored)
+    assert advl("cache", "verify", stored, "--recompute", "2") == 0
+    # A shard that is damaged is found, and written again as it was.
+    shard = next(path for path in (stored / "image" / "tokens" / "values" / "c").rglob("*") if path.is_file())
+    damaged = bytearray(shard.read_bytes())
+    damaged[100] ^= 1
+    shard.write_bytes(damaged)
+    assert advl("cache", "verify", stored) == 4
+    assert advl("cache", "repair", stored) == 0
+    assert tree_bytes(stored) == before
+    # It is no teacher, and a student of another size does not take it.
+    run = ("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--task", "vcr-q2a")
+    student = ("--student", "scenes-vilt", "--output", tmp_path / "run")
+    assert advl(*run, *student, "--cache", stored) == 2
+    assert f"--pictures {stored}" in capsys.readouterr().err
+    plain = (*run, *student, "--method", "plain", "--pictures", stored)
+    assert advl(*plain, "--student-option", "image_size=64") == 3
+    assert "advl prepare --dataset scenes-vcr --split train --size 64" in capsys.readouterr().err
+    assert advl(*plain, "--student", "scenes-small") == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--student", "uniter-tiny"), "reads no squeezed pictures"),
+        ((), "--student NAME, such as vilt, or --size PIXELS"),
+        (("--student", "no-such"), "no-such"),
+    ],
+)
+def test_what_cannot_be_prepared(
+    small_corpus: SmallCorpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare = ("prepare", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root)
+    assert advl(*prepare, *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
