@@ -37,7 +37,10 @@ def weights_digest(path: Path) -> str:
             "The pretrained student does not exist.",
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
-            next_command=f"put the student's weights there; for scenes-small: advl pretrain --output {path}",
+            # What we pretrain goes by its student's name; a published student is not to be made from drawings.
+            next_command=f"advl pretrain --output {path}"
+            if path.name.startswith("scenes-")
+            else "put the student's weights there, or give --init the place where they lie",
         )
     state = hashlib.sha256()
     for file in files:

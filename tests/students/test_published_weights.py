@@ -16,6 +16,7 @@ from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.students.published_weights import located
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.text_rows import load_text_tokenizer
+from advl_pipeline.students.weight_files import weights_digest
 
 NAME = "hf:some-one/small-vilt"
 
@@ -65,3 +66,10 @@ def test_what_is_not_here_is_named_and_a_path_is_left_alone(hub: Path, tmp_path:
         located(Path(NAME))
     assert (missing.value.where, missing.value.why) == (NAME, "HF_HUB_OFFLINE is set")
     assert located(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(("name", "advised"), [("uniter-base.pt", False), ("scenes-small", True)])
+def test_only_a_student_of_ours_is_advised_to_be_pretrained(tmp_path: Path, name: str, advised: bool) -> None:
+    with pytest.raises(WeightsUnavailable) as caught:
+        weights_digest(tmp_path / name)
+    assert ("advl pretrain" in caught.value.next_command) == advised
