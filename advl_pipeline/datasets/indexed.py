@@ -359,7 +359,7 @@ class IndexedDataset(ABC):
             )
 
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:
-        # A picture that is cut off has a sound header, and whoever skips it must skip it in both phases.
+        # A picture that is cut off has a sound header, and must be skipped in both phases.
         self._files.warm([self._image_name(image) for image in self._used_images], Depth.PIXELS)
         problems = {}
         for image in self._used_images:

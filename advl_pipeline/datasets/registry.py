@@ -170,7 +170,7 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
         return open_dataset(name, split=split, **options)
     counted = load_card(name).facts.get("answer_lists", {}) if name in CARD_NAMES else {}
     if counted.get("published") == names and options.get("answers") is None:
-        # Whoever trains on all that the published models count knows all of their answers.
+        # A run that trains on all that the published models count knows all of their answers.
         options = {**options, "answer_list": "published"}
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 

@@ -271,7 +271,7 @@ def make_plan(
         compression=config.compression,
     )
     begin(dry_run=True)
-    # Whoever is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
+    # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
     estimates = _estimates(config, sources, counts, trial=config.dry_run)
     free_bytes = None
     if store.folder is not None:

@@ -1,4 +1,4 @@
-"""What a reader of rows hands over: the interface between whoever stores data and whoever makes examples of it."""
+"""What a reader of rows hands over: the interface between what stores data and what makes examples of it."""
 
 from __future__ import annotations
 

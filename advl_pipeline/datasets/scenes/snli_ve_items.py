@@ -4,8 +4,7 @@ Every picture holds one container, and a stated rule says which coarse groups ea
 (`Container.hides`). What is to be seen is entailed; what is not to be seen is neutral where the container may hide
 it, and contradicted where it may not. Each hypothesis about something being there is put to three pictures of its
 group, one per label. Each picture has the labels of hypotheses about things equally often, and each kind of container
-those of all hypotheses. Whoever knows only whether the thing is there gets two of three, and so does whoever knows
-only the rule.
+those of all hypotheses. To know only whether the thing is there gets two of three, and so does to know only the rule.
 """
 
 from __future__ import annotations
