@@ -9,6 +9,7 @@ import click
 
 from advl_pipeline.cache.config import CacheBenchConfig, ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
+from advl_pipeline.sharing.config import PullConfig, PushConfig
 
 from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
 
@@ -135,6 +136,37 @@ def export(as_json: bool, **flags: Any) -> None:
         return
     units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
     click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
+
+
+@command.command("push")
+@config_options(PushConfig, arguments=("cache", "repository"))
+def push(**flags: Any) -> None:
+    """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
+
+    \b
+    advl cache push caches/minilm-l6/scenes-vcr/train ORG/NAME
+    """
+    from advl_pipeline.sharing.hub import run_push
+
+    click.echo(f"uploaded: {run_push(config_from_flags(PushConfig, flags))}")
+
+
+@command.command("pull")
+@config_options(PullConfig, arguments=("repository",))
+@json_option
+def pull(as_json: bool, **flags: Any) -> None:
+    """Download a cache from the hub and verify it; an interrupted download goes on.
+
+    \b
+    advl cache pull ORG/NAME --output caches/minilm-l6/scenes-vcr/train
+    """
+    from advl_pipeline.sharing.hub import run_pull
+
+    result = run_pull(config_from_flags(PullConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    click.echo(f"sound: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB in {result.path}")
 
 
 @command.command("import")

@@ -18,6 +18,7 @@ COMMANDS = {
     "cache": "Inspect, verify, repair, convert or measure a teacher feature cache.",
     "datasets": "Build the built-in corpus, list datasets, check what was downloaded.",
     "evaluate": "Score a finetuned run on test and shifted sets.",
+    "export": "Write a run's student as a folder that loads anywhere, with its model card.",
     "extract": "Phase 1: run a frozen teacher once over a dataset and write its cache.",
     "finetune": "Phase 2: finetune a student while streaming teacher caches.",
     "predict": "Write the predictions of a run in the form the leaderboards take.",

@@ -16,6 +16,7 @@ FILES_ALONE = {"demo", "bench", "dev", "site"}
 """Extras of packages that are read as files, measured against, or run as tools."""
 
 LOADED_BY_OTHERS = {"msgpack-numpy", "protobuf", "sentencepiece", "tiktoken", "torchvision", "fonttools"}
+LOADED_BY_OTHERS |= {"tensorboard", "wandb"}
 """Packages that a library of ours imports when it meets a file of their kind."""
 
 FOR_USERS = {"zarr"}

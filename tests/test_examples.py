@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.runs.names import evaluation_file, is_finished
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_example(name: str, *arguments: Path) -> str:
+def run_example(name: str, *arguments: Path, folder: Path | None = None) -> str:
     """Run a script; return what it prints."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    words = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,11 +59,32 @@ def test_the_notebook_runs_from_top_to_bottom(small_corpus: Any, tmp_path: Path)
     assert "removed" in printed[7]
 
 
-def test_a_loop_of_ones_own_learns_from_a_cache(small_corpus: Any) -> None:
-    printed = run_example("own_loop.py", small_corpus.caches[0], small_corpus.data_root)
-    losses = [float(value) for value in re.findall(r"1 - cosine ([\d.]+)", printed)]
-    assert len(losses) == 5
-    assert losses[-1] < 0.7 * losses[0]
+@pytest.fixture(scope="module")
+def texts(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The texts of the corpus, one a line: what somebody has who made a cache of them."""
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(unit.text for unit in dataset.text_units()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("loop_pytorch.py", "torch"),
+        pytest.param("loop_accelerate.py", "accelerate", marks=pytest.mark.slow),
+        pytest.param("loop_trainer.py", "transformers", marks=pytest.mark.slow),
+        pytest.param("loop_lightning.py", "pytorch_lightning", marks=pytest.mark.slow),
+    ],
+)
+def test_a_loop_of_ones_own_learns_from_a_cache(
+    name: str, module: str, small_corpus: Any, texts: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(module)
+    assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) <= 30
+    printed = run_example(name, small_corpus.caches[0], texts, folder=tmp_path)
+    losses = [float(value) for value in re.findall(r"loss['\"=:]* *'?([\d.]+)", printed)]
+    assert name == "loop_lightning.py" or losses[-1] < losses[0]
 
 
 def test_a_new_teacher_fills_a_cache(small_corpus: Any, tmp_path: Path) -> None:

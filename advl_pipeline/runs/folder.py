@@ -2,7 +2,7 @@
 
 run.json (what makes it this run; first) · config.json (every option as given) · environment.json · settings.json
 (what it trains with, and where each number came from) · caches.json ·
-metrics.jsonl · tensorboard/ (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
+metrics.jsonl · logs of trackers (where asked for) · checkpoint.safetensors (while it runs) · model.safetensors and
 student.json · selected_words.json and word_selection.json (of methods that select words) · result.json (last) ·
 evaluation/ (written by `advl evaluate`).
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.runs import names
-from advl_pipeline.runs.tensorboard import TensorBoardLog
+from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
     *(names.STUDENT_WEIGHTS, names.STUDENT, names.TOKENIZER, names.HEADS_WEIGHTS, names.HEADS),
@@ -48,7 +47,7 @@ class RunFolder:
         self.metrics = path / names.METRICS
         self.checkpoint = path / names.CHECKPOINT
         self.result = path / names.RESULT
-        self.tensorboard: TensorBoardLog | None = None
+        self.trackers: list[Any] = []
 
     def as_begun(self, config: ComputeT) -> ComputeT:
         """Return a configuration with the precision of the run that lies here, where it leaves that open."""
@@ -126,9 +125,8 @@ class RunFolder:
         # First what makes it a finished run, so that a removal cut short leaves none that looks whole.
         for name in (self.result.name, self.checkpoint.name, self.metrics.name, *_MADE_BY_TRAINING):
             (self.path / name).unlink(missing_ok=True)
-        for name in (names.TENSORBOARD, *_MADE_OF_THE_RUN):
-            if (self.path / name).is_dir():
-                shutil.rmtree(self.path / name)
+        for name in (*names.OF_TRACKERS, *_MADE_OF_THE_RUN):
+            remove_left(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one JSON document atomically."""
@@ -155,21 +153,22 @@ class RunFolder:
                 kept.append(line + "\n")
         write_text(self.metrics, "".join(kept))
 
-    def open_tensorboard(self, *, first_step: int) -> None:
-        """Log for TensorBoard as well, from a step on."""
-        self.tensorboard = TensorBoardLog(self.path / names.TENSORBOARD, first_step=first_step)
+    def open_trackers(self, trackers: Sequence[str], *, first_step: int) -> None:
+        """Log for trackers as well, from a step on."""
+        self.trackers = open_trackers(trackers, self.path, first_step=first_step)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append records to the metrics."""
         with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
-        if self.tensorboard is not None:
-            self.tensorboard.log(records)
+        for tracker in self.trackers:
+            for record in records:
+                tracker.log(scalars(record), step=record["step"])
 
     def close(self) -> None:
-        """Finish the log for TensorBoard, where there is one."""
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        """Finish the logs of trackers, where there are any."""
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 def describe_environment() -> dict[str, Any]:

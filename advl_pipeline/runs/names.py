@@ -19,6 +19,10 @@ METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 """Of an interrupted run; a finished one has none."""
 TENSORBOARD = "tensorboard"
+WANDB = "wandb"
+MLFLOW = "mlflow.db"
+MLFLOW_FILES = "mlflow"
+OF_TRACKERS = (TENSORBOARD, WANDB, MLFLOW, MLFLOW_FILES)
 STUDENT = MARKERS["student"].file
 STUDENT_WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"

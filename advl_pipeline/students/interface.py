@@ -57,6 +57,8 @@ class StudentBatch:
 
     def per_sequence(self, value_B: torch.Tensor) -> torch.Tensor:
         """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
+        if value_B.shape[0] == self.num_sequences:
+            return value_B
         repeats = torch.tensor(self.num_candidates, device=value_B.device)
         return value_B.repeat_interleave(repeats, dim=0, output_size=self.num_sequences)
 

@@ -76,7 +76,7 @@ class CrossModalStack(nn.Module):
         text, image = self.transform(text_NLD, image_NRE)
         lowest = torch.finfo(text.dtype).min
         text_bias = torch.where(text_mask_NL.bool(), 0.0, lowest).to(text.dtype)[:, None, None, :]
-        image_bias = image.new_zeros(len(image), 1, 1, image.shape[1])
+        image_bias = image.new_zeros(image.shape[0], 1, 1, image.shape[1])
         texts, images = [], []
         for text_layer, image_layer in zip(self.cross_modal_text_layers, self.cross_modal_image_layers, strict=True):
             text, image = (

@@ -118,6 +118,9 @@ def run_layers(
         separate: hide text and picture from one another.
         need_relevance: also return (N, L) of the last layer; else None.
     """
+    if torch.compiler.is_exporting():
+        # A program for any batch cannot depend on how many tokens are real.
+        return _run_padded(layers, x_NSH, kinds_NS, separate=separate), None
     grid = TokenGrid(kinds_NS != PADDING)
     bias = attention_bias(grid.kinds(kinds_NS), separate=separate, dtype=x_NSH.dtype)
     row_1TH = grid.take(x_NSH)
@@ -131,3 +134,12 @@ def run_layers(
         padded_bias = attention_bias(kinds_NS, separate=separate, dtype=padded_NSH.dtype)
         relevance_NL = attention_mass(attention.attention.self, padded_NSH, padded_bias, num_text)
     return grid.put_back(last(row_1TH, bias, grid=grid), x_NSH.shape[1]), relevance_NL
+
+
+def _run_padded(
+    layers: Sequence[nn.Module], x_NSH: torch.Tensor, kinds_NS: torch.Tensor, *, separate: bool
+) -> torch.Tensor:
+    bias = attention_bias(kinds_NS, separate=separate, dtype=x_NSH.dtype)
+    for layer in layers:
+        x_NSH = layer(x_NSH, bias)
+    return x_NSH * (kinds_NS != PADDING)[..., None]

@@ -90,6 +90,10 @@ class TextTokenizer:
         self.sep_id = self._special("[SEP]", "</s>")
         self.mask_id = self._special("[MASK]", "<mask>")
 
+    def copy(self) -> Tokenizer:
+        """Return the library's tokenizer, without padding, truncation or a student's layout."""
+        return Tokenizer.from_str(self._tokenizer.to_str())
+
     def save(self, path: Path) -> None:
         """Write it as a tokenizer.json."""
         write_text(path, self._tokenizer.to_str() + "\n")

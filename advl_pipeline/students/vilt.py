@@ -146,7 +146,7 @@ class Vilt(PixelStudent):
     def embed_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         parts = self.model.embeddings
         patches_BPH = parts.patch_embeddings(pixels_B3SS).flatten(2).transpose(1, 2)
-        tokens_BRH = torch.cat([parts.cls_token.expand(len(patches_BPH), -1, -1), patches_BPH], dim=1)
+        tokens_BRH = torch.cat([parts.cls_token.expand(patches_BPH.shape[0], -1, -1), patches_BPH], dim=1)
         placed = parts.dropout(tokens_BRH + parts.position_embeddings)
         typed: torch.Tensor = placed + parts.token_type_embeddings.weight[IMAGE_TYPE]
         return typed

@@ -81,8 +81,8 @@ class VlBertModel(nn.Module):
         num_text, num_objects = words_NLH.shape[1], object_visual_NRH.shape[1]
         text_NLH = words_NLH + self.visual_ln_text(text_visual_NLH)
         objects_NRH = object_linguistic_H + self.visual_ln_object(object_visual_NRH)
-        end_N1H = self.end_embedding.weight[None].expand(len(words_NLH), 1, -1)
-        text_positions = torch.arange(num_text, device=words_NLH.device).expand(len(words_NLH), -1)
+        end_N1H = self.end_embedding.weight[None].expand(words_NLH.shape[0], 1, -1)
+        text_positions = torch.arange(num_text, device=words_NLH.device).expand(words_NLH.shape[0], -1)
         object_positions = text_lengths_N[:, None].expand(-1, num_objects)
         positions_NS = torch.cat([text_positions, object_positions, text_lengths_N[:, None] + 1], dim=1)
         types_NS = nn.functional.pad(types_NL, (0, num_objects + 1), value=OBJECT_TYPE)

@@ -132,8 +132,11 @@ class RunOptions(Configuration):
     )
     checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
     resume: bool = option(True, help="Continue an interrupted run in the output folder.", identity="none")
-    tensorboard: bool = option(
-        False, help="Also log for TensorBoard, into tensorboard/ of the run folder.", identity="none"
+    log_with: str = option(
+        "",
+        help="Also log for tensorboard, wandb or mlflow, several joined by commas; into the run folder, unless "
+        "MLFLOW_TRACKING_URI says otherwise. WANDB_MODE=offline needs no account.",
+        identity="none",
     )
 
 

@@ -23,7 +23,7 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.folders import require_folder
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
-from advl_pipeline.runs.tensorboard import require_tensorboard
+from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.memory import merge_lora
 from advl_pipeline.students.published_weights import located
@@ -82,8 +82,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         WeightsUnavailable: as they say.
     """
     uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
-    if config.tensorboard:
-        require_tensorboard()
+    trackers_named(config.log_with)
     folder = RunFolder(config.output)
     require_folder(config.output, "run")
     began = time.perf_counter()
@@ -220,8 +219,7 @@ def _train(
     first_step = done + (method.num_adapt_steps if resumed_phase == "finetune" else 0)
     if accelerator.is_main_process:
         folder.keep_metrics_before(first_step)
-    if config.tensorboard and accelerator.is_main_process:
-        folder.open_tensorboard(first_step=first_step)
+        folder.open_trackers(trackers_named(config.log_with), first_step=first_step)
     if method.num_adapt_steps and resumed_phase == "adapt" and method.settings.anchor_weight > 0:
         # Before a checkpoint is restored, the model is still as it was pretrained.
         reference = copy.deepcopy(model.student).to(accelerator.device).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ PLACE = '"caches/minilm-l6/scenes-vcr/train"'
 
 
 def test_reading_as_the_page_says(pristine: Path) -> None:
-    plain, ours = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    plain, ours, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     for block in (plain, ours):
         assert block.count(PLACE) == 1
     where = repr(str(pristine / "cache"))

@@ -68,6 +68,7 @@ SMALL_WEIGHTS: Mapping[str, str] = {
 """Teachers whose published weights are too large; the folder holds small ones of the same kind."""
 
 NEEDS: Mapping[str, str] = {
+    "ORG/NAME": "the hub; tests/sharing/test_hub.py runs these against a stand-in",
     "s3://": "an object store; tests/extraction/test_remote.py runs these against a real server",
     "...": "the rest of a command that stands elsewhere",
     "img_db/": "UNITER's published region features; tests/datasets/test_regions.py reads their format",
@@ -154,6 +155,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
             ("snli-ve", "ve"),
         ):
             advl(["finetune", "--dataset", name, "--output", f"runs/{run}", *short])
+        advl(["finetune", "--dataset", "scenes-vcr", "--output", "runs/vilt", "--student", "vilt-tiny", *short])
         advl(["evaluate", "--run", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
         _write_predictions()
         Path("mine.toml").write_text(STUDY)

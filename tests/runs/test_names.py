@@ -9,7 +9,7 @@ from advl_pipeline.runs import names
 
 ROOT = Path(__file__).parents[2]
 FILES = {value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)}
-OF_OTHERS = {"model.safetensors", "tokenizer.json", "config.json", "tensorboard"}
+OF_OTHERS = {"model.safetensors", "tokenizer.json", "config.json", "tensorboard", "wandb", "mlflow"}
 """Names that published models and Python packages have too."""
 
 

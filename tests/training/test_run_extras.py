@@ -1,15 +1,15 @@
-"""What a run leaves besides its student: selected words, confidences, costs of the parts, the log for TensorBoard."""
+"""What a run leaves besides its student: selected words, confidences, costs of the parts, logs of trackers."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +21,8 @@ from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
-from advl_pipeline.runs.tensorboard import TensorBoardLog
+from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.part_costs import num_repeats
 from advl_pipeline.training.run import run_finetune
@@ -108,39 +109,64 @@ def test_the_cost_of_each_part_is_measured_and_changes_nothing(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_tensorboard_gets_what_the_json_lines_get(small_corpus: Any, tmp_path: Path) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run", tensorboard=True))
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
+def tensorboard_of(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / names.TENSORBOARD), size_guidance={"scalars": 0})
     events.Reload()
-    logged = metrics(tmp_path / "run")
-    for name in ("raw/text", "raw/task", "learning_rate", "lambda"):
-        expected = [(record["step"], record[name]) for record in logged if name in record]
+    return events
+
+
+def test_trackers_get_what_the_json_lines_get(small_corpus: Any, tmp_path: Path) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run", log_with="tensorboard"))
+    events, logged = tensorboard_of(tmp_path / "run"), metrics(tmp_path / "run")
+    told = {"raw/text", "raw/task", "learning_rate", "lambda", "weights/text/mean", "weights/text/max"}
+    assert told <= set(events.Tags()["scalars"])
+    for name in events.Tags()["scalars"]:
+        expected = [(record["step"], scalars(record)[name]) for record in logged if name in scalars(record)]
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
-    weights = events.Histograms("weights/text")
-    assert [event.histogram_value.num for event in weights] == [4.0] * len(weights)
 
 
 def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) -> None:
+    PartialState()
     for first, value in ((0, 1.0), (2, 7.0)):
-        log = TensorBoardLog(tmp_path, first_step=first)
-        log.log([{"step": step, "phase": "finetune", "raw/task": value} for step in range(first, first + 4)])
-        log.close()
+        folder = RunFolder(tmp_path)
+        folder.open_trackers(["tensorboard"], first_step=first)
+        folder.log([{"step": step, "phase": "finetune", "raw/task": value} for step in range(first, first + 4)])
+        folder.close()
         time.sleep(1.1)  # Event files are named by the second.
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("raw/task")]
+    found = [(event.step, event.value) for event in tensorboard_of(tmp_path).Scalars("raw/task")]
     assert found == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
 
 
-def test_without_tensorboard_the_run_says_so_before_it_begins(
-    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_other_trackers_need_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    PartialState()
+    folder = RunFolder(tmp_path)
+    folder.open_trackers([name], first_step=0)
+    folder.log([{"step": step, "phase": "finetune", "raw/task": 1.0 + step} for step in range(2)])
+    folder.close()
+    if name == "mlflow":
+        import mlflow
+
+        (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+        assert run.data.metrics == {"raw/task": 2.0}
+    else:
+        assert list((tmp_path / names.WANDB).glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_tracker_that_is_absent_or_unknown_is_told_before_the_run_begins(
+    name: str, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(ConfigError, match="not installed") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", tensorboard=True))
-    assert "[tensorboard]" in refused.value.next_command
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match=f"{name} is not installed") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", log_with=name))
+    assert f"pip install 'advl-pipeline[{name}]'" in refused.value.next_command
+    with pytest.raises(ConfigError, match="no tracker 'neptune'"):
+        run_finetune(small_corpus.config(tmp_path / "run", log_with="neptune"))
     assert not (tmp_path / "run").exists()
 
 

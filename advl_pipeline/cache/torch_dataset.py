@@ -1,0 +1,115 @@
+"""Caches as a torch `Dataset` and a collator, for a training loop of one's own.
+
+Shapes: B items of a batch, M tokens of the longest of them, D feature width of a teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, default_collate
+
+from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
+from advl_pipeline.errors import ConfigError
+
+TEACHERS = "teachers"
+
+
+class CachedFeatures(Dataset[dict[str, Any]]):
+    """What teachers say of units, one unit an item: a map-style dataset for `DataLoader`, accelerate or a `Trainer`.
+
+    An item has the entries of its row, or `unit_id` where no rows are given, and `teachers`: by the teacher's name a
+    dictionary of `global` (D,) and, where the cache has token features, `tokens` (M, D), in the stored dtype. Spawned
+    workers open the caches themselves.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[TeacherCache | str | Path],
+        modality: Literal["image", "text"],
+        *,
+        unit_ids: Sequence[str] | None = None,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+        tokens: bool = True,
+    ) -> None:
+        """Args:
+        caches: one of each teacher.
+        modality: of the units.
+        unit_ids: of the items, in order, as `datasets.unit_ids` gives them; None for all units of the first cache.
+        rows: entries of one's own, one mapping for each id, such as token ids and labels.
+        tokens: whether token features are read, where there are any.
+
+        Raises:
+            ConfigError: no cache, two of one teacher, a modality that a cache lacks, or another number of rows.
+            UnknownUnit: a cache does not hold an id.
+        """
+        opened = [cache if isinstance(cache, TeacherCache) else open_cache(cache) for cache in caches]
+        self._caches = {cache.teacher_name: cache for cache in opened}
+        self._modality = modality
+        self._tokens = tokens
+        if not opened or len(self._caches) < len(opened):
+            raise ConfigError("A dataset needs caches, one of each teacher.", where=", ".join(map(str, caches)))
+        for cache in opened:
+            if modality not in cache.stores():
+                raise ConfigError(f"The cache holds no {modality} features.", where=str(cache.path))
+        self._ids = list(self._store(opened[0].teacher_name).ids if unit_ids is None else unit_ids)
+        self._positions = {name: self._store(name).positions(self._ids) for name in self._caches}
+        if rows is not None and len(rows) != len(self._ids):
+            raise ConfigError(f"There are {len(rows)} rows for {len(self._ids)} units.")
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several items by one look-up in each cache, as `DataLoader` asks for them."""
+        items = [
+            {**({"unit_id": self._ids[index]} if self._rows is None else self._rows[index]), TEACHERS: {}}
+            for index in indices
+        ]
+        for name in self._caches:
+            store = self._store(name)
+            positions_B = self._positions[name][np.asarray(indices, np.int64)]
+            globals_BD = torch.from_numpy(store.global_rows(positions_B))
+            for item, values_D in zip(items, globals_BD, strict=True):
+                item[TEACHERS][name] = {"global": values_D}
+            if self._tokens and store.has_tokens:
+                padded_BMD, lengths_B = store.padded_tokens(positions_B)
+                for item, values_MD, length in zip(items, torch.from_numpy(padded_BMD), lengths_B, strict=True):
+                    item[TEACHERS][name]["tokens"] = values_MD[: int(length)]
+        return items
+
+    def _store(self, name: str) -> FeatureStore:
+        return self._caches[name].stores()[self._modality]
+
+
+@dataclass(frozen=True)
+class FeatureCollator:
+    """Make a batch: `teachers` by name with `global` (B, D), `tokens` (B, M, D), zero-padded, and `mask` (B, M).
+
+    `rest` collates all other entries, a list of dictionaries, into a dictionary.
+    """
+
+    rest: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = default_collate
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        teachers = {}
+        for name, first in items[0][TEACHERS].items():
+            teachers[name] = {"global": torch.stack([item[TEACHERS][name]["global"] for item in items])}
+            if "tokens" in first:
+                tokens = [item[TEACHERS][name]["tokens"] for item in items]
+                lengths_B1 = torch.tensor([[len(values_MD)] for values_MD in tokens])
+                padded_BMD = pad_sequence(tokens, batch_first=True)
+                mask_BM = torch.arange(padded_BMD.shape[1]) < lengths_B1
+                teachers[name] |= {"tokens": padded_BMD, "mask": mask_BM}
+        rest = [{key: value for key, value in item.items() if key != TEACHERS} for item in items]
+        return {**self.rest(rest), TEACHERS: teachers}

@@ -1,0 +1,89 @@
+"""Trackers beside the JSON lines that are always written: accelerate's, of the packages that are installed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.runs import names
+
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+PROJECT = "advl"
+"""Project or experiment that runs are filed under."""
+
+
+def trackers_named(text: str) -> tuple[str, ...]:
+    """Return the trackers of `--log-with`, a list with commas.
+
+    Raises:
+        ConfigError: there is no such tracker, or its package is not installed; with the command that installs it.
+    """
+    trackers = tuple(dict.fromkeys(filter(None, text.replace(" ", "").split(","))))
+    for name in trackers:
+        if name not in get_args(Tracker):
+            raise ConfigError(f"There is no tracker {name!r}.", where="--log-with", why=", ".join(get_args(Tracker)))
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"{name} is not installed.",
+                where="--log-with",
+                next_command=f"pip install 'advl-pipeline[{name}]', or do without: {names.METRICS} has it all",
+            )
+    return trackers
+
+
+def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> list[Any]:
+    """Start trackers of a run, in its folder where they keep files.
+
+    Args:
+        trackers: as `trackers_named` gives them.
+        run: folder of the run.
+        first_step: TensorBoard drops what an interrupted run logged from here on, as the JSON lines do.
+
+    Raises:
+        ConfigError: a tracker does not start, such as wandb without a login.
+    """
+    from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
+
+    place = str(run.absolute())
+    opened: list[Any] = []
+    for name in trackers:
+        try:
+            if name == "tensorboard":
+                tracker = TensorBoardTracker(names.TENSORBOARD, run, purge_step=first_step)
+            elif name == "wandb":
+                # The same run under the same name when it goes on.
+                identifier = hashlib.sha256(place.encode()).hexdigest()[:16]
+                tracker = WandBTracker(PROJECT, dir=place, name=run.name, id=identifier, resume="allow")
+            else:
+                import mlflow
+
+                if "MLFLOW_TRACKING_URI" not in os.environ:
+                    mlflow.set_tracking_uri(f"sqlite:///{place}/{names.MLFLOW}")
+                tracker = MLflowTracker(PROJECT, logging_dir=f"{place}/{names.MLFLOW_FILES}", run_name=run.name)
+            tracker.start()
+        except Exception as error:  # Each package raises its own.
+            raise ConfigError(
+                f"{name} does not start.",
+                where="--log-with",
+                why=str(error).strip().partition("\n")[0] or type(error).__name__,
+                next_command="set WANDB_MODE=offline" if name == "wandb" else f"leave out --log-with {name}",
+            ) from error
+        opened.append(tracker)
+    return opened
+
+
+def scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a record of metrics.jsonl; a histogram gives its mean and its largest value."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{what}": float(value[what]) for what in ("mean", "max")}
+        elif name not in ("step", "phase"):
+            found[name] = value
+    return found

@@ -1,0 +1,96 @@
+"""The model card: what a student was trained on, by whom it was taught, how it scores, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.configuration import build_config
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.folders import MARKERS
+from advl_pipeline.reporting.formats import as_markdown
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.students.catalogue import families, family_of
+from advl_pipeline.students.interface import Student
+from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study
+from advl_pipeline.teachers.inspection import show_teacher
+from advl_pipeline.training.config import FinetuneConfig
+
+CARD_FILE = "README.md"
+
+
+def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
+    """Return the card of a finished run as Markdown.
+
+    Args:
+        run: folder of the run; where it lies in a study, the study's table gives scores and controls.
+        student: that was trained.
+        usage: the code that loads it.
+        model: what loads it: a class of transformers, or a loader.
+    """
+    config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
+    scores, seeds = _scores(run)
+    family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
+    is_torch = model.endswith(".py")
+    environment = read_json(run / names.ENVIRONMENT)
+    page = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return page.from_string((resources.files(__package__) / "card.md.jinja").read_text(encoding="utf-8")).render(
+        library="torch" if is_torch else "transformers",
+        is_torch=is_torch,
+        student=student.name,
+        title=family["title"],
+        model=model,
+        usage=usage,
+        notes=[*result.get("caveats", ()), *([family["unproven"]] if family["unproven"] else [])],
+        dataset=identity["dataset"],
+        tasks=", ".join(config["task"]),
+        num_labelled=result["num_labelled"],
+        shots=config["shots"],
+        seed=config["seed"],
+        seeds=seeds,
+        teachers=[_teacher(cache["identity"]) for cache in read_json(run / names.CACHES)],
+        method=config["method"],
+        recipe=result["recipe"],
+        command=finetune_command(build_config(FinetuneConfig, config, where=str(run / names.CONFIG))),
+        scores=scores,
+        use_of_vision=_use_of_vision(run),
+        libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
+    )
+
+
+def _teacher(identity: Mapping[str, Any]) -> dict[str, str]:
+    name = str(identity["teacher"]["name"])
+    try:
+        licence = show_teacher(name).summary.licence
+    except ConfigError:
+        licence = ""
+    split = f"{identity['dataset']['name']}/{identity['dataset']['split']}"
+    return {"name": name, "licence": licence, "split": split, "identity": digest(identity)}
+
+
+def _scores(run: Path) -> tuple[str, list[int]]:
+    """Return a table of scores, with the rows of the study that the run belongs to, and the seeds behind it."""
+    study = run.absolute().parent.parent
+    try:
+        result = gather_study(study) if (study / MARKERS["study"].file).is_file() else gather_runs(run)
+    except ConfigError:
+        return "The run was not evaluated.", []
+    return as_markdown(result).strip(), list(result.study.seeds)
+
+
+def _use_of_vision(run: Path) -> str:
+    rows = []
+    for path in sorted((run / names.EVALUATION).glob("*.json")):
+        found = {} if path.name.endswith(names.ITEM_WORDS_SUFFIX) else read_json(path).get("use_of_vision", {})
+        rows += [
+            f"- {path.stem}, {metric}, picture {kind}: {spoilt['drop']:+.1f}"
+            for metric, kinds in found.items()
+            for kind, spoilt in kinds.items()
+        ]
+    return "\n".join(rows)

@@ -1,0 +1,41 @@
+"""What `advl export`, `advl cache push` and `advl cache pull` do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from advl_pipeline.configuration import Configuration, option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportRunConfig(Configuration):
+    """Configuration of `advl export`."""
+
+    run: Path = option(help="Folder of a finished run.")
+    to: Literal["transformers", "torch"] = option(
+        "transformers",
+        help="transformers: a folder for its from_pretrained. torch: a program and its weights, for any student.",
+    )
+    output: Path = option(help="Folder to write; must not exist.")
+    push_to_hub: str | None = option(None, help="Also upload it, to this repository of the hub.", metavar="ORG/NAME")
+    private: bool = option(False, help="Make the repository private where it does not exist yet.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushConfig(Configuration):
+    """Configuration of `advl cache push`."""
+
+    cache: Path = option(help="Folder of the cache.")
+    repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
+    private: bool = option(False, help="Make the repository private where it does not exist yet.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PullConfig(Configuration):
+    """Configuration of `advl cache pull`."""
+
+    repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
+    output: Path = option(help="Folder of the cache; must not exist. The same command goes on after an interruption.")
+    revision: str | None = option(None, help="Commit, branch or tag [default: main].")

@@ -1,0 +1,212 @@
+"""`run_export`: a finished run as a folder that loads without this project, with its model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.datasets.records import Task
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.predict import FinishedRun, load_run
+from advl_pipeline.folders import require_outside
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.sharing.card import CARD_FILE, model_card
+from advl_pipeline.sharing.config import ExportRunConfig
+from advl_pipeline.sharing.hub import open_repository, upload
+from advl_pipeline.sharing.programs import LOADER_FILE, PROGRAM_FILE, trace_student
+from advl_pipeline.sharing.tokenizers import shared_processor, shared_tokenizer
+from advl_pipeline.sharing.transformers_models import (
+    FAMILIES,
+    Family,
+    family_for,
+    image_tokens_of,
+    num_classes_of,
+    transformers_model,
+)
+from advl_pipeline.students.pixel_student import PixelStudent
+from advl_pipeline.students.text_student import TextStudent
+
+HEAD_FILE = "head.safetensors"
+
+Write = Callable[[Path], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRunResult:
+    """Where it lies, what loads it, and its address on the hub where it was uploaded."""
+
+    output: Path
+    model: str
+    files: tuple[str, ...]
+    url: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """An export that only has to be written."""
+
+    model: str
+    usage: str
+    writes: tuple[Write, ...]
+
+
+def run_export(config: ExportRunConfig) -> ExportRunResult:
+    """Write a run as a folder for transformers, or as a program for torch; both with a model card.
+
+    Everything is built in memory, and the repository is asked for, before a file is written.
+
+    Raises:
+        ConfigError: no run, an output that exists, or a student without such a form.
+        WeightsUnavailable: the run is not finished. StorageError: the disk or the hub refuses.
+    """
+    require_outside(config.output)
+    if config.output.exists():
+        raise ConfigError(
+            "The output exists already.", where=str(config.output), next_command="give another --output"
+        )
+    finished = _load(config.run)
+    (name,) = finished.heads
+    task: Task = read_json(config.run / names.HEADS)[name]["task"]
+    head = finished.heads[name]
+    if config.to == "transformers":
+        prepared = _for_transformers(config.run, finished, head, name, is_choice=name == "vcr")
+    else:
+        prepared = _for_torch(finished, head, task, name)
+    card = model_card(config.run, finished.student, usage=prepared.usage, model=prepared.model)
+    repository = None
+    if config.push_to_hub is not None:
+        repository = open_repository(config.push_to_hub, kind="model", private=config.private)
+    partial = config.output.with_name(f"{config.output.name}.partial")
+    url = None
+    try:
+        with writing(config.output, SafetensorError):
+            remove_left(partial)
+            partial.mkdir(parents=True)
+            for write in prepared.writes:
+                write(partial)
+            (partial / CARD_FILE).write_text(card, encoding="utf-8")
+        if repository is not None:
+            url = upload(repository, partial, message="A student of ADVL")
+        with writing(config.output):
+            partial.replace(config.output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return ExportRunResult(
+        output=config.output,
+        model=prepared.model,
+        files=tuple(sorted(path.name for path in config.output.iterdir())),
+        url=url,
+    )
+
+
+def _load(run: Path) -> FinishedRun:
+    config = read_config(run)
+    # Region features are of a split; whoever loads the folder brings their own.
+    options = {"regions": None, "ground_truth_regions": None} if config.get("regions") else None
+    finished = load_run(run, overrides=options)
+    if finished.hides_picture:
+        raise ConfigError(
+            "The run trained a student that was never shown a picture.",
+            where=str(run),
+            why="--hide-picture is a control; the folder would show it pictures",
+            next_command="export a run without --hide-picture",
+        )
+    finished.student.require_inputs()
+    if len(finished.heads) != 1:
+        raise ConfigError("A run of several heads cannot be exported.", where=str(run), why=", ".join(finished.heads))
+    return finished
+
+
+def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: str, *, is_choice: bool) -> _Prepared:
+    student = finished.student
+    family = family_for(student)
+    if family is None or not isinstance(student, TextStudent):
+        raise ConfigError(
+            f"transformers has no class for {student.name}.",
+            where=str(run),
+            why=f"it has one for {', '.join(FAMILIES)}",
+            next_command="--to torch, which needs no class",
+        )
+    model: Any = transformers_model(family, student, head, name)
+    labels = finished.label_names[name]
+    if labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+    tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
+    inputs = shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
+    writes: list[Write] = [model.save_pretrained, inputs.save_pretrained]
+    if not family.head:
+        writes.append(lambda folder: save_file(_plain(head), folder / HEAD_FILE))
+    kind = type(model).__name__
+    return _Prepared(model=kind, usage=_usage(family, kind, is_choice=is_choice), writes=tuple(writes))
+
+
+def _for_torch(finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
+    student = finished.student
+    traced = trace_student(student, head, task)
+    described = {
+        "student": student.name,
+        "config": student.config_dict(),
+        "task": task,
+        "labels": finished.label_names[name],
+        "inputs": traced.inputs,
+    }
+    writes: list[Write] = [
+        lambda folder: save_file(dict(traced.weights), folder / names.STUDENT_WEIGHTS),
+        lambda folder: torch.export.save(traced.program, folder / PROGRAM_FILE),
+        lambda folder: (folder / LOADER_FILE).write_text(
+            traced.loader(student.name, num_classes_of(head)), encoding="utf-8"
+        ),
+        lambda folder: (folder / names.CONFIG).write_text(
+            json.dumps(described, indent=2, default=str) + "\n", encoding="utf-8"
+        ),
+    ]
+    if isinstance(student, TextStudent):
+        tokenizer = shared_tokenizer(student, name)
+        writes.append(lambda folder: tokenizer.backend_tokenizer.save(str(folder / names.TOKENIZER)))
+    return _Prepared(model=LOADER_FILE, usage=_TORCH_USAGE, writes=tuple(writes))
+
+
+_TORCH_USAGE = """\
+from load import load
+
+score = load()
+help("load")  # Says what a batch holds; tokenizer.json lays out a text, or a pair of texts.
+"""
+
+
+def _usage(family: Family, model: str, *, is_choice: bool) -> str:
+    texts = (
+        'texts, answers = ["Which colour is it?"] * 2, ["red", "blue"]'
+        if is_choice
+        else 'texts, answers = ["Which colour is it?"], None'
+    )
+    call = f"{texts}\nmodel = {model}.from_pretrained(folder).eval()\n{family.call}print(logits.tolist())\n"
+    used = [name for name in ("AutoProcessor", "AutoTokenizer", model) if f"{name}.from_pretrained" in call]
+    lines = [
+        "import torch",
+        *(["from PIL import Image"] if "Image." in call else []),
+        *(["from safetensors.torch import load_file"] if "load_file" in call else []),
+        *(["from torch import nn"] if "nn." in call else []),
+        f"from transformers import {', '.join(used)}",
+        "",
+        'folder = "."',
+        "torch.set_grad_enabled(False)",
+    ]
+    return "\n".join(lines) + "\n" + call
+
+
+def _plain(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().contiguous() for name, value in module.state_dict().items()}

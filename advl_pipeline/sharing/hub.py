@@ -1,0 +1,230 @@
+"""Folders to and from the hub (`$HF_ENDPOINT`, else huggingface.co): one commit for all of a folder, or none.
+
+What a broken upload sent already is not sent again, and what a broken download has is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
+from advl_pipeline.cache.store import read_json
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.cache.verify import describe_findings, verify_cache
+from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError
+from advl_pipeline.folders import require_outside
+from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.sharing.config import PullConfig, PushConfig
+
+CARD_FILE = "README.md"
+OF_THE_HUB = (CARD_FILE, ".gitattributes")
+"""Files of a repository that are no part of a cache."""
+
+_LOGIN = "hf auth login   (or set HF_TOKEN), then give the same command again"
+_REASONS = {
+    401: ("it does not know you", _LOGIN),
+    403: ("your token may not do that", "give a repository of yours, or a token with the right to write: " + _LOGIN),
+    404: ("it is not there, or private and not yours", "look at the name; of a private one: " + _LOGIN),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A repository that may be written."""
+
+    name: str
+    kind: str
+    api: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PulledCache:
+    """A cache from the hub, every byte of it checked."""
+
+    path: Path
+    num_files: int
+    num_bytes: int
+
+
+def open_repository(name: str, *, kind: str, private: bool) -> Repository:
+    """Return a repository of the hub, made where it does not exist.
+
+    Args:
+        name: ORG/NAME.
+        kind: "model" or "dataset".
+        private: of a new one.
+
+    Raises:
+        ConfigError: that is no name. StorageError: the hub cannot be reached or refuses.
+    """
+    api = _api(name)
+    with _told(name):
+        api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+    return Repository(name=name, kind=kind, api=api)
+
+
+def upload(repository: Repository, folder: Path, *, message: str, card: str | None = None) -> str:
+    """Put a folder into a repository in one commit; what else lies there goes. Return its address.
+
+    Args:
+        repository: as `open_repository` gives it.
+        folder: whose files are uploaded.
+        message: of the commit.
+        card: content of a README.md that the folder does not have.
+
+    Raises:
+        StorageError: the hub cannot be reached or refuses; nothing of the repository has changed.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    if card is not None:
+        operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
+    with _told(repository.name):
+        there = repository.api.list_repo_files(repository.name, repo_type=repository.kind)
+        operations += [CommitOperationDelete(name) for name in there if name not in {*files, *OF_THE_HUB}]
+        done = repository.api.create_commit(
+            repository.name, operations, commit_message=message, repo_type=repository.kind
+        )
+    return str(done.commit_url)
+
+
+def run_push(config: PushConfig) -> str:
+    """Upload a cache; every byte of it is checked first. Return the address of the commit.
+
+    Raises:
+        ConfigError: there is no cache. CorruptCache: it is not sound. StorageError: the hub refuses.
+    """
+    report = verify_cache(config.cache)
+    if not report.is_sound:
+        raise describe_findings(report)
+    identity = read_json(open_store(config.cache), IDENTITY_FILE)
+    teacher, dataset = identity["teacher"]["name"], identity["dataset"]
+    card = (
+        f"---\ntags:\n- advl\n---\n\n# Features of {teacher} over {dataset['name']}/{dataset['split']}\n\n"
+        f"A teacher cache of ADVL: a plain Zarr v3 hierarchy, {report.num_bytes / 1e6:.1f} MB. `identity.json` says\n"
+        f"what the numbers are of.\n\n    advl cache pull {config.repository} --output FOLDER\n"
+    )
+    repository = open_repository(config.repository, kind="dataset", private=config.private)
+    return upload(repository, config.cache, message=f"Cache of {teacher}", card=card)
+
+
+def run_pull(config: PullConfig) -> PulledCache:
+    """Download a cache and check every byte; the output appears when it is whole and sound.
+
+    Raises:
+        ConfigError: the output exists, or the repository holds no cache. CorruptCache: what was uploaded is not
+        sound. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command goes on.
+    """
+    output = config.output
+    require_outside(output)
+    if output.exists():
+        raise ConfigError("The output exists already.", where=str(output), next_command="give another --output")
+    api = _api(config.repository)
+    with _told(config.repository):
+        info = api.repo_info(config.repository, repo_type="dataset", revision=config.revision)
+    files = [item.rfilename for item in info.siblings if item.rfilename not in OF_THE_HUB]
+    _require_cache_files(config.repository, files)
+    partial = output.with_name(f"{output.name}.partial")
+    with writing(output):
+        partial.mkdir(parents=True, exist_ok=True)
+    with _told(config.repository):
+        # By commit: a resumed download never mixes two states of the repository.
+        api.snapshot_download(
+            config.repository,
+            repo_type="dataset",
+            revision=info.sha,
+            local_dir=partial,
+            ignore_patterns=list(OF_THE_HUB),
+        )
+    _remove_foreign(partial, files)
+    report = verify_cache(partial)
+    if not report.is_sound:
+        found = describe_findings(report)
+        remove_left(partial)
+        raise CorruptCache(
+            "The cache on the hub is not sound.",
+            where=f"{config.repository} at {info.sha}",
+            why=f"{found.what} {found.why}",
+            next_command="ask for another upload of it, or make the cache here by advl extract",
+        )
+    with writing(output):
+        partial.replace(output)
+    return PulledCache(path=output, num_files=len(report.files), num_bytes=report.num_bytes)
+
+
+def _remove_foreign(partial: Path, files: list[str]) -> None:
+    """Remove what is no part of the cache: the hub's notes, and files of a state that is gone."""
+    with writing(partial):
+        shutil.rmtree(partial / ".cache", ignore_errors=True)
+        for path in partial.rglob("*"):
+            if path.is_file() and path.relative_to(partial).as_posix() not in files:
+                path.unlink()
+
+
+def _require_cache_files(repository: str, files: list[str]) -> None:
+    if COMPLETE_RECORD not in files or IDENTITY_FILE not in files:
+        raise ConfigError(
+            "The repository holds no finished cache.",
+            where=repository,
+            why=f"it has no {COMPLETE_RECORD}",
+            next_command="look at the name; advl cache push --help says what puts a cache there",
+        )
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or "\\" in name or ".." in parts or parts[0] == ".cache":
+            raise ConfigError("A file of the repository would leave its folder.", where=f"{repository}: {name!r}")
+
+
+def _api(name: str) -> Any:
+    obstacle = hub_obstacle()
+    if obstacle:
+        raise _refusal(name, obstacle, "mend the network, then give the same command again")
+    if name.count("/") != 1:
+        raise ConfigError("A repository of the hub is named ORG/NAME.", where=name)
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="advl-pipeline")
+
+
+def _refusal(name: str, why: str, next_command: str) -> StorageError:
+    return StorageError("The hub refuses, or cannot be reached.", where=name, why=why, next_command=next_command)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what the hub and its library say into one error about a repository."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise ConfigError("That is no name of a repository.", where=name, why=str(error)) from None
+    except AdvlError:
+        raise
+    except Exception as error:  # The library raises whatever its parts do.
+        refused = _http_error(error)
+        status = 0 if refused is None else refused.response.status_code
+        why, following = _REASONS.get(status, ("", "give the same command again; it goes on"))
+        if not why:
+            cause = refused or _first_cause(error)
+            why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        raise _refusal(name, f"{why} (HTTP {status})" if status else why, following) from None
+
+
+def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
+    """Return what the hub answered, None where it is not behind an error; the library wraps it."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

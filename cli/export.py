@@ -1,0 +1,36 @@
+"""`advl export`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import click
+
+from advl_pipeline.sharing.config import ExportRunConfig
+
+from .options import config_from_flags, config_options, json_option, print_json
+
+
+@click.command("export")
+@config_options(ExportRunConfig, arguments=("run",))
+@json_option
+def command(as_json: bool, **flags: Any) -> None:
+    """Write a run's student as a folder that loads without ADVL, with its model card.
+
+    With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, visualbert, lxmert. Any
+    student becomes a program for torch alone.
+
+    \b
+    advl export runs/advl-100-0 --to torch --output shared/advl-100-0
+    advl export runs/vilt --output shared/vilt --push-to-hub ORG/NAME
+    """
+    from advl_pipeline.sharing.export import run_export
+
+    result = run_export(config_from_flags(ExportRunConfig, flags))
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    click.echo(f"{result.model}: {len(result.files)} files in {result.output}")
+    if result.url:
+        click.echo(f"uploaded: {result.url}")

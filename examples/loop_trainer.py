@@ -1,0 +1,30 @@
+"""Hugging Face's Trainer: a mixin adds the teacher to any task's loss. python examples/loop_trainer.py CACHE TEXTS"""
+
+import sys
+from pathlib import Path
+
+from torch import nn, tensor
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
+from advl_pipeline.datasets.unit_ids import text_unit_id
+from advl_pipeline.distillation.distance import distance
+
+
+class FollowsTeacher:
+    def compute_loss(self, model, inputs, return_outputs=False, **options):
+        ((_, features),) = inputs.pop("teachers").items()
+        loss, outputs = super().compute_loss(model, {**inputs, "output_hidden_states": True}, True, **options)
+        ours = model.projection(outputs.hidden_states[-1].mean(1))
+        loss = loss + 0.3 * distance(ours, features["global"], "cosine").mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+texts = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
+rows = [{"input_ids": tensor([*text.encode()[:64].ljust(64)]), "labels": int(len(text) > 40)} for text in texts]
+data = CachedFeatures(sys.argv[1:2], "text", unit_ids=list(map(text_unit_id, texts)), rows=rows)
+model = BertForSequenceClassification(BertConfig(256, 64, 2, 4, 128))
+model.projection = nn.Linear(64, len(next(iter(data[0]["teachers"].values()))["global"]))
+# Without remove_unused_columns=False what the model's forward does not name goes, and so do the teachers.
+arguments = TrainingArguments("trained", remove_unused_columns=False, report_to="none", max_steps=20, logging_steps=5)
+type("Distiller", (FollowsTeacher, Trainer), {})(model, arguments, FeatureCollator(), data).train()

@@ -1,0 +1,91 @@
+"""Caches as a torch dataset: items by id, padding with a mask, copies in workers, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from advl_pipeline.cache.reader import UnknownUnit, open_cache
+from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.unit_ids import picture_unit_id, text_unit_id
+from advl_pipeline.errors import ConfigError
+
+PAGE = Path(__file__).parents[2] / "docs" / "caches.md"
+
+
+def test_ids_of_files_and_texts_are_those_of_the_caches(small_corpus: Any) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    text, picture = open_cache(small_corpus.caches[0]), open_cache(small_corpus.caches[1])
+    example = dataset[0]
+    wording = example.candidates[1].text
+    split = example.candidates[1].context_length
+    assert text_unit_id(wording) == text_unit_id(wording[:split], wording[split + 1 :])
+    assert text.text is not None
+    assert text.text.contains([text_unit_id(f"  {wording} ")]).all()
+    assert picture.image is not None
+    assert picture.image.contains([picture_unit_id(example.image.path, example.image.boxes_R4.tolist())]).all()
+    assert not picture.image.contains([picture_unit_id(example.image.path)]).any()
+
+
+@pytest.mark.parametrize("travelled", [False, True])
+def test_a_batch_holds_what_the_cache_holds(travelled: bool, small_corpus: Any) -> None:
+    cache = open_cache(small_corpus.caches[0])
+    assert cache.text is not None
+    ids = list(cache.text.ids)[5:0:-1]
+    data = CachedFeatures([small_corpus.caches[0]], "text", unit_ids=ids, rows=[{"label": n} for n in range(5)])
+    data = pickle.loads(pickle.dumps(data)) if travelled else data
+    assert len(data) == 5
+    batch = FeatureCollator()(data.__getitems__([3, 0]))
+    assert batch.keys() == {"label", "teachers"}
+    assert batch["label"].tolist() == [3, 0]
+    found = batch["teachers"]["minilm-l6"]
+    values, lengths = cache.text.token_features([ids[3], ids[0]])
+    np.testing.assert_array_equal(found["global"].numpy(), cache.text.global_features([ids[3], ids[0]]))
+    np.testing.assert_array_equal(found["tokens"][found["mask"]].numpy(), values)
+    assert found["mask"].sum(1).tolist() == lengths.tolist()
+    assert not found["tokens"][~found["mask"]].any()
+    item = data[3]["teachers"]["minilm-l6"]
+    torch.testing.assert_close(item["tokens"], found["tokens"][0, : lengths[0]])
+
+
+def test_a_loop_as_the_page_says(small_corpus: Any) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    (block,) = re.findall(r"```python\n(from torch.utils.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    changes = {
+        '"caches/minilm-l6/mine/train"': repr(str(small_corpus.caches[0])),
+        '"Which colour is it? red"': repr(dataset[0].candidates[0].text),
+    }
+    for here, there in changes.items():
+        assert block.count(here) == 1
+        block = block.replace(here, there)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["batch"]["label"].tolist() == [1]
+    assert names["batch"]["teachers"]["minilm-l6"]["mask"].all()
+
+
+def test_all_units_of_several_teachers(small_corpus: Any, tmp_path: Any) -> None:
+    data = CachedFeatures([small_corpus.caches[1]], "image", tokens=False)
+    batch = FeatureCollator()([data[0], data[1]])
+    assert set(batch["teachers"]["efficientnet-lite0"]) == {"global"}
+    assert batch["unit_id"] == list(open_cache(small_corpus.caches[1]).stores()["image"].ids)[:2]
+    with pytest.raises(ConfigError, match="no text features"):
+        CachedFeatures([small_corpus.caches[1]], "text")
+    with pytest.raises(ConfigError, match="one of each teacher"):
+        CachedFeatures([small_corpus.caches[0]] * 2, "text")
+    with pytest.raises(ConfigError, match="2 rows for 1 units"):
+        CachedFeatures([small_corpus.caches[0]], "text", unit_ids=_text_ids(small_corpus)[:1],
+                       rows=[{}, {}])  # fmt: skip
+    with pytest.raises(UnknownUnit, match="not in the cache"):
+        CachedFeatures([small_corpus.caches[0]], "text", unit_ids=[text_unit_id("of another corpus")])
+
+
+def _text_ids(corpus: Any) -> list[str]:
+    return list(open_cache(corpus.caches[0]).stores()["text"].ids)

@@ -1,0 +1,167 @@
+"""An exported student computes elsewhere, by the code of its card, what the run computes here."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from advl_cli.main import main
+from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.runs import names
+from advl_pipeline.sharing.config import ExportRunConfig
+from advl_pipeline.sharing.export import run_export
+from advl_pipeline.sharing.programs import made_up_examples, trace_student
+from advl_pipeline.students.region_student import RegionBatch
+from advl_pipeline.students.registry import build_student, student_names
+from advl_pipeline.training.run import run_finetune
+
+Elsewhere = Callable[[str, Path], str]
+
+QUESTION, ANSWERS = "Which colour is it?", ("red", "blue")
+"""What the code of a card asks."""
+
+RUNS = {
+    "vilt-tiny": "scenes-vcr",
+    "bridgetower-tiny": "scenes-vcr",
+    "modernvbert-tiny": "scenes-vqa",
+    "visualbert-tiny": "scenes-vqa",
+    "lxmert-tiny": "scenes-snli-ve",
+}
+
+
+def finetuned(corpus: Any, folder: Path, student: str, dataset: str = "scenes-vcr", **changes: Any) -> Path:
+    task = {"task": ("vcr-q2a",)} if dataset == "scenes-vcr" else {"task": ()}
+    plain = {"method": "plain", "cache": (), "num_steps": 1, "recipe": "none", "student": student}
+    run_finetune(corpus.config(folder, dataset=dataset, **{**plain, **task, **changes}))
+    return folder
+
+
+def ask(path: Path, *, is_choice: bool) -> Example:
+    texts = [f"{QUESTION} {answer}" for answer in ANSWERS] if is_choice else [QUESTION]
+    return Example(
+        example_id="asked",
+        task="vcr-q2a" if is_choice else "vqa",
+        image=ImageUnit(unit_id="asked", path=path, width=60, height=40, boxes_R4=np.zeros((0, 4), dtype=np.float32)),
+        candidates=tuple(
+            Candidate(text_unit=text_unit(text), context_length=len(QUESTION) if is_choice else 0) for text in texts
+        ),
+        label=None,
+    )
+
+
+def card_code(folder: Path) -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    return code
+
+
+@pytest.mark.slow
+def test_students_load_without_this_project_by_the_code_of_their_card(
+    small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
+    expected, code = {}, ""
+    for name, dataset in RUNS.items():
+        run = finetuned(small_corpus, tmp_path / "runs" / name, name, dataset)
+        folder = tmp_path / name
+        result = run_export(ExportRunConfig(run=run, output=folder))
+        assert not (folder / "load.py").exists()
+        assert result.model in (folder / "README.md").read_text(encoding="utf-8")
+        picture = folder / "picture.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
+        finished = load_run(run)
+        ((head_name, head),) = finished.heads.items()
+        with torch.inference_mode():
+            batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])
+            if isinstance(batch, RegionBatch):
+                tensors = {"features": batch.features_BRF, "places": batch.positions_BR7[..., :4].contiguous()}
+                save_file(tensors, folder / "regions.safetensors")
+            expected[name] = head(finished.student.encode(batch).pooled_NP).flatten().tolist()
+        code += f"import os\nos.chdir({str(folder)!r})\n{card_code(folder)}"
+    printed = [np.ravel(ast.literal_eval(line)) for line in elsewhere(code, tmp_path).splitlines() if line[0] == "["]
+    for (name, logits), found in zip(expected.items(), printed, strict=True):
+        np.testing.assert_allclose(found, logits, atol=2e-5, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("uniter-tiny", "scenes-small") else pytest.mark.slow)
+        for name in student_names()
+        if name.endswith("-tiny") or name.startswith("scenes-")
+    ],
+)
+def test_any_student_becomes_a_program_for_any_batch(name: str, tmp_path: Path) -> None:
+    student = build_student(name).eval()
+    head = student.build_head("vcr", 1).eval()
+    traced = trace_student(student, head, "vcr-q2a")
+    assert len(traced.loader(name, 1).splitlines()) <= 50
+    examples = made_up_examples(tmp_path, "vcr-q2a")
+    for part in (examples[:2], [*examples, examples[0]]):
+        batch = student.collate(part)
+        with torch.inference_mode():
+            found = traced.program.module()(dict(traced.weights), {key: getattr(batch, key) for key in traced.inputs})
+            torch.testing.assert_close(found, head(student.encode(batch).pooled_NP), atol=2e-5, rtol=0)
+
+
+def test_a_program_runs_on_torch_alone(small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
+    run = finetuned(small_corpus, tmp_path / "run", "uniter-tiny")
+    run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
+    finished = load_run(run)
+    batch = finished.student.collate(made_up_examples(tmp_path, "vcr-q2a"))
+    described = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    save_file({key: getattr(batch, key) for key in described["inputs"]}, tmp_path / "out" / "batch.safetensors")
+    code = "import load, sys\nprint(load.load()(load.load_file('batch.safetensors')).flatten().tolist())\n"
+    code += "assert 'transformers' not in sys.modules\n"
+    with torch.inference_mode():
+        expected = finished.heads["vcr"](finished.student.encode(batch).pooled_NP).flatten().tolist()
+    assert ast.literal_eval(elsewhere(code, tmp_path / "out")) == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run_finetune(small_corpus.config(run, num_steps=1, adapt_steps=1))
+    shutil.copytree(run, tmp_path / "bare")
+    run_evaluate(EvaluateConfig(run=run, on=("test",), probe=("blanked",), data_root=small_corpus.data_root))
+    run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    identities = [entry["identity"] for entry in json.loads((run / names.CACHES).read_text(encoding="utf-8"))]
+    assert len(identities) == 2
+    told = ("minilm-l6: Apache-2.0", "efficientnet-lite0: Apache-2.0", "advl finetune --dataset scenes-vcr", "seed 0")
+    for words in (*told, "picture blanked", "Q→A", json.loads((run / "run.json").read_text())["dataset"]["name"]):
+        assert words in card, words
+    run_export(ExportRunConfig(run=tmp_path / "bare", to="torch", output=tmp_path / "bare-out"))
+    assert "was not evaluated" in (tmp_path / "bare-out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus: Any, tmp_path: Path) -> None:
+    run = finetuned(small_corpus, tmp_path / "run", "uniter-tiny")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="no class for uniter-tiny") as refused:
+        run_export(ExportRunConfig(run=run, output=tmp_path / "out"))
+    assert refused.value.next_command.startswith("--to torch")
+    with pytest.raises(ConfigError, match="exists already"):
+        run_export(ExportRunConfig(run=run, to="torch", output=run))
+    with pytest.raises(ConfigError, match="no finetuning run"):
+        run_export(ExportRunConfig(run=tmp_path, output=tmp_path / "out"))
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(run), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    config = json.loads((run / names.CONFIG).read_text(encoding="utf-8"))
+    (run / names.CONFIG).write_text(json.dumps(config | {"hide_picture": True}))
+    with pytest.raises(ConfigError, match="never shown a picture"):
+        run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
+    assert sorted(tmp_path.rglob("*")) == before

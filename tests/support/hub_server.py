@@ -1,0 +1,150 @@
+"""A stand-in of the hub: the endpoints that uploads and downloads of folders use, over real HTTP, in memory."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_of_the_test"
+LARGE = 2048
+"""Files of this size on are uploaded as large files, before the commit."""
+
+
+@dataclass
+class Hub:
+    """Repositories by "datasets/ORG/NAME"; `refuses` maps the start of a path to the status it is answered with."""
+
+    endpoint: str = ""
+    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    refuses: dict[str, int] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def sha(self, key: str) -> str:
+        """The commit of what a repository holds."""
+        state = hashlib.sha1(key.encode())
+        for name, content in sorted(self.repositories[key].items()):
+            state.update(name.encode() + hashlib.sha1(content).digest())
+        return state.hexdigest()
+
+    def answer(self, method: str, path: str, body: bytes, token: str) -> tuple[int, Any]:
+        """Return status and content: bytes of a file, or what becomes JSON."""
+        self.asked.append(f"{method} {path}")
+        for start, status in self.refuses.items():
+            if f"{method} {path}".startswith(start):
+                return status, {"error": "as the test asked"}
+        if method in ("POST", "PUT") and token != f"Bearer {TOKEN}" and not path.startswith("/blob/"):
+            return 401, {"error": "Invalid username or password."}
+        if path == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            key = f"{asked.get('type', 'model')}s/{asked['organization']}/{asked['name']}"
+            if key in self.repositories:
+                return 409, {"error": "it exists", "url": key}
+            self.repositories[key] = {".gitattributes": b"*.bin filter=lfs\n"}
+            return 200, {"url": f"{self.endpoint}/{key}"}
+        if path.startswith("/blob/"):
+            self.blobs[path.removeprefix("/blob/")] = body
+            return 200, {}
+        if found := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return 200, {"transfer": "basic", "objects": [self._large(item) for item in json.loads(body)["objects"]]}
+        if found := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            files = self.repositories.get(f"{found[1] or 'models'}/{found[2]}", {})
+            return (200, files[found[3]]) if found[3] in files else (404, {"error": "EntryNotFound"})
+        found = re.fullmatch(
+            r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|preupload|commit)/[^/]+)?", path
+        )
+        if not found:
+            return 404, {"error": "unknown"}
+        key = f"{found[1]}/{found[2]}"
+        if key not in self.repositories:
+            return 404, {"error": "RepoNotFound"}
+        return 200, self._of_repository(key, found[3], body)
+
+    def _large(self, item: dict[str, Any]) -> dict[str, Any]:
+        action = {"upload": {"href": f"{self.endpoint}/blob/{item['oid']}"}}
+        return item if item["oid"] in self.blobs else {**item, "actions": action}
+
+    def _of_repository(self, key: str, what: str | None, body: bytes) -> Any:
+        files = self.repositories[key]
+        if what == "preupload":
+            asked = json.loads(body)["files"]
+            return {"files": [{"path": item["path"], "uploadMode": "lfs" if item["size"] >= LARGE else "regular",
+                               "shouldIgnore": False} for item in asked]}  # fmt: skip
+        if what == "tree":
+            return [{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                    for name, content in files.items()]  # fmt: skip
+        if what == "commit":
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.blobs[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
+            return {"commitUrl": f"{self.endpoint}/{key}/commit/{self.sha(key)}", "commitOid": self.sha(key)}
+        return {"id": key, "sha": self.sha(key), "siblings": [{"rfilename": name} for name in files]}
+
+
+@contextmanager
+def serve_hub() -> Iterator[Hub]:
+    """Serve a hub on a free port of this machine."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def handle_any(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            body = self.body()
+            status, content = hub.answer(self.command, path, body, self.headers.get("Authorization", ""))
+            raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(raw)))
+            self.send_header("X-Repo-Commit", path.partition("/resolve/")[2].partition("/")[0])
+            self.send_header("ETag", f'"{hashlib.sha1(raw).hexdigest()}"')
+            if status == 404 and isinstance(content, dict):
+                self.send_header("X-Error-Code", content["error"])
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(raw)
+
+        do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+        def log_message(self, *words: object) -> None:
+            """Say nothing."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+    server = Server(("127.0.0.1", 0), Handler)
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
