@@ -23,7 +23,13 @@ from advl_pipeline.distillation.balance import (
 )
 from advl_pipeline.distillation.contrastive import image_text_contrast
 from advl_pipeline.distillation.everywhere import ALONE, Everywhere
-from advl_pipeline.distillation.landmarks import Landmarks, placed_texts, placed_words, unplaced_words
+from advl_pipeline.distillation.landmarks import (
+    Landmarks,
+    RegionLandmarks,
+    placed_texts,
+    placed_words,
+    unplaced_words,
+)
 from advl_pipeline.distillation.pathways import (
     Pair,
     TextProjections,
@@ -45,7 +51,7 @@ from advl_pipeline.distillation.pooling import (
 from advl_pipeline.distillation.relational import drift, related_texts, related_vision, related_words
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, WordAlignment, shared_words
+from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words
 from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, TeacherWidths, check_targets
 from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
@@ -119,6 +125,8 @@ class Distiller(nn.Module):
                     self.free_log_variance[f"{pathway}/{module_key(name)}"] = free
         self.landmarks: dict[str, Landmarks] = {}
         """Of each text teacher whose likenesses to known words are followed; the others' are among the batch."""
+        self.region_landmarks: dict[str, RegionLandmarks] = {}
+        """Likewise of each vision teacher, of regions that the student names."""
         self.contrast_image = nn.Linear(hidden_size, contrast_size)
         self.contrast_text = nn.Linear(pooled_size, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
@@ -137,6 +145,7 @@ class Distiller(nn.Module):
         image_ids_B: torch.Tensor,
         *,
         relevance_NL: torch.Tensor | None = None,
+        reference: StudentOutput | None = None,
         generator: torch.Generator | None = None,
     ) -> DistillationTerms:
         """Compute the pathway losses of a batch.
@@ -149,13 +158,16 @@ class Distiller(nn.Module):
                 example without one must be all True.
             image_ids_B: int64, equal where two examples show the same picture.
             relevance_NL: the student's attention from each token to the picture.
+            reference: states by which known regions are told from others [default: `distilled`].
             generator: of words and regions that are drawn.
         """
         example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
         pairs: dict[Target, Pair] = {}
-        vision_N = self._vision(distilled, batch, signal, example_N, image_ids_B, generator, pairs)
+        vision_N = self._vision(
+            distilled, reference or distilled, batch, signal, example_N, image_ids_B, generator, pairs
+        )
         text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, pairs)
         return DistillationTerms(
             pathways={
@@ -189,27 +201,28 @@ class Distiller(nn.Module):
         states: StudentOutput,
         reference: StudentOutput,
         batch: StudentBatch,
-        words: WordAlignment,
+        signal: TeacherSignal,
         anchored_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return how far text that pretraining taught, and what pictures show, have moved from where it left them.
 
         Held are words as far as it knew them, words that are part of how the task asks, and tokens of no word, from
-        the first of which heads read.
+        the first of which heads read. Of pictures everything is held but regions that a teacher places.
 
         Args:
             states: of the student, from one modality each.
             reference: those of the student as it was pretrained, on the same batch.
             batch: of both.
-            words: with how well pretraining knew each.
+            signal: with how well pretraining knew each word, and the teachers' regions.
             anchored_B: bool, whose pictures count; None for all.
         """
-        rows = self.everywhere.rows
+        rows, words = self.everywhere.rows, signal.words
+        assert words is not None
         held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
         word_NL = words.word_of_token_NL
         held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
         shown_NL = batch.token_mask_NL
-        visible_NR = batch.visual_mask_NR
+        visible_NR = batch.visual_mask_NR & ~self._placed_tokens(signal, reference, batch)
         if anchored_B is not None:
             visible_NR = (
                 visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
@@ -297,6 +310,7 @@ class Distiller(nn.Module):
     def _vision(
         self,
         distilled: StudentOutput,
+        reference: StudentOutput,
         batch: StudentBatch,
         signal: TeacherSignal,
         example_N: torch.Tensor,
@@ -317,6 +331,8 @@ class Distiller(nn.Module):
                     batch,
                     one,
                     image_ids_B,
+                    landmarks=self.region_landmarks.get(name),
+                    known_BS=self._known_regions(name, one, reference, batch),
                     generator=generator,
                     everywhere=self.everywhere,
                 )[example_N]
@@ -336,6 +352,31 @@ class Distiller(nn.Module):
             compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
             losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
+
+    def _known_regions(
+        self, name: str, one: VisionSignal, reference: StudentOutput, batch: StudentBatch
+    ) -> torch.Tensor | None:
+        """Return (B, S) bool: which regions the student names clearly; None where all of them are distilled."""
+        landmarks = self.region_landmarks.get(name)
+        if landmarks is None:
+            return None
+        first_B = first_sequences(batch.num_candidates, reference.visual_states_NRH.device)
+        states_BSH, _ = pool_to_regions(reference.visual_states_NRH[first_B].detach(), one.shares_BSR)
+        return landmarks.known(states_BSH)
+
+    def _placed_tokens(self, signal: TeacherSignal, reference: StudentOutput, batch: StudentBatch) -> torch.Tensor:
+        """Return (N, R) bool: the visual tokens that stand for a region which a teacher places."""
+        first_B = first_sequences(batch.num_candidates, reference.visual_states_NRH.device)
+        placed_BR = torch.zeros_like(batch.visual_mask_NR[first_B])
+        for name, one in signal.vision.items():
+            known_BS = self._known_regions(name, one, reference, batch)
+            if known_BS is not None:
+                assert one.region_mask_BS is not None
+                unplaced_BS = one.region_mask_BS & ~known_BS
+                if one.shares_BSR is not None:
+                    unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
+                placed_BR |= unplaced_BS
+        return placed_BR[example_of_sequence(batch.num_candidates, placed_BR.device)]
 
     def _vision_target(self, name: str, one: VisionSignal) -> VisionTarget:
         default: VisionTarget = "image" if one.regions_BSD is None else "regions"

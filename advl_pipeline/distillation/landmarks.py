@@ -1,9 +1,11 @@
-"""Landmarks: the words that pretraining taught, by which a teacher's likenesses place the words that it did not.
+"""Landmarks: what pretraining taught, by which a teacher's likenesses place what it did not teach.
 
 docs/method.md, second reading: p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S), with
 k over all known words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's
-states as pretraining left them; L = mean_i KL(p_i || q_i). Known words are held by the anchor and not distilled.
-Shapes: K landmarks, X nodes (words or texts), N sequences, W words, H student width, D teacher width.
+states as pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over the regions that the
+student clearly names by word k. What is known is held by the anchor and not distilled.
+Shapes: K landmarks, X nodes (words, texts or regions), N sequences, W words, B examples, S regions, H student width,
+D teacher width.
 """
 
 from __future__ import annotations
@@ -14,22 +16,81 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TextSignal, WordAlignment
+from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
 
 KNOWN = 0.5
 """A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
 
 MIN_LANDMARKS = 4
-"""With fewer, a word's place among them says next to nothing."""
+"""With fewer, a place among them says next to nothing."""
+
+CLEAR_SHARE = 0.5
+"""Share of the regions that count as known: those whose best name is furthest ahead of the next."""
+
+_MIN_REGIONS = 2
+"""Of a name, before it is a landmark: what looks like one region alone looks like its picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks:
-    """Known words: the student's states (K, H), a teacher's features (K, D), and the mean (D,) of all its words."""
+    """What is known: the student's states (K, H), a teacher's features (K, D), the mean (D,) of all its features."""
 
     states_KH: torch.Tensor
     features_KD: torch.Tensor
     mean_D: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionLandmarks(Landmarks):
+    """Landmarks that are means over regions, the words (N, H) that name these, and by how much a clear name leads."""
+
+    names_NH: torch.Tensor
+    margin: float
+
+    def known(self, states_BSH: torch.Tensor) -> torch.Tensor:
+        """Return (B, S) bool: which regions the student names clearly."""
+        return _best_names(states_BSH, self.names_NH)[0] >= self.margin
+
+
+def region_landmarks(
+    states_XH: torch.Tensor, features_XD: torch.Tensor, names_NH: torch.Tensor
+) -> RegionLandmarks | None:
+    """Return the names that regions have as landmarks; None where there are too few.
+
+    Args:
+        states_XH: the student's, of regions of the inputs, as it was pretrained.
+        features_XD: the same regions as a teacher sees them.
+        names_NH: the student's states of known words.
+    """
+    if not len(states_XH):
+        return None
+    lead_X, name_X = _best_names(states_XH, names_NH)
+    margin = float(lead_X.quantile(1 - CLEAR_SHARE))
+    clear_X = lead_X >= margin
+    counts_N = torch.bincount(name_X[clear_X], minlength=len(names_NH))
+    kept_N = counts_N >= _MIN_REGIONS
+    if int(kept_N.sum()) < MIN_LANDMARKS:
+        return None
+    states_KH, features_KD = (
+        torch.zeros(len(names_NH), values.shape[1], dtype=torch.float64, device=values.device).index_add_(
+            0, name_X[clear_X], values[clear_X].double()
+        )[kept_N]
+        / counts_N[kept_N, None]
+        for values in (states_XH, features_XD)
+    )
+    return RegionLandmarks(
+        states_KH=states_KH.float(),
+        features_KD=features_KD.float(),
+        mean_D=features_XD.double().mean(0).float(),
+        names_NH=names_NH,
+        margin=margin,
+    )
+
+
+def _best_names(states_XH: torch.Tensor, names_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, of each region, how far the best name is ahead of the next in cosine, and which it is."""
+    best = _cosines(states_XH.float(), names_NH).topk(2, dim=-1)
+    return best.values[..., 0] - best.values[..., 1], best.indices[..., 0]
 
 
 class LandmarkSums:
@@ -139,6 +200,19 @@ def placed_texts(
     states_XH, features_XD = (mean_of_words(values, unplaced_NW) for values in (words_NWH, one.words_NWD))
     each_X = _divergence(settings, states_XH, features_XD, landmarks)
     return torch.zeros(len(has_N), device=each_X.device).masked_scatter(has_N, each_X)
+
+
+def placed_regions(
+    settings: DistillationSettings,
+    states_BSH: torch.Tensor,
+    one: VisionSignal,
+    unplaced_BS: torch.Tensor,
+    landmarks: Landmarks,
+) -> torch.Tensor:
+    """Return (B, S): the divergence of each unplaced region, 0 elsewhere."""
+    assert one.regions_BSD is not None
+    each_X = _divergence(settings, states_BSH[unplaced_BS], one.regions_BSD[unplaced_BS], landmarks)
+    return torch.zeros(unplaced_BS.shape, device=each_X.device).masked_scatter(unplaced_BS, each_X)
 
 
 def _divergence(

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.everywhere import ALONE, Everywhere
+from advl_pipeline.distillation.landmarks import Landmarks, placed_regions
 from advl_pipeline.distillation.pathways import VisionTarget
 from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.selection import min_max_scale
@@ -113,10 +114,14 @@ def related_vision(
     one: VisionSignal,
     image_ids_B: torch.Tensor,
     *,
+    landmarks: Landmarks | None = None,
+    known_BS: torch.Tensor | None = None,
     generator: torch.Generator | None,
     everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
     """Return (B,): relational divergence of each picture's regions, and of the whole picture.
+
+    With landmarks, regions that are not known are related to these. Without, each is related to the batch's others.
 
     The states of a picture's first sequence stand for it; below the fusion all of its sequences have the same. Of
     more than `MAX_RELATED` regions so many are drawn: every one is compared with every other.
@@ -127,12 +132,17 @@ def related_vision(
         assert one.region_mask_BS is not None
         num_regions = one.regions_BSD.shape[1]
         regions_BSH, seen_BS = pool_to_regions(distilled.visual_states_NRH[first_B], one.shares_BSR)
-        node_BS = some_of(seen_BS & one.region_mask_BS, MAX_RELATED, generator)
-        place_S = torch.arange(num_regions, device=image_ids_B.device)
-        group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
-        loss_B = loss_B + masked_mean(
-            _divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, everywhere=everywhere), node_BS
-        )
+        node_BS = seen_BS & one.region_mask_BS
+        if landmarks is not None:
+            assert known_BS is not None
+            node_BS = node_BS & ~known_BS
+            each_BS = placed_regions(settings, regions_BSH, one, node_BS, landmarks)
+        else:
+            node_BS = some_of(node_BS, MAX_RELATED, generator)
+            place_S = torch.arange(num_regions, device=image_ids_B.device)
+            group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
+            each_BS = _divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, everywhere=everywhere)
+        loss_B = loss_B + masked_mean(each_BS, node_BS)
     if target in ("image", "both"):
         image_B1H = image_state(distilled, batch)[first_B][:, None]
         node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)

@@ -1,4 +1,6 @@
-"""Find the landmarks of a run: each known word of its inputs, as the student starts with it and as a teacher sees it.
+"""Find the landmarks of a run, as the student starts with them and as a teacher sees them.
+
+They are the known words of its inputs, and the regions that the student names by such a word.
 
 A pure function of the student as it starts and the inputs, so that a resumed run finds the same. Labels are not read.
 """
@@ -10,15 +12,19 @@ from collections.abc import Sequence
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums
-from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.distillation.signal import shared_words
-from advl_pipeline.training.batches import collate_batch
+from advl_pipeline.distillation.landmarks import LandmarkSums, RegionLandmarks, region_landmarks
+from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
+from advl_pipeline.distillation.signal import VisionSignal, shared_words
+from advl_pipeline.students.interface import StudentOutput
+from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource
 
 MAX_TEXTS = 8192
 """Texts that are looked at: enough to meet each known word many times."""
+
+MAX_REGIONS = 8192
+"""Regions that are looked at."""
 
 _TEXTS_AT_ONCE = 128
 
@@ -26,8 +32,8 @@ _TEXTS_AT_ONCE = 128
 @torch.no_grad()
 def find_landmarks(
     model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
-) -> dict[str, Landmarks]:
-    """Return the landmarks by text teacher; none where the method has no use for them, or words have no record.
+) -> None:
+    """Give the model's distiller its landmarks; none where the method has no use for them, or words have no record.
 
     Args:
         model: before its first step, on `device`; left in the mode that it was in.
@@ -36,15 +42,19 @@ def find_landmarks(
         source: of the teachers' signals on them.
         device: that the model is on.
     """
-    settings, teachers = model.distiller.settings, model.distiller.teachers["text"]
-    if settings.distance != "relational" or settings.landmarks != "known" or not teachers or not source.knows_words:
-        return {}
+    distiller = model.distiller
+    settings, teachers = distiller.settings, distiller.teachers
+    if settings.distance != "relational" or settings.landmarks != "known" or not source.knows_words:
+        return
+    if not any(teachers.values()):
+        return
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
     chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
     was_training = model.training
     model.eval()
-    sums = {name: LandmarkSums() for name in teachers}
+    sums = {name: LandmarkSums() for name in teachers["text"]}
+    words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"]}
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
     for start in range(0, len(chosen), at_once):
         examples = [dataset[position] for position in chosen[start : start + at_once]]
@@ -54,13 +64,51 @@ def find_landmarks(
             assert batch.signal is not None
             words = batch.signal.words
             assert words is not None
-            states_NLH = model.states(batch.student).text_states_NLH
-            states_NWH, seen_NW = pool_to_words(states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
-            for name in teachers:
+            states = model.states(batch.student)
+            states_NWH, seen_NW = pool_to_words(
+                states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1]
+            )
+            meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
+            words_seen.add(states_NWH, states_NWH, meant_NW, words)
+            for name in teachers["text"]:
                 one = batch.signal.text[name]
                 assert one.words_NWD is not None
                 node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
                 sums[name].add(states_NWH, one.words_NWD, node_NW, words)
+            for name, rows in regions.items():
+                rows.add(states, batch, batch.signal.vision[name])
     model.train(was_training)
     found = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
-    return {name: landmarks for name, landmarks in found.items() if landmarks is not None}
+    distiller.landmarks = {name: landmarks for name, landmarks in found.items() if landmarks is not None}
+    if (names := words_seen.landmarks()) is not None:
+        of_regions = {name: one.landmarks(names.states_KH) for name, one in regions.items()}
+        distiller.region_landmarks = {name: one for name, one in of_regions.items() if one is not None}
+
+
+class _RegionRows:
+    """Gathers a teacher's regions of pictures that were not met yet, and the student's states of them."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._pictures: set[int] = set()
+        self._states: list[torch.Tensor] = []
+        self._features: list[torch.Tensor] = []
+
+    def add(self, states: StudentOutput, batch: TrainingBatch, one: VisionSignal) -> None:
+        if one.regions_BSD is None or one.region_mask_BS is None or self._num_rows >= MAX_REGIONS:
+            return
+        place_of = {picture: place for place, picture in reversed(list(enumerate(batch.image_ids_B.tolist())))}
+        fresh = sorted(place for picture, place in place_of.items() if picture not in self._pictures)
+        self._pictures.update(place_of)
+        first_F = first_sequences(batch.student.num_candidates, batch.image_ids_B.device)[fresh]
+        shares_FSR = None if one.shares_BSR is None else one.shares_BSR[fresh]
+        states_FSH, seen_FS = pool_to_regions(states.visual_states_NRH[first_F], shares_FSR)
+        node_FS = seen_FS & one.region_mask_BS[fresh]
+        self._states.append(states_FSH[node_FS])
+        self._features.append(one.regions_BSD[fresh][node_FS])
+        self._num_rows += int(node_FS.sum())
+
+    def landmarks(self, names_NH: torch.Tensor) -> RegionLandmarks | None:
+        if not self._states:
+            return None
+        return region_landmarks(torch.cat(self._states), torch.cat(self._features), names_NH)

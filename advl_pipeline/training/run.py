@@ -189,7 +189,7 @@ def _fit_on_inputs(
     if source is None:
         return []
     model.to(device)
-    model.distiller.landmarks = find_landmarks(model, inputs.adapt_dataset, inputs.adapt, source, device=device)
+    find_landmarks(model, inputs.adapt_dataset, inputs.adapt, source, device=device)
     return fit_projections(model, inputs.adapt_dataset, inputs.adapt, source, seed=config.seed, device=device)
 
 
