@@ -2,7 +2,7 @@
 
 docs/method.md, second reading: p_ik = softmax_k(cos(t_i, T_k) / tau_T), q_ik = softmax_k(cos(h_i, H_k) / tau_S), with
 k over all known words of the inputs, T_k the mean of the teacher's features of word k and H_k that of the student's
-states as pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over the regions that the
+states as pretraining left them; L = mean_i KL(p_i || q_i). Of regions, T_k and H_k are means over those that the
 student clearly names by word k. What is known is held by the anchor and not distilled.
 Shapes: K landmarks, X nodes (words, texts or regions), N sequences, W words, B examples, S regions, H student width,
 D teacher width.

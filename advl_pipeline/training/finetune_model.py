@@ -254,7 +254,9 @@ class FinetuneModel(nn.Module):
         """Return terms and selected words from the states that the run distils; see `distilled`."""
         needs_relevance = self.distiller.needs_relevance
         if fused is None and (needs_relevance or not self._distils_apart(signal)):
-            fused = self.encode(batch, need_relevance=needs_relevance)
+            # Nothing is learned from a pass that only tells which words matter.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._distils_apart(signal)):
+                fused = self.encode(batch, need_relevance=needs_relevance)
         if apart is None and self._distils_apart(signal):
             apart = self.student.encode_unimodal(batch)
         states = apart if self._distils_apart(signal) else fused

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.distillation.landmarks import Landmarks
+from advl_pipeline.distillation.landmarks import Landmarks, RegionLandmarks
 from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
@@ -377,6 +377,45 @@ def test_words_that_pretraining_taught_are_landmarks_and_not_distilled() -> None
         assert bool(found.selected_NW.any())
         assert bool((found.selected_NW & ((known_NW > 0.5) | frequent_NW)).any()) == has_known
     assert not torch.allclose(placed.pathways["text"].value_B, among_themselves.pathways["text"].value_B)
+
+
+def test_regions_that_the_student_names_are_held_and_the_others_are_placed() -> None:
+    distiller = distiller_of(distance="relational", pathway="vision", vision_target="regions")
+    output, batch, signal, *rest = lay_out(draw(2, (4, 1, 3, 2)))
+    assert signal.words is not None
+    # Below the fusion all sequences of an example have the same picture.
+    first_N = torch.tensor([0] * 4 + [4] + [5] * 3 + [8] * 2)
+    visual = output.visual_states_NRH[first_N].clone().requires_grad_()
+    batch = replace(batch, visual_mask_NR=batch.visual_mask_NR[first_N], box_index_NR=batch.box_index_NR[first_N])
+    output = replace(output, visual_states_NRH=visual)
+    draws = torch.Generator().manual_seed(0)
+    names = torch.randn(5, visual.shape[-1], generator=draws)
+    for name in EYES:
+        width = signal.vision[name].regions_BSD.shape[-1]  # type: ignore[union-attr]
+        distiller.region_landmarks[name] = RegionLandmarks(
+            states_KH=torch.randn(5, visual.shape[-1], generator=draws),
+            features_KD=torch.randn(5, width, generator=draws),
+            mean_D=torch.randn(width, generator=draws),
+            names_NH=names,
+            margin=0.2,
+        )
+    terms = terms_of(distiller, (output, batch, signal, *rest))
+    terms.pathways["vision"].value_B.sum().backward()  # type: ignore[no-untyped-call]
+    moved_NR = visual.grad.abs().sum(-1) > 0  # type: ignore[union-attr]
+    best = torch.nn.functional.cosine_similarity(visual.detach()[:, :, None], names, dim=-1).topk(2, dim=-1).values
+    is_known_NR = best[..., 0] - best[..., 1] >= 0.2
+    is_region_NR = (batch.box_index_NR >= 0) & batch.visual_mask_NR
+    assert bool((is_region_NR & is_known_NR).any())
+    assert bool(moved_NR.any())
+    assert not bool((moved_NR & ~(is_region_NR & ~is_known_NR)).any())
+    # The anchor holds what no teacher places, and nothing else of a picture.
+    batch = replace(batch, token_mask_NL=torch.ones(output.text_states_NLH.shape[:2], dtype=torch.bool))
+    left = StudentOutput(
+        text_states_NLH=output.text_states_NLH, visual_states_NRH=visual.detach(), pooled_NP=output.pooled_NP
+    )
+    for moved, is_free in ((is_region_NR & ~is_known_NR, True), (is_region_NR & is_known_NR, False)):
+        shifted = replace(left, visual_states_NRH=torch.where(moved[..., None], 2 * visual.detach(), visual.detach()))
+        assert (float(distiller.drift(shifted, left, batch, signal)) == 0.0) == is_free
 
 
 def test_related_texts_equal_the_loop() -> None:

@@ -8,10 +8,12 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.landmarks import (
+    CLEAR_SHARE,
     Landmarks,
     LandmarkSums,
     landmark_divergence,
     mean_of_words,
+    region_landmarks,
     unplaced_words,
 )
 from advl_pipeline.distillation.signal import WordAlignment
@@ -139,3 +141,33 @@ def test_known_and_frequent_words_are_not_placed_and_a_text_is_the_mean_of_the_o
     assert unplaced.tolist() == [[True, False, False], [False, False, False]]
     values = draw(2, 3, 4, seed=0)
     torch.testing.assert_close(mean_of_words(values, unplaced), values[:1, 0])
+
+
+def test_regions_with_a_clear_name_are_landmarks_under_it() -> None:
+    words, states, features = draw(6, 5, seed=0), draw(60, 5, seed=1), draw(60, 8, seed=2)
+    found = region_landmarks(states, features, words)
+    assert found is not None
+    leads, names = [], []
+    for state in states.numpy():
+        cosines = [float(state @ word / np.linalg.norm(state) / np.linalg.norm(word)) for word in words.numpy()]
+        leads.append(sorted(cosines)[-1] - sorted(cosines)[-2])
+        names.append(int(np.argmax(cosines)))
+    is_clear = np.array(leads) >= np.quantile(leads, 1 - CLEAR_SHARE)
+    rows = {word: [row for row in range(60) if is_clear[row] and names[row] == word] for word in sorted(set(names))}
+    rows = {word: of_word for word, of_word in rows.items() if len(of_word) > 1}
+    assert len(rows) >= 4
+    torch.testing.assert_close(found.states_KH, torch.stack([states[of_word].mean(0) for of_word in rows.values()]))
+    torch.testing.assert_close(
+        found.features_KD, torch.stack([features[of_word].mean(0) for of_word in rows.values()])
+    )
+    torch.testing.assert_close(found.mean_D, features.mean(0))
+    assert found.known(states[None])[0].tolist() == is_clear.tolist()
+    longer = torch.arange(1, 61)[:, None]
+    assert found.known((longer * states)[None])[0].tolist() == is_clear.tolist(), "only directions count"
+
+
+def test_regions_of_too_few_names_are_no_landmarks() -> None:
+    words = draw(6, 5, seed=0)
+    alike = words[:3].repeat(20, 1) + 0.01 * draw(60, 5, seed=1)
+    assert region_landmarks(alike, draw(60, 8, seed=2), words) is None
+    assert region_landmarks(alike[:0], draw(0, 8, seed=2), words) is None

@@ -59,12 +59,24 @@ def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, know
     assert logs["known"][0]["raw/text"] != logs["all"][0]["raw/text"]
 
 
+def test_regions_that_the_student_names_are_landmarks_of_the_vision_pathway(
+    small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    logs = {}
+    for landmarks in ("known", "all"):
+        run_finetune(
+            small_corpus.config(tmp_path / landmarks, known_words=known, landmarks=landmarks, pathway="vision")
+        )
+        logs[landmarks] = losses(tmp_path / landmarks)
+    assert logs["known"][0]["raw/vision"] != logs["all"][0]["raw/vision"]
+    assert logs["known"][-1]["raw/vision"] > 0
+
+
 def test_a_stopped_run_finds_the_same_landmarks(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, stopped = (
-        small_corpus.config(tmp_path / name, known_words=known, checkpoint_every=1, cache=small_corpus.caches[:1])
-        for name in ("whole", "stopped")
+        small_corpus.config(tmp_path / name, known_words=known, checkpoint_every=1) for name in ("whole", "stopped")
     )
     run_finetune(whole)
     log, calls = RunFolder.log, []
