@@ -18,8 +18,8 @@ from .options import config_from_flags, config_options, json_option, print_json
 def command(as_json: bool, **flags: Any) -> None:
     """Write a run's student as a folder that loads without ADVL, with its model card.
 
-    With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, visualbert, lxmert. Any
-    student becomes a program for torch alone.
+    With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, smolvlm, visualbert,
+    lxmert. Any other student becomes a program for torch alone.
 
     \b
     advl export runs/advl-100-0 --to torch --output shared/advl-100-0

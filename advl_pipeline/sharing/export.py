@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from advl_pipeline.sharing.transformers_models import (
     num_classes_of,
     transformers_model,
 )
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.text_student import TextStudent
 
@@ -132,7 +133,7 @@ def _load(run: Path) -> FinishedRun:
 def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: str, *, is_choice: bool) -> _Prepared:
     student = finished.student
     family = family_for(student)
-    if family is None or not isinstance(student, TextStudent):
+    if family is None:
         raise ConfigError(
             f"transformers has no class for {student.name}.",
             where=str(run),
@@ -144,17 +145,29 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
-    tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
-    inputs = shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
-    writes: list[Write] = [model.save_pretrained, inputs.save_pretrained]
-    if not family.head:
+    writes: list[Write] = [model.save_pretrained, _inputs_of(student, family, name).save_pretrained]
+    if not family.head and head.state_dict():
         writes.append(lambda folder: save_file(_plain(head), folder / HEAD_FILE))
     kind = type(model).__name__
-    return _Prepared(model=kind, usage=_usage(family, kind, is_choice=is_choice), writes=tuple(writes))
+    call = family.call if isinstance(family.call, str) else family.call(student, name)
+    answers = ("red", "blue") if is_choice else labels[:3] if isinstance(student, GenerativeStudent) else ()
+    return _Prepared(model=kind, usage=_usage(call, kind, answers), writes=tuple(writes))
+
+
+def _inputs_of(student: Any, family: Family, name: str) -> Any:
+    """Return what reads texts, and pictures where the student reads them."""
+    if isinstance(student, GenerativeStudent):
+        return student.processor
+    tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
+    return shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
 
 
 def _for_torch(finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
     student = finished.student
+    if isinstance(student, GenerativeStudent):
+        raise ConfigError(
+            f"{student.name} answers in words, which no program for torch does.", next_command="--to transformers"
+        )
     traced = trace_student(student, head, task)
     described = {
         "student": student.name,
@@ -187,13 +200,9 @@ help("load")  # Says what a batch holds; tokenizer.json lays out a text, or a pa
 """
 
 
-def _usage(family: Family, model: str, *, is_choice: bool) -> str:
-    texts = (
-        'texts, answers = ["Which colour is it?"] * 2, ["red", "blue"]'
-        if is_choice
-        else 'texts, answers = ["Which colour is it?"], None'
-    )
-    call = f"{texts}\nmodel = {model}.from_pretrained(folder).eval()\n{family.call}print(logits.tolist())\n"
+def _usage(code: str, model: str, answers: Sequence[str]) -> str:
+    texts = f"texts, answers = {['Which colour is it?'] * max(1, len(answers))}, {list(answers) or None}"
+    call = f"{texts}\nmodel = {model}.from_pretrained(folder).eval()\n{code}print(logits.tolist())\n"
     used = [name for name in ("AutoProcessor", "AutoTokenizer", model) if f"{name}.from_pretrained" in call]
     lines = [
         "import torch",

@@ -42,19 +42,37 @@ features, places = (regions[name].expand(len(texts), -1, -1) for name in ("featu
 """
 
 
+ANSWER_CALL = """\
+processor = AutoProcessor.from_pretrained(folder)
+pictures = [[Image.open("picture.png").convert("RGB")]]
+asked = [{"type": "image"}, {"type": "text", "text": texts[0] + CLOSING}]
+prompt = processor.apply_chat_template([{"role": "user", "content": asked}], add_generation_prompt=True)
+start = processor(text=prompt, images=pictures, add_special_tokens=False, return_tensors="pt")
+logits = []
+for answer in answers:
+    whole = prompt + LEAD + answer + processor.tokenizer.eos_token
+    inputs = processor(text=whole, images=pictures, add_special_tokens=False, return_tensors="pt")
+    ids, first = inputs["input_ids"][0], start["input_ids"].shape[1]
+    words = model(**inputs).logits[0, first - 1 : -1].log_softmax(-1)
+    logits.append(words.gather(1, ids[first:, None]).MEAN())
+logits = torch.stack(logits)
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """How one family of students is laid out in transformers.
 
     `build(student, task, num_classes)` gives the empty model. `body` replaces "model." in the student's names;
     `head` maps starts of the head's names to theirs, and is empty where transformers has no such head: it is kept in
-    a file beside the model. `call` is what a user types after `texts`, `answers` and `folder`, up to `logits`.
+    a file beside the model. `call` is what a user types after `texts`, `answers` and `folder`, up to `logits`; of a
+    student and its head, where it depends on them.
     """
 
     build: Callable[[Any, str, int], PreTrainedModel]
     body: str
     head: Mapping[str, str]
-    call: str
+    call: str | Callable[[Any, str], str]
     types: bool = True
 
 
@@ -83,8 +101,8 @@ def transformers_model(family: Family, student: Student, head: nn.Module, task: 
 
 
 def num_classes_of(head: nn.Module) -> int:
-    """Return the width of what a head gives: that of its last layer."""
-    return int([module for module in head.modules() if isinstance(module, nn.Linear)][-1].out_features)
+    """Return the width of what a head gives: that of its last layer; 0 where answers are words."""
+    return next((int(part.out_features) for part in reversed([*head.modules()]) if isinstance(part, nn.Linear)), 0)
 
 
 def image_tokens_of(student: Student) -> tuple[int, ...]:
@@ -140,6 +158,19 @@ def _visualbert(student: Any, task: str, num_classes: int) -> PreTrainedModel:
     )
 
 
+def _smolvlm(student: Any, task: str, num_classes: int) -> PreTrainedModel:
+    model: PreTrainedModel = type(student.model)(student.model.config)
+    return model
+
+
+def _smolvlm_call(student: Any, task: str) -> str:
+    closing = "".join(f"\n{line}" for line in [student.instruction(task)] if line)
+    normalised = student.config.length_normalised
+    summed = normalised == "none" or (normalised == "choices" and task != "vcr")
+    call = ANSWER_CALL.replace("CLOSING", repr(closing)).replace("LEAD", repr(student.chat.lead))
+    return call.replace("MEAN", "sum" if summed else "mean")
+
+
 FAMILIES: Mapping[str, Family] = {
     "vilt": Family(
         build=_vilt,
@@ -191,5 +222,6 @@ logits = model(**inputs).logits
         call=REGION_CALL
         + "logits = model(**inputs, visual_feats=features, visual_pos=places).question_answering_score\n",
     ),
+    "smolvlm": Family(build=_smolvlm, body="", head={}, call=_smolvlm_call),
 }
 """Family of students -> how it becomes a model of transformers. One more family is one more entry."""
