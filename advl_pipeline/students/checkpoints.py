@@ -192,22 +192,6 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules) -> LoadReport:
     return report
 
 
-def require_complete(report: LoadReport) -> LoadReport:
-    """Return the report, or raise `ConfigError` naming the keys when it is not complete."""
-    if report.complete:
-        return report
-    parts = [
-        f"{label}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for label, names in (
-            ("missing", report.missing),
-            ("unexpected", report.unexpected),
-            ("other shape", report.reinitialised),
-        )
-        if names
-    ]
-    raise ConfigError("The checkpoint does not fill the student.", where=report.source, why="; ".join(parts))
-
-
 def grow_rows(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Keep the table's rows and let the rows that it lacks keep their fresh values (UNITER's person tokens)."""
     rows = min(value.shape[0], target.shape[0])

@@ -35,16 +35,9 @@ class SelectingTextTower:
 
     def __init__(self, tower: TextTower, prior: WordPrior, *, share: float) -> None:
         self._tower = tower
+        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
         self._prior = prior
         self._share = share
-
-    @property
-    def global_dim(self) -> int:
-        return self._tower.global_dim
-
-    @property
-    def token_dim(self) -> int:
-        return self._tower.token_dim
 
     def describe(self) -> dict[str, Any]:
         """As the tower, and which tokens are kept. The texts behind the prior are the dataset's, named elsewhere."""

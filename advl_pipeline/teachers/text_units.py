@@ -38,16 +38,9 @@ class CandidateTextTower:
 
     def __init__(self, tower: TextTower, starts: Mapping[str, int], reads: TextUnits) -> None:
         self._tower = tower
+        self.global_dim, self.token_dim = tower.global_dim, tower.token_dim
         self._starts = starts
         self._reads = reads
-
-    @property
-    def global_dim(self) -> int:
-        return self._tower.global_dim
-
-    @property
-    def token_dim(self) -> int:
-        return self._tower.token_dim
 
     def describe(self) -> dict[str, Any]:
         """As the tower, and what it reads."""

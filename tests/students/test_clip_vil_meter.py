@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
+from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of, norm_first_head
-from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.clip_vil import ClipVil, ClipVilConfig, ClipVilModel
 from advl_pipeline.students.meter_core import CrossModalStack
 

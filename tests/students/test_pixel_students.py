@@ -13,9 +13,10 @@ from transformers import (
     ModernVBertForSequenceClassification,
     ViltForQuestionAnswering,
 )
+from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bridgetower import BridgeTower, bridgetower_config
-from advl_pipeline.students.checkpoints import load_into, require_complete
+from advl_pipeline.students.checkpoints import load_into
 from advl_pipeline.students.meter import Meter
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 from uniter_layout import pack
+from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias
-from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.uniter_core import UniterModel, uniter_head
 from advl_pipeline.training.bert_optimisers import BertAdamW
 from advl_pipeline.training.recipes import Recipe, group_parameters, load_recipe

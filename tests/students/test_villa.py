@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 from uniter_layout import pack
+from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias
-from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter_core import UniterModel, uniter_head
 from advl_pipeline.training.adversarial import adversarial_passes, symmetric_kl

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import LxmertModel
 from transformers import VisualBertConfig as HfVisualBertConfig
 from transformers import VisualBertModel as HfVisualBertModel
+from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
-from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.lxmert import Lxmert, LxmertConfig, lxmert_config
 from advl_pipeline.students.visualbert import VisualBert, VisualBertConfig, VisualBertModel
 from advl_pipeline.training.targets import softmax_choice

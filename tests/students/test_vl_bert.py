@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
-from advl_pipeline.students.checkpoints import KeyRules, load_into, require_complete
+from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.vl_bert import VlBert, vl_bert_head
 from advl_pipeline.students.vl_bert_core import (
     ObjectDownsample,
