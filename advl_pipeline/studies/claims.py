@@ -19,6 +19,7 @@ that, so they contain the same test against each such control and cannot be supp
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,12 +134,12 @@ def _add_growth(draft: _Draft, result: StudyResult, metric: str) -> None:
     elif trend.slope_joint is None:
         draft.not_reached.append("only one shot size was run")
     else:
-        doublings, joint = math.log2(trend.sizes[-1] / trend.sizes[0]), trend.slope_joint
+        doublings = math.log2(trend.sizes[-1] / trend.sizes[0])
         draft.add(
             f"{metric}: gain at {trend.sizes[0]} minus gain at {trend.sizes[-1]} shots",
             "points, along the fitted line",
             [-slope * doublings for slope in trend.slope_per_seed],
-            dataclasses.replace(joint, low=-joint.high * doublings, high=-joint.low * doublings),
+            _scaled(trend.slope_joint, -doublings),
         )
 
 
@@ -150,24 +151,11 @@ def _shift(draft: _Draft, result: StudyResult) -> None:
         return
     controls = _controls(draft, study)
     for drop in drops:
-        where = f"{drop.metric} on {drop.test_set}"
+        where, questions = f"{drop.metric} on {drop.test_set}", _QUESTIONS[drop.questions or "same"]
         for other in (study.baseline, *controls):
-            _add_mean(
-                draft,
-                result,
-                "drop",
-                other,
-                name=f"{where}: drop of {other} minus drop of {study.focus}{_QUESTIONS[drop.questions or 'same']}",
-                like=drop,
-            )
-        _add_mean(
-            draft,
-            result,
-            "accuracy",
-            study.baseline,
-            name=f"{where}: {study.focus} minus {study.baseline}",
-            like=drop,
-        )
+            name = f"{where}: drop of {other} minus drop of {study.focus}{questions}"
+            _add_mean(draft, result, "drop", other, drop, name)
+        _add_mean(draft, result, "accuracy", study.baseline, drop, f"{where}: {study.focus} minus {study.baseline}")
 
 
 def _vision(draft: _Draft, result: StudyResult) -> None:
@@ -176,29 +164,26 @@ def _vision(draft: _Draft, result: StudyResult) -> None:
     if not uses:
         draft.lacks.append("no run was scored with swapped pictures")
         return
-    controls = _controls(draft, study)
-    for use in uses:
-        for other in (study.baseline, *controls):
-            name = f"{use.metric} on {use.test_set}: what swapping pictures costs {study.focus} beyond {other}"
-            _add_mean(draft, result, "use", other, name=name, like=use)
+    for use, other in itertools.product(uses, (study.baseline, *_controls(draft, study))):
+        name = f"{use.metric} on {use.test_set}: what swapping pictures costs {study.focus} beyond {other}"
+        _add_mean(draft, result, "use", other, use, name)
 
 
 def _parts(draft: _Draft, result: StudyResult) -> None:
     study = result.study
-    if "naive-kd" not in study.methods:
+    kd = [name for name in study.methods if name == "naive-kd"]
+    if not kd:
         draft.lacks.append("the study does not run naive-kd")
-    parts = [name for name in study.methods if study.variant(name).part]
+    parts = {name: study.variant(name).part for name in study.methods if study.variant(name).part}
     if not parts:
         draft.lacks.append("the study leaves out no part, so it can only compare the whole with naive KD")
-    elif missing := PARTS - {study.variant(name).part for name in parts}:
+    elif missing := PARTS - set(parts.values()):
         draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
     reference = _reference(study, draft.setting)
     baseline = [found for found in _against_baseline(draft, result, "accuracy") if found.test_set == reference]
-    for other in (*(name for name in ("naive-kd",) if name in study.methods), *parts):
-        part = study.variant(other).part
-        for like in baseline:
-            name = f"{part} (against {other})" if part else f"whole method against {other}"
-            _add_mean(draft, result, "accuracy", other, name=f"{like.metric}: {name}", like=like)
+    for other, like in itertools.product((*kd, *parts), baseline):
+        name = f"{parts[other]} (against {other})" if other in parts else f"whole method against {other}"
+        _add_mean(draft, result, "accuracy", other, like, f"{like.metric}: {name}")
 
 
 def _against_baseline(draft: _Draft, result: StudyResult, quantity: ClaimQuantity) -> list[MeanContrast]:
@@ -208,7 +193,7 @@ def _against_baseline(draft: _Draft, result: StudyResult, quantity: ClaimQuantit
 
 
 def _add_mean(
-    draft: _Draft, result: StudyResult, quantity: ClaimQuantity, other: str, *, name: str, like: MeanContrast
+    draft: _Draft, result: StudyResult, quantity: ClaimQuantity, other: str, like: MeanContrast, name: str
 ) -> None:
     """Add the test of a mean over shots against another method, on the test set of `like`."""
     found = result.mean_contrast(
@@ -216,12 +201,16 @@ def _add_mean(
     )
     if found is None:
         draft.lacks.append(f"{other} is not finished")
-        return
-    per_seed, joint = found.per_seed, found.joint_interval
-    if quantity == "drop":
-        per_seed = tuple(-value for value in per_seed)
-        joint = dataclasses.replace(joint, low=-joint.high, high=-joint.low)
-    draft.add(name, "points, mean over shots", per_seed, joint)
+    elif quantity == "drop":
+        per_seed = [-value for value in found.per_seed]
+        draft.add(name, "points, mean over shots", per_seed, _scaled(found.joint_interval, -1.0))
+    else:
+        draft.add(name, "points, mean over shots", found.per_seed, found.joint_interval)
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    """Return the interval of a number times a negative factor."""
+    return dataclasses.replace(interval, low=interval.high * factor, high=interval.low * factor)
 
 
 def _add_contrast(draft: _Draft, result: StudyResult, place: Place, baseline: str) -> bool:

@@ -26,7 +26,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.locations import Location
-from advl_pipeline.studies.variants import Variant, find_variant
+from advl_pipeline.studies.variants import SET_BY_THE_STUDY, Variant, find_variant, variant_table
 from advl_pipeline.training.config import FinetuneConfig
 
 METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -38,9 +38,6 @@ DATASET = "{dataset}"
 FULL = "full"
 """How files and tables write "all training items", which is `shots=None` in the code."""
 
-_SET_BY_THE_STUDY = frozenset(
-    {"dataset", "output", "cache", "data_root", "shots", "ids", "seed", "student", "init", "task"}
-)
 _NO_TABLE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -247,7 +244,7 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
     if "shots" in values:
         values["shots"] = [_shots(item, where) for item in _as_list(values["shots"])]
     values["variants"] = {
-        name: _variant_table(name, table, where=f"{where} [variants.{name}]")
+        name: variant_table(name, _table(table, name, where), where=f"{where} [variants.{name}]")
         for name, table in _table(values.get("variants", {}), "variants", where).items()
     }
     values["settings"] = [{**defaults, **block} for block in blocks]
@@ -334,25 +331,9 @@ def published_name(teacher: str) -> str:
 
 def _check_training(table: Mapping[str, Any], *, where: str, also: Mapping[str, Any] = _NO_TABLE) -> None:
     for key in table:
-        if key.replace("-", "_") in _SET_BY_THE_STUDY:
+        if key.replace("-", "_") in SET_BY_THE_STUDY:
             raise ConfigError(f"{key!r} is set by the grid and cannot be overridden here.", where=where)
     build_config(FinetuneConfig, {"dataset": "any", "output": "any"}, also, table, where=where)
-
-
-def _variant_table(name: str, table: Any, *, where: str) -> dict[str, Any]:
-    """Sort the flat keys of a variant into those of `Variant` and those of `FinetuneConfig`."""
-    own = {item.name for item in dataclasses.fields(Variant)} - {"training"}
-    training = {item.name for item in dataclasses.fields(FinetuneConfig)} - _SET_BY_THE_STUDY
-    sorted_keys: dict[str, Any] = {"training": {}, "label": name}
-    for key, value in _table(table, name, where).items():
-        field_name = key.replace("-", "_")
-        if field_name in own:
-            sorted_keys[field_name] = value
-        elif field_name in training:
-            sorted_keys["training"][field_name] = value
-        else:
-            raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(field_name, own | training))
-    return sorted_keys
 
 
 def _table(value: Any, key: str, where: str) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.compute import device_name
@@ -168,9 +168,9 @@ def forecast_study(
         recipes=recipes,
     )
     left = [cell for cell in plan.cells if not is_finished(cell)]
-    timings = _Timings(here=timings_here(plan.cells), beside=timings_beside(folder) if left else [])
+    timings = _Timings(timings_here(plan.cells), timings_beside(folder) if left else [])
     if measure:
-        timings.measured += measure_cells([cell for cell in left if not timings.alike(cell)])
+        timings.pools[2] += measure_cells([cell for cell in left if not timings.alike(cell)])
     pools = [timings.for_cell(cell) for cell in plan.cells]
     cells = tuple(
         _forecast_cell(cell, pool, timings.scoring_of(cell)) for cell, pool in zip(plan.cells, pools, strict=True)
@@ -211,39 +211,31 @@ def _dataset_digests(
         return {}, error.what + (f" ({error.where})" if error.where else "")
 
 
-@dataclass(kw_only=True)
 class _Timings:
-    """Timings by where they come from."""
+    """Timings, those of this study's own cells first, then those of the studies beside it, then measured ones."""
 
-    here: list[Timing]
-    beside: list[Timing]
-    measured: list[Timing] = field(default_factory=list)
+    def __init__(self, here: list[Timing], beside: list[Timing]) -> None:
+        self.pools = [here, beside, []]
 
     def alike(self, cell: Cell) -> list[Timing]:
         """Return those whose steps cost what a cell's do, from the nearest place that has any."""
-        own = [item for item in self.here if (item.setting, item.method) == (cell.setting, cell.method)]
+        here, *others = self.pools
         kind = cell_kind(cell)
-        return own or next(
-            (
-                found
-                for known in (self.beside, self.measured)
-                if (found := [item for item in known if item.kind == kind])
-            ),
-            [],
-        )
+        own = [item for item in here if (item.setting, item.method) == (cell.setting, cell.method)]
+        return next(filter(None, [own, *([item for item in pool if item.kind == kind] for pool in others)]), [])
 
     def for_cell(self, cell: Cell) -> list[Timing]:
         """Return what a cell's time is told by: its own run, cells alike, or other methods of its setting."""
-        own = [item for item in self.here if item.cell_id == cell.cell_id]
-        return own or self.alike(cell) or [item for item in self.here if item.setting == cell.setting]
+        own = [item for item in self.pools[0] if item.cell_id == cell.cell_id]
+        return own or self.alike(cell) or [item for item in self.pools[0] if item.setting == cell.setting]
 
     def scoring_of(self, cell: Cell) -> float | None:
         """Return what scoring a cell takes: every method's student costs the same."""
-        here = [item.scoring for item in self.here if item.setting == cell.setting and item.scoring is not None]
-        alike = [item.scoring for item in self.alike(cell) if item.scoring is not None]
-        made = [item.scoring for item in self.measured if item.setting == cell.setting and item.scoring is not None]
-        known = here or alike or made
-        return sum(known) / len(known) if known else None
+        here, made = ([item for item in self.pools[k] if item.setting == cell.setting] for k in (0, 2))
+        known = (
+            [item.scoring for item in pool if item.scoring is not None] for pool in (here, self.alike(cell), made)
+        )
+        return next((sum(found) / len(found) for found in known if found), None)
 
 
 def _forecast_cell(cell: Cell, pool: Sequence[Timing], scoring: float | None) -> CellForecast:

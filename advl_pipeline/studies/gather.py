@@ -44,7 +44,7 @@ from advl_pipeline.studies.result import (
     StudyResult,
     WeightHistogram,
 )
-from advl_pipeline.studies.scores import build_table, place_of, read_evaluations
+from advl_pipeline.studies.table import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
 _WEIGHT_BINS = 20
@@ -89,11 +89,11 @@ def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
         command=command,
         cells=tuple(_cell_record(cell, done=cell.cell_id in results) for cell in plan.cells),
         standings=standings(table),
-        contrasts=contrasts(plan.study, table),
-        trends=trends(plan.study, table),
-        losses=losses(plan.study, table),
-        mean_contrasts=mean_contrasts(plan.study, table),
-        text_shares=text_shares(plan.study, table),
+        contrasts=contrasts(table),
+        trends=trends(table),
+        losses=losses(table),
+        mean_contrasts=mean_contrasts(table),
+        text_shares=text_shares(table),
         readouts=_readouts(done),
         costs=_costs(done, results, evaluations),
         weights=_weights(done),

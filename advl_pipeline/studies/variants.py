@@ -1,22 +1,30 @@
 """Named variants of a method: the controls and ablations of docs/method.md, each a base method with other options.
 
 Every variant shares subset, seeds, optimiser steps and evaluation with all others of its study; only what its
-entry states differs. A study file can define more under `[variants.NAME]`.
+entry states differs. The shipped ones are in `variants.toml`; a study file can define more under `[variants.NAME]`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import build_config, option, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.training.config import FinetuneConfig
 
 Role = Literal["baseline", "method", "control", "ablation"]
 PARTS = frozenset({"vision pathway", "language pathway", "token selection", "confidence weighting", "two steps"})
 """The parts that make up the method, each of which claim C5 is about."""
+SET_BY_THE_STUDY = frozenset(
+    {"dataset", "output", "cache", "data_root", "shots", "ids", "seed", "student", "init", "task"}
+)
+"""Options of a run that a study's grid decides, which no variant may set."""
+
 TEACHERLESS = frozenset({"plain", "plain-two-step"})
 """Base methods that read no cache."""
 
@@ -42,194 +50,32 @@ class Variant:
         return self.method not in TEACHERLESS
 
 
-def _variant(
-    method: str,
-    role: Role,
-    label: str,
-    note: str,
-    *,
-    part: str = "",
-    teacher_prefix: str = "",
-    teacher_suffix: str = "",
-    **training: Any,
-) -> Variant:
-    return Variant(
-        method=method,
-        role=role,
-        label=label,
-        note=note,
-        part=part,
-        teacher_prefix=teacher_prefix,
-        teacher_suffix=teacher_suffix,
-        training=MappingProxyType(dict(training)),
-    )
+def variant_table(name: str, table: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Sort the flat keys of a variant in a file into those of `Variant` and those of `FinetuneConfig`.
+
+    Raises:
+        ConfigError: a key of neither.
+    """
+    own = {item.name for item in fields(Variant)} - {"training"}
+    training = {item.name for item in fields(FinetuneConfig)} - SET_BY_THE_STUDY
+    found: dict[str, Any] = {"training": {}, "label": name}
+    for key, value in table.items():
+        field_name = key.replace("-", "_")
+        if field_name not in own | training:
+            raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(field_name, own | training))
+        (found if field_name in own else found["training"])[field_name] = value
+    return found
 
 
-SHIPPED: Mapping[str, Variant] = MappingProxyType(
-    {
-        "plain": _variant("plain", "baseline", "plain", "Finetuning without a teacher."),
-        "plain-two-step": _variant(
-            "plain-two-step", "control", "plain, two steps", "The same two steps and budget without teacher terms."
-        ),
-        "plain-no-picture": _variant(
-            "plain",
-            "control",
-            "plain, no picture",
-            "A student that never sees a picture, in training or in evaluation: what the texts alone give away.",
-            hide_picture=True,
-        ),
-        "naive-kd": _variant("naive-kd", "method", "naive KD", "All tokens, every weight 1, one step."),
-        "advl": _variant("advl", "method", "ADVL", "Both pathways, selection, confidence weights, two steps."),
-        "advl-shuffled": _variant(
-            "advl",
-            "control",
-            "ADVL, shuffled teacher",
-            "The teacher's features belong to other units: what remains is regularisation, not knowledge.",
-            teacher_control="shuffle",
-        ),
-        "advl-shuffled-cells": _variant(
-            "advl",
-            "control",
-            "ADVL, shuffled cells",
-            "The cells of the teacher's grid are permuted inside each picture: it knows what is shown, not where.",
-            teacher_control="shuffle-cells",
-        ),
-        "advl-shifted-grid": _variant(
-            "advl",
-            "control",
-            "ADVL, shifted grid",
-            "The teacher's grid is shifted by half its size: neighbours stay neighbours, in the wrong places.",
-            teacher_control="shift-grid",
-        ),
-        "advl-random": _variant(
-            "advl",
-            "control",
-            "ADVL, random teacher",
-            "A teacher of the same architecture that was never trained.",
-            teacher_prefix="random:",
-        ),
-        "advl-random-1": _variant(
-            "advl",
-            "control",
-            "ADVL, random teacher 1",
-            "Another draw of its weights.",
-            teacher_prefix="random:",
-            teacher_suffix="@1",
-        ),
-        "advl-random-2": _variant(
-            "advl",
-            "control",
-            "ADVL, random teacher 2",
-            "A third draw of its weights.",
-            teacher_prefix="random:",
-            teacher_suffix="@2",
-        ),
-        "naive-kd-shuffled": _variant(
-            "naive-kd",
-            "control",
-            "naive KD, shuffled teacher",
-            "Naive KD from features of other units.",
-            teacher_control="shuffle",
-        ),
-        "advl-weights-shuffled": _variant(
-            "advl",
-            "control",
-            "ADVL, shuffled weights",
-            "The same confidence weights given to the wrong instances.",
-            weight_shuffle=True,
-        ),
-        "advl-random-tokens": _variant(
-            "advl", "control", "ADVL, random tokens", "As many words, chosen at random.", selection="random"
-        ),
-        "advl-no-vision": _variant(
-            "advl",
-            "ablation",
-            "ADVL, text only",
-            "Without the vision pathway.",
-            part="vision pathway",
-            pathway="text",
-        ),
-        "advl-no-text": _variant(
-            "advl",
-            "ablation",
-            "ADVL, vision only",
-            "Without the language pathway.",
-            part="language pathway",
-            pathway="vision",
-        ),
-        "advl-no-selection": _variant(
-            "advl",
-            "ablation",
-            "ADVL, all tokens",
-            "Without Adaptive Text Token Selection.",
-            part="token selection",
-            selection="all",
-        ),
-        "advl-no-weighting": _variant(
-            "advl",
-            "ablation",
-            "ADVL, uniform weights",
-            "Without Adaptive Confidence-based Weighting.",
-            part="confidence weighting",
-            weighting="uniform",
-        ),
-        "advl-one-step": _variant(
-            "advl", "ablation", "ADVL, one step", "Without the adapt step.", part="two steps", steps="one"
-        ),
-        "advl-coordinates": _variant(
-            "advl",
-            "ablation",
-            "ADVL, coordinates",
-            "The teacher's coordinates through a projection, in place of its relations.",
-            part="relations",
-            distance="mse",
-        ),
-        "advl-fused": _variant(
-            "advl",
-            "ablation",
-            "ADVL, fused states",
-            "Distils states that have seen both modalities.",
-            part="states of one modality",
-            distill_layer="fused",
-        ),
-        "advl-no-anchor": _variant(
-            "advl",
-            "ablation",
-            "ADVL, no anchor",
-            "The adapt step does not hold what pretraining knew.",
-            part="anchor",
-            anchor_weight=0.0,
-        ),
-        "advl-subset": _variant(
-            "advl",
-            "ablation",
-            "ADVL, labelled inputs",
-            "The adapt step sees the labelled subset alone.",
-            part="inputs without labels",
-            adapt_on=("subset",),
-        ),
-        "advl-contrast": _variant(
-            "advl",
-            "method",
-            "ADVL, with contrast",
-            "The adapt step also learns the contrast of pictures and texts.",
-            adapt_objective="contrastive",
-        ),
-        "advl-first-reading": _variant(
-            "advl",
-            "control",
-            "ADVL, first reading",
-            "Coordinates of fused states, a contrast, a short adapt step on the labelled subset: it helped nobody.",
-            distance="mse",
-            distill_layer="fused",
-            adapt_objective="contrastive",
-            adapt_on=("subset",),
-            adapt_steps=30,
-            adapt_lr_scale=0.1,
-            anchor_weight=0.0,
-        ),
+def _shipped() -> dict[str, Variant]:
+    path = Path(str(resources.files("advl_pipeline.studies").joinpath("variants.toml")))
+    return {
+        name: build_config(Variant, variant_table(name, table, where=f"{path} [{name}]"))
+        for name, table in read_toml(path).items()
     }
-)
+
+
+SHIPPED: Mapping[str, Variant] = MappingProxyType(_shipped())
 
 
 def find_variant(name: str, own: Mapping[str, Variant], *, where: str) -> Variant:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from advl_cli.main import COMMANDS, group, main
+from advl_pipeline.configuration import sections
+from advl_pipeline.training.config import FinetuneConfig
 
 
 def all_commands() -> list[tuple[str, click.Command]]:
@@ -74,3 +78,17 @@ def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug() ->
     assert "Traceback" not in done.stderr
     debug = [*command[:3], "--debug", *command[3:]]
     assert "Traceback" in subprocess.run(debug, capture_output=True, text=True, check=False).stderr
+
+
+def test_options_stand_under_the_component_that_they_configure() -> None:
+    shown = CliRunner().invoke(group, ["finetune", "--help"], terminal_width=200).output
+    titles = sections(FinetuneConfig)
+    found: dict[str, str] = {}
+    for line in shown.splitlines():
+        if heading := re.fullmatch(r"([A-Z][a-z ]+):", line):
+            title = heading.group(1)
+        elif flag := re.match(r"  --([a-z-]+)", line):
+            found[flag.group(1).replace("-", "_")] = title
+    assert {name: title for name, title in found.items() if name in titles} == titles
+    assert {name for name, title in found.items() if title == "Options"} == {"config", "json"}
+    assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]

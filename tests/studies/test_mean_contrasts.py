@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from advl_pipeline.evaluation.item_contributions import Contribution
 from advl_pipeline.evaluation.statistics import compare, hierarchical_bootstrap, item_groups
 from advl_pipeline.studies.comparisons import losses, mean_contrasts, trends
 from advl_pipeline.studies.config import StudyConfig, parse_study
 from advl_pipeline.studies.result import MeanContrast, Place
-from advl_pipeline.studies.scores import WITH_PICTURE, Series
+from advl_pipeline.studies.table import WITH_PICTURE, Scores, Table
 
 SEEDS = (0, 1, 2, 3, 4)
-Table = dict[tuple[Place, str, str], Series]
 
 
 def study(dataset: str, task: str, test_sets: list[str]) -> StudyConfig:
@@ -25,17 +25,16 @@ def place(config: StudyConfig, test_set: str, shots: int = 100) -> Place:
     return Place(setting=setting.name, metric=setting.metrics[0], test_set=test_set, size=shots, shots=shots)
 
 
-def series(items_SN: np.ndarray, ids: list[str]) -> Series:
+def series(items_SN: np.ndarray, ids: list[str]) -> Scores:
     groups = item_groups([f"picture {index // 3}" for index in range(len(ids))], [""] * len(ids))
-    return Series(
-        seeds=SEEDS, runs=("run",) * len(SEEDS), ids=tuple(ids), items_SN=items_SN.astype(np.float64), groups=groups
-    )
+    whole = Contribution(values_SN=items_SN.astype(np.float64), groups=groups)
+    return Scores(seeds=SEEDS, runs=("run",) * len(SEEDS), ids=tuple(ids), sets=(whole,))
 
 
 def table(config: StudyConfig, ids: dict[str, list[str]], *, shots: tuple[int, ...] = (100,)) -> Table:
     """Item scores at random; of the in-domain set the first half of the items is easy."""
     random = np.random.default_rng(1)
-    found: Table = {}
+    found: dict[tuple[Place, str, str], Scores] = {}
     reference = config.settings[0].test_sets[0]
     for method in config.methods:
         for test_set, names in ids.items():
@@ -44,7 +43,7 @@ def table(config: StudyConfig, ids: dict[str, list[str]], *, shots: tuple[int, .
                 for kind in (WITH_PICTURE, "swapped") if test_set == reference else (WITH_PICTURE,):
                     items_SN = random.random((len(SEEDS), len(names))) < share
                     found[place(config, test_set, size), method, kind] = series(items_SN, names)
-    return found
+    return Table(study=config, rows=found)
 
 
 @pytest.mark.parametrize(
@@ -67,20 +66,20 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
         shifted: [f"{prefix}{number}" for number in range(59, -1, -1)],
     }
     scores = table(config, names)
-    drops = {drop.method: drop for drop in losses(config, scores) if drop.quantity == "drop"}
-    before, after = (scores[place(config, name), "advl", WITH_PICTURE].items_SN for name in (reference, shifted))
+    drops = {drop.method: drop for drop in losses(scores) if drop.quantity == "drop"}
+    before, after = (scores.rows[place(config, name), "advl", WITH_PICTURE].matrix for name in (reference, shifted))
     base = before[:, :60] if questions == "same" else before
     assert abs(before[:, :60].mean() - before.mean()) > 0.2
     assert drops["advl"].questions == questions
     assert drops["advl"].before.mean == pytest.approx(100 * base.mean())
     assert drops["advl"].after.mean == pytest.approx(100 * after.mean())
     assert drops["advl"].per_seed == pytest.approx(100 * (base.mean(axis=1) - after.mean(axis=1)))
-    contrast = next(item for item in mean_contrasts(config, scores) if item.quantity == "drop")
+    contrast = next(item for item in mean_contrasts(scores) if item.quantity == "drop")
     assert contrast.questions == questions
     expected = np.subtract(drops["advl"].per_seed, drops["plain"].per_seed)
     assert contrast.per_seed == pytest.approx(expected)
     if questions == "same":
-        plain = [scores[place(config, name), "plain", WITH_PICTURE].items_SN for name in (reference, shifted)]
+        plain = [scores.rows[place(config, name), "plain", WITH_PICTURE].matrix for name in (reference, shifted)]
         lost_SN = (base - after[:, ::-1]) - (plain[0][:, :60] - plain[1][:, ::-1])
         groups = item_groups([f"picture {index // 3}" for index in range(60)], [""] * 60)
         expected_interval = hierarchical_bootstrap(lost_SN, groups=groups, resamples=2000)
@@ -96,13 +95,13 @@ def chosen(found: tuple[MeanContrast, ...], quantity: str, baseline: str) -> Mea
 def test_means_over_sizes_are_taken_item_by_item() -> None:
     config = study("scenes-vcr", "vcr-q2a", ["test"])
     scores = table(config, {"test": [f"test-{number}" for number in range(90)]}, shots=(100, 400))
-    found = mean_contrasts(config, scores)
+    found = mean_contrasts(scores)
     sizes = [place(config, "test", size) for size in (100, 400)]
 
     def of(method: str, kind: str = WITH_PICTURE) -> np.ndarray:
-        return np.mean([scores[where, method, kind].items_SN for where in sizes], axis=0)
+        return np.mean([scores.rows[where, method, kind].matrix for where in sizes], axis=0)
 
-    groups = scores[sizes[0], "advl", WITH_PICTURE].groups
+    groups = scores.rows[sizes[0], "advl", WITH_PICTURE].groups
     whole = compare(of("advl"), of("plain"), groups=groups)
     accuracy = chosen(found, "accuracy", "plain")
     assert accuracy.shots == (100, 400)
@@ -120,12 +119,12 @@ def test_means_over_sizes_are_taken_item_by_item() -> None:
 def test_a_slope_has_an_interval_over_items() -> None:
     config = study("scenes-vcr", "vcr-q2a", ["test"])
     scores = table(config, {"test": [f"test-{number}" for number in range(90)]}, shots=(100, 400))
-    trend = next(item for item in trends(config, scores) if item.treated == "advl")
+    trend = next(item for item in trends(scores) if item.treated == "advl")
     gains = [
-        scores[where, "advl", WITH_PICTURE].items_SN - scores[where, "plain", WITH_PICTURE].items_SN
+        scores.rows[where, "advl", WITH_PICTURE].matrix - scores.rows[where, "plain", WITH_PICTURE].matrix
         for where in (place(config, "test", 100), place(config, "test", 400))
     ]
-    groups = scores[place(config, "test"), "advl", WITH_PICTURE].groups
+    groups = scores.rows[place(config, "test"), "advl", WITH_PICTURE].groups
     expected = hierarchical_bootstrap((gains[1] - gains[0]) / 2, groups=groups, resamples=2000)
     assert trend.slope_joint is not None
     assert trend.slope_joint.contains(float(np.mean(trend.slope_per_seed)))

@@ -1,0 +1,283 @@
+"""One table of item scores, from which every number of a study follows.
+
+A row is a method at a place (setting, metric, test set, shots), with the true picture or with a spoilt one. It holds
+the score of every item for every finished seed. What a claim is about is computed from rows as a row is: the use of
+pictures, the drop under shift, a difference between methods, a mean over shots. So all get their interval over seeds
+and items in one way.
+
+Shapes: S seeds, N items of a test set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, mean_per_seed
+from advl_pipeline.evaluation.question_match import Questions, match_questions
+from advl_pipeline.evaluation.statistics import FloatArray, Interval, ItemGroups, item_groups
+from advl_pipeline.runs.names import evaluation_file, is_finished
+from advl_pipeline.runs.reader import Evaluation, read_evaluation
+from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.result import Place
+
+WITH_PICTURE = ""
+"""Kind of the scores with the true picture; other kinds name how it was spoilt."""
+
+USE_KIND = "swapped"
+"""How pictures are spoilt where the use of vision is judged."""
+
+Sizes = Mapping[tuple[str, int | None], int]
+"""(setting, shots) -> number of training questions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """One number per seed, as the sum of means over sets of items. Sets stand in one order wherever two are compared.
+
+    Accuracies have one set; a drop to other questions has two. `ids` names the items, `runs` the runs of the seeds.
+    """
+
+    seeds: tuple[int, ...]
+    sets: tuple[Contribution, ...]
+    ids: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+    @property
+    def matrix(self) -> FloatArray:
+        """Scores of the first set, of shape (S, N)."""
+        return self.sets[0].values_SN
+
+    @property
+    def groups(self) -> ItemGroups | None:
+        """Which items of the first set show one picture; None where the evaluation did not write it."""
+        return self.sets[0].groups
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """Seed -> the number, in points."""
+        return dict(zip(self.seeds, mean_per_seed(self.sets), strict=True))
+
+    @property
+    def interval(self) -> Interval:
+        """Interval of the mean over seeds, from resampled seeds and items, in points."""
+        return joint_interval(self.sets)
+
+    def of(self, seeds: Sequence[int]) -> Scores:
+        """Return the same of these seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        sets = tuple(dataclasses.replace(one, values_SN=one.values_SN[rows]) for one in self.sets)
+        return Scores(seeds=tuple(seeds), sets=sets)
+
+    def at(self, positions_n: npt.NDArray[np.int64], groups: ItemGroups | None) -> Scores:
+        """Return the same of these items."""
+        kept = Contribution(values_SN=self.matrix[:, positions_n], groups=groups)
+        return Scores(seeds=self.seeds, sets=(kept,))
+
+
+def paired(*scores: Scores | None) -> tuple[Scores, ...]:
+    """Return the scores over the seeds that all have; nothing where there is no such seed, or one is missing."""
+    found = [one for one in scores if one is not None]
+    if not found or len(found) < len(scores):
+        return ()
+    seeds = tuple(seed for seed in found[0].seeds if all(seed in one.seeds for one in found))
+    return tuple(one.of(seeds) for one in found) if seeds else ()
+
+
+def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
+    """Add numbers over the same items, over the seeds that all have; None where there is no such seed."""
+    common = paired(*(scores for _, scores in terms))
+    if not common:
+        return None
+    weights = [weight for weight, _ in terms]
+    sets = []
+    for same in zip(*(scores.sets for scores in common), strict=True):
+        values = [weight * one.values_SN for weight, one in zip(weights, same, strict=True)]
+        sets.append(dataclasses.replace(same[0], values_SN=np.sum(values, axis=0)))
+    return Scores(seeds=common[0].seeds, sets=tuple(sets))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sides:
+    """A method's accuracy on two sides, and what is lost from one to the other; `questions` is of two test sets."""
+
+    questions: Questions | None
+    before: Scores
+    after: Scores
+    lost: Scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """The rows of a study: (place, method, kind of picture) -> scores."""
+
+    study: StudyConfig
+    rows: Mapping[tuple[Place, str, str], Scores]
+
+    @property
+    def places(self) -> list[Place]:
+        return list(dict.fromkeys(place for place, _, _ in self.rows))
+
+    def along_shots(self) -> dict[tuple[str, str, str], list[Place]]:
+        """Return the places of each (setting, metric, test set), in the order of their shots."""
+        found: dict[tuple[str, str, str], list[Place]] = {}
+        for place in self.places:
+            found.setdefault((place.setting, place.metric, place.test_set), []).append(place)
+        return {key: sorted(places, key=lambda place: place.rank) for key, places in found.items()}
+
+    def reference(self, place: Place) -> str:
+        """Return the in-domain test set of a place's setting, which is its first."""
+        return next(item.test_sets[0] for item in self.study.settings if item.name == place.setting)
+
+    def accuracy(self, place: Place, method: str, kind: str = WITH_PICTURE) -> Scores | None:
+        return self.rows.get((place, method, kind))
+
+    def use(self, place: Place, method: str, kind: str = USE_KIND) -> Sides | None:
+        """Compare a method with the true picture and with a spoilt one, on the same items."""
+        found = paired(self.accuracy(place, method), self.accuracy(place, method, kind))
+        return _sides(found[0], found[1], None) if found else None
+
+    def drop(self, place: Place, method: str) -> Sides | None:
+        """Compare a method on the shifted set of a place with the same runs on the in-domain set.
+
+        Both are over the common questions where those are asked otherwise, else each is over its whole set.
+        """
+        reference = self.reference(place)
+        origin = self.accuracy(dataclasses.replace(place, test_set=reference), method)
+        shifted = self.accuracy(place, method)
+        if origin is None or shifted is None or not (found := paired(origin, shifted)):
+            return None
+        dataset = next(item.dataset for item in self.study.settings if item.name == place.setting)
+        match = match_questions(dataset, reference, origin.ids, place.test_set, shifted.ids)
+        before, after = found
+        if match.questions == "same":
+            # Grouped by the pictures of the in-domain set.
+            groups = before.groups.of(match.original_n) if before.groups else None
+            before, after = before.at(match.original_n, groups), after.at(match.shifted_n, groups)
+        return _sides(before, after, match.questions)
+
+
+def _sides(before: Scores, after: Scores, questions: Questions | None) -> Sides:
+    less = dataclasses.replace(after.sets[0], values_SN=-after.matrix)
+    sets: tuple[Contribution, ...] = (before.sets[0], less)
+    if questions in (None, "same"):
+        sets = (dataclasses.replace(before.sets[0], values_SN=before.matrix - after.matrix),)
+    return Sides(questions=questions, before=before, after=after, lost=Scores(seeds=before.seeds, sets=sets))
+
+
+def place_of(cell: Cell, test_set: str, metric: str, sizes: Sizes) -> Place:
+    """Return where a cell's accuracy stands."""
+    size = sizes[cell.setting, cell.shots]
+    return Place(setting=cell.setting, metric=metric, test_set=test_set, size=size, shots=cell.shots)
+
+
+def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], Evaluation]) -> Table:
+    """Arrange item scores by place, method and kind, all in one order of items.
+
+    Args:
+        plan: the grid.
+        sizes: of the settings.
+        evaluations: (cell id, test set) -> what was stored.
+
+    Raises:
+        ConfigError: two runs were scored on different items, so that nothing can be paired.
+    """
+    rows: dict[tuple[Place, str, str], list[tuple[int, str, FloatArray]]] = {}
+    orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]] = {}
+    groups: dict[tuple[str, str, str], ItemGroups | None] = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            evaluation = evaluations.get((cell.cell_id, test_set))
+            if evaluation is None:
+                continue
+            for metric in _metrics(plan.study, cell):
+                if metric not in evaluation.items:
+                    raise ConfigError(
+                        f"A run has no item scores of {metric}.",
+                        where=str(evaluation_file(cell.run, test_set, ".npz")),
+                        why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
+                        next_command=f"advl evaluate --run {cell.run} --on {test_set}",
+                    )
+                key = (cell.setting, test_set, metric)
+                order = _order(orders, key, evaluation.ids[metric], cell.run)
+                # The first run read gives the order of the items, and with it their groups.
+                named = evaluation.groups.get(metric)
+                groups.setdefault(key, item_groups(*named) if named else None)
+                place = place_of(cell, test_set, metric, sizes)
+                kinds = {WITH_PICTURE: evaluation.items[metric]} | {
+                    kind: values[metric] for kind, values in evaluation.spoilt.items() if metric in values
+                }
+                for kind, values in kinds.items():
+                    rows.setdefault((place, cell.method, kind), []).append((cell.seed, cell.run_name, values[order]))
+    found: dict[tuple[Place, str, str], Scores] = {}
+    for row, of_seeds in rows.items():
+        of_items = (row[0].setting, row[0].test_set, row[0].metric)
+        values_SN = np.stack([values for _, _, values in of_seeds])
+        found[row] = Scores(
+            seeds=tuple(seed for seed, _, _ in of_seeds),
+            runs=tuple(run for _, run, _ in of_seeds),
+            ids=orders[of_items][0],
+            sets=(Contribution(values_SN=values_SN, groups=groups[of_items]),),
+        )
+    return Table(study=plan.study, rows=found)
+
+
+def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
+    """Read every evaluation that exists: (cell id, test set) -> evaluation.
+
+    Raises:
+        ConfigError: one is damaged, or two runs were scored on a test set whose content changed in between.
+    """
+    found: dict[tuple[str, str], Evaluation] = {}
+    contents: dict[tuple[str, str], tuple[Any, Path]] = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            evaluation = read_evaluation(cell.run, test_set)
+            if evaluation is None or not is_finished(cell.run):
+                continue
+            content = evaluation.summary.get("content_digest")
+            first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))
+            if content != first:
+                raise ConfigError(
+                    f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
+                    where=f"{first_run} and {cell.run}",
+                    why="the files of the set were changed between their evaluations",
+                    next_command="delete evaluation/ of the runs with the old files and give the study command again",
+                )
+            found[cell.cell_id, test_set] = evaluation
+    return found
+
+
+def _metrics(study: StudyConfig, cell: Cell) -> tuple[str, ...]:
+    return next(setting.metrics for setting in study.settings if setting.name == cell.setting)
+
+
+def _order(
+    orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]],
+    key: tuple[str, str, str],
+    ids: tuple[str, ...],
+    run: Path,
+) -> npt.NDArray[np.int64]:
+    """Return positions that bring a run's items into the order of the first run read."""
+    reference, first_run = orders.setdefault(key, (ids, str(run)))
+    if ids == reference:
+        return np.arange(len(ids))
+    where = {name: position for position, name in enumerate(ids)}
+    missing = [name for name in reference if name not in where]
+    if missing or len(where) != len(reference):
+        example = missing[0] if missing else next(name for name in ids if name not in set(reference))
+        raise ConfigError(
+            f"Two runs were scored on different items of {key[1]}, so they cannot be paired.",
+            where=f"{first_run} and {run}",
+            why=f"{len(reference)} and {len(ids)} items; only one has {example!r}",
+            next_command="score both on the same files: advl evaluate --run RUN --on " + key[1],
+        )
+    return np.array([where[name] for name in reference])
