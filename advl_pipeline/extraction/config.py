@@ -38,9 +38,12 @@ class ExtractConfig(ComputeConfig, DiskCacheOptions):
         None,
         help="Extract no more than the low-shot subset of this many questions needs, for each --seed.",
         minimum=1,
+        identity="content",
     )
     ids: tuple[Path, ...] = option(
-        (), help="Extract no more than the examples of a list need, which `advl datasets subset` wrote; repeatable."
+        (),
+        help="Extract no more than the examples of a list need, which `advl datasets subset` wrote; repeatable.",
+        identity="content",
     )
     output: Location | None = option(
         None,
@@ -75,15 +78,18 @@ class ExtractConfig(ComputeConfig, DiskCacheOptions):
         above=0,
         maximum=1,
     )
-    batch_size: int = option(32, help="Units per forward pass.", minimum=1)
+    batch_size: int = option(32, help="Units per forward pass.", minimum=1, identity="beside")
     shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1)
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
-    confidence: bool = option(True, help="Also estimate confidences on labelled splits.")
-    folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2)
+    confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="beside")
+    folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2, identity="beside")
     seed: tuple[int, ...] = option(
-        (0,), help="Seed of the subset and of the folds; repeatable, for runs of several seeds.", minimum=0
+        (0,),
+        help="Seed of the subset and of the folds; repeatable, for runs of several seeds.",
+        minimum=0,
+        identity="content",
     )
     weights: Path | None = option(
         None, help="Local weights of the teacher instead of the known source.", identity="beside"

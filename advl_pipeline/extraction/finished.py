@@ -9,15 +9,10 @@ from advl_pipeline.cache.records import COMPLETE_RECORD, PROVENANCE_FILE
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import AUTO
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.extraction.identity import describe_dataset
 from advl_pipeline.extraction.part import open_part
-
-_DECIDE_THE_NUMBERS = (
-    *("teacher", "dataset", "split", "text_style", "text_units", "modality", "image_tokens", "grid_side", "dtype"),
-    *("compression", "select_tokens", "mixed_precision", "shard_rows", "on_error"),
-)
 
 
 def as_begun(config: ExtractConfig) -> ExtractConfig:
@@ -52,7 +47,9 @@ def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
         return False
     cache = open_cache(location)
     made, asked = cache.provenance["config"], config_to_dict(as_begun(config))
-    compared = (*_DECIDE_THE_NUMBERS, "weights") if same_weights else _DECIDE_THE_NUMBERS
-    if any(made.get(key) != asked[key] for key in compared):
+    compared = options_without(ExtractConfig, asked, "content", "beside", "none")
+    if any(made.get(key) != value for key, value in compared.items()):
+        return False
+    if same_weights and made.get("weights") != asked["weights"]:
         return False
     return bool(cache.identity["dataset"] == describe_dataset(open_part(config)))

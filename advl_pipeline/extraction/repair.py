@@ -13,7 +13,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
-from advl_pipeline.extraction.run import cache_of, extract, make_plan, open_inputs
+from advl_pipeline.extraction.planning import make_plan
+from advl_pipeline.extraction.run import cache_of, extract, open_inputs
 from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.teachers.interface import Teacher
 

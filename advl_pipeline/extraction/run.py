@@ -6,10 +6,11 @@ processes that make the same call, and does nothing to a complete cache.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,30 +18,36 @@ from typing import Any
 from tqdm import tqdm
 
 from advl_pipeline.cache.files import WORK_FOLDER
-from advl_pipeline.cache.identity import require_identity
-from advl_pipeline.cache.provenance import describe_run, renew_command
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord, load_complete, shard_name
-from advl_pipeline.cache.store import LeaseLost, Store, read_json
+from advl_pipeline.cache.records import (
+    PLAN_RECORD,
+    committed_shards,
+    load_complete,
+    shard_name,
+)
+from advl_pipeline.cache.store import LeaseLost, Store
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import FINALISE, PLAN, CacheWriter, ModalityPlan, begin_cache
+from advl_pipeline.cache.writer import FINALISE, CacheWriter
 from advl_pipeline.compute import num_threads, resolved
-from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.errors import CorruptCache, StorageError
+from advl_pipeline.errors import CorruptCache
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
-from advl_pipeline.extraction.estimate import Estimate, estimate, estimate_confidences, require_room
+from advl_pipeline.extraction.estimate import Estimate, estimate_confidences
 from advl_pipeline.extraction.finished import as_begun
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
+from advl_pipeline.extraction.planning import count_tokens, estimates_of, settle_plan
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
-from advl_pipeline.extraction.sources import FORECAST_TEXTS, Source, TokenCounts, image_tokens_of, open_sources
+from advl_pipeline.extraction.ray_engine import run_on_ray
+from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+
+OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Part]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +91,8 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
             store.require_place()
         config = resolved(as_begun(without_network(config)))
         if config.engine == "ray" and not config.dry_run:
-            from advl_pipeline.extraction.ray_engine import extract_on_ray
-
-            return extract_on_ray(config)
-        teacher, dataset = open_inputs(config)
-        return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
+            return extract_on_ray(config, open_inputs)
+        return _extract_opened(config, open_inputs)
 
 
 def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:
@@ -112,6 +116,41 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:
     return teacher, dataset
 
 
+def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
+    teacher, dataset = opener(config)
+    return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
+
+
+def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
+    """As `run_extract`, in several tasks of a Ray cluster, which claim shards as processes on one machine do.
+
+    Args:
+        config: resolved; the output must be a folder that all nodes share, or a URL.
+        opener: opens the teacher and the dataset in a task; must be importable there.
+    """
+    work = partial(_extract_opened, replace(config, engine="local", ray_tasks=None), opener)
+    resource = "GPU" if config.device.startswith("cuda") else "CPU"
+    with tqdm(desc="Ray tasks", unit="shard") as bar, cache_of(config) as store:
+        watch = partial(_show_committed, bar, store)
+        results = run_on_ray(work, resource=resource, num_tasks=config.ray_tasks, watch=watch)
+    seconds = {stage: math.fsum(one.stage_seconds[stage] for one in results) for stage in results[0].stage_seconds}
+    return replace(
+        max(results, key=lambda result: len(result.estimates)),
+        encoded_units=sum(result.encoded_units for result in results),
+        seconds=max(result.seconds for result in results),
+        stage_seconds=seconds,
+    )
+
+
+def _show_committed(bar: Any, store: Store) -> None:
+    names = () if bar.disable else store.list("records")
+    if PLAN_RECORD in names:
+        writer = CacheWriter(store)
+        bar.total = sum(writer.placement(modality).num_shards for modality in writer.plan.modalities)
+        bar.n = len(committed_shards(names))
+        bar.refresh()
+
+
 def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     """Return what an extraction would cost, whatever is in its place already; nothing is written.
 
@@ -123,7 +162,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     config = resolved(as_begun(config))
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
-    estimates = _estimates(config, sources, _count_tokens(sources, forecast=True), trial=True)
+    estimates = estimates_of(config, sources, count_tokens(sources, forecast=True), trial=True)
     return (*estimates, *estimate_confidences(config, sources, dataset))
 
 
@@ -134,7 +173,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     identity = build_identity(config, teacher, dataset, sources)
     with cache_of(config) as store:
         store.require_place()
-        plan = _settle_plan(config, store, sources, identity)
+        plan = settle_plan(config, store, sources, identity)
         if config.dry_run:
             estimates = (*plan.estimates, *estimate_confidences(config, sources, dataset))
             return ExtractResult(path=store.location, dry_run=True, estimates=estimates, free_bytes=plan.free_bytes)
@@ -142,8 +181,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         encoded, stage_seconds = _encode_pending(config, writer, sources)
         with store.claim(FINALISE, wait=True):
             _finalise(writer)
-            disk_cache = config.disk_cache_config
-            cache = open_cache(store.location, identity, disk_cache=disk_cache)
+            cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
             confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
             store.delete_under(WORK_FOLDER)
         complete = load_complete(store)
@@ -181,129 +219,6 @@ def _finalise(writer: CacheWriter) -> None:
         # Another process that held the claim has completed the cache, and removed its work in progress since.
         if not writer.is_complete():
             raise
-
-
-def _settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]) -> Plan:
-    """Take the plan that is there, if it is of this identity, or make one."""
-    settings = options_without(ExtractConfig, config_to_dict(config), "none")
-
-    def is_planned() -> bool:
-        if PLAN_RECORD not in store.list("records"):
-            return False
-        require_identity(
-            identity,
-            read_json(store, IDENTITY_FILE),
-            where=str(store.location),
-            next_command="give another --output, or: " + renew_command(settings, store.location),
-        )
-        return True
-
-    provenance = describe_run(settings, device=config.device)
-    if config.dry_run:
-        is_planned()
-        return make_plan(config, store, sources, identity, provenance=provenance)
-    if is_planned():
-        return Plan(estimates=(), free_bytes=None)
-    # One process counts; the others wait for its plan.
-    with store.claim(PLAN, wait=True):
-        if is_planned():
-            return Plan(estimates=(), free_bytes=None)
-        plan = Plan(estimates=(), free_bytes=None)
-        with suppress(LeaseLost):
-            plan = make_plan(config, store, sources, identity, provenance=provenance)
-    if not is_planned():
-        raise StorageError(
-            "The plan that was just written is not there.",
-            where=str(store.location),
-            why="another process took the work over, or removed the cache",
-            next_command="give the same command again",
-        )
-    return plan
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What an extraction will cost, per modality, and the room there is; empty where the plan was made before."""
-
-    estimates: tuple[Estimate, ...]
-    free_bytes: int | None
-
-
-def make_plan(
-    config: ExtractConfig,
-    store: Store,
-    sources: Sequence[Source],
-    identity: Mapping[str, Any],
-    *,
-    provenance: Mapping[str, Any],
-) -> Plan:
-    """Count tokens, place units, check the room, and write the plan unless this is a dry run.
-
-    The caller holds the claim on it, or is alone.
-
-    Raises:
-        StorageError: the cache would not fit on the disk.
-    """
-    counts = _count_tokens(sources, forecast=config.dry_run)
-    lengths = {name: found.lengths_N for name, found in counts.items()}
-    modalities = {
-        source.modality: ModalityPlan(
-            shape=ModalityRecord(
-                num_units=len(lengths[source.modality]),
-                global_dim=source.tower.global_dim,
-                token_dim=source.tower.token_dim if source.has_tokens else None,
-                spans=source.modality == "text",
-                kept=source.modality == "text" and config.select_tokens is not None,
-            ),
-            unit_ids_N16=source.unit_ids(),
-            lengths_N=lengths[source.modality],
-        )
-        for source in sources
-    }
-    begin = partial(
-        begin_cache,
-        store,
-        identity=identity,
-        provenance=provenance,
-        stored_dtype=config.stored_dtype,
-        shard_rows=config.shard_rows,
-        modalities=modalities,
-        compression=config.compression,
-    )
-    begin(dry_run=True)
-    # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
-    estimates = _estimates(config, sources, counts, trial=config.dry_run)
-    free_bytes = None
-    if store.folder is not None:
-        free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
-    if not config.dry_run:
-        begin()
-    return Plan(estimates=estimates, free_bytes=free_bytes)
-
-
-def _estimates(
-    config: ExtractConfig, sources: Sequence[Source], counts: Mapping[str, TokenCounts], *, trial: bool
-) -> tuple[Estimate, ...]:
-    return tuple(
-        estimate(
-            source,
-            counts[source.modality],
-            stored=config.stored_dtype,
-            shard_rows=config.shard_rows,
-            batch_size=config.batch_size,
-            trial=trial,
-        )
-        for source in sources
-    )
-
-
-def _count_tokens(sources: Sequence[Source], *, forecast: bool) -> dict[str, TokenCounts]:
-    counts = {}
-    for source in sources:
-        with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
-            at_most = FORECAST_TEXTS if forecast else None
-            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
-    return counts
 
 
 def _encode_pending(

@@ -14,11 +14,12 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
+from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.adapt_inputs import cache_of_split
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
@@ -40,7 +41,7 @@ class Signals:
     checked: Sequence[CheckedConfidence]
 
 
-def open_caches(config: FinetuneConfig) -> list[TeacherCache]:
+def open_caches(config: TeacherOptions) -> list[TeacherCache]:
     """Open the caches that the options name, through the disk cache where they lie in an object store.
 
     Raises:
@@ -148,7 +149,7 @@ def _controlled(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeat
     return with_shifted_grid(teacher)
 
 
-def _known_words(config: FinetuneConfig) -> Mapping[str, int] | None:
+def _known_words(config: StudentOptions) -> Mapping[str, int] | None:
     """Return the words that pretraining taught, with their counts; None where it left no record."""
     if config.known_words is not None:
         return read_known_words(config.known_words)

@@ -15,6 +15,7 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.recipe_terms import (
     PRETRAINED_LEARNING_RATE,
     AdversarialConfig,
+    AdversarialOptions,
     LearningRateSchedule,
     Optimiser,
     TaskLoss,
@@ -215,7 +216,7 @@ def _of_options(config: FinetuneConfig, recipe: Recipe | None) -> dict[str, tupl
     return found
 
 
-def _adversarial(config: FinetuneConfig, recipe: Recipe | None) -> tuple[AdversarialConfig | None, str]:
+def _adversarial(config: AdversarialOptions, recipe: Recipe | None) -> tuple[AdversarialConfig | None, str]:
     published = AdversarialConfig(**recipe.adversarial) if recipe is not None and recipe.adversarial else None
     changes = {
         "norm": config.adversarial_norm,

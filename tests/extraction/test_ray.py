@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import pytest
 from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
 from advl_pipeline.errors import ClusterError, StorageError
-from advl_pipeline.extraction.ray_engine import _run_task, _Task
-from advl_pipeline.extraction.run import extract
+from advl_pipeline.extraction.ray_engine import run_task
+from advl_pipeline.extraction.run import _extract_opened, extract
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DRIVER = """
@@ -26,7 +26,7 @@ from pathlib import Path
 from tiny_extraction import open_tiny, tiny_config
 from advl_pipeline.errors import AdvlError
 from advl_pipeline.extraction.interruption import interruptible
-from advl_pipeline.extraction.ray_engine import extract_on_ray
+from advl_pipeline.extraction.run import extract_on_ray
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
@@ -62,7 +62,7 @@ def test_same_bytes_and_resumed_after_a_stop(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "one", data_root=str(tmp_path / "data"))
     extract(config, *open_tiny(config))
     stopped = start(tmp_path, tmp_path / "shared", tmp_path / "data")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while stopped.poll() is None and not list((tmp_path / "shared").glob("records/*-[0-9]*.json")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -80,10 +80,10 @@ def test_same_bytes_and_resumed_after_a_stop(tmp_path: Path) -> None:
 def test_error_of_a_task_comes_back_in_words(tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("in the way")
     config = tiny_config(tmp_path / "blocked/cache", data_root=str(tmp_path / "data"))
-    task = _Task(config=config, folder=str(tmp_path), environment={}, open_inputs=open_tiny)
+    work = partial(_extract_opened, config, open_tiny)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
-        outcome = worker.submit(_run_task, task).result()
-        elsewhere = worker.submit(_run_task, replace(task, folder=str(tmp_path / "absent"))).result()
+        outcome = worker.submit(run_task, work, str(tmp_path), {}).result()
+        elsewhere = worker.submit(run_task, work, str(tmp_path / "absent"), {}).result()
     assert isinstance(outcome, StorageError)
     assert outcome.next_command
     assert isinstance(elsewhere, ClusterError)

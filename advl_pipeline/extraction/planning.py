@@ -1,0 +1,149 @@
+"""The plan of an extraction: which rows units get, what it will cost, whether there is room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from advl_pipeline.cache.identity import require_identity
+from advl_pipeline.cache.provenance import describe_run, renew_command
+from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord
+from advl_pipeline.cache.store import LeaseLost, Store, read_json
+from advl_pipeline.cache.writer import PLAN, ModalityPlan, begin_cache
+from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.errors import StorageError
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
+from advl_pipeline.extraction.sources import FORECAST_TEXTS, Source, TokenCounts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What an extraction will cost, per modality, and the room there is; empty where the plan was made before."""
+
+    estimates: tuple[Estimate, ...]
+    free_bytes: int | None
+
+
+def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any]) -> Plan:
+    """Take the plan that is there, or make one.
+
+    Raises:
+        IdentityMismatch: the plan that is there is of another cache. StorageError: as `make_plan`.
+    """
+    settings = options_without(ExtractConfig, config_to_dict(config), "none")
+
+    def is_planned() -> bool:
+        if PLAN_RECORD not in store.list("records"):
+            return False
+        require_identity(
+            identity,
+            read_json(store, IDENTITY_FILE),
+            where=str(store.location),
+            next_command="give another --output, or: " + renew_command(settings, store.location),
+        )
+        return True
+
+    provenance = describe_run(settings, device=config.device)
+    if config.dry_run:
+        is_planned()
+        return make_plan(config, store, sources, identity, provenance=provenance)
+    if is_planned():
+        return Plan(estimates=(), free_bytes=None)
+    # One process counts; the others wait for its plan.
+    with store.claim(PLAN, wait=True):
+        if is_planned():
+            return Plan(estimates=(), free_bytes=None)
+        plan = Plan(estimates=(), free_bytes=None)
+        with suppress(LeaseLost):
+            plan = make_plan(config, store, sources, identity, provenance=provenance)
+    if not is_planned():
+        raise StorageError(
+            "The plan that was just written is not there.",
+            where=str(store.location),
+            why="another process took the work over, or removed the cache",
+            next_command="give the same command again",
+        )
+    return plan
+
+
+def make_plan(
+    config: ExtractConfig,
+    store: Store,
+    sources: Sequence[Source],
+    identity: Mapping[str, Any],
+    *,
+    provenance: Mapping[str, Any],
+) -> Plan:
+    """Count tokens, place units, check the room, and write the plan unless this is a dry run.
+
+    The caller holds the claim on it, or is alone.
+
+    Raises:
+        StorageError: the cache would not fit on the disk.
+    """
+    counts = count_tokens(sources, forecast=config.dry_run)
+    lengths = {name: found.lengths_N for name, found in counts.items()}
+    modalities = {
+        source.modality: ModalityPlan(
+            shape=ModalityRecord(
+                num_units=len(lengths[source.modality]),
+                global_dim=source.tower.global_dim,
+                token_dim=source.tower.token_dim if source.has_tokens else None,
+                spans=source.modality == "text",
+                kept=source.modality == "text" and config.select_tokens is not None,
+            ),
+            unit_ids_N16=source.unit_ids(),
+            lengths_N=lengths[source.modality],
+        )
+        for source in sources
+    }
+    begin = partial(
+        begin_cache,
+        store,
+        identity=identity,
+        provenance=provenance,
+        stored_dtype=config.stored_dtype,
+        shard_rows=config.shard_rows,
+        modalities=modalities,
+        compression=config.compression,
+    )
+    begin(dry_run=True)
+    # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
+    estimates = estimates_of(config, sources, counts, trial=config.dry_run)
+    free_bytes = None
+    if store.folder is not None:
+        free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
+    if not config.dry_run:
+        begin()
+    return Plan(estimates=estimates, free_bytes=free_bytes)
+
+
+def estimates_of(
+    config: ExtractConfig, sources: Sequence[Source], counts: Mapping[str, TokenCounts], *, trial: bool
+) -> tuple[Estimate, ...]:
+    return tuple(
+        estimate(
+            source,
+            counts[source.modality],
+            stored=config.stored_dtype,
+            shard_rows=config.shard_rows,
+            batch_size=config.batch_size,
+            trial=trial,
+        )
+        for source in sources
+    )
+
+
+def count_tokens(sources: Sequence[Source], *, forecast: bool) -> dict[str, TokenCounts]:
+    counts = {}
+    for source in sources:
+        with tqdm(total=len(source.unit_ids()), desc=f"{source.modality}: counting tokens", unit="unit") as bar:
+            at_most = FORECAST_TEXTS if forecast else None
+            counts[source.modality] = source.count_tokens(progress=bar.update, at_most=at_most)
+    return counts
