@@ -41,6 +41,8 @@ def test_extract_and_train(tmp_path: Path) -> None:
     assert evaluation_file(tmp_path / "run", "val", ".json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_notebook_runs_from_top_to_bottom(small_corpus: Any, tmp_path: Path) -> None:
     """Its cells, in one process and in order; corpus and cache are there already, as when it is run again."""
     shutil.copytree(small_corpus.data_root, tmp_path / "first-steps" / "data")
