@@ -144,7 +144,10 @@ def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
     """Return what `auto` means for a dataset: boxes where it gives any, else the grid."""
     if config.image_tokens != "auto":
         return config.image_tokens
-    has_boxes = config.modality != "text" and any(len(unit.boxes_R4) for unit in dataset.image_units())
+    if config.modality == "text" or not len(dataset):
+        return "grid"
+    # The first picture tells it of VCR, of which all would be opened for a teacher of texts too.
+    has_boxes = len(dataset[0].image.boxes_R4) or any(len(unit.boxes_R4) for unit in dataset.image_units())
     return "boxes" if has_boxes else "grid"
 
 

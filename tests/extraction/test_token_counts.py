@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_extraction import tiny_extract
+from tiny_extraction import TinyDataset, tiny_config, tiny_extract
 
 from advl_pipeline.extraction import run
-from advl_pipeline.extraction.sources import repeated
+from advl_pipeline.extraction.sources import image_tokens_of, repeated
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=40), st.integers(0, 300))
@@ -53,3 +53,13 @@ def test_a_forecast_counts_a_sample_and_says_so(tmp_path: Path, monkeypatch: pyt
     assert text.num_counted == 7 < text.num_units
     assert text.margin > 0
     assert written[1].num_counted == written[1].num_units
+
+
+def test_boxes_of_the_first_picture_spare_opening_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, config = TinyDataset(tmp_path), tiny_config(tmp_path / "cache")
+    assert not len(dataset[0].image.boxes_R4)
+    assert image_tokens_of(config, dataset) == "boxes"
+    boxed = next(example for example in map(dataset.__getitem__, range(len(dataset))) if len(example.image.boxes_R4))
+    monkeypatch.setattr(TinyDataset, "__getitem__", lambda self, index: boxed)
+    monkeypatch.delattr(TinyDataset, "image_units")
+    assert image_tokens_of(config, dataset) == "boxes"
