@@ -120,15 +120,15 @@ class PixelStudent(TextStudent):
     def per_picture(
         self, batch: PixelBatch, compute: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
     ) -> Any:
-        """Run the vision encoder on normalised pictures: on one where all are equal, as spoilt ones are.
+        """Run the vision encoder on normalised pictures; under `sharing` on one where all are equal, as spoilt ones are.
 
         Args:
             batch: of B pictures.
             compute: (B, 3, S, S) -> states, or several, of B rows.
         """
         pixels_B3SS = batch.pixels_B3SS
-        alike = not self.training and len(pixels_B3SS) > 1 and bool((pixels_B3SS == pixels_B3SS[:1]).all())
-        if not alike:
+        # Elsewhere nothing hangs on what pictures show: a student that is exported or compiled is one program.
+        if self._shared is None or len(pixels_B3SS) < 2 or not (pixels_B3SS == pixels_B3SS[:1]).all():
             return compute(self.normalised(batch))
         found = compute(self.normalised(dataclasses.replace(batch, pixels_B3SS=pixels_B3SS[:1])))
         rows = len(pixels_B3SS)
