@@ -120,7 +120,7 @@ class PixelStudent(TextStudent):
     def per_picture(
         self, batch: PixelBatch, compute: Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]
     ) -> Any:
-        """Run the vision encoder on normalised pictures; under `sharing` on one where all are equal, as spoilt ones are.
+        """Run the vision encoder on normalised pictures; under `sharing`, alike ones are run once.
 
         Args:
             batch: of B pictures.
