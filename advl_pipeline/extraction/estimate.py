@@ -8,19 +8,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from advl_pipeline.cache.quantise import StoredDtype, wide_dtype
 from advl_pipeline.cache.ragged import place
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
+from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
-from advl_pipeline.extraction.sources import Source, TokenCounts
+from advl_pipeline.extraction.part import open_part
+from advl_pipeline.extraction.sources import Source, TokenCounts, image_tokens_of
+from advl_pipeline.teachers.catalogue import TeacherCard
 
 _BYTES_OF: dict[StoredDtype, int] = {"float16": 2, "float32": 4, "int8": 1, "uint8": 1}
 _PER_UNIT_BYTES = 64
+_PIECES_PER_WORD = 1.15
+"""Word pieces of a word or mark of plain English, about; only where no tokenizer is at hand."""
+
+_WORDED_TEXTS = 2_000
 _CONFIDENCE_BYTES = 32
 """Of an example in a set: its id and two numbers."""
 
@@ -66,8 +75,8 @@ def estimate(
         for shard in range(placement.num_shards)
         for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
     ]
-    wide = _BYTES_OF[wide_dtype(stored)]
-    row_bytes = source.tower.token_dim * _BYTES_OF[stored] + 8 if source.has_tokens else 0
+    token_dim = source.tower.token_dim if source.has_tokens else 0
+    num_bytes = _num_bytes(placement.num_rows, placement.num_units, stored, token_dim, source.tower.global_dim)
     return Estimate(
         modality=source.modality,
         num_units=placement.num_units,
@@ -75,11 +84,39 @@ def estimate(
         margin=counts.margin,
         num_token_rows=int(placement.lengths_N.sum()),
         num_shards=placement.num_shards,
-        num_bytes=placement.num_rows * row_bytes
-        + placement.num_units * (source.tower.global_dim * wide + _PER_UNIT_BYTES),
+        num_bytes=round(num_bytes),
         padded_share=padded_share(batches, placement.lengths_N),
         seconds=_trial_seconds(source, batches) if trial else None,
     )
+
+
+def bytes_by_card(config: ExtractConfig, card: TeacherCard) -> int:
+    """Return about how many bytes a cache takes, by the widths that are stated of a teacher without its weights.
+
+    Raises:
+        ConfigError, DatasetError: as `open_part`.
+    """
+    dataset = open_part(config)
+    total = 0.0
+    if "image" in card.modalities and config.modality != "text":
+        units, kind = dataset.image_units(), image_tokens_of(config, dataset)
+        cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
+        rows = {"grid": cells * len(units), "none": 0}.get(kind, sum(max(1, len(unit.boxes_R4)) for unit in units))
+        total += _num_bytes(rows, len(units), config.dtype, card.grid_dim if rows else 0, card.image_dim)
+    if "text" in card.modalities and config.modality != "image":
+        texts = dataset.text_units()
+        drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
+        words = np.mean([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
+        pieces = float(words) * _PIECES_PER_WORD * (config.select_tokens or 1.0)
+        total += _num_bytes(pieces * len(texts), len(texts), config.dtype, card.token_dim, card.text_dim)
+    return round(total)
+
+
+def _num_bytes(rows: float, units: int, stored: StoredDtype, token_dim: int, global_dim: int) -> float:
+    """Return the bytes of so many token rows and units; `token_dim` is 0 where there are no token features."""
+    wide = _BYTES_OF[wide_dtype(stored)]
+    row_bytes = token_dim * _BYTES_OF[stored] + 8 if token_dim else 0
+    return rows * row_bytes + units * (global_dim * wide + _PER_UNIT_BYTES)
 
 
 def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], dataset: Dataset) -> tuple[Estimate, ...]:

@@ -68,6 +68,9 @@ def _disk(forecast: Forecast) -> str:
 
 def _cache(cache: CacheForecast) -> str:
     content = f" ({cache.content})" if cache.content else ""
+    if cache.num_bytes is not None and cache.seconds is None:
+        about = f"about {wording.size(cache.num_bytes)} by the teacher's widths"
+        return f"cache to extract: {cache.path}, {about}, time unknown: {cache.obstacle}{content}"
     if cache.num_bytes is None or cache.seconds is None:
         return f"cache to extract: {cache.path}, size unknown: {cache.obstacle}{content}"
     cost = f"{wording.size(cache.num_bytes)}, {wording.duration(cache.seconds)}"

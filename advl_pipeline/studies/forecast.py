@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.compute import device_name
-from advl_pipeline.errors import AdvlError, DatasetError
+from advl_pipeline.errors import AdvlError, DatasetError, WeightsUnavailable
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
@@ -17,12 +18,14 @@ from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_
 from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, recorded_recipes
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
 from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds, timings_beside, timings_here
+from advl_pipeline.teachers.catalogue import CATALOGUE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheForecast:
     """A cache to extract, its bytes and seconds by the plan of the extraction; None, and why, where there is none.
 
+    Without the teacher's weights there is no plan; bytes are then about what its stated widths come to.
     `content` says in words what is kept of what.
     """
 
@@ -35,6 +38,7 @@ class CacheForecast:
 
 def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
     """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
+    from advl_pipeline.extraction.estimate import bytes_by_card
     from advl_pipeline.extraction.run import estimate_extraction
 
     config = extraction_config(need, study, data_root)
@@ -42,7 +46,12 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
     try:
         estimates = estimate_extraction(config)
     except AdvlError as error:
-        return CacheForecast(path=need.path, num_bytes=None, seconds=None, obstacle=error.what, content=content)
+        num_bytes = None
+        card = CATALOGUE.get(need.teacher.removeprefix("random:").partition("@")[0])
+        if isinstance(error, WeightsUnavailable) and card is not None:
+            with suppress(DatasetError):
+                num_bytes = bytes_by_card(config, card)
+        return CacheForecast(path=need.path, num_bytes=num_bytes, seconds=None, obstacle=error.what, content=content)
     return CacheForecast(
         path=need.path,
         num_bytes=sum(item.num_bytes for item in estimates),

@@ -12,9 +12,11 @@ from synthetic_runs import write_study_file
 
 from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.extraction import estimate, run
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.estimate import bytes_by_card
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.students.registry import build_student
@@ -23,6 +25,7 @@ from advl_pipeline.studies.forecast import CacheForecast, Forecast, forecast_stu
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.studies.timings import MEASURED_QUESTIONS, MEASURED_STEPS, measure_kinds
+from advl_pipeline.teachers.catalogue import CATALOGUE
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
@@ -197,6 +200,11 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     )
     planned = run_extract(replace(plan, dry_run=True)).estimates
     assert cache.num_bytes == sum(item.num_bytes for item in planned)
+    # Whose weights are not at hand is sized by its stated widths, and by words.
+    assert bytes_by_card(plan, CATALOGUE["minilm-l6"]) == pytest.approx(cache.num_bytes, rel=0.15)
+    pictures = replace(plan, teacher="efficientnet-lite0", image_tokens="grid")
+    exact = sum(item.num_bytes for item in run_extract(replace(pictures, dry_run=True)).estimates)
+    assert bytes_by_card(pictures, CATALOGUE["efficientnet-lite0"]) == exact
     assert cache.seconds is not None
     assert cache.seconds > 0
     assert not cache.path.exists()
@@ -209,6 +217,20 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     # Rows are written in whole chunks of 1024, which so small a cache does not fill.
     assert cache.num_bytes == pytest.approx(written, rel=0.05, abs=1024 * 384 * 2)
     assert not forecast_study(config(tmp_path, path)).caches
+
+
+def test_a_cache_without_weights_is_sized_by_the_widths_of_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(config: ExtractConfig) -> None:
+        raise WeightsUnavailable(f"The weights of {config.teacher} are not here.")
+
+    monkeypatch.setattr(run, "estimate_extraction", refuse)
+    monkeypatch.setattr(estimate, "bytes_by_card", lambda config, card: len(card.name) * 1000)
+    told = forecast_study(config(tmp_path, write_study_file(tmp_path, num_seeds=1)))
+    assert [cache.num_bytes for cache in told.caches] == [18_000, 9_000]
+    assert told.seconds_left is None
+    assert "about 9 KB by the teacher's widths, time unknown: The weights of minilm-l6" in forecast_as_text(told)
 
 
 def test_what_stands_in_the_way_of_a_plan_is_said(tmp_path: Path) -> None:
