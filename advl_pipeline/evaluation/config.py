@@ -25,6 +25,10 @@ class EvaluateConfig(ComputeConfig, PictureOptions):
     )
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
+    generate: bool = option(
+        False,
+        help="Also let a student that answers in words generate its answers to VQA: the metric vqa_generated.",
+    )
     evaluate_on: int | None = option(
         None,
         help="Score this many questions of each set, drawn at random and the same for every run, and print the 95 % "
@@ -130,6 +134,9 @@ class PredictConfig(ComputeConfig, PictureOptions):
     output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
+    generate: bool = option(
+        False, help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list."
+    )
     regions: Path | None = option(
         None, help="Region features of the split, where they lie elsewhere than the run's; {split} as in `finetune`."
     )

@@ -28,6 +28,8 @@ METRIC_OF_TASK: Mapping[Task, str] = {
     "classes": "classes",
     "answers": "answers",
 }
+GENERATED = "vqa_generated"
+"""Metric of answers that a student words itself."""
 JOINT_METRICS: Mapping[tuple[str, str], str] = {("q2a", "qa2r"): "q2ar", ("choice", "rationale"): "joint"}
 """Metrics of two tasks of a question -> that of both being right."""
 
@@ -119,6 +121,21 @@ def score_answers(
     values = [
         question_accuracy(answers[choice], dataset.ground_truth(example.example_id), mode)
         for example, choice in zip(examples, chosen.tolist(), strict=True)
+    ]
+    return _item_scores(examples, np.array(values, dtype=np.float32))
+
+
+def score_texts(
+    examples: Sequence[Example], texts: Sequence[str], *, dataset: AnsweredDataset, mode: VqaMode
+) -> ItemScores:
+    """Score answers in words as the official VQA evaluator does, which normalises them.
+
+    Raises:
+        DatasetError: the split has no public answers.
+    """
+    values = [
+        question_accuracy(text, dataset.ground_truth(example.example_id), mode)
+        for example, text in zip(examples, texts, strict=True)
     ]
     return _item_scores(examples, np.array(values, dtype=np.float32))
 

@@ -21,7 +21,7 @@ from torch import nn
 from advl_pipeline.compute import MixedPrecision, open_device, precision
 from advl_pipeline.configuration import command_words
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, head_name
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.evaluation.use_of_vision import with_picture
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs.names import is_finished
@@ -88,6 +88,20 @@ class FinishedRun:
                 with self.student.sharing():
                     rows = [self._logits(shown.get(view, shown["shown"]), task, is_choice, view) for view in views]
                 yield from zip(*rows, strict=True)
+
+    def generated(self, examples: Iterable[Example], *, batch_size: int) -> Iterator[str]:
+        """Yield, per example, the answer that the student itself words.
+
+        Raises:
+            ConfigError: the student does not answer in words, or the run hides pictures.
+        """
+        if self.hides_picture:
+            raise ConfigError("A run without pictures generates no answers.", next_command="leave out --generate")
+        parts = _same_task_batches(examples, batch_size)
+        with Prefetcher(lambda: in_order(self.student.collate, parts, num_workers=self.num_workers)) as batches:
+            for batch in batches:
+                with precision(self.device, self.mixed_precision):
+                    yield from self.student.generate(batch.to(self.device))
 
     def _logits(self, batch: StudentBatch, task: str, is_choice: bool, view: View) -> npt.NDArray[np.float32]:
         with precision(self.device, self.mixed_precision):

@@ -110,9 +110,15 @@ def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedD
 def _predict_classes(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:
     (task,) = dataset.tasks
     called: dict[str, str] = {}
+    generates = config.generate and task == "vqa"
     for part in example_parts(dataset):
-        scores_NK = score_matrix(finished, part, config.batch_size)
-        called |= predicted_names([example.example_id for example in part], scores_NK, finished.label_names[task])
+        ids = [example.example_id for example in part]
+        if generates:
+            called |= zip(ids, finished.generated(part, batch_size=config.batch_size), strict=True)
+        else:
+            called |= predicted_names(
+                ids, score_matrix(finished, part, config.batch_size), finished.label_names[task]
+            )
     if task == "vqa":
         write_vqa_submission(path, {int(question_id): answer for question_id, answer in called.items()})
     else:

@@ -26,6 +26,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import EvaluateConfig, Probe
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
+    GENERATED,
     JOINT_METRICS,
     METRIC_OF_TASK,
     ItemScores,
@@ -37,6 +38,7 @@ from advl_pipeline.evaluation.items import (
     score_answers,
     score_items,
     score_soft_labels,
+    score_texts,
 )
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.snli_ve import confusion
@@ -119,6 +121,8 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     for task, one in scored.items():
         for kind, parts in one.items.items():
             items.setdefault(kind, {})[METRIC_OF_TASK[task]] = concatenate_items(parts)
+        if one.generated:
+            items[_TRUE_PICTURE][GENERATED] = concatenate_items(one.generated)
         arrays[f"scores/{task}"] = _concatenate_scores(one.shown)
         arrays[f"example_ids/{task}"] = np.array(one.example_ids)
         if head_name(task) != "vqa":
@@ -172,6 +176,7 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
                 for kind, spoilt_percents in percents.items()
             }
             for metric in metrics
+            if metric != GENERATED
         }
     _write(config.run, name, document, arrays)
     return document
@@ -183,6 +188,7 @@ class _Scored:
 
     shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
     items: dict[str, list[ItemScores]] = field(default_factory=dict)
+    generated: list[ItemScores] = field(default_factory=list)
     example_ids: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     seconds: float = 0.0
@@ -212,6 +218,9 @@ def _score_set(
             kept.shown.append(matrices[0])
             kept.example_ids += [example.example_id for example in examples]
             kept.labels += [example.label for example in examples]
+            if config.generate and task == "vqa":
+                texts = list(finished.generated(examples, batch_size=config.batch_size))
+                kept.generated.append(score_texts(examples, texts, dataset=_answered(dataset), mode=mode))
             for kind, scores in zip((_TRUE_PICTURE, *views[1:]), matrices, strict=True):
                 kept.items.setdefault(kind, []).append(score(examples, scores))
     return scored

@@ -16,6 +16,7 @@ METRIC_NAMES = {
     "qa2r": "QA→R accuracy",
     "q2ar": "Q→AR accuracy",
     "vqa": "VQA accuracy",
+    "vqa_generated": "VQA accuracy of generated answers",
     "snli_ve": "SNLI-VE accuracy",
     "choice": "choice accuracy",
     "rationale": "rationale accuracy",

@@ -25,6 +25,9 @@ MLFLOW_FILES = "mlflow"
 OF_TRACKERS = (TENSORBOARD, WANDB, MLFLOW, MLFLOW_FILES)
 STUDENT = MARKERS["student"].file
 STUDENT_WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER = "adapter_config.json"
+"""Of a student that is saved as low-rank updates of other weights, as peft has them."""
 TOKENIZER = "tokenizer.json"
 """Of a student whose tokenizer is not the package's own."""
 PROCESSOR = "processor"

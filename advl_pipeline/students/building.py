@@ -26,7 +26,9 @@ def builder(student_class: Any) -> Callable[[str, Path | None, Mapping[str, Any]
     def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Student:
         preset = student_class.presets[name]
         is_saved = weights is not None and (weights / DESCRIPTION_FILE).is_file()
-        saved, load = load_student_weights(weights, name) if weights is not None and is_saved else ({}, None)
+        saved, load = (
+            load_student_weights(weights, name, load_original) if weights is not None and is_saved else ({}, None)
+        )
         read_beside = getattr(student_class, "settings_beside", _tokenizer_beside)
         own = {} if weights is None else read_beside(weights)
         config = build_config(student_class.config_class, preset, saved, own, overrides, where=str(weights or name))

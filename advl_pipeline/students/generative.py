@@ -133,7 +133,7 @@ class GenerativeStudent(Student):
             raise ConfigError(
                 f"{name} has no layer {self.align_layer}.",
                 why=f"its language model has {num_layers}",
-                next_command=f"--student-option align_layer={middle} is the middle one",
+                next_command=f"--align-layer {middle} is the middle one",
             )
         self._pictures: RecentlyUsed[Picture] = RecentlyUsed(1 + CACHED_BYTES // self.picture_bytes)
         self._answer_ids: dict[tuple[str, ...], list[list[int]]] = {}

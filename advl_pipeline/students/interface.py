@@ -130,7 +130,7 @@ class StudentOutput:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoraDefaults:
+class LoraSettings:
     """Low-rank updates of a student: their rank, the scale alpha / rank, and the modules that get them, by name."""
 
     rank: int
@@ -164,7 +164,7 @@ class Student(nn.Module, ABC):
     unimodal_states: ClassVar[Literal["lower", "hidden-pass"]] = "hidden-pass"
     """Where `encode_unimodal` takes its states: below the layers in which text and picture meet, or from a pass
     through all layers in which each is hidden from the other."""
-    lora: LoraDefaults | None = None
+    lora: LoraSettings | None = None
     """How a run updates it where it starts from published weights; None: all of it is trained."""
     places: PlaceKind | None = None
     """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
@@ -223,6 +223,18 @@ class Student(nn.Module, ABC):
 
     def begin_epoch(self) -> None:
         """Say that all examples are collated anew; ignored by default."""
+
+    def generate(self, batch: StudentBatch) -> list[str]:
+        """Return the answer that a student which answers in words gives to each sequence of a batch without answers.
+
+        Raises:
+            ConfigError: the student does not answer in words.
+        """
+        raise ConfigError(
+            f"{self.name} generates no text.",
+            why="it scores the answers that it was trained on",
+            next_command="leave out --generate",
+        )
 
     def require_inputs(self) -> None:
         """Refuse a student that cannot read any example, before anything is written; nothing to refuse by default.

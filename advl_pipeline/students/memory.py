@@ -1,16 +1,27 @@
-"""Two ways to finetune a student that is large for its machine: recompute layers, or train low-rank updates only."""
+"""Two ways to finetune a student that is large for its machine: recompute layers, or train low-rank updates only.
+
+Low-rank updates are merged into a plain student. Those of a student that starts from published weights and answers in
+words are saved apart, in the format of peft, so that a run takes megabytes where its student takes gigabytes.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import Student
+from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.runs import names
+from advl_pipeline.students.interface import LoraSettings, Student
+from advl_pipeline.students.options import StudentOptions
 
 LORA_TARGETS = ("query", "value", "q_proj", "v_proj", "Wqkv")
 """Names of the attention projections that get low-rank updates, over all families."""
@@ -35,24 +46,45 @@ def enable_gradient_checkpointing(student: Student) -> int:
     return len(layers)
 
 
-def add_lora(student: Student, *, rank: int, alpha: float, dropout: float = 0.0) -> int:
-    """Freeze a student and add low-rank updates to its attention projections; returns the parameters that train.
+PEFT_PREFIX = "base_model.model."
+"""Before the names of a model's modules in an adapter's file; ours have one prefix of their own."""
+STUDENT_PREFIX = "model."
+
+
+def lora_settings(student: Student, options: StudentOptions) -> LoraSettings | None:
+    """Return the low-rank updates of a run, None where the student itself is trained."""
+    own = student.lora
+    rank = options.lora_rank
+    if rank is None:
+        rank = own.rank if own is not None and options.init is not None else 0
+    if not rank:
+        return None
+    scale = own.alpha / own.rank if own is not None else 2.0
+    return LoraSettings(
+        rank=rank,
+        alpha=options.lora_alpha or scale * rank,
+        targets=options.lora_target or (own.targets if own is not None else LORA_TARGETS),
+    )
+
+
+def add_lora(student: Student, settings: LoraSettings) -> int:
+    """Freeze a student and add low-rank updates to some of its modules; returns the parameters that train.
 
     The names of the student's parameters change until `merge_lora`; save it after merging.
 
     Raises:
-        ConfigError: peft is not installed, or the student has none of the known projections.
+        ConfigError: peft is not installed, or the student has none of the modules.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("Low-rank updates need peft.", next_command="pip install 'advl-pipeline[lora]'") from None
-    targets = [name for name, _ in student.named_modules() if name.rpartition(".")[2] in LORA_TARGETS]
+    ends = {name.rpartition(".")[2] for name, _ in student.named_modules()}
+    targets = [name for name in settings.targets if name in ends]
     if not targets:
-        raise ConfigError(f"{student.name} has no attention projection by a known name.", why=", ".join(LORA_TARGETS))
+        raise ConfigError(f"{student.name} has no module by one of these names.", why=", ".join(settings.targets))
     student.requires_grad_(False)
-    settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
-    inject_adapter_in_model(settings, student)
+    inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets), student)
     return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
 
 
@@ -68,3 +100,49 @@ def merge_lora(student: Student) -> None:
         merged.merge()
         setattr(holder, attribute, merged.get_base_layer())
     student.requires_grad_(True)
+
+
+def adapter_tensors(student: Student) -> dict[str, torch.Tensor]:
+    """Return the low-rank updates that were added to a student, under the names that peft gives them."""
+    return {
+        PEFT_PREFIX + name.removeprefix(STUDENT_PREFIX).replace(".default.", "."): value
+        for name, value in student.state_dict().items()
+        if ".lora_" in name
+    }
+
+
+def save_adapter_config(folder: Path, settings: LoraSettings, *, base: str) -> None:
+    """Write what peft needs to add saved updates to transformers' model of the weights `base`."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        base_model_name_or_path=base,
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+
+
+def load_adapter(student: Student, folder: Path) -> dict[str, torch.Tensor]:
+    """Merge saved low-rank updates into a student that holds the weights that they belong to; returns the updates.
+
+    Raises:
+        IdentityMismatch: they are of another student. WeightsUnavailable: they are not there.
+    """
+    try:
+        config = json.loads((folder / names.ADAPTER).read_text(encoding="utf-8"))
+        saved = load_file(folder / names.ADAPTER_WEIGHTS)
+    except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
+        raise WeightsUnavailable("The low-rank updates cannot be read.", where=str(folder), why=str(error)) from None
+    targets = tuple(sorted(config["target_modules"]))
+    add_lora(student, LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=targets))
+    own = adapter_tensors(student)
+    if {name: value.shape for name, value in saved.items()} != {name: value.shape for name, value in own.items()}:
+        raise IdentityMismatch("The low-rank updates are of another student.", where=str(folder))
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
+    merge_lora(student)
+    return saved

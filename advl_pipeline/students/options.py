@@ -78,10 +78,28 @@ class StudentOptions(Configuration):
         False,
         help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
     )
-    lora_rank: int = option(
-        0,
-        help="Train low-rank updates of this rank to the attention projections alone; 0 trains the student.",
+    align_layer: int | None = option(
+        None,
+        help="Layer of a student that answers in words whose states are distilled, from 1 [default: the middle one].",
+        minimum=1,
+    )
+    lora_rank: int | None = option(
+        None,
+        help="Train low-rank updates of this rank alone; 0 trains the student [default: the student's own where it "
+        "starts from --init and answers in words, else 0].",
         minimum=0,
+    )
+    lora_alpha: float | None = option(
+        None,
+        help="Scale of low-rank updates, divided by their rank [default: twice the rank; the rank for a student that "
+        "answers in words].",
+        above=0,
+    )
+    lora_target: tuple[str, ...] = option(
+        (),
+        help="Modules that get low-rank updates, by the end of their name; repeatable [default: the student's own, "
+        "else its attention projections].",
+        metavar="NAME",
     )
     compile: bool = option(
         False, help="Run the student through torch.compile; refused for students that are not tested under it."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,35 @@ from safetensors.torch import load_file
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
-from advl_pipeline.students.interface import Student
+from advl_pipeline.students.interface import LoraSettings, Student
+from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
+from advl_pipeline.students.published_weights import is_on_hub, located
+from advl_pipeline.students.weight_files import weight_files, weights_digest
 from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
 DESCRIPTION_FILE = names.STUDENT
 
 
-def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -> None:
+BASE = "base"
+"""In a description: the weights that a student's low-rank updates belong to, and their digest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """Low-rank updates, and the weights that they belong to: a folder, a file or `hf:ORG/MODEL`."""
+
+    updates: LoraSettings
+    base: Path
+
+
+def save_student(
+    folder: Path,
+    student: Student,
+    *,
+    origin: Mapping[str, Any],
+    adapter: Adapter | None = None,
+) -> None:
     """Write the student; the description comes first, so that a folder with anything of a student says so.
 
     Weights that are missing, or of another student, are told from the digest in the description.
@@ -29,17 +51,23 @@ def save_student(folder: Path, student: Student, *, origin: Mapping[str, Any]) -
         folder: created when missing.
         student: its encoder; heads and projections are not part of it.
         origin: what it was made from, such as the identity of its pretraining.
+        adapter: low-rank updates that were added to it, to be written alone.
     """
     make_folder(folder)
+    tensors = student.state_dict() if adapter is None else adapter_tensors(student)
     description = {
         "student": student.name,
         "config": student.config_dict(),
-        "parameters_digest": parameter_digest(student.state_dict()),
+        "parameters_digest": parameter_digest(tensors),
         "origin": dict(origin),
     }
+    if adapter is not None:
+        base = str(adapter.base) if is_on_hub(adapter.base) else str(adapter.base.resolve())
+        description[BASE] = {"weights": base, "digest": weights_digest(located(adapter.base))}
+        save_adapter_config(folder, adapter.updates, base=base)
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
     student.save_inputs(folder)
-    save_tensors(folder / WEIGHTS_FILE, student.state_dict())
+    save_tensors(folder / (WEIGHTS_FILE if adapter is None else names.ADAPTER_WEIGHTS), tensors)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -63,8 +91,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Callable[[Student], None]]:
+def load_student_weights(
+    folder: Path, name: str, load_original: Callable[[Student, Path], object] | None = None
+) -> tuple[dict[str, Any], Callable[[Student], None]]:
     """Return the architecture of a saved student and a function that loads its weights into a built one.
+
+    `load_original` loads published weights, to which low-rank updates may belong.
 
     Raises:
         WeightsUnavailable: nothing usable in the folder. IdentityMismatch: another student lies there, or the
@@ -94,4 +126,29 @@ def load_student_weights(folder: Path, name: str) -> tuple[dict[str, Any], Calla
                 "The weights file is not the one that student.json describes.", where=str(folder / WEIGHTS_FILE)
             )
 
-    return description["config"], load
+    def load_updates(student: Student) -> None:
+        base = Path(description[BASE]["weights"])
+        source = located(base)
+        if not weight_files(source):
+            raise WeightsUnavailable(
+                "The weights that the run's low-rank updates belong to are not there.",
+                where=str(base),
+                why=f"{folder} holds the updates alone",
+                next_command=f"put the weights back at {base}",
+            )
+        if weights_digest(source) != description[BASE]["digest"]:
+            raise IdentityMismatch(
+                "The weights are not those that the run's low-rank updates belong to.", where=str(base)
+            )
+        if (source / DESCRIPTION_FILE).is_file():
+            load_student_weights(source, name, load_original)[1](student)
+        else:
+            assert load_original is not None
+            load_original(student, source)
+        if parameter_digest(load_adapter(student, folder)) != description["parameters_digest"]:
+            raise IdentityMismatch(
+                "The low-rank updates are not those that student.json describes.",
+                where=str(folder / names.ADAPTER_WEIGHTS),
+            )
+
+    return description["config"], load_updates if BASE in description else load

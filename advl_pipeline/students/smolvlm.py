@@ -38,7 +38,7 @@ from advl_pipeline.students.generative import (
     Picture,
     settings_beside,
 )
-from advl_pipeline.students.interface import LoraDefaults
+from advl_pipeline.students.interface import LoraSettings
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
 MAX_SPLITS = 6
@@ -129,7 +129,7 @@ class SmolVlm(GenerativeStudent):
             "image_splitting": False,
         },
     }
-    lora = LoraDefaults(
+    lora = LoraSettings(
         rank=8,
         alpha=8.0,
         targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),

@@ -9,7 +9,7 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing
+from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.weight_files import weight_files
 from advl_pipeline.training.adversarial import require_perturbable
@@ -43,8 +43,8 @@ def build_finetune_model(
         require_perturbable(student)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(student)
-    if config.lora_rank:
-        add_lora(student, rank=config.lora_rank, alpha=2.0 * config.lora_rank)
+    if (updates := lora_settings(student, config)) is not None:
+        add_lora(student, updates)
     if config.compile:
         compile_student(student)
     torch.manual_seed(config.seed + 1)

@@ -25,9 +25,9 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.memory import merge_lora
+from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.published_weights import located
-from advl_pipeline.students.saved import save_student
+from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.students.weight_files import weights_digest
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
@@ -156,12 +156,18 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     accelerator.wait_for_everyone()
     timings = _train(run, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
-        if config.lora_rank:
+        updates = lora_settings(model.student, config)
+        adapter = None
+        if updates is not None and model.student.lora is not None and given.init is not None:
+            adapter = Adapter(updates=updates, base=given.init)
+        elif updates is not None:
             merge_lora(model.student)
         end = StepPlace(config=config, step=run.num_steps, phase="finetune", num_saved=run.num_steps)
         require_finite_weights(model, end)
         origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
-        save_student(folder.path, model.student, origin=origin)
+        save_student(folder.path, model.student, origin=origin, adapter=adapter)
+        if adapter is not None:
+            merge_lora(model.student)
         save_heads(folder.path, model, inputs.dataset)
         if source is not None and selects_words(model):
             words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)

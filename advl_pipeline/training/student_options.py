@@ -30,7 +30,7 @@ def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> d
         if not equals or not key:
             raise ConfigError("A student's option is not KEY=VALUE.", why=f"got {text!r}")
         found[key.replace("-", "_")] = _parse(value)
-    for key in ("regions", "ground_truth_regions", "tokenizer", "region_naming"):
+    for key in ("regions", "ground_truth_regions", "tokenizer", "region_naming", "align_layer"):
         if config.get(key):
             found[key] = config[key]
     if "regions" in found:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import Student
-from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, merge_lora
+from advl_pipeline.students.interface import LoraSettings, Student
+from advl_pipeline.students.memory import LORA_TARGETS, add_lora, enable_gradient_checkpointing, merge_lora
 from advl_pipeline.students.registry import build_student, student_names
 
 TINY = [name for name in student_names() if name.endswith("-tiny") and not name.startswith("villa")]
@@ -64,7 +64,7 @@ def test_low_rank_updates_train_and_merge(name: str, examples: list[Example]) ->
     names = set(student.state_dict())
     batch = student.collate(examples)
     before = student.encode(batch).pooled_NP.detach()
-    num_trained = add_lora(student, rank=2, alpha=4.0)
+    num_trained = add_lora(student, LoraSettings(rank=2, alpha=4.0, targets=LORA_TARGETS))
     assert 0 < num_trained < 0.1 * sum(parameter.numel() for parameter in student.parameters())
     torch.testing.assert_close(student.encode(batch).pooled_NP.detach(), before)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]

@@ -1,0 +1,207 @@
+"""Runs of a student that answers in words: updates saved apart, nothing distilled is plain, answers of all tasks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from small_corpus import SmallCorpus, build_small_corpus
+from transformers import AutoModelForImageTextToText
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
+from advl_pipeline.evaluation.predict import load_run
+from advl_pipeline.evaluation.predict_files import run_predict
+from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.smolvlm import SmolVlm
+from advl_pipeline.training.run import run_finetune
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> SmallCorpus:
+    return build_small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the hub has it: config.json, weights, processor."""
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(0)
+    student = build_student("smolvlm-tiny")
+    assert isinstance(student, SmolVlm)
+    student.processor.image_processor.do_image_splitting = False
+    student.model.save_pretrained(folder)
+    student.processor.save_pretrained(folder)
+    return folder
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+PLAIN = {"method": "plain", "cache": (), "adapt_steps": None, "student": "smolvlm-tiny", "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def updated(corpus: SmallCorpus, published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "updates"
+    options = {**PLAIN, "init": published, "learning_rate": 1e-2, "num_steps": 3, "gradient_checkpointing": True}
+    run_finetune(corpus.config(run, **options))
+    return run
+
+
+# peft asks transformers for an attribute by its older name.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_updates_of_published_weights_are_saved_as_peft_reads_them(
+    corpus: SmallCorpus, published: Path, updated: Path
+) -> None:
+    assert not (updated / "model.safetensors").exists()
+    assert (updated / "adapter_model.safetensors").stat().st_size < 0.1 * (
+        published / "model.safetensors"
+    ).stat().st_size
+    config = json.loads((updated / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], config["lora_alpha"]) == (8, 8.0)
+    student = load_run(updated).student
+    assert isinstance(student, SmolVlm)
+    base = AutoModelForImageTextToText.from_pretrained(published)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    theirs = PeftModel.from_pretrained(base, updated).merge_and_unload()
+    ours = student.model.state_dict()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours[name], value, atol=1e-6, rtol=0)
+    changed = {name for name, value in before.items() if not torch.equal(value, ours[name])}
+    ends = {name.removesuffix(".weight").rpartition(".")[2] for name in changed}
+    assert ends == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_updates_need_the_weights_that_they_belong_to(updated: Path, published: Path, tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(updated, run)
+    described = json.loads((run / "student.json").read_text(encoding="utf-8"))
+    described["base"]["weights"] = str(moved)
+    (run / "student.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(WeightsUnavailable, match="updates belong to are not there"):
+        load_run(run)
+    shutil.copytree(published, moved)
+    load_run(run)
+    other = build_student("smolvlm-tiny")
+    assert isinstance(other, SmolVlm)
+    other.model.save_pretrained(moved)
+    with pytest.raises(IdentityMismatch, match="not those"):
+        load_run(run)
+
+
+def test_asked_for_updates_are_of_the_modules_that_are_named(
+    corpus: SmallCorpus, published: Path, tmp_path: Path
+) -> None:
+    options = {**PLAIN, "init": published, "num_steps": 1, "lora_rank": 2, "lora_alpha": 6.0}
+    run_finetune(corpus.config(tmp_path / "run", **options, lora_target=("o_proj",)))
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 6.0, ["o_proj"])
+    assert all("o_proj" in name for name in load_file(tmp_path / "run" / "adapter_model.safetensors"))
+    with pytest.raises(ConfigError, match="no module by one of these names"):
+        run_finetune(corpus.config(tmp_path / "none", **options, lora_target=("query",)))
+    run_finetune(corpus.config(tmp_path / "whole", **{**options, "lora_rank": 0, "lora_alpha": None}))
+    assert (tmp_path / "whole" / "model.safetensors").exists()
+
+
+def test_lambda_zero_is_plain_step_for_step(corpus: SmallCorpus, tmp_path: Path) -> None:
+    options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 4}
+    run_finetune(corpus.config(tmp_path / "zero", **options, method="naive-kd", adapt_steps=None, distill_weight=0.0))
+    run_finetune(corpus.config(tmp_path / "plain", **{**PLAIN, **options}))
+    zero, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("zero", "plain"))
+    assert all(torch.equal(value, plain[name]) for name, value in zero.items())
+    losses = [[entry["raw/task"] for entry in logged(tmp_path / name)] for name in ("zero", "plain")]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_is_transformers_own_loop(corpus: SmallCorpus, tmp_path: Path) -> None:
+    """A plain run has the losses of a loop over transformers' model, with labels on the right answers alone."""
+    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
+    examples = [dataset[index] for index in range(len(dataset))]
+    options = {**PLAIN, "num_steps": 4, "recipe": "none", "task_loss": "answer-lm", "batch_size": len(examples)}
+    exact = {"schedule": "constant", "clip_norm": 0.0, "weight_decay": 0.0, "warmup_fraction": 0.0}
+    run_finetune(corpus.config(tmp_path / "run", **options, **exact, learning_rate=1e-3))
+    found = [entry["raw/task"] for entry in logged(tmp_path / "run")]
+    torch.manual_seed(0)
+    student = build_student("smolvlm-tiny")
+    assert isinstance(student, SmolVlm)
+    batch = student.collate(examples)
+    (answers,) = batch.answers
+    first = np.cumsum([0, *batch.num_candidates])[:-1]
+    rows = torch.tensor([int(start) + int(one.label or 0) for start, one in zip(first, examples, strict=True)])
+    ids = batch.sequence_ids_NS[rows]
+    labels = torch.full_like(ids, -100)
+    for row, (source, number) in enumerate(zip(answers.source_NQ[rows], answers.answer_NQ[rows], strict=True)):
+        place = source[number >= 0] + 1
+        labels[row, place] = ids[row, place]
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < batch.length_N[rows][:, None]).long(),
+        "pixel_values": ((batch.pixels / 255 - 0.5) / 0.5)[:, None],
+    }
+    model = student.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    expected = []
+    for _ in range(4):
+        loss = model(**inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    assert expected[-1] < expected[0] - 0.1
+
+
+@pytest.mark.parametrize("dataset", ["scenes-snli-ve", "scenes-vqa"])
+def test_classes_and_answers_are_trained_scored_and_written(
+    dataset: str, corpus: SmallCorpus, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run_finetune(corpus.config(run, **{**PLAIN, "num_steps": 2, "dataset": dataset, "task": ()}))
+    assert all(np.isfinite(entry["raw/task"]) for entry in logged(run))
+    generate = dataset == "scenes-vqa"
+    result = run_evaluate(
+        EvaluateConfig(run=run, on=("val",), data_root=corpus.data_root, probe=("blanked",), generate=generate)
+    )
+    document = result.sets["val"]
+    metrics = set(document["metrics"])
+    assert metrics == ({"vqa", "vqa_generated"} if generate else {"snli_ve"})
+    assert set(document["use_of_vision"]) == metrics - {"vqa_generated"}
+    for name in (False, True) if generate else (False,):
+        output = tmp_path / (f"{name}.json" if generate else "labels.csv")
+        found = run_predict(
+            PredictConfig(run=run, split="val", data_root=corpus.data_root, output=output, generate=name)
+        )
+        assert found.num_items == len(open_dataset(dataset, split="val", data_root=corpus.data_root))
+    if generate:
+        listed, worded = (
+            json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in (False, True)
+        )
+        assert [row["question_id"] for row in listed] == [row["question_id"] for row in worded]
+        assert {row["answer"] for row in listed} != {row["answer"] for row in worded}
+
+
+def test_a_loss_of_classes_does_not_fit_answers_in_words(corpus: SmallCorpus, tmp_path: Path) -> None:
+    options = {**PLAIN, "dataset": "scenes-vqa", "task": (), "task_loss": "soft-target-bce"}
+    with pytest.raises(ConfigError, match="answers in words") as refused:
+        run_finetune(corpus.config(tmp_path / "run", **options))
+    assert refused.value.next_command == "--task-loss answer-lm"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_with_heads_generates_nothing(corpus: SmallCorpus, tmp_path: Path) -> None:
+    options = {**PLAIN, "student": "vilt-tiny", "dataset": "scenes-vqa", "task": (), "num_steps": 1}
+    run_finetune(corpus.config(tmp_path / "run", **options))
+    with pytest.raises(ConfigError, match="generates no text"):
+        run_predict(PredictConfig(run=tmp_path / "run", split="val", data_root=corpus.data_root, generate=True))
