@@ -5,7 +5,8 @@ and picture states are those of one layer, `align_layer`. Tasks are answered by 
 score is its likelihood (`answers.py`), and no head is trained. Layers are causal and the picture comes first, so that
 picture states never depend on the text.
 
-A family gives its presets, how it reads a picture, and where its modules lie; see docs/adding-a-student.md.
+A family gives its presets, how it reads a picture, and where its modules lie; see
+docs/adding-a-generative-student.md.
 
 Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R of them picture, T tokens of answers behind
 a sequence, K answers, H width.
