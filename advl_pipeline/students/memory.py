@@ -133,7 +133,7 @@ def load_adapter(student: Student, folder: Path) -> dict[str, torch.Tensor]:
     """
     try:
         config = json.loads((folder / names.ADAPTER).read_text(encoding="utf-8"))
-        saved = load_file(folder / names.ADAPTER_WEIGHTS)
+        saved: dict[str, torch.Tensor] = load_file(folder / names.ADAPTER_WEIGHTS)
     except (FileNotFoundError, json.JSONDecodeError, SafetensorError) as error:
         raise WeightsUnavailable("The low-rank updates cannot be read.", where=str(folder), why=str(error)) from None
     targets = tuple(sorted(config["target_modules"]))
