@@ -51,23 +51,25 @@ def bare(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("light")
     tiny_extract(folder / "data", folder / "cache", confidence=False)
+    tiny_extract(folder / "data", folder / "codes", confidence=False, dtype="int8")
     return folder
 
 
-def test_a_cache_is_read_without_torch(folder: Path) -> None:
+@pytest.mark.parametrize("cache", ["cache", "codes"])
+def test_a_cache_is_read_without_torch(folder: Path, cache: str) -> None:
     body = (
         "from advl_pipeline.cache.reader import open_cache\n"
         "import numpy as np\n"
-        "text = open_cache('cache').text\n"
+        f"text = open_cache('{cache}').text\n"
         "values, lengths = text.token_features(list(text.ids))\n"
         "np.savez('read.npz', values=values, lengths=lengths)\n"
     )
     done = bare(folder, body)
     assert done.returncode == 0, done.stderr
-    text = open_cache(folder / "cache").text
+    text = open_cache(folder / cache).text
     assert text is not None
     read, (values, lengths) = np.load(folder / "read.npz"), text.token_features(list(text.ids))
-    np.testing.assert_array_equal(read["values"], values)
+    np.testing.assert_array_equal(read["values"].view(np.uint8), values.view(np.uint8))
     np.testing.assert_array_equal(read["lengths"], lengths)
 
 
@@ -77,6 +79,7 @@ def test_a_cache_is_read_without_torch(folder: Path) -> None:
         (["cache", "info", "cache"], "complete"),
         (["cache", "verify", "cache"], "sound"),
         (["cache", "export", "cache", "--to", "safetensors", "--output", "out.safetensors"], "wrote"),
+        (["cache", "export", "codes", "--to", "safetensors", "--output", "codes.safetensors"], "wrote"),
         (["cache", "prune", "cache", "--all-confidences", "--dry-run"], "would remove"),
         (["--help"], "extract"),
     ],

@@ -52,8 +52,12 @@ def to_int8(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], n
 
 
 def from_int8(codes_MD: npt.NDArray[np.int8], scale_M: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Return the float16 values that the codes stand for, as `dequantise`."""
-    import torch
+    """Return the float16 values that the codes stand for, as `dequantise`; by numpy where torch is not installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        with np.errstate(over="ignore"):
+            return (codes_MD * scale_M[:, None]).astype(np.float16)
 
     values_MD = np.empty(codes_MD.shape, np.float16)
     block_rows = max(1, _BLOCK_VALUES // codes_MD.shape[1])
