@@ -92,7 +92,7 @@ class CompressedArray(CacheArray):
                 decoded |= share
         return decoded
 
-    def _decode_frames(self, frames: Mapping[_Chunk, memoryview]) -> dict[_Chunk, Rows]:
+    def _decode_frames(self, frames: Mapping[_Chunk, bytes | memoryview]) -> dict[_Chunk, Rows]:
         shape, dtype = (self.spec.inner_rows, *self.spec.shape[1:]), DTYPES[self.spec.dtype]
         decoded: dict[_Chunk, Rows] = {}
         for (shard, chunk), frame in frames.items():
@@ -101,11 +101,14 @@ class CompressedArray(CacheArray):
                 decompress_into(frame, rows.reshape(-1).view(np.uint8))
             except ValueError as error:
                 raise self._bad_shard("A compressed chunk is damaged.", shard, str(error)) from None
+            rows.flags.writeable = False  # It is kept, and views of it are handed out.
         return decoded
 
-    def _frame(self, shard: int, chunk: int) -> memoryview:
+    def _frame(self, shard: int, chunk: int) -> bytes | memoryview:
         mapped, ends_C1 = self._map(shard), self._chunk_ends[shard]
-        return memoryview(mapped)[int(ends_C1[chunk]) : int(ends_C1[chunk + 1])]
+        place = slice(int(ends_C1[chunk]), int(ends_C1[chunk + 1]))
+        # A view would keep a fetched file here until the last frame is decoded.
+        return mapped[place] if self._store.reads_whole else memoryview(mapped)[place]
 
     def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
         ends_C1 = self._chunk_ends[shard]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
-from advl_pipeline.cache import compressed
+from advl_pipeline.cache import compressed, disk_cache
 from advl_pipeline.cache.compressed import CompressedArray
 from advl_pipeline.cache.compression import compress, decompress_into
+from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.disk_cache import DiskCache
+from advl_pipeline.cache.files import entry_of
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.layout import ArraySpec
+from advl_pipeline.cache.object_store import ObjectStore
 
 SPEC = ArraySpec(path="values", shape=(1500, 24), dtype="float16", shard_rows=512, inner_rows=16, compression="zstd")
 NUM_CHUNKS = -(-1500 // 16)
@@ -81,3 +86,36 @@ def test_several_threads_read_one_array(rows: np.ndarray, tmp_path: Path) -> Non
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(is_right, range(40)))
+
+
+def test_what_is_kept_cannot_be_written_to(rows: np.ndarray, tmp_path: Path) -> None:
+    array = CompressedArray(FolderStore(tmp_path), SPEC)
+    (stretch,) = array.stretches(np.array([3]), np.array([5]))
+    with pytest.raises(ValueError, match="read-only"):
+        stretch[:] = 0
+
+
+class Remote:
+    """The part of an object store that reading shards needs, over a folder."""
+
+    url = "s3://bucket/cache"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def stream(self, name: str) -> list[bytes]:
+        return [(self.folder / name).read_bytes()]
+
+
+def test_fetched_shards_are_not_all_needed_at_once(
+    rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_cache, "_SECONDS_TO_WAIT_FOR_ROOM", 0)
+    names = [SPEC.shard_path(shard) for shard in range(SPEC.num_shards)]
+    contents = {name: (tmp_path / name).read_bytes() for name in names}
+    bound = DiskCacheConfig(folder=tmp_path / "bounded", max_bytes=max(map(len, contents.values())))
+    store = DiskCache(cast(ObjectStore, Remote(tmp_path)), bound, key="a-cache")
+    store.expect({name: entry_of(content) for name, content in contents.items()})
+    first_Q = np.arange(0, 1500, 100)
+    found = CompressedArray(store, SPEC).stretches(first_Q, np.full(len(first_Q), 10))
+    np.testing.assert_array_equal(np.concatenate(found), rows[(first_Q[:, None] + np.arange(10)).ravel()])
