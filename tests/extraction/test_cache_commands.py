@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,14 +17,15 @@ from safetensors.numpy import load_file
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
+from advl_pipeline.cache import provenance
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.configuration import build_config
+from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction import run as run_module
-from advl_pipeline.extraction.config import ImportConfig
+from advl_pipeline.extraction.config import ExtractConfig, ImportConfig
 from advl_pipeline.extraction.imported import import_features
 from advl_pipeline.extraction.recompute import recompute
 
@@ -240,3 +242,12 @@ def test_import_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         import_features(config, dataset)
     assert dataset.image_units()[1].path.name in caught.value.why
+
+
+def test_a_command_that_makes_a_cache_again_says_all_that_decides_it() -> None:
+    """`cache/` may not import the configuration whose options it writes down."""
+    options = {item.name: item for item in dataclasses.fields(ExtractConfig)}
+    deciding = {name for name, item in options.items() if item.metadata["identity"] in ("value", "content")}
+    assert set(provenance._EXTRACT_OPTIONS) == deciding | {"weights", "data_root"}
+    plain = config_to_dict(ExtractConfig(teacher="any", dataset="any"))
+    assert {name: plain[name] for name in provenance._UNSAID} == provenance._UNSAID
