@@ -35,6 +35,8 @@ def find_landmarks(
 ) -> None:
     """Give the model's distiller its landmarks; none where the method has no use for them, or words have no record.
 
+    Regions have landmarks below the fusion only, where a region's name is what pretraining aligned it with.
+
     Args:
         model: before its first step, on `device`; left in the mode that it was in.
         dataset: of the inputs.
@@ -54,7 +56,8 @@ def find_landmarks(
     was_training = model.training
     model.eval()
     sums = {name: LandmarkSums() for name in teachers["text"]}
-    words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"]}
+    below_fusion = settings.distill_layer == "unimodal"
+    words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
     for start in range(0, len(chosen), at_once):
         examples = [dataset[position] for position in chosen[start : start + at_once]]

@@ -1,6 +1,7 @@
 """Where teacher signals come from: caches, joined to the examples of a batch by unit id, never by position.
 
-Runs on the background thread. Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width.
+Signals of several batches may be built at once, on threads.
+Shapes: B examples, N sequences, S boxes, W words, M token rows, D teacher width.
 """
 
 from __future__ import annotations

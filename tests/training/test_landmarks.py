@@ -59,16 +59,16 @@ def test_known_words_are_landmarks_and_are_not_distilled(small_corpus: Any, know
     assert logs["known"][0]["raw/text"] != logs["all"][0]["raw/text"]
 
 
-def test_regions_that_the_student_names_are_landmarks_of_the_vision_pathway(
-    small_corpus: Any, known: Path, tmp_path: Path
+@pytest.mark.parametrize(("layer", "has_landmarks"), [("unimodal", True), ("fused", False)])
+def test_regions_that_the_student_names_are_landmarks_below_the_fusion(
+    small_corpus: Any, known: Path, tmp_path: Path, layer: str, has_landmarks: bool
 ) -> None:
     logs = {}
     for landmarks in ("known", "all"):
-        run_finetune(
-            small_corpus.config(tmp_path / landmarks, known_words=known, landmarks=landmarks, pathway="vision")
-        )
+        options = {"landmarks": landmarks, "distill_layer": layer, "pathway": "vision", "known_words": known}
+        run_finetune(small_corpus.config(tmp_path / landmarks, **options))
         logs[landmarks] = losses(tmp_path / landmarks)
-    assert logs["known"][0]["raw/vision"] != logs["all"][0]["raw/vision"]
+    assert (logs["known"][0]["raw/vision"] != logs["all"][0]["raw/vision"]) == has_landmarks
     assert logs["known"][-1]["raw/vision"] > 0
 
 
