@@ -23,8 +23,8 @@ class FollowsTeacher:
 texts = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()
 rows = [{"input_ids": tensor([*text.encode()[:64].ljust(64)]), "labels": int(len(text) > 40)} for text in texts]
 data = CachedFeatures(sys.argv[1:2], "text", unit_ids=list(map(text_unit_id, texts)), rows=rows)
-model = BertForSequenceClassification(BertConfig(256, 64, 2, 4, 128))
-model.projection = nn.Linear(64, len(next(iter(data[0]["teachers"].values()))["global"]))
+model = BertForSequenceClassification(BertConfig(vocab_size=256, hidden_size=48, num_hidden_layers=2))
+model.projection = nn.Linear(48, len(next(iter(data[0]["teachers"].values()))["global"]))
 # Without remove_unused_columns=False what the model's forward does not name goes, and so do the teachers.
 arguments = TrainingArguments("trained", remove_unused_columns=False, report_to="none", max_steps=20, logging_steps=5)
 type("Distiller", (FollowsTeacher, Trainer), {})(model, arguments, FeatureCollator(), data).train()

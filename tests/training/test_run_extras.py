@@ -139,6 +139,7 @@ def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) 
     assert found == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
 
 
+@pytest.mark.filterwarnings("ignore")  # Of the packages themselves.
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_other_trackers_need_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)
