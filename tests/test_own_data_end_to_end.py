@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from own_rows import answer_row, choice_row, class_row, write_csv, write_json_lines
 
-from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
 
 ROOT = Path(__file__).parents[1]
@@ -60,12 +60,9 @@ def advl(
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: Any, code: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main(list(map(str, arguments)))
-        printed = capsys.readouterr()
-        assert stop.value.code == code, printed.err
-        return printed.out, printed.err
+        found, out, told = commands.advl(capsys, *arguments)
+        assert found == code, told
+        return out, told
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -47,7 +48,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         title=family["title"],
         model=model,
         usage=usage,
-        notes=[*result.get("caveats", ()), *([family["unproven"]] if family["unproven"] else [])],
+        notes=[*result.get("caveats", ()), *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
         dataset=identity["dataset"],
         tasks=", ".join(config["task"]),
         num_labelled=result["num_labelled"],
@@ -81,7 +82,8 @@ def _scores(run: Path) -> tuple[str, list[int]]:
         result = gather_study(study) if (study / MARKERS["study"].file).is_file() else gather_runs(run)
     except ConfigError:
         return "The run was not evaluated.", []
-    return as_markdown(result).strip(), list(result.study.seeds)
+    # Its headings stand below one of the card's.
+    return re.sub("^#", "###", as_markdown(result).strip(), flags=re.MULTILINE), list(result.study.seeds)
 
 
 def _use_of_vision(run: Path) -> str:

@@ -129,6 +129,8 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
             f"The program of {student.name} does not compute what the student does.",
             why=f"logits differ by {difference:.1g} on made-up examples",
         )
+    # They hold the weights a second time.
+    program.example_inputs = None
     return StudentProgram(
         program=program,
         weights=weights,

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from commands import exit_code
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
 from own_rows import choice_row, write_json_lines
 from small_clip import save_small_clip
@@ -25,7 +26,7 @@ from small_corpus import SmallCorpus
 from small_roberta import save_small_roberta
 
 from advl_cli.advice import command_of
-from advl_cli.main import group, main
+from advl_cli.main import group
 from advl_cli.reference import commands, help_blocks
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
@@ -106,9 +107,8 @@ def reason_not_to_run(line: str) -> str:
 
 def advl(words: Sequence[Any]) -> None:
     """Run a command that must succeed, in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert stop.value.code == 0, f"advl {shlex.join(map(str, words))} exits with {stop.value.code}"
+    code = exit_code(*words)
+    assert code == 0, f"advl {shlex.join(map(str, words))} exits with {code}"
 
 
 def cut_down(words: Sequence[str]) -> list[str]:

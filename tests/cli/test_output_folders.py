@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import complaint as advl
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_cli.main import main
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import MARKERS, FolderKind, folder_kind, require_folder
 
@@ -38,12 +38,6 @@ COMMANDS: dict[FolderKind, tuple[str, ...]] = {
     "run": ("finetune", "--dataset", "scenes-vcr", "--method", "plain", "--no-resume", "--output", "{folder}"),
     "student": ("pretrain", "--output", "{folder}"),
 }
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0), capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", MADE)

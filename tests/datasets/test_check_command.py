@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import advl
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa, write_vqa_cp
 
-from advl_cli.main import main
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.lowshot import nested_subset, read_id_list
 from advl_pipeline.datasets.registry import dataset_names, open_dataset
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, printed.out, printed.err
 
 
 def split_of(document: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import advl
 from dataset_mirrors import vcr_record, write_vcr, write_vqa
 from region_mirrors import FEATURE_SIZE, WRITERS, features_of, write_npz, write_uniter_layout
-
-from advl_cli.main import main
 
 SPLITS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 
@@ -27,14 +26,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pictures(root: Path, split: str) -> list[Path]:
     return sorted((root / "vqa-v2" / SPLITS[split]).glob("*.jpg"))
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, printed.out, printed.err
 
 
 def finetune(root: Path, run: Path, regions: Path, naming: str) -> list[Any]:

@@ -9,21 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import advl as run
 from dataset_mirrors import snli_ve_record, write_lines
-
-from advl_cli.main import main
 
 ASSETS = Path(__file__).parents[1] / "assets"
 VQA = ASSETS / "vqa_eval"
 VCR = ASSETS / "vcr"
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, printed.out, printed.err
 
 
 def vqa_arguments(results: Path, *more: str) -> list[Any]:

@@ -9,23 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import advl
 from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
 
-from advl_cli.main import main
 from advl_pipeline.datasets.cards import CARD_NAMES, load_card
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.hypothesis_only import fit, hashed_words
 from advl_pipeline.evaluation.question_match import match_questions, original_of
 from advl_pipeline.evaluation.shift import shift_drop
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, printed.out, printed.err
 
 
 def test_vqa_vs_looks_for_its_pictures_in_both_folders(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import advl
 from safetensors.numpy import load_file
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
-from advl_cli.main import main
 from advl_pipeline.cache import provenance
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.reader import open_cache
@@ -41,14 +41,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(pristine: Path, tmp_path: Path) -> Path:
     shutil.copytree(pristine / "cache", tmp_path / "cache")
     return tmp_path / "cache"
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run the command line; returns exit code, stdout and stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(caught.value.code or 0), captured.out, captured.err
 
 
 def test_info(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,8 @@ def test_any_student_becomes_a_program_for_any_batch(name: str, tmp_path: Path) 
 def test_a_program_runs_on_torch_alone(small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
     run = finetuned(small_corpus, tmp_path / "run", "uniter-tiny")
     run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
+    sizes = [(tmp_path / "out" / name).stat().st_size for name in ("program.pt2", "model.safetensors")]
+    assert sizes[0] < sizes[1] / 4, "weights are stored once"
     finished = load_run(run)
     batch = finished.student.collate(made_up_examples(tmp_path, "vcr-q2a"))
     described = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
@@ -141,7 +143,13 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     identities = [entry["identity"] for entry in json.loads((run / names.CACHES).read_text(encoding="utf-8"))]
     assert len(identities) == 2
-    told = ("minilm-l6: Apache-2.0", "efficientnet-lite0: Apache-2.0", "advl finetune --dataset scenes-vcr", "seed 0")
+    told = (
+        "minilm-l6: Apache-2.0",
+        "efficientnet-lite0: Apache-2.0",
+        "advl finetune ",
+        "--dataset scenes-vcr",
+        "seed 0",
+    )
     for words in (*told, "picture blanked", "Q→A", json.loads((run / "run.json").read_text())["dataset"]["name"]):
         assert words in card, words
     run_export(ExportRunConfig(run=tmp_path / "bare", to="torch", output=tmp_path / "bare-out"))

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 from hub_server import TOKEN, Hub, serve_hub
 
-from advl_cli.main import main
 from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.training.run import run_finetune
@@ -35,13 +35,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def advl(capsys: pytest.CaptureFixture[str]) -> Command:
     def run(*words: Any, code: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        printed = capsys.readouterr()
-        assert stop.value.code == code, printed.err
-        assert "Traceback" not in printed.err
-        return printed.out, printed.err
+        found, out, told = commands.advl(capsys, *words)
+        assert found == code, told
+        assert "Traceback" not in told
+        return out, told
 
     return run
 

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_vcr
 from small_clip import save_small_clip
 from small_roberta import save_small_roberta
 
-from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import read_study
@@ -44,12 +44,6 @@ def write_study(folder: Path, *, seeds: str = "[0]", weights: str) -> Path:
     path = folder / "trial.toml"
     path.write_text(STUDY.format(seeds=seeds, weights=weights), encoding="utf-8")
     return path
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, arguments)))
-    return int(caught.value.code or 0)
 
 
 def test_each_teacher_has_its_own_weights_and_a_finished_cache_asks_for_none(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from commands import advl
 from dataset_mirrors import vcr_record, write_vcr
 
-from advl_cli.main import main
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.region_student import PIXELS_CAVEAT
@@ -58,14 +57,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(build_student(f"{name}-tiny").state_dict(), folder / f"{name}.pt")
     (folder / "mine.toml").write_text(MINE.format(root=folder), encoding="utf-8")
     return folder
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, printed.out, printed.err
 
 
 def test_the_shipped_study_says_which_student_it_takes_and_why(

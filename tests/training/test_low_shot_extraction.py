@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import exit_code as call
 from dataset_mirrors import vcr_record, write_vcr
 
-from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
@@ -27,12 +27,6 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_vcr(Path("datasets"), [vcr_record(number, split="train") for number in range(NUM_QUESTIONS)], split="train")
     write_vcr(Path("datasets"), [vcr_record(number, split="val") for number in range(4)], split="val")
     return tmp_path
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, arguments)))
-    return int(caught.value.code or 0)
 
 
 def finetune(output: str, *more: object) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from commands import complaint as advl
 from run_logs import metrics
 from torch import nn
 
-from advl_cli.main import main
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.training import run as run_module
@@ -24,13 +24,6 @@ from advl_pipeline.training.checkpoint import read_checkpoint
 from advl_pipeline.training.finite import StepPlace, require_finite_gradient, require_finite_weights
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0), capsys.readouterr().err
 
 
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(
@@ -103,8 +96,8 @@ def test_weights_are_looked_at_before_the_student_is_written(
 ) -> None:
     train = run_module._train
 
-    def spoil(config: Any, settings: Any, method: Any, model: nn.Module, *others: Any) -> Any:
-        timings = train(config, settings, method, model, *others)
+    def spoil(run: Any, model: nn.Module, *others: Any) -> Any:
+        timings = train(run, model, *others)
         with torch.no_grad():
             next(model.parameters()).view(-1)[0] = torch.inf
         return timings

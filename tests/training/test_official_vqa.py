@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import exit_code as call
 from dataset_mirrors import write_picture, write_vqa
 
-from advl_cli.main import main
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.errors import DatasetError
 
@@ -22,12 +22,6 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split in ("train", "val", "test"):
         write_vqa(Path("datasets"), split=split, count=60)
     return Path("datasets/vqa-v2")
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(list(map(str, arguments)))
-    return int(caught.value.code or 0)
 
 
 def extract(*more: object) -> int:

@@ -7,23 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import complaint as advl
 from tiny_extraction import tree_bytes
 
-from advl_cli.main import main
 from advl_pipeline.datasets.scenes.build import run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Give a command; returns its exit code and what it says on stderr."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0), capsys.readouterr().err
 
 
 def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path | None = None) -> list[object]:

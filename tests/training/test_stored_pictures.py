@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from commands import exit_code as advl
 from run_logs import losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 
-from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.registry import open_dataset
@@ -25,12 +25,6 @@ from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.stored_pictures import StoredPictures
 
 SIZE = 112
-
-
-def advl(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture

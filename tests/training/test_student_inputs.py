@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from commands import advl
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr, write_vqa
 
-from advl_cli.main import main
 from advl_pipeline.students.region_student import PIXELS_CAVEAT
 from advl_pipeline.students.registry import build_student
 
@@ -27,14 +27,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("uniter-tiny", "visualbert-tiny"):
         torch.save(build_student(name).state_dict(), folder / f"{name}.pt")
     return folder
-
-
-def advl(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, printed.out, printed.err
 
 
 def finetune(root: Path, run: Path, student: str, *more: Any, dataset: str = "vcr") -> list[Any]:
