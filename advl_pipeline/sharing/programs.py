@@ -45,14 +45,17 @@ import torch
 from safetensors.torch import load_file
 
 
+INPUTS = {names}
+
+
 def load(folder: Path = Path(__file__).parent) -> Callable[[dict[str, torch.Tensor]], torch.Tensor]:
     """Read program and weights; the function returns (N, {num_classes})."""
-    weights = load_file(folder / "model.safetensors")
+    weights = dict(sorted(load_file(folder / "model.safetensors").items()))
     program = torch.export.load(folder / "program.pt2").module()
 
     def logits(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.inference_mode():
-            return program(weights, batch)
+            return program(weights, {{name: batch[name] for name in INPUTS}})
 
     return logits
 '''
@@ -69,7 +72,7 @@ class StudentProgram:
     def loader(self, name: str, num_classes: int) -> str:
         """Return the source of `load.py`."""
         told = "\n".join(f"- {key}: {shape}" for key, shape in self.inputs.items())
-        return LOADER.format(name=name, inputs=told, num_classes=num_classes)
+        return LOADER.format(name=name, inputs=told, names=tuple(self.inputs), num_classes=num_classes)
 
 
 class _Scores(nn.Module):
@@ -109,7 +112,7 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
     with tempfile.TemporaryDirectory() as folder:
         batch = student.collate(made_up_examples(Path(folder), task))
     inputs = {name: getattr(batch, name) for name in _fields_read(scores, batch)}
-    weights = {name: value.detach() for name, value in scores.state_dict().items()}
+    weights = {name: value.detach() for name, value in sorted(scores.state_dict().items())}
     shapes = (
         {name: dict.fromkeys(range(value.ndim), Dim.STATIC) for name, value in weights.items()},
         {name: dict.fromkeys(range(value.ndim), Dim.AUTO) for name, value in inputs.items()},
