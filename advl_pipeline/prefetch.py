@@ -6,6 +6,7 @@ tokenising and copying leave the interpreter to others.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import deque
@@ -90,6 +91,8 @@ class Prefetcher(Generic[Item]):
         self.seconds_waited = 0.0
 
     def __enter__(self) -> Self:
+        # Preparing makes many small objects: the collector would look through all that is loaded again and again.
+        gc.freeze()
         self._thread.start()
         return self
 
@@ -98,6 +101,7 @@ class Prefetcher(Generic[Item]):
     ) -> None:
         self._end()
         self._thread.join()
+        gc.unfreeze()
 
     def __iter__(self) -> Iterator[Item]:
         while True:

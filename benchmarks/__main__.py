@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import vcr_index
 from benchmarks.corpus import pictures, texts
+from benchmarks.feed import measure_feed
 from benchmarks.page import render, write_page
 from benchmarks.reading import INLINE, STREAM, Rate, measure_reading, median_ratio, sequential_cold_share
 from benchmarks.scale import opening_seconds, streaming_memory
@@ -30,7 +31,7 @@ from benchmarks.writing import measure_writing
 
 _OURS = (STREAM, INLINE, "ours, by id")
 _LIMIT = "np.memmap"
-_SECTIONS = ("reading", "variants", "writing", "training", "students", "scale", "readers")
+_SECTIONS = ("reading", "variants", "writing", "feed", "training", "students", "scale", "readers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ def main() -> None:
             _variants(folder, options.quick, figures)
         if "writing" in sections:
             goals += _writing(folder, options.quick, figures)
+        if "feed" in sections:
+            goals += _feed(folder, options.quick, figures)
         if "training" in sections:
             goals += _training(folder, options.quick, figures)
         if "students" in sections:
@@ -108,6 +111,25 @@ def _variants(folder: Path, quick: bool, figures: dict[str, Any]) -> None:
             f"{item.name:<24}{item.num_bytes / 1e6:>8.0f}{item.units_per_second / 1e3:>18.1f}"
             f"{item.cosine_error:>12.1e}"
         )
+
+
+def _feed(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:
+    """Prepare batches without a model: what a GPU could be fed."""
+    found = measure_feed(folder / "feed", num_photos=64, num_examples=512 if quick else 2_048)
+    figures["feed"] = asdict(found)
+    print(f"\n{'examples/s prepared':<44}{'per core':>10}{'1 worker':>10}{'2 workers':>10}")
+    for name, feed in (("photos", found.photos), ("stored pictures", found.stored), ("regions", found.regions)):
+        print(f"{name:<44}{feed.per_core:>10.0f}{feed.one_worker:>10.0f}{feed.two_workers:>10.0f}")
+    print(
+        f"decoding alone {found.decoding:.0f} photos/s; {found.tokens_per_question:.0f} tokens a question of regions"
+    )
+    return [
+        Goal(name="photos fed, share of decoding alone", value=found.photos.per_core / found.decoding, target=0.8),
+        Goal(name="stored pictures fed, against decoding", value=found.stored.per_core / found.decoding, target=10),
+        Goal(name="stored pictures/s, two cores", value=found.stored.two_cores, target=1_500),
+        Goal(name="questions/s, 36 regions, two teachers, two cores", value=found.regions.two_cores, target=1_000),
+        Goal(name="share of steps of 40 ms waiting, by the clock", value=found.waits, target=0.02, at_least=False),
+    ]
 
 
 def _training(folder: Path, quick: bool, figures: dict[str, Any]) -> list[Goal]:

@@ -31,6 +31,14 @@ def render(figures: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> st
     if writing := figures.get("writing"):
         rows = [[name.replace("_", " "), f"{rate:.{0 if rate >= 10 else 2}f}"] for name, rate in writing.items()]
         parts.append(_table(["extraction with minilm-l6", "texts/s, or ratio"], rows))
+    if feed := figures.get("feed"):
+        names = {"photos": "photos of 1280 x 720 at 384", "stored": "stored pictures at 384", "regions": "36 regions"}
+        rows = [
+            [said, *(f"{feed[name][key]:.0f}" for key in ("per_core", "one_worker", "two_workers"))]
+            for name, said in names.items()
+        ]
+        header = ["examples/s without a model", "per core", "one worker, clock", "two workers, clock"]
+        parts.append(_table(header, [["decoding alone", f"{feed['decoding']:.0f}", "", ""], *rows]))
     if training := figures.get("training"):
         rows = [[name.replace("_", " "), f"{value:.4f}"] for name, value in training.items()]
         parts.append(_table(["training step", "seconds, or share"], rows))

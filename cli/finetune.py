@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import Any
 
@@ -28,6 +29,9 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     config = config_from_flags(FinetuneConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
+    if config.dry_run:
+        _say_forecast(config, as_json=as_json)
+        return
     from advl_pipeline.training.run import run_finetune
 
     result = run_finetune(config)
@@ -50,3 +54,20 @@ def command(as_json: bool, **flags: Any) -> None:
     on = split_to_score(config.dataset, config.data_root)
     follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", on])
     click.echo(f"next: {what_follows(follows)}")
+
+
+def _say_forecast(config: FinetuneConfig, *, as_json: bool) -> None:
+    from advl_pipeline.training.dry_run import forecast_epoch
+
+    found = forecast_epoch(config)
+    if as_json:
+        told = {"epoch_seconds": found.epoch_seconds, "bottleneck": found.bottleneck, "seconds_by_part": found.parts}
+        print_json({**dataclasses.asdict(found), **told})
+        return
+    for part, seconds in found.parts.items():
+        click.echo(f"{part}: {1000 * seconds:.1f} ms a step")
+    machine = f"{found.machine.cores} cores, {found.machine.workers} workers"
+    click.echo(f"an epoch of {found.num_steps:,} steps takes about {found.epoch_seconds:,.0f} s ({machine})")
+    click.echo(f"what limits it: {found.bottleneck}")
+    if found.bottleneck in ("preparing batches", "the cores"):
+        click.echo("a student over pixels need not decode: advl prepare; more cores help with --num-workers")

@@ -44,4 +44,4 @@ def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.
     """
     deviation = variance_D.clamp(min=0).sqrt()
     scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
-    return (values_D.float() - mean_D) * scale
+    return (values_D.float() - mean_D).mul_(scale)

@@ -36,11 +36,11 @@ class PictureSource(Protocol):
 
 
 class DecodedPictures:
-    """Decodes picture files; the most recently used ones stay in memory."""
+    """Decodes picture files; the most recently used ones stay in memory, `kept_bytes` of them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, kept_bytes: int = KEPT_BYTES) -> None:
         self.size = size
-        self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(KEPT_BYTES // (3 * size * size))
+        self._kept: RecentlyUsed[torch.Tensor] = RecentlyUsed(kept_bytes // (3 * size * size))
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         return torch.stack([self._kept.get(unit.unit_id, partial(self._read, unit)) for unit in units])

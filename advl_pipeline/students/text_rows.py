@@ -101,26 +101,28 @@ class TextTokenizer:
     def encode(
         self, candidates: Sequence[Candidate], replaced: Sequence[Sequence[ReplacedSpan]] | None = None
     ) -> list[list[Part]]:
-        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains."""
-        strings: list[str] = []
-        starts: list[int] = []
-        plans: list[list[list[int | ReplacedSpan]]] = []
+        """Return the parts of each candidate, tokenised; empty parts are left out, at least one part remains.
+
+        What several candidates have in common, such as their question, is tokenised once.
+        """
+        number_of: dict[str, int] = {}
+        plans: list[list[list[tuple[int, int] | ReplacedSpan]]] = []
         for index, candidate in enumerate(candidates):
             spans = sorted(replaced[index], key=lambda span: span.start) if replaced else []
-            plan: list[list[int | ReplacedSpan]] = []
+            plan: list[list[tuple[int, int] | ReplacedSpan]] = []
             for start, end in part_ranges(candidate):
-                pieces: list[int | ReplacedSpan] = []
+                pieces: list[tuple[int, int] | ReplacedSpan] = []
                 for piece in _split(start, end, spans):
                     if isinstance(piece, ReplacedSpan):
                         pieces.append(piece)
                     else:
-                        pieces.append(len(strings))
-                        strings.append(candidate.text[piece[0] : piece[1]])
-                        starts.append(piece[0])
+                        text = candidate.text[piece[0] : piece[1]]
+                        pieces.append((number_of.setdefault(text, len(number_of)), piece[0]))
                 plan.append(pieces)
             plans.append(plan)
-        encodings: list[Any] = self._tokenizer.encode_batch(strings, add_special_tokens=False)
-        return [[_assemble(pieces, encodings, starts) for pieces in plan] for plan in plans]
+        encodings = self._tokenizer.encode_batch(list(number_of), add_special_tokens=False)
+        tokens = [(encoding.ids, encoding.offsets) for encoding in encodings]
+        return [[_assemble(pieces, tokens) for pieces in plan] for plan in plans]
 
     def _special(self, *names: str) -> int:
         for name in names:
@@ -226,15 +228,19 @@ def _split(start: int, end: int, spans: Sequence[ReplacedSpan]) -> list[tuple[in
     return pieces
 
 
-def _assemble(pieces: Sequence[int | ReplacedSpan], encodings: Sequence[Any], starts: Sequence[int]) -> Part:
+def _assemble(
+    pieces: Sequence[tuple[int, int] | ReplacedSpan], tokens: Sequence[tuple[list[int], list[tuple[int, int]]]]
+) -> Part:
+    """Join pieces: the number of a tokenised text and where it starts, or what stands for some characters."""
     part = Part()
     for piece in pieces:
         if isinstance(piece, ReplacedSpan):
             part.token_ids.append(piece.token_id)
             part.spans.append((piece.start, piece.end))
         else:
-            part.token_ids += encodings[piece].ids
-            part.spans += [(first + starts[piece], last + starts[piece]) for first, last in encodings[piece].offsets]
+            (ids, offsets), start = tokens[piece[0]], piece[1]
+            part.token_ids += ids
+            part.spans += [(first + start, last + start) for first, last in offsets] if start else offsets
     return part
 
 

@@ -41,13 +41,16 @@ class SquarePictures:
         """Decode and squeeze; raises `DatasetError` naming a picture that cannot be decoded."""
         planes_3SS = read_square(unit.path, self.token_dim).transpose(2, 0, 1)
         rows = np.ascontiguousarray(planes_3SS).reshape(-1, self.token_dim)
-        return PreparedUnit(inputs={"pixels": torch.from_numpy(rows)}, num_tokens=len(rows))
+        colour_3 = rows.reshape(3, -1).sum(1, dtype=np.uint32) / np.float32(self.token_dim**2)
+        inputs = {"pixels": torch.from_numpy(rows), "colour": torch.from_numpy(colour_3.astype(np.float32))}
+        return PreparedUnit(inputs=inputs, num_tokens=len(rows))
 
     def encode(self, units: Sequence[PreparedUnit]) -> EncodedBatch:
         """Hand out the pixels."""
-        pixels = [unit.inputs["pixels"] for unit in units]
-        colours_N3 = torch.stack([rows.reshape(3, -1).float().mean(1) for rows in pixels])
-        return EncodedBatch(global_ND=colours_N3, token_values=pixels)
+        return EncodedBatch(
+            global_ND=torch.stack([unit.inputs["colour"] for unit in units]),
+            token_values=[unit.inputs["pixels"] for unit in units],
+        )
 
 
 def open_squares(size: str) -> Teacher:

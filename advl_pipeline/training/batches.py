@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ class TrainingBatch:
 
     `image_ids_B` (int64) is equal where two examples show the same picture. `anchored_B` (bool) is False for pictures
     of another split than the one that is trained on: pretraining may never have seen their like.
+    `seconds_preparing` is the processor time of collating it.
     """
 
     example_ids: tuple[str, ...]
@@ -44,6 +46,7 @@ class TrainingBatch:
     signal: TeacherSignal | None
     image_ids_B: torch.Tensor
     anchored_B: torch.Tensor
+    seconds_preparing: float = 0.0
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Return the batch with every tensor on a device."""
@@ -55,6 +58,7 @@ class TrainingBatch:
             signal=None if self.signal is None else self.signal.to(device),
             image_ids_B=self.image_ids_B.to(device),
             anchored_B=self.anchored_B.to(device),
+            seconds_preparing=self.seconds_preparing,
         )
 
 
@@ -140,6 +144,7 @@ def collate_batch(
     Labels are used of `labelled_ids` alone, where given. Answers in words are laid out where all labels may be used:
     the adapt step scores none.
     """
+    began = time.thread_time()
     task, names = examples[0].task, dataset.label_names(examples[0].task)
     batch = student.collate(examples)
     targets = collate_targets(examples, len(names), labelled_ids=labelled_ids)
@@ -157,4 +162,5 @@ def collate_batch(
         signal=signal,
         anchored_B=torch.tensor([example.example_id not in other_ids for example in examples]),
         image_ids_B=torch.tensor([zlib.crc32(example.image.unit_id.encode()) for example in examples]),
+        seconds_preparing=time.thread_time() - began,
     )

@@ -141,6 +141,34 @@ class RunOptions(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DryRunOptions(Configuration):
+    """What an epoch would take."""
+
+    title: ClassVar[str] = "Dry run"
+
+    dry_run: bool = option(
+        False,
+        help="Only say what an epoch takes and what limits it, from a few steps in a temporary folder.",
+        identity="none",
+        paces=False,
+    )
+    step_ms: float | None = option(
+        None,
+        help="Of --dry-run: milliseconds of a step on another machine, such as one with a GPU [default: measured].",
+        above=0,
+        identity="none",
+        paces=False,
+    )
+    disk_mb_s: float | None = option(
+        None,
+        help="Of --dry-run: MB/s that the disk reads; without, everything read is taken to be in memory.",
+        above=0,
+        identity="none",
+        paces=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(
     RunOptions,
     DataOptions,
@@ -153,6 +181,7 @@ class FinetuneConfig(
     OptimiserOptions,
     AdversarialOptions,
     ComputeConfig,
+    DryRunOptions,
 ):
     """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
 

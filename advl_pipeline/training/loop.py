@@ -52,10 +52,12 @@ class PhasePlan:
 
 @dataclass(kw_only=True)
 class PhaseTiming:
-    """Seconds of computing and of waiting for data in a phase, its examples, their texts, and how many were cut."""
+    """Seconds of computing and of waiting for data in a phase, and of processor time of preparing it elsewhere; its
+    examples, their texts, and how many were cut."""
 
     seconds: float = 0.0
     seconds_waited: float = 0.0
+    seconds_preparing: float = 0.0
     num_steps: int = 0
     num_examples: int = 0
     num_texts: int = 0
@@ -136,6 +138,7 @@ def run_phase(
                     folder.log(pending)
                 raise
             timing.num_steps += 1
+            timing.seconds_preparing += sum(batch.seconds_preparing for batch in micro_batches)
             timing.num_examples += num_examples
             timing.num_texts += record.pop("num_texts")
             timing.num_texts_cut += record["num_texts_cut"]

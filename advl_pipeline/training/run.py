@@ -409,6 +409,7 @@ def _summary(
         "num_texts": sum(timing.num_texts for timing in timings.values()),
         "num_texts_cut": sum(timing.num_texts_cut for timing in timings.values()),
         "wait_share": waited / computed if computed else 0.0,
+        "seconds_preparing": sum(timing.seconds_preparing for timing in timings.values()) / max(1, num_steps),
         "phases": {name: {"seconds": t.seconds, "num_steps": t.num_steps} for name, t in timings.items()},
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),

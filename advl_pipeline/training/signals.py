@@ -15,13 +15,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.sparse import csr_matrix
 
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.word_prior import KnownWords, WordPrior
 from advl_pipeline.datasets.words import align_tokens_to_words, word_spans
 from advl_pipeline.distillation.distance import standardise
-from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.distillation.terms import TeacherWidths
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
@@ -280,11 +280,9 @@ class SignalSource:
         spans_NM2 = np.zeros((*is_token_NM.shape, 2), dtype=np.int32)
         spans_NM2[is_token_NM] = store.char_spans(ids)
         word_of_token = align_tokens_to_words(spans_NM2, [word_spans(text) for text in texts])
-        values_NMD = torch.nn.utils.rnn.pad_sequence(
-            list(torch.split(_floats(rows), lengths.tolist())), batch_first=True
+        raw_NWD, mask_NW = pool_rows_to_words(
+            _floats(rows), word_of_token[is_token_NM], lengths, words.prior_NW.shape
         )
-        num_words = words.prior_NW.shape[1]
-        raw_NWD, mask_NW = pool_to_words(values_NMD, torch.from_numpy(word_of_token), num_words)
         return TextSignal(
             global_ND=global_ND,
             words_NWD=self._scaled(raw_NWD, store.token_mean, store.token_variance),
@@ -314,6 +312,32 @@ class SignalSource:
         if not self._standardise:
             return values
         return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
+
+
+def pool_rows_to_words(
+    rows_MD: torch.Tensor, word_M: npt.NDArray[np.int64], lengths_N: npt.NDArray[np.int32], shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average the rows of each word, as `pool_to_words` does, of texts that lie one after another without padding.
+
+    Args:
+        rows_MD: float32 token rows.
+        word_M: the word of its text that each is of, -1 for none.
+        lengths_N: how many rows each text has.
+        shape: (N, W).
+
+    Returns:
+        (N, W, D) means, zeros where a word has no row, and (N, W) bool, whether it has one.
+    """
+    num_texts, num_words = shape
+    row_M = np.flatnonzero(word_M >= 0)
+    place_M = np.repeat(np.arange(num_texts), lengths_N)[row_M] * num_words + word_M[row_M]
+    belongs = csr_matrix(
+        (np.ones(len(row_M), np.float32), (place_M, row_M)), shape=(num_texts * num_words, len(word_M))
+    )
+    count_P = np.bincount(place_M, minlength=num_texts * num_words)
+    means_PD = belongs @ rows_MD.numpy()
+    means_PD /= np.maximum(count_P, 1).astype(np.float32)[:, None]
+    return torch.from_numpy(means_PD).view(num_texts, num_words, -1), torch.from_numpy(count_P > 0).view(*shape)
 
 
 def _floats(values: npt.NDArray[Any]) -> torch.Tensor:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
 from advl_pipeline.datasets.word_prior import fit_word_prior
 from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.students.interface import StudentBatch
-from advl_pipeline.training.signals import SignalSource, TeacherFeatures
+from advl_pipeline.training.signals import SignalSource, TeacherFeatures, pool_rows_to_words
 
 TEXT = "a playful dog"
 PIECES = [(0, 1), (2, 6), (6, 9), (10, 13)]
@@ -107,3 +110,21 @@ def test_students_and_teachers_pieces_meet_at_words() -> None:
 @pytest.mark.parametrize("changes", [{"aligned": False}, {"aligned": True, "image_dim": 4}])
 def test_towers_that_share_no_space_give_no_relevance(changes: dict[str, Any]) -> None:
     assert signal_of(**changes).text["pair"].relevance_NW is None
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 1000), num_texts=st.integers(1, 5), num_words=st.integers(1, 6))
+def test_rows_are_pooled_to_words_as_padded_states_are(seed: int, num_texts: int, num_words: int) -> None:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(0, 8, num_texts).astype(np.int32)
+    lengths[0] = max(lengths[0], 1)
+    is_row_NM = np.arange(lengths.max()) < lengths[:, None]
+    word_NM = np.where(is_row_NM, generator.integers(-1, num_words, is_row_NM.shape), -1)
+    padded_NMD = np.where(is_row_NM[..., None], generator.standard_normal((*is_row_NM.shape, 3)), 0).astype(
+        np.float32
+    )
+    rows_MD = torch.from_numpy(padded_NMD[is_row_NM])
+    found = pool_rows_to_words(rows_MD, word_NM[is_row_NM], lengths, (num_texts, num_words))
+    expected = pool_to_words(torch.from_numpy(padded_NMD), torch.from_numpy(word_NM), num_words)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])

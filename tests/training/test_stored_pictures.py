@@ -79,7 +79,6 @@ def test_a_run_with_stored_pictures_is_the_run_without(
         patch.chdir(tmp_path.parent)
         run_finetune(config)
     assert "pictures:" not in capsys.readouterr().err
-    monkeypatch.setattr("advl_pipeline.students.picture_source.KEPT_BYTES", 0)
     run_finetune(replace(config, output=tmp_path / "found"))
     assert f"read from caches/pictures-{SIZE}/scenes-vcr/train" in capsys.readouterr().err
     moved = stored.rename(tmp_path / "elsewhere")

@@ -1,0 +1,125 @@
+"""What an epoch takes and what limits it: the model, the threads that prepare its batches, or the disk.
+
+Model, threads and disk work at the same time, so that an epoch takes as long as the slowest of them. On a CPU the
+model and the threads share the cores, which is a limit of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.compute import num_cores, num_threads, resolved
+from advl_pipeline.runs import names
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
+
+TRIAL_STEPS = 12
+"""Steps that are run; the first half warms up."""
+
+Part = Literal["the model", "preparing batches", "the cores", "the disk"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepCosts:
+    """What a step costs: seconds of the model and the cores that it computes on, 0 on another device; seconds of one
+    core to prepare its batch; bytes that it reads.
+    """
+
+    model: float
+    model_cores: int
+    preparing: float
+    num_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Cores, threads that prepare batches, and bytes per second of the disk, None where all is in memory."""
+
+    cores: int
+    workers: int
+    bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """An epoch: its steps, the seconds of each, and what each part alone would take of a step."""
+
+    num_steps: int
+    costs: StepCosts
+    machine: Machine
+
+    @property
+    def parts(self) -> dict[Part, float]:
+        """Seconds of a step that each part alone needs."""
+        costs, machine = self.costs, self.machine
+        found: dict[Part, float] = {
+            "the model": costs.model,
+            "preparing batches": costs.preparing / min(machine.workers, machine.cores),
+            "the cores": (costs.model * costs.model_cores + costs.preparing) / machine.cores,
+        }
+        if machine.bytes_per_second is not None:
+            found["the disk"] = costs.num_bytes / machine.bytes_per_second
+        return found
+
+    @property
+    def bottleneck(self) -> Part:
+        """The part that the others wait for."""
+        return max(self.parts, key=lambda part: self.parts[part])
+
+    @property
+    def seconds_per_step(self) -> float:
+        return max(self.parts.values())
+
+    @property
+    def epoch_seconds(self) -> float:
+        return self.num_steps * self.seconds_per_step
+
+
+def forecast_epoch(config: FinetuneConfig) -> Forecast:
+    """Run a few steps in a temporary folder and say what an epoch of the finetune step takes.
+
+    Raises:
+        As `run_finetune`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(
+            config,
+            output=Path(folder) / "run",
+            num_steps=TRIAL_STEPS,
+            adapt_steps=1,
+            checkpoint_every=TRIAL_STEPS,
+            log_with="",
+            dry_run=False,
+        )
+        summary = run_finetune(trial).summary
+        lines = (trial.output / names.METRICS).read_text(encoding="utf-8").splitlines()
+    steps = [step for step in map(json.loads, lines) if step["phase"] == "finetune"]
+    measured = statistics.median(step["seconds"] for step in steps[len(steps) // 2 :])
+    examples_per_step = summary["samples_per_second"] * summary["seconds_per_step"]
+    on_cpu = config.step_ms is None and torch.device(resolved(config).device).type == "cpu"
+    # An epoch reads no more of a cache than all of it.
+    num_steps = math.ceil(summary["num_labelled"] / examples_per_step)
+    num_bytes = sum(sum(open_store(place).list().values()) for place in (*config.cache, *config.pictures))
+    return Forecast(
+        num_steps=num_steps,
+        costs=StepCosts(
+            model=measured if config.step_ms is None else config.step_ms / 1e3,
+            model_cores=min(torch.get_num_threads(), num_cores()) if on_cpu else 0,
+            preparing=summary["seconds_preparing"],
+            num_bytes=num_bytes / num_steps,
+        ),
+        machine=Machine(
+            cores=num_cores(),
+            workers=1 if config.live else num_threads(config.num_workers),
+            bytes_per_second=None if config.disk_mb_s is None else config.disk_mb_s * 1e6,
+        ),
+    )

@@ -1,0 +1,88 @@
+"""The forecast of an epoch: its arithmetic as properties, and the command against a run that follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_corpus import SmallCorpus
+
+from advl_cli.main import main
+from advl_pipeline.training.dry_run import Forecast, Machine, StepCosts
+
+seconds = st.floats(1e-4, 10)
+costs = st.builds(
+    StepCosts, model=seconds, model_cores=st.integers(0, 8), preparing=seconds, num_bytes=st.floats(0, 1e10)
+)
+machines = st.builds(
+    Machine,
+    cores=st.integers(1, 64),
+    workers=st.integers(1, 16),
+    bytes_per_second=st.none() | st.floats(1e6, 1e10),
+)
+
+
+@given(costs=costs, machine=machines, num_steps=st.integers(1, 10_000))
+def test_an_epoch_takes_what_its_slowest_part_takes(costs: StepCosts, machine: Machine, num_steps: int) -> None:
+    found = Forecast(num_steps=num_steps, costs=costs, machine=machine)
+    assert found.epoch_seconds == num_steps * found.parts[found.bottleneck]
+    assert all(found.seconds_per_step >= part for part in found.parts.values())
+    assert found.seconds_per_step >= costs.model
+    # Whatever the machine, no core does two things at once.
+    work = costs.model * costs.model_cores + costs.preparing
+    assert found.seconds_per_step * machine.cores >= work * (1 - 1e-9)
+    assert ("the disk" in found.parts) == (machine.bytes_per_second is not None)
+
+
+@given(costs=costs, machine=machines, more=st.integers(1, 8))
+def test_more_of_anything_never_takes_longer(costs: StepCosts, machine: Machine, more: int) -> None:
+    def takes(changed: Machine) -> float:
+        return Forecast(num_steps=1, costs=costs, machine=changed).seconds_per_step
+
+    disk = machine.bytes_per_second
+    wider = Machine(cores=machine.cores + more, workers=machine.workers, bytes_per_second=disk)
+    busier = Machine(cores=machine.cores, workers=machine.workers + more, bytes_per_second=disk)
+    assert takes(wider) <= takes(machine)
+    assert takes(busier) <= takes(machine)
+    assert takes(Machine(cores=machine.cores, workers=machine.workers)) <= takes(machine)
+
+
+def test_a_gpu_waits_for_one_core_and_not_for_eight() -> None:
+    """64 photos of 11 ms each beside a step of 100 ms."""
+    costs = StepCosts(model=0.1, model_cores=0, preparing=64 * 0.011, num_bytes=64 * 3e5)
+    one, eight = (
+        Forecast(num_steps=10, costs=costs, machine=Machine(cores=cores, workers=cores)) for cores in (1, 8)
+    )
+    assert (one.bottleneck, eight.bottleneck) == ("preparing batches", "the model")
+    assert one.epoch_seconds == pytest.approx(7.04)
+    assert eight.epoch_seconds == pytest.approx(1.0)
+    slow_disk = Machine(cores=8, workers=8, bytes_per_second=50e6)
+    assert Forecast(num_steps=10, costs=costs, machine=slow_disk).bottleneck == "the disk"
+
+
+def test_the_command_writes_nothing_and_says_it(
+    small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(
+            [
+                *("finetune", "--dataset", "scenes-vcr", "--data-root", str(small_corpus.data_root)),
+                *("--task", "vcr-q2a", "--method", "naive-kd", "--cache", str(small_corpus.caches[0])),
+                *("--output", "run", "--batch-size", "4", "--dry-run", "--step-ms", "250", "--disk-mb-s", "100"),
+                "--json",
+            ]
+        )
+    assert not caught.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
+    assert told["num_steps"] == 4  # Sixteen questions.
+    assert told["costs"]["model"] == 0.25
+    assert told["seconds_by_part"]["the model"] == 0.25
+    assert 0 < told["costs"]["preparing"] < 1
+    assert told["costs"]["num_bytes"] > 1e4
+    assert told["epoch_seconds"] == pytest.approx(4 * max(told["seconds_by_part"].values()))
+    assert (told["bottleneck"], told["epoch_seconds"]) == ("the model", pytest.approx(1.0))
