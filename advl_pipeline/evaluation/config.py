@@ -15,16 +15,32 @@ Probe = Literal["swapped", "blanked", "removed", "none"]
 """How a picture is spoilt: another one of the set, nothing but its boxes, hidden; `none` spoils nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(ComputeConfig, PictureOptions):
+    """Which student answers, and what it is shown."""
+
+    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
+    regions: Path | None = option(
+        None,
+        help="Region features of the sets, where they lie elsewhere than the run's; {split} as in `advl finetune`.",
+    )
+    ground_truth_regions: Path | None = option(None, help="Features of the sets' own boxes, likewise.")
+    region_split: str | None = option(
+        None,
+        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
+        "the run's option, else what the pictures of the split are filed under].",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig(ComputeConfig, PictureOptions):
+class EvaluateConfig(AnswerOptions):
     """Configuration of `advl evaluate`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")
     on: tuple[str, ...] = option(
         ("test",), help="Test set: a split of the run's dataset, or DATASET/SPLIT; repeatable."
     )
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
-    batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
     generate: bool = option(
         False,
         help="Also let a student that answers in words generate its answers to VQA: the metric vqa_generated.",
@@ -44,16 +60,6 @@ class EvaluateConfig(ComputeConfig, PictureOptions):
     )
     probe_on: tuple[str, ...] = option(
         (), help="Test sets that are probed so; repeatable [default: the first one of --on]."
-    )
-    regions: Path | None = option(
-        None,
-        help="Region features of the sets, where they lie elsewhere than the run's; {split} as in `advl finetune`.",
-    )
-    ground_truth_regions: Path | None = option(None, help="Features of the sets' own boxes, likewise.")
-    region_split: str | None = option(
-        None,
-        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
-        "the run's option, else what the pictures of the split are filed under].",
     )
 
 
@@ -126,23 +132,12 @@ class ScoreShiftConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(ComputeConfig, PictureOptions):
+class PredictConfig(AnswerOptions):
     """Configuration of `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.")
     split: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.")
     output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
-    batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
     generate: bool = option(
         False, help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list."
-    )
-    regions: Path | None = option(
-        None, help="Region features of the split, where they lie elsewhere than the run's; {split} as in `finetune`."
-    )
-    ground_truth_regions: Path | None = option(None, help="Features of the split's own boxes, likewise.")
-    region_split: str | None = option(
-        None,
-        help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
-        "the run's option, else what the pictures of the split are filed under].",
     )
