@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, default_collate
 
+from advl_pipeline.cache.quantise import dequantise
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 from advl_pipeline.errors import ConfigError
 
@@ -25,8 +26,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
     """What teachers say of units, one unit an item: a map-style dataset for `DataLoader`, accelerate or a `Trainer`.
 
     An item has the entries of its row, or `unit_id` where no rows are given, and `teachers`: by the teacher's name a
-    dictionary of `global` (D,) and, where the cache has token features, `tokens` (M, D), in the stored dtype. Spawned
-    workers open the caches themselves.
+    dictionary of `global` (D,) and, where the cache has token features, `tokens` (M, D), in the stored dtype; int8
+    codes come as float16. Spawned workers open the caches themselves.
     """
 
     def __init__(
@@ -83,8 +84,12 @@ class CachedFeatures(Dataset[dict[str, Any]]):
             for item, values_D in zip(items, globals_BD, strict=True):
                 item[TEACHERS][name] = {"global": values_D}
             if self._tokens and store.has_tokens:
-                padded_BMD, lengths_B = store.padded_tokens(positions_B)
-                for item, values_MD, length in zip(items, torch.from_numpy(padded_BMD), lengths_B, strict=True):
+                stored_BMD, lengths_B = store.padded_tokens(positions_B)
+                scale_BM = store.padded_scales(positions_B)
+                padded_BMD = torch.from_numpy(stored_BMD)
+                if scale_BM is not None:
+                    padded_BMD = dequantise(padded_BMD, torch.from_numpy(scale_BM))
+                for item, values_MD, length in zip(items, padded_BMD, lengths_B, strict=True):
                     item[TEACHERS][name]["tokens"] = values_MD[: int(length)]
         return items
 

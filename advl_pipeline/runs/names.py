@@ -22,7 +22,9 @@ TENSORBOARD = "tensorboard"
 WANDB = "wandb"
 MLFLOW = "mlflow.db"
 MLFLOW_FILES = "mlflow"
-OF_TRACKERS = (TENSORBOARD, WANDB, MLFLOW, MLFLOW_FILES)
+TRACKED = "tracked.json"
+"""Ids that trackers know the run by, so that a run that goes on is the same run there."""
+OF_TRACKERS = (TENSORBOARD, WANDB, MLFLOW, MLFLOW_FILES, TRACKED)
 STUDENT = MARKERS["student"].file
 STUDENT_WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

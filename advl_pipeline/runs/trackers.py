@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names
 
@@ -50,31 +52,36 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
     """
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
-    place = str(run.absolute())
+    place, kept = str(run.absolute()), run / names.TRACKED
+    ids = json.loads(kept.read_bytes()) if kept.exists() else {}
     opened: list[Any] = []
     for name in trackers:
         try:
             if name == "tensorboard":
                 tracker = TensorBoardTracker(names.TENSORBOARD, run, purge_step=first_step)
             elif name == "wandb":
-                # The same run under the same name when it goes on.
-                identifier = hashlib.sha256(place.encode()).hexdigest()[:16]
+                identifier = ids.setdefault(name, secrets.token_hex(8))
                 tracker = WandBTracker(PROJECT, dir=place, name=run.name, id=identifier, resume="allow")
             else:
                 import mlflow
 
                 if "MLFLOW_TRACKING_URI" not in os.environ:
                     mlflow.set_tracking_uri(f"sqlite:///{place}/{names.MLFLOW}")
-                tracker = MLflowTracker(PROJECT, logging_dir=f"{place}/{names.MLFLOW_FILES}", run_name=run.name)
+                files = f"{place}/{names.MLFLOW_FILES}"
+                tracker = MLflowTracker(PROJECT, logging_dir=files, run_id=ids.get(name), run_name=run.name)
             tracker.start()
+            if name == "mlflow":
+                ids[name] = tracker.tracker.info.run_id
         except Exception as error:  # Each package raises its own.
             raise ConfigError(
                 f"{name} does not start.",
                 where="--log-with",
                 why=str(error).strip().partition("\n")[0] or type(error).__name__,
-                next_command="set WANDB_MODE=offline" if name == "wandb" else f"leave out --log-with {name}",
+                next_command="export WANDB_MODE=offline" if name == "wandb" else f"leave out --log-with {name}",
             ) from error
         opened.append(tracker)
+    if ids:
+        write_text(kept, json.dumps(ids) + "\n")
     return opened
 
 

@@ -139,6 +139,26 @@ def test_a_resumed_log_replaces_the_steps_that_are_logged_again(tmp_path: Path) 
     assert found == [(0, 1.0), (1, 1.0), (2, 7.0), (3, 7.0), (4, 7.0), (5, 7.0)]
 
 
+def test_a_run_that_goes_on_is_the_same_to_a_tracker_and_one_that_starts_over_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Started:
+        def __init__(self, *names: Any, **options: Any) -> None:
+            asked.append(options["id"])
+
+        def start(self) -> None:
+            pass
+
+    monkeypatch.setattr("accelerate.tracking.WandBTracker", Started)
+    for resume in (True, True, False):
+        folder = RunFolder(tmp_path)
+        folder.begin({}, config={}, settings={}, caches=[], computed_on={}, resume=resume)
+        folder.open_trackers(["wandb"], first_step=0)
+    assert asked[0] == asked[1] != asked[2]
+
+
 @pytest.mark.filterwarnings("ignore")  # Of the packages themselves.
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_other_trackers_need_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
