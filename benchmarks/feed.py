@@ -7,6 +7,7 @@ Decoding, scaling, tokenising and copying leave Python's lock, so that workers a
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -37,9 +38,11 @@ from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 from advl_pipeline.training.stored_pictures import StoredPictures
+from benchmarks.scale import anonymous_bytes
 
 PHOTO = (1280, 720)
 SIZE = 384
+_SMALL = 64
 BATCH = 64
 GPU_STEP = 0.040
 """Seconds of a step whose model costs this machine nothing: what a GPU would take for a batch."""
@@ -117,6 +120,52 @@ def measure_feed(folder: Path, *, num_photos: int, num_examples: int) -> FeedRat
         tokens_per_question=float(batch.token_mask_NL.sum()) / 8,
         waits=waits,
     )
+
+
+def feeding_memory(folder: Path, *, num_pictures: int) -> tuple[int, int]:
+    """Return anonymous memory in bytes that feeding 1x the data ten times takes at most, and 10x once.
+
+    Small pictures are stored before, so that nothing but the amount of data differs.
+    """
+    found = []
+    for factor in (1, 10):
+        target = folder / f"{factor}x"
+        rows = _small_pictures(target, num_pictures * factor)
+        run_extract(of_pictures(PrepareConfig(dataset=str(rows), output=target / "stored"), _SMALL))
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        worker = context.Process(target=_feed_and_report, args=(rows, num_pictures * 10 // BATCH, queue))
+        worker.start()
+        found.append(int(queue.get(timeout=600)))
+        worker.join()
+    return found[0], found[1]
+
+
+def _feed_and_report(rows: Path, num_steps: int, queue: multiprocessing.Queue[int]) -> None:
+    student = build_student("vilt", overrides={"tokenizer": "minilm-l6", "num_layers": 1, "image_size": _SMALL})
+    assert isinstance(student, PixelStudent)
+    student.pictures = StoredPictures([open_cache(rows.parent / "stored")], _SMALL)
+    dataset = open_dataset(str(rows), split="train")
+    batches = partial(_batches, dataset, student, None, num_steps=num_steps, num_workers=2)
+    peak = 0
+    with Prefetcher(batches) as items:
+        for _ in items:
+            peak = max(peak, anonymous_bytes())
+    queue.put(peak)
+
+
+def _small_pictures(folder: Path, count: int) -> Path:
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(count):
+        pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        row = {"image": f"{number}.png", "split": "train", "text": _text(generator, 10), "label": "yes"}
+        lines.append(json.dumps(row | ({"label": "no"} if number % 2 else {})) + "\n")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(lines), encoding="utf-8")
+    return rows
 
 
 def _batches(

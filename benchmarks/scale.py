@@ -61,11 +61,12 @@ def _stream_and_report(target: Path, num_epochs: int, queue: multiprocessing.Que
     peak = 0
     for epoch in range(num_epochs):
         for _ in store.batches(64, epoch=epoch):
-            peak = max(peak, _anonymous_bytes())
+            peak = max(peak, anonymous_bytes())
     queue.put(peak)
 
 
-def _anonymous_bytes() -> int:
+def anonymous_bytes() -> int:
+    """Return the memory of this process that no file backs."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from benchmarks.formats import build_cache
 
 _TEACHERS = ("minilm-l6", "efficientnet-lite0")
 _TEXTS_PER_QUESTION = 4
+_TEXTS_PER_STEP = 64
+"""Of the adapt step, by default."""
+
+ADAPT_TEXTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,8 @@ class StepCosts:
     `checking_share` and `hashing_share` are those over an epoch of cached steps on the same cache.
 
     `ratio` is a step with cached distillation, the arithmetic apart, over the same step without it: the median of the
-    rounds' ratios.
+    rounds' ratios; `whole_ratio` counts everything. `relational` and `coordinate` are processor seconds of an adapt
+    step over 10,000 texts.
     """
 
     plain: float
@@ -48,6 +54,9 @@ class StepCosts:
     arithmetic: float
     wait_share: float
     ratio: float
+    whole_ratio: float
+    relational: float
+    coordinate: float
     checking: float
     hashing: float
     checking_share: float
@@ -97,6 +106,21 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
     live = summary("live", **{**advl, "live": True, "num_steps": max(2, num_steps // 8)})
     plain, cached = ([pair[way]["seconds_per_step"] for pair in found] for way in (0, 1))
     arithmetic = [_arithmetic(*pair) for pair in found]
+
+    def adapt_seconds(distance: str) -> float:
+        few, many = (
+            _processor_seconds(
+                partial(
+                    summary,
+                    f"{distance}-{number}",
+                    **{**advl, "cache": caches[:1], "steps": "two", "adapt_steps": number, "num_steps": 1},
+                    distance=distance,
+                )
+            )
+            for number in (1, 1 + ADAPT_TEXTS // _TEXTS_PER_STEP)
+        )
+        return many - few
+
     checking, hashing = _checking_seconds(folder / "texts", num_texts)
     epoch = num_texts / _TEXTS_PER_QUESTION / PLAIN["batch_size"] * statistics.median(cached)
     return StepCosts(
@@ -109,6 +133,11 @@ def measure_training(folder: Path, *, num_pictures: int, num_steps: int, rounds:
             (of_cached - of_arithmetic) / of_plain
             for of_plain, of_cached, of_arithmetic in zip(plain, cached, arithmetic, strict=True)
         ),
+        whole_ratio=statistics.median(
+            of_cached / of_plain for of_plain, of_cached in zip(plain, cached, strict=True)
+        ),
+        relational=adapt_seconds("relational"),
+        coordinate=adapt_seconds("mse"),
         checking=checking,
         hashing=hashing,
         checking_share=checking / epoch,
@@ -129,6 +158,12 @@ def _checking_seconds(folder: Path, num_texts: int) -> tuple[float, float]:
     begin = time.perf_counter()
     require_trustworthy(cache, hash_all=True)
     return statistics.median(seconds), time.perf_counter() - begin
+
+
+def _processor_seconds(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def _arithmetic(plain: Mapping[str, Any], cached: Mapping[str, Any]) -> float:
