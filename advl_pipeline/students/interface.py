@@ -177,7 +177,10 @@ class Student(nn.Module, ABC):
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """Compute `once` what does not change between the passes inside, which take no gradients or perturbations."""
+        """Compute `once` what does not change between the passes inside, none of which is perturbed.
+
+        A pass that takes gradients comes before one that takes none. They share their dropout below the fusion.
+        """
         self._shared = {}
         try:
             yield
@@ -192,7 +195,7 @@ class Student(nn.Module, ABC):
             inputs: everything that their states depend on.
             compute: runs them.
         """
-        if self._shared is None:
+        if self._shared is None or torch.compiler.is_compiling():
             return compute()
         kept = self._shared.setdefault(name, [])
         for known, states in kept:

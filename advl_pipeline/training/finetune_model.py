@@ -8,6 +8,7 @@ Shapes: B examples, N sequences, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,11 +126,12 @@ class FinetuneModel(nn.Module):
             perturbation: of the student's inputs in the finetune step.
             example_ids: of the batch, where the student's confidences are remembered.
         """
-        if phase == "adapt":
-            return self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
-        return self._finetune(
-            batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids
-        )
+        with self.student.sharing() if perturbation is None else nullcontext():
+            if phase == "adapt":
+                return self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
+            return self._finetune(
+                batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids
+            )
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
         """Return (B, C) candidate scores or (B, K) class scores: what inference computes."""
@@ -253,12 +255,12 @@ class FinetuneModel(nn.Module):
     ) -> DistillationTerms:
         """Return terms and selected words from the states that the run distils; see `distilled`."""
         needs_relevance = self.distiller.needs_relevance
+        if apart is None and self._distils_apart(signal):
+            apart = self.student.encode_unimodal(batch)
         if fused is None and (needs_relevance or not self._distils_apart(signal)):
             # Nothing is learned from a pass that only tells which words matter.
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._distils_apart(signal)):
                 fused = self.encode(batch, need_relevance=needs_relevance)
-        if apart is None and self._distils_apart(signal):
-            apart = self.student.encode_unimodal(batch)
         states = apart if self._distils_apart(signal) else fused
         assert states is not None
         return self.distiller.terms(

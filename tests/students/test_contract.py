@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -534,6 +535,27 @@ def test_views_that_share_towers_have_the_scores_of_views_apart(
     for one, other in zip(apart, shared, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
     assert (apart[1] - apart[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", LOWER)
+def test_a_step_that_shares_the_layers_below_the_fusion_has_the_gradients_of_passes_apart(
+    name: str, examples: list[Example]
+) -> None:
+    student = student_of(name).eval()
+    batch = student.collate(examples)
+    found = []
+    for sharing in (contextlib.nullcontext(), student.sharing()):
+        student.zero_grad()
+        with sharing:
+            below, fused = student.encode_unimodal(batch), student.encode(batch)
+            (below.text_states_NLH.square().sum() + fused.pooled_NP.square().sum()).backward()  # type: ignore[no-untyped-call]
+        found.append({key: value.grad for key, value in student.named_parameters() if value.grad is not None})
+    apart, shared = found
+    assert apart.keys() == shared.keys()
+    # Some, such as those of the keys' biases, are nothing but rounding.
+    scale = max(float(gradient.abs().max()) for gradient in apart.values())
+    for key, gradient in apart.items():
+        torch.testing.assert_close(shared[key], gradient, rtol=1e-3, atol=1e-5 * scale)
 
 
 # One row of scenes-uniter passes its lower layer as text and regions together.
