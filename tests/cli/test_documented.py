@@ -11,11 +11,30 @@ from advl_pipeline.students.catalogue import families
 from advl_pipeline.students.registry import student_names
 
 DOCS = Path(__file__).parents[2] / "docs"
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]+")
+OF_OTHER_TOOLS = set(
+    "--nproc-per-node --multi_gpu --num_processes --cpu --head --array --wrap --gpus --no-python".split()
+)
+"""Of torchrun, accelerate, Ray and Slurm."""
+OF_BENCHMARKS = {"--quick", "--only", "--markdown", "--json"}
 
 
 def test_the_command_reference_is_up_to_date() -> None:
     written = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert written == render_reference(), "docs/cli.md is out of date: run `make docs`"
+
+
+def test_every_option_that_a_page_names_is_there() -> None:
+    known = set(OPTION.findall((DOCS / "cli.md").read_text(encoding="utf-8"))) | OF_OTHER_TOOLS | OF_BENCHMARKS
+    pages = [*DOCS.parent.glob("*.md"), *DOCS.rglob("*.md")]
+    # Two pages tell of options that there were.
+    wrong = {
+        f"{page.name}: {name}"
+        for page in pages
+        if page.name not in ("CHANGELOG.md", "experiments-history.md")
+        for name in set(OPTION.findall(page.read_text(encoding="utf-8"))) - known
+    }
+    assert not wrong
 
 
 def test_every_exit_code_is_documented() -> None:
