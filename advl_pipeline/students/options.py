@@ -85,7 +85,7 @@ class StudentOptions(Configuration):
     )
     lora_rank: int | None = option(
         None,
-        help="Train low-rank updates of this rank alone; 0 trains the student [default: the student's own where it "
+        help="Train only low-rank updates of this rank; 0 trains the student [default: the student's own where it "
         "starts from --init and answers in words, else 0].",
         minimum=0,
     )
