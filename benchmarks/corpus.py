@@ -1,4 +1,4 @@
-"""The data that every format holds: ragged fp16 features of made-up units, drawn by length from a seed.
+"""The data that is read: ragged fp16 features of made-up units, drawn by length from a seed, and a cache of them.
 
 Shapes: N units, M token rows, D feature width.
 """
@@ -8,9 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from advl_pipeline.cache.compression import Compression
+from advl_pipeline.cache.folder_store import FolderStore
+from advl_pipeline.cache.index import ids_to_bytes
+from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.records import ModalityRecord
+from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 
 DIM = 768
 
@@ -49,3 +57,35 @@ def texts(num_units: int) -> Corpus:
 def pictures(num_units: int) -> Corpus:
     """Pictures of 50 regions."""
     return Corpus(name="pictures", lengths_N=np.full(num_units, 50, np.int32))
+
+
+def build_cache(
+    folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16", compression: Compression = "none"
+) -> None:
+    """Write the corpus as a cache of texts, if it is not there."""
+    if folder.exists():
+        return
+    plan = ModalityPlan(
+        unit_ids_N16=ids_to_bytes([corpus.unit_id(number) for number in range(len(corpus))]),
+        lengths_N=corpus.lengths_N,
+        shape=ModalityRecord(num_units=len(corpus), global_dim=DIM, token_dim=DIM, spans=False),
+    )
+    store = FolderStore(folder)
+    begin_cache(
+        store,
+        identity={"corpus": corpus.name},
+        provenance={},
+        stored_dtype=stored_dtype,
+        shard_rows=65536,
+        modalities={"text": plan},
+        compression=compression,
+    )
+    writer = CacheWriter(store)
+    units = corpus.units()
+    for shard in range(writer.placement("text").num_shards):
+        buffer = writer.new_buffer("text", shard)
+        for unit in buffer.units:
+            rows = next(units).astype(np.float32)
+            buffer.put(unit, global_D=rows[0], values_MD=rows, spans_M2=None, stats={})
+        writer.commit_shard("text", buffer)
+    writer.finalise()

@@ -38,6 +38,7 @@ from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 from advl_pipeline.training.stored_pictures import StoredPictures
+from benchmarks.rows import Row
 from benchmarks.scale import anonymous_bytes
 
 PHOTO = (1280, 720)
@@ -76,6 +77,54 @@ class FeedRates:
     regions: Feed
     tokens_per_question: float
     waits: float
+
+
+def measure_feeding(folder: Path, quick: bool) -> list[Row]:
+    """Measure all rows of this section."""
+    found = measure_feed(folder, num_photos=64, num_examples=512 if quick else 2_048)
+    small, large = feeding_memory(folder / "memory", num_pictures=128 if quick else 512)
+
+    def said(feed: Feed, what: str) -> str:
+        return (
+            f"{feed.per_core:.0f} {what} per processor second; by the clock {feed.one_worker:.0f}/s with one worker, "
+            f"{feed.two_workers:.0f}/s with two"
+        )
+
+    return [
+        Row(
+            name=f"feed: photos of {PHOTO[0]} x {PHOTO[1]} at {SIZE}, share of decoding alone",
+            value=found.photos.per_core / found.decoding,
+            goal=0.8,
+            detail=f"{said(found.photos, 'photos')}; decoding alone {found.decoding:.0f} per processor second",
+        ),
+        Row(
+            name="feed: stored pictures, against decoding",
+            value=found.stored.per_core / found.decoding,
+            goal=10.0,
+            detail=said(found.stored, "pictures"),
+        ),
+        Row(name="feed: stored pictures/s, two cores", value=found.stored.two_cores, goal=1_500.0, detail="as above"),
+        Row(
+            name="feed: questions/s of 36 regions, two teachers with tokens, two cores",
+            value=found.regions.two_cores,
+            goal=1_000.0,
+            detail=f"{said(found.regions, 'questions')}; {found.tokens_per_question:.0f} tokens a question",
+        ),
+        Row(
+            name="feed: share of steps of 40 ms waiting for 64 questions",
+            value=found.waits,
+            goal=0.02,
+            at_least=False,
+            detail="of stored pictures, by the clock",
+        ),
+        Row(
+            name="feed: memory at 10 x the data, ratio",
+            value=large / small,
+            goal=1.1,
+            at_least=False,
+            detail=f"{small / 2**20:.0f} and {large / 2**20:.0f} MiB",
+        ),
+    ]
 
 
 def measure_feed(folder: Path, *, num_photos: int, num_examples: int) -> FeedRates:

@@ -1,9 +1,11 @@
-"""Shuffled padded batches from every format, warm and cold, interleaved so that all meet the same machine.
+"""Shuffled padded batches of 64 from a cache, warm and cold, beside np.memmap doing the same and `dd`.
 
-Speeds are compared within a round, where ours and the fastest others follow one another: what else the machine does
-changes over minutes.
+Readers follow one another within a round: what else the machine does changes over minutes. "Cold" means that the
+kernel was told to drop the pages of the files before, and one epoch is read, by the clock. "Warm" means that all were
+read once; where a reader has one thread, its rate is per second of processor time, which other jobs leave alone.
+Opening is apart.
 
-Shapes: B units of a batch, M tokens of the longest of them, D feature width.
+Shapes: N units, B units of a batch, M tokens of the longest of them, D feature width.
 """
 
 from __future__ import annotations
@@ -12,118 +14,244 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from advl_pipeline.cache.order import epoch_order
-from benchmarks.corpus import DIM, Corpus
-from benchmarks.formats import FORMATS, Format, Ours
+from advl_pipeline.cache.reader import open_cache
+from benchmarks.corpus import DIM, Corpus, build_cache, pictures, texts
+from benchmarks.rows import Row, median_ratio, thousands
 
 BATCH_SIZE = 64
-STREAM = "ours, streamed"
-INLINE = "ours, in line"
+_STORED: dict[str, dict[str, Any]] = {
+    "float16": {},
+    "int8": {"stored_dtype": "int8"},
+    "zstd": {"compression": "zstd"},
+}
+_ZSTD_SHARE_BEFORE = 6.6 / 119.7
+"""Of float16's texts per second, when one thread decoded each chunk anew; the goal is three times that."""
+
 _MANY = 10_000
+_NARROW_KIB = 128
+"""The read-ahead of a kernel as it comes; this machine's may be wider."""
+
+_AHEAD = 64 << 20
+
+Clock = Callable[[], float]
+Epoch = Callable[[int], Iterator[int]]
+"""Yields the number of units of each batch, given the seed of the order."""
+
+Reader = Callable[[], Epoch]
+"""Opens what is to be read."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rate:
-    """Units per second of one format, by round."""
-
-    name: str
-    warm_rounds: tuple[float, ...]
-    cold_rounds: tuple[float, ...]
-
-    @property
-    def warm(self) -> float:
-        """The median."""
-        return statistics.median(self.warm_rounds)
-
-    @property
-    def cold(self) -> float:
-        """The median."""
-        return statistics.median(self.cold_rounds)
-
-
-def median_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median over rounds of one format's speed as a multiple of another's."""
-    return statistics.median(own / other for own, other in zip(ours, others, strict=True))
-
-
-def measure_reading(
-    corpus: Corpus, folder: Path, *, rounds: int, seconds: float, say: Callable[[str], None]
-) -> list[Rate]:
-    """Build every available format and read it.
-
-    Args:
-        corpus: the data.
-        folder: where to build.
-        rounds: how often each format is read, warm and cold.
-        seconds: how long each reading lasts at most.
-        say: told what is skipped.
-    """
-    kinds: dict[str, type[Format]] = {}
-    for kind in FORMATS:
-        if not kind.is_available():
-            say(f"{kind.name} ({kind.needs} is not installed)")
-            continue
-        target = folder / corpus.name / kind.folder_name()
-        if not target.exists():
-            target.mkdir(parents=True)
-            kind().build(target, corpus)
-        kinds[kind.name] = kind
-    # Only clean pages can be dropped; flushing file by file at every dropping would take minutes.
+def measure_reading(folder: Path, quick: bool) -> list[Row]:
+    """Measure all rows of this section."""
+    rounds, seconds = (3, 0.3) if quick else (5, 2.0)
+    of_texts, of_pictures = texts(6_000 if quick else 20_000), pictures(2_000 if quick else 8_000)
+    for name, settings in _STORED.items():
+        build_cache(folder / of_texts.name / name, of_texts, **settings)
+    build_cache(folder / of_pictures.name / "float16", of_pictures)
+    for corpus in (of_texts, of_pictures):
+        _build_flat(folder / corpus.name / "flat", corpus)
+    # Only clean pages can be dropped.
     os.sync()
-    kinds = {STREAM: Ours, INLINE: Ours, **kinds}
-    warm: dict[str, list[float]] = {name: [] for name in kinds}
-    cold: dict[str, list[float]] = {name: [] for name in kinds}
+    return [
+        *_stored_forms(folder / of_texts.name, rounds=rounds, seconds=seconds),
+        *_against_memmap(folder / of_texts.name, of_texts, rounds=rounds, seconds=seconds),
+        *_against_memmap(folder / of_pictures.name, of_pictures, rounds=rounds, seconds=seconds),
+    ]
+
+
+def _stored_forms(folder: Path, *, rounds: int, seconds: float) -> list[Row]:
+    """int8 and zstd against float16. An int8 batch is codes and scales; `dequantised` turns it into float16, too."""
+    in_line: dict[str, Reader] = {name: _ours(folder / name) for name in ("float16", "int8")}
+    in_line["dequantised"] = _ours(folder / "int8", touch=True)
+    warm = _warm(in_line, folder, rounds=rounds, seconds=seconds, clock=time.process_time)
+    streamed = {name: _ours(folder / name, bytes_in_flight=_AHEAD) for name in _STORED}
+    cold = _cold({name: streamed[name] for name in ("float16", "int8")}, folder, rounds=rounds)
+    threaded = _warm({name: streamed[name] for name in ("float16", "zstd")}, folder, rounds=rounds, seconds=seconds)
+    sizes = {name: _num_bytes(folder / name) / 1e6 for name in _STORED}
+    zstd = median_ratio(threaded["zstd"], threaded["float16"])
+    return [
+        Row(
+            name="int8 reading, warm, against float16",
+            value=median_ratio(warm["int8"], warm["float16"]),
+            goal=0.8,
+            detail=f"{thousands(warm['int8'])} of {thousands(warm['float16'])} thousand texts per processor second "
+            f"as codes and scales, {thousands(warm['dequantised'])} dequantised on the CPU; {sizes['int8']:.0f} of "
+            f"{sizes['float16']:.0f} MB",
+        ),
+        Row(
+            name="int8 reading, cold, against float16",
+            value=median_ratio(cold["int8"], cold["float16"]),
+            goal=0.8,
+            detail=f"{thousands(cold['int8'])} of {thousands(cold['float16'])} thousand texts/s",
+        ),
+        Row(
+            name="zstd reading, as a multiple of one thread that decodes anew",
+            value=zstd / _ZSTD_SHARE_BEFORE,
+            goal=3.0,
+            detail=f"{thousands(threaded['zstd'])} thousand texts/s, {zstd:.3f} of float16 (before: "
+            f"{_ZSTD_SHARE_BEFORE:.3f}); {sizes['zstd']:.0f} MB",
+        ),
+    ]
+
+
+def _against_memmap(folder: Path, corpus: Corpus, *, rounds: int, seconds: float) -> list[Row]:
+    """Our reading against np.memmap; cold the faster of our two ways, and `dd` of our files."""
+    ours = {"in line": _ours(folder / "float16")}
+    by_hand = {"np.memmap": _memmap(folder / "flat", corpus)}
+    warm = _warm(ours | by_hand, folder, rounds=rounds, seconds=seconds, clock=time.process_time)
+    ours["streamed"] = _ours(folder / "float16", bytes_in_flight=_AHEAD)
+    cold = _cold(ours | by_hand | {"dd": _dd(folder / "float16", len(corpus))}, folder, rounds=rounds)
+    rows = [
+        _best_row(f"{corpus.name} warm, against np.memmap doing the same", warm, "np.memmap", 0.95),
+        _best_row(f"{corpus.name} cold, against dd", cold, "dd", 0.95),
+    ]
+    name = f"{corpus.name} cold, against np.memmap with {_NARROW_KIB} kB of read-ahead"
+    try:
+        with _read_ahead(folder, _NARROW_KIB):
+            narrow = _cold(ours | by_hand, folder, rounds=rounds)
+        rows.append(_best_row(name, narrow, "np.memmap", 1.4))
+    except OSError as error:
+        rows.append(Row(name=name, value=None, goal=1.4, detail=f"the read-ahead of the disk cannot be set: {error}"))
+    return rows
+
+
+def _best_row(name: str, rates: Mapping[str, list[float]], other: str, goal: float) -> Row:
+    ours = [way for way in ("streamed", "in line") if way in rates]
+    best = max(ours, key=lambda way: statistics.median(rates[way]))
+    said = ", ".join(f"{way} {thousands(found)}" for way, found in rates.items())
+    return Row(
+        name=name, value=median_ratio(rates[best], rates[other]), goal=goal, detail=f"thousand units/s: {said}"
+    )
+
+
+def _warm(
+    readers: Mapping[str, Reader], folder: Path, *, rounds: int, seconds: float, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
+    _load_pages(folder)
+    rates: dict[str, list[float]] = {name: [] for name in readers}
     for number in range(rounds):
-        for name, kind in kinds.items():
-            target = folder / corpus.name / kind.folder_name()
+        for name, reader in readers.items():
+            rates[name].append(_rate(reader, number, seconds=seconds, epochs=_MANY, clock=clock))
+    return rates
+
+
+def _cold(readers: Mapping[str, Reader], folder: Path, *, rounds: int) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for number in range(rounds):
+        for name, reader in readers.items():
             # What is mapped cannot be dropped, so every reading opens anew.
-            drop_pages(target)
-            cold[name].append(_rate(name, kind, target, corpus, number, seconds=seconds, epochs=1))
-            load_pages(target)
-            warm[name].append(_rate(name, kind, target, corpus, number, seconds=seconds, epochs=_MANY))
-            drop_pages(target)
-    return [Rate(name=name, warm_rounds=tuple(warm[name]), cold_rounds=tuple(cold[name])) for name in kinds]
+            _drop_pages(folder)
+            rates[name].append(_rate(reader, number, seconds=60.0, epochs=1))
+    return rates
 
 
-def sequential_cold_share(corpus: Corpus, folder: Path, *, rounds: int) -> float:
-    """Return our sequential cold reading speed as a share of what `dd` gets from the same files."""
-    target = folder / corpus.name / Ours.name
-    shares = []
-    for _ in range(rounds):
-        drop_pages(target)
-        ours = Ours()
-        ours.open(target, corpus)
-        begin = time.perf_counter()
-        num_bytes = sum(batch.num_bytes for batch in ours.store.batches(BATCH_SIZE, shuffle=False))
-        ours_rate = num_bytes / (time.perf_counter() - begin)
-        del ours  # What is mapped cannot be dropped.
-        drop_pages(target)
-        files = [path for path in sorted(target.rglob("c/*/0")) if path.stat().st_size > 1 << 20]
-        begin = time.perf_counter()
-        for path in files:
-            subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=1M"], check=True, capture_output=True)
-        dd_rate = sum(path.stat().st_size for path in files) / (time.perf_counter() - begin)
-        shares.append(ours_rate / dd_rate)
-    return statistics.median(shares)
+def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Clock = time.perf_counter) -> float:
+    epoch_of = reader()
+    begin, units = clock(), 0
+    for epoch in range(epochs):
+        for count in epoch_of(seed + epoch):
+            units += count
+            if clock() - begin >= seconds:
+                return units / (clock() - begin)
+    return units / (clock() - begin)
 
 
-def pad(rows: Sequence[npt.NDArray[np.float16]]) -> torch.Tensor:
-    """Pad units into one (B, M, D) tensor: the work that every format's batch goes through."""
-    padded_BMD = np.zeros((len(rows), max(map(len, rows)), DIM), np.float16)
-    for place, item in zip(padded_BMD, rows, strict=True):
-        place[: len(item)] = item
-    return torch.from_numpy(padded_BMD)
+def _ours(path: Path, *, bytes_in_flight: int = 0, touch: bool = False) -> Reader:
+    def opened() -> Epoch:
+        store = open_cache(path).stores()["text"]
+
+        def read(seed: int) -> Iterator[int]:
+            for batch in store.batches(BATCH_SIZE, seed=seed, bytes_in_flight=bytes_in_flight):
+                if touch:
+                    assert batch.token_BMD is not None
+                yield len(batch.ids)
+
+        return read
+
+    return opened
 
 
-def drop_pages(folder: Path) -> None:
+def _memmap(folder: Path, corpus: Corpus) -> Reader:
+    """The usual code: a flat `.npy` of rows, mapped; global features, padded rows and their mask, batch by batch."""
+    ends_N = np.cumsum(corpus.lengths_N, dtype=np.int64)
+
+    def opened() -> Epoch:
+        rows_RD = np.load(folder / "values.npy", mmap_mode="r")
+        global_ND = np.load(folder / "global.npy", mmap_mode="r")
+
+        def read(seed: int) -> Iterator[int]:
+            order = epoch_order(len(corpus), seed=seed, epoch=0)
+            for first in range(0, len(order), BATCH_SIZE):
+                units = order[first : first + BATCH_SIZE]
+                length_B = corpus.lengths_N[units]
+                padded_BMD = np.zeros((len(units), int(length_B.max()), DIM), np.float16)
+                for target_MD, end, length in zip(padded_BMD, ends_N[units].tolist(), length_B.tolist(), strict=True):
+                    target_MD[:length] = rows_RD[end - length : end]
+                batch = (global_ND[units], padded_BMD, np.arange(padded_BMD.shape[1]) < length_B[:, None])
+                yield len(batch[0])
+
+        return read
+
+    return opened
+
+
+def _dd(cache: Path, num_units: int) -> Reader:
+    """All of a cache's large files, one after another, as if they were one batch."""
+
+    def read(seed: int) -> Iterator[int]:
+        del seed
+        for path in sorted(cache.rglob("c/*/0")):
+            if path.stat().st_size > 1 << 20:
+                subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=8M"], check=True, capture_output=True)
+        yield num_units
+
+    return lambda: read
+
+
+def _build_flat(folder: Path, corpus: Corpus) -> None:
+    if folder.exists():
+        return
+    folder.mkdir()
+    num_rows = int(corpus.lengths_N.sum())
+    values = np.lib.format.open_memmap(folder / "values.npy", mode="w+", dtype=np.float16, shape=(num_rows, DIM))
+    global_ND = np.empty((len(corpus), DIM), np.float16)
+    row = 0
+    for number, rows in enumerate(corpus.units()):
+        values[row : row + len(rows)] = rows
+        global_ND[number] = rows[0]
+        row += len(rows)
+    values.flush()
+    np.save(folder / "global.npy", global_ND)
+
+
+@contextmanager
+def _read_ahead(folder: Path, kib: int) -> Iterator[None]:
+    """Set the read-ahead of the disk under a folder; raises `OSError` where that is not allowed."""
+    device = folder.stat().st_dev
+    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    queue = next((path / "queue" for path in (place, place.parent) if (path / "queue").exists()), place)
+    setting = queue / "read_ahead_kb"
+    before = setting.read_text()
+    setting.write_text(str(kib))
+    try:
+        yield
+    finally:
+        setting.write_text(before)
+
+
+def _num_bytes(cache: Path) -> int:
+    return sum(path.stat().st_size for path in (cache / "text/tokens").rglob("*") if path.is_file())
+
+
+def _drop_pages(folder: Path) -> None:
     """Ask the kernel to forget the pages of all files below a folder."""
     for path in folder.rglob("*"):
         if path.is_file():
@@ -132,41 +260,10 @@ def drop_pages(folder: Path) -> None:
             os.close(descriptor)
 
 
-def load_pages(folder: Path) -> None:
+def _load_pages(folder: Path) -> None:
     """Read all files below a folder once."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb", buffering=0) as handle:
                 while handle.read(1 << 24):
                     pass
-
-
-def _rate(
-    name: str, kind: type[Format], target: Path, corpus: Corpus, seed: int, *, seconds: float, epochs: int
-) -> float:
-    item = kind()
-    item.open(target, corpus)
-    begin = time.perf_counter()
-    units = 0
-    for epoch in range(epochs):
-        for count in _epoch(name, item, corpus, seed + epoch):
-            units += count
-            if time.perf_counter() - begin >= seconds:
-                break
-        if time.perf_counter() - begin >= seconds:
-            break
-    elapsed = time.perf_counter() - begin
-    item.close()
-    return units / elapsed
-
-
-def _epoch(name: str, item: Format, corpus: Corpus, seed: int) -> Iterator[int]:
-    if name in (STREAM, INLINE) and isinstance(item, Ours):
-        bytes_in_flight = 64 << 20 if name == STREAM else 0
-        for batch in item.store.batches(BATCH_SIZE, seed=seed, bytes_in_flight=bytes_in_flight):
-            yield len(batch.ids)
-        return
-    order = epoch_order(len(corpus), seed=seed, epoch=0)
-    for rows in item.batches(order, BATCH_SIZE):
-        pad(rows)
-        yield len(rows)

@@ -31,6 +31,7 @@ from advl_pipeline.students.uniter import Uniter
 from advl_pipeline.training.batch_order import GROUP_SIZE, TokenOrder, padding_share
 from advl_pipeline.training.ordering import measure_examples
 from advl_pipeline.training.targets import two_way_choice
+from benchmarks.rows import Row
 
 MAX_TOKENS = 4000
 """Of a micro-batch: UNITER's recipe for VCR."""
@@ -143,6 +144,23 @@ def original_pass(student: Uniter, batch: Any) -> torch.Tensor:
     last_NSH = model.layers(packed_NSH, (1.0 - mask_NS[:, None, None, :]) * -10000.0)[-1]
     pooled_NH: torch.Tensor = model.pooler(last_NSH)
     return pooled_NH
+
+
+def measure_uniter(folder: Path, quick: bool) -> list[Row]:
+    """Measure the row of this section."""
+    del folder
+    rounds, batches, num_lengths = (1, 1, 400) if quick else (3, 2, 4_000)
+    found = measure_students(rounds=rounds, batches=batches, num_lengths=num_lengths)
+    return [
+        Row(
+            name="training uniter-base, against the original formulation",
+            value=found.ratio,
+            goal=1.5,
+            detail=f"questions/s: ours {found.ours:.2f}, original {found.original:.2f}, original on our batches "
+            f"{found.original_by_tokens:.2f}; padding: our layers {found.layer_padding:.0%}, our attention "
+            f"{found.grid_padding:.0%}, the original's {found.random_padding:.0%}",
+        )
+    ]
 
 
 def measure_students(name: str = "uniter-base", *, rounds: int, batches: int, num_lengths: int) -> StudentRates:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = {"advl_pipeline", "advl_cli", "advl_data", "benchmarks"}
-FILES_ALONE = {"demo", "bench", "dev", "site"}
+FILES_ALONE = {"demo", "dev", "site"}
 """Extras of packages that are read as files, measured against, or run as tools."""
 
 LOADED_BY_OTHERS = {"msgpack-numpy", "protobuf", "sentencepiece", "tiktoken", "torchvision", "fonttools"}

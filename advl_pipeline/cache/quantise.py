@@ -30,7 +30,8 @@ def wide_dtype(stored: StoredDtype) -> Literal["float16", "float32"]:
 def to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:
     """Round to float16, clipping what lies beyond its range; returns also how many values were clipped."""
     in_range_MD, clipped = clip_to_float16(values_MD)
-    return in_range_MD.astype(np.float16), clipped
+    # Numpy rounds in software, ten times as slowly.
+    return _tensor(in_range_MD).half().numpy(), clipped
 
 
 def clip_to_float16(values_MD: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
@@ -63,19 +64,20 @@ def from_int8(codes_MD: npt.NDArray[np.int8], scale_M: npt.NDArray[np.float32]) 
     block_rows = max(1, _BLOCK_VALUES // codes_MD.shape[1])
     for first in range(0, len(codes_MD), block_rows):
         block = slice(first, first + block_rows)
-        # Torch takes no memory that must not be written to, such as a mapped file.
-        codes_BD = codes_MD[block] if codes_MD.flags.writeable else codes_MD[block].copy()
-        dequantised_BD = dequantise(torch.from_numpy(codes_BD), torch.from_numpy(scale_M[block].copy()))
-        torch.from_numpy(values_MD[block]).copy_(dequantised_BD)
+        torch.from_numpy(values_MD[block]).copy_(dequantise(_tensor(codes_MD[block]), _tensor(scale_M[block])))
     return values_MD
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return float16 values (..., D) of codes (..., D) and scales (...): float32 products, rounded to nearest even.
-
-    On a CPU this takes a tenth of the time that numpy takes to round.
-    """
+    """Return float16 values (..., D) of codes (..., D) and scales (...): float32 products, rounded half to even."""
     return codes.float().mul_(scale[..., None]).half()
+
+
+def _tensor(values: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a tensor over the same memory, or over a copy of what must not be written to, such as a mapped file."""
+    import torch  # Here, as looking at a cache needs none.
+
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def is_finite(values: npt.NDArray[Any]) -> bool:

@@ -76,7 +76,7 @@ def estimate(
         for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
     ]
     token_dim = source.tower.token_dim if source.has_tokens else 0
-    num_bytes = _num_bytes(placement.num_rows, placement.num_units, stored, token_dim, source.tower.global_dim)
+    num_bytes = stored_bytes(placement.num_rows, placement.num_units, stored, token_dim, source.tower.global_dim)
     return Estimate(
         modality=source.modality,
         num_units=placement.num_units,
@@ -102,17 +102,17 @@ def bytes_by_card(config: ExtractConfig, card: TeacherCard) -> int:
         units, kind = dataset.image_units(), image_tokens_of(config, dataset)
         cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
         rows = {"grid": cells * len(units), "none": 0}.get(kind, sum(max(1, len(unit.boxes_R4)) for unit in units))
-        total += _num_bytes(rows, len(units), config.dtype, card.grid_dim if rows else 0, card.image_dim)
+        total += stored_bytes(rows, len(units), config.dtype, card.grid_dim if rows else 0, card.image_dim)
     if "text" in card.modalities and config.modality != "image":
         texts = dataset.text_units()
         drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
         words = np.mean([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
         pieces = float(words) * _PIECES_PER_WORD * (config.select_tokens or 1.0)
-        total += _num_bytes(pieces * len(texts), len(texts), config.dtype, card.token_dim, card.text_dim)
+        total += stored_bytes(pieces * len(texts), len(texts), config.dtype, card.token_dim, card.text_dim)
     return round(total)
 
 
-def _num_bytes(rows: float, units: int, stored: StoredDtype, token_dim: int, global_dim: int) -> float:
+def stored_bytes(rows: float, units: int, stored: StoredDtype, token_dim: int, global_dim: int) -> float:
     """Return the bytes of so many token rows and units; `token_dim` is 0 where there are no token features."""
     wide = _BYTES_OF[wide_dtype(stored)]
     row_bytes = token_dim * _BYTES_OF[stored] + 8 if token_dim else 0

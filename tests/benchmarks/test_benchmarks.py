@@ -1,35 +1,53 @@
-"""Every format that is measured gives back what was written, and a run's figures fill the page."""
+"""What is measured against one another computes the same, and a run's rows fill the page."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from advl_pipeline.cache.order import epoch_order
-from benchmarks.corpus import texts
+from advl_pipeline.cache.reader import open_cache
+from benchmarks.corpus import build_cache, texts
 from benchmarks.dense_targets import measure_dense_targets
-from benchmarks.formats import FORMATS, Format
+from benchmarks.disk import measure_disk
+from benchmarks.extraction import vcr_like_texts
 from benchmarks.page import BEGIN, END, render, write_page
+from benchmarks.reading import measure_reading
+from benchmarks.rows import Row, median_ratio
 from benchmarks.students import build_uniter, measure_students, original_pass, our_pass, questions
 
 
-@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
-@pytest.mark.filterwarnings("ignore")
-def test_formats_give_back_what_was_written(kind: type[Format], tmp_path: Path) -> None:
-    if not kind.is_available():
-        pytest.skip(f"{kind.needs} is not installed")
+def test_a_built_cache_holds_the_corpus(tmp_path: Path) -> None:
     corpus = texts(40)
-    expected = [rows.tobytes() for rows in corpus.units()]
-    kind().build(tmp_path, corpus)
-    item = kind()
-    item.open(tmp_path, corpus)
-    order = epoch_order(len(corpus), seed=0, epoch=0)
-    found = [np.asarray(rows).tobytes() for batch in item.batches(order, 16) for rows in batch]
-    item.close()
-    assert found == [expected[unit] for unit in order]
+    build_cache(tmp_path / "cache", corpus)
+    store = open_cache(tmp_path / "cache").stores()["text"]
+    for number, rows_MD in enumerate(corpus.units()):
+        np.testing.assert_array_equal(store.token_features([corpus.unit_id(number)])[0], rows_MD)
+
+
+def test_every_row_of_reading_has_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.reading.texts", lambda _: texts(130))
+    monkeypatch.setattr("benchmarks.reading.pictures", lambda _: texts(70))
+
+    def refused(folder: Path, kib: int) -> None:
+        raise OSError(f"not allowed to read {kib} kB ahead in {folder}")
+
+    monkeypatch.setattr("benchmarks.reading._read_ahead", refused)
+    rows = measure_reading(tmp_path, True)
+    assert [row.name for row in rows if row.value is None] == [row.name for row in rows if "read-ahead" in row.name]
+    assert all(row.goal is not None and row.detail for row in rows)
+
+
+def test_the_arithmetic_of_disks_is_that_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.disk.vcr_like_texts", lambda _: vcr_like_texts(160))
+    sample, vcr, *others = measure_disk(tmp_path, True)
+    assert sample.value is not None
+    assert sample.value < 0.3, "so few texts leave much of their last chunk empty"
+    assert vcr.verdict == "PASS"
+    assert len(others) == 8
 
 
 def test_both_formulations_of_uniter_compute_the_same() -> None:
@@ -53,28 +71,28 @@ def test_dense_targets_are_measured_on_places_that_have_one() -> None:
     assert min(found.averaging, found.dense_product, found.relational, found.mse) > 0
 
 
-def test_the_page_takes_the_tables_of_a_run(tmp_path: Path) -> None:
-    figures = {
-        "machine": "two cores",
-        "sizes": "quick",
-        "reading": {"texts": [{"name": "ours", "warm": 41_234.0, "cold": 9_000.0}]},
-        "skipped": ["LMDB (lmdb is not installed)"],
-        "variants": [{"name": "int8", "num_bytes": 5e6, "units_per_second": 2e4, "cosine_error": 1e-4}],
-    }
-    figures["students"] = {"ours": 0.5, "original": 0.25, "ratio": 2.0}
-    goal = {"name": "warm", "value": 1.22, "target": 1.5, "at_least": True, "is_met": False}
+def test_verdicts() -> None:
+    assert Row(name="x", value=1.0, goal=1.0).verdict == "PASS"
+    assert Row(name="x", value=1.0, goal=1.1).verdict == "FAIL"
+    assert Row(name="x", value=1.0, goal=1.1, at_least=False).verdict == "PASS"
+    assert Row(name="x", value=None, goal=1.0, at_least=False).verdict == "FAIL"
+    assert Row(name="x", value=5.0).verdict == ""
+    assert median_ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0]) == 1.0
+
+
+def test_the_page_takes_the_rows_of_a_run(tmp_path: Path) -> None:
+    row = Row(name="int8, warm", value=1.22, goal=1.5, detail="122 of 100")
+    sections = {"reading": {"machine": "two cores", "seconds": 61.2, "rows": [asdict(row)]}}
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
     for _ in range(2):
-        write_page(page, render(figures, [goal]))
+        write_page(page, render(sections))
     content = page.read_text()
     assert content.startswith("before")
     assert content.endswith("after\n")
     assert "stale" not in content
-    assert content.count("| ours | 41.2 | 9.0 |") == 1
-    assert "| warm | 1.22 (at least 1.5) | FAIL |" in content
-    assert content.count("| ratio | 2.00 |") == 1
-    assert "LMDB (lmdb is not installed)" in content
+    assert "**reading**: two cores; 61 s." in content
+    assert content.count("| int8, warm | 1.22 | at least 1.5 | FAIL | 122 of 100 |") == 1
     (tmp_path / "bare.md").write_text("nothing")
     with pytest.raises(ValueError, match="no place"):
         write_page(tmp_path / "bare.md", "x")

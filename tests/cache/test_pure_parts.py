@@ -206,6 +206,13 @@ def test_int8_is_dequantised_to_the_bit(seed: int, largest: float, num_rows: int
     np.testing.assert_array_equal(from_int8(codes_MD, scale_M).view(np.uint16), expected_MD.view(np.uint16))
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(-9.0, 5.5))
+def test_values_are_rounded_to_the_nearest_even(seed: int, magnitude: float) -> None:
+    values_MD = (np.random.default_rng(seed).standard_normal((7, 300)) * 10.0**magnitude).astype(np.float32)
+    expected_MD = np.clip(values_MD, -65504.0, 65504.0).astype(np.float16)
+    np.testing.assert_array_equal(to_float16(values_MD)[0].view(np.uint16), expected_MD.view(np.uint16))
+
+
 def test_rows_of_zeros_and_large_values() -> None:
     codes_MD, scale_M = to_int8(np.zeros((2, 4), np.float32))
     assert not from_int8(codes_MD, scale_M).any()
