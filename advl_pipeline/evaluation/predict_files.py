@@ -83,13 +83,13 @@ def run_predict(config: PredictConfig) -> PredictResult:
         conditioning="all" if is_vcr else None,
         answers=finished.classes,
     )
-    folder = config.run / names.PREDICTIONS
-    path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
-    make_folder(path.parent)
     predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
     require_same_labels(dataset, finished)
     for line in use_stored_pictures(finished.student, config.pictures, [(name, split)]):
         tqdm.write(line, file=sys.stderr)
+    folder = config.run / names.PREDICTIONS
+    path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
+    make_folder(path.parent)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
 
 

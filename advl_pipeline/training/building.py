@@ -25,21 +25,14 @@ from advl_pipeline.training.targets import require_fitting_loss
 from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_targets
 
 
-def build_finetune_model(
-    run: Run,
-    inputs: Inputs,
-    source: SignalSource | None,
-) -> tuple[FinetuneModel, dict[str, HeadOrigin], list[VisionChoice]]:
-    """Build student, heads and projections, and say where the heads come from and what vision teachers teach.
-
-    The same seed gives the same student and heads for every method.
-    """
-    config, settings, dataset = run.config, run.settings, inputs.dataset
+def build_finetune_student(run: Run) -> Student:
+    """Build the student; the same seed gives the same one for every method."""
+    config = run.config
     torch.manual_seed(config.seed)
     options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
     overrides = {**recipe_options(run.chosen, config.init), **options}
     student = build_student(config.student, weights=config.init, overrides=overrides)
-    if settings.adversarial is not None:
+    if run.settings.adversarial is not None:
         require_perturbable(student)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(student)
@@ -47,6 +40,20 @@ def build_finetune_model(
         add_lora(student, updates)
     if config.compile:
         compile_student(student)
+    return student
+
+
+def build_finetune_model(
+    run: Run,
+    student: Student,
+    inputs: Inputs,
+    source: SignalSource | None,
+) -> tuple[FinetuneModel, dict[str, HeadOrigin], list[VisionChoice]]:
+    """Build heads and projections of a student, and say where the heads come from and what vision teachers teach.
+
+    The same seed gives the same heads for every method.
+    """
+    config, settings, dataset = run.config, run.settings, inputs.dataset
     torch.manual_seed(config.seed + 1)
     heads = build_heads(student, dataset)
     for task in dataset.tasks:

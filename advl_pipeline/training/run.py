@@ -32,7 +32,7 @@ from advl_pipeline.students.weight_files import weights_digest
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batch_order import GROUP_SIZE, ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
-from advl_pipeline.training.building import build_finetune_model
+from advl_pipeline.training.building import build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.compatibility import dataset_identity
 from advl_pipeline.training.config import FinetuneConfig
@@ -111,20 +111,21 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
             return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
-    # The first process estimates what is missing; the others read what it wrote.
-    with accelerator.main_process_first():
-        signals = open_signals(run, caches, inputs, device=accelerator.device)
-    source = None if signals is None else signals.source
-    checked = [] if signals is None else signals.checked
-    model, heads, vision = build_finetune_model(run, inputs, source)
-    reads = read_inputs(model.student, inputs.dataset, inputs.labelled, config.init)
+    student = build_finetune_student(run)
+    reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init)
     stored = use_stored_pictures(
-        model.student,
+        student,
         config.pictures,
         [(config.dataset, config.split), *other_splits(config.adapt_on)],
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )
+    # The first process estimates what is missing; the others read what it wrote.
+    with accelerator.main_process_first():
+        signals = open_signals(run, caches, inputs, device=accelerator.device)
+    source = None if signals is None else signals.source
+    checked = [] if signals is None else signals.checked
+    model, heads, vision = build_finetune_model(run, student, inputs, source)
     fits = _fit_on_inputs(config, model, inputs, source, device=accelerator.device)
     model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
     step_line = run.settings.step_line(accelerator.num_processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tiny_extraction import tree_bytes
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.stored_pictures import StoredPictures
@@ -131,6 +133,25 @@ def test_they_are_a_cache_like_any_other(
     assert "advl prepare --dataset scenes-vcr --split train --size 64" in capsys.readouterr().err
     assert advl(*plain, "--student", "scenes-small") == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(small_corpus: SmallCorpus, tmp_path: Path) -> None:
+    text, pictures = (shutil.copytree(cache, tmp_path / cache.name) for cache in small_corpus.caches)
+    shutil.rmtree(text / "confidence")
+    before = tree_bytes(text)
+    run = tmp_path / "run"
+    taught = small_corpus.config(run, student="scenes-vilt", cache=(text,))
+    with pytest.raises(IdentityMismatch, match="advl prepare"):
+        run_finetune(replace(taught, pictures=(pictures,)))
+    assert tree_bytes(text) == before
+    assert not run.exists()
+    tasks = ("vcr-q2a", "vcr-qa2r")
+    run_finetune(small_corpus.config(run, student="scenes-vilt", method="plain", cache=(), num_steps=1, task=tasks))
+    before = tree_bytes(run)
+    predict = ("predict", run, "--split", "test", "--data-root", small_corpus.data_root)
+    assert advl(*predict, "--pictures", pictures, "--output", tmp_path / "new" / "test.csv") == 3
+    assert not (tmp_path / "new").exists()
+    assert tree_bytes(run) == before
 
 
 @pytest.mark.parametrize(
