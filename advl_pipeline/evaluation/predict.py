@@ -160,6 +160,7 @@ def load_run(
             next_command=shlex.join(["advl", "finetune", *resume]),
         )
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
+    student.require_inputs()  # Loads what threads that collate would each load at first.
     heads, label_names = load_heads(folder, student)
     target = open_device(device)
     return FinishedRun(

@@ -124,7 +124,6 @@ def _load(run: Path) -> FinishedRun:
             why="--hide-picture is a control; the folder would show it pictures",
             next_command="export a run without --hide-picture",
         )
-    finished.student.require_inputs()
     if len(finished.heads) != 1:
         raise ConfigError("A run of several heads cannot be exported.", where=str(run), why=", ".join(finished.heads))
     return finished
