@@ -190,9 +190,13 @@ class FinetuneConfig(
 class PretrainConfig(ComputeConfig):
     """Configuration of `advl pretrain`."""
 
-    output: Path | None = option(None, help="Folder of the pretrained student [default: students/STUDENT].")
+    output: Path | None = option(
+        None, help="Folder of the pretrained student [default: students/STUDENT].", identity="none"
+    )
     dataset: str = option("scenes-captions", help="Image-caption pairs with phrase boxes.")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
+    data_root: Path | None = option(
+        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
+    )
     split: str = option("train", help="Split to train on.")
     student: str = option(
         "scenes-small", help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter or scenes-vilt."

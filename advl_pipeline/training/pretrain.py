@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import num_threads, precision, resolved
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
@@ -117,8 +117,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
 
 def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return what changes the result of the pretraining, and nothing else."""
-    elsewhere = ("output", "data_root", "device", "num_workers")
-    settings = {key: value for key, value in config_to_dict(config).items() if key not in elsewhere}
+    settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none")
     return {"schema": SCHEMA, "dataset_digest": dataset.content_digest(), **settings}
 
 

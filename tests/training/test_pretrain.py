@@ -19,7 +19,7 @@ from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.pretrain import PretrainConfig, run_pretrain
+from advl_pipeline.training.pretrain import PretrainConfig, pretrain_identity, run_pretrain
 from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_targets, region_questions
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.run_signals import _known_words
@@ -51,6 +51,17 @@ def test_every_small_student_is_pretrained_by_all_objectives(small_corpus: Any, 
     assert run_pretrain(config).reused
     with pytest.raises(IdentityMismatch, match="pretrained otherwise"):
         run_pretrain(settings(small_corpus, tmp_path, student=name, seed=1))
+
+
+def test_where_and_how_a_student_is_pretrained_is_not_in_its_identity(small_corpus: Any, tmp_path: Path) -> None:
+    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    found = pretrain_identity(settings(small_corpus, tmp_path), dataset)
+    elsewhere = {"data_root": tmp_path, "device": "cpu", "num_workers": 3}
+    assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), dataset) == found
+    assert list(found) == [
+        "schema", "dataset_digest", "mixed_precision", "dataset", "split", "student", "seed", "warmup_steps",
+        "joint_steps", "batch_size", "learning_rate", "weight_decay", "mask_probability",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STUDENTS)
