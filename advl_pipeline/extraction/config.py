@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
-from advl_pipeline.compute import ComputeConfig
+from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
@@ -153,7 +153,9 @@ class PrepareConfig(Configuration):
     )
     data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     on_error: Literal["fail", "skip"] = option("fail", help="What to do about pictures that cannot be read.")
-    num_workers: int | None = option(None, help="Threads that decode [default: one per core].", minimum=1)
+    num_workers: int | None = option(
+        None, help=f"Threads that decode [default: one per core, at most {MOST_WORKERS}].", minimum=1
+    )
     dry_run: bool = option(False, help="Only say what would be done: pictures, bytes, free disk.")
 
 
