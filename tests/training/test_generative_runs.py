@@ -73,6 +73,7 @@ def test_updates_of_published_weights_are_saved_as_peft_reads_them(
     assert (config["r"], config["lora_alpha"]) == (8, 8.0)
     student = load_run(updated).student
     assert isinstance(student, SmolVlm)
+    assert {"processor", "chat"} <= vars(student).keys()  # Loaded before threads collate.
     base = AutoModelForImageTextToText.from_pretrained(published)
     before = {name: value.clone() for name, value in base.state_dict().items()}
     theirs = PeftModel.from_pretrained(base, updated).merge_and_unload()
