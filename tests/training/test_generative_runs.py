@@ -21,6 +21,8 @@ from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.predict_files import run_predict
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.smolvlm import SmolVlm
 from advl_pipeline.training.run import run_finetune
@@ -206,3 +208,35 @@ def test_a_student_with_heads_generates_nothing(corpus: SmallCorpus, tmp_path: P
     run_finetune(corpus.config(tmp_path / "run", **options))
     with pytest.raises(ConfigError, match="generates no text"):
         run_predict(PredictConfig(run=tmp_path / "run", split="val", data_root=corpus.data_root, generate=True))
+
+
+def test_teachers_grids_are_laid_over_tiles(corpus: SmallCorpus, tmp_path: Path) -> None:
+    """Each token of a tile, and of the whole picture after them, follows the teacher's grid where it lies."""
+    tiles = ("image_splitting=true", "longest_edge=128")
+    options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 2, "student_option": tiles}
+    patches = {**options, "vision_target": "patches"}
+    with pytest.raises(ConfigError, match="no patches to be a target") as refused:
+        run_finetune(corpus.config(tmp_path / "none", **patches))
+    assert refused.value.why == "its cache holds features of the dataset's boxes"
+    with pytest.raises(ConfigError, match="has no layer 4"):
+        run_finetune(corpus.config(tmp_path / "none", **options, align_layer=4))
+    assert not (tmp_path / "none").exists()
+    grid = tmp_path / "grid"
+    run_extract(
+        ExtractConfig(
+            teacher="efficientnet-lite0",
+            dataset="scenes-vcr",
+            data_root=corpus.data_root,
+            output=grid,
+            image_tokens="grid",
+            folds=2,
+        )
+    )
+    run_finetune(corpus.config(tmp_path / "run", **{**patches, "cache": (grid,), "align_layer": 1}))
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text(encoding="utf-8"))
+    (choice,) = settings["vision_targets"].values()
+    assert choice["places"] == "patches"
+    # At least three tiles of four tokens a side for each picture, nearly all of which lie on the teacher's grid.
+    assert choice["num_places"] >= 3 * 16 * choice["num_pictures"]
+    assert choice["num_targets"] >= 0.9 * choice["num_places"]
+    assert all(entry["raw/vision"] > 0 for entry in logged(tmp_path / "run"))
