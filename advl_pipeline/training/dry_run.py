@@ -104,10 +104,10 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         lines = (trial.output / names.METRICS).read_text(encoding="utf-8").splitlines()
     steps = [step for step in map(json.loads, lines) if step["phase"] == "finetune"]
     measured = statistics.median(step["seconds"] for step in steps[len(steps) // 2 :])
-    examples_per_step = summary["samples_per_second"] * summary["seconds_per_step"]
+    phase = summary["phases"]["finetune"]
     on_cpu = config.step_ms is None and torch.device(resolved(config).device).type == "cpu"
     # An epoch reads no more of a cache than all of it.
-    num_steps = math.ceil(summary["num_labelled"] / examples_per_step)
+    num_steps = math.ceil(summary["num_labelled"] * phase["num_steps"] / phase["num_examples"])
     num_bytes = sum(sum(open_store(place).list().values()) for place in (*config.cache, *config.pictures))
     return Forecast(
         num_steps=num_steps,

@@ -411,7 +411,10 @@ def _summary(
         "num_texts_cut": sum(timing.num_texts_cut for timing in timings.values()),
         "wait_share": waited / computed if computed else 0.0,
         "seconds_preparing": sum(timing.seconds_preparing for timing in timings.values()) / max(1, num_steps),
-        "phases": {name: {"seconds": t.seconds, "num_steps": t.num_steps} for name, t in timings.items()},
+        "phases": {
+            name: {"seconds": t.seconds, "num_steps": t.num_steps, "num_examples": t.num_examples}
+            for name, t in timings.items()
+        },
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
         "peak_memory_bytes": peak_memory_bytes(),

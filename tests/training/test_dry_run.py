@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import advl
 from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import SmallCorpus
 
-from advl_cli.main import main
 from advl_pipeline.training.dry_run import Forecast, Machine, StepCosts
 
 seconds = st.floats(1e-4, 10)
@@ -67,17 +67,14 @@ def test_the_command_writes_nothing_and_says_it(
     small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(
-            [
-                *("finetune", "--dataset", "scenes-vcr", "--data-root", str(small_corpus.data_root)),
-                *("--task", "vcr-q2a", "--method", "naive-kd", "--cache", str(small_corpus.caches[0])),
-                *("--output", "run", "--batch-size", "4", "--dry-run", "--step-ms", "250", "--disk-mb-s", "100"),
-                "--json",
-            ]
-        )
-    assert not caught.value.code
-    told = json.loads(capsys.readouterr().out)
+    code, printed, _ = advl(
+        capsys,
+        *("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root),
+        *("--task", "vcr-q2a", "--method", "naive-kd", "--cache", small_corpus.caches[0]),
+        *("--output", "run", "--batch-size", 4, "--dry-run", "--step-ms", 250, "--disk-mb-s", 100, "--json"),
+    )
+    assert code == 0
+    told = json.loads(printed)
     assert list(tmp_path.iterdir()) == []
     assert told["num_steps"] == 4  # Sixteen questions.
     assert told["costs"]["model"] == 0.25
