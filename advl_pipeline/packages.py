@@ -54,7 +54,7 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
     return ConfigError(
         "This needs a package that is not installed.",
         where=f"Python package {module}",
-        why="the bare package reads, verifies and exports caches that are not compressed",
+        why="the bare package reads and verifies caches that are not compressed, and exports them to safetensors",
         next_command=f"pip install 'advl-pipeline[{EXTRA_OF[module]}]'",
     )
 

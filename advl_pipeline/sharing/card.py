@@ -58,11 +58,22 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         teachers=[_teacher(cache["identity"]) for cache in read_json(run / names.CACHES)],
         method=config["method"],
         recipe=result["recipe"],
-        command=finetune_command(build_config(FinetuneConfig, config, where=str(run / names.CONFIG))),
+        command=finetune_command(
+            build_config(FinetuneConfig, without_folders(config), where=str(run / names.CONFIG))
+        ),
         scores=scores,
         use_of_vision=_use_of_vision(run),
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
     )
+
+
+def without_folders(value: Any) -> Any:
+    """Return a JSON value whose absolute paths are their last parts: folders of a machine are not published."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
 
 
 def _teacher(identity: Mapping[str, Any]) -> dict[str, str]:
@@ -77,13 +88,13 @@ def _teacher(identity: Mapping[str, Any]) -> dict[str, str]:
 
 def _scores(run: Path) -> tuple[str, list[int]]:
     """Return a table of scores, with the rows of the study that the run belongs to, and the seeds behind it."""
-    study = run.absolute().parent.parent
-    try:
-        result = gather_study(study) if (study / MARKERS["study"].file).is_file() else gather_runs(run)
-    except ConfigError:
+    if not any((run / names.EVALUATION).glob("*.json")):
         return "The run was not evaluated.", []
+    study = run.absolute().parent.parent
+    result = gather_study(study) if (study / MARKERS["study"].file).is_file() else gather_runs(run)
+    seeds = sorted({cell.seed for cell in result.cells if cell.state == "finished"})
     # Its headings stand below one of the card's.
-    return re.sub("^#", "###", as_markdown(result).strip(), flags=re.MULTILINE), list(result.study.seeds)
+    return re.sub("^#", "###", as_markdown(result).strip(), flags=re.MULTILINE), seeds
 
 
 def _use_of_vision(run: Path) -> str:

@@ -16,10 +16,13 @@ class ExportRunConfig(Configuration):
     run: Path = option(help="Folder of a finished run.")
     to: Literal["transformers", "torch"] = option(
         "transformers",
-        help="transformers: a folder for its from_pretrained. torch: a program and its weights, for any student.",
+        help="transformers: a folder for its from_pretrained. "
+        "torch: a program and its weights, for any student but SmolVLM.",
     )
     output: Path = option(help="Folder to write; must not exist.")
-    push_to_hub: str | None = option(None, help="Also upload it, to this repository of the hub.", metavar="ORG/NAME")
+    push_to_hub: str | None = option(
+        None, help="Also upload it, to this repository of the hub; an earlier push is replaced.", metavar="ORG/NAME"
+    )
     private: bool = option(False, help="Make the repository private where it does not exist yet.")
 
 
@@ -28,7 +31,7 @@ class PushConfig(Configuration):
     """Configuration of `advl cache push`."""
 
     cache: Path = option(help="Folder of the cache.")
-    repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
+    repository: str = option(help="Dataset repository of the hub, ORG/NAME; an earlier push is replaced.")
     private: bool = option(False, help="Make the repository private where it does not exist yet.")
 
 

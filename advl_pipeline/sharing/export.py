@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from advl_pipeline.atomic import remove_left, writing
@@ -21,7 +20,7 @@ from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.folders import require_outside
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
-from advl_pipeline.sharing.card import CARD_FILE, model_card
+from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.hub import open_repository, upload
 from advl_pipeline.sharing.programs import LOADER_FILE, PROGRAM_FILE, trace_student
@@ -37,6 +36,7 @@ from advl_pipeline.sharing.transformers_models import (
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.tensor_files import save_tensors
 
 HEAD_FILE = "head.safetensors"
 
@@ -146,7 +146,7 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
         model.config.label2id = {label: index for index, label in enumerate(labels)}
     writes: list[Write] = [model.save_pretrained, _inputs_of(student, family, name).save_pretrained]
     if not family.head and head.state_dict():
-        writes.append(lambda folder: save_file(_plain(head), folder / HEAD_FILE))
+        writes.append(lambda folder: save_tensors(folder / HEAD_FILE, head.state_dict()))
     kind = type(model).__name__
     call = family.call if isinstance(family.call, str) else family.call(student, name)
     answers = ("red", "blue") if is_choice else labels[:3] if isinstance(student, GenerativeStudent) else ()
@@ -170,13 +170,13 @@ def _for_torch(finished: FinishedRun, head: nn.Module, task: Task, name: str) ->
     traced = trace_student(student, head, task)
     described = {
         "student": student.name,
-        "config": student.config_dict(),
+        "config": without_folders(student.config_dict()),
         "task": task,
         "labels": finished.label_names[name],
         "inputs": traced.inputs,
     }
     writes: list[Write] = [
-        lambda folder: save_file(dict(traced.weights), folder / names.STUDENT_WEIGHTS),
+        lambda folder: save_tensors(folder / names.STUDENT_WEIGHTS, traced.weights),
         lambda folder: torch.export.save(traced.program, folder / PROGRAM_FILE),
         lambda folder: (folder / LOADER_FILE).write_text(
             traced.loader(student.name, num_classes_of(head)), encoding="utf-8"
@@ -214,7 +214,3 @@ def _usage(code: str, model: str, answers: Sequence[str]) -> str:
         "torch.set_grad_enabled(False)",
     ]
     return "\n".join(lines) + "\n" + call
-
-
-def _plain(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous() for name, value in module.state_dict().items()}

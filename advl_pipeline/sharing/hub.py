@@ -29,6 +29,8 @@ from advl_pipeline.sharing.config import PullConfig, PushConfig
 CARD_FILE = "README.md"
 OF_THE_HUB = (CARD_FILE, ".gitattributes")
 """Files of a repository that are no part of a cache."""
+TAG = "advl"
+"""In the card of all that is pushed: by it a push knows what it may replace."""
 
 _LOGIN = "hf auth login   (or set HF_TOKEN), then give the same command again"
 _REASONS = {
@@ -40,11 +42,13 @@ _REASONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Repository:
-    """A repository that may be written."""
+    """A repository that may be written, with the files of its latest commit."""
 
     name: str
     kind: str
     api: Any
+    commit: str
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,16 +69,27 @@ def open_repository(name: str, *, kind: str, private: bool) -> Repository:
         private: of a new one.
 
     Raises:
-        ConfigError: that is no name. StorageError: the hub cannot be reached or refuses.
+        ConfigError: that is no name, or the repository holds something that no push put there.
+        StorageError: the hub cannot be reached or refuses.
     """
     api = _api(name)
     with _told(name):
-        api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-    return Repository(name=name, kind=kind, api=api)
+        # None leaves a new one as its owner's settings have it.
+        api.create_repo(name, repo_type=kind, private=private or None, exist_ok=True)
+        info = api.repo_info(name, repo_type=kind)
+    files = tuple(item.rfilename for item in info.siblings)
+    if set(files) - set(OF_THE_HUB) and TAG not in (info.tags or ()):
+        raise ConfigError(
+            "The repository holds something else, which a push would remove.",
+            where=name,
+            why=f"it has {len(files)} files, and no card with the tag {TAG!r}",
+            next_command="give the name of another repository; it is made where it does not exist",
+        )
+    return Repository(name=name, kind=kind, api=api, commit=info.sha, files=files)
 
 
 def upload(repository: Repository, folder: Path, *, message: str, card: str | None = None) -> str:
-    """Put a folder into a repository in one commit; what else lies there goes. Return its address.
+    """Put a folder into a repository in one commit; what an earlier push put there goes. Return its address.
 
     Args:
         repository: as `open_repository` gives it.
@@ -83,17 +98,22 @@ def upload(repository: Repository, folder: Path, *, message: str, card: str | No
         card: content of a README.md that the folder does not have.
 
     Raises:
-        StorageError: the hub cannot be reached or refuses; nothing of the repository has changed.
+        StorageError: the hub cannot be reached or refuses, or somebody else changed the repository meanwhile;
+        nothing of it has changed by this.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     operations: list[Any] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
     if card is not None:
         operations.append(CommitOperationAdd(CARD_FILE, card.encode()))
+    gone = set(repository.files) - {*files, *OF_THE_HUB}
+    operations += [CommitOperationDelete(name) for name in sorted(gone)]
     with _told(repository.name):
-        there = repository.api.list_repo_files(repository.name, repo_type=repository.kind)
-        operations += [CommitOperationDelete(name) for name in there if name not in {*files, *OF_THE_HUB}]
         done = repository.api.create_commit(
-            repository.name, operations, commit_message=message, repo_type=repository.kind
+            repository.name,
+            operations,
+            commit_message=message,
+            repo_type=repository.kind,
+            parent_commit=repository.commit,
         )
     return str(done.commit_url)
 
@@ -110,7 +130,7 @@ def run_push(config: PushConfig) -> str:
     identity = read_json(open_store(config.cache), IDENTITY_FILE)
     teacher, dataset = identity["teacher"]["name"], identity["dataset"]
     card = (
-        f"---\ntags:\n- advl\n---\n\n# Features of {teacher} over {dataset['name']}/{dataset['split']}\n\n"
+        f"---\ntags:\n- {TAG}\n---\n\n# Features of {teacher} over {dataset['name']}/{dataset['split']}\n\n"
         f"A teacher cache of ADVL: a plain Zarr v3 hierarchy, {report.num_bytes / 1e6:.1f} MB. `identity.json` says\n"
         f"what the numbers are of.\n\n    advl cache pull {config.repository} --output FOLDER\n"
     )
@@ -135,6 +155,7 @@ def run_pull(config: PullConfig) -> PulledCache:
     files = [item.rfilename for item in info.siblings if item.rfilename not in OF_THE_HUB]
     _require_cache_files(config.repository, files)
     partial = output.with_name(f"{output.name}.partial")
+    _require_own(partial)
     with writing(output):
         partial.mkdir(parents=True, exist_ok=True)
     with _told(config.repository):
@@ -160,6 +181,17 @@ def run_pull(config: PullConfig) -> PulledCache:
     with writing(output):
         partial.replace(output)
     return PulledCache(path=output, num_files=len(report.files), num_bytes=report.num_bytes)
+
+
+def _require_own(partial: Path) -> None:
+    """Refuse to download into a folder that no broken pull left, whose other files would be removed."""
+    left = (partial / ".cache" / "huggingface").is_dir() or (partial / IDENTITY_FILE).is_file()
+    if partial.exists() and not left and (partial.is_file() or any(partial.iterdir())):
+        raise ConfigError(
+            "Something else lies where the download would be kept.",
+            where=str(partial),
+            next_command="move it away, or give another --output",
+        )
 
 
 def _remove_foreign(partial: Path, files: list[str]) -> None:

@@ -31,12 +31,14 @@ from advl_pipeline.students.vilt import vilt_config
 PICTURE_CALL = """\
 processor = AutoProcessor.from_pretrained(folder, backend="pil")
 picture = Image.open("picture.png").convert("RGB")
-inputs = processor(images=[picture] * len(texts), text=texts, text_pair=answers, padding=True, return_tensors="pt")
+inputs = processor(
+    images=[picture] * len(texts), text=texts, text_pair=answers, padding=True, truncation=True, return_tensors="pt"
+)
 """
 
 REGION_CALL = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer(texts, answers, padding=True, return_tensors="pt")
+inputs = tokenizer(texts, answers, padding=True, truncation=True, return_tensors="pt")
 regions = load_file("regions.safetensors")  # One picture: features (R, F); places (R, 4), x1 y1 x2 y2 as shares.
 features, places = (regions[name].expand(len(texts), -1, -1) for name in ("features", "places"))
 """

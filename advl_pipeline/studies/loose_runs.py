@@ -111,7 +111,7 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
     focus = next((name for name in ("advl", *reversed(named)) if name in named and name != baseline), "advl")
     study = StudyConfig(
         name=folder.absolute().name,
-        title=f"Runs in {folder}",
+        title=f"Runs in {folder.absolute().name}",
         methods=tuple(named),
         shots=tuple(dict.fromkeys(run.config.shots for run in runs)),
         seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),

@@ -29,12 +29,14 @@ from advl_pipeline.sharing.export import run_export
 from advl_pipeline.sharing.programs import made_up_examples, trace_student
 from advl_pipeline.students.region_student import RegionBatch
 from advl_pipeline.students.registry import build_student, student_names
+from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.training.run import run_finetune
 
 Elsewhere = Callable[[str, Path], str]
 
 QUESTION, ANSWERS = "Which colour is it?", ("red", "blue")
 """What the code of a card asks."""
+LONG = "Which colour is it " + " or that one" * 200 + "?"
 
 RUNS = {
     "vilt-tiny": "scenes-vcr",
@@ -53,14 +55,14 @@ def finetuned(corpus: Any, folder: Path, student: str, dataset: str = "scenes-vc
     return folder
 
 
-def ask(path: Path, *, is_choice: bool) -> Example:
-    texts = [f"{QUESTION} {answer}" for answer in ANSWERS] if is_choice else [QUESTION]
+def ask(path: Path, question: str = QUESTION, *, is_choice: bool) -> Example:
+    texts = [f"{question} {answer}" for answer in ANSWERS] if is_choice else [question]
     return Example(
         example_id="asked",
         task="vcr-q2a" if is_choice else "vqa",
         image=ImageUnit(unit_id="asked", path=path, width=60, height=40, boxes_R4=np.zeros((0, 4), dtype=np.float32)),
         candidates=tuple(
-            Candidate(text_unit=text_unit(text), context_length=len(QUESTION) if is_choice else 0) for text in texts
+            Candidate(text_unit=text_unit(text), context_length=len(question) if is_choice else 0) for text in texts
         ),
         label=None,
     )
@@ -93,6 +95,14 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
                 save_file(tensors, folder / "regions.safetensors")
             expected[name] = finished.student.encode(batch).class_logits(head).flatten().tolist()
         code += f"import os\nos.chdir({str(folder)!r})\n{card_code(folder)}"
+        if isinstance(finished.student, TextStudent):
+            # What the student cuts is cut by the code of the card.
+            finished.student.config = dataclasses.replace(finished.student.config, overlong="cut")
+            with torch.inference_mode():
+                batch = finished.student.collate([ask(picture, LONG, is_choice=head_name == "vcr")])
+                assert batch.num_cut
+                expected[f"{name}, cut"] = finished.student.encode(batch).class_logits(head).flatten().tolist()
+            code += card_code(folder).replace(QUESTION, LONG)
     printed = [np.ravel(ast.literal_eval(line)) for line in elsewhere(code, tmp_path).splitlines() if line[0] == "["]
     for (name, logits), found in zip(expected.items(), printed, strict=True):
         np.testing.assert_allclose(found, logits, atol=2e-5, rtol=0, err_msg=name)
@@ -158,8 +168,14 @@ def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path)
     )
     for words in (*told, "picture blanked", "Q→A", json.loads((run / "run.json").read_text())["dataset"]["name"]):
         assert words in card, words
+    for name in ("README.md", "config.json"):
+        assert str(small_corpus.data_root) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
     run_export(ExportRunConfig(run=tmp_path / "bare", to="torch", output=tmp_path / "bare-out"))
     assert "was not evaluated" in (tmp_path / "bare-out" / "README.md").read_text(encoding="utf-8")
+    names.evaluation_file(run, "test", ".npz").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "damaged-out"))
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus: Any, tmp_path: Path) -> None:

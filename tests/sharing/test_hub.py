@@ -82,10 +82,23 @@ def test_a_push_again_sends_nothing_twice_and_removes_what_is_gone(
     sent = [line for line in hub.asked if line.startswith("PUT /blob/")]
     assert sent
     hub.refuses.clear()
+    advl("cache", "push", cache, "lab/b")
     hub.repositories["datasets/lab/b"]["image/left-over"] = b"of another state"
     advl("cache", "push", cache, "lab/b")
     assert [line for line in hub.asked if line.startswith("PUT /blob/")] == sent
     assert "image/left-over" not in hub.repositories["datasets/lab/b"]
+
+
+def test_a_push_removes_nothing_that_no_push_put_there(
+    hub: Hub, advl: Command, small_corpus: Any, run: Path, tmp_path: Path
+) -> None:
+    theirs = {"README.md": b"---\ntags:\n- vision\n---\n\n- advl\n", "model.safetensors": b"of weeks"}
+    hub.repositories = {"datasets/lab/b": dict(theirs), "models/lab/b": dict(theirs)}
+    for words in (("cache", "push", small_corpus.caches[0], "lab/b"),
+                  ("export", run, "--output", tmp_path / "out", "--push-to-hub", "lab/b")):  # fmt: skip
+        assert "holds something else" in advl(*words, code=2)[1]
+    assert hub.repositories == {"datasets/lab/b": theirs, "models/lab/b": theirs}
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small_corpus: Any, tmp_path: Path) -> None:
@@ -102,7 +115,14 @@ def test_what_is_not_sound_neither_goes_nor_comes(hub: Hub, advl: Command, small
     assert "holds no finished cache" in advl("cache", "pull", "lab/none", "--output", tmp_path / "cache", code=2)[1]
     hub.repositories["datasets/lab/out"] = {**content(damaged), "../escaped": b"x"}
     assert "would leave its folder" in advl("cache", "pull", "lab/out", "--output", tmp_path / "cache", code=2)[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+    (tmp_path / "cache.partial").mkdir()
+    (tmp_path / "cache.partial" / "notes.txt").write_text("of weeks")
+    before = len(hub.asked)
+    _, told = advl("cache", "pull", "lab/damaged", "--output", tmp_path / "cache", code=2)
+    assert "Something else lies" in told
+    assert not [line for line in hub.asked[before:] if "/resolve/" in line]
+    assert (tmp_path / "cache.partial" / "notes.txt").read_text() == "of weeks"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.partial", "damaged"]
     assert verify_cache(small_corpus.caches[0]).is_sound
 
 
@@ -119,7 +139,9 @@ def test_a_student_goes_to_the_hub(hub: Hub, advl: Command, run: Path, tmp_path:
     assert f"uploaded: {hub.endpoint}/models/lab/vilt/commit/" in out
     files = dict(hub.repositories["models/lab/vilt"])
     assert files.pop(".gitattributes")
+    assert b"\n- advl\n" in files["README.md"], "by which the next push knows it"
     assert files == content(tmp_path / "out")
+    assert not [name for name, data in files.items() if str(run).encode() in data]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,13 @@ class Hub:
                 elif line["key"] == "deletedFile":
                     del files[value["path"]]
             return {"commitUrl": f"{self.endpoint}/{key}/commit/{self.sha(key)}", "commitOid": self.sha(key)}
-        return {"id": key, "sha": self.sha(key), "siblings": [{"rfilename": name} for name in files]}
+        tags = re.findall(rb"^- (\w+)$", files.get("README.md", b"").partition(b"\n---\n")[0], re.M)
+        return {
+            "id": key,
+            "sha": self.sha(key),
+            "tags": [tag.decode() for tag in tags],
+            "siblings": [{"rfilename": name} for name in files],
+        }
 
 
 @contextmanager
