@@ -154,7 +154,7 @@ def test_a_resumed_run_fits_the_same(config: FinetuneConfig) -> None:
     whole, stopped = (replace(config, output=config.output / name, checkpoint_every=1) for name in ("a", "b"))
     run_finetune(whole)
     with (
-        patch("advl_pipeline.training.run.save_student", side_effect=KeyboardInterrupt),
+        patch("advl_pipeline.training.run_end.save_student", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         run_finetune(stopped)

@@ -94,7 +94,7 @@ def test_the_cost_of_each_part_is_measured_and_changes_nothing(
     assert [num_repeats(steps) for steps in (6, 49, 50, 100, 1000)] == [0, 0, 1, 2, 5]
     without = run_finetune(small_corpus.config(tmp_path / "without", adapt_objective="contrastive")).summary
     assert "parts" not in without
-    monkeypatch.setattr("advl_pipeline.training.run.num_repeats", lambda num_steps: 1)
+    monkeypatch.setattr("advl_pipeline.training.run_end.num_repeats", lambda num_steps: 1)
     options = {"adapt_objective": "contrastive"}
     parts = run_finetune(small_corpus.config(tmp_path / "with", **options)).summary["parts"]
     assert set(parts["milliseconds"]) == {"reading", "student", "vision", "text", "contrast"}

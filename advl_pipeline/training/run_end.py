@@ -1,0 +1,152 @@
+"""The end of a run: its weights are looked at, and the student, its heads and what was found are written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+
+from advl_pipeline.runs import names
+from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.students.memory import lora_settings, merge_lora
+from advl_pipeline.students.saved import Adapter, save_student
+from advl_pipeline.training.batch_order import GROUP_SIZE
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.finite import StepPlace, require_finite_weights
+from advl_pipeline.training.heads import save_heads
+from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.loop import PhaseTiming
+from advl_pipeline.training.part_costs import measure_parts, num_repeats
+from advl_pipeline.training.process_memory import peak_memory_bytes
+from advl_pipeline.training.resolved import Run
+from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.student_inputs import StudentInputs
+
+
+def end_run(
+    run: Run,
+    given: FinetuneConfig,
+    model: FinetuneModel,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    inputs: Inputs,
+    source: SignalSource | None,
+    reads: StudentInputs,
+    timings: dict[str, PhaseTiming],
+    *,
+    began: float,
+) -> None:
+    """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
+
+    Args:
+        run: as it was resolved.
+        given: the options as they were given, for the base that an adapter is of.
+        model: after its last step.
+        accelerator: of the main process.
+        folder: of the run.
+        inputs: that it learned from.
+        source: of the teachers' signals, None for methods without.
+        reads: how the student reads its inputs.
+        timings: by phase.
+        began: when the run began, by `time.perf_counter`.
+
+    Raises:
+        NotFinite: a weight is not.
+    """
+    updates = lora_settings(model.student, run.config)
+    adapter = None
+    if updates is not None and model.student.lora is not None and given.init is not None:
+        adapter = Adapter(updates=updates, base=given.init)
+    elif updates is not None:
+        merge_lora(model.student)
+    end = StepPlace(config=run.config, step=run.num_steps, phase="finetune", num_saved=run.num_steps)
+    require_finite_weights(model, end)
+    config = run.config
+    origin = {"method": config.method, "dataset": config.dataset, "seed": config.seed, "shots": config.shots}
+    save_student(folder.path, model.student, origin=origin, adapter=adapter)
+    if adapter is not None:
+        merge_lora(model.student)
+    save_heads(folder.path, model, inputs.dataset)
+    if source is not None and selects_words(model):
+        words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
+        folder.write_json(names.SELECTED_WORDS, words)
+        folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
+    parts = _measure_parts(run, model, inputs, source, accelerator)
+    summary = _summary(run, model, inputs, timings, time.perf_counter() - began) | parts
+    summary["caveats"] = list(reads.caveats)
+    folder.write_json(names.RESULT, summary)
+    folder.checkpoint.unlink(missing_ok=True)
+
+
+def _measure_parts(
+    run: Run,
+    model: FinetuneModel,
+    inputs: Inputs,
+    source: SignalSource | None,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Return what is added to the summary: the cost of each part, or nothing for a very short run."""
+    settings, method = run.settings, run.method
+    repeats = num_repeats(settings.num_steps)
+    if repeats == 0:
+        return {}
+    size = GROUP_SIZE
+    if settings.batch_unit == "examples":
+        size = max(1, settings.batch_size // (settings.accumulate * accelerator.num_processes))
+    task = inputs.dataset[inputs.labelled[0]].task
+    examples = [inputs.dataset[position] for position in inputs.labelled[: 2 * size]]
+    with accelerator.autocast():
+        costs = measure_parts(
+            model,
+            inputs.dataset,
+            [example for example in examples if example.task == task][:size],
+            source,
+            device=accelerator.device,
+            repeats=repeats,
+            contrasts=method.num_adapt_steps > 0 and method.settings.adapt_objective == "contrastive",
+        )
+    return {"parts": asdict(costs)}
+
+
+def _summary(
+    run: Run,
+    model: FinetuneModel,
+    inputs: Inputs,
+    timings: dict[str, PhaseTiming],
+    seconds: float,
+) -> dict[str, Any]:
+    config = run.config
+    num_steps = sum(timing.num_steps for timing in timings.values())
+    computed = sum(timing.seconds for timing in timings.values())
+    waited = sum(timing.seconds_waited for timing in timings.values())
+    num_examples = sum(timing.num_examples for timing in timings.values())
+    return {
+        "status": "done",
+        "method": config.method,
+        "dataset": config.dataset,
+        "shots": config.shots,
+        "seed": config.seed,
+        "num_steps": run.num_steps,
+        "recipe": run.settings.line(),
+        "num_labelled": len(inputs.labelled),
+        "num_skipped": inputs.num_skipped,
+        "num_adapt_inputs": len(inputs.adapt),
+        "seconds": seconds,
+        "seconds_per_step": computed / max(1, num_steps),
+        "samples_per_second": num_examples / computed if computed else 0.0,
+        "num_texts": sum(timing.num_texts for timing in timings.values()),
+        "num_texts_cut": sum(timing.num_texts_cut for timing in timings.values()),
+        "wait_share": waited / computed if computed else 0.0,
+        "seconds_preparing": sum(timing.seconds_preparing for timing in timings.values()) / max(1, num_steps),
+        "phases": {
+            name: {"seconds": t.seconds, "num_steps": t.num_steps, "num_examples": t.num_examples}
+            for name, t in timings.items()
+        },
+        "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
+        "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
