@@ -189,10 +189,11 @@ class SmolVlm(GenerativeStudent):
         )
         grid = (read["rows"][0][0], read["cols"][0][0])
         if max(grid) > MAX_SPLITS:
+            edge = MAX_SPLITS * int(self.model.config.vision_config.image_size)
             raise ConfigError(
                 f"A picture becomes {grid[0]} x {grid[1]} tiles; the model names {MAX_SPLITS} x {MAX_SPLITS}.",
                 where=str(unit.path),
-                next_command="--student-option longest_edge=... of fewer pixels",
+                next_command=f"--student-option longest_edge={edge}",
             )
         if grid not in self._picture_ids:
             asked = self.processor(text=[self.processor.image_token], images=[[picture]], add_special_tokens=False)
