@@ -26,8 +26,8 @@ from advl_pipeline.distillation.everywhere import ALONE, Everywhere
 from advl_pipeline.distillation.landmarks import (
     Landmarks,
     RegionLandmarks,
+    placed_nodes,
     placed_texts,
-    placed_words,
     unplaced_words,
 )
 from advl_pipeline.distillation.pathways import (
@@ -408,7 +408,8 @@ class Distiller(nn.Module):
             landmarks = self.landmarks.get(name)
             if landmarks is not None:
                 mask_NW = unplaced_words(mask_NW & (words.prior_NW > 0), words)
-                each_NW = placed_words(self.settings, words_NWH, one, mask_NW, landmarks)
+                assert one.words_NWD is not None
+                each_NW = placed_nodes(self.settings, words_NWH, one.words_NWD, mask_NW, landmarks)
             elif self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
                 mask_NW = mask_NW & (words.prior_NW > 0)

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import TextSignal, WordAlignment
 
 KNOWN = 0.5
 """A word counts as known when pretraining saw it about as often as `KnownWords.half`, or more."""
@@ -171,16 +171,15 @@ def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:
     return node_NW & (words.known_NW < KNOWN) & ~words.frequent_NW
 
 
-def placed_words(
+def placed_nodes(
     settings: DistillationSettings,
-    words_NWH: torch.Tensor,
-    one: TextSignal,
+    states_NWH: torch.Tensor,
+    features_NWD: torch.Tensor,
     unplaced_NW: torch.Tensor,
     landmarks: Landmarks,
 ) -> torch.Tensor:
-    """Return (N, W): the divergence of each unplaced word, 0 elsewhere."""
-    assert one.words_NWD is not None
-    each_X = _divergence(settings, words_NWH[unplaced_NW], one.words_NWD[unplaced_NW], landmarks)
+    """Return (N, W): the divergence of each unplaced word of a text, or region of a picture, 0 elsewhere."""
+    each_X = _divergence(settings, states_NWH[unplaced_NW], features_NWD[unplaced_NW], landmarks)
     return torch.zeros(unplaced_NW.shape, device=each_X.device).masked_scatter(unplaced_NW, each_X)
 
 
@@ -200,19 +199,6 @@ def placed_texts(
     states_XH, features_XD = (mean_of_words(values, unplaced_NW) for values in (words_NWH, one.words_NWD))
     each_X = _divergence(settings, states_XH, features_XD, landmarks)
     return torch.zeros(len(has_N), device=each_X.device).masked_scatter(has_N, each_X)
-
-
-def placed_regions(
-    settings: DistillationSettings,
-    states_BSH: torch.Tensor,
-    one: VisionSignal,
-    unplaced_BS: torch.Tensor,
-    landmarks: Landmarks,
-) -> torch.Tensor:
-    """Return (B, S): the divergence of each unplaced region, 0 elsewhere."""
-    assert one.regions_BSD is not None
-    each_X = _divergence(settings, states_BSH[unplaced_BS], one.regions_BSD[unplaced_BS], landmarks)
-    return torch.zeros(unplaced_BS.shape, device=each_X.device).masked_scatter(unplaced_BS, each_X)
 
 
 def _divergence(

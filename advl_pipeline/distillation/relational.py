@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.everywhere import ALONE, Everywhere
-from advl_pipeline.distillation.landmarks import Landmarks, placed_regions
+from advl_pipeline.distillation.landmarks import Landmarks, placed_nodes
 from advl_pipeline.distillation.pathways import VisionTarget
 from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.selection import min_max_scale
@@ -136,7 +136,7 @@ def related_vision(
         if landmarks is not None:
             assert known_BS is not None
             node_BS = node_BS & ~known_BS
-            each_BS = placed_regions(settings, regions_BSH, one, node_BS, landmarks)
+            each_BS = placed_nodes(settings, regions_BSH, one.regions_BSD, node_BS, landmarks)
         else:
             node_BS = some_of(node_BS, MAX_RELATED, generator)
             place_S = torch.arange(num_regions, device=image_ids_B.device)
