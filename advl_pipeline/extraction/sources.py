@@ -146,8 +146,10 @@ def image_tokens_of(config: ExtractConfig, dataset: Dataset) -> ImageTokenKind:
         return config.image_tokens
     if config.modality == "text" or not len(dataset):
         return "grid"
-    # The first picture tells it of VCR, of which all would be opened for a teacher of texts too.
-    has_boxes = len(dataset[0].image.boxes_R4) or any(len(unit.boxes_R4) for unit in dataset.image_units())
+    # The first picture tells it of VCR, of which all would be opened for a teacher of texts too. An example has a
+    # label, whose names may be in files that only confidences need.
+    first_has_boxes = config.confidence and len(dataset[0].image.boxes_R4)
+    has_boxes = first_has_boxes or any(len(unit.boxes_R4) for unit in dataset.image_units())
     return "boxes" if has_boxes else "grid"
 
 

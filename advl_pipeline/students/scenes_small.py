@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
@@ -221,7 +220,8 @@ class ScenesSmall(Student):
         hidden: bool,
     ) -> torch.Tensor:
         """Return (N, H) from the first token's state and the states below the fusion."""
-        tags_NLR = functional.one_hot(batch.tag_NL + 1, visual_NRH.shape[1] + 1)[..., 1:].to(visual_NRH.dtype)
+        place_R = torch.arange(visual_NRH.shape[1], device=visual_NRH.device)
+        tags_NLR = (batch.tag_NL[..., None] == place_R).to(visual_NRH.dtype)
         said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
         place_NR = place_of_tags(tags_NLR, hidden=hidden)
         return self.agreement(first_NH, text_NLH, said_NL, visual_NRH, place_NR)  # type: ignore[no-any-return]

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
@@ -94,7 +93,8 @@ class ScenesUniter(Uniter):
     ) -> StudentOutput:
         """Run the joint layers; unless the picture is hidden, tagged words hold their region's state."""
         assert isinstance(batch, TaggedRegionBatch)
-        tags_NLR = functional.one_hot(batch.tags_NL + 1, regions_NRH.shape[1] + 1)[..., 1:].to(regions_NRH.dtype)
+        place_R = torch.arange(regions_NRH.shape[1], device=regions_NRH.device)
+        tags_NLR = (batch.tags_NL[..., None] == place_R).to(regions_NRH.dtype)
         tagged_NLH = text_NLH if mask_visual else text_NLH + tags_NLR @ regions_NRH
         output = super().fuse(batch, tagged_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
         said_NL = said_tokens(batch.types_NL >= ANSWER_TYPE, batch.token_mask_NL)

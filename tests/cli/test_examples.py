@@ -75,6 +75,7 @@ NEEDS: Mapping[str, str] = {
     "img_db/": "UNITER's published region features; tests/datasets/test_regions.py reads their format",
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",
+    "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }
 """What an example needs that no test can have, and why; it is parsed and its options are checked."""

@@ -85,7 +85,7 @@ def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
 
     monkeypatch.setattr(run_signals, "cached_teacher", failing)
     with pytest.raises(NotFinite, match="step 2 of the finetune step: the loss term text is not finite") as stopped:
-        run_finetune(small_corpus.config(tmp_path / "run", method="naive-kd", checkpoint_every=2))
+        run_finetune(small_corpus.config(tmp_path / "run", method="naive-kd", checkpoint_every=2, num_workers=1))
     assert "text = nan; the checkpoint after 2 steps is kept" in stopped.value.why
     assert f"advl cache verify {small_corpus.caches[0]}" in stopped.value.next_command
     assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors") is not None
