@@ -36,7 +36,7 @@ Elsewhere = Callable[[str, Path], str]
 
 QUESTION, ANSWERS = "Which colour is it?", ("red", "blue")
 """What the code of a card asks."""
-LONG = "Which colour is it " + " or that one" * 200 + "?"
+LONG = "Which colour is it" + " or that one" * 200 + "?"
 
 RUNS = {
     "vilt-tiny": "scenes-vcr",
@@ -96,7 +96,7 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
             expected[name] = finished.student.encode(batch).class_logits(head).flatten().tolist()
         code += f"import os\nos.chdir({str(folder)!r})\n{card_code(folder)}"
         if isinstance(finished.student, TextStudent):
-            # A text that is too long is cut by the code of the card too. Which of its tokens stay is not compared.
+            # What the student cuts is cut by the code of the card.
             finished.student.config = dataclasses.replace(finished.student.config, overlong="cut")
             with torch.inference_mode():
                 batch = finished.student.collate([ask(picture, LONG, is_choice=head_name == "vcr")])
@@ -105,10 +105,7 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
             code += card_code(folder).replace(QUESTION, LONG)
     printed = [np.ravel(ast.literal_eval(line)) for line in elsewhere(code, tmp_path).splitlines() if line[0] == "["]
     for (name, logits), found in zip(expected.items(), printed, strict=True):
-        assert np.shape(found) == np.shape(logits)
-        assert np.isfinite(found).all()
-        if not name.endswith(", cut"):
-            np.testing.assert_allclose(found, logits, atol=2e-5, rtol=0, err_msg=name)
+        np.testing.assert_allclose(found, logits, atol=2e-5, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize(
