@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -41,12 +41,14 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "try: m.main(['--help'])\n"
         "finally: print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    # Processor time: a busy machine slows the clock, whatever the command costs.
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stderr.strip() == "[]"
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    seconds: list[float] = []
+    # A busy machine slows single tries; one quick try shows what the command itself costs.
+    while len(seconds) < 10 and min(seconds, default=1.0) >= 0.5:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+        assert done.stderr.strip() == "[]"
+    assert min(seconds) < 0.5
     assert all(name in done.stdout for name in COMMANDS)
 
 
@@ -85,8 +87,9 @@ def test_options_stand_under_the_component_that_they_configure() -> None:
     for line in shown.splitlines():
         if heading := re.fullmatch(r"([A-Z][a-z ]+):", line):
             title = heading.group(1)
-        elif flag := re.match(r"  --([a-z-]+)", line):
+        # Click keeps the first form of it that a test asked for: with -h or without.
+        elif flag := re.match(r"  (?:-h, )?--([a-z-]+)", line):
             found[flag.group(1).replace("-", "_")] = title
     assert {name: title for name, title in found.items() if name in titles} == titles
-    assert {name for name, title in found.items() if title == "Options"} - {"help"} == {"config", "json"}
+    assert {name for name, title in found.items() if title == "Options"} == {"config", "help", "json"}
     assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]
