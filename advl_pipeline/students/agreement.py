@@ -52,6 +52,12 @@ def said_tokens(answer_NL: torch.Tensor, token_mask_NL: torch.Tensor) -> torch.T
     return torch.where(answer_NL.any(1, keepdim=True), answer_NL, token_mask_NL)
 
 
+def shares_of_tags(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
+    """Return (N, L, R): 1 for the visual token that a token refers to by tag; all 0 where `tag_NL` (int64) is -1."""
+    place_R = torch.arange(visual_NRH.shape[1], device=visual_NRH.device)
+    return (tag_NL[..., None] == place_R).to(visual_NRH.dtype)
+
+
 def place_of_tags(tags_NLR: torch.Tensor, *, hidden: bool) -> torch.Tensor:
     """Return (N, R): the mean place of the tags in a text; without any, the first visual token, of the whole picture.
 

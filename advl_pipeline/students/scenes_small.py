@@ -29,7 +29,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
-from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
+from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
 from advl_pipeline.students.bert_parts import attention_mass
 from advl_pipeline.students.embedded_words import PairTokenizer, language_model_words, load_word_pieces
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
@@ -220,10 +220,8 @@ class ScenesSmall(Student):
         hidden: bool,
     ) -> torch.Tensor:
         """Return (N, H) from the first token's state and the states below the fusion."""
-        place_R = torch.arange(visual_NRH.shape[1], device=visual_NRH.device)
-        tags_NLR = (batch.tag_NL[..., None] == place_R).to(visual_NRH.dtype)
         said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
-        place_NR = place_of_tags(tags_NLR, hidden=hidden)
+        place_NR = place_of_tags(shares_of_tags(batch.tag_NL, visual_NRH), hidden=hidden)
         return self.agreement(first_NH, text_NLH, said_NL, visual_NRH, place_NR)  # type: ignore[no-any-return]
 
     def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
@@ -244,17 +242,18 @@ class ScenesSmall(Student):
 
         Each picture is encoded once, unless candidates are perturbed apart.
         """
-        pixels = batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
         if perturbation is not None and perturbation.visual_NRF is not None:
-            pixels_NRP = pixels[batch.picture_N] + perturbation.visual_NRF
+            pixels_NRP = self._pixels(batch)[batch.picture_N] + perturbation.visual_NRF
             positions_NR7 = batch.positions_BR7[batch.picture_N]
             return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
         inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
-        embed = self._embed_visual
-        states_BRH = self.once(
-            "picture", inputs, lambda: self._lower_layers(embed(pixels, batch.positions_BR7), batch.visible_BR)
-        )
-        return states_BRH[batch.picture_N]
+        return self.once("picture", inputs, lambda: self._picture_states(batch))[batch.picture_N]
+
+    def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
+        return self._lower_layers(self._embed_visual(self._pixels(batch), batch.positions_BR7), batch.visible_BR)
+
+    def _pixels(self, batch: ScenesSmallBatch) -> torch.Tensor:
+        return batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
 
     def input_widths(self) -> tuple[int, int]:
         return self.config.word_size, 3 * self.config.crop_size**2

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
+from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
 from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
@@ -93,8 +93,7 @@ class ScenesUniter(Uniter):
     ) -> StudentOutput:
         """Run the joint layers; unless the picture is hidden, tagged words hold their region's state."""
         assert isinstance(batch, TaggedRegionBatch)
-        place_R = torch.arange(regions_NRH.shape[1], device=regions_NRH.device)
-        tags_NLR = (batch.tags_NL[..., None] == place_R).to(regions_NRH.dtype)
+        tags_NLR = shares_of_tags(batch.tags_NL, regions_NRH)
         tagged_NLH = text_NLH if mask_visual else text_NLH + tags_NLR @ regions_NRH
         output = super().fuse(batch, tagged_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
         said_NL = said_tokens(batch.types_NL >= ANSWER_TYPE, batch.token_mask_NL)

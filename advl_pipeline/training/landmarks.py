@@ -71,8 +71,9 @@ def find_landmarks(
             states_NWH, seen_NW = pool_to_words(
                 states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1]
             )
-            meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
-            words_seen.add(states_NWH, states_NWH, meant_NW, words)
+            if regions:
+                meant_NW = words.word_mask_NW & seen_NW & (words.prior_NW > 0)
+                words_seen.add(states_NWH, states_NWH, meant_NW, words)
             for name in teachers["text"]:
                 one = batch.signal.text[name]
                 assert one.words_NWD is not None
