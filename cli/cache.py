@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import click
 
@@ -11,7 +10,7 @@ from advl_pipeline.cache.config import CacheBenchConfig, ExportConfig, InfoConfi
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 
 
 @click.group("cache")
@@ -27,7 +26,7 @@ def command() -> None:
 @command.command("info")
 @config_options(InfoConfig, arguments=("cache",))
 @json_option
-def info(as_json: bool, **flags: Any) -> None:
+def info(config: InfoConfig, as_json: bool) -> None:
     """Say what a cache holds, finished or not.
 
     \b
@@ -35,7 +34,7 @@ def info(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.cache.info import run_info
 
-    result = run_info(config_from_flags(InfoConfig, flags))
+    result = run_info(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
@@ -59,7 +58,7 @@ def info(as_json: bool, **flags: Any) -> None:
 @command.command("verify")
 @config_options(VerifyConfig, arguments=("cache",))
 @json_option
-def verify(as_json: bool, **flags: Any) -> int:
+def verify(config: VerifyConfig, as_json: bool) -> int:
     """Check every byte, every record, and on request some units with the teacher. Exit code 4 if not sound.
 
     \b
@@ -69,7 +68,7 @@ def verify(as_json: bool, **flags: Any) -> int:
     from advl_pipeline.cache.verify import describe_findings
     from advl_pipeline.extraction.recompute import run_verify
 
-    result = run_verify(config_from_flags(VerifyConfig, flags))
+    result = run_verify(config)
     report = result.report
     if as_json:
         print_json(
@@ -95,7 +94,7 @@ def verify(as_json: bool, **flags: Any) -> int:
 @command.command("repair", cls=SectionedCommand)
 @config_options(RepairConfig, arguments=("cache",))
 @json_option
-def repair(as_json: bool, **flags: Any) -> None:
+def repair(config: RepairConfig, as_json: bool) -> None:
     """Redo what is damaged or unfinished, and nothing else.
 
     \b
@@ -104,7 +103,7 @@ def repair(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.extraction.repair import run_repair
 
-    result = run_repair(config_from_flags(RepairConfig, flags))
+    result = run_repair(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
@@ -122,7 +121,7 @@ def repair(as_json: bool, **flags: Any) -> None:
 @command.command("export")
 @config_options(ExportConfig, arguments=("cache",))
 @json_option
-def export(as_json: bool, **flags: Any) -> None:
+def export(config: ExportConfig, as_json: bool) -> None:
     """Write a cache's features as HDF5, safetensors or Parquet.
 
     \b
@@ -130,7 +129,7 @@ def export(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.cache.export import run_export
 
-    result = run_export(config_from_flags(ExportConfig, flags))
+    result = run_export(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
@@ -140,7 +139,7 @@ def export(as_json: bool, **flags: Any) -> None:
 
 @command.command("push")
 @config_options(PushConfig, arguments=("cache", "repository"))
-def push(**flags: Any) -> None:
+def push(config: PushConfig) -> None:
     """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
 
     \b
@@ -148,13 +147,13 @@ def push(**flags: Any) -> None:
     """
     from advl_pipeline.sharing.hub import run_push
 
-    click.echo(f"uploaded: {run_push(config_from_flags(PushConfig, flags))}")
+    click.echo(f"uploaded: {run_push(config)}")
 
 
 @command.command("pull")
 @config_options(PullConfig, arguments=("repository",))
 @json_option
-def pull(as_json: bool, **flags: Any) -> None:
+def pull(config: PullConfig, as_json: bool) -> None:
     """Download a cache from the hub and verify it; an interrupted download goes on.
 
     \b
@@ -162,7 +161,7 @@ def pull(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.sharing.hub import run_pull
 
-    result = run_pull(config_from_flags(PullConfig, flags))
+    result = run_pull(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
@@ -172,7 +171,7 @@ def pull(as_json: bool, **flags: Any) -> None:
 @command.command("import")
 @config_options(ImportConfig, arguments=("source",))
 @json_option
-def import_(as_json: bool, **flags: Any) -> None:
+def import_(config: ImportConfig, as_json: bool) -> None:
     """Make a cache from picture features that exist: an HDF5 file, or a folder of .npy or .pt files.
 
     \b
@@ -180,7 +179,7 @@ def import_(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.extraction.imported import run_import
 
-    result = run_import(config_from_flags(ImportConfig, flags))
+    result = run_import(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return
@@ -190,7 +189,7 @@ def import_(as_json: bool, **flags: Any) -> None:
 @command.command("prune")
 @config_options(PruneConfig, arguments=("cache",))
 @json_option
-def prune(as_json: bool, **flags: Any) -> None:
+def prune(config: PruneConfig, as_json: bool) -> None:
     """Remove sets of confidences, leftovers of stopped runs, or the whole cache.
 
     \b
@@ -199,7 +198,6 @@ def prune(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.cache.prune import run_prune
 
-    config: PruneConfig = config_from_flags(PruneConfig, flags)
     result = run_prune(config)
     if as_json:
         print_json(dataclasses.asdict(result))
@@ -211,7 +209,7 @@ def prune(as_json: bool, **flags: Any) -> None:
 @command.command("bench")
 @config_options(CacheBenchConfig, arguments=("cache",))
 @json_option
-def bench(as_json: bool, **flags: Any) -> None:
+def bench(config: CacheBenchConfig, as_json: bool) -> None:
     """Measure how fast a cache is opened and read on this machine.
 
     \b
@@ -219,7 +217,7 @@ def bench(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.cache.bench import run_cache_bench
 
-    result = run_cache_bench(config_from_flags(CacheBenchConfig, flags))
+    result = run_cache_bench(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return

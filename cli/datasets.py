@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,7 +12,7 @@ from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.evaluation.config import HardSubsetConfig
 from advl_pipeline.studies.config import HeadroomConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 MAX_SHOWN = 20
@@ -72,7 +71,7 @@ def card(name: str, as_json: bool) -> None:
 @command.command("check")
 @config_options(CheckConfig, arguments=("name",))
 @json_option
-def check(as_json: bool, **flags: Any) -> int:
+def check(config: CheckConfig, as_json: bool) -> int:
     """Say what of a dataset is there, what is missing and what is damaged, against its card.
 
     \b
@@ -82,7 +81,6 @@ def check(as_json: bool, **flags: Any) -> int:
     """
     from advl_pipeline.datasets.check import run_check
 
-    config = config_from_flags(CheckConfig, flags)
     say_what_it_is([config.name], config.data_root)
     result = run_check(config, progress=not as_json)
     if as_json:
@@ -118,7 +116,7 @@ def build() -> None:
 @build.command("scenes")
 @config_options(ScenesConfig)
 @json_option
-def build_scenes(as_json: bool, **flags: Any) -> None:
+def build_scenes(config: ScenesConfig, as_json: bool) -> None:
     """Build the corpus `scenes`: pictures with boxes in the formats of VCR, VQA v2 and SNLI-VE, and captions.
 
     \b
@@ -127,7 +125,7 @@ def build_scenes(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.datasets.scenes.build import run_build_scenes
 
-    result = run_build_scenes(config_from_flags(ScenesConfig, flags))
+    result = run_build_scenes(config)
     if as_json:
         print_json(config_to_dict(result))
         return
@@ -140,7 +138,7 @@ def build_scenes(as_json: bool, **flags: Any) -> None:
 @command.command("hard-subset")
 @config_options(HardSubsetConfig, arguments=("name",))
 @json_option
-def hard_subset(as_json: bool, **flags: Any) -> None:
+def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
     """List the pairs of a split that a model of nothing but the hypothesis, fitted on train, gets wrong.
 
     `advl evaluate --on test-hard` then scores on them.
@@ -150,7 +148,7 @@ def hard_subset(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.hypothesis_only import run_hard_subset
 
-    result = run_hard_subset(config_from_flags(HardSubsetConfig, flags))
+    result = run_hard_subset(config)
     if as_json:
         print_json(config_to_dict(result))
         return
@@ -163,7 +161,7 @@ def hard_subset(as_json: bool, **flags: Any) -> None:
 @command.command("subset")
 @config_options(SubsetConfig, arguments=("name",))
 @json_option
-def subset(as_json: bool, **flags: Any) -> None:
+def subset(config: SubsetConfig, as_json: bool) -> None:
     """Draw a low-shot subset, nested in its size and balanced, and write its ids for others to reuse.
 
     \b
@@ -171,7 +169,6 @@ def subset(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.datasets.check import run_subset
 
-    config = config_from_flags(SubsetConfig, flags)
     say_what_it_is([config.name], config.data_root)
     result = run_subset(config)
     if as_json:
@@ -184,7 +181,7 @@ def subset(as_json: bool, **flags: Any) -> None:
 @command.command("headroom")
 @config_options(HeadroomConfig, arguments=("dataset",))
 @json_option
-def headroom(as_json: bool, **flags: Any) -> None:
+def headroom(config: HeadroomConfig, as_json: bool) -> None:
     """Tell how much of what teachers know could help a student on a task: the table that a dataset is judged by.
 
     A student that is given the teachers' features as inputs must be clearly above the same student without them.
@@ -197,7 +194,6 @@ def headroom(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.studies.headroom import headroom_as_dict, run_headroom
 
-    config = config_from_flags(HeadroomConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
     found = run_headroom(config)
     if as_json:

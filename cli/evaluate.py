@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from advl_pipeline.evaluation.config import EvaluateConfig
 
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_confusion, print_json
+from .options import SectionedCommand, config_options, json_option, print_confusion, print_json
 
 MAX_CLASSES_SHOWN = 10
 """Classes of a confusion matrix that is printed; larger ones are in evaluation/SET.json."""
@@ -17,13 +15,12 @@ MAX_CLASSES_SHOWN = 10
 @click.command("evaluate", cls=SectionedCommand)
 @config_options(EvaluateConfig)
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: EvaluateConfig, as_json: bool) -> None:
     """Score a finetuned run on test and shifted sets, with and without its pictures.
 
     \b
     advl evaluate --run runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
-    config = config_from_flags(EvaluateConfig, flags)
     from advl_pipeline.evaluation.runner import run_evaluate
 
     result = run_evaluate(config)

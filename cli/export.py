@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import click
 
 from advl_pipeline.sharing.config import ExportRunConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_options, json_option, print_json
 
 
 @click.command("export")
 @config_options(ExportRunConfig, arguments=("run",))
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: ExportRunConfig, as_json: bool) -> None:
     """Write a run's student as a folder that loads without ADVL, with its model card.
 
     With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, smolvlm, visualbert,
@@ -27,7 +26,7 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.sharing.export import run_export
 
-    result = run_export(config_from_flags(ExportRunConfig, flags))
+    result = run_export(config)
     if as_json:
         print_json(dataclasses.asdict(result))
         return

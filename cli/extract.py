@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from advl_pipeline.extraction.config import ExtractConfig
 
 from .advice import what_follows
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("extract", cls=SectionedCommand)
 @config_options(ExtractConfig)
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: ExtractConfig, as_json: bool) -> None:
     """Run a frozen teacher once over a dataset split and write its cache.
 
     The same command resumes an interrupted run, and several processes that give it share the work.
@@ -30,7 +30,6 @@ def command(as_json: bool, **flags: Any) -> None:
     advl extract --teacher minilm-l6 --dataset scenes-vcr --split train
     advl extract --teacher efficientnet-lite0 --dataset scenes-vcr --dry-run
     """
-    config: ExtractConfig = config_from_flags(ExtractConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
     from advl_pipeline.extraction.run import run_extract
 

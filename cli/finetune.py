@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from typing import Any
 
 import click
 
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is, split_to_score
 
 
 @click.command("finetune", cls=SectionedCommand)
 @config_options(FinetuneConfig)
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: FinetuneConfig, as_json: bool) -> None:
     """Finetune a student while streaming teacher caches.
 
     \b
@@ -27,7 +26,6 @@ def command(as_json: bool, **flags: Any) -> None:
         --cache caches/efficientnet-lite0/scenes-vcr/train \\
         --cache caches/minilm-l6/scenes-vcr/train
     """
-    config = config_from_flags(FinetuneConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
     if config.dry_run:
         _say_forecast(config, as_json=as_json)

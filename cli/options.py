@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -50,6 +51,8 @@ def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Op
 def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable[[Function], Function]:
     """Add one flag per field of `cls`, and `--config FILE` whose keys are the defaults of the flags.
 
+    The function is given `config`, built from them, in their place.
+
     Args:
         cls: the configuration dataclass; its fields are declared with `configuration.option`.
         arguments: names of fields that are positional arguments instead of flags.
@@ -59,23 +62,31 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
     def decorate(function: Function) -> Function:
         hints = typing.get_type_hints(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
+
+        @functools.wraps(function)
+        def run(**flags: Any) -> Any:
+            given = {name: flags.pop(name) for name in ("config_file", *fields)}
+            return function(config=_config_from_flags(cls, given), **flags)
+
+        command: Any = run
         for name, title in reversed(sections(cls).items()):
             if name in positional:
-                function = click.argument(name, type=_click_type(hints[name])[0])(function)
+                command = click.argument(name, type=_click_type(hints[name])[0])(command)
             else:
-                function = _flag(fields[name], hints[name], title)(function)
-        return click.option(
+                command = _flag(fields[name], hints[name], title)(command)
+        decorated: Function = click.option(
             "--config",
             "config_file",
             type=click.Path(path_type=Path),
             help="TOML file with defaults for these options; flags win.",
-        )(function)
+        )(command)
+        return decorated
 
     return decorate
 
 
-def config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
-    """Build `cls` from the file named by `--config`, then from the flags that were given."""
+def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
+    """Build a configuration from the file named by `--config`, then from the flags that were given."""
     file: Path | None = flags.pop("config_file", None)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     layers = [read_toml(file)] if file else []

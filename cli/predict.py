@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.config import PredictConfig
 
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 
 
 @click.command("predict", cls=SectionedCommand)
 @config_options(PredictConfig, arguments=("run",))
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: PredictConfig, as_json: bool) -> None:
     """Write the predictions of a run in the form the leaderboards take, and check the file.
 
     VCR: CSV of 1 + 20 columns. VQA: EvalAI's JSON. SNLI-VE: CSV of pairID and label.
@@ -26,7 +24,7 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.predict_files import run_predict
 
-    result = run_predict(config_from_flags(PredictConfig, flags))
+    result = run_predict(config)
     if as_json:
         print_json(config_to_dict(result))
     else:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import click
 
 from advl_pipeline.extraction.config import PrepareConfig, of_pictures
 
 from .extract import say_extraction
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 
 @click.command("prepare")
 @config_options(PrepareConfig)
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: PrepareConfig, as_json: bool) -> None:
     """Decode a split's pictures once and store them as a student over pixels sees them.
 
     `advl finetune`, `evaluate` and `predict` then read them in place of decoding: the same pixels, far faster.
@@ -27,7 +26,6 @@ def command(as_json: bool, **flags: Any) -> None:
     advl prepare --dataset scenes-vcr --split train --student scenes-vilt
     advl prepare --dataset scenes-vcr --split val --size 112 --dry-run
     """
-    config: PrepareConfig = config_from_flags(PrepareConfig, flags)
     say_what_it_is([config.dataset], config.data_root)
     from advl_pipeline.extraction.run import run_extract
     from advl_pipeline.training.stored_pictures import picture_size

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from advl_pipeline.training.config import PretrainConfig
 
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 
 
 @click.command("pretrain", cls=SectionedCommand)
 @config_options(PretrainConfig)
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: PretrainConfig, as_json: bool) -> None:
     """Give a small student its image-text pretraining, once; the stored student is reused.
 
     With the student are stored its head that names regions, from which multiple choice starts, and the words that the
@@ -24,7 +22,6 @@ def command(as_json: bool, **flags: Any) -> None:
     advl pretrain --dataset scenes-captions --output students/scenes-small
     advl pretrain --student scenes-uniter
     """
-    config = config_from_flags(PretrainConfig, flags)
     from advl_pipeline.training.pretrain import run_pretrain
 
     result = run_pretrain(config)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.config import ReadoutConfig
 
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 
 
 @click.command("readout", cls=SectionedCommand)
 @config_options(ReadoutConfig, arguments=("student",))
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: ReadoutConfig, as_json: bool) -> None:
     """Tell, without labels and in seconds, whether a student places words and regions as its teachers do.
 
     Of four words that pretraining taught, the teacher likens one most to a word that it did not teach: the line says
@@ -27,7 +25,7 @@ def command(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.readout import run_readout
 
-    result = run_readout(config_from_flags(ReadoutConfig, flags))
+    result = run_readout(config)
     if as_json:
         print_json(config_to_dict(result))
         return

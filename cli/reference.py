@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from .main import group
-from .options import by_section
+from .options import SectionedCommand, by_section
 
 TABLE_START, TABLE_END = "<!-- students: written by `make docs` -->", "<!-- end of students -->"
 
@@ -33,6 +33,8 @@ def render_reference() -> str:
         arguments = [item.human_readable_name for item in command.params if isinstance(item, click.Argument)]
         rows = [f"| `{name}` | argument |" for name in arguments]
         found = by_section(command.params)
+        if found and not isinstance(command, SectionedCommand):
+            found = {"Options": [item for options in found.values() for item in options]}
         for title, options in found.items():
             rows += [
                 f"| `{', '.join(item.opts + item.secondary_opts)}` | {_cell(item.help or '')} |" for item in options

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.reporting.config import ReportConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_options, json_option, print_json
 
 
 @click.command("report")
 @config_options(ReportConfig, arguments=("study",))
 @json_option
-def command(as_json: bool, **flags: Any) -> None:
+def command(config: ReportConfig, as_json: bool) -> None:
     """Turn a study, or runs, into one self-contained HTML page or a table.
 
     STUDY is a study folder, the folder of an evaluated run, or a folder that holds several. The page needs no
@@ -26,7 +24,6 @@ def command(as_json: bool, **flags: Any) -> None:
     advl report runs/vcr-advl
     advl report runs/studies/demo --to csv --output demo.csv
     """
-    config = config_from_flags(ReportConfig, flags)
     from advl_pipeline.reporting.report import run_report
 
     result = run_report(config)

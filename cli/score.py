@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from advl_pipeline.configuration import config_to_dict
@@ -14,7 +12,7 @@ from advl_pipeline.evaluation.config import (
     ScoreVqaConfig,
 )
 
-from .options import config_from_flags, config_options, json_option, print_confusion, print_json
+from .options import config_options, json_option, print_confusion, print_json
 
 
 @click.group("score")
@@ -31,7 +29,7 @@ def command() -> None:
 @command.command("vqa")
 @config_options(ScoreVqaConfig)
 @json_option
-def vqa(as_json: bool, **flags: Any) -> None:
+def vqa(config: ScoreVqaConfig, as_json: bool) -> None:
     """Score VQA: overall, per answer type and per question type, as the official evaluator does.
 
     \b
@@ -40,7 +38,7 @@ def vqa(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.scoring import run_score_vqa
 
-    result = run_score_vqa(config_from_flags(ScoreVqaConfig, flags))
+    result = run_score_vqa(config)
     if as_json:
         print_json(
             {
@@ -61,7 +59,7 @@ def vqa(as_json: bool, **flags: Any) -> None:
 @command.command("vcr")
 @config_options(ScoreVcrConfig)
 @json_option
-def vcr(as_json: bool, **flags: Any) -> None:
+def vcr(config: ScoreVcrConfig, as_json: bool) -> None:
     """Score VCR: Q->A, QA->R given the right answer, and Q->AR.
 
     \b
@@ -69,7 +67,7 @@ def vcr(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.scoring import run_score_vcr
 
-    result = run_score_vcr(config_from_flags(ScoreVcrConfig, flags))
+    result = run_score_vcr(config)
     accuracy = result.accuracy
     values = {"q2a": accuracy.q2a, "qa2r": accuracy.qa2r, "q2ar": accuracy.q2ar}
     if as_json:
@@ -83,7 +81,7 @@ def vcr(as_json: bool, **flags: Any) -> None:
 @command.command("snli-ve")
 @config_options(ScoreSnliVeConfig)
 @json_option
-def snli_ve(as_json: bool, **flags: Any) -> None:
+def snli_ve(config: ScoreSnliVeConfig, as_json: bool) -> None:
     """Score SNLI-VE: accuracy and confusion matrix.
 
     \b
@@ -91,7 +89,7 @@ def snli_ve(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.scoring import run_score_snli_ve
 
-    result = run_score_snli_ve(config_from_flags(ScoreSnliVeConfig, flags))
+    result = run_score_snli_ve(config)
     confusion = result.confusion_CC.tolist()
     if as_json:
         print_json(
@@ -110,7 +108,7 @@ def snli_ve(as_json: bool, **flags: Any) -> None:
 @command.command("shift")
 @config_options(ScoreShiftConfig)
 @json_option
-def shift(as_json: bool, **flags: Any) -> None:
+def shift(config: ScoreShiftConfig, as_json: bool) -> None:
     """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
 
     \b
@@ -118,7 +116,7 @@ def shift(as_json: bool, **flags: Any) -> None:
     """
     from advl_pipeline.evaluation.shift import run_score_shift
 
-    result = run_score_shift(config_from_flags(ScoreShiftConfig, flags))
+    result = run_score_shift(config)
     if as_json:
         print_json(config_to_dict(result))
         return

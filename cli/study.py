@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 import click
 
@@ -11,7 +10,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .options import SectionedCommand, config_from_flags, config_options, json_option, print_json
+from .options import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 
@@ -38,7 +37,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="List the shipped studies.",
 )
 @json_option
-def command(as_json: bool, dry_run: bool, measure: bool, **flags: Any) -> None:
+def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -> None:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
     STUDY is a file or the name of a shipped study. Finished cells are never run again; several processes with one
@@ -50,7 +49,6 @@ def command(as_json: bool, dry_run: bool, measure: bool, **flags: Any) -> None:
     advl study demo
     advl study mine.toml --output runs/studies/mine
     """
-    config = config_from_flags(StudyRunConfig, flags)
     say_what_it_is([setting.dataset for setting in load_study(config.study).settings], config.data_root)
     if choice := student_choice(config):
         click.echo(choice, err=True)

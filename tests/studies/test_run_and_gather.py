@@ -23,7 +23,7 @@ import synthetic_runs
 from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
-from advl_cli.options import config_from_flags, config_options
+from advl_cli.options import config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.reader import WeightBins
@@ -451,8 +451,8 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
 
         @click.command()
         @config_options(FinetuneConfig)
-        def finetune(parsed: list[FinetuneConfig] = parsed, **flags: Any) -> None:
-            parsed.append(config_from_flags(FinetuneConfig, flags))
+        def finetune(config: FinetuneConfig, parsed: list[FinetuneConfig] = parsed) -> None:
+            parsed.append(config)
 
         finetune.main(shlex.split(finetune_command(cell.finetune))[2:], standalone_mode=False)
         assert parsed == [cell.finetune]
