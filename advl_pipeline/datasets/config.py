@@ -12,15 +12,23 @@ from advl_pipeline.datasets.vcr_text import TextStyle
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Configuration):
+class DataRootOptions(Configuration):
+    """Where datasets lie."""
+
+    title: ClassVar[str] = "Data"
+
+    data_root: Path | None = option(
+        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(DataRootOptions):
     """Which examples a run trains on."""
 
     title: ClassVar[str] = "Data"
 
     dataset: str = option(help=DATASET_HELP, also="--data", identity="content")
-    data_root: Path | None = option(
-        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
-    )
     split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
@@ -55,17 +63,16 @@ class DataOptions(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckConfig(Configuration):
+class CheckConfig(DataRootOptions):
     """Configuration of `advl datasets check`."""
 
     name: str = option(help=DATASET_HELP)
     split: tuple[str, ...] = option((), help="Split to check; repeatable [default: all].")
     deep: bool = option(False, help="Also decode every picture and check its boxes.")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SubsetConfig(Configuration):
+class SubsetConfig(DataRootOptions):
     """Configuration of `advl datasets subset`."""
 
     name: str = option(help=DATASET_HELP)
@@ -73,4 +80,3 @@ class SubsetConfig(Configuration):
     shots: int = option(help="Number of questions.", minimum=1)
     split: str = option("train", help="Split to draw from.")
     seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.", minimum=0)
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from advl_pipeline.compute import ComputeConfig, DeviceConfig
 from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.locations import Location
 from advl_pipeline.students.options import PictureOptions
 
@@ -16,10 +17,9 @@ Probe = Literal["swapped", "blanked", "removed", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(ComputeConfig, PictureOptions):
+class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
     """Which student answers, and what it is shown."""
 
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     batch_size: int = option(64, help="Examples per forward pass.", minimum=1)
     regions: Path | None = option(
         None,
@@ -64,7 +64,7 @@ class EvaluateConfig(AnswerOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HardSubsetConfig(Configuration):
+class HardSubsetConfig(DataRootOptions):
     """Which split is sifted by a model that sees hypotheses alone."""
 
     name: str = option(help="Dataset of hypotheses: snli-ve or scenes-snli-ve.")
@@ -73,11 +73,10 @@ class HardSubsetConfig(Configuration):
         None, help="JSON file for the list [default: where the dataset's card looks for it]."
     )
     penalty: float = option(1e-6, help="Strength of the squared norm of the model's weights.", minimum=0)
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReadoutConfig(DeviceConfig):
+class ReadoutConfig(DataRootOptions, DeviceConfig):
     """Configuration of `advl readout`."""
 
     student: Path = option(help="Folder of a pretrained student or of a finished run.")
@@ -90,7 +89,6 @@ class ReadoutConfig(DeviceConfig):
         "and regions. Labels only score the answers.",
     )
     task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

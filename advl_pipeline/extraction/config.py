@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
 from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.errors import ConfigError
@@ -28,7 +29,7 @@ _PICTURE_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractConfig(ComputeConfig, DiskCacheOptions):
+class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     """Configuration of `advl extract`."""
 
     teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
@@ -94,9 +95,6 @@ class ExtractConfig(ComputeConfig, DiskCacheOptions):
     weights: Path | None = option(
         None, help="Local weights of the teacher instead of the known source.", identity="beside"
     )
-    data_root: Path | None = option(
-        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
-    )
     progress_file: Path | None = option(None, help="Append progress here as JSON lines.", identity="none")
     dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.", identity="none")
     engine: Literal["local", "ray"] = option(
@@ -134,7 +132,7 @@ class ExtractConfig(ComputeConfig, DiskCacheOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PrepareConfig(Configuration):
+class PrepareConfig(DataRootOptions):
     """Configuration of `advl prepare`."""
 
     dataset: str = option(help=DATASET_HELP, also="--data")
@@ -151,7 +149,6 @@ class PrepareConfig(Configuration):
     output: Location | None = option(
         None, help="Folder or URL of the cache of pictures [default: caches/pictures-SIZE/DATASET/SPLIT]."
     )
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     on_error: Literal["fail", "skip"] = option("fail", help="What to do about pictures that cannot be read.")
     num_workers: int | None = option(
         None, help=f"Threads that decode [default: one per core, at most {MOST_WORKERS}].", minimum=1
@@ -159,9 +156,9 @@ class PrepareConfig(Configuration):
     dry_run: bool = option(False, help="Only say what would be done: pictures, bytes, free disk.")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RepairConfig(DiskCacheOptions):
-    """Configuration of `advl cache repair`."""
+@dataclass(frozen=True, kw_only=True)
+class RecomputeOptions(Configuration):
+    """What encodes units of a cache again: the teacher and the data that it was made from."""
 
     cache: Location = option(help="Folder or URL of the cache.")
     weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
@@ -170,21 +167,22 @@ class RepairConfig(DiskCacheOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyConfig(Configuration):
+class RepairConfig(RecomputeOptions, DiskCacheOptions):
+    """Configuration of `advl cache repair`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig(RecomputeOptions):
     """Configuration of `advl cache verify`."""
 
-    cache: Location = option(help="Folder or URL of the cache.")
     recompute: int = option(
         0, help="Also encode this many sampled units of each modality again and compare.", minimum=0
     )
     seed: int = option(0, help="Chooses the sampled units.", minimum=0)
-    weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
-    data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
-    device: str | None = option(None, help="Where the teacher computes [default: where it did].")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImportConfig(Configuration):
+class ImportConfig(DataRootOptions):
     """Configuration of `advl cache import`."""
 
     source: Path = option(help="HDF5 file, or folder of .npy or .pt files, named after the pictures.")
@@ -193,7 +191,6 @@ class ImportConfig(Configuration):
     split: str = option("train", help="Split of the dataset.")
     output: Path | None = option(None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].")
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
 
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:

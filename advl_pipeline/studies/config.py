@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option, read_toml
+from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -42,13 +43,12 @@ _NO_TABLE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StudyRunConfig(ComputeConfig):
+class StudyRunConfig(DataRootOptions, ComputeConfig):
     """Configuration of `advl study`."""
 
     study: str = option(help="Name of a shipped study, or a study file.")
     output: Path | None = option(None, help="Study folder [default: runs/studies/NAME].")
     caches: Path = option(Path("caches"), help="Folder of the teacher caches.")
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     regions: Path | None = option(
         None,
         help="Region features, as `advl finetune` takes them, {dataset} in the path standing for the dataset; the "
@@ -361,7 +361,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadroomConfig(Configuration):
+class HeadroomConfig(DataRootOptions):
     """Configuration of `advl datasets headroom`."""
 
     dataset: str = option(help="Dataset whose headroom is measured.")
@@ -372,7 +372,6 @@ class HeadroomConfig(Configuration):
     output: Path | None = option(
         None, help="Folder of the runs, which resume in it [default: runs/headroom/DATASET]."
     )
-    data_root: Path | None = option(None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].")
     task: str | None = option(None, help="The task that is measured [default: the dataset's first].")
     on: str = option("val", help="Labelled split that is scored.")
     shots: int = option(300, help="Training questions.", minimum=1)

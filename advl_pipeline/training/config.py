@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, option
-from advl_pipeline.datasets.config import DataOptions
+from advl_pipeline.datasets.config import DataOptions, DataRootOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
 from advl_pipeline.locations import Location
 from advl_pipeline.students.options import PictureOptions, StudentOptions
@@ -187,16 +187,13 @@ class FinetuneConfig(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(ComputeConfig):
+class PretrainConfig(DataRootOptions, ComputeConfig):
     """Configuration of `advl pretrain`."""
 
     output: Path | None = option(
         None, help="Folder of the pretrained student [default: students/STUDENT].", identity="none"
     )
     dataset: str = option("scenes-captions", help="Image-caption pairs with phrase boxes.")
-    data_root: Path | None = option(
-        None, help="Folder of the datasets [default: $ADVL_DATA or datasets/].", identity="beside"
-    )
     split: str = option("train", help="Split to train on.")
     student: str = option(
         "scenes-small", help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter or scenes-vilt."

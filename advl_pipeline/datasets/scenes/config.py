@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import option
+from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.scenes.layout import CODE_STRIDE
 from advl_pipeline.datasets.scenes.scene import SCENES_PER_GROUP
 
@@ -25,10 +25,9 @@ def _num_scenes(default: int, purpose: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScenesConfig(Configuration):
+class ScenesConfig(DataRootOptions):
     """What to build. A scene brings about 2 VCR, 6 VQA, 8 SNLI-VE items."""
 
-    data_root: Path | None = option(None, help="Folder of the datasets. Else $ADVL_DATA, else datasets/.")
     seed: int = option(0, help="Determines every byte of the corpus.", minimum=0)
     num_caption_scenes: int = option(
         3000,
