@@ -63,7 +63,7 @@ class RunFolder:
         """Refuse to go on with a run that another one was begun for; nothing is written.
 
         Args:
-            identity: `run_identity.describe_run` of the run that is asked for.
+            identity: `resolved.describe_run` of the run that is asked for.
 
         Raises:
             IdentityMismatch: another run lies here; both sides are shown.
@@ -106,7 +106,6 @@ class RunFolder:
             config: every option as it was given.
             settings: what the run trains with, and where each number came from.
             caches: path and identity of each cache that the run reads.
-            computed_on: device and precision.
             resume: keep what an interrupted run left; else it is removed, with what was evaluated of it.
         """
         make_folder(self.path)

@@ -115,7 +115,6 @@ def sum_likelihoods(
     """Return log-likelihoods (N, K), float32, and how many tokens (N, K) each is a sum over.
 
     Args:
-        answers: of the pass.
         states_NSH: last states of sequences and answers.
         words: from states to the logits of all words.
         num_answers: K.

@@ -80,6 +80,11 @@ def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torc
     return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
+def padding_bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the additive mask (N, 1, 1, T) of text, or of a picture, that attends to itself."""
+    return attention_bias(torch.where(mask_NT, TEXT, PADDING), dtype=dtype)
+
+
 def widening_head(width: int, num_classes: int, *, hidden: int, activation: nn.Module, eps: float) -> nn.Sequential:
     """Return Linear -> activation -> LayerNorm -> Linear, the head of UNITER, LXMERT and CLIP-ViL."""
     head = nn.Sequential(

@@ -15,19 +15,13 @@ from transformers import BridgeTowerConfig as HfBridgeTowerConfig
 from transformers import BridgeTowerModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias, norm_first_head
+from advl_pipeline.students.bert_parts import norm_first_head, padding_bias
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.meter_core import IMAGE_STREAM, TEXT_STREAM
-from advl_pipeline.students.pixel_student import (
-    PixelBatch,
-    PixelStudent,
-    PixelStudentConfig,
-    without_picture,
-    without_text,
-)
-from advl_pipeline.students.text_rows import Part, TextRow, pair_row
+from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.text_student import TINY, TwoStreams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,22 +41,19 @@ class BridgeTowerConfig(PixelStudentConfig):
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 
-class BridgeTower(PixelStudent):
+class BridgeTower(TwoStreams, PixelStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: BridgeTowerConfig
-    unimodal_states = "lower"
+    num_separators = 2
     config_class: ClassVar[type[BridgeTowerConfig]] = BridgeTowerConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "bridgetower": {},
         "bridgetower-tiny": {
+            **TINY,
             "hidden_size": 64,
-            "num_layers": 2,
             "tower_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 64,
             "image_size": 64,
-            "tokenizer": "minilm-l6",
             "vocab_size": 30522,
             "max_text_length": 128,
         },
@@ -77,34 +68,6 @@ class BridgeTower(PixelStudent):
         super().__init__(name, config)
         self.pooled_size = 2 * config.hidden_size
         self.model = BridgeTowerModel(bridgetower_config(config, pad_id=self.tokenizer.pad_id))
-
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        return pair_row(parts, self.tokenizer, separators=2)
-
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        # Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
-        assert isinstance(batch, PixelBatch)
-        self.refuse_perturbation(perturbation)
-        if not mask_visual:
-            return self._run(batch)
-        text, picture = self._run(without_picture(batch)), self._run(without_text(batch))
-        return StudentOutput(
-            text_states_NLH=text.text_states_NLH,
-            visual_states_NRH=picture.visual_states_NRH,
-            pooled_NP=text.pooled_NP,
-            image_state_NH=picture.image_state_NH,
-        )
-
-    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        assert isinstance(batch, PixelBatch)
-        return self._run(without_picture(batch) if mask_visual else batch).pooled_NP
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return the last states of the two towers, which bridges carry into the cross-modal layers.
@@ -125,13 +88,15 @@ class BridgeTower(PixelStudent):
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return norm_first_head(self.pooled_size, num_classes, hidden=self.pooled_size)
 
-    def _run(self, batch: PixelBatch) -> StudentOutput:
+    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
         """Run transformers' layers; unlike its model, the vision tower sees a picture once for all candidates."""
+        assert isinstance(batch, PixelBatch)
+        self.refuse_perturbation(perturbation)
         model = self.model
         texts = self.once("text", (batch.token_ids_NL, batch.token_mask_NL), lambda: self._text_tower(batch))
         images = self.per_picture(batch, self._vision_tower)
         types = model.token_type_embeddings.weight
-        bias = _text_bias(batch, texts[0].dtype)
+        bias = padding_bias(batch.token_mask_NL, texts[0].dtype)
         text_NLH, image_NRH = texts[0], images[0]
         for index, (lower_NLH, lower_BRH) in enumerate(zip(texts, images, strict=True)):
             from_text = model._apply_text_transform(lower_NLH, index) + types[TEXT_STREAM]
@@ -155,7 +120,7 @@ class BridgeTower(PixelStudent):
         """Return the text tower's states (N, L, H) for each cross-modal layer, lowest first."""
         tower = self.model.text_model
         text_NLH: torch.Tensor = tower.embeddings(input_ids=batch.token_ids_NL)
-        bias = _text_bias(batch, text_NLH.dtype)
+        bias = padding_bias(batch.token_mask_NL, text_NLH.dtype)
         states = []
         for layer in tower.encoder.layer:
             text_NLH = layer(text_NLH, bias)
@@ -171,10 +136,6 @@ class BridgeTower(PixelStudent):
             image_RBH = block(image_RBH)
             states.append(image_RBH)
         return tuple(tower.forward_post(image_RBH) for image_RBH in states[-self.config.num_layers :])
-
-
-def _text_bias(batch: PixelBatch, dtype: torch.dtype) -> torch.Tensor:
-    return attention_bias(torch.where(batch.token_mask_NL, TEXT, PADDING), dtype=dtype)
 
 
 def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTowerConfig:

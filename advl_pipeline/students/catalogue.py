@@ -37,7 +37,6 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
     """Return architecture, parameters, and what was proven of one student.
 
     Args:
-        name: of the student.
         tokenizer: folder or name of another tokenizer than the student's own, where that is not at hand.
 
     Raises:
@@ -64,7 +63,6 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
     """Return what became of every key of a checkpoint; the student is built with random weights first.
 
     Args:
-        name: of the student.
         checkpoint: file or folder.
         tokenizer: as for `show_student`.
 

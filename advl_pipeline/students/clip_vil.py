@@ -30,8 +30,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import PixelGrid, RegionSource
-from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.text_rows import Part, TextRow, pair_row
+from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,17 +116,7 @@ class ClipVil(RegionStudent):
     config_class: ClassVar[type[ClipVilConfig]] = ClipVilConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "clip-vil": {},
-        "clip-vil-tiny": {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 64,
-            "feature_size": 24,
-            "grid_side": 4,
-            "tokenizer": "minilm-l6",
-            "max_positions": 256,
-            "max_text_length": 128,
-        },
+        "clip-vil-tiny": {**TINY_REGIONS, "grid_side": 4, "max_text_length": 128},
     }
     rules: ClassVar[KeyRules] = KeyRules(
         rename=((r"^bert\.encoder\.(visn_fc|visual_pos)\.", r"model.\1."), (r"^bert\.", "model.")),
@@ -142,9 +131,6 @@ class ClipVil(RegionStudent):
     def pixel_regions(self) -> RegionSource:
         return PixelGrid(self.config.feature_size, self.config.grid_side)
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        return pair_row(parts, self.tokenizer)
-
     def encode(
         self,
         batch: StudentBatch,
@@ -155,12 +141,8 @@ class ClipVil(RegionStudent):
     ) -> StudentOutput:
         assert isinstance(batch, RegionBatch)
         delta = perturbation or Perturbation()
-        words_NLH = self.model.embeddings.word_embeddings(batch.token_ids_NL)
-        grid_NRF = batch.per_sequence(batch.features_BRF)
-        if delta.text_NLE is not None:
-            words_NLH = words_NLH + delta.text_NLE
-        if delta.visual_NRF is not None:
-            grid_NRF = grid_NRF + delta.visual_NRF
+        words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
+        grid_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         text_NLH = self.model.embeddings(inputs_embeds=words_NLH, token_type_ids=batch.types_NL)
         x_NSH = torch.cat([text_NLH, self.model.embed_grid(grid_NRF, self.config.grid_side)], dim=1)
         kinds = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)

@@ -74,7 +74,6 @@ def open_detector_regions(
         naming: how the files name pictures.
         splits: that the pictures are filed under, such as ["train2014", "val2014"].
         feature_size: F.
-        index: folder for indices.
     """
 
     def opened(path: Path, prefix: str, *, own_boxes: bool) -> list[PictureRegions]:

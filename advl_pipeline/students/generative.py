@@ -45,7 +45,7 @@ from advl_pipeline.students.interface import (
     StudentBatch,
     StudentOutput,
 )
-from advl_pipeline.students.recently_used import RecentlyUsed
+from advl_pipeline.students.picture_source import RecentlyUsed
 from advl_pipeline.students.saved import DESCRIPTION_FILE
 from advl_pipeline.students.weight_files import tokenizer_folder
 

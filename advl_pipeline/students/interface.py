@@ -145,6 +145,14 @@ class Perturbation:
     text_NLE: torch.Tensor | None = None
     visual_NRF: torch.Tensor | None = None
 
+    def of_words(self, words_NLE: torch.Tensor) -> torch.Tensor:
+        """Return the word embeddings, perturbed."""
+        return words_NLE if self.text_NLE is None else words_NLE + self.text_NLE
+
+    def of_features(self, features_NRF: torch.Tensor) -> torch.Tensor:
+        """Return the visual features, perturbed."""
+        return features_NRF if self.visual_NRF is None else features_NRF + self.visual_NRF
+
 
 class AnswerHead(nn.Module):
     """Stands in a head's place where answers are words; it has no parameters and is never asked."""
@@ -161,9 +169,6 @@ class Student(nn.Module, ABC):
     """Width H of text and visual states."""
     pooled_size: int
     """Width P of the pooled state; equal to H for most students."""
-    unimodal_states: ClassVar[Literal["lower", "hidden-pass"]] = "hidden-pass"
-    """Where `encode_unimodal` takes its states: below the layers in which text and picture meet, or from a pass
-    through all layers in which each is hidden from the other."""
     lora: LoraSettings | None = None
     """How a run updates it where it starts from published weights; None: all of it is trained."""
     places: PlaceKind | None = None
@@ -191,7 +196,6 @@ class Student(nn.Module, ABC):
         """Run layers below the fusion; passes under `sharing` take over what equal inputs gave before.
 
         Args:
-            name: of these layers.
             inputs: everything that their states depend on.
             compute: runs them.
         """
@@ -215,7 +219,6 @@ class Student(nn.Module, ABC):
 
         Args:
             batch: what `collate` returned, before it is moved.
-            task: of its examples.
             label_names: of the task's K classes or answers.
             wanted_BK: bool, the answers whose scores are needed, None for all.
         """
@@ -292,8 +295,7 @@ class Student(nn.Module, ABC):
         """Return states of the text that have not seen the picture, and of the picture that have not seen the text.
 
         Shapes are those of `encode`; `pooled_NP` sums up the text alone. A student that has layers below its fusion
-        returns their states and sets `unimodal_states` to "lower"; the others make a pass that hides the modalities
-        from one another.
+        returns their states; the others make a pass that hides the modalities from one another.
         """
         return self.encode(batch, mask_visual=True)
 

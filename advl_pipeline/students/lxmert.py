@@ -15,18 +15,12 @@ from transformers import LxmertConfig as HfLxmertConfig
 from transformers import LxmertModel
 
 from advl_pipeline.configuration import option
-from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias, widening_head
+from advl_pipeline.students.bert_parts import padding_bias, widening_head
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.region_student import (
-    RegionBatch,
-    RegionStudent,
-    RegionStudentConfig,
-    without_picture,
-    without_text,
-)
-from advl_pipeline.students.text_rows import Part, TextRow, pair_row
+from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.text_student import TwoStreams
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PRETRAINING_ANSWERS = {"grey": "gray", **{word: str(value) for value, word in enumerate(NUMBERS, start=1)}}
@@ -44,25 +38,14 @@ class LxmertConfig(RegionStudentConfig):
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 
-class Lxmert(RegionStudent):
+class Lxmert(TwoStreams, RegionStudent):
     """The student. State names are transformers' behind `model.`."""
 
     config: LxmertConfig
-    unimodal_states = "lower"
     config_class: ClassVar[type[LxmertConfig]] = LxmertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "lxmert": {},
-        "lxmert-tiny": {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_relation_layers": 1,
-            "num_cross_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 64,
-            "feature_size": 24,
-            "tokenizer": "minilm-l6",
-            "max_positions": 256,
-        },
+        "lxmert-tiny": {**TINY_REGIONS, "num_relation_layers": 1, "num_cross_layers": 2},
     }
     rules: ClassVar[KeyRules] = KeyRules(
         rename=((r"^(?:lxrt_encoder\.model\.)?(?:bert|lxmert)\.", "model."),),
@@ -73,37 +56,10 @@ class Lxmert(RegionStudent):
         super().__init__(name, config)
         self.model = LxmertModel(lxmert_config(config))
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        return pair_row(parts, self.tokenizer)
-
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        # Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
-        assert isinstance(batch, RegionBatch)
-        if not mask_visual:
-            return self._run(batch, perturbation)
-        text, picture = self._run(without_picture(batch), perturbation), self._run(without_text(batch), perturbation)
-        return StudentOutput(
-            text_states_NLH=text.text_states_NLH,
-            visual_states_NRH=picture.visual_states_NRH,
-            pooled_NP=text.pooled_NP,
-            image_state_NH=picture.image_state_NH,
-        )
-
-    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        assert isinstance(batch, RegionBatch)
-        return self._run(without_picture(batch) if mask_visual else batch, None).pooled_NP
-
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return the states of the language layers and of the relation layers, which the cross layers take."""
         assert isinstance(batch, RegionBatch)
-        text_NLH, visual_NRH = self._lower_text(batch, None), self._lower_regions(batch, None)
+        text_NLH, visual_NRH = (lower(batch, Perturbation()) for lower in (self._lower_text, self._lower_regions))
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=visual_NRH,
@@ -130,12 +86,13 @@ class Lxmert(RegionStudent):
             written = written.removeprefix(article).strip()
         return PRETRAINING_ANSWERS.get(written, written)
 
-    def _run(self, batch: RegionBatch, perturbation: Perturbation | None) -> StudentOutput:
+    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
+        assert isinstance(batch, RegionBatch)
         delta = perturbation or Perturbation()
         inputs = (batch.token_ids_NL, batch.types_NL, batch.token_mask_NL)
-        text_NLH = self.once("text", inputs, lambda: self._lower_text(batch, delta.text_NLE))
-        visual_NRH = self._lower_regions(batch, delta.visual_NRF)
-        biases = _bias(batch.token_mask_NL, text_NLH.dtype), _bias(batch.visual_mask_NR, text_NLH.dtype)
+        text_NLH = self.once("text", inputs, lambda: self._lower_text(batch, delta))
+        visual_NRH = self._lower_regions(batch, delta)
+        biases = padding_bias(batch.token_mask_NL, text_NLH.dtype), padding_bias(batch.visual_mask_NR, text_NLH.dtype)
         for layer in self.model.encoder.x_layers:
             text_NLH, visual_NRH = layer(text_NLH, biases[0], visual_NRH, biases[1])[:2]
         return StudentOutput(
@@ -145,28 +102,20 @@ class Lxmert(RegionStudent):
             image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
         )
 
-    def _lower_text(self, batch: RegionBatch, perturbation_NLE: torch.Tensor | None) -> torch.Tensor:
-        words_NLH = self.model.embeddings.word_embeddings(batch.token_ids_NL)
-        if perturbation_NLE is not None:
-            words_NLH = words_NLH + perturbation_NLE
+    def _lower_text(self, batch: RegionBatch, delta: Perturbation) -> torch.Tensor:
+        words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
         text_NLH: torch.Tensor = self.model.embeddings(None, batch.types_NL, words_NLH)
         for layer in self.model.encoder.layer:
-            text_NLH = layer(text_NLH, _bias(batch.token_mask_NL, text_NLH.dtype))[0]
+            text_NLH = layer(text_NLH, padding_bias(batch.token_mask_NL, text_NLH.dtype))[0]
         return text_NLH
 
-    def _lower_regions(self, batch: RegionBatch, perturbation_NRF: torch.Tensor | None) -> torch.Tensor:
-        features_NRF = batch.per_sequence(batch.features_BRF)
-        if perturbation_NRF is not None:
-            features_NRF = features_NRF + perturbation_NRF
+    def _lower_regions(self, batch: RegionBatch, delta: Perturbation) -> torch.Tensor:
+        features_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         positions_NR4 = batch.per_sequence(batch.positions_BR7)[..., :4]
         visual_NRH: torch.Tensor = self.model.encoder.visn_fc(features_NRF, positions_NR4)
         for layer in self.model.encoder.r_layers:
-            visual_NRH = layer(visual_NRH, _bias(batch.visual_mask_NR, visual_NRH.dtype))[0]
+            visual_NRH = layer(visual_NRH, padding_bias(batch.visual_mask_NR, visual_NRH.dtype))[0]
         return visual_NRH
-
-
-def _bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return attention_bias(torch.where(mask_NT, TEXT, PADDING), dtype=dtype)
 
 
 def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:

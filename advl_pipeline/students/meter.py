@@ -21,14 +21,8 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.meter_core import RENAMES, CrossModalStack, split_in_projections
-from advl_pipeline.students.pixel_student import (
-    PixelBatch,
-    PixelStudent,
-    PixelStudentConfig,
-    without_picture,
-    without_text,
-)
-from advl_pipeline.students.text_rows import Part, TextRow, pair_row
+from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.text_student import TINY, TwoStreams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,23 +42,19 @@ class MeterConfig(PixelStudentConfig):
     overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
 
 
-class Meter(PixelStudent):
+class Meter(TwoStreams, PixelStudent):
     """The student. State names follow the original where the modules are the original's."""
 
     config: MeterConfig
-    unimodal_states = "lower"
+    num_separators = 2
     config_class: ClassVar[type[MeterConfig]] = MeterConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "meter": {},
         "meter-tiny": {
-            "hidden_size": 32,
-            "num_layers": 2,
+            **TINY,
             "text_layers": 1,
             "vision_layers": 1,
-            "num_heads": 4,
-            "intermediate_size": 64,
             "image_size": 64,
-            "tokenizer": "minilm-l6",
             "vocab_size": 30522,
             "max_text_length": 128,
         },
@@ -127,34 +117,6 @@ class Meter(PixelStudent):
             dropout=config.dropout,
         )
 
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        return pair_row(parts, self.tokenizer, separators=2)
-
-    def encode(
-        self,
-        batch: StudentBatch,
-        *,
-        perturbation: Perturbation | None = None,
-        mask_visual: bool = False,
-        need_relevance: bool = False,
-    ) -> StudentOutput:
-        # Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
-        assert isinstance(batch, PixelBatch)
-        self.refuse_perturbation(perturbation)
-        if not mask_visual:
-            return self._run(batch)
-        text, picture = self._run(without_picture(batch)), self._run(without_text(batch))
-        return StudentOutput(
-            text_states_NLH=text.text_states_NLH,
-            visual_states_NRH=picture.visual_states_NRH,
-            pooled_NP=text.pooled_NP,
-            image_state_NH=picture.image_state_NH,
-        )
-
-    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        assert isinstance(batch, PixelBatch)
-        return self._run(without_picture(batch) if mask_visual else batch).pooled_NP
-
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return what enters the cross-modal layers; the picture's half of the pooled pair is zero."""
         assert isinstance(batch, PixelBatch)
@@ -188,7 +150,9 @@ class Meter(PixelStudent):
         )
         return text_NLH, batch.per_sequence(image_BRH)
 
-    def _run(self, batch: PixelBatch) -> StudentOutput:
+    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
+        assert isinstance(batch, PixelBatch)
+        self.refuse_perturbation(perturbation)
         texts, images, pooled = self.cross_modal(*self._towers(batch), batch.token_mask_NL)
         return StudentOutput(
             text_states_NLH=texts[-1],

@@ -27,7 +27,8 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer, pair_row
+from advl_pipeline.students.text_rows import TextTokenizer
+from advl_pipeline.students.text_student import TINY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,16 +59,14 @@ class ModernVBert(PixelStudent):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "modernvbert": {},
         "modernvbert-tiny": {
-            "hidden_size": 32,
+            **TINY,
             "num_layers": 3,
-            "num_heads": 4,
             "intermediate_size": 48,
             "vision_size": 32,
             "vision_layers": 1,
             "vision_intermediate_size": 64,
             "pixel_shuffle": 2,
             "image_size": 64,
-            "tokenizer": "minilm-l6",
             "vocab_size": 30523,
             "max_positions": 512,
         },
@@ -87,9 +86,6 @@ class ModernVBert(PixelStudent):
     def num_visual(self) -> int:
         side = self.config.image_size // self.config.patch_size // self.config.pixel_shuffle
         return side * side
-
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        return pair_row(parts, self.tokenizer)
 
     def encode(
         self,
@@ -112,10 +108,8 @@ class ModernVBert(PixelStudent):
         if not mask_visual:
             text_NLH, visual_NRH = self._run(x_NSH, text_mask, visual_mask)
         else:
-            first_only = torch.zeros_like(text_mask)
-            first_only[:, 0] = True
             text_NLH, _ = self._run(x_NSH, text_mask, torch.zeros_like(visual_mask))
-            _, visual_NRH = self._run(x_NSH, first_only, visual_mask)
+            _, visual_NRH = self._run(x_NSH, batch.without_text().token_mask_NL, visual_mask)
         return StudentOutput(text_states_NLH=text_NLH, visual_states_NRH=visual_NRH, pooled_NP=text_NLH[:, 0])
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:

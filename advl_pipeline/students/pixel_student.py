@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,9 @@ from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles, pooling
-from advl_pipeline.students.interface import Perturbation, StudentBatch
+from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.picture_source import DecodedPictures, PictureSource
-from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
+from advl_pipeline.students.text_student import TextBatch, TextStudent, TextStudentConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -40,18 +40,17 @@ class PixelStudentConfig(TextStudentConfig):
 
 
 @dataclass(kw_only=True)
-class PixelBatch(StudentBatch):
-    """Adds types, the token that tasks read, and each example's picture (shared by its candidates).
-
-    `pixels_B3SS` is uint8 RGB.
-    """
+class PixelBatch(TextBatch):
+    """Adds each example's picture (shared by its candidates), uint8 RGB."""
 
     picture_field: ClassVar[str] = "pixels_B3SS"
     blank_value: ClassVar[int] = 127
 
-    types_NL: torch.Tensor
-    pool_index_N: torch.Tensor
     pixels_B3SS: torch.Tensor
+
+    def without_picture(self) -> Self:
+        """Return the batch with black pictures."""
+        return dataclasses.replace(self, pixels_B3SS=torch.zeros_like(self.pixels_B3SS))
 
 
 class PixelStudent(TextStudent):
@@ -123,7 +122,6 @@ class PixelStudent(TextStudent):
         """Run the vision encoder on normalised pictures; under `sharing`, alike ones are run once.
 
         Args:
-            batch: of B pictures.
             compute: (B, 3, S, S) -> states, or several, of B rows.
         """
         pixels_B3SS = batch.pixels_B3SS
@@ -144,15 +142,3 @@ class PixelStudent(TextStudent):
                 why="VILLA perturbs word embeddings and region features; this student starts from pixels",
                 next_command="choose a region student, such as villa-base",
             )
-
-
-def without_picture(batch: PixelBatch) -> PixelBatch:
-    """Return the batch with black pictures: what a two-stream student's text sees of no picture."""
-    return dataclasses.replace(batch, pixels_B3SS=torch.zeros_like(batch.pixels_B3SS))
-
-
-def without_text(batch: PixelBatch) -> PixelBatch:
-    """Return the batch with the first token alone visible: what a two-stream student's picture sees of no text."""
-    mask = torch.zeros_like(batch.token_mask_NL)
-    mask[:, 0] = True
-    return dataclasses.replace(batch, token_mask_NL=mask)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -18,14 +18,17 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.datasets.roots import index_folder, resolve_data_root
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import open_detector_regions
-from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
+from advl_pipeline.students.interface import Perturbation, PlaceKind
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
-from advl_pipeline.students.text_student import TextStudent, TextStudentConfig
+from advl_pipeline.students.text_student import TINY, TextBatch, TextStudent, TextStudentConfig
 
 PIXELS = Path("pixels")
 """Stands where a path of features would: small crops, asked for by name."""
 
 PIXELS_CAVEAT = "regions are small crops through a random projection, not a detector's features"
+
+TINY_REGIONS = {**TINY, "feature_size": 24, "max_positions": 256}
+LARGE = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,19 +47,23 @@ class RegionStudentConfig(TextStudentConfig):
 
 
 @dataclass(kw_only=True)
-class RegionBatch(StudentBatch):
-    """Adds types, the token that tasks read, and each example's regions (shared by its candidates).
-
-    `features_BRF` and `positions_BR7` are float32; `pool_index_N` int64.
-    """
+class RegionBatch(TextBatch):
+    """Adds each example's regions (shared by its candidates); `features_BRF` and `positions_BR7` are float32."""
 
     picture_field: ClassVar[str] = "features_BRF"
 
-    types_NL: torch.Tensor
-    pool_index_N: torch.Tensor
     features_BRF: torch.Tensor
     positions_BR7: torch.Tensor
     whole_first: bool
+
+    def without_picture(self) -> Self:
+        """Return the batch with one empty region per sequence."""
+        mask_NR = torch.zeros_like(self.visual_mask_NR)
+        mask_NR[:, 0] = True
+        features_BRF, positions_BR7 = map(torch.zeros_like, (self.features_BRF, self.positions_BR7))
+        return dataclasses.replace(
+            self, visual_mask_NR=mask_NR, features_BRF=features_BRF, positions_BR7=positions_BR7
+        )
 
 
 class RegionStudent(TextStudent):
@@ -158,22 +165,3 @@ def tagged_regions(batch: RegionBatch, examples: Sequence[Example]) -> torch.Ten
             if len(region):
                 region_NL[row][(starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = region[0, 0]
     return region_NL
-
-
-def without_picture(batch: RegionBatch) -> RegionBatch:
-    """Return the batch with one empty region per sequence: what a two-stream student's text sees of no picture."""
-    mask = torch.zeros_like(batch.visual_mask_NR)
-    mask[:, 0] = True
-    return dataclasses.replace(
-        batch,
-        visual_mask_NR=mask,
-        features_BRF=torch.zeros_like(batch.features_BRF),
-        positions_BR7=torch.zeros_like(batch.positions_BR7),
-    )
-
-
-def without_text(batch: RegionBatch) -> RegionBatch:
-    """Return the batch with the first token alone visible: what a two-stream student's picture sees of no text."""
-    mask = torch.zeros_like(batch.token_mask_NL)
-    mask[:, 0] = True
-    return dataclasses.replace(batch, token_mask_NL=mask)

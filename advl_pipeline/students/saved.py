@@ -16,8 +16,7 @@ from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
-from advl_pipeline.students.published_weights import is_on_hub, located
-from advl_pipeline.students.weight_files import weight_files, weights_digest
+from advl_pipeline.students.weight_files import is_on_hub, located, weight_files, weights_digest
 from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS

@@ -24,16 +24,22 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example
 from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
-from advl_pipeline.students.bert_parts import attention_mass
+from advl_pipeline.students.bert_parts import (
+    attention_bias,
+    attention_mass,
+    bert_config,
+    initialise_bert,
+    kinds_of,
+    padding_bias,
+)
 from advl_pipeline.students.embedded_words import PairTokenizer, language_model_words, load_word_pieces
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.students.region_pixels import RegionPixels, box_positions
+from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
@@ -80,7 +86,6 @@ class ScenesSmallBatch(StudentBatch):
 class ScenesSmall(Student):
     """The demo's student. `word_pieces` is the tokenizer of the embedded text model (its vocabulary only)."""
 
-    unimodal_states = "lower"
     places = "regions"
 
     def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: PairTokenizer) -> None:
@@ -91,15 +96,12 @@ class ScenesSmall(Student):
         self.word_pieces = word_pieces
         self.pixels = RegionPixels(config.crop_size)
         width = config.hidden_size
-        bert = BertConfig(
+        bert = bert_config(
             hidden_size=width,
-            num_hidden_layers=config.num_separate_layers + config.num_joint_layers,
-            num_attention_heads=config.num_heads,
+            num_layers=config.num_separate_layers + config.num_joint_layers,
+            num_heads=config.num_heads,
             intermediate_size=config.intermediate_size,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            layer_norm_eps=1e-12,
-            attn_implementation="sdpa",
+            dropout=config.dropout,
         )
         self.word_embedding = nn.Embedding(word_pieces.num_tokens, config.word_size)
         self.word_projection = nn.Linear(config.word_size, width)
@@ -116,11 +118,7 @@ class ScenesSmall(Student):
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = BertEncoder(bert)
         self.agreement = Agreement(width)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_bert(self)
 
     def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
         sequences = [(example, candidate) for example in examples for candidate in example.candidates]
@@ -186,7 +184,8 @@ class ScenesSmall(Student):
         num_text = text_NLH.shape[1]
         tagged_NLH = text_NLH if mask_visual else text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
         x_NTH = torch.cat([tagged_NLH, visual_NRH], dim=1)
-        bias = attention_bias(batch.token_mask_NL, batch.visual_mask_NR, separate=mask_visual, dtype=x_NTH.dtype)
+        kinds_NT = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        bias = attention_bias(kinds_NT, separate=mask_visual, dtype=x_NTH.dtype)
         *first, last = self.encoder.layer[self.config.num_separate_layers :]
         for layer in first:
             x_NTH = layer(x_NTH, bias)
@@ -230,9 +229,7 @@ class ScenesSmall(Student):
         return self.once("text", inputs, lambda: self._text_states(batch, perturbation))
 
     def _text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
-        words_NLE = self.word_embedding(batch.token_ids_NL)
-        if perturbation is not None and perturbation.text_NLE is not None:
-            words_NLE = words_NLE + perturbation.text_NLE
+        words_NLE = (perturbation or Perturbation()).of_words(self.word_embedding(batch.token_ids_NL))
         positions = self.position_embedding.weight[: words_NLE.shape[1]]
         embedded = self.word_projection(words_NLE) + positions + self.type_embedding(batch.types_NL)
         return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
@@ -243,7 +240,7 @@ class ScenesSmall(Student):
         Each picture is encoded once, unless candidates are perturbed apart.
         """
         if perturbation is not None and perturbation.visual_NRF is not None:
-            pixels_NRP = self._pixels(batch)[batch.picture_N] + perturbation.visual_NRF
+            pixels_NRP = perturbation.of_features(self._pixels(batch)[batch.picture_N])
             positions_NR7 = batch.positions_BR7[batch.picture_N]
             return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
         inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
@@ -277,7 +274,7 @@ class ScenesSmall(Student):
 
     def _lower_layers(self, embedded_XTH: torch.Tensor, mask_XT: torch.Tensor) -> torch.Tensor:
         x_XTH: torch.Tensor = self.dropout(embedded_XTH)
-        bias = _additive(mask_XT[:, None, None, :], x_XTH.dtype)
+        bias = padding_bias(mask_XT, x_XTH.dtype)
         for layer in self.encoder.layer[: self.config.num_separate_layers]:
             x_XTH = layer(x_XTH, bias)
         return x_XTH
@@ -287,26 +284,6 @@ def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tens
     """Return (N, L, H): the visual state that each word piece refers to by tag, 0 for the others."""
     index = tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
     return visual_NRH.gather(1, index) * (tag_NL >= 0)[..., None]
-
-
-def attention_bias(
-    token_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor, *, separate: bool, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return the additive attention mask (N, 1, 1 or T, T).
-
-    With `separate`, text attends only to text and the picture only to itself.
-    """
-    visible_NT = torch.cat([token_mask_NL, visual_mask_NR], dim=1)
-    allowed = visible_NT[:, None, None, :]
-    if separate:
-        is_text_T = torch.arange(visible_NT.shape[1], device=visible_NT.device) < token_mask_NL.shape[1]
-        allowed = allowed & (is_text_T[:, None] == is_text_T[None, :])
-    return _additive(allowed, dtype)
-
-
-def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # The lowest finite value instead of -inf: a row that may attend to nothing stays finite.
-    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 def _tagged_visual_tokens(char_spans_L2: np.ndarray[Any, Any], candidate: Candidate) -> np.ndarray[Any, Any]:

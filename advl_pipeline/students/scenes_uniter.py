@@ -41,7 +41,6 @@ class TaggedRegionBatch(RegionBatch):
 class ScenesUniter(Uniter):
     """The student."""
 
-    unimodal_states = "lower"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-uniter": {
             "hidden_size": 96,
@@ -58,8 +57,7 @@ class ScenesUniter(Uniter):
 
     def collate(self, examples: Sequence[Example]) -> TaggedRegionBatch:
         batch = super().collate(examples)
-        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-        return TaggedRegionBatch(**values, tags_NL=tagged_regions(batch, examples))
+        return TaggedRegionBatch(**vars(batch), tags_NL=tagged_regions(batch, examples))
 
     @property
     def fusion_layers(self) -> Sequence[nn.Module]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
-from advl_pipeline.students.bert_parts import PADDING, TEXT, attention_bias
+from advl_pipeline.students.bert_parts import padding_bias
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelBatch
@@ -45,7 +45,6 @@ class ScenesVilt(Vilt):
     """The student."""
 
     compile_refusal = Student.compile_refusal
-    unimodal_states = "lower"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-vilt": {
             "hidden_size": 96,
@@ -74,9 +73,8 @@ class ScenesVilt(Vilt):
                     tags_NLR[row, (starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = shares[tag.box]
                 answer_NL[row] = (starts >= candidate.context_length) & (ends > starts)
                 row += 1
-        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
         said_NL = said_tokens(answer_NL, batch.token_mask_NL)
-        return TaggedPixelBatch(**values, tags_NLR=tags_NLR, said_NL=said_NL)
+        return TaggedPixelBatch(**vars(batch), tags_NLR=tags_NLR, said_NL=said_NL)
 
     @property
     def fusion_layers(self) -> Sequence[Any]:
@@ -95,7 +93,7 @@ class ScenesVilt(Vilt):
 
     def _lower_text(self, batch: PixelBatch) -> torch.Tensor:
         text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
-        bias = attention_bias(torch.where(batch.token_mask_NL, TEXT, PADDING), dtype=text_NLH.dtype)
+        bias = padding_bias(batch.token_mask_NL, text_NLH.dtype)
         for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
             text_NLH = layer(text_NLH, bias)[0]
         return text_NLH

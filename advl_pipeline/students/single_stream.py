@@ -87,7 +87,6 @@ def one_row_attention(
         key: as said.
         value: as said.
         attention_mask: additive, broadcastable to (N, A, G, G).
-        grid: of the row.
         options: dropout, scaling and the like, as transformers gives them.
     """
     if grid is not None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names
-from advl_pipeline.students.interface import Student
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.text_rows import (
     EMBEDDED_TOKENIZER,
     Part,
@@ -27,7 +27,11 @@ from advl_pipeline.students.text_rows import (
     TextTokenizer,
     fit_parts,
     load_text_tokenizer,
+    pair_row,
 )
+
+TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "tokenizer": EMBEDDED_TOKENIZER}
+"""What the architectures that are for tests have in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +50,34 @@ class TextStudentConfig(Configuration):
     overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
 
 
+@dataclass(kw_only=True)
+class TextBatch(StudentBatch):
+    """Adds types and the token that tasks read; both int64."""
+
+    types_NL: torch.Tensor
+    pool_index_N: torch.Tensor
+
+    @abstractmethod
+    def without_picture(self) -> Self:
+        """Return the batch with pictures that are not there: what the stream of the text sees of none."""
+
+    def without_text(self) -> Self:
+        """Return the batch with the first token alone visible: what the stream of the picture sees of no text."""
+        mask_NL = torch.zeros_like(self.token_mask_NL)
+        mask_NL[:, 0] = True
+        return replace(self, token_mask_NL=mask_NL)
+
+
 class TextStudent(Student):
-    """Tokenises candidates part by part; subclasses lay the parts out between their special tokens."""
+    """Tokenises candidates part by part and lays the parts out between its special tokens."""
 
     config: TextStudentConfig
     num_unused_rows: ClassVar[int] = 0
     """How many rows of the published word table no token of the published tokenizer may have."""
+    num_separators: ClassVar[int] = 1
+    """Tokens between a question and its answer, 2 for RoBERTa."""
+    num_special: ClassVar[int] = 4
+    """Special tokens that `lay_out` adds to three parts, the most there are."""
 
     def __init__(self, name: str, config: TextStudentConfig) -> None:
         super().__init__()
@@ -78,18 +104,13 @@ class TextStudent(Student):
                 else f"--tokenizer FOLDER that holds tokenizer.json or vocab.txt of {own}",
             )
 
-    @abstractmethod
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """Put the parts of one candidate between the student's special tokens; `task` is its head (`head_name`)."""
+        return pair_row(parts, self.tokenizer, separators=self.num_separators)
 
     @abstractmethod
     def num_visual_of(self, unit: ImageUnit) -> int:
         """Return the visual tokens of a picture, padding aside."""
-
-    @property
-    def num_special(self) -> int:
-        """Special tokens that `lay_out` adds to three parts, the most there are."""
-        return 4
 
     def replaced_spans(self, example: Example, candidate: Candidate) -> list[ReplacedSpan]:
         """Return the characters that become single tokens; none by default."""
@@ -125,6 +146,36 @@ class TextStudent(Student):
             num_cut += num_tokens_cut > 0
             rows.append(self.lay_out(parts, head_name(example.task)))
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
+
+
+class TwoStreams(TextStudent):
+    """A student whose text and picture are streams of their own that meet in cross-attention.
+
+    Every token's cross-attention goes to the picture in full, so the streams have no relevance to give.
+    """
+
+    @abstractmethod
+    def run_streams(self, batch: StudentBatch, perturbation: Perturbation | None = None) -> StudentOutput:
+        """Run both streams, which see each other."""
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        if not mask_visual:
+            return self.run_streams(batch, perturbation)
+        assert isinstance(batch, TextBatch)
+        text = self.run_streams(batch.without_picture(), perturbation)
+        picture = self.run_streams(batch.without_text(), perturbation)
+        return replace(text, visual_states_NRH=picture.visual_states_NRH, image_state_NH=picture.image_state_NH)
+
+    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        assert isinstance(batch, TextBatch)
+        return self.run_streams(batch.without_picture() if mask_visual else batch).pooled_NP
 
 
 def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:

@@ -21,7 +21,13 @@ from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules, grow_rows, grow_rows_from_first
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.region_student import (
+    LARGE,
+    TINY_REGIONS,
+    RegionBatch,
+    RegionStudent,
+    RegionStudentConfig,
+)
 from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow
 from advl_pipeline.students.uniter_core import UniterModel, head_rules, uniter_head
@@ -31,17 +37,7 @@ NUM_PERSON_TOKENS = 81
 
 QUESTION_TYPE, ANSWER_TYPE, RATIONALE_TYPE = 0, 2, 3
 
-LARGE = {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096}
-TINY = {
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "intermediate_size": 64,
-    "feature_size": 24,
-    "tokenizer": "minilm-l6",
-    "vocab_size": 30522,
-    "max_positions": 256,
-}
+TINY_UNITER = {**TINY_REGIONS, "vocab_size": 30522}
 
 
 def grow_word_table(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -81,10 +77,10 @@ class Uniter(RegionStudent):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "uniter-base": {},
         "uniter-large": LARGE,
-        "uniter-tiny": TINY,
+        "uniter-tiny": TINY_UNITER,
         "villa-base": {},
         "villa-large": LARGE,
-        "villa-tiny": TINY,
+        "villa-tiny": TINY_UNITER,
     }
     rules: ClassVar[KeyRules] = KeyRules(
         rename=((r"^(?:uniter|bert)\.", "model."),),

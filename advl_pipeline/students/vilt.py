@@ -28,7 +28,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import Part, TextRow, pair_row
+from advl_pipeline.students.text_student import TINY
 
 IMAGE_TYPE = 1
 
@@ -50,17 +50,7 @@ class Vilt(PixelStudent):
     config_class: ClassVar[type[ViltConfig]] = ViltConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vilt": {},
-        "vilt-tiny": {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 64,
-            "image_size": 64,
-            "patch_size": 16,
-            "tokenizer": "minilm-l6",
-            "max_positions": 128,
-            "max_text_length": 128,
-        },
+        "vilt-tiny": {**TINY, "image_size": 64, "patch_size": 16, "max_positions": 128, "max_text_length": 128},
     }
     rules: ClassVar[KeyRules] = KeyRules(
         rename=((r"^vilt\.", "model."),),
@@ -73,9 +63,6 @@ class Vilt(PixelStudent):
     def __init__(self, name: str, config: ViltConfig) -> None:
         super().__init__(name, config)
         self.model = ViltModel(vilt_config(config))
-
-    def lay_out(self, parts: list[Part], task: str) -> TextRow:
-        return pair_row(parts, self.tokenizer)
 
     def encode(
         self,

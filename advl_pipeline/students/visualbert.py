@@ -9,7 +9,6 @@ Shapes: N sequences, L text tokens, R regions, A words aligned to a region, S = 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,7 +25,7 @@ from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kind
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
-from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
 from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert import pool
@@ -105,15 +104,7 @@ class VisualBert(RegionStudent):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "visualbert": {},
         "visualbert-vcr": {"feature_size": 512},
-        "visualbert-tiny": {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 64,
-            "feature_size": 24,
-            "tokenizer": "minilm-l6",
-            "max_positions": 256,
-        },
+        "visualbert-tiny": TINY_REGIONS,
     }
     rules: ClassVar[KeyRules] = KeyRules(
         rename=(
@@ -160,8 +151,7 @@ class VisualBert(RegionStudent):
         alignment = torch.full((*batch.visual_mask_NR.shape, width), -1)
         for (row, region), words in found.items():
             alignment[row, region, : len(words)] = torch.tensor(words, dtype=torch.long)
-        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-        return VisualBertBatch(**values, alignment_NRA=alignment)
+        return VisualBertBatch(**vars(batch), alignment_NRA=alignment)
 
     def encode(
         self,
@@ -173,12 +163,8 @@ class VisualBert(RegionStudent):
     ) -> StudentOutput:
         assert isinstance(batch, VisualBertBatch)
         delta = perturbation or Perturbation()
-        words_NLH = self.model.embeddings.word_embeddings(batch.token_ids_NL)
-        features_NRF = batch.per_sequence(batch.features_BRF)
-        if delta.text_NLE is not None:
-            words_NLH = words_NLH + delta.text_NLE
-        if delta.visual_NRF is not None:
-            features_NRF = features_NRF + delta.visual_NRF
+        words_NLH = delta.of_words(self.model.embeddings.word_embeddings(batch.token_ids_NL))
+        features_NRF = delta.of_features(batch.per_sequence(batch.features_BRF))
         # Which words name a region is knowledge of the text, so it is hidden together with it.
         alignment = torch.full_like(batch.alignment_NRA, -1) if mask_visual else batch.alignment_NRA
         x_NSH = self.model.embed(words_NLH, batch.types_NL, features_NRF, alignment)

@@ -6,7 +6,6 @@ pooled [CLS]. Shapes: N sequences, L text tokens, R objects, S = L + R + 1, H wi
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -22,7 +21,14 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import Regions, with_whole_picture
-from advl_pipeline.students.region_student import RegionBatch, RegionStudent, RegionStudentConfig, tagged_regions
+from advl_pipeline.students.region_student import (
+    LARGE,
+    TINY_REGIONS,
+    RegionBatch,
+    RegionStudent,
+    RegionStudentConfig,
+    tagged_regions,
+)
 from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
 from advl_pipeline.students.text_rows import Part, TextRow
 from advl_pipeline.students.vl_bert_core import ObjectDownsample, VlBertModel, collect_objects
@@ -57,18 +63,9 @@ class VlBert(RegionStudent):
     config_class: ClassVar[type[VlBertConfig]] = VlBertConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "vl-bert-base": {},
-        "vl-bert-large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16, "intermediate_size": 4096},
-        "vl-bert-tiny": {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 64,
-            "feature_size": 24,
-            "tokenizer": "minilm-l6",
-            "max_positions": 256,
-            # At 0 a student without pretraining would see nothing of the picture at first.
-            "visual_scale_init": 1.0,
-        },
+        "vl-bert-large": LARGE,
+        # At 0 a student without pretraining would see nothing of the picture at first.
+        "vl-bert-tiny": {**TINY_REGIONS, "visual_scale_init": 1.0},
     }
     rules: ClassVar[KeyRules] = KeyRules(
         rename=((r"^vlbert\._module\.", "vlbert."),),
@@ -100,16 +97,8 @@ class VlBert(RegionStudent):
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:
         """`[CLS] q [SEP] a [SEP]`; question and answer of QA->R are one part; VQA is `[CLS] q [SEP] [MASK] [SEP]`."""
-        row = TextRow()
-        row.add_special(self.tokenizer.cls_id)
-        *context, answer = parts
-        for part in context or [answer]:
-            row.add_part(part)
-        row.add_special(self.tokenizer.sep_id)
-        if context:
-            row.add_part(answer, 1)
-            row.add_special(self.tokenizer.sep_id, 1)
-        elif task == "vqa":
+        row = super().lay_out(parts, task)
+        if len(parts) == 1 and task == "vqa":
             row.pool_index = len(row.token_ids)
             row.add_special(self.tokenizer.mask_id, 1)
             row.add_special(self.tokenizer.sep_id, 1)
@@ -120,9 +109,7 @@ class VlBert(RegionStudent):
 
     def collate(self, examples: Sequence[Example]) -> VlBertBatch:
         batch = super().collate(examples)
-        tags_NL = tagged_regions(batch, examples).clamp(min=0)
-        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-        return VlBertBatch(**values, tags_NL=tags_NL)
+        return VlBertBatch(**vars(batch), tags_NL=tagged_regions(batch, examples).clamp(min=0))
 
     def encode(
         self,
@@ -134,13 +121,9 @@ class VlBert(RegionStudent):
     ) -> StudentOutput:
         assert isinstance(batch, VlBertBatch)
         delta = perturbation or Perturbation()
-        features = batch.per_sequence(batch.features_BRF)
-        if delta.visual_NRF is not None:
-            features = features + delta.visual_NRF
+        features = delta.of_features(batch.per_sequence(batch.features_BRF))
         reps_NRH = self.image_feature_extractor(features, batch.per_sequence(batch.positions_BR7)[..., :4])
-        words_NLH = self.vlbert.word_embeddings(batch.token_ids_NL)
-        if delta.text_NLE is not None:
-            words_NLH = words_NLH + delta.text_NLE
+        words_NLH = delta.of_words(self.vlbert.word_embeddings(batch.token_ids_NL))
         text_lengths_N = batch.token_mask_NL.sum(1)
         seen_NLH = collect_objects(batch.tags_NL, reps_NRH)
         x_NSH = self.vlbert.embed(

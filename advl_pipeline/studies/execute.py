@@ -13,8 +13,7 @@ from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
-from advl_pipeline.students.published_weights import is_on_hub
-from advl_pipeline.students.weight_files import weight_files, weights_digest
+from advl_pipeline.students.weight_files import is_on_hub, weight_files, weights_digest
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
 
@@ -105,9 +104,7 @@ def dataset_digests(
     """Digest every split that the study trains on, so that a rebuilt dataset makes other cells.
 
     Args:
-        study: the study.
         data_root: folder of the datasets.
-        digest: of one split.
         recorded: what the study folder remembers; it serves where the datasets are not at hand, so that a finished
             study can be looked at anywhere.
         recipes: as `build_plan` takes them.

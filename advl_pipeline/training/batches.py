@@ -67,8 +67,8 @@ def training_batches(
     indices: Sequence[int],
     student: Student,
     source: SignalSource | None,
-    *,
     steps: range,
+    *,
     order: BatchOrder,
     labelled: bool,
     labelled_ids: frozenset[str] | None = None,
@@ -80,7 +80,6 @@ def training_batches(
     What they hold does not depend on the number of threads.
 
     Args:
-        dataset: the training split.
         indices: positions in the dataset that are trained on.
         student: whose `collate` is used.
         source: of the teachers' signals, None for methods without.

@@ -7,7 +7,7 @@ would have.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from advl_pipeline.distillation.everywhere import ALONE
+from advl_pipeline.distillation.relational import ALONE
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.folder import RunFolder
@@ -63,6 +63,14 @@ class PhaseTiming:
     num_texts: int = 0
     num_texts_cut: int = 0
 
+    def count(self, micro_batches: Sequence[TrainingBatch], num_examples: int, num_texts: int, num_cut: int) -> None:
+        """Add one optimiser step."""
+        self.num_steps += 1
+        self.seconds_preparing += sum(batch.seconds_preparing for batch in micro_batches)
+        self.num_examples += num_examples
+        self.num_texts += num_texts
+        self.num_texts_cut += num_cut
+
 
 def run_phase(
     run: Run,
@@ -79,8 +87,6 @@ def run_phase(
     """Train for the rest of a phase.
 
     Args:
-        run: what is trained.
-        plan: of the phase.
         model: trained in place.
         accelerator: device, precision and data parallelism.
         folder: log and checkpoints go there.
@@ -90,21 +96,7 @@ def run_phase(
         progress: called with 1 after each step.
     """
     config, settings = run.config, run.settings
-    optimizer = build_optimizer(
-        settings,
-        model,
-        train_student=_trains_student(model, plan.phase),
-        student_scale=settings.adapt_lr_scale if plan.phase == "adapt" else 1.0,
-    )
-    if checkpoint is not None:
-        restore(checkpoint, model, optimizer)
-    align_parameters(model.to(accelerator.device), accelerator)
-    # Not as accelerate shares a model among processes: see `processes.py`.
-    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
-    shares_batches = plan.phase == "adapt" or settings.batch_unit == "examples"
-    model.distiller.everywhere = everywhere(accelerator.num_processes if shares_batches else 1)
+    wrapped, optimizer = _prepared(settings, plan.phase, model, accelerator, checkpoint)
     peak = [group["lr"] for group in optimizer.param_groups]
     timing = PhaseTiming()
     # Likenesses are compared with those of teachers, which have no dropout either.
@@ -122,28 +114,22 @@ def run_phase(
                 step, num_steps=plan.num_steps, start=config.distill_weight, decay=config.distill_decay
             )
             seed_step(config.seed, plan.phase, step, accelerator.process_index)
-            place = StepPlace(
-                config=config, step=plan.first_logged_step + step, phase=plan.phase, num_saved=num_saved
-            )
+            logged_step = plan.first_logged_step + step
+            place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
             try:
-                record, num_examples = _optimiser_step(
+                record, num_examples, num_texts = _optimiser_step(
                     wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place
                 )
-                finished = step + 1 == plan.num_steps
-                saves = finished or (step + 1) % config.checkpoint_every == 0
+                saves = step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
                 if saves:
                     require_finite_weights(model, place)
             except NotFinite:
                 if accelerator.is_main_process:
                     folder.log(pending)
                 raise
-            timing.num_steps += 1
-            timing.seconds_preparing += sum(batch.seconds_preparing for batch in micro_batches)
-            timing.num_examples += num_examples
-            timing.num_texts += record.pop("num_texts")
-            timing.num_texts_cut += record["num_texts_cut"]
+            timing.count(micro_batches, num_examples, num_texts, record["num_texts_cut"])
             record |= {
-                "step": plan.first_logged_step + step,
+                "step": logged_step,
                 "phase": plan.phase,
                 "learning_rate": settings.learning_rate * factor,
                 "lambda": strength,
@@ -153,7 +139,7 @@ def run_phase(
             pending.append(record)
             progress(1)
             if saves:
-                num_saved = plan.first_logged_step + step + 1
+                num_saved = logged_step + 1
             if saves and accelerator.is_main_process:
                 folder.log(pending)
                 pending.clear()
@@ -166,14 +152,35 @@ def run_phase(
     return timing
 
 
+def _prepared(
+    settings: TrainingSettings,
+    phase: Phase,
+    model: FinetuneModel,
+    accelerator: Accelerator,
+    checkpoint: dict[str, torch.Tensor] | None,
+) -> tuple[Any, Any]:
+    """Return the model and its optimiser, restored, on the device, the same in all processes."""
+    optimizer = build_optimizer(
+        settings,
+        model,
+        train_student=not (phase == "adapt" and model.distiller.settings.adapt_objective == "projections-only"),
+        student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0,
+    )
+    if checkpoint is not None:
+        restore(checkpoint, model, optimizer)
+    align_parameters(model.to(accelerator.device), accelerator)
+    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
+    shares_batches = phase == "adapt" or settings.batch_unit == "examples"
+    model.distiller.everywhere = everywhere(accelerator.num_processes if shares_batches else 1)
+    # Not as accelerate shares a model among processes: see `processes.py`.
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    return wrapped, accelerator.prepare_optimizer(optimizer)
+
+
 def seed_step(seed: int, phase: Phase, step: int, rank: int) -> None:
     """Seed torch for one optimiser step of one process."""
     mixed = (seed * 1_000_003 + _PHASE_SEED[phase]) * 1_000_003 + step
     torch.manual_seed((mixed * 1009 + rank) % (1 << 63))
-
-
-def _trains_student(model: FinetuneModel, phase: Phase) -> bool:
-    return not (phase == "adapt" and model.distiller.settings.adapt_objective == "projections-only")
 
 
 def _optimiser_step(
@@ -185,7 +192,8 @@ def _optimiser_step(
     phase: Phase,
     strength: float,
     place: StepPlace,
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], int, int]:
+    """Take one step; return its record, and how many examples and texts all processes took it over."""
     optimizer.zero_grad(set_to_none=True)
     num_examples, num_texts, num_cut = (
         add_up(sum(number(batch) for batch in micro_batches), accelerator)
@@ -195,7 +203,6 @@ def _optimiser_step(
             lambda batch: batch.student.num_cut,
         )
     )
-    counted = {"num_texts": num_texts, "num_texts_cut": num_cut}
     generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
     collected: list[LoggedTerms] = []
     for batch in micro_batches:
@@ -220,9 +227,9 @@ def _optimiser_step(
     # All processes see the terms of all, so that all of them stop where one must.
     collected = gather_items(collected, accelerator)
     require_finite_terms(collected, place)
-    record = summarise(collected, num_examples) | counted
+    record = summarise(collected, num_examples) | {"num_texts_cut": num_cut}
     if not any(terms.has_gradient for terms in collected):
-        return record, num_examples
+        return record, num_examples, num_texts
     add_gradients(wrapped.parameters(), accelerator)
     if settings.clip_norm > 0:
         norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
@@ -237,7 +244,7 @@ def _optimiser_step(
         for parameter in wrapped.parameters():
             nn.utils.clip_grad_norm_(parameter, settings.clip_each)
     optimizer.step()
-    return record, num_examples
+    return record, num_examples, num_texts
 
 
 def _run_model(

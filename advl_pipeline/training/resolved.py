@@ -1,10 +1,18 @@
-"""A run decided: from its options, the recipe of its student, and how much there is to train on."""
+"""A run decided: from its options, the recipe of its student, and how much there is to train on; and its identity."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.reader import TeacherCache
+from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.students.weight_files import weights_digest
+from advl_pipeline.training.compatibility import dataset_identity
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.methods import ResolvedMethod, resolve_method
 from advl_pipeline.training.recipes import ChosenRecipe, choose_recipe
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings
@@ -33,10 +41,8 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     """Decide a run.
 
     Args:
-        config: its options.
         kind: of the task that it trains on: vcr, vqa or snli-ve.
         num_labelled: labelled examples that are trained on.
-        world_size: number of processes.
 
     Raises:
         ConfigError: options or a recipe that contradict each other.
@@ -45,3 +51,41 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     settings = resolve_settings(config, chosen, task=kind, num_labelled=num_labelled, world_size=world_size)
     method = resolve_method(config, num_steps=settings.num_steps)
     return Run(config=config, chosen=chosen, settings=settings, method=method)
+
+
+def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's plain configuration says about its numbers.
+
+    Options at their default are in it too: another version's default may be another.
+    """
+    return options_without(FinetuneConfig, config, "beside", "none")
+
+
+def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> dict[str, Any]:
+    """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
+
+    Caches, datasets, pretrained student, recipe and a list of labelled examples stand in it by their content, so that
+    they may move but not change. Region features and tokenizers that an option names stand in it by their path. The
+    order of the caches counts: it chooses the initial projections.
+
+    Raises:
+        WeightsUnavailable: there is no pretrained student where the options say.
+    """
+    config, dataset = run.config, inputs.dataset
+    splits = [dataset_identity(split) for split in inputs.splits]
+    options = run_identity(config_to_dict(config))
+    # How a step is split over processes may change when a run resumes.
+    decided = {
+        key: entry["value"] for key, entry in run.settings.to_dict()["settings"].items() if key != "accumulate"
+    }
+    published = None if run.chosen.recipe is None else config_to_dict(run.chosen.recipe)
+    return {
+        "options": options_without(FinetuneConfig, options, "content"),
+        "settings": decided,
+        "recipe": published and {key: value for key, value in published.items() if key != "sources"},
+        "init": None if config.init is None else weights_digest(config.init),
+        "dataset": splits[0],
+        "adapt_dataset": {str(number): other for number, other in enumerate(splits[1:], start=1)},
+        "labels": {task: digest(list(dataset.label_names(task))) for task in dataset.tasks},
+        "cache": {str(number): dict(cache.identity) for number, cache in enumerate(caches, start=1)},
+    } | ({} if config.ids is None else {"labelled": digest([dataset.example_ids[row] for row in inputs.labelled])})

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,18 @@ from tqdm import tqdm
 
 from advl_pipeline.compute import device_name, num_threads, resolved
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.folders import require_folder
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
-from advl_pipeline.students.published_weights import located
-from advl_pipeline.students.weight_files import weights_digest
+from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.building import build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
-from advl_pipeline.training.compatibility import dataset_identity
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.initial_heads import HeadOrigin
@@ -45,9 +42,8 @@ from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.process_memory import forget_peak_memory
 from advl_pipeline.training.processes import start_processes
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
-from advl_pipeline.training.resolved import Run, resolve_run
+from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
-from advl_pipeline.training.run_identity import describe_run
 from advl_pipeline.training.run_signals import Signals, open_caches, open_signals, remember_confidences
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
@@ -94,14 +90,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         num_labelled=len(inputs.labelled),
         world_size=accelerator.num_processes,
     )
-    identity = describe_run(
-        run,
-        datasets=[dataset_identity(split) for split in inputs.splits],
-        label_names={task: inputs.dataset.label_names(task) for task in inputs.dataset.tasks},
-        caches=[cache.identity for cache in caches],
-        init_digest=None if config.init is None else weights_digest(config.init),
-        labelled=None if config.ids is None else [inputs.dataset.example_ids[index] for index in inputs.labelled],
-    )
+    identity = describe_run(run, inputs, caches)
     if config.resume:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
@@ -141,14 +130,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        lines = [
-            step_line,
-            *reads.lines(),
-            *stored,
-            *(choice.line() for choice in vision),
-            *(fit.line() for fit in fits),
-        ]
-        _say(run.settings, heads, [*lines, *(one.line() for one in checked)])
+        found_lines = [one.line() for several in (vision, fits, checked) for one in several]
+        _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
     accelerator.wait_for_everyone()
     timings = _train(run, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
@@ -268,7 +251,7 @@ def _batch_maker(
     accelerator: Accelerator,
     inputs: Inputs,
     source: SignalSource | None,
-) -> Any:
+) -> Callable[[range], Iterator[list[TrainingBatch]]]:
     config = run.config
     rank, world_size = accelerator.process_index, accelerator.num_processes
     # Teachers that run on the way compute on all cores themselves, and their tokenizers serve one thread at a time.
@@ -278,14 +261,13 @@ def _batch_maker(
             run.settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size
         )
         return partial(
-            _batches_of,
+            training_batches,
             inputs.dataset,
             indices,
             student,
             source,
             order=order,
             labelled=True,
-            labelled_ids=None,
             num_workers=num_workers,
         )
     texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
@@ -301,7 +283,7 @@ def _batch_maker(
     # The adapt step may see more inputs than there are labels for.
     labelled_ids = frozenset(ids[position] for position in inputs.labelled)
     return partial(
-        _batches_of,
+        training_batches,
         inputs.adapt_dataset,
         inputs.adapt,
         student,
@@ -312,14 +294,3 @@ def _batch_maker(
         other_ids=inputs.other_ids,
         num_workers=num_workers,
     )
-
-
-def _batches_of(
-    dataset: Dataset,
-    indices: Sequence[int],
-    student: Student,
-    source: SignalSource | None,
-    steps: range,
-    **settings: Any,
-) -> Iterator[list[TrainingBatch]]:
-    return training_batches(dataset, indices, student, source, steps=steps, **settings)
