@@ -29,20 +29,6 @@ class PictureBoxes:
     boxes_R4: npt.NDArray[np.float32]
 
 
-def boxes_by_name(
-    boxes: Mapping[str, PictureBoxes], name: str
-) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int]]:
-    """Return what a reader's `_boxes_of` does, from a file of boxes that names pictures but no classes.
-
-    Raises:
-        Malformed: the file lacks the picture.
-    """
-    found = boxes.get(name)
-    if found is None:
-        raise Malformed(f"{name} has no line in the file of boxes")
-    return found.boxes_R4, (), (found.width, found.height)
-
-
 def parse_boxes(value: Any, width: Any, height: Any) -> PictureBoxes:
     """Check a list of boxes against the size of their picture.
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
 from advl_pipeline.datasets.indexed import IndexedDataset, Source, Variant
@@ -41,7 +40,7 @@ class CaptionDataset(IndexedDataset):
         self._line_numbers: list[int] = []
         self._row_images: list[int] = []
         self._images_by_name: dict[str, int] = {}
-        self._image_boxes: list[PictureBoxes] = []
+        self._boxes: dict[str, PictureBoxes] = {}
         problems = []
         for line in scan_lines(self._path):
             try:
@@ -57,13 +56,7 @@ class CaptionDataset(IndexedDataset):
 
     def question_table(self) -> QuestionTable:
         """Captions carry no labels: one cell."""
-        return QuestionTable(
-            question_ids=self.example_ids,
-            example_ids=[(example_id,) for example_id in self.example_ids],
-            cells=np.zeros(len(self._rows), dtype=np.int64),
-            strata=[""] * len(self._rows),
-            by_class=True,
-        )
+        return self._question_table(np.zeros(len(self._rows), dtype=np.int64), by_class=True)
 
     def _add(self, record: dict[str, Any], number: int) -> None:
         caption_id = text_field(record, "caption_id")
@@ -81,9 +74,7 @@ class CaptionDataset(IndexedDataset):
             raise Malformed("field 'phrases' is not a list")
         tags = tuple(_phrase(item, caption, len(boxes.boxes_R4)) for item in phrases)
         known = self._images_by_name.setdefault(image, len(self._images_by_name))
-        if known == len(self._image_boxes):
-            self._image_boxes.append(boxes)
-        elif not np.array_equal(self._image_boxes[known].boxes_R4, boxes.boxes_R4):
+        if not np.array_equal(self._boxes.setdefault(image, boxes).boxes_R4, boxes.boxes_R4):
             raise Malformed(f"boxes differ from those of another caption of {image}")
         self._ids[caption_id] = number
         self._texts.append(Candidate(text_unit=text_unit(caption), tags=tags))
@@ -107,10 +98,6 @@ class CaptionDataset(IndexedDataset):
 
     def _image_name(self, image: int) -> str:
         return self._names[image]
-
-    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
-        boxes = self._image_boxes[image]
-        return boxes.boxes_R4, (), (boxes.width, boxes.height)
 
     def _where(self, row: int) -> str:
         return f"{self._path}:{self._line_numbers[row]}"

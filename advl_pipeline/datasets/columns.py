@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.datasets.problems import Problem
 from advl_pipeline.datasets.roots import index_unwritable
 from advl_pipeline.errors import DatasetError
 
@@ -123,3 +124,9 @@ def _write(home: Path, columns: Columns, canonical_key: str) -> None:
                     raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def problems_in(columns: Columns, path: Path) -> list[Problem]:
+    """Return what the index of an annotation file says to be wrong in it."""
+    places = zip(columns["problem.line"].tolist(), StringColumn(columns, "problem"), strict=True)
+    return [Problem(file=str(path), line=line, why=why) for line, why in places]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from advl_pipeline.datasets.boxes import PictureBoxes, read_box_file
 from advl_pipeline.datasets.columns import Columns, open_columns
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
 from advl_pipeline.datasets.interface import QuestionTable
@@ -33,6 +34,7 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
+from advl_pipeline.datasets.roots import require_file
 from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
@@ -94,10 +96,14 @@ class IndexedDataset(ABC):
         self._variants = tuple(variants)
         self._files = FileDigests(source.pictures, source.index)
         self._images: dict[int, ImageUnit] = {}
+        self._boxes: Mapping[str, PictureBoxes] = {}
+        """By the name of a picture, of readers whose boxes lie in a file of their own."""
         self._rows: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._last_row: tuple[int, int, tuple[Candidate, ...]] | None = None
 
-    # What a reader provides. Rows are positions in its index.
+    # What a reader provides. Rows are positions in its index, whose columns it opens.
+
+    _columns: Columns
 
     @abstractmethod
     def _question_id(self, row: int) -> str:
@@ -115,9 +121,9 @@ class IndexedDataset(ABC):
     def _stratum(self, row: int) -> str:
         """Return the question type or its like."""
 
-    @abstractmethod
     def _image_number(self, row: int) -> int:
         """Return the position of a row's picture in the list of picture names."""
+        return int(self._columns["image_number"][row])
 
     @abstractmethod
     def _image_name(self, image: int) -> str:
@@ -141,7 +147,13 @@ class IndexedDataset(ABC):
 
     def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
         """Return boxes (R, 4), their class names, and the size that the boxes' file states for the picture."""
-        return np.zeros((0, 4), dtype=np.float32), (), None
+        if not self._boxes:
+            return np.zeros((0, 4), dtype=np.float32), (), None
+        name = self._image_name(image)
+        if name not in self._boxes:
+            raise Malformed(f"{name} has no line in the file of boxes")
+        found = self._boxes[name]
+        return found.boxes_R4, (), (found.width, found.height)
 
     def _group(self, row: int) -> str:
         """Return what items are not independent within, where that is not the picture with its boxes."""
@@ -372,6 +384,22 @@ class IndexedDataset(ABC):
         self._rows = np.array(keep, dtype=np.int64)
         self.__dict__.pop("_used_images", None)
         return list(problems.values())
+
+    def _read_boxes(self, name: str) -> tuple[bytes, Sequence[Problem]]:
+        """Read the file of boxes of the built-in corpus; return its digest and what is wrong in it."""
+        self._boxes, problems = read_box_file(require_file(self._source.folder / name, dataset=self.name))
+        return self._source.annotation_digest(name), problems
+
+    def _question_table(self, cells: npt.NDArray[np.int64], *, by_class: bool) -> QuestionTable:
+        """Return the table of the rows, of which each is a question."""
+        ids, per_row, rows = self.example_ids, len(self._variants), self._rows.tolist()
+        return QuestionTable(
+            question_ids=[self._question_id(row) for row in rows],
+            example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
+            cells=cells,
+            strata=[self._stratum(row) for row in rows],
+            by_class=by_class,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_images": {}, "_last_row": None}

@@ -39,7 +39,6 @@ class JsonItems:
     """The items of one list in a JSON document.
 
     Args:
-        text: the document.
         path: named in errors.
         key: the list is the value of this key of a top-level object; a bare top-level list is taken as it is.
         dataset: named in errors.

@@ -22,8 +22,6 @@ def nested_subset(dataset: StratifiedDataset, shots: int, seed: int) -> tuple[st
 
     Args:
         dataset: a labelled split; all examples of a chosen question belong to the subset.
-        shots: number of questions.
-        seed: chooses the subset.
 
     Raises:
         ConfigError: the split holds fewer questions, or `shots` is not positive.

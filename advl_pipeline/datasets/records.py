@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -142,3 +142,25 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         state.update(part)
     return state.hexdigest()
+
+
+def text_unit_id(text: str, answer: str = "") -> str:
+    """Return the id of a text, as a task words it.
+
+    Args:
+        text: the whole text, or the question.
+        answer: of a question, where a candidate is both: they are joined by a space.
+    """
+    return text_unit(f"{text} {answer}").unit_id
+
+
+def picture_unit_id(path: str | Path, boxes: Sequence[Sequence[float]] = ()) -> str:
+    """Return the id of a picture file with the boxes that its dataset gives for it.
+
+    Args:
+        path: of the file, whose bytes count and whose name does not.
+        boxes: x1, y1, x2, y2 in pixels, in the dataset's order; none where it gives none.
+    """
+    with Path(path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return image_unit_id(digest, np.asarray(boxes, np.float32).reshape(-1, 4))

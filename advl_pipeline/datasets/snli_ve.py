@@ -12,12 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.boxes import PictureBoxes, boxes_by_name, read_box_file
-from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns, problems_in
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
-from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task, text_unit
 from advl_pipeline.datasets.roots import is_safe_name, require_file
 
@@ -54,7 +53,6 @@ class SnliVeDataset(IndexedDataset):
 
     Args:
         source: folders; picture names are relative to the dataset folder.
-        files: of the split.
         label_order: whose order the classes have.
         keep: pair ids to restrict the split to, None for all.
 
@@ -86,16 +84,11 @@ class SnliVeDataset(IndexedDataset):
         self._hypotheses = StringColumn(self._columns, "hypothesis")
         self._image_names = StringColumn(self._columns, "image")
         self._strata = StringColumn(self._columns, "stratum")
-        lines = self._columns["problem.line"].tolist()
-        reasons = StringColumn(self._columns, "problem")
-        problems = [
-            Problem(file=str(self._path), line=line, why=why) for line, why in zip(lines, reasons, strict=True)
-        ]
-        self._boxes: Mapping[str, PictureBoxes] = {}
+        problems = problems_in(self._columns, self._path)
         if files.boxes is not None:
-            self._boxes, box_problems = read_box_file(require_file(source.folder / files.boxes, dataset=self.name))
-            self._digests.append(source.annotation_digest(files.boxes))
-            problems += box_problems
+            digest, of_boxes = self._read_boxes(files.boxes)
+            self._digests.append(digest)
+            problems += of_boxes
         rows = np.arange(len(self._ids), dtype=np.int64)
         if keep is not None:
             rows = rows[[pair_id in keep for pair_id in self._ids]]
@@ -112,13 +105,7 @@ class SnliVeDataset(IndexedDataset):
 
     def question_table(self) -> QuestionTable:
         """Cells are the three classes."""
-        return QuestionTable(
-            question_ids=self.example_ids,
-            example_ids=[(example_id,) for example_id in self.example_ids],
-            cells=self._columns["label"][self._rows].astype(np.int64),
-            strata=[self._stratum(row) for row in self._rows.tolist()],
-            by_class=True,
-        )
+        return self._question_table(self._columns["label"][self._rows].astype(np.int64), by_class=True)
 
     def _question_id(self, row: int) -> str:
         return self._ids[row]
@@ -132,16 +119,8 @@ class SnliVeDataset(IndexedDataset):
     def _stratum(self, row: int) -> str:
         return self._strata[int(self._columns["stratum"][row])]
 
-    def _image_number(self, row: int) -> int:
-        return int(self._columns["image_number"][row])
-
     def _image_name(self, image: int) -> str:
         return self._image_names[image]
-
-    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
-        if not self._boxes:
-            return super()._boxes_of(image)
-        return boxes_by_name(self._boxes, self._image_names[image])
 
     def _where(self, row: int) -> str:
         return f"{self._path}:{int(self._columns['line'][row])}"

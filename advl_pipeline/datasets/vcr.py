@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.boxes import Polygons, read_vcr_boxes, read_vcr_polygons
-from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns, problems_in
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.line_files import MappedLines, parse_object, scan_lines, text_field
-from advl_pipeline.datasets.problems import Malformed, Problem, refuse
+from advl_pipeline.datasets.problems import Malformed, refuse
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name, require_file
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, Tokens, word_candidates
@@ -49,7 +49,6 @@ class VcrDataset(IndexedDataset):
 
     Args:
         source: folders; pictures are relative to `vcr1images`.
-        files: of the split.
         tasks: "vcr-q2a", "vcr-qa2r" or both.
         text_style: how tags become words.
         conditioning: None for "right" where there are labels, "all" elsewhere.
@@ -87,12 +86,7 @@ class VcrDataset(IndexedDataset):
         self._metadata_names = StringColumn(self._columns, "metadata")
         self._image_objects = StringColumn(self._columns, "objects")
         self._strata = StringColumn(self._columns, "stratum")
-        lines = self._columns["problem.line"].tolist()
-        reasons = StringColumn(self._columns, "problem")
-        problems = [
-            Problem(file=str(self._path), line=line, why=why) for line, why in zip(lines, reasons, strict=True)
-        ]
-        self._settle(np.arange(len(self._ids), dtype=np.int64), problems)
+        self._settle(np.arange(len(self._ids), dtype=np.int64), problems_in(self._columns, self._path))
 
     def label_names(self, task: Task) -> tuple[str, ...]:
         return ()
@@ -103,15 +97,7 @@ class VcrDataset(IndexedDataset):
         rationale = self._columns["rationale_label"][self._rows].astype(np.int64)
         # Four cells in a row hold every answer label and every rationale label once.
         cells = ((rationale - answer) % NUM_CHOICES) * NUM_CHOICES + answer
-        per_question = len(self._variants)
-        ids = self.example_ids
-        return QuestionTable(
-            question_ids=[self._ids[row] for row in self._rows.tolist()],
-            example_ids=[tuple(ids[start : start + per_question]) for start in range(0, len(ids), per_question)],
-            cells=np.where((answer < 0) | (rationale < 0), 0, cells),
-            strata=[self._stratum(row) for row in self._rows.tolist()],
-            by_class=True,
-        )
+        return self._question_table(np.where((answer < 0) | (rationale < 0), 0, cells), by_class=True)
 
     def _question_id(self, row: int) -> str:
         return self._ids[row]
@@ -142,9 +128,6 @@ class VcrDataset(IndexedDataset):
 
     def _stratum(self, row: int) -> str:
         return self._strata[int(self._columns["stratum"][row])]
-
-    def _image_number(self, row: int) -> int:
-        return int(self._columns["image_number"][row])
 
     def _image_name(self, image: int) -> str:
         return self._image_names[image]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.boxes import PictureBoxes, boxes_by_name, read_box_file
 from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
@@ -61,7 +60,6 @@ class VqaDataset(IndexedDataset):
 
     Args:
         source: folders; pictures are relative to the folder that holds `train2014/` and its like.
-        files: of the split.
         vocabulary: called once when answers are needed; its order is the order of the classes.
         keep: question ids to restrict the split to, None for all.
 
@@ -87,11 +85,10 @@ class VqaDataset(IndexedDataset):
         self._answers = StringColumn(self._columns, "answer")
         self._types = StringColumn(self._columns, "question_type")
         self._image_names = StringColumn(self._columns, "image")
-        self._boxes: Mapping[str, PictureBoxes] = {}
         if files.boxes is not None:
-            self._boxes, box_problems = read_box_file(require_file(source.folder / files.boxes, dataset=self.name))
-            self._digests.append(source.annotation_digest(files.boxes))
-            problems += box_problems
+            digest, of_boxes = self._read_boxes(files.boxes)
+            self._digests.append(digest)
+            problems += of_boxes
         self._labelled = files.annotations is not None
         ids = self._columns["question_id"]
         rows = np.arange(len(ids), dtype=np.int64)
@@ -107,14 +104,7 @@ class VqaDataset(IndexedDataset):
 
     def question_table(self) -> QuestionTable:
         """Answers are too many to be equally frequent: cells are answer types, filled in proportion."""
-        types = self._columns["answer_type"][self._rows].astype(np.int64)
-        return QuestionTable(
-            question_ids=self.example_ids,
-            example_ids=[(example_id,) for example_id in self.example_ids],
-            cells=types,
-            strata=[self._stratum(row) for row in self._rows.tolist()],
-            by_class=False,
-        )
+        return self._question_table(self._columns["answer_type"][self._rows].astype(np.int64), by_class=False)
 
     def ground_truth(self, example_id: str) -> GroundTruth:
         """Return what annotators answered to a question, for `evaluation.vqa`.
@@ -155,9 +145,6 @@ class VqaDataset(IndexedDataset):
         code = int(self._columns["type_number"][row])
         return self._types[code] if code >= 0 else ""
 
-    def _image_number(self, row: int) -> int:
-        return int(self._columns["image_number"][row])
-
     def _image_name(self, image: int) -> str:
         name = self._image_names[image]
         if not name.startswith(EITHER_FOLDER):
@@ -165,11 +152,6 @@ class VqaDataset(IndexedDataset):
         # COCO numbers its pictures across both folders, so that at most one of these files exists.
         names = [name.replace(EITHER_FOLDER, folder) for folder in _FOLDERS]
         return next((name for name in names if (self._source.pictures / name).is_file()), names[0])
-
-    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
-        if not self._boxes:
-            return super()._boxes_of(image)
-        return boxes_by_name(self._boxes, self._image_names[image])
 
     def _where(self, row: int) -> str:
         return f"{self._questions_path}:{int(self._columns['line'][row])}"
@@ -204,7 +186,6 @@ def most_common_answers(columns: Columns, keep: frozenset[int] | None = None) ->
     """Return (raw `multiple_choice_answer`, number of questions) of an index, for `vqa_answers.build_vocabulary`.
 
     Args:
-        columns: of the index.
         keep: question ids that are counted, None for all.
     """
     codes = columns["common"]

@@ -90,7 +90,6 @@ def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: i
     """Fit logistic regression from zero.
 
     Args:
-        texts: hypotheses.
         labels_N: their classes.
         num_classes: C.
         penalty: strength of the squared norm of the weights, relative to the mean loss.

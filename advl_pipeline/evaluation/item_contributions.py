@@ -44,9 +44,6 @@ def joint_interval(
 
     Args:
         sets: disjoint sets of items, over the same seeds.
-        level: of the interval.
-        resamples: number of resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: there is no set, no item or no seed.

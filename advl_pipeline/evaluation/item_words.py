@@ -20,7 +20,7 @@ from advl_pipeline.datasets.word_prior import WordPrior
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.selection import select_words
-from advl_pipeline.evaluation.items import question_rank
+from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.runs import names
 from advl_pipeline.training.selected_words import SelectedWords
@@ -46,15 +46,12 @@ def item_words(
     """Return, per example id and candidate, the [start, end) characters of the words that would be distilled.
 
     Args:
-        finished: the run.
         described: from `read_selection`.
-        dataset: the test set.
         batch_size: examples per forward pass.
     """
     source = SignalSource([], prior=WordPrior(**described["prior"]), confidence={})
     ids = dataset.example_ids
-    suffixes = tuple(f":{task}" for task in dataset.tasks)
-    questions = [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in ids]
+    questions = questions_of(ids, dataset.tasks)
     ranked = sorted(range(len(ids)), key=lambda index: question_rank(questions[index]))[:MAX_ITEMS]
     examples = sorted((dataset[index] for index in ranked), key=lambda example: example.task)
     found: SelectedWords = {}

@@ -64,6 +64,12 @@ def question_id(example: Example) -> str:
     return example.example_id.removesuffix(f":{example.task}")
 
 
+def questions_of(example_ids: Sequence[str], tasks: Sequence[Task]) -> list[str]:
+    """Return the id of the question of each example of a split that is opened for these tasks."""
+    suffixes = tuple(f":{task}" for task in tasks)
+    return [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in example_ids]
+
+
 def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32]) -> ItemScores:
     """Score the first maximum of each row against the label: 1 or 0.
 

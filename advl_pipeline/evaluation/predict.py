@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from advl_pipeline.compute import MixedPrecision, open_device, precision
+from advl_pipeline.compute import ComputeConfig, MixedPrecision, num_threads, open_device, precision
 from advl_pipeline.configuration import command_words
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, head_name
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.use_of_vision import with_picture
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs.names import is_finished
@@ -39,6 +40,8 @@ View = Literal["shown", "swapped", "blanked", "removed"]
 
 
 NO_OTHERS: Mapping[str, ImageUnit] = MappingProxyType({})
+
+ON_ONE_THREAD = ComputeConfig(device="cpu", mixed_precision="no", num_workers=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +78,7 @@ class FinishedRun:
         computed from one reading of the example.
 
         Args:
-            examples: that are scored.
             batch_size: of them in a forward pass.
-            views: of the pictures.
             others: picture by picture id, the one that is shown in its place in the view "swapped".
         """
         swaps = others if "swapped" in views else NO_OTHERS
@@ -132,20 +133,15 @@ class FinishedRun:
 
 def load_run(
     folder: Path,
+    compute: ComputeConfig = ON_ONE_THREAD,
     *,
-    device: str = "cpu",
-    mixed_precision: MixedPrecision = "no",
     overrides: Mapping[str, Any] | None = None,
-    num_workers: int = 1,
 ) -> FinishedRun:
     """Load what `advl finetune` left.
 
     Args:
-        folder: of the run.
-        device: where the student computes.
-        mixed_precision: what it computes in.
+        compute: as `resolved` returns it.
         overrides: settings of the student that differ from training, such as the region features of another split.
-        num_workers: threads that decode and collate.
 
     Raises:
         ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
@@ -162,39 +158,26 @@ def load_run(
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     student.require_inputs()  # Loads what threads that collate would each load at first.
     heads, label_names = load_heads(folder, student)
-    target = open_device(device)
+    target = open_device(compute.device)
     return FinishedRun(
         student=student.eval().to(target),
         heads=heads.eval().to(target),
         label_names=label_names,
         device=target,
-        mixed_precision=mixed_precision,
+        mixed_precision=compute.mixed_precision,
         hides_picture=bool(config.get("hide_picture", False)),
-        num_workers=num_workers,
+        num_workers=num_threads(compute.num_workers),
     )
 
 
-class RegionOptions(Protocol):
-    """Options of a command that reads a split, about the student's region features."""
-
-    @property
-    def regions(self) -> Path | None: ...
-    @property
-    def ground_truth_regions(self) -> Path | None: ...
-    @property
-    def region_split(self) -> str | None: ...
-
-
 def options_for_split(
-    trained_on: Mapping[str, Any], given: RegionOptions, *, dataset: str, split: str
+    trained_on: Mapping[str, Any], given: AnswerOptions, *, dataset: str, split: str
 ) -> dict[str, Any]:
     """Return the student's settings for reading a split: the run's, and over them those of the command.
 
     Args:
         trained_on: configuration of the run.
         given: options of the command.
-        dataset: that is read.
-        split: of it.
     """
     changed = {
         key: value

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder
-from advl_pipeline.compute import num_threads, resolved
+from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example
@@ -67,13 +67,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
             why=f"the run was not trained on {', '.join(sorted(untrained))}",
         )
     options = options_for_split(trained_on, config, dataset=name, split=split)
-    finished = load_run(
-        config.run,
-        device=config.device,
-        mixed_precision=config.mixed_precision,
-        overrides=options,
-        num_workers=num_threads(config.num_workers),
-    )
+    finished = load_run(config.run, config, overrides=options)
     dataset = open_dataset(
         name,
         split=split,

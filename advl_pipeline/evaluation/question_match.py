@@ -68,9 +68,7 @@ def match_questions(
     Args:
         dataset: that the run was trained on.
         original_set: a split of it, or of another dataset as "dataset/split".
-        original_ids: of its questions.
         shifted_set: as `original_set`.
-        shifted_ids: of its questions.
     """
     original, shifted = _test_set(dataset, original_set), _test_set(dataset, shifted_set)
     row_of = {_common_name(original, question): row for row, question in enumerate(original_ids)}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, write_text, writing
-from advl_pipeline.compute import num_threads, resolved
+from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
@@ -35,6 +35,7 @@ from advl_pipeline.evaluation.items import (
     concatenate_items,
     joint_items,
     question_rank,
+    questions_of,
     score_answers,
     score_items,
     score_soft_labels,
@@ -82,16 +83,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         dataset_name, split = set_name(name, trained_on["dataset"])
         options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
         if finished is None or options != loaded_with:
-            finished, loaded_with = (
-                load_run(
-                    config.run,
-                    device=config.device,
-                    mixed_precision=config.mixed_precision,
-                    overrides=options,
-                    num_workers=num_threads(config.num_workers),
-                ),
-                options,
-            )
+            finished, loaded_with = load_run(config.run, config, overrides=options), options
         dataset = open_dataset(
             dataset_name,
             split=split,
@@ -245,8 +237,7 @@ def sample_questions(example_ids: Sequence[str], tasks: Sequence[Task], count: i
     """
     if count is None:
         return range(len(example_ids))
-    suffixes = tuple(f":{task}" for task in tasks)
-    questions = [name.rpartition(":")[0] if name.endswith(suffixes) else name for name in example_ids]
+    questions = questions_of(example_ids, tasks)
     chosen = set(sorted(set(questions), key=question_rank)[:count])
     return [position for position, question in enumerate(questions) if question in chosen]
 
@@ -257,7 +248,6 @@ def example_parts(
     """Yield the examples of a split in order, some thousand at a time: a whole test set need not fit in memory.
 
     Args:
-        dataset: the split.
         positions: of the examples that are wanted; None for all.
         multiple_of: examples that must not be parted; all parts but the last are multiples of it.
     """

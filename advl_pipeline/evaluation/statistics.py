@@ -234,9 +234,6 @@ def hierarchical_bootstrap(
     Args:
         difference_SN: differences of item scores.
         groups: which items belong together; None for items that are all apart.
-        level: of the interval.
-        resamples: number of resamples.
-        seed: of the resampling.
         resample_seeds: whether seeds are resampled too.
 
     Raises:
@@ -354,9 +351,6 @@ def compare(
         treated_SN: item scores of the one.
         baseline_SN: item scores of the other.
         groups: which items belong together; None for items that are all apart.
-        level: of the intervals.
-        resamples: of the bootstraps.
-        seed: of the resampling.
 
     Raises:
         ValueError: the two were not scored on the same seeds and items.

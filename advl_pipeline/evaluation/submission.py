@@ -63,13 +63,9 @@ def write_vcr_submission(
         (name, np.concatenate([answers, rationales.reshape(-1)]))
         for name, answers, rationales in zip(annot_ids, answer_scores_NC, rationale_scores_NAC, strict=True)
     ]
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(VCR_COLUMNS)
-    for name, scores in sorted(rows, key=lambda row: _number_of(row[0])):
-        # str() of a NumPy number is the shortest text that reads back as the same number.
-        writer.writerow([name, *map(str, scores)])
-    write_text(path, buffer.getvalue())
+    rows.sort(key=lambda row: _number_of(row[0]))
+    # str() of a NumPy number is the shortest text that reads back as the same number.
+    _write_csv(path, VCR_COLUMNS, ([name, *map(str, scores)] for name, scores in rows))
     check_vcr_submission(path, annot_ids)
 
 
@@ -120,11 +116,7 @@ def write_snli_ve_predictions(path: Path, labels: Mapping[str, str]) -> None:
     Raises:
         DatasetError: it does not read back as it was meant.
     """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["pairID", "label"])
-    writer.writerows(labels.items())
-    write_text(path, buffer.getvalue())
+    _write_csv(path, ("pairID", "label"), labels.items())
     require_same_ids(path, read_pair_labels(path), labels)
 
 
@@ -134,12 +126,16 @@ def write_own_predictions(path: Path, rows: Mapping[str, tuple[int, str]]) -> No
     Raises:
         DatasetError: it does not read back as it was meant.
     """
+    _write_csv(path, ("id", "index", "prediction"), ([name, place, text] for name, (place, text) in rows.items()))
+    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], rows)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["id", "index", "prediction"])
-    writer.writerows([name, place, text] for name, (place, text) in rows.items())
+    writer.writerow(columns)
+    writer.writerows(rows)
     write_text(path, buffer.getvalue())
-    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], rows)
 
 
 def _number_of(annot_id: str) -> tuple[int, str]:

@@ -55,7 +55,6 @@ def vqa_accuracy(
     Args:
         truths: (question id, ground truth) pairs in the order of the annotations.
         predictions: question id -> answer; exactly the annotated questions.
-        mode: which official evaluator.
 
     Raises:
         DatasetError: nothing to score, or questions that only one side has.

@@ -38,7 +38,6 @@ class OwnDataset(IndexedDataset):
 
     Args:
         source: folders; picture names are relative to `pictures`.
-        index: of all rows.
         card: what the user said beside the columns.
         tasks: of the index's; all of them where none is named.
         classes: names of classes or answers, or a file of them; None for those of the training split.
@@ -120,15 +119,8 @@ class OwnDataset(IndexedDataset):
 
     def question_table(self) -> QuestionTable:
         """Cells are labels: positions of the right choice and classes take turns, answers come in proportion."""
-        per_row = len(self._variants)
-        ids = self.example_ids
-        return QuestionTable(
-            question_ids=[self._ids[row] for row in self._rows.tolist()],
-            example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
-            cells=np.maximum(self._columns["label"][self._rows], 0).astype(np.int64),
-            strata=[self._stratum(row) for row in self._rows.tolist()],
-            by_class=self._index.kind != "answers",
-        )
+        cells = np.maximum(self._columns["label"][self._rows], 0).astype(np.int64)
+        return self._question_table(cells, by_class=self._index.kind != "answers")
 
     def _question_id(self, row: int) -> str:
         return self._ids[row]
@@ -170,9 +162,6 @@ class OwnDataset(IndexedDataset):
             return told
         # A picture with other boxes is another unit, but items on it are no less alike.
         return self._files.facts(self._image_name(image)).digest.hex()
-
-    def _image_number(self, row: int) -> int:
-        return int(self._columns["image_number"][row])
 
     def _image_name(self, image: int) -> str:
         name = self._image_keys[image].partition("\n")[0]

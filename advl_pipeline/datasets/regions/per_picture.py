@@ -65,7 +65,6 @@ def regions_of_arrays(file: IO[bytes], size: tuple[int, int], *, rows: int | Non
 
     Args:
         file: open for reading.
-        size: of the picture.
         rows: regions to keep from the beginning; None for `num_boxes` of the file, else all.
 
     Raises:

@@ -39,7 +39,6 @@ class TsvRegions:
     """Regions of a TSV file.
 
     Args:
-        path: of the file.
         index: folder for the index of line offsets.
 
     Raises:

@@ -68,7 +68,6 @@ def plan_groups(
     """Yield the groups of a split in order.
 
     Args:
-        vocabulary: all kinds.
         seed: the corpus seed.
         split: names the draws, so that no two splits share them.
         num_scenes: a multiple of `SCENES_PER_GROUP`.

@@ -68,7 +68,6 @@ def measure_text_only(
 
     Args:
         folder: the built corpus.
-        split: what is scored.
         names: of `FIGURES`.
     """
     return {name: _measure(folder, split, name) for name in names}
