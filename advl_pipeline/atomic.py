@@ -26,7 +26,6 @@ def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
     """Turn what the disk says inside the block into `StorageError` about a path.
 
     Args:
-        path: that is written.
         failures: what a library raises in place of `OSError`.
     """
     known: tuple[type[Exception], ...] = (OSError, *failures)

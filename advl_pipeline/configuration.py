@@ -113,7 +113,6 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
     """Refuse numbers outside the ranges that a configuration declares.
 
     Args:
-        cls: the configuration.
         values: field name -> value; names that are no fields are passed over.
         where: named in the error.
 
@@ -131,7 +130,6 @@ def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identi
     """Return the values but those of options that stand in the identity in one of these ways.
 
     Args:
-        cls: the configuration.
         values: field name -> value; names that are no fields stay.
         left_out: ways.
     """
@@ -188,7 +186,6 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
     """Build a configuration dataclass from mappings, later ones winning.
 
     Args:
-        cls: the dataclass.
         layers: mappings from field name (dashes allowed) to value, plain TOML types.
         where: named in errors, such as the file that a layer was read from.
 
@@ -231,7 +228,6 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
     """Return the flags that give a configuration its values in the order of the help, defaults left out.
 
     Args:
-        cls: the configuration.
         values: field name -> value, as `config_to_dict` has them; other keys are passed over.
     """
     words: list[str] = []

@@ -30,7 +30,6 @@ def in_order(
         prepare: called on `num_workers` threads; on the caller's where there is one worker.
         plans: iterated over in the caller's thread.
         num_workers: at least 1.
-        name: of the threads.
     """
     if num_workers == 1:
         yield from map(prepare, plans)
@@ -68,7 +67,6 @@ class Prefetcher(Generic[Item]):
         make_items: called, and iterated over, in the thread.
         limit: of the weight of what is ready and not taken yet; one item may always be.
         weigh: an item's weight, such as its bytes.
-        name: of the thread.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.unit_ids import text_unit_id
+from advl_pipeline.datasets.records import text_unit_id
 from advl_pipeline.distillation.distance import distance
 
 accelerator = Accelerator(cpu=not torch.cuda.is_available())

@@ -7,7 +7,7 @@ import pytorch_lightning as lightning
 from torch import nn, optim, tensor, utils
 
 from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.unit_ids import text_unit_id
+from advl_pipeline.datasets.records import text_unit_id
 from advl_pipeline.distillation.distance import distance
 
 

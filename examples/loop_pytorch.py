@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.unit_ids import text_unit_id
+from advl_pipeline.datasets.records import text_unit_id
 from advl_pipeline.distillation.distance import distance
 
 if __name__ == "__main__":  # Spawned workers import this file.

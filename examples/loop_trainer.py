@@ -7,7 +7,7 @@ from torch import nn, tensor
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.unit_ids import text_unit_id
+from advl_pipeline.datasets.records import text_unit_id
 from advl_pipeline.distillation.distance import distance
 
 

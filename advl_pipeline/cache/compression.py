@@ -32,7 +32,6 @@ def decompress_into(frame: bytes | memoryview, out: npt.NDArray[np.uint8]) -> No
     """Decode one frame.
 
     Args:
-        frame: the compressed bytes.
         out: (n,) uint8, contiguous; the frame must declare n bytes.
 
     Raises:

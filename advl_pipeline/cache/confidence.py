@@ -65,7 +65,6 @@ def write_confidence(
     must not mix.
 
     Args:
-        location: a complete cache.
         identity: what the numbers depend on, as plain JSON types.
         example_ids: n distinct ids.
         probability: (n,) float32 in [0, 1].

@@ -37,8 +37,6 @@ class DiskCache(Readable):
     """The files of one remote cache in the folder.
 
     Args:
-        store: the remote cache.
-        config: folder and bound.
         key: names the content of the cache, such as the digest of its complete record.
     """
 

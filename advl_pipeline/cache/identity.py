@@ -53,7 +53,6 @@ def differences(
 
     Args:
         expected: what is asked for.
-        found: what was read.
         partial: ignore settings that `expected` does not mention.
     """
     left, right = dict(_leaves(expected, ())), dict(_leaves(found, ()))

@@ -29,11 +29,7 @@ _FREE = "free"
 
 
 class Leases:
-    """The leases of one process on one cache. A thread keeps those that are held alive.
-
-    Args:
-        store: the cache.
-    """
+    """The leases of one process on one cache. A thread keeps those that are held alive."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store

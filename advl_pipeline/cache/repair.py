@@ -60,7 +60,6 @@ def repair_cache(
     """Restore a damaged or unfinished cache.
 
     Args:
-        store: the cache.
         identity: of what can be extracted again.
         num_units: per modality, of the same.
         plan: writes the plan anew, given the provenance; the claim on it is held.

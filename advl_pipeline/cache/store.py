@@ -87,7 +87,6 @@ class Store(Readable):
         """Have a file hold this content; one that does is left alone.
 
         Args:
-            name: of the file.
             parts: its content, one after another.
             lease: the claim under which it is written; "" where nobody else can be writing it.
 
@@ -140,7 +139,6 @@ class Store(Readable):
 
         Args:
             record: the complete record, whose digest tells one content of the cache from another.
-            files: what it lists.
 
         Raises:
             CorruptCache: a file that it lists is missing or of another size.

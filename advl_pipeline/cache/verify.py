@@ -135,8 +135,6 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Findin
     """Return the files that records list: those of the complete record, or of all others where it is damaged.
 
     Args:
-        store: the cache.
-        sizes: what there is.
         findings: what is wrong with the records is added here.
     """
     files: dict[str, FileEntry] = {}

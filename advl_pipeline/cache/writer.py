@@ -22,7 +22,6 @@ from advl_pipeline.cache.files import FileEntry, entry_of
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
-from advl_pipeline.cache.moments import mean_and_variance
 from advl_pipeline.cache.publishing import publish_array, publish_shard
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement, place
@@ -45,7 +44,7 @@ from advl_pipeline.cache.records import (
     shard_record_path,
     tables_record_path,
 )
-from advl_pipeline.cache.shard_buffer import ShardBuffer, staged_content
+from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
 from advl_pipeline.cache.staged import load_staged, stage
 from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.errors import ConfigError
@@ -81,13 +80,10 @@ def begin_cache(
     """Write everything that is known before encoding, under the claim `PLAN`; the plan record comes last.
 
     Args:
-        store: where.
         identity: what the numbers depend on.
         provenance: how they are made.
-        stored_dtype: of token features.
         shard_rows: token rows per shard.
         modalities: what each will hold.
-        compression: of token features.
         dry_run: only see whether the plan is possible.
 
     Raises:

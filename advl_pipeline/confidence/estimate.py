@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from tqdm import tqdm
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.features import ProbeFeatures, View
-from advl_pipeline.confidence.folds import assign_folds
 from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence, probe_scores
 from advl_pipeline.confidence.separation import outranked_candidates
 from advl_pipeline.datasets.interface import Dataset
@@ -55,11 +55,9 @@ def estimate_confidence(
 
     Args:
         caches: of the split that the examples are from.
-        dataset: the labelled split.
         example_ids: n distinct ids; heads are fitted on these alone.
         estimator: one of `ESTIMATORS`.
         folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
-        seed: chooses the folds.
 
     Returns:
         Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
@@ -89,12 +87,10 @@ def teacher_answers(
 
     Args:
         caches: of the split that the probe is fitted on.
-        dataset: that split.
         example_ids: of the labelled examples of one task that it is fitted on.
         other_caches: of the same teachers in the same order, of the split that is scored.
         examples: of that split, of the same task.
         folds: folds by which the strength of regularisation is chosen.
-        seed: chooses the folds.
 
     Returns:
         (n, C) scores of candidates or (n, K) of classes, in the order of `examples`.
@@ -344,3 +340,30 @@ def _unit_rows(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     rows = np.asarray(values, np.float32)
     unit: npt.NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return unit
+
+
+def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the fold of every example, (N,) in [0, number of folds).
+
+    Examples of one group share a fold. Groups, in the order of a hash of their name and the seed, go to the fold
+    with the fewest examples so far. With fewer groups than `folds` every group is a fold of its own.
+
+    Args:
+        groups: name of each example's group.
+        folds: folds wanted, at least 2.
+        seed: another seed gives other folds.
+    """
+    if folds < 2:
+        raise ConfigError("Cross-fitting needs at least two folds.", why=f"got {folds}")
+    sizes = Counter(groups)
+    loads = [0] * min(folds, len(sizes))
+    fold_of: dict[str, int] = {}
+    for group in sorted(sizes, key=lambda name: (_hash(name, seed), name)):
+        fold = loads.index(min(loads))
+        fold_of[group] = fold
+        loads[fold] += sizes[group]
+    return np.array([fold_of[group] for group in groups], dtype=np.int64)
+
+
+def _hash(name: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()

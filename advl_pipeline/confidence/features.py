@@ -47,7 +47,6 @@ class ProbeFeatures:
         """Return (N, C, F) float32, zero where an example has fewer candidates than the most.
 
         Args:
-            examples: of one task.
             view: `vision` sees pictures and words as bags, `text` texts alone, `joint` both teachers.
             per_candidate: multiple choice; words are then those of the answer part alone.
         """

@@ -101,7 +101,6 @@ def cross_fitted_confidence(
     alone nothing can be fitted on others: chance.
 
     Args:
-        data: the examples.
         fold_N: fold of each example, from `folds.assign_folds`.
         progress: called after each fold with the number of its examples.
     """
@@ -125,11 +124,9 @@ def forecast_seconds(kind: Kind, *, num_examples: int, num_outputs: int, num_fea
     """Return about how long `cross_fitted_confidence` takes, from one evaluation of a loss of its size.
 
     Args:
-        kind: of the examples.
         num_examples: N.
         num_outputs: candidates of a choice, else classes.
         num_features: F.
-        folds: of the cross-fitting.
     """
     num_classes = min(num_outputs, MAX_FIT_CLASSES) if kind == "soft-labels" else num_outputs
     most = min(num_examples, MAX_FIT_EXAMPLES)
@@ -159,7 +156,6 @@ def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: Pr
     The head is fitted on all of `fitted_on`; its penalty is the one with the lowest loss over its folds.
 
     Args:
-        fitted_on: labelled examples.
         fold_N: fold of each of them, from `folds.assign_folds`.
         scored: examples with features of the same stores' teachers; their truth is not looked at.
     """

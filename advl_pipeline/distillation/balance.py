@@ -50,7 +50,6 @@ def check_balance(
     """Refuse a balance that has nothing to do, and weights that do not fit the teachers.
 
     Args:
-        balance: of the run.
         weights: by teacher, of `fixed` alone.
         teachers: names of the teachers that have features for `vision` and for `text`.
         pathway: in use; an ablation of the other one keeps its balance.

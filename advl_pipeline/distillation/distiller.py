@@ -22,7 +22,6 @@ from advl_pipeline.distillation.balance import (
     weighted_teachers,
 )
 from advl_pipeline.distillation.contrastive import image_text_contrast
-from advl_pipeline.distillation.everywhere import ALONE, Everywhere
 from advl_pipeline.distillation.landmarks import (
     Landmarks,
     RegionLandmarks,
@@ -48,7 +47,14 @@ from advl_pipeline.distillation.pooling import (
     pool_to_regions,
     pool_to_words,
 )
-from advl_pipeline.distillation.relational import drift, related_texts, related_vision, related_words
+from advl_pipeline.distillation.relational import (
+    ALONE,
+    Everywhere,
+    drift,
+    related_texts,
+    related_vision,
+    related_words,
+)
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words
@@ -212,7 +218,6 @@ class Distiller(nn.Module):
         Args:
             states: of the student, from one modality each.
             reference: those of the student as it was pretrained, on the same batch.
-            batch: of both.
             signal: with how well pretraining knew each word, and the teachers' regions.
             anchored_B: bool, whose pictures count; None for all.
         """

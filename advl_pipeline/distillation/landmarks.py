@@ -108,7 +108,6 @@ class LandmarkSums:
 
         Args:
             states_NWH: the student's, as it was pretrained.
-            features_NWD: the teacher's.
             node_NW: bool, words with a meaning that both sides have.
             words: which of them pretraining knew.
         """

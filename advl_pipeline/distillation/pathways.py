@@ -74,8 +74,6 @@ def vision_pairs(
     """Return the pairs `image` and `region`, of those that there are.
 
     Args:
-        projections: of this teacher.
-        signal: of this teacher.
         image_BH: the student's whole-picture state.
         regions_BSH: the student's state of each box, where it has boxes.
         region_seen_BS: bool, whether the student has a state for a box.

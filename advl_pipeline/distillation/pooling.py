@@ -16,7 +16,6 @@ def pool_to_words(
     """Average the tokens of each word.
 
     Args:
-        states_NLD: token states.
         word_of_token_NL: int64, the word of each token, -1 for none.
         num_words: W.
 
@@ -37,7 +36,6 @@ def pool_to_regions(states_NRH: torch.Tensor, shares_NSR: torch.Tensor | None) -
     """Average the visual tokens of each region.
 
     Args:
-        states_NRH: visual states.
         shares_NSR: as `VisionSignal.shares_BSR`; None where region s is visual token s.
 
     Returns:

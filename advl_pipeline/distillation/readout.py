@@ -45,8 +45,6 @@ def agreement(
     """Ask of each node which of several others is most like it, the teacher and then the student.
 
     Args:
-        student_XH: the student's states.
-        teacher_XD: the teacher's features.
         asked_X: bool, nodes that are asked about, such as words that pretraining did not teach.
         offered_X: bool, nodes that may be chosen, such as words that it did.
         kin_X: int64; nodes of one kin, such as the regions of one picture, are never offered for one another.

@@ -7,14 +7,17 @@ that is learned from the few words that a student knows does not carry to the ot
 do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimicking in TinyCLIP and CLIP-KD.
 Shapes: X nodes (words or regions of a batch), B examples, N sequences, S regions, W words, H student width, D teacher
 width.
+
+Relations need the items of all processes that share a batch: the loss code asks `Everywhere` for them.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch.nn import functional
 
-from advl_pipeline.distillation.everywhere import ALONE, Everywhere
 from advl_pipeline.distillation.landmarks import Landmarks, placed_nodes
 from advl_pipeline.distillation.pathways import VisionTarget
 from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
@@ -23,6 +26,36 @@ from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
+
+
+class Everywhere(Protocol):
+    """Gives each process the rows of all of them."""
+
+    def rows(self, values_X: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all processes, in their order, with gradients to the process that each is of.
+
+        Gradients of what the processes compute of them are added up. The rows may be of another number in each
+        process; their other axes, and the type of the values, are alike.
+        """
+        ...
+
+    def own(self, values_Y: torch.Tensor, like_X: torch.Tensor) -> torch.Tensor:
+        """Return this process's part of rows of all processes, of as many as its `like_X` has."""
+        ...
+
+
+class Alone:
+    """One process: its rows are all there are."""
+
+    def rows(self, values_X: torch.Tensor) -> torch.Tensor:
+        return values_X
+
+    def own(self, values_Y: torch.Tensor, like_X: torch.Tensor) -> torch.Tensor:
+        return values_Y
+
+
+ALONE = Alone()
+
 
 MAX_RELATED = 1024
 """Most regions of a batch that are related: patches of a batch of pictures are thousands."""
@@ -72,7 +105,6 @@ def relational_divergence(
     """Return (X,): how far the student's likenesses of each node to the others are from the teacher's, in nats.
 
     Args:
-        student_XH: the student's states.
         teacher_XD: the teacher's features, without gradient.
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
@@ -94,7 +126,6 @@ def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.T
     """Return a scalar: how far states have moved from where pretraining left them, in units of their variance.
 
     Args:
-        states_XH: the student's states.
         reference_XH: those of the student as it was pretrained, on the same inputs.
         weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0.
     """
@@ -164,9 +195,7 @@ def _divergences(
     """Return (N, W): the divergence of each node among all nodes of the batch, 0 where there is none.
 
     Args:
-        settings: with both temperatures.
         states_NWH: the student's words, or regions.
-        features_NWD: the teacher's.
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
         everywhere: where the rest of the batch is.

@@ -145,8 +145,6 @@ class ProjectionFit:
         """Count rows in; without gradient.
 
         Args:
-            states_MH: the student's.
-            targets_MD: the teacher's.
             is_held_out_M: bool, rows that the penalty is chosen by.
         """
         states_MH, targets_MD, is_held_out_M = (

@@ -142,7 +142,6 @@ def plan_batches(units: range, lengths_N: npt.NDArray[np.int32], *, batch_size: 
     Args:
         units: positions of the shard's units.
         lengths_N: token rows of every unit of the modality.
-        batch_size: units per batch.
     """
     if batch_size < 1:
         raise ConfigError(f"A batch cannot hold {batch_size} units.", where="--batch-size")

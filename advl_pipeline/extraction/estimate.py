@@ -62,8 +62,6 @@ def estimate(
     """Return the cost of extracting one modality.
 
     Args:
-        source: its units.
-        counts: their token rows.
         stored: stored dtype of token rows.
         shard_rows: token rows per shard.
         batch_size: units per forward pass.
@@ -123,9 +121,7 @@ def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], datas
     """Return the cost of the confidences that follow on encoding; nothing where none are asked for or possible.
 
     Args:
-        config: of the extraction.
         sources: the modalities to extract, each of which gets heads of its own.
-        dataset: what is extracted.
     """
     first = dataset[0]
     if not config.confidence or (first.label is None and not first.soft_label):

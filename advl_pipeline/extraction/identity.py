@@ -1,14 +1,25 @@
-"""The identity of a cache that an extraction would write."""
+"""The identity of a cache that an extraction would write, and whether a finished cache of it is there already.
+
+The latter is told without the teacher: a finished cache must not ask for weights again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from advl_pipeline.cache.identity import SCHEMA_VERSION
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import COMPLETE_RECORD, PROVENANCE_FILE
+from advl_pipeline.cache.store import read_json
+from advl_pipeline.cache.stores import open_store
+from advl_pipeline.compute import AUTO
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.selected import SelectedExamples
-from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.config import ExtractConfig, location_of
+from advl_pipeline.extraction.part import open_part
 from advl_pipeline.extraction.sources import Source, image_tokens_of
 from advl_pipeline.teachers.interface import Teacher
 
@@ -46,3 +57,42 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "content_digest": dataset.content_digest(),
     }
     return whole | ({"selection": dataset.selection} if isinstance(dataset, SelectedExamples) else {})
+
+
+def as_begun(config: ExtractConfig) -> ExtractConfig:
+    """Return the configuration with the precision of what was begun in its place, where it leaves that open.
+
+    A machine with a GPU goes on in fp32 with what one without has begun.
+    """
+    if config.mixed_precision != AUTO:
+        return config
+    store = open_store(location_of(config), config.disk_cache_config)
+    try:
+        if PROVENANCE_FILE not in store.list("records"):
+            return config
+        begun = read_json(store, PROVENANCE_FILE).get("config", {})
+    finally:
+        store.close()
+    return replace(config, mixed_precision=begun.get("mixed_precision", AUTO))
+
+
+def is_extracted(config: ExtractConfig, *, same_weights: bool) -> bool:
+    """Tell whether a whole cache of these options and of the dataset's present content lies where it would go.
+
+    Args:
+        same_weights: it must also have been made with the same `weights`. Without, nobody has compared the teacher.
+
+    Raises:
+        DatasetError: the dataset is missing or malformed. CorruptCache: the cache is damaged.
+    """
+    location = location_of(config)
+    if COMPLETE_RECORD not in open_store(location).list("records"):
+        return False
+    cache = open_cache(location)
+    made, asked = cache.provenance["config"], config_to_dict(as_begun(config))
+    compared = options_without(ExtractConfig, asked, "content", "beside", "none")
+    if any(made.get(key) != value for key, value in compared.items()):
+        return False
+    if same_weights and made.get("weights") != asked["weights"]:
+        return False
+    return bool(cache.identity["dataset"] == describe_dataset(open_part(config)))

@@ -41,7 +41,6 @@ def subsets_of(config: ExtractConfig, dataset: Dataset) -> Iterator[tuple[Sequen
     """Yield the ids of labelled examples and the seed of each run that the cache is made for.
 
     Args:
-        config: of the extraction.
         dataset: as `open_part` opened it.
     """
     examples = map(dataset.__getitem__, range(len(dataset)))

@@ -34,8 +34,7 @@ from advl_pipeline.errors import CorruptCache
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate_confidences
-from advl_pipeline.extraction.finished import as_begun
-from advl_pipeline.extraction.identity import build_identity
+from advl_pipeline.extraction.identity import as_begun, build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.planning import count_tokens, estimates_of, settle_plan

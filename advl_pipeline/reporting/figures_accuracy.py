@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from advl_pipeline.evaluation.statistics import Spread
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct
-from advl_pipeline.reporting.look import Look
+from advl_pipeline.reporting.figure import Figure, Look, Panel, anchor, distinct
 from advl_pipeline.reporting.svg import Canvas, linear, logarithmic, nice_ticks
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import StudyResult

@@ -11,12 +11,11 @@ from typing import TypeVar
 
 from advl_pipeline.evaluation.statistics import Interval, Spread
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct, in_domain
-from advl_pipeline.reporting.look import Look
+from advl_pipeline.reporting.figure import Figure, Look, Panel, anchor, distinct, in_domain
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.claim_tests import ClaimTest
 from advl_pipeline.studies.config import shots_label
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.result import Loss, StudyResult
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -120,15 +119,7 @@ def drop_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
             _Group(
                 heading=f"{reference} → {test_set}, {size}, {questions}",
                 title=f"Accuracy from {reference} to {test_set} at {size}, {questions}",
-                rows=tuple(
-                    _Row(
-                        method=item.method,
-                        filled=item.before.mean,
-                        hollow=item.after.mean,
-                        text=wording.signed(-item.lost.mean),
-                    )
-                    for item in inside
-                ),
+                rows=tuple(map(_loss_row, inside)),
             )
         )
     rows = tuple(
@@ -167,15 +158,7 @@ def vision_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str
         _Group(
             heading=f"picture {kind}, {wording.shots_text(shots)}",
             title=f"Accuracy with the picture and with it {kind}, {wording.shots_text(shots)}",
-            rows=tuple(
-                _Row(
-                    method=item.method,
-                    filled=item.before.mean,
-                    hollow=item.after.mean,
-                    text=wording.signed(-item.lost.mean),
-                )
-                for item in inside
-            ),
+            rows=tuple(map(_loss_row, inside)),
         )
         for (kind, shots), inside in _grouped(uses, lambda item: (item.against, item.place.shots))
     ]
@@ -259,6 +242,11 @@ def text_share_figure(result: StudyResult, look: Mapping[str, Look], *, setting:
         rows=rows,
         runs=_runs(result, setting, metric),
     )
+
+
+def _loss_row(item: Loss) -> _Row:
+    text = wording.signed(-item.lost.mean)
+    return _Row(method=item.method, filled=item.before.mean, hollow=item.after.mean, text=text)
 
 
 def _grouped(items: Sequence[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figure import Figure, Panel, anchor, distinct, in_domain
-from advl_pipeline.reporting.look import Look
+from advl_pipeline.reporting.figure import Figure, Look, Panel, anchor, distinct, in_domain
 from advl_pipeline.reporting.svg import Canvas, linear, nice_ticks
 from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import Calibration, StudyResult, WeightHistogram

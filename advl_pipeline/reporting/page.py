@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.examples import ExampleSet, WordSet
-from advl_pipeline.reporting.figure import Figure, anchor
+from advl_pipeline.reporting.figure import Figure, Look, anchor, looks
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
 from advl_pipeline.reporting.figures_rows import (
     drop_figure,
@@ -31,7 +31,6 @@ from advl_pipeline.reporting.figures_rows import (
     vision_figure,
 )
 from advl_pipeline.reporting.figures_training import calibration_figure, weight_figure
-from advl_pipeline.reporting.look import Look, looks
 from advl_pipeline.reporting.tables import readout_tables, wide_tables
 from advl_pipeline.studies.claim_tests import NOT_SUPPORTED, SUPPORTED, UNDECIDED, ClaimTest
 from advl_pipeline.studies.claims import Verdict, judge_claims

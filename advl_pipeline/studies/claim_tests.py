@@ -47,8 +47,6 @@ def untried(*, name: str, unit: str, per_seed: Sequence[float], joint_interval: 
     """Return a test whose outcome waits for the correction over all tests.
 
     Args:
-        name: what is compared.
-        unit: of the numbers.
         per_seed: differences in points, one per seed.
         joint_interval: of their mean over seeds and items.
     """
@@ -73,7 +71,6 @@ def try_tests(
     """Decide the tests of one claim.
 
     Args:
-        tests: of the claim.
         adjusted: p of each, corrected over all tests of all claims.
         margin: smallest gain in points that would matter.
         min_seeds: fewest seeds that decide anything.

@@ -28,8 +28,7 @@ from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import takes_two_steps
-from advl_pipeline.training.resolved import resolve_run
-from advl_pipeline.training.run_identity import run_identity
+from advl_pipeline.training.resolved import resolve_run, run_identity
 
 CELLS_FOLDER = "cells"
 ID_LENGTH = 12
@@ -103,7 +102,6 @@ def build_plan(
     seeds.
 
     Args:
-        study: the study.
         folder: study folder; run folders lie in it under `cells/`.
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
         data_root: folder of the datasets.
@@ -240,7 +238,6 @@ def cell_identity(
 
     Args:
         config: of the run; its caches stand in the id by `teachers` and `extraction`.
-        teachers: their names.
         kinds: vcr, vqa, snli-ve: the kinds of task that the run trains on.
         extraction: options of the extraction that are not left at their default.
         init_digest: of the pretrained student's content; without one its path stands for it.

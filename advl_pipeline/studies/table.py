@@ -183,8 +183,6 @@ def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], 
     """Arrange item scores by place, method and kind, all in one order of items.
 
     Args:
-        plan: the grid.
-        sizes: of the settings.
         evaluations: (cell id, test set) -> what was stored.
 
     Raises:

@@ -17,7 +17,7 @@ from advl_pipeline.studies.folder import STUDY_FILE, read_study_folder
 from advl_pipeline.studies.plan import Cell
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import finetune_steps, planned_steps
-from advl_pipeline.training.run_identity import run_identity
+from advl_pipeline.training.resolved import run_identity
 
 HERE = "finished runs of this study"
 
@@ -56,7 +56,6 @@ def timing_of(cell: Cell, result: Path, *, source: str) -> Timing:
 
     Args:
         cell: the cell; it may have been run for fewer steps than it says.
-        result: the run's result.json.
         source: what was run, in words.
 
     Raises:

@@ -76,7 +76,6 @@ def read_picture(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
     """Decode a picture to RGB. Transparent pixels are laid over white; EXIF orientation is not applied.
 
     Args:
-        path: the picture file.
         width, height: the size that the dataset states in pixels, checked when given.
 
     Raises:

@@ -31,9 +31,7 @@ class CandidateTextTower:
     """A text tower that reads candidates without their questions, alone or beside the whole text.
 
     Args:
-        tower: that reads.
         starts: unit id -> first character of the candidate; 0 for a text without a question.
-        reads: what is read.
     """
 
     def __init__(self, tower: TextTower, starts: Mapping[str, int], reads: TextUnits) -> None:

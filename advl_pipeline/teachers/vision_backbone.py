@@ -49,7 +49,6 @@ class VisionBackbone(ABC):
 
         Args:
             network: in float32 as loaded; its parameters and buffers are what the digest covers.
-            settings: its preprocessing.
             description: library, architecture, which features are taken.
             device, dtype: where and in what it computes.
             folds_batch_norms: fold batch norms into convolutions for speed; the network maps pixels to one tensor.

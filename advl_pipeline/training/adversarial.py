@@ -66,7 +66,6 @@ def adversarial_passes(
         task_loss: of logits.
         divergence: of (clean logits, perturbed logits), such as `symmetric_kl`.
         start: zero tensors of the perturbations' shapes; a modality that is None stays unperturbed.
-        config: VILLA's numbers.
         backward: called with (loss, keep the graph); `loss.backward(retain_graph=keep)` by default. Mixed precision
             and data parallelism put their own here.
 
@@ -154,8 +153,6 @@ def adversarial_terms(
     Args:
         run_model: the model on this micro-batch, given `perturbation` and whether it is `clean`.
         student: gives the perturbations' shapes.
-        batch: its inputs.
-        config: VILLA's numbers.
         is_two_way: logits are two per candidate, whose divergence VILLA averages instead of adding up.
         backward: called with a loss and `retain_graph`.
     """

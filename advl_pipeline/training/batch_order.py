@@ -44,9 +44,6 @@ class ExampleOrder:
         num_examples: there are.
         batch_size: examples per optimiser step over all ranks.
         accumulate: micro-batches per step and rank.
-        seed: of the order.
-        rank: of this process.
-        world_size: number of processes.
     """
 
     num_examples: int
@@ -69,9 +66,6 @@ class TokenOrder:
         sizes: tokens of each example.
         max_tokens: of one micro-batch: its longest example times the number of its examples.
         accumulate: micro-batches per optimiser step over all ranks; never more than an epoch has.
-        seed: of the order.
-        rank: of this process.
-        world_size: number of processes.
 
     Raises:
         ConfigError: an example alone is over the bound, or there are fewer micro-batches than processes.

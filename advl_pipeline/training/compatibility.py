@@ -28,8 +28,6 @@ def check_caches(caches: Sequence[TeacherCache], dataset: Dataset, *, on_error: 
     """Compare each cache's dataset with the one that is trained on.
 
     Args:
-        caches: of the split.
-        dataset: the split.
         on_error: how it was opened: whatever was left out makes it another one.
 
     Raises:
@@ -70,8 +68,6 @@ def check_part(
     """Refuse a cache of a part of a split that lacks what a run sees. A cache of the whole split is not looked into.
 
     Args:
-        caches: of the split.
-        dataset: the split.
         positions: of the examples whose inputs the run sees.
         config: of the run, for the advice.
 

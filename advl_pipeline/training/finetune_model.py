@@ -114,7 +114,6 @@ class FinetuneModel(nn.Module):
         """Return the loss terms of one batch.
 
         Args:
-            batch: the student's inputs.
             targets: used in the finetune step; in the adapt step only to pick the right candidate.
             signal: of the teachers, None for methods without.
             task: of every example of the batch, up to the head that it uses.
@@ -226,9 +225,7 @@ class FinetuneModel(nn.Module):
         """Return the pathways' terms.
 
         Args:
-            batch: the student's inputs.
             targets: of which candidate is right.
-            signal: of the teachers.
             image_ids_B: int64, equal where two examples show the same picture.
             fused: the ordinary pass, where there is one already.
             apart: the pass in which neither modality has seen the other, where there is one already.

@@ -73,7 +73,6 @@ def require_finite_gradient(
     Args:
         norm: of all gradients together.
         parameters: by name.
-        place: of the step.
         loss_scale: of fp16, None without. A gradient that overflows under a large one only skips the step.
 
     Raises:

@@ -188,7 +188,6 @@ def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Give
 
     Args:
         name: `given:` and the name of the student.
-        weights: of either.
         overrides: `caches`, a list of folders or URLs; the rest is the student's own.
 
     Raises:

@@ -47,7 +47,6 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
     """Open what a run trains on: its split, the labelled subset of it, and what the adapt step sees.
 
     Args:
-        config: of the run.
         caches: that it reads. Where one holds a part of the split, no other inputs are seen than the pool's, and
             without a pool than the labelled ones.
 

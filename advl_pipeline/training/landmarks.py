@@ -39,7 +39,6 @@ def find_landmarks(
 
     Args:
         model: before its first step, on `device`; left in the mode that it was in.
-        dataset: of the inputs.
         positions: that may be looked at; the first ones in a fixed random order are.
         source: of the teachers' signals on them.
         device: that the model is on.

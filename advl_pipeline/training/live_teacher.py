@@ -100,8 +100,6 @@ def live_teacher(
     """Open the teacher that a cache was made with and put it in the cache's place.
 
     Args:
-        cache: of the split.
-        dataset: the split.
         weights: local weights to load instead of the known source, as `advl extract --weights` takes them.
         device: where the teacher computes, as torch names it.
 

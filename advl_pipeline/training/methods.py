@@ -52,7 +52,6 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     """Fill the options that follow the method, and give each step its budget.
 
     Args:
-        config: of the run.
         num_steps: optimiser steps of the finetune step.
 
     Raises:

@@ -54,7 +54,6 @@ def measure_parts(
     """Time the parts of a step on one micro-batch; parameters are left as they are, without gradients.
 
     Args:
-        model: of the run.
         dataset: that it was trained on.
         examples: a micro-batch of one task.
         source: of the teachers' signals, None for a method without.

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from advl_pipeline.compute import MixedPrecision
-from advl_pipeline.distillation.everywhere import ALONE, Everywhere
+from advl_pipeline.distillation.relational import ALONE, Everywhere
 from advl_pipeline.errors import ConfigError
 
 PATIENCE = timedelta(hours=2)

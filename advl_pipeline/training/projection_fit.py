@@ -82,7 +82,6 @@ def fit_projections(
     Args:
         model: before its first step, on `device`. Its settings say whether projections start fitted and whether
             targets are checked.
-        dataset: of the inputs.
         positions: inputs to draw a sample of.
         source: of the teachers' signals on them.
         seed: chooses the sample and what of it is held out.

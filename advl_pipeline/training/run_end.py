@@ -47,11 +47,9 @@ def end_run(
         given: the options as they were given, for the base that an adapter is of.
         model: after its last step.
         accelerator: of the main process.
-        folder: of the run.
         inputs: that it learned from.
         source: of the teachers' signals, None for methods without.
         reads: how the student reads its inputs.
-        timings: by phase.
         began: when the run began, by `time.perf_counter`.
 
     Raises:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+from advl_pipeline.confidence.probe import TruthConfidence
+from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
@@ -18,7 +21,6 @@ from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.adapt_inputs import cache_of_split
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
-from advl_pipeline.training.confidence_check import CheckedConfidence, check_confidences
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
@@ -214,3 +216,53 @@ def _permute(values: dict[str, float], seed: int) -> dict[str, float]:
     order = torch.randperm(len(values), generator=generator).tolist()
     numbers = list(values.values())
     return {name: numbers[index] for name, index in zip(values, order, strict=True)}
+
+
+ConfidenceCheck = Literal["auc", "none"]
+
+_WEIGHTED = {"vision": "the vision pathway's weights", "text": "the text pathway's weights", "joint": "all weights"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedConfidence:
+    """The confidences of one modality: `separation` of right from wrong, and whether weights follow them."""
+
+    modality: str
+    separation: Separation
+    is_used: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON types."""
+        return {**asdict(self.separation), "weights": "by confidence" if self.is_used else "uniform"}
+
+    def line(self) -> str:
+        """Return one line for people."""
+        found = self.separation
+        figures = (
+            f"confidence {self.modality}: AUC {found.auc:.2f} for right against wrong "
+            f"(95 % interval {found.low:.2f} to {found.high:.2f}, {found.num_items} items)"
+        )
+        if self.is_used:
+            return figures
+        return (
+            f"{figures}; NOT ABOVE CHANCE, so {_WEIGHTED[self.modality]} are uniform "
+            "(--confidence-check none follows it)"
+        )
+
+
+def check_confidences(
+    estimates: Mapping[str, TruthConfidence], groups: Sequence[str], check: ConfidenceCheck
+) -> list[CheckedConfidence]:
+    """Tell for each modality whether its weights follow the confidence.
+
+    Args:
+        estimates: by modality, on the labelled items.
+        groups: picture of each item.
+        check: `auc` refuses a confidence whose 95 % interval does not lie above chance; `none` refuses nothing.
+    """
+    checked = []
+    for modality, estimate in estimates.items():
+        found = separation(estimate.outranked_N, groups)
+        is_used = check == "none" or found.is_above_chance
+        checked.append(CheckedConfidence(modality=modality, separation=found, is_used=is_used))
+    return checked

@@ -72,7 +72,6 @@ def selected_words(
 
     Args:
         model: as trained.
-        dataset: the training split.
         positions: of the examples that were trained on; those with the smallest hash of their ids are taken.
         source: of the teachers' signals.
         device: that the model is on.

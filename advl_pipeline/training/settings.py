@@ -113,7 +113,6 @@ def resolve_settings(
         chosen: recipe of the student on the task.
         task: vcr, vqa or snli-ve.
         num_labelled: labelled examples that are trained on.
-        world_size: number of processes.
 
     Raises:
         ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.

@@ -138,10 +138,8 @@ def picture_size(
     """Return the side in pixels that a student squeezes pictures to, when it is finetuned with these options.
 
     Args:
-        student: its name.
         options: settings of it as KEY=VALUE.
         dataset: that it is finetuned on, by whose task a recipe is chosen.
-        split: of it.
         data_root: folder of the datasets.
 
     Raises:

@@ -69,7 +69,6 @@ def measure_student_confidence(
 
     Args:
         model: as it is; left in the mode that it was in.
-        dataset: the labelled split.
         positions: of the M items.
         device: that the model is on.
     """

@@ -54,7 +54,6 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
 
     Args:
         student: as it was built.
-        dataset: the split.
         positions: of the examples that it will be trained on; of these some are sampled.
         init: where its weights came from.
 

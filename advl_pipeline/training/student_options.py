@@ -18,8 +18,6 @@ def student_options(config: Mapping[str, Any], *, dataset: str, split: str) -> d
 
     Args:
         config: plain configuration of the run (`config_to_dict`, or what its folder holds).
-        dataset: that is read.
-        split: of it.
 
     Raises:
         ConfigError: a setting that is not KEY=VALUE, or no such split.

@@ -50,7 +50,6 @@ def collate_targets(
     """Gather the targets of examples of one kind of task.
 
     Args:
-        examples: of the batch.
         num_classes: K.
         labelled_ids: examples whose labels may be used, None for all; the labels of others are not read.
 
@@ -136,11 +135,7 @@ def score_task(
     """Return logits and loss of a batch.
 
     Args:
-        kind: the loss.
-        head: of the task.
-        output: of the student.
         num_candidates: sequences of each example.
-        targets: of the batch.
     """
     if kind == "two-way-choice":
         two_way: torch.Tensor = head.two_way(output.pooled_NP)  # type: ignore[operator]

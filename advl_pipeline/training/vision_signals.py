@@ -65,9 +65,7 @@ def grid_targets(
     """Average a teacher's cells to the student's visual tokens.
 
     Args:
-        grid: of the teacher.
         rows_MD: float32, the cells of the examples' pictures, one picture after another.
-        examples: of the batch.
         batch: the student's, with places.
     """
     assert batch.places_BR4 is not None
@@ -97,8 +95,6 @@ def box_targets(
     Args:
         rows_MD: float32, the boxes of the examples' pictures, one picture after another.
         lengths_B: how many each picture has.
-        examples: of the batch.
-        batch: the student's.
         places: what the student's visual tokens are.
     """
     regions_BSD = torch.nn.utils.rnn.pad_sequence(list(torch.split(rows_MD, lengths_B.tolist())), batch_first=True)

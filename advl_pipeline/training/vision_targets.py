@@ -64,9 +64,6 @@ def choose_vision_targets(
     """Decide on each vision teacher's targets, and have the source read no features of places that are none.
 
     Args:
-        settings: of the method.
-        student: that learns.
-        dataset: the training split.
         positions: in it, of a sample of which the pictures are looked at.
         source: of the teachers' signals.
 

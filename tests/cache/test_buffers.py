@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advl_pipeline.cache.buffers import BufferPool
+from advl_pipeline.cache.stream import BufferPool
 
 FLOAT16 = np.dtype(np.float16)
 

@@ -20,9 +20,9 @@ from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.figure import looks
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure
 from advl_pipeline.reporting.formats import as_markdown, as_text
-from advl_pipeline.reporting.look import looks
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
 from advl_pipeline.studies.claims import judge_claims

@@ -18,7 +18,7 @@ from advl_pipeline.studies.plan import Plan, build_plan
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.recipes import choose_recipe
-from advl_pipeline.training.run_identity import run_identity
+from advl_pipeline.training.resolved import run_identity
 
 
 def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:
