@@ -114,7 +114,6 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
 
     Args:
         values: field name -> value; names that are no fields are passed over.
-        where: named in the error.
 
     Raises:
         ConfigError: with the option, its range and the number.

@@ -38,7 +38,6 @@ class BucketStore(Store):
     """The objects under a URL.
 
     Args:
-        url: scheme, bucket and prefix.
         disk_cache: where files are kept that are read, or mapped of an unfinished cache.
     """
 

@@ -52,7 +52,6 @@ def differences(
     """List the settings in which two identities differ, in the order of their paths.
 
     Args:
-        expected: what is asked for.
         partial: ignore settings that `expected` does not mention.
     """
     left, right = dict(_leaves(expected, ())), dict(_leaves(found, ()))

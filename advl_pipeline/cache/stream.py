@@ -97,12 +97,9 @@ class BatchStream:
 
     Args:
         batch_size: units per batch and rank.
-        seed: chooses the orders of all epochs.
         epoch: the epoch to begin with; `advance_epoch` goes on to the next.
         shuffle: follow `order.epoch_order`, which mixes all units globally; else the order of the store.
-        tokens: also read token features.
         rank: this process's share of every global batch.
-        world_size: how many processes share it.
         announce_ahead: how many batches ahead of the reader the kernel is told; 0 leaves it to the kernel.
         bytes_in_flight: bound of the batches that are read but not yet taken; 0 reads in the caller's thread.
     """

@@ -75,7 +75,6 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     """Check a complete cache, each file read once.
 
     Args:
-        location: the cache's folder or URL.
         progress: called with the bytes read after each file.
 
     Raises:

@@ -81,8 +81,6 @@ def begin_cache(
 
     Args:
         identity: what the numbers depend on.
-        provenance: how they are made.
-        shard_rows: token rows per shard.
         modalities: what each will hold.
         dry_run: only see whether the plan is possible.
 

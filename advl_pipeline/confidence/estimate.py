@@ -349,9 +349,7 @@ def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray
     with the fewest examples so far. With fewer groups than `folds` every group is a fold of its own.
 
     Args:
-        groups: name of each example's group.
         folds: folds wanted, at least 2.
-        seed: another seed gives other folds.
     """
     if folds < 2:
         raise ConfigError("Cross-fitting needs at least two folds.", why=f"got {folds}")

@@ -53,7 +53,6 @@ class SnliVeDataset(IndexedDataset):
 
     Args:
         source: folders; picture names are relative to the dataset folder.
-        label_order: whose order the classes have.
         keep: pair ids to restrict the split to, None for all.
 
     Raises:

@@ -50,7 +50,6 @@ class VcrDataset(IndexedDataset):
     Args:
         source: folders; pictures are relative to `vcr1images`.
         tasks: "vcr-q2a", "vcr-qa2r" or both.
-        text_style: how tags become words.
         conditioning: None for "right" where there are labels, "all" elsewhere.
 
     Raises:

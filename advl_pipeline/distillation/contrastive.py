@@ -24,7 +24,6 @@ def image_text_contrast(
 
     Args:
         image_BE: picture summaries.
-        text_NE: text summaries of every sequence.
         pulled_BN: bool, the texts that belong to each picture, at least one.
         left_out_BN: bool, texts that are neither pulled to a picture nor pushed from it.
         temperature: scalar, positive.

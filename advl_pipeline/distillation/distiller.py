@@ -158,8 +158,6 @@ class Distiller(nn.Module):
 
         Args:
             distilled: the student's states that are compared with the teachers'.
-            batch: what they were computed from.
-            signal: the teachers on the same examples.
             right_N: bool, the sequence of each example's right candidate, for `candidates = right`; a row of an
                 example without one must be all True.
             image_ids_B: int64, equal where two examples show the same picture.
@@ -283,7 +281,6 @@ class Distiller(nn.Module):
 
         Args:
             separate: output of `encode(..., mask_visual=True)`.
-            batch: what it was computed from.
             right_B: int64, the sequence of each example's right candidate.
             image_ids: int64 (B,), equal where two examples show the same picture.
             known_B: bool, whether the right candidate is known; None for all. All candidates of an input without a

@@ -74,7 +74,6 @@ def vision_pairs(
     """Return the pairs `image` and `region`, of those that there are.
 
     Args:
-        image_BH: the student's whole-picture state.
         regions_BSH: the student's state of each box, where it has boxes.
         region_seen_BS: bool, whether the student has a state for a box.
         target: which of the two terms count. A picture without any common box has no region term.

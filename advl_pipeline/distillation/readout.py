@@ -48,7 +48,6 @@ def agreement(
         asked_X: bool, nodes that are asked about, such as words that pretraining did not teach.
         offered_X: bool, nodes that may be chosen, such as words that it did.
         kin_X: int64; nodes of one kin, such as the regions of one picture, are never offered for one another.
-        generator: draws the wrong choices.
         num_choices: C.
 
     Returns:

@@ -105,7 +105,6 @@ def relational_divergence(
     """Return (X,): how far the student's likenesses of each node to the others are from the teacher's, in nats.
 
     Args:
-        teacher_XD: the teacher's features, without gradient.
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
         student_temperature: tau_S.
@@ -195,7 +194,6 @@ def _divergences(
     """Return (N, W): the divergence of each node among all nodes of the batch, 0 where there is none.
 
     Args:
-        states_NWH: the student's words, or regions.
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
         everywhere: where the rest of the batch is.

@@ -47,7 +47,6 @@ def item_words(
 
     Args:
         described: from `read_selection`.
-        batch_size: examples per forward pass.
     """
     source = SignalSource([], prior=WordPrior(**described["prior"]), confidence={})
     ids = dataset.example_ids

@@ -78,7 +78,6 @@ class FinishedRun:
         computed from one reading of the example.
 
         Args:
-            batch_size: of them in a forward pass.
             others: picture by picture id, the one that is shown in its place in the view "swapped".
         """
         swaps = others if "swapped" in views else NO_OTHERS
@@ -173,12 +172,7 @@ def load_run(
 def options_for_split(
     trained_on: Mapping[str, Any], given: AnswerOptions, *, dataset: str, split: str
 ) -> dict[str, Any]:
-    """Return the student's settings for reading a split: the run's, and over them those of the command.
-
-    Args:
-        trained_on: configuration of the run.
-        given: options of the command.
-    """
+    """Return the student's settings for reading a split: the run's, and over them those of the command."""
     changed = {
         key: value
         for key in ("regions", "ground_truth_regions", "region_split")

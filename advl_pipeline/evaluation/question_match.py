@@ -49,7 +49,6 @@ def original_of(dataset: str, shifted_set: str) -> str | None:
     """Return the set that the card of a shifted set compares it with, named as the shifted set is; None for none.
 
     Args:
-        dataset: that the run was trained on.
         shifted_set: a split of it, or of another dataset as "dataset/split".
     """
     name, _, split = shifted_set.rpartition("/")
@@ -66,7 +65,6 @@ def match_questions(
     """Find the questions that two sets have in common.
 
     Args:
-        dataset: that the run was trained on.
         original_set: a split of it, or of another dataset as "dataset/split".
         shifted_set: as `original_set`.
     """

@@ -348,8 +348,6 @@ def compare(
     """Compare two methods by their item scores in [0, 1]; row s of both was trained with the same seed.
 
     Args:
-        treated_SN: item scores of the one.
-        baseline_SN: item scores of the other.
         groups: which items belong together; None for items that are all apart.
 
     Raises:

@@ -51,7 +51,6 @@ def write_vcr_submission(
     """Write the VCR leaderboard's CSV, rows by the number after the dash, and check it.
 
     Args:
-        path: of the CSV file.
         annot_ids: such as "test-12".
         answer_scores_NC: logits or probabilities (N, 4).
         rationale_scores_NAC: (N, 4, 4), [question, answer that it is conditioned on, rationale].

@@ -63,8 +63,6 @@ def estimate(
 
     Args:
         stored: stored dtype of token rows.
-        shard_rows: token rows per shard.
-        batch_size: units per forward pass.
         trial: encode two batches of middling length to learn the speed.
     """
     placement = place(counts.lengths_N, shard_rows=shard_rows)

@@ -44,7 +44,6 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
 
     Args:
         trackers: as `trackers_named` gives them.
-        run: folder of the run.
         first_step: TensorBoard drops what an interrupted run logged from here on, as the JSON lines do.
 
     Raises:

@@ -32,7 +32,6 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     Args:
         run: folder of the run; where it lies in a study, the study's table gives scores and controls.
         student: that was trained.
-        usage: the code that loads it.
         model: what loads it: a class of transformers, or a loader.
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)

@@ -93,7 +93,6 @@ def upload(repository: Repository, folder: Path, *, message: str, card: str | No
 
     Args:
         repository: as `open_repository` gives it.
-        folder: whose files are uploaded.
         card: content of a README.md that the folder does not have.
 
     Raises:

@@ -145,14 +145,8 @@ def bridgetower_config(config: BridgeTowerConfig, *, pad_id: int) -> HfBridgeTow
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         text_config={
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
+            **config.transformers_sizes,
             "num_hidden_layers": config.tower_layers,
-            "num_attention_heads": config.num_heads,
-            "intermediate_size": config.intermediate_size,
-            "hidden_dropout_prob": config.dropout,
-            "attention_probs_dropout_prob": config.dropout,
-            "max_position_embeddings": config.max_positions,
             "pad_token_id": pad_id,
         },
         vision_config={

@@ -79,16 +79,7 @@ class ClipVilModel(nn.Module):
 
     def __init__(self, config: ClipVilConfig) -> None:
         super().__init__()
-        bert = bert_config(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_positions,
-            num_types=2,
-            dropout=config.dropout,
-        )
+        bert = bert_config(**config.bert_sizes, num_types=2)
         self.embeddings = BertEmbeddings(bert)
         self.encoder = BertEncoder(bert)
         self.visual_pos = GridPosition(config.num_grid_positions, config.feature_size)

@@ -71,7 +71,6 @@ def open_detector_regions(
     Args:
         detected: file or folder, see `datasets.regions.registry.open_regions`; `{split}` in it stands for each split.
         ground_truth: the same for the dataset's own boxes.
-        naming: how the files name pictures.
         splits: that the pictures are filed under, such as ["train2014", "val2014"].
         feature_size: F.
     """

@@ -121,13 +121,7 @@ class Lxmert(TwoStreams, RegionStudent):
 def lxmert_config(config: LxmertConfig) -> HfLxmertConfig:
     """Return transformers' configuration of the same architecture."""
     return HfLxmertConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        max_position_embeddings=config.max_positions,
+        **config.transformers_sizes,
         visual_feat_dim=config.feature_size,
         l_layers=config.num_layers,
         r_layers=config.num_relation_layers,

@@ -83,15 +83,9 @@ class Meter(TwoStreams, PixelStudent):
         self.pooled_size = 2 * config.hidden_size
         self.text = RobertaModel(
             RobertaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
+                **config.transformers_sizes,
                 num_hidden_layers=config.text_layers,
-                num_attention_heads=config.num_heads,
-                intermediate_size=config.intermediate_size,
-                max_position_embeddings=config.max_positions,
                 type_vocab_size=1,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
                 layer_norm_eps=1e-5,
                 pad_token_id=self.tokenizer.pad_id,
             ),

@@ -82,7 +82,6 @@ def one_row_attention(
     """SDPA over the sequences of one row; over a padded batch where no grid is given.
 
     Args:
-        module: the transformers attention layer.
         query: (1, A, T, D), as key and value are; (N, A, S, D) without a grid.
         key: as said.
         value: as said.

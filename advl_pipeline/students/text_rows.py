@@ -249,7 +249,6 @@ def pair_row(parts: list[Part], tokenizer: TextTokenizer, *, separators: int = 1
 
     Args:
         parts: question, answer and rationale, as far as there are.
-        tokenizer: gives the special tokens.
         separators: tokens between the two sides, 2 for RoBERTa.
     """
     row = TextRow()

@@ -49,6 +49,25 @@ class TextStudentConfig(Configuration):
     max_text_length: int = option(128, help="Tokens of one row.", minimum=1)
     overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
 
+    @property
+    def bert_sizes(self) -> dict[str, Any]:
+        """The text encoder's sizes, as `bert_config` takes them."""
+        widths = ("hidden_size", "num_layers", "num_heads", "intermediate_size")
+        return {name: getattr(self, name) for name in (*widths, "vocab_size", "max_positions", "dropout")}
+
+    @property
+    def transformers_sizes(self) -> dict[str, Any]:
+        """The text encoder's sizes but for its layers, as the library's configurations call them."""
+        return {
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_heads,
+            "intermediate_size": self.intermediate_size,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_positions,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+        }
+
 
 @dataclass(kw_only=True)
 class TextBatch(StudentBatch):

@@ -91,15 +91,9 @@ class Uniter(RegionStudent):
     def __init__(self, name: str, config: UniterConfig) -> None:
         super().__init__(name, config)
         self.model = UniterModel(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size + NUM_PERSON_TOKENS,
-            max_positions=config.max_positions,
+            **config.bert_sizes | {"vocab_size": config.vocab_size + NUM_PERSON_TOKENS},
             num_types=config.num_types,
             feature_size=config.feature_size,
-            dropout=config.dropout,
         )
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow:

@@ -11,6 +11,7 @@ K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,33 +66,15 @@ class RegionEmbeddings(nn.Module):
 class UniterModel(nn.Module):
     """Embeddings, encoder and pooler of UNITER (and of VILLA, which differs in training only)."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        num_layers: int,
-        num_heads: int,
-        intermediate_size: int,
-        vocab_size: int,
-        max_positions: int,
-        num_types: int,
-        feature_size: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, *, feature_size: int, **sizes: Any) -> None:
+        """Args:
+        feature_size: width of the region features.
+        sizes: as `bert_config` takes them.
+        """
         super().__init__()
-        config = bert_config(
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            intermediate_size=intermediate_size,
-            vocab_size=vocab_size,
-            max_positions=max_positions,
-            num_types=num_types,
-            dropout=dropout,
-            attention=ATTENTION,
-        )
+        config = bert_config(**sizes, attention=ATTENTION)
         self.embeddings = BertEmbeddings(config)
-        self.img_embeddings = RegionEmbeddings(hidden_size, feature_size, dropout)
+        self.img_embeddings = RegionEmbeddings(config.hidden_size, feature_size, config.hidden_dropout_prob)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
         initialise_bert(self)

@@ -142,14 +142,8 @@ class Vilt(PixelStudent):
 def vilt_config(config: ViltConfig) -> HfViltConfig:
     """Return transformers' configuration of the same architecture."""
     return HfViltConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
+        **config.transformers_sizes,
         num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        max_position_embeddings=config.max_positions,
         image_size=config.image_size,
         patch_size=config.patch_size,
     )

@@ -52,22 +52,10 @@ class VisualBertModel(nn.Module):
 
     def __init__(self, config: VisualBertConfig) -> None:
         super().__init__()
-        bert = bert_config(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            dropout=config.dropout,
-            attention=ATTENTION,
-        )
+        bert = bert_config(**config.bert_sizes, attention=ATTENTION)
         self.embeddings = VisualBertEmbeddings(
             HfVisualBertConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                visual_embedding_dim=config.feature_size,
-                max_position_embeddings=config.max_positions,
-                hidden_dropout_prob=config.dropout,
-                layer_norm_eps=1e-12,
+                **config.transformers_sizes, visual_embedding_dim=config.feature_size, layer_norm_eps=1e-12
             )
         )
         self.encoder = BertEncoder(bert)

@@ -81,13 +81,7 @@ class VlBert(RegionStudent):
     def __init__(self, name: str, config: VlBertConfig) -> None:
         super().__init__(name, config)
         self.vlbert = VlBertModel(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_positions,
-            dropout=config.dropout,
+            **config.bert_sizes,
             visual_scale_init=config.visual_scale_init,
         )
         self.image_feature_extractor = ObjectDownsample(config.hidden_size, config.feature_size, config.dropout)

@@ -9,6 +9,8 @@ Shapes: N sequences, L text tokens, R objects, S = L + R + 1 positions, H width,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
@@ -24,33 +26,20 @@ _FREQUENCIES = 256
 class VlBertModel(nn.Module):
     """Embeddings, encoder and pooler."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        num_layers: int,
-        num_heads: int,
-        intermediate_size: int,
-        vocab_size: int,
-        max_positions: int,
-        dropout: float,
-        visual_scale_init: float,
-    ) -> None:
+    def __init__(self, *, visual_scale_init: float, **sizes: Any) -> None:
+        """Args:
+        visual_scale_init: of the norms of visual embeddings.
+        sizes: as `bert_config` takes them.
+        """
         super().__init__()
-        config = bert_config(
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            intermediate_size=intermediate_size,
-            dropout=dropout,
-            attention=ATTENTION,
-        )
-        self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
+        config = bert_config(**sizes, attention=ATTENTION)
+        hidden_size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, hidden_size)
         self.end_embedding = nn.Embedding(1, hidden_size)
-        self.position_embeddings = nn.Embedding(max_positions, hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden_size)
         self.token_type_embeddings = nn.Embedding(3, hidden_size)
         self.embedding_LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.embedding_dropout = nn.Dropout(dropout)
+        self.embedding_dropout = nn.Dropout(config.hidden_dropout_prob)
         self.visual_ln_text = nn.LayerNorm(hidden_size, eps=1e-12)
         self.visual_ln_object = nn.LayerNorm(hidden_size, eps=1e-12)
         self.encoder = BertEncoder(config)
@@ -71,12 +60,10 @@ class VlBertModel(nn.Module):
         """Return (N, S, H): text, objects, [END]. All objects share the position after the text, [END] has the next.
 
         Args:
-            words_NLH: word embeddings, perturbed or not.
             types_NL: 0 or 1.
             text_visual_NLH: what each text token sees, before its norm.
             object_visual_NRH: object representations, before their norm.
             object_linguistic_H: the one linguistic embedding of objects.
-            text_lengths_N: real tokens of each text.
         """
         num_text, num_objects = words_NLH.shape[1], object_visual_NRH.shape[1]
         text_NLH = words_NLH + self.visual_ln_text(text_visual_NLH)

@@ -104,7 +104,6 @@ def dataset_digests(
     """Digest every split that the study trains on, so that a rebuilt dataset makes other cells.
 
     Args:
-        data_root: folder of the datasets.
         recorded: what the study folder remembers; it serves where the datasets are not at hand, so that a finished
             study can be looked at anywhere.
         recipes: as `build_plan` takes them.

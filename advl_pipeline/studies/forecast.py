@@ -153,7 +153,6 @@ def forecast_study(
     finished run folders, or the size of the student, and that of the caches that are still to be extracted.
 
     Args:
-        config: which study, and where.
         measure: run a few steps of each kind of cell that no finished one is alike.
         plan_cache: plans the extraction of a missing cache; replaced in tests.
         measure_cells: runs a few steps; replaced in tests.

@@ -104,7 +104,6 @@ def build_plan(
     Args:
         folder: study folder; run folders lie in it under `cells/`.
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
-        data_root: folder of the datasets.
         init_digests: digest of each pretrained student's content; without one its path stands for it.
         dataset_digests: "dataset/split" -> digest of the content that is trained on; without one the name stands
             for it.

@@ -61,10 +61,7 @@ def run_study(
     running when this process has nothing left to do are gathered as pending.
 
     Args:
-        config: which study, and where.
         execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
-        prepare: makes sure that a cache exists.
-        digest: of a dataset's content.
         report_failure: called for each failed cell with `keep_going`.
 
     Raises:

@@ -36,7 +36,6 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
     of a word mark alone covers nothing. The bytes of the text, one a piece (ByT5), are followed exactly.
 
     Args:
-        text: the text as it was tokenised.
         pieces: the tokens of it, in order, as `convert_ids_to_tokens` gives them.
     """
     if (bytes_M2 := _byte_spans(text, pieces)) is not None:

@@ -22,7 +22,6 @@ def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) 
 
     Args:
         architecture: timm's name, with or without the tag of its weights.
-        options: how to open it.
         weights: a file of tensors (.safetensors, .pth, .pt, .bin), or a folder with exactly one; None: the hub.
 
     Raises:

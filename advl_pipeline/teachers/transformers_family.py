@@ -27,7 +27,6 @@ def open_transformers(repository: str, options: OpenOptions, *, model_type: str 
 
     Args:
         repository: as said.
-        options: how to open it.
         model_type: the family that a named teacher is of, such as "roberta"; "" takes any.
 
     Raises:

@@ -121,7 +121,6 @@ class FinetuneModel(nn.Module):
             strength: lambda.
             image_ids_B: int64, equal where two examples show the same picture.
             anchored_B: bool, pictures of a kind that pretraining saw; None for all.
-            generator: of random choices inside the method.
             perturbation: of the student's inputs in the finetune step.
             example_ids: of the batch, where the student's confidences are remembered.
         """
@@ -225,11 +224,9 @@ class FinetuneModel(nn.Module):
         """Return the pathways' terms.
 
         Args:
-            targets: of which candidate is right.
             image_ids_B: int64, equal where two examples show the same picture.
             fused: the ordinary pass, where there is one already.
             apart: the pass in which neither modality has seen the other, where there is one already.
-            generator: of random choices inside the method.
             reference: the same pass of the student as it was pretrained, in the adapt step.
         """
         right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)

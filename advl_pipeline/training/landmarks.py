@@ -40,8 +40,6 @@ def find_landmarks(
     Args:
         model: before its first step, on `device`; left in the mode that it was in.
         positions: that may be looked at; the first ones in a fixed random order are.
-        source: of the teachers' signals on them.
-        device: that the model is on.
     """
     distiller = model.distiller
     settings, teachers = distiller.settings, distiller.teachers

@@ -88,8 +88,6 @@ def run_phase(
 
     Args:
         model: trained in place.
-        accelerator: device, precision and data parallelism.
-        folder: log and checkpoints go there.
         make_batches: from a range of steps to their micro-batches; runs on the background thread.
         start_step: step of this phase to start at, more than 0 when resuming.
         checkpoint: tensors to restore when resuming inside this phase.

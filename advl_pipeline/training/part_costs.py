@@ -54,10 +54,8 @@ def measure_parts(
     """Time the parts of a step on one micro-batch; parameters are left as they are, without gradients.
 
     Args:
-        dataset: that it was trained on.
         examples: a micro-batch of one task.
         source: of the teachers' signals, None for a method without.
-        device: that the model is on.
         repeats: at least 1.
         contrasts: whether the run has an adapt step with the contrastive objective.
     """

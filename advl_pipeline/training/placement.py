@@ -47,8 +47,6 @@ def read_placement(
         student: as it is; left in the mode that it was in.
         dataset: whose texts and pictures are looked at.
         positions: that may be looked at; the first ones in a fixed random order are.
-        source: of the teachers' signals.
-        device: that the student is on.
     """
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))

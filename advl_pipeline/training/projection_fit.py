@@ -82,10 +82,7 @@ def fit_projections(
     Args:
         model: before its first step, on `device`. Its settings say whether projections start fitted and whether
             targets are checked.
-        positions: inputs to draw a sample of.
-        source: of the teachers' signals on them.
         seed: chooses the sample and what of it is held out.
-        device: that the model is on.
 
     Returns:
         What was found, by target; empty where nothing is distilled by coordinates, or neither is asked for.

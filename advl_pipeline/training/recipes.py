@@ -241,7 +241,6 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
     """Return the recipe for a student on a task.
 
     Args:
-        student: name of the student.
         task: vcr, vqa or snli-ve.
         wanted: "auto" for the published one if there is one, "none", or the path of a TOML file whose keys win over
             the published ones.

@@ -42,7 +42,6 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
 
     Args:
         kind: of the task that it trains on: vcr, vqa or snli-ve.
-        num_labelled: labelled examples that are trained on.
 
     Raises:
         ConfigError: options or a recipe that contradict each other.

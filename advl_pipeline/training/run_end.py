@@ -43,13 +43,9 @@ def end_run(
     """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
 
     Args:
-        run: as it was resolved.
         given: the options as they were given, for the base that an adapter is of.
         model: after its last step.
-        accelerator: of the main process.
-        inputs: that it learned from.
         source: of the teachers' signals, None for methods without.
-        reads: how the student reads its inputs.
         began: when the run began, by `time.perf_counter`.
 
     Raises:

@@ -257,7 +257,6 @@ def check_confidences(
 
     Args:
         estimates: by modality, on the labelled items.
-        groups: picture of each item.
         check: `auc` refuses a confidence whose 95 % interval does not lie above chance; `none` refuses nothing.
     """
     checked = []

@@ -73,8 +73,6 @@ def selected_words(
     Args:
         model: as trained.
         positions: of the examples that were trained on; those with the smallest hash of their ids are taken.
-        source: of the teachers' signals.
-        device: that the model is on.
     """
     ids = dataset.example_ids
     ranked = sorted(positions, key=lambda position: hashlib.blake2b(ids[position].encode()).digest())

@@ -112,7 +112,6 @@ def resolve_settings(
         config: options; those that are None were not given.
         chosen: recipe of the student on the task.
         task: vcr, vqa or snli-ve.
-        num_labelled: labelled examples that are trained on.
 
     Raises:
         ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.

@@ -140,7 +140,6 @@ def picture_size(
     Args:
         options: settings of it as KEY=VALUE.
         dataset: that it is finetuned on, by whose task a recipe is chosen.
-        data_root: folder of the datasets.
 
     Raises:
         ConfigError: no or an unknown student or setting, or a student that reads no squeezed pictures.

@@ -70,7 +70,6 @@ def measure_student_confidence(
     Args:
         model: as it is; left in the mode that it was in.
         positions: of the M items.
-        device: that the model is on.
     """
     was_training = model.training
     model.eval()

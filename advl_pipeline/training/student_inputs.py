@@ -53,7 +53,6 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
     """Look at what a student reads of a split.
 
     Args:
-        student: as it was built.
         positions: of the examples that it will be trained on; of these some are sampled.
         init: where its weights came from.
 

@@ -65,7 +65,6 @@ def choose_vision_targets(
 
     Args:
         positions: in it, of a sample of which the pictures are looked at.
-        source: of the teachers' signals.
 
     Raises:
         ConfigError: what was asked for is not what student and cache have, or no place of the sample has it.

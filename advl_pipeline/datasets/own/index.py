@@ -93,7 +93,6 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> OwnIndex:
     """Open the index of a dataset's rows, building it first when their content is new.
 
     Args:
-        dataset: what the user calls it.
         folder: where indices lie.
 
     Raises:

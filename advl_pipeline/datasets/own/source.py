@@ -77,9 +77,7 @@ def table_source(tables: Iterable[Table], *, pictures: Path, card: DataCard | No
     """Return the rows of files.
 
     Args:
-        tables: the files in order.
         pictures: folder that picture names are relative to.
-        card: what is known beside the columns.
 
     Raises:
         DatasetError: a file is missing or of no known format.

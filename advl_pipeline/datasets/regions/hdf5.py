@@ -27,7 +27,6 @@ class Hdf5Regions:
     """Regions of an HDF5 file; it opens when first used, in any process.
 
     Args:
-        path: of the HDF5 file.
         index: file with picture number -> row, `.pkl` or `.json`.
 
     Raises:

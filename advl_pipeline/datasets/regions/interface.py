@@ -176,7 +176,6 @@ def name_of(picture: Path, naming: Naming, *, vcr_prefix: str = "") -> str:
     """Return a picture's name in a format.
 
     Args:
-        picture: file of the picture.
         naming: see `Naming`.
         vcr_prefix: for UNITER's files of VCR, such as "vcr_val_" or "vcr_gt_val_".
 

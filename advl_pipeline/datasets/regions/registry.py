@@ -18,7 +18,6 @@ class PictureRegions:
     """Regions of the pictures of a dataset.
 
     Args:
-        naming: how the file names pictures.
         vcr_prefix: see `interface.name_of`.
         ground_truth: the file holds features of the dataset's own boxes, row by row.
     """
