@@ -129,3 +129,8 @@ def _foreign_names(folder: Path) -> list[str]:
         return []
     names = sorted(path.name for path in folder.iterdir())
     return [name for name in names if name != ".work" and not name.endswith(".partial")]
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the sizes of all files below a folder, added up."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
 from advl_pipeline.cache.config import CacheBenchConfig, ExportConfig, InfoConfig, PruneConfig
@@ -36,7 +34,7 @@ def info(config: InfoConfig, as_json: bool) -> None:
 
     result = run_info(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     state = "complete" if result.is_complete else "not finished: the command that began it resumes"
     teacher, dataset = result.identity["teacher"], result.identity["dataset"]
@@ -77,7 +75,7 @@ def verify(config: VerifyConfig, as_json: bool) -> int:
                 "is_sound": report.is_sound,
                 "num_files": len(report.files),
                 "num_bytes": report.num_bytes,
-                "findings": [dataclasses.asdict(finding) for finding in report.findings],
+                "findings": report.findings,
                 "recomputed": result.recomputed,
                 "worst_cosine_error": result.worst,
             }
@@ -105,7 +103,7 @@ def repair(config: RepairConfig, as_json: bool) -> None:
 
     result = run_repair(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     for path, problem in result.findings:
         click.echo(f"{path}: {problem}")
@@ -131,7 +129,7 @@ def export(config: ExportConfig, as_json: bool) -> None:
 
     result = run_export(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     units = ", ".join(f"{count} {name} units" for name, count in result.num_units.items())
     click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
@@ -163,7 +161,7 @@ def pull(config: PullConfig, as_json: bool) -> None:
 
     result = run_pull(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     click.echo(f"sound: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB in {result.path}")
 
@@ -181,7 +179,7 @@ def import_(config: ImportConfig, as_json: bool) -> None:
 
     result = run_import(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
 
@@ -200,7 +198,7 @@ def prune(config: PruneConfig, as_json: bool) -> None:
 
     result = run_prune(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     verb = "would remove" if config.dry_run else "removed"
     click.echo(f"{verb} {', '.join(result.removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")
@@ -219,7 +217,7 @@ def bench(config: CacheBenchConfig, as_json: bool) -> None:
 
     result = run_cache_bench(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     click.echo(f"opened in {result.open_seconds * 1e3:.1f} ms")
     for rate in result.rates:

@@ -43,7 +43,7 @@ def list_command(data_root: Path | None, as_json: bool) -> None:
 
     rows = list_datasets(data_root)
     if as_json:
-        print_json([config_to_dict(row) for row in rows])
+        print_json(rows)
         return
     for row in rows:
         state = "there" if row.present else "absent"
@@ -127,7 +127,7 @@ def build_scenes(config: ScenesConfig, as_json: bool) -> None:
 
     result = run_build_scenes(config)
     if as_json:
-        print_json(config_to_dict(result))
+        print_json(result)
         return
     click.echo(f"{'built' if result.built else 'already there'}: {result.folder}")
     for name, counts in result.counts.items():
@@ -150,7 +150,7 @@ def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
 
     result = run_hard_subset(config)
     if as_json:
-        print_json(config_to_dict(result))
+        print_json(result)
         return
     click.echo(
         f"hypothesis alone: {result.accuracy:.1f} % of {result.num_pairs:,} pairs; {result.num_hard:,} are hard"
@@ -172,7 +172,7 @@ def subset(config: SubsetConfig, as_json: bool) -> None:
     say_what_it_is([config.name], config.data_root)
     result = run_subset(config)
     if as_json:
-        print_json(config_to_dict(result))
+        print_json(result)
         return
     click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {config.name} {result.split}")
     click.echo(f"written to {config.output}")

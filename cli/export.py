@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
 from advl_pipeline.sharing.config import ExportRunConfig
@@ -28,7 +26,7 @@ def command(config: ExportRunConfig, as_json: bool) -> None:
 
     result = run_export(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     click.echo(f"{result.model}: {len(result.files)} files in {result.output}")
     if result.url:

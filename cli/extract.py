@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ def command(config: ExtractConfig, as_json: bool) -> None:
 
     result = run_extract(config)
     if as_json:
-        print_json(dataclasses.asdict(result))
+        print_json(result)
         return
     say_extraction(result, config)
 

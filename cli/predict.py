@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.config import PredictConfig
 
 from .options import SectionedCommand, config_options, json_option, print_json
@@ -26,6 +25,6 @@ def command(config: PredictConfig, as_json: bool) -> None:
 
     result = run_predict(config)
     if as_json:
-        print_json(config_to_dict(result))
+        print_json(result)
     else:
         click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")

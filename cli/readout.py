@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.config import ReadoutConfig
 
 from .options import SectionedCommand, config_options, json_option, print_json
@@ -27,7 +26,7 @@ def command(config: ReadoutConfig, as_json: bool) -> None:
 
     result = run_readout(config)
     if as_json:
-        print_json(config_to_dict(result))
+        print_json(result)
         return
     for teacher, found in result.placement.items():
         for nodes, numbers in found.items():

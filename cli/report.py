@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.reporting.config import ReportConfig
 
 from .options import config_options, json_option, print_json
@@ -28,7 +27,7 @@ def command(config: ReportConfig, as_json: bool) -> None:
 
     result = run_report(config)
     if as_json:
-        print_json({"output": str(result.output), "verdicts": [config_to_dict(item) for item in result.verdicts]})
+        print_json({"output": str(result.output), "verdicts": result.verdicts})
         return
     for verdict in result.verdicts:
         click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.evaluation.config import (
     ScoreShiftConfig,
     ScoreSnliVeConfig,
@@ -118,7 +117,7 @@ def shift(config: ScoreShiftConfig, as_json: bool) -> None:
 
     result = run_score_shift(config)
     if as_json:
-        print_json(config_to_dict(result))
+        print_json(result)
         return
     click.echo(f"{result.original_set} -> {result.shifted_set}, this one run")
     for metric, drop in result.drops.items():

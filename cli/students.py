@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -94,7 +93,8 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool
     if as_json:
         print_json(report)
         return 0 if fills else 2
-    click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded, {_half(report)}")
+    half = f"{report['num_half_precision']} of the file's in half precision, widened to float32"
+    click.echo(f"{report['source']}: {report['num_loaded']} tensors loaded, {half}")
     _print_keys("missing from the file", report["missing"])
     _print_keys("unexpected in the file", report["unexpected"])
     _print_keys("of another shape, left at fresh values", report["reinitialised"])
@@ -103,10 +103,6 @@ def load_check(name: str, checkpoint: Path, tokenizer: str | None, as_json: bool
     _print_keys("set aside (heads, pretraining objectives)", report["ignored"])
     click.echo(f"{'fills' if fills else 'does not fill'} {name}")
     return 0 if fills else 2
-
-
-def _half(report: dict[str, Any]) -> str:
-    return f"{report['num_half_precision']} of the file's in half precision, widened to float32"
 
 
 def _print_keys(label: str, keys: list[str] | tuple[str, ...]) -> None:

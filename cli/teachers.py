@@ -38,7 +38,7 @@ def list_command(as_json: bool) -> None:
 
     summaries = list_teachers()
     if as_json:
-        print_json({"teachers": [dataclasses.asdict(summary) for summary in summaries], "doors": DOORS})
+        print_json({"teachers": summaries, "doors": DOORS})
         return
     click.echo(f"{'name':<18} {'towers':<11} {'weights':<12} about")
     for summary in summaries:
@@ -64,7 +64,7 @@ def show_command(name: str, as_json: bool) -> None:
 
     details = show_teacher(name)
     if as_json:
-        print_json(dataclasses.asdict(details))
+        print_json(details)
         return
     click.echo(f"{details.summary.name}: {details.summary.about}")
     click.echo(f"  source     {details.source} ({details.summary.licence})")

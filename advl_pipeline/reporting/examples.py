@@ -146,7 +146,7 @@ def collect_examples(
     if pair is None or limit == 0:
         return None
     baseline_cell, focus_cell = pair
-    test_set = setting.test_sets[0]
+    test_set = setting.reference
     baseline = read_evaluation(result.folder / baseline_cell.run, test_set)
     focus = read_evaluation(result.folder / focus_cell.run, test_set)
     task = next((name for name in setting.tasks if focus and name in focus.scores), None)

@@ -105,7 +105,7 @@ def anchor(result: StudyResult, setting: str, metric: str = "") -> str:
 
 def in_domain(result: StudyResult, records: Iterable[Record], setting: str, metric: str) -> tuple[str, list[Record]]:
     """Return a setting's in-domain test set, its first one, and the records of a metric there."""
-    reference = next(item.test_sets[0] for item in result.study.settings if item.name == setting)
+    reference = result.study.setting(setting).reference
     wanted = (setting, metric, reference)
     return reference, [
         item for item in records if (item.place.setting, item.place.metric, item.place.test_set) == wanted

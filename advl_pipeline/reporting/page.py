@@ -105,7 +105,7 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet], words: Sequ
         headline=_headline(verdicts),
         verdicts=_verdict_views(result, verdicts, reach),
         axis=Markup(forest_axis(reach=reach)),
-        notes=_notes(verdicts),
+        notes=list(dict.fromkeys(note for verdict in verdicts for note in verdict.notes)),
         margin=f"{result.study.margin:g}",
         readouts=readout_tables(result),
         tables=wide_tables(result),
@@ -161,10 +161,6 @@ def _test_view(test: ClaimTest, reach: float, margin: float, *, identifier: str)
         outcome_class=_OUTCOME_CLASS[test.outcome],
         outcome=test.outcome,
     )
-
-
-def _notes(verdicts: Sequence[Verdict]) -> list[str]:
-    return list(dict.fromkeys(note for verdict in verdicts for note in verdict.notes))
 
 
 def _bars(result: StudyResult) -> dict[tuple[str, str, Any], Markup]:

@@ -125,7 +125,7 @@ def _low_shot(draft: _Draft, result: StudyResult) -> None:
 
 def _add_growth(draft: _Draft, result: StudyResult, metric: str) -> None:
     """Add the test that the gain over the baseline is larger at the fewest shots than at the most."""
-    wanted = (draft.setting, metric, _reference(result.study, draft.setting), result.study.focus)
+    wanted = (draft.setting, metric, result.study.setting(draft.setting).reference, result.study.focus)
     trend = next(
         (item for item in result.trends if (item.setting, item.metric, item.test_set, item.treated) == wanted), None
     )
@@ -179,7 +179,7 @@ def _parts(draft: _Draft, result: StudyResult) -> None:
         draft.lacks.append("the study leaves out no part, so it can only compare the whole with naive KD")
     elif missing := PARTS - set(parts.values()):
         draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
-    reference = _reference(study, draft.setting)
+    reference = study.setting(draft.setting).reference
     baseline = [found for found in _against_baseline(draft, result, "accuracy") if found.test_set == reference]
     for other, like in itertools.product((*kd, *parts), baseline):
         name = f"{parts[other]} (against {other})" if other in parts else f"whole method against {other}"
@@ -273,7 +273,7 @@ def is_teacher_control(study: StudyConfig, name: str) -> bool:
 
 def _in_domain(draft: _Draft, result: StudyResult) -> list[Place]:
     """Places on the in-domain test set where the focus method met its baseline."""
-    reference = _reference(result.study, draft.setting)
+    reference = result.study.setting(draft.setting).reference
     return [
         place
         for place in result.places()
@@ -281,10 +281,6 @@ def _in_domain(draft: _Draft, result: StudyResult) -> list[Place]:
         and place.test_set == reference
         and result.contrast(place, result.study.focus, result.study.baseline)
     ]
-
-
-def _reference(study: StudyConfig, setting: str) -> str:
-    return next(item.test_sets[0] for item in study.settings if item.name == setting)
 
 
 def _judge(draft: _Draft, study: StudyConfig, adjusted: Sequence[float | None]) -> Verdict:

@@ -79,6 +79,11 @@ class Setting:
     test_sets: tuple[str, ...] = option(("test",), help="The in-domain test set first, then shifted ones.")
     training: Mapping[str, Any] = field(default_factory=lambda: _NO_TABLE)
 
+    @property
+    def reference(self) -> str:
+        """The in-domain test set, with which shifted ones are compared."""
+        return self.test_sets[0]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig(Configuration):
@@ -112,6 +117,10 @@ class StudyConfig(Configuration):
     def variant(self, name: str) -> Variant:
         """Return a variant by name. Raises `ConfigError` when there is none."""
         return find_variant(name, self.variants, where=self.source)
+
+    def setting(self, name: str) -> Setting:
+        """Return one of the settings by its name."""
+        return next(setting for setting in self.settings if setting.name == name)
 
     def baseline_of(self, method: str) -> str:
         """Return the variant that `method` is compared with."""

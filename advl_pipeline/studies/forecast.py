@@ -12,6 +12,7 @@ from pathlib import Path
 from advl_pipeline.compute import device_name
 from advl_pipeline.errors import AdvlError, DatasetError, WeightsUnavailable
 from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.folders import folder_bytes
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
@@ -270,7 +271,7 @@ def _cell_bytes(cells: Sequence[Cell], *, keep_weights: bool) -> tuple[int | Non
     one at a time lies there, beside its checkpoint with two moments.
     """
     left = [cell for cell in cells if not is_finished(cell)]
-    sizes = [_folder_bytes(cell.run) for cell in cells if is_finished(cell)]
+    sizes = [folder_bytes(cell.run) for cell in cells if is_finished(cell)]
     if sizes:
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
     from advl_pipeline.training.building import student_bytes
@@ -287,7 +288,3 @@ def _cell_bytes(cells: Sequence[Cell], *, keep_weights: bool) -> tuple[int | Non
         return 4 * max(known.values(), default=0), "one student at a time, since none is kept"
     total = sum(known[(c.finetune.student, c.finetune.init, c.finetune.student_option)] for c in left)
     return total, "the size of the student"
-
-
-def _folder_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -15,6 +15,7 @@ from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
 from advl_pipeline.evaluation.statistics import summarise
+from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import (
     Evaluation,
@@ -303,15 +304,11 @@ def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
             found[key] = CacheRecord(
                 path=str(cache),
                 seconds=read_extraction_seconds(folder, cache),
-                num_bytes=_bytes(cache) if cache.exists() else None,
+                num_bytes=folder_bytes(cache) if cache.exists() else None,
                 identity=entry["identity"],
                 provenance=read_json(provenance) if provenance.exists() else {},
             )
     return tuple(found.values())
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _environments(cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:

@@ -135,7 +135,7 @@ class Table:
 
     def reference(self, place: Place) -> str:
         """Return the in-domain test set of a place's setting, which is its first."""
-        return next(item.test_sets[0] for item in self.study.settings if item.name == place.setting)
+        return self.study.setting(place.setting).reference
 
     def accuracy(self, place: Place, method: str, kind: str = WITH_PICTURE) -> Scores | None:
         return self.rows.get((place, method, kind))
@@ -155,7 +155,7 @@ class Table:
         shifted = self.accuracy(place, method)
         if origin is None or shifted is None or not (found := paired(origin, shifted)):
             return None
-        dataset = next(item.dataset for item in self.study.settings if item.name == place.setting)
+        dataset = self.study.setting(place.setting).dataset
         match = match_questions(dataset, reference, origin.ids, place.test_set, shifted.ids)
         before, after = found
         if match.questions == "same":
@@ -196,7 +196,7 @@ def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], 
             evaluation = evaluations.get((cell.cell_id, test_set))
             if evaluation is None:
                 continue
-            for metric in _metrics(plan.study, cell):
+            for metric in plan.study.setting(cell.setting).metrics:
                 if metric not in evaluation.items:
                     raise ConfigError(
                         f"A run has no item scores of {metric}.",
@@ -252,10 +252,6 @@ def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
                 )
             found[cell.cell_id, test_set] = evaluation
     return found
-
-
-def _metrics(study: StudyConfig, cell: Cell) -> tuple[str, ...]:
-    return next(setting.metrics for setting in study.settings if setting.name == cell.setting)
 
 
 def _order(
