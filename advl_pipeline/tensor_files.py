@@ -20,11 +20,18 @@ def save_tensors(
     """Write tensors, from any device, in a folder beside their place and rename the file into it.
 
     The library writes under a name that it draws, which a killed process leaves behind: in that folder it is found.
+    Tied tensors, which it refuses, are written under each of their names.
 
     Raises:
         StorageError: the disk is full or failed; the part that was written is removed.
     """
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu: dict[str, torch.Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        on_cpu[name] = value.clone() if memory in written else value
+        written.add(memory)
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path, SafetensorError):

@@ -137,7 +137,9 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
             f"transformers has no class for {student.name}.",
             where=str(run),
             why=f"it has one for {', '.join(FAMILIES)}",
-            next_command="--to torch, which needs no class",
+            next_command="advl predict, which needs the run folder"
+            if isinstance(student, GenerativeStudent)
+            else "--to torch, which needs no class",
         )
     model: Any = transformers_model(family, student, head, name)
     labels = finished.label_names[name]
@@ -165,7 +167,8 @@ def _for_torch(finished: FinishedRun, head: nn.Module, task: Task, name: str) ->
     student = finished.student
     if isinstance(student, GenerativeStudent):
         raise ConfigError(
-            f"{student.name} answers in words, which no program for torch does.", next_command="--to transformers"
+            f"{student.name} answers in words, which no program for torch does.",
+            next_command="--to transformers" if family_for(student) else "advl predict, which needs the run folder",
         )
     traced = trace_student(student, head, task)
     described = {

@@ -41,6 +41,7 @@ from advl_pipeline.students.interface import (
     Answered,
     AnswerHead,
     Perturbation,
+    PlaceKind,
     Student,
     StudentBatch,
     StudentOutput,
@@ -118,7 +119,7 @@ class GenerativeStudent(Student):
 
     config: GenerativeConfig
     config_class: ClassVar[type[GenerativeConfig]]
-    places = "patches"
+    places: PlaceKind | None = "patches"
 
     def __init__(self, name: str, config: GenerativeConfig) -> None:
         super().__init__()
@@ -288,7 +289,7 @@ class GenerativeStudent(Student):
         # Attention to the picture is spread over markers and sinks; no relevance is given.
         assert isinstance(batch, ChatBatch)
         self.refuse_perturbation(perturbation)
-        x_NSH = self.embed(batch)
+        x_NSH = self.embed(batch, mask_visual=mask_visual)
         states_NSH: torch.Tensor | None = None
         total: list[tuple[torch.Tensor, torch.Tensor]] = []
         for answers in batch.answers or (None,):
@@ -298,9 +299,9 @@ class GenerativeStudent(Student):
                 total.append(sum_likelihoods(answers, final, self.model.lm_head, batch.num_answers))
         assert states_NSH is not None
         return StudentOutput(
-            text_states_NLH=_gathered(states_NSH, batch.text_place_NL),
-            visual_states_NRH=_gathered(states_NSH, batch.visual_place_NR),
-            pooled_NP=_gathered(states_NSH, batch.length_N[:, None] - 1)[:, 0],
+            text_states_NLH=gathered(states_NSH, batch.text_place_NL),
+            visual_states_NRH=gathered(states_NSH, batch.visual_place_NR),
+            pooled_NP=gathered(states_NSH, batch.length_N[:, None] - 1)[:, 0],
             answered=Answered(
                 log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
                 num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
@@ -326,7 +327,7 @@ class GenerativeStudent(Student):
         place_NS = torch.arange(size, device=batch.length_N.device) - (size - batch.length_N[:, None])
         shown_NS = place_NS >= 0
         found = self.model.generate(
-            inputs_embeds=_gathered(self.embed(batch), place_NS.clamp(min=0)),
+            inputs_embeds=gathered(self.embed(batch), place_NS.clamp(min=0)),
             attention_mask=shown_NS.long(),
             max_new_tokens=self.config.max_new_tokens,
             do_sample=False,
@@ -335,8 +336,11 @@ class GenerativeStudent(Student):
         )
         return [self.chat.decode(row) for row in found.tolist()]
 
-    def embed(self, batch: ChatBatch) -> torch.Tensor:
-        """Return (N, S, H): words, and the pictures' features in the places of their tokens."""
+    def embed(self, batch: ChatBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        """Return (N, S, H): words, and the pictures' features in the places of their tokens.
+
+        With `mask_visual` no word may hold anything of the picture.
+        """
         words_NSH = self.model.get_input_embeddings()(batch.sequence_ids_NS)
         first = np.cumsum([0, *batch.num_candidates])[:-1].tolist()
         counts = batch.visual_mask_NR[first].sum(1).tolist()
@@ -447,5 +451,6 @@ def _padded(rows: Sequence[npt.NDArray[np.int64]], value: int) -> torch.Tensor:
     return pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
-def _gathered(states_NSH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
+def gathered(states_NSH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
+    """Return (N, L, H): of each sequence the states at its places."""
     return states_NSH.gather(1, place_NL[..., None].expand(-1, -1, states_NSH.shape[2]))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BUILDERS: dict[str, str] = {
     **dict.fromkeys(("scenes-small", "scenes-small-lm"), "advl_pipeline.students.scenes_small:build"),
     "scenes-uniter": "advl_pipeline.students.scenes_uniter:build",
+    "scenes-smolvlm": "advl_pipeline.students.scenes_smolvlm:build",
     "scenes-vilt": "advl_pipeline.students.scenes_vilt:build",
     **{
         f"{family}-{size}": "advl_pipeline.students.uniter:build"

@@ -129,7 +129,7 @@ class SmolVlm(GenerativeStudent):
             "image_splitting": False,
         },
     }
-    lora = LoraSettings(
+    lora: LoraSettings | None = LoraSettings(
         rank=8,
         alpha=8.0,
         targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),

@@ -196,12 +196,13 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
     dataset: str = option("scenes-captions", help="Image-caption pairs with phrase boxes.")
     split: str = option("train", help="Split to train on.")
     student: str = option(
-        "scenes-small", help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter or scenes-vilt."
+        "scenes-small",
+        help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter, scenes-vilt or scenes-smolvlm.",
     )
     seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
     warmup_steps: int = option(500, help="Steps of region-phrase contrast alone.", minimum=0)
     joint_steps: int = option(
-        250, help="Steps of all objectives together: contrast, masked words, matching, naming.", minimum=0
+        250, help="Steps of all objectives together: contrast, words, matching, naming.", minimum=0
     )
     batch_size: int = option(96, help="Pairs per step.", minimum=1)
     learning_rate: float = option(1e-3, help="Peak learning rate.", above=0)

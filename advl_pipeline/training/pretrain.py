@@ -1,7 +1,8 @@
 """`run_pretrain`: make a small student a vision-language model pretrained on image-text pairs, and on nothing more.
 
-First region-phrase contrast alone, on states that have not met, then contrast, masked words, image-text matching and
-naming of regions together: masked words and matching alone do not ground words in regions at this size. The result
+First region-phrase contrast alone, on states that have not met, then contrast, words, image-text matching and
+naming of regions together: words and matching alone do not ground words in regions at this size. Words are masked
+ones, or of a chat model the whole caption. The result
 is stored once and identified by its dataset's content and its settings, as a cache is. With the student are stored
 its naming head, from which multiple choice starts, and the words of the captions, which it may be said to know.
 """
@@ -29,6 +30,7 @@ from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
 from advl_pipeline.folders import require_folder
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs import names
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.registry import build_student
@@ -246,7 +248,21 @@ def _joint(
     config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _JointBatch, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Return the objectives of states in which text and picture have met."""
-    shown = batch.few
+    return {
+        "words": _words(config, student, heads, batch.few, generator),
+        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
+        "naming": heads.name(student.encode(batch.questions), batch.questions.num_candidates),
+    }
+
+
+def _words(
+    config: PretrainConfig, student: Student, heads: PretrainHeads, shown: StudentBatch, generator: torch.Generator
+) -> torch.Tensor:
+    """Return what captions' words cost: foretold one by one by a student that answers in words, else masked ones."""
+    if isinstance(student, GenerativeStudent):
+        answered = student.encode(shown).answered
+        assert answered is not None
+        return -answered.log_likelihood_NK.sum() / answered.num_tokens_NK.sum()
     words, mask_id = student.word_table()
     masked_ids, targets = mask_words(
         shown.token_ids_NL,
@@ -255,8 +271,4 @@ def _joint(
         mask_id=mask_id,
         generator=generator,
     )
-    return {
-        "words": heads.masked_words(student.encode(replace(shown, token_ids_NL=masked_ids)), words.weight, targets),
-        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
-        "naming": heads.name(student.encode(batch.questions), batch.questions.num_candidates),
-    }
+    return heads.masked_words(student.encode(replace(shown, token_ids_NL=masked_ids)), words.weight, targets)

@@ -21,6 +21,7 @@ from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelStudent
+from advl_pipeline.training.targets import shape_logits
 
 
 @dataclass(kw_only=True)
@@ -194,9 +195,8 @@ class PretrainHeads(nn.Module):
 
     def name(self, output: StudentOutput, num_candidates: Sequence[int]) -> torch.Tensor:
         """Return cross-entropy of which phrase names the box (see `region_questions`): the first of each example."""
-        logits = self.naming(output.pooled_NP)[:, 0].split(list(num_candidates))
-        padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True, padding_value=-torch.inf)
-        return functional.cross_entropy(padded, torch.zeros(len(padded), dtype=torch.long))
+        logits = shape_logits(output.class_logits(self.naming), num_candidates, is_choice=True)
+        return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
 
 
 def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:

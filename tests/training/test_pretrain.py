@@ -24,7 +24,7 @@ from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_tar
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.run_signals import _known_words
 
-STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt")
+STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
 
 
 def settings(small_corpus: Any, output: Path, **changes: Any) -> PretrainConfig:

@@ -1,0 +1,102 @@
+"""`scenes-smolvlm`: a SmolVLM small enough to be pretrained on a CPU, over the boxes of a picture.
+
+SmolVLM's modules, used otherwise in two places, because of its size and of the corpus. The tiles of a picture are the
+whole of it and then each box, one token each: what a model of some thousand steps can see. And a word that names an
+object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
+"object 3" is.
+
+Shapes: N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first), H width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.generative import ChatBatch, Picture, gathered
+from advl_pipeline.students.region_pixels import RegionPixels, box_positions
+from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
+from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
+
+TEXT = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "vocab_size": 30563, "pad_token_id": 0, "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 12,
+    "patch_size": 12,
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class TaggedChatBatch(ChatBatch):
+    """Adds `tag_NS` (int64): the picture token that a token of the text refers to by tag, or -1."""
+
+    tag_NS: torch.Tensor
+
+
+class ScenesSmolVlm(SmolVlm):
+    """The student."""
+
+    places = "regions"
+    lora = None
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "scenes-smolvlm": {
+            "architecture": architecture(
+                TEXT, VISION, image_token_id=30525, scale_factor=1, tie_word_embeddings=True
+            ),
+            "tokenizer": EMBEDDED_TOKENIZER,
+            "image_splitting": False,
+            "align_layer": 1,
+            "dropout": 0.1,
+        },
+    }
+
+    def __init__(self, name: str, config: SmolVlmConfig) -> None:
+        super().__init__(name, config)
+        self.regions = RegionPixels(int(self.model.config.vision_config.image_size))
+
+    def read_picture(self, unit: ImageUnit) -> Picture:
+        crops = torch.from_numpy(self.regions.crops(unit)).permute(0, 3, 1, 2)
+        places_R4 = box_positions(unit)[:, :4]
+        places_R4[0] = np.nan
+        return Picture(token_ids=(self.chat.image_token_id,) * len(crops), pixels=crops, places_R4=places_R4)
+
+    def collate(self, examples: Sequence[Example]) -> TaggedChatBatch:
+        batch = super().collate(examples)
+        tag_NL = torch.full(batch.token_ids_NL.shape, -1)
+        starts_NL, ends_NL = batch.char_spans_NL2.unbind(-1)
+        candidates = (candidate for example in examples for candidate in example.candidates)
+        for row, candidate in enumerate(candidates):
+            for tag in candidate.tags:
+                inside_L = (starts_NL[row] >= tag.start) & (ends_NL[row] <= tag.end) & (ends_NL[row] > starts_NL[row])
+                tag_NL[row, inside_L] = 1 + tag.box
+        # Padding is written to the template's first token, which names nothing either.
+        tag_NS = torch.full(batch.sequence_ids_NS.shape, -1).scatter(1, batch.text_place_NL, tag_NL)
+        box_R = torch.arange(batch.visual_mask_NR.shape[1]) - 1
+        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+        return TaggedChatBatch(**values | {"box_index_NR": box_R.where(batch.visual_mask_NR, -1)}, tag_NS=tag_NS)
+
+    def embed(self, batch: ChatBatch, *, mask_visual: bool = False) -> torch.Tensor:
+        assert isinstance(batch, TaggedChatBatch)
+        x_NSH = functional.dropout(super().embed(batch), self.config.dropout, self.training)
+        if mask_visual:
+            return x_NSH
+        shown_NRH = gathered(x_NSH, batch.visual_place_NR)
+        return x_NSH + gathered(shown_NRH, batch.tag_NS.clamp(min=0)) * (batch.tag_NS >= 0)[..., None]
+
+    def word_table(self) -> tuple[nn.Embedding, int]:
+        return self.model.get_input_embeddings(), self.processor.tokenizer.convert_tokens_to_ids("[MASK]")
+
+
+build = builder(ScenesSmolVlm)
