@@ -23,7 +23,7 @@ from torch.nn import functional
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.generative import ChatBatch, Picture, gathered
-from advl_pipeline.students.region_pixels import RegionPixels, box_positions
+from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
