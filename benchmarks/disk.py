@@ -25,6 +25,7 @@ from benchmarks.rows import Row
 
 _PAIRS = (("clip-vit-l", "roberta-l"), ("clip-vit-b", "roberta-b"), ("efficientnet-lite0", "minilm-l6"))
 _GRID_SIDE = 12
+_SHARD_ROWS = 32768
 _OPTIONS: dict[str, dict[str, Any]] = {
     "float16": {},
     "int8": {"dtype": "int8"},
@@ -104,12 +105,12 @@ def _sample(folder: Path, inputs: Inputs) -> tuple[dict[str, float], float]:
     return sizes, float(np.mean(store.token_lengths(list(store.ids))))
 
 
-def _text_bytes(inputs: Inputs, mean_tokens: float, stored: Any) -> float:
+def _text_bytes(inputs: Inputs, mean_tokens: float, stored: Any) -> int:
     card, count = CATALOGUE["minilm-l6"], len(inputs.text_units())
-    return stored_bytes(count * mean_tokens, count, stored, card.token_dim, card.text_dim)
+    return _bytes("text", count * mean_tokens, count, stored, card.token_dim, card.text_dim)
 
 
-def _pair_bytes(dataset: str, split: Split, pair: tuple[str, str], stored: StoredDtype) -> tuple[float, float]:
+def _pair_bytes(dataset: str, split: Split, pair: tuple[str, str], stored: StoredDtype) -> tuple[int, int]:
     """Return the bytes of pictures and of texts."""
     facts = [load_card(dataset).split(name) for name in split.names]
     num_pictures = sum(int(fact["pictures"]) for fact in facts)
@@ -118,6 +119,10 @@ def _pair_bytes(dataset: str, split: Split, pair: tuple[str, str], stored: Store
     cells = min(seen.grid_shape[0], _GRID_SIDE) * min(seen.grid_shape[1], _GRID_SIDE)
     # A box's feature is a global feature of its cut-out.
     rows, width = (split.mean_boxes, seen.image_dim) if split.mean_boxes else (cells, seen.grid_dim)
-    of_pictures = stored_bytes(num_pictures * rows, num_pictures, stored, width, seen.image_dim)
-    of_texts = stored_bytes(num_texts * split.mean_tokens, num_texts, stored, read.token_dim, read.text_dim)
+    of_pictures = _bytes("image", num_pictures * rows, num_pictures, stored, width, seen.image_dim)
+    of_texts = _bytes("text", num_texts * split.mean_tokens, num_texts, stored, read.token_dim, read.text_dim)
     return of_pictures, of_texts
+
+
+def _bytes(modality: str, rows: float, units: int, stored: StoredDtype, token_dim: int, global_dim: int) -> int:
+    return stored_bytes(modality, round(rows), units, stored, token_dim, global_dim, shard_rows=_SHARD_ROWS)

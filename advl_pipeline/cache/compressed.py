@@ -17,11 +17,12 @@ import numpy as np
 from advl_pipeline.cache.arrays import CacheArray, MappedArray, Positions, Rows
 from advl_pipeline.cache.compression import decompress_into
 from advl_pipeline.cache.layout import ABSENT_CHUNK, DTYPES, ArraySpec
+from advl_pipeline.cache.readahead import available_memory
 from advl_pipeline.cache.store import Readable
 from advl_pipeline.compute import num_cores
 
-KEPT_BYTES = 128 << 20
-"""Of decoded chunks of one array: a small cache is decoded once, of a large one the last chunks are kept."""
+_KEPT_SHARE = 16
+_LEAST_KEPT, _MOST_KEPT = 128 << 20, 1 << 30
 
 _MAX_THREADS = 8
 _CHUNKS_PER_THREAD = 4
@@ -30,14 +31,26 @@ _CHUNKS_PER_THREAD = 4
 _Chunk = tuple[int, int]
 
 
-class CompressedArray(CacheArray):
-    """A compressed array: the inner chunks that hold the rows are decoded."""
+def decoded_budget(available: int) -> int:
+    """Return how many bytes of an array's decoded chunks are kept, given those of memory that are available.
 
-    def __init__(self, store: Readable, spec: ArraySpec, *, kept_bytes: int = KEPT_BYTES) -> None:
+    A small cache is decoded once, of a large one the last chunks are kept.
+    """
+    return min(max(available // _KEPT_SHARE, _LEAST_KEPT), _MOST_KEPT)
+
+
+class CompressedArray(CacheArray):
+    """A compressed array: the inner chunks that hold the rows are decoded.
+
+    `kept_bytes` bounds the decoded chunks that are kept [default: `decoded_budget`].
+    """
+
+    def __init__(self, store: Readable, spec: ArraySpec, *, kept_bytes: int | None = None) -> None:
         super().__init__(store, spec)
         self._chunk_ends: dict[int, Positions] = {}
         self._kept: OrderedDict[_Chunk, Rows] = OrderedDict()
-        self._max_kept = kept_bytes // spec.chunk_bytes
+        budget = decoded_budget(available_memory()) if kept_bytes is None else kept_bytes
+        self._max_kept = budget // spec.chunk_bytes
         self._lock = threading.Lock()
 
     def shard(self, shard: int) -> Rows:

@@ -151,7 +151,7 @@ class Distiller(nn.Module):
         image_ids_B: torch.Tensor,
         *,
         relevance_NL: torch.Tensor | None = None,
-        reference: StudentOutput | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> DistillationTerms:
         """Compute the pathway losses of a batch.
@@ -162,16 +162,16 @@ class Distiller(nn.Module):
                 example without one must be all True.
             image_ids_B: int64, equal where two examples show the same picture.
             relevance_NL: the student's attention from each token to the picture.
-            reference: states by which known regions are told from others [default: `distilled`].
+            known: which regions are known, by teacher [default: by `known_regions` of `distilled`].
             generator: of words and regions that are drawn.
         """
         example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
         pairs: dict[Target, Pair] = {}
-        vision_N = self._vision(
-            distilled, reference or distilled, batch, signal, example_N, image_ids_B, generator, pairs
-        )
+        if known is None:
+            known = self.known_regions(distilled, batch, signal)
+        vision_N = self._vision(distilled, known, batch, signal, example_N, image_ids_B, generator, pairs)
         text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, pairs)
         return DistillationTerms(
             pathways={
@@ -206,6 +206,7 @@ class Distiller(nn.Module):
         reference: StudentOutput,
         batch: StudentBatch,
         signal: TeacherSignal,
+        known: Mapping[str, torch.Tensor],
         anchored_B: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return how far text that pretraining taught, and what pictures show, have moved from where it left them.
@@ -217,6 +218,7 @@ class Distiller(nn.Module):
             states: of the student, from one modality each.
             reference: those of the student as it was pretrained, on the same batch.
             signal: with how well pretraining knew each word, and the teachers' regions.
+            known: of `known_regions`.
             anchored_B: bool, whose pictures count; None for all.
         """
         rows, words = self.everywhere.rows, signal.words
@@ -225,7 +227,7 @@ class Distiller(nn.Module):
         word_NL = words.word_of_token_NL
         held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
         shown_NL = batch.token_mask_NL
-        visible_NR = batch.visual_mask_NR & ~self._placed_tokens(signal, reference, batch)
+        visible_NR = batch.visual_mask_NR & ~_placed_tokens(signal, known, batch)
         if anchored_B is not None:
             visible_NR = (
                 visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
@@ -309,10 +311,26 @@ class Distiller(nn.Module):
             temperature=self.log_temperature.exp().clamp(min=0.01),
         )
 
+    def known_regions(
+        self, states: StudentOutput, batch: StudentBatch, signal: TeacherSignal
+    ) -> dict[str, torch.Tensor]:
+        """Return (B, S) bool of each teacher with landmarks: which regions the student names clearly.
+
+        Of a teacher that is not among them all regions are distilled.
+        """
+        first_B = first_sequences(batch.num_candidates, states.visual_states_NRH.device)
+        return {
+            name: landmarks.known(
+                pool_to_regions(states.visual_states_NRH[first_B].detach(), signal.vision[name].shares_BSR)[0]
+            )
+            for name, landmarks in self.region_landmarks.items()
+            if name in signal.vision
+        }
+
     def _vision(
         self,
         distilled: StudentOutput,
-        reference: StudentOutput,
+        known: Mapping[str, torch.Tensor],
         batch: StudentBatch,
         signal: TeacherSignal,
         example_N: torch.Tensor,
@@ -334,7 +352,7 @@ class Distiller(nn.Module):
                     one,
                     image_ids_B,
                     landmarks=self.region_landmarks.get(name),
-                    known_BS=self._known_regions(name, one, reference, batch),
+                    known_BS=known.get(name),
                     generator=generator,
                     everywhere=self.everywhere,
                 )[example_N]
@@ -354,31 +372,6 @@ class Distiller(nn.Module):
             compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
             losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
-
-    def _known_regions(
-        self, name: str, one: VisionSignal, reference: StudentOutput, batch: StudentBatch
-    ) -> torch.Tensor | None:
-        """Return (B, S) bool: which regions the student names clearly; None where all of them are distilled."""
-        landmarks = self.region_landmarks.get(name)
-        if landmarks is None:
-            return None
-        first_B = first_sequences(batch.num_candidates, reference.visual_states_NRH.device)
-        states_BSH, _ = pool_to_regions(reference.visual_states_NRH[first_B].detach(), one.shares_BSR)
-        return landmarks.known(states_BSH)
-
-    def _placed_tokens(self, signal: TeacherSignal, reference: StudentOutput, batch: StudentBatch) -> torch.Tensor:
-        """Return (N, R) bool: the visual tokens that stand for a region which a teacher places."""
-        first_B = first_sequences(batch.num_candidates, reference.visual_states_NRH.device)
-        placed_BR = torch.zeros_like(batch.visual_mask_NR[first_B])
-        for name, one in signal.vision.items():
-            known_BS = self._known_regions(name, one, reference, batch)
-            if known_BS is not None:
-                assert one.region_mask_BS is not None
-                unplaced_BS = one.region_mask_BS & ~known_BS
-                if one.shares_BSR is not None:
-                    unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
-                placed_BR |= unplaced_BS
-        return placed_BR[example_of_sequence(batch.num_candidates, placed_BR.device)]
 
     def _vision_target(self, name: str, one: VisionSignal) -> VisionTarget:
         default: VisionTarget = "image" if one.regions_BSD is None else "regions"
@@ -489,6 +482,21 @@ class Distiller(nn.Module):
 def module_key(teacher: str) -> str:
     """Return a teacher's name as a key that a module dictionary takes (it takes no dots)."""
     return teacher.replace(".", "_")
+
+
+def _placed_tokens(signal: TeacherSignal, known: Mapping[str, torch.Tensor], batch: StudentBatch) -> torch.Tensor:
+    """Return (N, R) bool: the visual tokens that stand for a region which a teacher places."""
+    placed_BR = torch.zeros_like(
+        batch.visual_mask_NR[first_sequences(batch.num_candidates, batch.visual_mask_NR.device)]
+    )
+    for name, known_BS in known.items():
+        one = signal.vision[name]
+        assert one.region_mask_BS is not None
+        unplaced_BS = one.region_mask_BS & ~known_BS
+        if one.shares_BSR is not None:
+            unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
+        placed_BR |= unplaced_BS
+    return placed_BR[example_of_sequence(batch.num_candidates, placed_BR.device)]
 
 
 def _expand_vision(signal: VisionSignal, example_N: torch.Tensor) -> VisionSignal:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from advl_pipeline.cache.quantise import StoredDtype, wide_dtype
+from advl_pipeline.cache import schema
+from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import place
+from advl_pipeline.cache.records import ModalityRecord, PlanRecord
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.interface import Dataset
@@ -24,8 +26,6 @@ from advl_pipeline.extraction.part import open_part
 from advl_pipeline.extraction.sources import Source, TokenCounts, image_tokens_of
 from advl_pipeline.teachers.catalogue import TeacherCard
 
-_BYTES_OF: dict[StoredDtype, int] = {"float16": 2, "float32": 4, "int8": 1, "uint8": 1}
-_PER_UNIT_BYTES = 64
 _PIECES_PER_WORD = 1.15
 """Word pieces of a word or mark of plain English, about; only where no tokenizer is at hand."""
 
@@ -71,8 +71,16 @@ def estimate(
         for shard in range(placement.num_shards)
         for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
     ]
-    token_dim = source.tower.token_dim if source.has_tokens else 0
-    num_bytes = stored_bytes(placement.num_rows, placement.num_units, stored, token_dim, source.tower.global_dim)
+    token_dim = source.tower.token_dim if source.has_tokens else None
+    num_bytes = stored_bytes(
+        source.modality,
+        placement.num_rows,
+        placement.num_units,
+        stored,
+        token_dim,
+        source.tower.global_dim,
+        shard_rows=shard_rows,
+    )
     return Estimate(
         modality=source.modality,
         num_units=placement.num_units,
@@ -80,7 +88,7 @@ def estimate(
         margin=counts.margin,
         num_token_rows=int(placement.lengths_N.sum()),
         num_shards=placement.num_shards,
-        num_bytes=round(num_bytes),
+        num_bytes=num_bytes,
         padded_share=padded_share(batches, placement.lengths_N),
         seconds=_trial_seconds(source, batches) if trial else None,
     )
@@ -93,26 +101,61 @@ def bytes_by_card(config: ExtractConfig, card: TeacherCard) -> int:
         ConfigError, DatasetError: as `open_part`.
     """
     dataset = open_part(config)
-    total = 0.0
+    total = 0
     if "image" in card.modalities and config.modality != "text":
         units, kind = dataset.image_units(), image_tokens_of(config, dataset)
         cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
         rows = {"grid": cells * len(units), "none": 0}.get(kind, sum(max(1, len(unit.boxes_R4)) for unit in units))
-        total += stored_bytes(rows, len(units), config.dtype, card.grid_dim if rows else 0, card.image_dim)
+        width = card.grid_dim if rows else None
+        total += stored_bytes(
+            "image", rows, len(units), config.dtype, width, card.image_dim, shard_rows=config.shard_rows
+        )
     if "text" in card.modalities and config.modality != "image":
         texts = dataset.text_units()
         drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
         words = np.mean([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
         pieces = float(words) * _PIECES_PER_WORD * (config.select_tokens or 1.0)
-        total += stored_bytes(pieces * len(texts), len(texts), config.dtype, card.token_dim, card.text_dim)
-    return round(total)
+        rows = round(pieces * len(texts))
+        total += stored_bytes(
+            "text", rows, len(texts), config.dtype, card.token_dim, card.text_dim, shard_rows=config.shard_rows
+        )
+    return total
 
 
-def stored_bytes(rows: float, units: int, stored: StoredDtype, token_dim: int, global_dim: int) -> float:
-    """Return the bytes of so many token rows and units; `token_dim` is 0 where there are no token features."""
-    wide = _BYTES_OF[wide_dtype(stored)]
-    row_bytes = token_dim * _BYTES_OF[stored] + 8 if token_dim else 0
-    return rows * row_bytes + units * (global_dim * wide + _PER_UNIT_BYTES)
+def stored_bytes(
+    modality: str,
+    rows: int,
+    units: int,
+    stored: StoredDtype,
+    token_dim: int | None,
+    global_dim: int,
+    *,
+    shard_rows: int,
+) -> int:
+    """Return the bytes of a modality's arrays, uncompressed, whole chunks and their metadata among them.
+
+    Args:
+        modality: image or text.
+        rows: token rows.
+        units: that have them.
+        stored: stored dtype of token rows.
+        token_dim: None where there are no token features.
+        global_dim: of a unit's global feature.
+        shard_rows: token rows per shard.
+    """
+    shape = ModalityRecord(num_units=units, global_dim=global_dim, token_dim=token_dim, spans=modality == "text")
+    plan = PlanRecord(
+        identity_sha256="", stored_dtype=stored, shard_rows=shard_rows, modalities={modality: shape}, files={}
+    )
+    arrays = [
+        schema.global_spec(modality, plan),
+        schema.stat_spec(modality, "norm", units),
+        *schema.plan_specs(modality, units).values(),
+        *schema.index_specs(modality, units).values(),
+        *schema.moment_specs(modality, plan).values(),
+        *schema.token_specs(modality, plan, rows).values(),
+    ]
+    return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays)
 
 
 def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], dataset: Dataset) -> tuple[Estimate, ...]:

@@ -30,12 +30,12 @@ Part = Literal["the model", "preparing batches", "the cores", "the disk"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCosts:
-    """What a step costs: seconds of the model and the cores that it computes on, 0 on another device; seconds of one
-    core to prepare its batch; bytes that it reads.
+    """What a step costs: seconds of the model, and of all cores for it, 0 on another device; seconds of one core to
+    prepare its batch; bytes that it reads.
     """
 
     model: float
-    model_cores: int
+    model_on_cores: float
     preparing: float
     num_bytes: float
 
@@ -64,7 +64,7 @@ class Forecast:
         found: dict[Part, float] = {
             "the model": costs.model,
             "preparing batches": costs.preparing / min(machine.workers, machine.cores),
-            "the cores": (costs.model * costs.model_cores + costs.preparing) / machine.cores,
+            "the cores": (costs.model_on_cores + costs.preparing) / machine.cores,
         }
         if machine.bytes_per_second is not None:
             found["the disk"] = costs.num_bytes / machine.bytes_per_second
@@ -103,7 +103,11 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         summary = run_finetune(trial).summary
         lines = (trial.output / names.METRICS).read_text(encoding="utf-8").splitlines()
     steps = [step for step in map(json.loads, lines) if step["phase"] == "finetune"]
-    measured = statistics.median(step["seconds"] for step in steps[len(steps) // 2 :])
+    # Beside the threads that prepare, the model takes longer than the cores compute for it.
+    measured, on_core = (
+        statistics.median(step[clock] for step in steps[len(steps) // 2 :])
+        for clock in ("seconds", "seconds_of_processor")
+    )
     phase = summary["phases"]["finetune"]
     on_cpu = config.step_ms is None and torch.device(resolved(config).device).type == "cpu"
     # An epoch reads no more of a cache than all of it.
@@ -113,7 +117,7 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         num_steps=num_steps,
         costs=StepCosts(
             model=measured if config.step_ms is None else config.step_ms / 1e3,
-            model_cores=min(torch.get_num_threads(), num_cores()) if on_cpu else 0,
+            model_on_cores=on_core * min(torch.get_num_threads(), num_cores()) if on_cpu else 0.0,
             preparing=summary["seconds_preparing"],
             num_bytes=num_bytes / num_steps,
         ),

@@ -156,22 +156,25 @@ class FinetuneModel(nn.Module):
             contrast = self.distiller.contrast(apart, batch, right_B, image_ids_B, known_B=targets.known_B)
             terms.weighted["contrast"] = contrast
             terms.raw["contrast"] = contrast.detach()
-        reference = None
+        reference = known = None
         if self.anchor:
+            assert signal is not None
             with torch.no_grad():
                 reference = self.anchor[0].encode_unimodal(batch)
+            known = self.distiller.known_regions(reference, batch, signal)
         if signal is not None:
             for name, term in self.distilled(
-                batch, targets, signal, image_ids_B, None, apart, generator, reference=reference
+                batch, targets, signal, image_ids_B, None, apart, generator, known=known
             ).items():
                 terms.weighted[name] = term.value_B.mean()
                 terms.note(name, term)
         if reference is not None:
             assert apart is not None
             assert signal is not None
+            assert known is not None
             if self.hide_picture:
                 anchored_B = torch.zeros_like(image_ids_B, dtype=torch.bool)
-            drift = self.distiller.drift(apart, reference, batch, signal, anchored_B)
+            drift = self.distiller.drift(apart, reference, batch, signal, known, anchored_B)
             terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
             terms.raw["drift"] = drift.detach()
         return terms
@@ -219,7 +222,7 @@ class FinetuneModel(nn.Module):
         apart: StudentOutput | None,
         generator: torch.Generator | None,
         *,
-        reference: StudentOutput | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
     ) -> Mapping[str, PathwayTerm]:
         """Return the pathways' terms.
 
@@ -227,12 +230,12 @@ class FinetuneModel(nn.Module):
             image_ids_B: int64, equal where two examples show the same picture.
             fused: the ordinary pass, where there is one already.
             apart: the pass in which neither modality has seen the other, where there is one already.
-            reference: the same pass of the student as it was pretrained, in the adapt step.
+            known: which regions the student as it was pretrained names clearly, in the adapt step.
         """
         right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
         is_right_N = self._right_mask(batch, right_B, targets)
         return self.distillation_terms(
-            batch, signal, is_right_N, image_ids_B, fused=fused, apart=apart, reference=reference, generator=generator
+            batch, signal, is_right_N, image_ids_B, fused=fused, apart=apart, known=known, generator=generator
         ).pathways
 
     def distillation_terms(
@@ -244,7 +247,7 @@ class FinetuneModel(nn.Module):
         *,
         fused: StudentOutput | None = None,
         apart: StudentOutput | None = None,
-        reference: StudentOutput | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> DistillationTerms:
         """Return terms and selected words from the states that the run distils; see `distilled`."""
@@ -264,7 +267,7 @@ class FinetuneModel(nn.Module):
             is_right_N,
             image_ids_B,
             relevance_NL=None if fused is None else fused.relevance_NL,
-            reference=reference,
+            known=known,
             generator=generator,
         )
 

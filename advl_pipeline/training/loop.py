@@ -104,7 +104,7 @@ def run_phase(
     began = time.perf_counter()
     with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
         for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
-            step_began, waited_before = time.perf_counter(), batches.seconds_waited
+            step_began, processor_before = time.perf_counter(), time.thread_time()
             factor = rate_factor(settings, step, num_steps=plan.num_steps)
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
@@ -132,8 +132,10 @@ def run_phase(
                 "learning_rate": settings.learning_rate * factor,
                 "lambda": strength,
                 "seconds": time.perf_counter() - step_began,
-                "seconds_waited": batches.seconds_waited - waited_before,
+                "seconds_of_processor": time.thread_time() - processor_before,
+                "seconds_waited": batches.seconds_waited - timing.seconds_waited,
             }
+            timing.seconds_waited = batches.seconds_waited
             pending.append(record)
             progress(1)
             if saves:
@@ -142,7 +144,6 @@ def run_phase(
                 folder.log(pending)
                 pending.clear()
                 save_checkpoint(folder.checkpoint, model, optimizer.optimizer, step=step + 1, phase=plan.phase)
-        timing.seconds_waited = batches.seconds_waited
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
     model.distiller.everywhere = ALONE

@@ -413,9 +413,10 @@ def test_regions_that_the_student_names_are_held_and_the_others_are_placed() -> 
     left = StudentOutput(
         text_states_NLH=output.text_states_NLH, visual_states_NRH=visual.detach(), pooled_NP=output.pooled_NP
     )
+    known = distiller.known_regions(left, batch, signal)
     for moved, is_free in ((is_region_NR & ~is_known_NR, True), (is_region_NR & is_known_NR, False)):
         shifted = replace(left, visual_states_NRH=torch.where(moved[..., None], 2 * visual.detach(), visual.detach()))
-        assert (float(distiller.drift(shifted, left, batch, signal)) == 0.0) == is_free
+        assert (float(distiller.drift(shifted, left, batch, signal, known)) == 0.0) == is_free
 
 
 def test_related_texts_equal_the_loop() -> None:

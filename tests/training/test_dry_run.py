@@ -15,7 +15,7 @@ from advl_pipeline.training.dry_run import Forecast, Machine, StepCosts
 
 seconds = st.floats(1e-4, 10)
 costs = st.builds(
-    StepCosts, model=seconds, model_cores=st.integers(0, 8), preparing=seconds, num_bytes=st.floats(0, 1e10)
+    StepCosts, model=seconds, model_on_cores=st.floats(0, 80), preparing=seconds, num_bytes=st.floats(0, 1e10)
 )
 machines = st.builds(
     Machine,
@@ -32,7 +32,7 @@ def test_an_epoch_takes_what_its_slowest_part_takes(costs: StepCosts, machine: M
     assert all(found.seconds_per_step >= part for part in found.parts.values())
     assert found.seconds_per_step >= costs.model
     # Whatever the machine, no core does two things at once.
-    work = costs.model * costs.model_cores + costs.preparing
+    work = costs.model_on_cores + costs.preparing
     assert found.seconds_per_step * machine.cores >= work * (1 - 1e-9)
     assert ("the disk" in found.parts) == (machine.bytes_per_second is not None)
 
@@ -52,7 +52,7 @@ def test_more_of_anything_never_takes_longer(costs: StepCosts, machine: Machine,
 
 def test_a_gpu_waits_for_one_core_and_not_for_eight() -> None:
     """64 photos of 11 ms each beside a step of 100 ms."""
-    costs = StepCosts(model=0.1, model_cores=0, preparing=64 * 0.011, num_bytes=64 * 3e5)
+    costs = StepCosts(model=0.1, model_on_cores=0.0, preparing=64 * 0.011, num_bytes=64 * 3e5)
     one, eight = (
         Forecast(num_steps=10, costs=costs, machine=Machine(cores=cores, workers=cores)) for cores in (1, 8)
     )
