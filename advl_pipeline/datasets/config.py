@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.names import DATASET_HELP
@@ -60,6 +60,12 @@ class DataOptions(DataRootOptions):
         minimum=1,
         paces=False,
     )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the splits of a run are read, as `open_dataset` takes it."""
+        names = ("data_root", "text_style", "label_order", "answers", "answer_list", "on_error")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,27 +5,25 @@ Legend: N questions, A = C = 4 answers and choices, K classes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import TASKS, open_dataset, tasks_of
+from advl_pipeline.datasets.registry import TASKS, tasks_of
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
-from advl_pipeline.evaluation.runner import example_parts, require_same_labels, score_matrix
+from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrix
 from advl_pipeline.evaluation.submission import (
     write_own_predictions,
     write_snli_ve_predictions,
@@ -34,7 +32,6 @@ from advl_pipeline.evaluation.submission import (
 )
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config
-from advl_pipeline.training.stored_pictures import use_stored_pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,19 +65,9 @@ def run_predict(config: PredictConfig) -> PredictResult:
         )
     options = options_for_split(trained_on, config, dataset=name, split=split)
     finished = load_run(config.run, config, overrides=options)
-    dataset = open_dataset(
-        name,
-        split=split,
-        data_root=config.data_root,
-        text_style=trained_on.get("text_style"),
-        label_order=trained_on.get("label_order", "uniter"),
-        conditioning="all" if is_vcr else None,
-        answers=finished.classes,
-    )
+    conditioning = "all" if is_vcr else None
+    dataset = open_as_trained(config, finished, trained_on, dataset=name, split=split, conditioning=conditioning)
     predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
-    require_same_labels(dataset, finished)
-    for line in use_stored_pictures(finished.student, config.pictures, [(name, split)]):
-        tqdm.write(line, file=sys.stderr)
     folder = config.run / names.PREDICTIONS
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     make_folder(path.parent)

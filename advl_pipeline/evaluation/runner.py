@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.compute import resolved
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.config import EvaluateConfig, Probe
+from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
     GENERATED,
@@ -84,18 +85,9 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
         if finished is None or options != loaded_with:
             finished, loaded_with = load_run(config.run, config, overrides=options), options
-        dataset = open_dataset(
-            dataset_name,
-            split=split,
-            data_root=config.data_root,
-            tasks=tuple(trained_on["task"]),
-            text_style=trained_on.get("text_style"),
-            label_order=trained_on.get("label_order", "uniter"),
-            answers=finished.classes,
+        dataset = open_as_trained(
+            config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
         )
-        require_same_labels(dataset, finished)
-        for line in use_stored_pictures(finished.student, config.pictures, [(dataset_name, split)]):
-            tqdm.write(line, file=sys.stderr)
         sets[name] = _evaluate_set(config, finished, dataset, name)
         if name == config.on[0] and (described := read_selection(config.run)) is not None:
             words = item_words(finished, described, dataset, batch_size=config.batch_size)
@@ -324,7 +316,40 @@ def _answered(dataset: Dataset) -> VqaDataset:
     return dataset
 
 
-def require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
+def open_as_trained(
+    config: AnswerOptions,
+    finished: FinishedRun,
+    trained_on: Mapping[str, Any],
+    *,
+    dataset: str,
+    split: str,
+    **options: Any,
+) -> IndexedDataset:
+    """Open a split as the run read its own, with its stored pictures.
+
+    Args:
+        trained_on: configuration of the run.
+        options: others of `open_dataset`.
+
+    Raises:
+        ConfigError: the run has no head for its tasks and classes. DatasetError: it is missing or malformed.
+    """
+    opened = open_dataset(
+        dataset,
+        split=split,
+        data_root=config.data_root,
+        text_style=trained_on.get("text_style"),
+        label_order=trained_on.get("label_order", "uniter"),
+        answers=finished.classes,
+        **options,
+    )
+    _require_same_labels(opened, finished)
+    for line in use_stored_pictures(finished.student, config.pictures, [(dataset, split)]):
+        tqdm.write(line, file=sys.stderr)
+    return opened
+
+
+def _require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
     """Refuse a set whose tasks the run has no head for, or whose classes are others.
 
     Raises:

@@ -50,17 +50,8 @@ def open_other_inputs(config: FinetuneConfig, dataset: Dataset) -> list[Dataset]
     """
     found: list[Dataset] = []
     for name, split in other_splits(config.adapt_on):
-        other = open_dataset(
-            name,
-            split=split,
-            data_root=config.data_root,
-            tasks=config.task if name == config.dataset else (),
-            text_style=config.text_style,
-            label_order=config.label_order,
-            answers=config.answers,
-            answer_list=config.answer_list,
-            on_error=config.on_error,
-        )
+        tasks = config.task if name == config.dataset else ()
+        other = open_dataset(name, split=split, tasks=tasks, **config.reading)
         kinds = {head_name(task) for task in dataset.tasks}
         if {head_name(task) for task in other.tasks} != kinds:
             raise ConfigError(

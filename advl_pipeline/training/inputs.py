@@ -54,17 +54,7 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
         DatasetError, ConfigError: as `open_splits`, `nested_subset`, `listed_ids` and `open_other_inputs` say.
     """
     refuse_two_subsets(config.shots, config.ids)
-    dataset = open_splits(
-        config.dataset,
-        split=config.split,
-        data_root=config.data_root,
-        tasks=config.task,
-        text_style=config.text_style,
-        label_order=config.label_order,
-        answers=config.answers,
-        answer_list=config.answer_list,
-        on_error=config.on_error,
-    )
+    dataset = open_splits(config.dataset, split=config.split, tasks=config.task, **config.reading)
     everything = list(range(len(dataset)))
     labelled = seen = everything
     if config.ids is not None:
