@@ -29,6 +29,7 @@ SECTIONS = {
     "feed": "benchmarks.feed:measure_feeding",
     "training": "benchmarks.training:measure_training",
     "students": "benchmarks.students:measure_uniter",
+    "forecast": "benchmarks.forecast:measure_forecasts",
     "scale": "benchmarks.scale:measure_scale",
     "disk": "benchmarks.disk:measure_disk",
 }

@@ -135,7 +135,7 @@ def measure_feed(folder: Path, *, num_photos: int, num_examples: int) -> FeedRat
         num_photos: of 1280 x 720 pixels.
         num_examples: that are prepared of each kind; photos come again, decoded anew.
     """
-    rows = _build(folder, num_photos)
+    rows = build_questions(folder, num_photos)
     short = open_dataset(str(rows["short"]), split="train")
     paths = [unit.path for unit in short.image_units()]
     decoding = _per_processor_second(lambda: [read_square(path, SIZE) for path in paths], len(paths))
@@ -284,7 +284,7 @@ def _two_teachers(folder: Path, rows: Path, dataset: Dataset) -> SignalSource:
     return SignalSource([cached_teacher(cache) for cache in caches], prior=fit_word_prior(texts), confidence={})
 
 
-def _build(folder: Path, num_photos: int) -> dict[str, Path]:
+def build_questions(folder: Path, num_photos: int) -> dict[str, Path]:
     """Write photos, a question with one answer about each, and one with four long answers and region features."""
     generator, words = np.random.default_rng(0), np.random.default_rng(1)
     for name in ("photos", "regions"):
