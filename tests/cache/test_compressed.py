@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from advl_pipeline.cache import compressed, disk_cache
-from advl_pipeline.cache.compressed import CompressedArray
+from advl_pipeline.cache.compressed import CompressedArray, decoded_budget
 from advl_pipeline.cache.compression import compress, decompress_into
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.disk_cache import DiskCache
@@ -73,6 +73,11 @@ def test_rows_are_those_written_and_chunks_are_decoded_once_within_the_budget(
     assert (len(threads) == len(touched)) == (kept_chunks == 1000)
     assert any(name.startswith("advl-decode") for name in threads) == (cores > 1)
     np.testing.assert_array_equal(array.whole(), rows)
+
+
+@pytest.mark.parametrize(("available", "mebibytes"), [(0, 128), (8 << 30, 512), (1 << 40, 1024)])
+def test_decoded_chunks_take_a_share_of_the_memory_within_bounds(available: int, mebibytes: int) -> None:
+    assert decoded_budget(available) == mebibytes << 20
 
 
 def test_several_threads_read_one_array(rows: np.ndarray, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
@@ -101,3 +104,24 @@ def test_the_number_of_workers_changes_nothing(
         assert losses(config.output) == losses(tmp_path / "1")
         one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "1", config.output))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_log_says_how_long_steps_waited_for_what_was_slow_to_prepare(
+    small_corpus: SmallCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PixelStudent.collate
+
+    def slow(self: PixelStudent, examples: list[Example]) -> PixelBatch:
+        time.sleep(0.2)
+        return original(self, examples)
+
+    config = small_corpus.config(
+        tmp_path, student="scenes-vilt", method="plain", cache=(), num_steps=3, num_workers=1
+    )
+    monkeypatch.setattr(PixelStudent, "collate", slow)
+    summary = run_finetune(config).summary
+    steps = [json.loads(line) for line in (tmp_path / names.METRICS).read_text(encoding="utf-8").splitlines()]
+    waited = [step["seconds_waited"] for step in steps]
+    assert waited[0] > 0.1
+    assert sum(waited) == pytest.approx(summary["wait_share"] * summary["phases"]["finetune"]["seconds"])
+    assert all(step["seconds_of_processor"] <= step["seconds"] + 0.05 for step in steps)
