@@ -92,10 +92,10 @@ def measure_feeding(folder: Path, quick: bool) -> list[Row]:
 
     return [
         Row(
-            name=f"feed: photos of {PHOTO[0]} x {PHOTO[1]} at {SIZE}, share of decoding alone",
+            name=f"feed: photos of {PHOTO[0]} x {PHOTO[1]} at {SIZE}, as a share of decoding",
             value=found.photos.per_core / found.decoding,
             goal=0.8,
-            detail=f"{said(found.photos, 'photos')}; decoding alone {found.decoding:.0f} per processor second",
+            detail=f"{said(found.photos, 'photos')}; decoding {found.decoding:.0f} per processor second",
         ),
         Row(
             name="feed: stored pictures, against decoding",
