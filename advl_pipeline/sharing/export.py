@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     if config.to == "transformers":
         prepared = _for_transformers(config.run, finished, head, name, is_choice=name == "vcr")
     else:
-        prepared = _for_torch(finished, head, task, name)
+        prepared = _for_torch(config.run, finished, head, task, name)
     card = model_card(config.run, finished.student, usage=prepared.usage, model=prepared.model)
     repository = None
     if config.push_to_hub is not None:
@@ -137,7 +138,7 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
             f"transformers has no class for {student.name}.",
             where=str(run),
             why=f"it has one for {', '.join(FAMILIES)}",
-            next_command="advl predict, which needs the run folder"
+            next_command=_predict(run)
             if isinstance(student, GenerativeStudent)
             else "--to torch, which needs no class",
         )
@@ -163,12 +164,13 @@ def _inputs_of(student: Any, family: Family, name: str) -> Any:
     return shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
 
 
-def _for_torch(finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
+def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
     student = finished.student
     if isinstance(student, GenerativeStudent):
         raise ConfigError(
             f"{student.name} answers in words, which no program for torch does.",
-            next_command="--to transformers" if family_for(student) else "advl predict, which needs the run folder",
+            where=str(run),
+            next_command="--to transformers" if family_for(student) else _predict(run),
         )
     traced = trace_student(student, head, task)
     described = {
@@ -192,6 +194,10 @@ def _for_torch(finished: FinishedRun, head: nn.Module, task: Task, name: str) ->
         tokenizer = shared_tokenizer(student, name)
         writes.append(lambda folder: tokenizer.backend_tokenizer.save(str(folder / names.TOKENIZER)))
     return _Prepared(model=LOADER_FILE, usage=_TORCH_USAGE, writes=tuple(writes))
+
+
+def _predict(run: Path) -> str:
+    return f"advl predict {shlex.quote(str(run))}, since only a run folder has all of this student"
 
 
 _TORCH_USAGE = """\

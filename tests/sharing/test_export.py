@@ -196,3 +196,12 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus:
     with pytest.raises(ConfigError, match="never shown a picture"):
         run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("to", ["transformers", "torch"])
+def test_a_chat_model_of_our_own_stays_in_its_run_folder(small_corpus: Any, tmp_path: Path, to: Any) -> None:
+    run = finetuned(small_corpus, tmp_path / "run", "scenes-smolvlm", task_loss="softmax-choice")
+    with pytest.raises(ConfigError, match="scenes-smolvlm") as refused:
+        run_export(ExportRunConfig(run=run, to=to, output=tmp_path / "out"))
+    assert refused.value.next_command.startswith(f"advl predict {run}")
+    assert not (tmp_path / "out").exists()
