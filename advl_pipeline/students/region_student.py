@@ -18,7 +18,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.datasets.roots import index_folder, resolve_data_root
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import open_detector_regions
-from advl_pipeline.students.interface import Perturbation, PlaceKind
+from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
 from advl_pipeline.students.region_source import PixelRegions, Regions, RegionSource
 from advl_pipeline.students.text_student import TINY, TextBatch, TextStudent, TextStudentConfig
 
@@ -154,7 +154,7 @@ class RegionStudent(TextStudent):
         )
 
 
-def tagged_regions(batch: RegionBatch, examples: Sequence[Example]) -> torch.Tensor:
+def tagged_regions(batch: StudentBatch, examples: Sequence[Example]) -> torch.Tensor:
     """Return (N, L) int64: the region that each token refers to by an object tag, -1 for most."""
     region_NL = torch.full_like(batch.token_ids_NL, -1)
     candidates = [candidate for example in examples for candidate in example.candidates]

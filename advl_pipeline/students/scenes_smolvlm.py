@@ -24,6 +24,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.generative import ChatBatch, Picture, gathered
 from advl_pipeline.students.region_source import RegionPixels, box_positions
+from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
@@ -74,18 +75,12 @@ class ScenesSmolVlm(SmolVlm):
 
     def collate(self, examples: Sequence[Example]) -> TaggedChatBatch:
         batch = super().collate(examples)
-        tag_NL = torch.full(batch.token_ids_NL.shape, -1)
-        starts_NL, ends_NL = batch.char_spans_NL2.unbind(-1)
-        candidates = (candidate for example in examples for candidate in example.candidates)
-        for row, candidate in enumerate(candidates):
-            for tag in candidate.tags:
-                inside_L = (starts_NL[row] >= tag.start) & (ends_NL[row] <= tag.end) & (ends_NL[row] > starts_NL[row])
-                tag_NL[row, inside_L] = 1 + tag.box
-        # Padding is written to the template's first token, which names nothing either.
-        tag_NS = torch.full(batch.sequence_ids_NS.shape, -1).scatter(1, batch.text_place_NL, tag_NL)
         box_R = torch.arange(batch.visual_mask_NR.shape[1]) - 1
-        values = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
-        return TaggedChatBatch(**values | {"box_index_NR": box_R.where(batch.visual_mask_NR, -1)}, tag_NS=tag_NS)
+        batch = dataclasses.replace(batch, box_index_NR=box_R.where(batch.visual_mask_NR, -1))
+        # Padding is written to the template's first token, which names nothing either.
+        nothing_NS = torch.full_like(batch.sequence_ids_NS, -1)
+        tag_NS = nothing_NS.scatter(1, batch.text_place_NL, tagged_regions(batch, examples))
+        return TaggedChatBatch(**vars(batch), tag_NS=tag_NS)
 
     def embed(self, batch: ChatBatch, *, mask_visual: bool = False) -> torch.Tensor:
         assert isinstance(batch, TaggedChatBatch)

@@ -196,7 +196,7 @@ class PretrainHeads(nn.Module):
     def name(self, output: StudentOutput, num_candidates: Sequence[int]) -> torch.Tensor:
         """Return cross-entropy of which phrase names the box (see `region_questions`): the first of each example."""
         logits = shape_logits(output.class_logits(self.naming), num_candidates, is_choice=True)
-        return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+        return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
 
 
 def phrase_states(text_NLH: torch.Tensor, batch: StudentBatch, phrases: PhraseTargets) -> torch.Tensor:
