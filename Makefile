@@ -13,7 +13,7 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 # Each takes a core and up to two gigabytes.
 TEST_WORKERS ?= 2
 
-# What `make study` runs, one after another; each resumes where it stopped, and finished runs are never run again.
+# What `make study` runs, one after another; each resumes where it stopped, and takes what others before it have run.
 STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
 
 .DEFAULT_GOAL := help

@@ -40,8 +40,8 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -> None:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
-    STUDY is a file or the name of a shipped study. Finished cells are never run again; several processes with one
-    study folder share the grid.
+    STUDY is a file or the name of a shipped study. Finished cells are never run again, and cells that a
+    study in a folder beside this one has finished are copied. Several processes with one study folder share the grid.
 
     \b
     advl study demo --dry-run

@@ -5,16 +5,19 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from advl_pipeline.atomic import make_folder, remove_left, writing
 from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.weight_files import is_on_hub, weight_files, weights_digest
 from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.folder import STUDY_FILE
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
 
 CellExecutor = Callable[[Cell, StudyConfig], None]
@@ -29,7 +32,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
-    weights = [cell.run / name for name in (names.STUDENT_WEIGHTS, names.HEADS_WEIGHTS)]
+    weights = _weights(cell.run)
     missing = missing_test_sets(cell)
     if missing and not all(file.exists() for file in weights):
         # The student was not kept: the same run gives the same one again.
@@ -41,6 +44,42 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
     if not study.keep_weights:
         for file in weights:
             file.unlink(missing_ok=True)
+
+
+def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
+    """Copy the cell from a study in a folder beside this one that has finished it: equal ids mean equal numbers.
+
+    Args:
+        folder: of the cell's study.
+
+    Returns:
+        Whether one had it, with all test sets, and its weights where they are to be kept.
+
+    Raises:
+        StorageError: the copy could not be written.
+    """
+    for other in sorted(folder.parent.glob(f"*/{STUDY_FILE}")):
+        source = other.parent / cell.run_name
+        if source == cell.run or not is_finished(replace(cell, finetune=replace(cell.finetune, output=source))):
+            continue
+        weights = _weights(source)
+        if study.keep_weights and not all(file.exists() for file in weights):
+            continue
+        partial = cell.run.with_name(f"{cell.run.name}.partial")
+        left_out = shutil.ignore_patterns(*(() if study.keep_weights else (file.name for file in weights)))
+        make_folder(cell.run.parent)
+        with writing(cell.run, shutil.Error):
+            remove_left(partial)
+            shutil.copytree(source, partial, ignore=left_out)
+            # What an interrupted run left of the cell is of no use beside the whole one.
+            remove_left(cell.run)
+            partial.replace(cell.run)
+        return True
+    return False
+
+
+def _weights(run: Path) -> list[Path]:
+    return [run / name for name in (names.STUDENT_WEIGHTS, names.HEADS_WEIGHTS)]
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from advl_pipeline.studies.execute import (
     execute_cell,
     init_digests,
     is_finished,
+    take_finished,
 )
 from advl_pipeline.studies.folder import (
     default_folder,
@@ -57,7 +58,8 @@ def run_study(
     """Run what is missing of a study and gather it.
 
     Each cell is claimed before it runs, so that processes on one or several machines with a common folder share the
-    grid; a claim ends with its process, and what a dead one left is resumed by the next. Cells that others are
+    grid; a claim ends with its process, and what a dead one left is resumed by the next. A cell that a study in a
+    folder beside this one has finished is copied from there. Cells that others are
     running when this process has nothing left to do are gathered as pending.
 
     Args:
@@ -139,5 +141,8 @@ def _run_cells(
 def _run_cell(study: str, folder: Path, execute: CellExecutor, cell: Cell) -> None:
     with FolderStore(folder).claim(f"cell-{cell.cell_id}") as ours:
         # Another process may have finished the cell between our look at it and the claim.
-        if ours and not is_finished(cell):
-            execute(cell, load_study(study))
+        if not ours or is_finished(cell):
+            return
+        asked = load_study(study)
+        if not take_finished(cell, asked, folder):
+            execute(cell, asked)

@@ -226,6 +226,35 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in first.folder.rglob("result.json")}
 
 
+def test_cells_that_a_study_beside_has_finished_are_copied_from_there(tmp_path: Path) -> None:
+    first = run(tmp_path, num_seeds=1)
+    run_folders = sorted(path.parent for path in first.folder.rglob("result.json"))
+    for folder in run_folders[:-1]:
+        (folder / "model.safetensors").touch()
+        (folder / "heads.safetensors").touch()
+    # Of these two, one was not trained to its end, and one not scored on every set. The last has no student to copy.
+    (run_folders[0] / "result.json").unlink()
+    (run_folders[1] / "evaluation" / "test-shift.json").unlink()
+    begun = tmp_path / "other" / "cells" / run_folders[2].name
+    begun.mkdir(parents=True)
+    (begun / "metrics.jsonl").write_text("left by a killed run")
+    shutil.copy(first.folder / "study.json", tmp_path / "other")
+    ran: list[str] = []
+
+    def record(cell: Cell, study: StudyConfig) -> None:
+        ran.append(cell.cell_id)
+        synthetic_runs.execute(cell, study)
+
+    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
+    second = run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
+    assert sorted(ran) == sorted(path.name for path in (*run_folders[:2], run_folders[-1]))
+    assert second.num_finished == 8
+    for source in run_folders[2:-1]:
+        copy = tmp_path / "other" / "cells" / source.name
+        files = {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()}
+        assert files == {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
 def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path) -> None:
     run(tmp_path, num_seeds=1)
     ran: list[tuple[int, str]] = []
