@@ -14,7 +14,9 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 TEST_WORKERS ?= 2
 
 # What `make study` runs, one after another; each resumes where it stopped, and takes what others before it have run.
-STUDIES ?= scenes-vcr-lowshot scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full scenes-controls scenes-ablation
+STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full
+# Cells side by side: steps of so small a student gain nothing from a second core.
+STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light site bench chaos rehearsal clean
@@ -58,11 +60,11 @@ vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes 
 		$(ADVL) study vcr-lowshot $(STUDY_OPTIONS) && $(ADVL) report runs/studies/vcr-lowshot; \
 	else \
 		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md); running the same study on the VCR-format scenes"; \
-		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
+		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot --workers $(STUDY_WORKERS) && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
 	fi
 
 study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others
-	@for name in $(STUDIES); do $(ADVL) study "$$name" && $(ADVL) report "runs/studies/$$name" || exit 1; done
+	@for name in $(STUDIES); do $(ADVL) study "$$name" --workers $(STUDY_WORKERS) && $(ADVL) report "runs/studies/$$name" || exit 1; done
 
 test: $(STAMP) lint types unit wheel ## Lint, types, tests, and the wheel from outside the tree
 
