@@ -281,7 +281,7 @@ def _two_teachers(folder: Path, rows: Path, dataset: Dataset) -> SignalSource:
         run_extract(ExtractConfig(teacher=teacher, dataset=str(rows), output=output, confidence=False))
         caches.append(open_cache(output))
     texts = [candidate.text for index in range(len(dataset)) for candidate in dataset[index].candidates]
-    return SignalSource([cached_teacher(cache) for cache in caches], prior=fit_word_prior(texts), confidence={})
+    return SignalSource([cached_teacher(cache) for cache in caches], prior=fit_word_prior(texts))
 
 
 def build_questions(folder: Path, num_photos: int) -> dict[str, Path]:

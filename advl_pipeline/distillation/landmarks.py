@@ -152,14 +152,23 @@ def landmark_divergence(
     States are centred on the mean of the landmarks, so are the teacher's landmarks, and its nodes on the mean of all
     its words: what all have in common says nothing of one.
     """
-    centre_H, centre_D = landmarks.states_KH.mean(0), landmarks.features_KD.mean(0)
+    centre_H = landmarks.states_KH.mean(0)
     of_student_XK = _cosines(states_XH.float() - centre_H, landmarks.states_KH - centre_H) / student_temperature
-    of_teacher_XK = (
-        _cosines(features_XD.detach().float() - landmarks.mean_D, landmarks.features_KD - centre_D)
-        / teacher_temperature
-    )
+    of_teacher_XK = teachers_likeness(features_XD, landmarks) / teacher_temperature
     log_p_XK, log_q_XK = of_teacher_XK.log_softmax(-1), of_student_XK.log_softmax(-1)
     return (log_p_XK.exp() * (log_p_XK - log_q_XK)).sum(-1)
+
+
+def teachers_likeness(features_XD: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
+    """Return (X, K) cosines of a teacher's features to its landmarks, both centred as `landmark_divergence` says."""
+    centred_XD = features_XD.detach().float() - landmarks.mean_D
+    return _cosines(centred_XD, landmarks.features_KD - landmarks.features_KD.mean(0))
+
+
+def students_names(states_XH: torch.Tensor, landmarks: Landmarks) -> torch.Tensor:
+    """Return (X, K) cosines of the student's states of regions to its states of known words, as pretraining aligns
+    the two."""
+    return _cosines(states_XH.float(), landmarks.states_KH)
 
 
 def unplaced_words(node_NW: torch.Tensor, words: WordAlignment) -> torch.Tensor:

@@ -23,9 +23,9 @@ class StrengthOptions(Configuration):
     title: ClassVar[str] = "Distillation"
 
     distill_weight: float = option(
-        0.3,
-        help="lambda: strength of the distillation terms beside the task loss. For scale: the loss of a choice of "
-        "four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
+        0.01,
+        help="lambda: strength of the distillation terms beside the task loss; in the adapt step it is 1. For scale: "
+        "the loss of a choice of four begins at 1.4; with --distance mse each target of a pathway begins near 2.",
         minimum=0,
         paces=False,
     )

@@ -48,7 +48,7 @@ def item_words(
     Args:
         described: from `read_selection`.
     """
-    source = SignalSource([], prior=WordPrior(**described["prior"]), confidence={})
+    source = SignalSource([], prior=WordPrior(**described["prior"]))
     ids = dataset.example_ids
     questions = questions_of(ids, dataset.tasks)
     ranked = sorted(range(len(ids)), key=lambda index: question_rank(questions[index]))[:MAX_ITEMS]

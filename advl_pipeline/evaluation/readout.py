@@ -77,7 +77,6 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
         [cached_teacher(cache) for cache in caches],
         prior=prior,
         known=KnownWords(counts=known_words(config.student)),
-        confidence={},
     )
     answers: dict[str, dict[str, float]] = {}
     if config.answer_on is not None:
@@ -101,7 +100,7 @@ def answers_by_likeness(
         ConfigError: the split has no multiple choice.
     """
     right: dict[str, list[bool]] = defaultdict(list)
-    source = SignalSource([], prior=prior, confidence={})
+    source = SignalSource([], prior=prior)
     for examples in _choices(dataset):
         batch = student.collate(examples).to(device)
         output = student.encode_unimodal(batch)

@@ -50,8 +50,11 @@ class TeacherOptions(DiskCacheOptions):
     target_norm: Literal["standardise", "none"] = option(
         "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
     )
-    confidence: Literal["probe", "probe-joint", "zero-shot", "none"] = option(
-        "probe", help="Where the teacher's confidence comes from.", paces=False
+    confidence: Literal["probe", "probe-joint", "zero-shot", "bridge", "none"] = option(
+        "probe",
+        help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
+        "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
+        paces=False,
     )
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
     student_confidence: Literal["start", "smoothed", "current"] = option(

@@ -78,7 +78,7 @@ class GivenFeatures(Student):
         self.caches = tuple(str(cache.path) for cache in caches)
         embedding_width, visual_width = inner.input_widths()
         teachers = _teachers(caches)
-        self.source = SignalSource(teachers, prior=_NO_PRIOR, confidence={})
+        self.source = SignalSource(teachers, prior=_NO_PRIOR)
         widths = self.source.widths()
         self.text_teachers = [name for name, width in widths.items() if width.text_token]
         self.vision_teachers = [name for name, width in widths.items() if width.image_region]

@@ -134,7 +134,7 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
             seen.append(("the vision pathway teaches visual states", "--pathway text"))
         if settings.selection in ("adaptive", "visual"):
             seen.append((f"--selection {settings.selection} looks words up in the picture", "--selection prior"))
-        if settings.weighting != "uniform" and confidence in ("probe-joint", "zero-shot"):
+        if settings.weighting != "uniform" and confidence in ("probe-joint", "zero-shot", "bridge"):
             seen.append((f"--confidence {confidence} weighs by what the picture shows", "--confidence probe"))
     if seen:
         raise ConfigError(

@@ -47,11 +47,11 @@ def phrase_targets(student: Student, examples: Sequence[Example], batch: Student
     numbers: dict[str, int] = {}
     for row, example in enumerate(examples):
         (candidate,) = example.candidates
-        places_of_boxes = _places_of_boxes(student, example, batch.box_index_NR[row])
+        places_BR = places_of_boxes(student, example, batch.box_index_NR[row])
         for tag in candidate.tags:
             captions.append(row)
             spans.append((tag.start, tag.end))
-            places.append(places_of_boxes[tag.box])
+            places.append(places_BR[tag.box])
             wording = candidate.text[tag.start : tag.end].lower()
             wordings.append(numbers.setdefault(wording, len(numbers)))
     return PhraseTargets(
@@ -62,7 +62,7 @@ def phrase_targets(student: Student, examples: Sequence[Example], batch: Student
     )
 
 
-def _places_of_boxes(student: Student, example: Example, box_index_R: torch.Tensor) -> torch.Tensor:
+def places_of_boxes(student: Student, example: Example, box_index_R: torch.Tensor) -> torch.Tensor:
     """Return (boxes, R): where each box lies among the visual tokens."""
     if isinstance(student, PixelStudent):
         return student.box_shares(example.image)

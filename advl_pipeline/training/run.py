@@ -44,7 +44,13 @@ from advl_pipeline.training.processes import start_processes
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
-from advl_pipeline.training.run_signals import Signals, open_caches, open_signals, remember_confidences
+from advl_pipeline.training.run_signals import (
+    Signals,
+    find_confidences,
+    open_caches,
+    open_signals,
+    remember_confidences,
+)
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.stored_pictures import use_stored_pictures
@@ -104,13 +110,13 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )
-    # The first process estimates what is missing; the others read what it wrote.
-    with accelerator.main_process_first():
-        signals = open_signals(run, caches, inputs, device=accelerator.device)
+    signals = open_signals(run, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
-    checked = [] if signals is None else signals.checked
     model, heads, vision = build_finetune_model(run, student, inputs, source)
     fits = _fit_on_inputs(config, model, inputs, source, device=accelerator.device)
+    # The first process estimates what is missing; the others read what it wrote.
+    with accelerator.main_process_first():
+        checked = find_confidences(run, caches, inputs, signals, model, device=accelerator.device)
     model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:

@@ -20,8 +20,10 @@ from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.adapt_inputs import cache_of_split
+from advl_pipeline.training.bridge_confidence import bridge_confidence
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
+from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
@@ -35,12 +37,10 @@ from advl_pipeline.training.vision_signals import TeacherGrid
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """What the run learns from, the teachers as they are, which a control's are not, and what was found about their
-    confidences."""
+    """What the run learns from, and the teachers as they are, which a control's are not."""
 
     source: SignalSource
     judge: SignalSource
-    checked: Sequence[CheckedConfidence]
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:
@@ -87,11 +87,8 @@ def open_signals(
             check_part(of_split, split, range(len(split)), config)
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
-    confidence, checked = _confidence(run, by_split[0], inputs)
     if config.teacher_control != "none" and config.live:
         raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
-    if config.teacher_control == "shuffle":
-        confidence = {name: _permute(values, config.seed) for name, values in confidence.items()}
     weights = live_weights(config.live_weights, [cache.teacher_name for cache in by_split[0]])
 
     def features(cache: TeacherCache, split: Dataset) -> TeacherFeatures:
@@ -117,11 +114,10 @@ def open_signals(
         teachers,
         prior=fit_word_prior(texts),
         known=KnownWords(counts=_known_words(config)),
-        confidence=confidence,
         target_norm=config.target_norm,
     )
     judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
-    return Signals(source=source, judge=source.of(judges), checked=checked)
+    return Signals(source=source, judge=source.of(judges))
 
 
 def _controlled(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:
@@ -158,22 +154,39 @@ def _known_words(config: StudentOptions) -> Mapping[str, int] | None:
     return None if config.init is None else known_words(config.init)
 
 
-def _confidence(
-    run: Run, caches: Sequence[TeacherCache], inputs: Inputs
-) -> tuple[dict[str, dict[str, float]], list[CheckedConfidence]]:
-    """Return modality -> example id -> confidence, of those that weights follow, and what was found about each."""
+def find_confidences(
+    run: Run,
+    caches: Sequence[TeacherCache],
+    inputs: Inputs,
+    signals: Signals | None,
+    model: FinetuneModel,
+    *,
+    device: torch.device,
+) -> list[CheckedConfidence]:
+    """Give the signals the confidences that weights follow; return what was found about each.
+
+    Args:
+        model: as it starts, with its landmarks.
+
+    Raises:
+        ConfigError: an estimator that these teachers or tasks do not allow.
+    """
     config = run.config
-    if run.method.settings.weighting == "uniform" or config.confidence == "none":
-        return {}, []
+    if signals is None or run.method.settings.weighting == "uniform" or config.confidence == "none":
+        return []
     ids = [inputs.dataset.example_ids[index] for index in inputs.labelled]
-    estimates = load_or_estimate_confidence(
-        caches=caches,
-        dataset=inputs.dataset,
-        example_ids=ids,
-        estimator=config.confidence,
-        folds=config.confidence_folds,
-        seed=config.seed,
-    )
+    if config.confidence == "bridge":
+        bridge = bridge_confidence(model, inputs.dataset, inputs.labelled, signals.source, device=device)
+        estimates: Mapping[str, TruthConfidence] = {"text": bridge}
+    else:
+        estimates = load_or_estimate_confidence(
+            caches=cache_of_split(caches, inputs.splits)[0],
+            dataset=inputs.dataset,
+            example_ids=ids,
+            estimator=config.confidence,
+            folds=config.confidence_folds,
+            seed=config.seed,
+        )
     pictures = [inputs.dataset[index].cluster for index in inputs.labelled]
     checked = check_confidences(estimates, pictures, config.confidence_check)
     followed = {
@@ -181,7 +194,11 @@ def _confidence(
         for one in checked
         if one.is_used
     }
-    return followed, checked
+    # Probes read the teachers as they are; the bridge reads them as the control makes them.
+    if config.teacher_control == "shuffle" and config.confidence != "bridge":
+        followed = {name: _permute(values, config.seed) for name, values in followed.items()}
+    signals.source.confidence = followed
+    return checked
 
 
 def remember_confidences(

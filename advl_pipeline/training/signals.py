@@ -135,14 +135,12 @@ class SignalSource:
         teachers: Sequence[TeacherFeatures],
         *,
         prior: WordPrior,
-        confidence: Mapping[str, Mapping[str, float]],
         known: KnownWords | None = None,
         target_norm: str = "standardise",
     ) -> None:
         """Args:
         teachers: with features of every unit that will be asked for.
         prior: IDF over the training texts.
-        confidence: modality -> example id -> probability of the ground truth.
         known: what the student's pretraining knew [default: every word].
         target_norm: `standardise` or `none`.
         """
@@ -151,13 +149,14 @@ class SignalSource:
         self._prior_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(prior.of_text)
         self._known = known or KnownWords(counts=None)
         self._forms_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._spelling)
-        self._confidence = confidence
+        self.confidence: Mapping[str, Mapping[str, float]] = {}
+        """Modality -> example id -> probability of the ground truth."""
         self._standardise = target_norm == "standardise"
 
     def of(self, teachers: Sequence[TeacherFeatures]) -> SignalSource:
         """Return the same with other teachers and no confidences."""
         norm = "standardise" if self._standardise else "none"
-        return SignalSource(teachers, prior=self.prior, confidence={}, known=self._known, target_norm=norm)
+        return SignalSource(teachers, prior=self.prior, known=self._known, target_norm=norm)
 
     def widths(self) -> dict[str, TeacherWidths]:
         """Return the feature widths by teacher, in the order of the teachers."""
@@ -215,7 +214,7 @@ class SignalSource:
         text = {t.name: self._text(t, examples, texts, words) for t in self.teachers if t.text}
         confidence = {
             modality: torch.tensor([values[example.example_id] for example in examples], dtype=torch.float32)
-            for modality, values in (self._confidence.items() if with_confidence else ())
+            for modality, values in (self.confidence.items() if with_confidence else ())
         }
         return TeacherSignal(vision=vision, text=text, words=words, confidence=confidence)
 

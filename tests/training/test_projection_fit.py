@@ -47,7 +47,6 @@ def start(
     source = SignalSource(
         [shuffled_teacher(teacher, seed=0) if shuffled else teacher],
         prior=fit_word_prior(dataset[index].candidates[0].text for index in range(len(dataset))),
-        confidence={},
     )
     torch.manual_seed(0)
     student = build_student("scenes-small")

@@ -38,7 +38,7 @@ def test_each_epoch_begins_anew(small_corpus: SmallCorpus, shuffled: bool, monke
     if shuffled:
         teachers = [shuffled_teacher(teacher, seed=0) for teacher in teachers]
     prior = fit_word_prior(candidate.text for example in (dataset[0], dataset[1]) for candidate in example.candidates)
-    source = SignalSource(teachers, prior=prior, confidence={}, target_norm="standardise")
+    source = SignalSource(teachers, prior=prior, target_norm="standardise")
     begun: list[int] = []
     original = Readahead.begin_epoch
 

@@ -217,6 +217,6 @@ def test_defaults_of_the_configuration_are_the_methods() -> None:
     config = FinetuneConfig(dataset="any", output=Path("any"))
     assert (config.distance, config.target_norm, config.vision_target) == ("relational", "standardise", "auto")
     assert (config.selection_alpha, config.selection_rho, config.weight_max) == (0.5, 0.3, 2.0)
-    assert (config.distill_weight, config.distill_decay, config.weight_normalise) == (0.3, "none", "none")
+    assert (config.distill_weight, config.distill_decay, config.weight_normalise) == (0.01, "none", "none")
     assert (config.adapt_steps, config.adapt_objective, config.adapt_on) == (400, None, ("inputs",))
     assert (config.distill_layer, config.anchor_weight) == ("unimodal", 20.0)

@@ -86,7 +86,7 @@ def signal_of(*, aligned: bool, image_dim: int = 3) -> Any:
         visual_mask_NR=torch.ones(2, 1, dtype=torch.bool),
         box_index_NR=torch.full((2, 1), -1),
     )
-    source = SignalSource([teacher], prior=fit_word_prior([TEXT]), confidence={})
+    source = SignalSource([teacher], prior=fit_word_prior([TEXT]))
     return source.signal(examples(), batch, with_confidence=False)
 
 

@@ -48,7 +48,7 @@ def grid_cache(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFacto
 
 def chosen(small_corpus: SmallCorpus, cache: Path, student: Student, **settings: Any) -> tuple[Any, SignalSource]:
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    source = SignalSource([cached_teacher(open_cache(cache))], prior=fit_word_prior(["a dog"]), confidence={})
+    source = SignalSource([cached_teacher(open_cache(cache))], prior=fit_word_prior(["a dog"]))
     (choice,) = choose_vision_targets(DistillationSettings(**settings), student, dataset, range(len(dataset)), source)
     return choice, source
 
@@ -135,7 +135,7 @@ def test_regions_that_the_teacher_did_not_see_leave_the_picture(small_corpus: Sm
 
 def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: Path) -> None:
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    source = SignalSource([cached_teacher(open_cache(grid_cache))], prior=fit_word_prior(["a"]), confidence={})
+    source = SignalSource([cached_teacher(open_cache(grid_cache))], prior=fit_word_prior(["a"]))
     settings = DistillationSettings(pathway="text")
     assert choose_vision_targets(settings, build_student("vilt-tiny"), dataset, [0], source) == []
     assert source.teachers[0].image_places is None

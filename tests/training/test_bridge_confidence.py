@@ -1,0 +1,148 @@
+"""The bridge against a loop, its invariances, and runs whose weights follow it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from run_logs import losses, metrics
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.word_prior import is_function_word
+from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.distillation.landmarks import Landmarks
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.training import run_signals
+from advl_pipeline.training.bridge_confidence import bridge_confidence, bridge_scores
+from advl_pipeline.training.run import run_finetune
+
+TEMPERATURES = {"student": 0.2, "teacher": 0.1}
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_landmarks() -> Landmarks:
+    return Landmarks(states_KH=draw(6, 5, seed=1), features_KD=draw(6, 8, seed=2), mean_D=draw(8, seed=3))
+
+
+def test_scores_equal_a_loop() -> None:
+    landmarks, regions, words = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
+    found = bridge_scores(regions, words, landmarks, **TEMPERATURES)
+    centre = landmarks.features_KD.mean(0)
+
+    def shares(one: torch.Tensor, others: torch.Tensor, temperature: float) -> list[float]:
+        cosines = [float(one @ other / (one.norm() * other.norm())) for other in others]
+        powers = [math.exp(cosine / temperature) for cosine in cosines]
+        return [power / sum(powers) for power in powers]
+
+    for node in range(4):
+        named = shares(regions[node], landmarks.states_KH, 0.2)
+        meant = shares(words[node] - landmarks.mean_D, landmarks.features_KD - centre, 0.1)
+        expected = sum(one * other for one, other in zip(named, meant, strict=True))
+        assert float(found[node]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_turned_and_scaled_scores_the_same() -> None:
+    landmarks, regions, words = some_landmarks(), draw(4, 5, seed=4), draw(4, 8, seed=5)
+    turn, _ = torch.linalg.qr(draw(8, 8, seed=6))
+    turned = Landmarks(
+        states_KH=landmarks.states_KH * 3,
+        features_KD=7 * landmarks.features_KD @ turn,
+        mean_D=7 * landmarks.mean_D @ turn,
+    )
+    torch.testing.assert_close(
+        bridge_scores(regions * 2, 7 * words @ turn, turned, **TEMPERATURES),
+        bridge_scores(regions, words, landmarks, **TEMPERATURES),
+    )
+
+
+def test_words_that_mean_what_the_region_is_named_score_highest() -> None:
+    landmarks = some_landmarks()
+    words = landmarks.features_KD - landmarks.features_KD.mean(0) + landmarks.mean_D
+    score_K = bridge_scores(landmarks.states_KH[2].expand(6, -1), words, landmarks, **TEMPERATURES)
+    assert int(score_K.argmax()) == 2
+    assert bool(((score_K > 0) & (score_K < 1)).all())
+
+
+@pytest.fixture(scope="module")
+def known(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
+    texts = [candidate.text for index in range(len(dataset)) for candidate in dataset[index].candidates]
+    words = sorted({text[start:end].lower() for text in texts for start, end in word_spans(text)})
+    path = tmp_path_factory.mktemp("known") / "words.json"
+    path.write_text(json.dumps(dict.fromkeys([word for word in words if not is_function_word(word)][::2], 50)))
+    return path
+
+
+@pytest.mark.parametrize("student", ["scenes-small", "scenes-vilt"])
+def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
+    student: str, small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def keep(model: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
+        found = bridge_confidence(model, dataset, positions, source, device=device)
+        asked.append((found, bridge_confidence(model, dataset, positions[::-1], source, device=device)))
+        return found
+
+    monkeypatch.setattr(run_signals, "bridge_confidence", keep)
+    monkeypatch.setattr(run_signals, "load_or_estimate_confidence", None)
+    run = tmp_path / "run"
+    run_finetune(small_corpus.config(run, student=student, confidence="bridge", known_words=known))
+    ((found, backwards),) = asked
+    np.testing.assert_allclose(found.probability_N, backwards.probability_N[::-1], rtol=1e-4)
+    np.testing.assert_array_equal(found.outranked_N, backwards.outranked_N[::-1])
+    assert found.probability_N.min() > 0
+    assert found.probability_N.max() < 1
+    assert len(set(found.probability_N.tolist())) > 8
+    kept = json.loads((run / "settings.json").read_text(encoding="utf-8"))["confidence"]
+    assert set(kept) == {"text"}
+    assert kept["text"]["auc"] == pytest.approx(float(found.outranked_N.mean()))
+    weighed = [one for one in metrics(run) if "weights/text" in one]
+    assert weighed
+    assert all(one["weights/text"]["max"] > one["weights/text"]["mean"] for one in weighed)
+    assert all(one["weights/vision"]["mean"] == one["weights/vision"]["max"] == 1.0 for one in weighed)
+
+
+def test_a_resumed_run_finds_the_same_bridge(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"confidence": "bridge", "known_words": known, "checkpoint_every": 1}
+    run_finetune(small_corpus.config(tmp_path / "whole", **options))
+    from advl_pipeline.training import loop
+
+    save, calls = loop.save_checkpoint, []
+
+    def stop(*given: Any, **named: Any) -> None:
+        save(*given, **named)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_finetune(small_corpus.config(tmp_path / "stopped", **options))
+    run_finetune(small_corpus.config(tmp_path / "stopped", **options))
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"landmarks": "all"}, {"distance": "mse"}, {"pathway": "vision"}],
+    ids=["no record of words", "no landmarks", "coordinates", "no texts"],
+)
+def test_without_landmarks_of_words_there_is_no_bridge(
+    changes: dict[str, Any], small_corpus: Any, known: Path, tmp_path: Path
+) -> None:
+    record = {"known_words": known} if changes else {}
+    with pytest.raises(ConfigError, match="bridge") as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", confidence="bridge", **record, **changes))
+    assert refused.value.next_command == "use --confidence probe"
+    assert not (tmp_path / "run").exists()
