@@ -81,15 +81,13 @@ def bridge_confidence(
             chosen = rows[first : first + EXAMPLES_AT_ONCE]
             examples = [dataset[positions[row]] for row in chosen]
             batch = collate_batch(examples, dataset, model.student, source, labelled=False).to(device)
-            score_N = torch.stack([_score(model, examples, batch, landmarks[name], name) for name in landmarks]).mean(
-                0
-            )
+            of_teachers = [_score(model, examples, batch, found, name) for name, found in landmarks.items()]
+            score_N = torch.stack(of_teachers).mean(0)
             counts = [len(example.candidates) for example in examples]
             for row, example, score_C in zip(chosen, examples, torch.split(score_N.cpu(), counts), strict=True):
                 assert example.label is not None
-                share_C = (
-                    torch.full_like(score_C, 1 / len(score_C)) if (score_C == 0).any() else score_C / score_C.sum()
-                )
+                is_silent = bool((score_C == 0).any())
+                share_C = torch.full_like(score_C, 1 / len(score_C)) if is_silent else score_C / score_C.sum()
                 probability_N[row] = float(share_C[example.label])
                 outranked_N[row] = outranked_candidates(share_C[None].numpy(), np.array([example.label]))[0]
     model.train(was_training)
