@@ -121,6 +121,12 @@ class AdaptTerms(Configuration):
         "them. It is in units of their variance; 0 lets them go.",
         minimum=0,
     )
+    answer_weight: float = option(
+        0.0,
+        help="How strongly the adapt step learns to answer as a text teacher would by way of what the student names "
+        "the tagged regions (docs/method.md, the bridge). No label is read. 0 leaves it out.",
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
@@ -92,6 +93,8 @@ class FinetuneModel(nn.Module):
         self.task_loss: TaskLoss = task_loss
         self.anchor: tuple[Student, ...] = ()
         """The student as it was pretrained, which the adapt step holds known words to; no part of the module."""
+        self.answers: Mapping[str, torch.Tensor] = {}
+        """Example id -> (C,) answers of a teacher that the adapt step learns to give; no part of the module."""
         self.remembered: StudentConfidence | None = None
         """What the student's confidence was, where weights do not follow the current one."""
         self.trainable = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
@@ -117,16 +120,19 @@ class FinetuneModel(nn.Module):
             targets: used in the finetune step; in the adapt step only to pick the right candidate.
             signal: of the teachers, None for methods without.
             task: of every example of the batch, up to the head that it uses.
-            phase: `adapt` (no task loss) or `finetune`.
+            phase: `adapt` (no label is learned from) or `finetune`.
             strength: lambda.
             image_ids_B: int64, equal where two examples show the same picture.
             anchored_B: bool, pictures of a kind that pretraining saw; None for all.
             perturbation: of the student's inputs in the finetune step.
-            example_ids: of the batch, where the student's confidences are remembered.
+            example_ids: of the batch, where the student's confidences or a teacher's answers are remembered.
         """
         with self.student.sharing() if perturbation is None else nullcontext():
             if phase == "adapt":
-                return self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
+                terms = self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
+                if self.answers:
+                    self._answer(terms, batch, targets, task, [self.answers[name] for name in example_ids])
+                return terms
             return self._finetune(
                 batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids
             )
@@ -178,6 +184,23 @@ class FinetuneModel(nn.Module):
             terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
             terms.raw["drift"] = drift.detach()
         return terms
+
+    def _answer(
+        self,
+        terms: LossTerms,
+        batch: StudentBatch,
+        targets: TaskTargets,
+        task: str,
+        answers: Sequence[torch.Tensor],
+    ) -> None:
+        """Add how far the student's answers are from a teacher's: cross-entropy, of each example's candidates."""
+        output = self.encode(batch, need_relevance=False)
+        scored = score_task(self.task_loss, self.heads[head_name(task)], output, batch.num_candidates, targets)
+        share_BC = pad_sequence(list(answers), batch_first=True)
+        log_share_BC = scored.logits.log_softmax(1).masked_fill(share_BC == 0, 0.0)
+        loss = -(share_BC * log_share_BC).sum(1).mean()
+        terms.weighted["answers"] = self.distiller.settings.answer_weight * loss
+        terms.raw["answers"] = loss.detach()
 
     def _finetune(
         self,

@@ -84,6 +84,13 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             f"The adapt step of {config.method} has nothing to learn.",
             why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
+    if config.answer_weight > 0 and (steps == "one" or not defaults["teachers"]):
+        raise ConfigError(
+            "Nobody learns to answer as a teacher would here.",
+            where="--answer-weight",
+            why="there is no adapt step" if steps == "one" else f"{config.method} has no teacher",
+            next_command="leave out --answer-weight, or use --method advl",
+        )
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
@@ -136,6 +143,8 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
             seen.append((f"--selection {settings.selection} looks words up in the picture", "--selection prior"))
         if settings.weighting != "uniform" and confidence in ("probe-joint", "zero-shot", "bridge"):
             seen.append((f"--confidence {confidence} weighs by what the picture shows", "--confidence probe"))
+        if settings.answer_weight > 0:
+            seen.append(("--answer-weight names what the picture shows", "--answer-weight 0"))
     if seen:
         raise ConfigError(
             "These options would teach a student from pictures that is to see none.",

@@ -28,6 +28,7 @@ from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
+from advl_pipeline.training.bridge import answers_to_learn
 from advl_pipeline.training.building import build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.config import FinetuneConfig
@@ -117,6 +118,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
         checked = find_confidences(run, caches, inputs, signals, model, device=accelerator.device)
+    if run.method.settings.answer_weight > 0:
+        model.answers = answers_to_learn(model, inputs.adapt_dataset, inputs.adapt, source, device=accelerator.device)
     model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:

@@ -20,7 +20,7 @@ from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions
 from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.adapt_inputs import cache_of_split
-from advl_pipeline.training.bridge_confidence import bridge_confidence
+from advl_pipeline.training.bridge import bridge_confidence
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.finetune_model import FinetuneModel

@@ -1,8 +1,7 @@
-"""The bridge: how probable a text teacher finds the truth, by way of what the student already names, without labels.
+"""The bridge: how a text teacher would answer, by way of what the student already names, without labels.
 
 docs/method.md: a candidate scores sum_k p(k | region) p(k | words), over the known words k. The student as it starts
-says which of them names the tagged region, the teacher which of them the candidate's own words are like. Labels only
-look up the truth's share; no head is fitted on any.
+says which of them names the tagged region, the teacher which of them the candidate's own words are like.
 Shapes: N candidates, W words, R visual tokens, K landmarks, H student width, D teacher width.
 """
 
@@ -22,7 +21,7 @@ from advl_pipeline.distillation.landmarks import Landmarks, mean_of_words, stude
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.signal import TextSignal, shared_words
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.interface import Student, StudentOutput
+from advl_pipeline.students.interface import AnswerHead, Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.pretrain_objectives import places_of_boxes
@@ -47,51 +46,100 @@ def bridge_scores(
     return (named_NK * meant_NK).sum(-1)
 
 
-@torch.no_grad()
+def answers_to_learn(
+    model: FinetuneModel,
+    dataset: Dataset,
+    positions: Sequence[int],
+    source: SignalSource | None,
+    *,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """Return what the adapt step learns to answer, as `bridge_answers` does.
+
+    Raises:
+        ConfigError: as `bridge_answers` does, or of a student that answers in words.
+    """
+    option = "--answer-weight"
+    if any(isinstance(head, AnswerHead) for head in model.heads.values()):
+        raise ConfigError(
+            "A student that answers in words has no head that learns a teacher's answers.",
+            where=option,
+            next_command=f"leave out {option}",
+        )
+    return bridge_answers(model, dataset, positions, source, option=option, device=device)
+
+
 def bridge_confidence(
     model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
 ) -> TruthConfidence:
-    """Return the confidence in the truth of labelled items; several text teachers are averaged.
+    """Return the confidence in the truth of labelled items.
 
-    A candidate without a word that means something, or without a tagged box, says nothing: its item's candidates are
-    equally probable, and its truth outranks half of them.
+    Args:
+        positions: of the items; as `bridge_answers` takes them.
+
+    Raises:
+        ConfigError: as `bridge_answers` does.
+    """
+    answers = bridge_answers(model, dataset, positions, source, option="--confidence bridge", device=device)
+    probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
+    for row, position in enumerate(positions):
+        example = dataset[position]
+        assert example.label is not None
+        share_C = answers[example.example_id].cpu()
+        probability_N[row] = float(share_C[example.label])
+        outranked_N[row] = outranked_candidates(share_C[None].numpy(), np.array([example.label]))[0]
+    return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
+
+
+@torch.no_grad()
+def bridge_answers(
+    model: FinetuneModel,
+    dataset: Dataset,
+    positions: Sequence[int],
+    source: SignalSource | None,
+    *,
+    option: str,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """Return example id -> (C,) float32 on the device, how probable each candidate is; no label is read.
+
+    Several text teachers are averaged. A candidate without a word that means something, or without a tagged box, says
+    nothing: all candidates of its question are then equally probable.
 
     Args:
         model: before its first step, with its landmarks; left in the mode that it was in.
         positions: of the items.
+        option: that asks for it.
 
     Raises:
         ConfigError: a task that is no multiple choice, or a run without landmarks of words.
     """
     landmarks = model.distiller.landmarks
-    if not landmarks or any(dataset[position].task not in MULTIPLE_CHOICE_TASKS for position in positions):
+    tasks = dict.fromkeys(dataset[position].task for position in positions)
+    if source is None or not landmarks or not set(tasks) <= set(MULTIPLE_CHOICE_TASKS):
         raise ConfigError(
-            "The bridge confidence cannot be found here.",
-            where="--confidence bridge",
+            "There is no bridge from the teacher to answers here.",
+            where=option,
             why="it needs a text teacher with tokens, known words of the student's pretraining, relational distances "
             "to known landmarks, and multiple choice",
-            next_command="use --confidence probe",
+            next_command=f"leave out {option}",
         )
     was_training = model.training
     model.eval()
-    probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
-    for task in dict.fromkeys(dataset[position].task for position in positions):
-        rows = [row for row, position in enumerate(positions) if dataset[position].task == task]
-        for first in range(0, len(rows), EXAMPLES_AT_ONCE):
-            chosen = rows[first : first + EXAMPLES_AT_ONCE]
-            examples = [dataset[positions[row]] for row in chosen]
+    answers: dict[str, torch.Tensor] = {}
+    for task in tasks:
+        of_task = [position for position in positions if dataset[position].task == task]
+        for first in range(0, len(of_task), EXAMPLES_AT_ONCE):
+            examples = [dataset[position] for position in of_task[first : first + EXAMPLES_AT_ONCE]]
             batch = collate_batch(examples, dataset, model.student, source, labelled=False).to(device)
             of_teachers = [_score(model, examples, batch, found, name) for name, found in landmarks.items()]
-            score_N = torch.stack(of_teachers).mean(0)
-            counts = [len(example.candidates) for example in examples]
-            for row, example, score_C in zip(chosen, examples, torch.split(score_N.cpu(), counts), strict=True):
-                assert example.label is not None
+            scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
+            for example, score_C in zip(examples, scores, strict=True):
                 is_silent = bool((score_C == 0).any())
                 share_C = torch.full_like(score_C, 1 / len(score_C)) if is_silent else score_C / score_C.sum()
-                probability_N[row] = float(share_C[example.label])
-                outranked_N[row] = outranked_candidates(share_C[None].numpy(), np.array([example.label]))[0]
+                answers[example.example_id] = share_C
     model.train(was_training)
-    return TruthConfidence(probability_N=probability_N, outranked_N=outranked_N)
+    return answers
 
 
 def _score(

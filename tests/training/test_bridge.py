@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from altered_dataset import AlteredDataset
 from run_logs import losses, metrics
 
 from advl_pipeline.datasets.registry import open_dataset
@@ -18,7 +20,7 @@ from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import run_signals
-from advl_pipeline.training.bridge_confidence import bridge_confidence, bridge_scores
+from advl_pipeline.training.bridge import bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
 
 TEMPERATURES = {"student": 0.2, "teacher": 0.1}
@@ -114,7 +116,7 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 def test_a_resumed_run_finds_the_same_bridge(
     small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"confidence": "bridge", "known_words": known, "checkpoint_every": 1}
+    options = {"confidence": "bridge", "answer_weight": 1.0, "known_words": known, "checkpoint_every": 1}
     run_finetune(small_corpus.config(tmp_path / "whole", **options))
     from advl_pipeline.training import loop
 
@@ -138,11 +140,49 @@ def test_a_resumed_run_finds_the_same_bridge(
     [{}, {"landmarks": "all"}, {"distance": "mse"}, {"pathway": "vision"}],
     ids=["no record of words", "no landmarks", "coordinates", "no texts"],
 )
+@pytest.mark.parametrize("asked", [{"confidence": "bridge"}, {"answer_weight": 1.0}], ids=["confidence", "answers"])
 def test_without_landmarks_of_words_there_is_no_bridge(
-    changes: dict[str, Any], small_corpus: Any, known: Path, tmp_path: Path
+    asked: dict[str, Any], changes: dict[str, Any], small_corpus: Any, known: Path, tmp_path: Path
 ) -> None:
     record = {"known_words": known} if changes else {}
     with pytest.raises(ConfigError, match="bridge") as refused:
-        run_finetune(small_corpus.config(tmp_path / "run", confidence="bridge", **record, **changes))
-    assert refused.value.next_command == "use --confidence probe"
+        run_finetune(small_corpus.config(tmp_path / "run", **asked, **record, **changes))
+    assert refused.value.next_command.startswith("leave out --")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"steps": "one"}, "no adapt step"),
+        ({"method": "plain-two-step", "cache": ()}, "plain-two-step has no teacher"),
+        ({"hide_picture": True, "pathway": "text", "selection": "prior"}, "names what the picture shows"),
+    ],
+)
+def test_answers_that_nobody_could_learn_are_refused(
+    changes: dict[str, Any], why: str, small_corpus: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run_finetune(small_corpus.config(tmp_path / "run", answer_weight=1.0, **changes))
+    assert why in str(refused.value.why)
+
+
+def test_the_adapt_step_learns_a_teachers_answers_and_reads_no_label(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"known_words": known, "answer_weight": 1.0, "adapt_steps": 12, "num_steps": 1, "confidence": "none"}
+
+    def adapt_losses(run: Path) -> list[float]:
+        run_finetune(small_corpus.config(run, **options))
+        return [one["raw/answers"] for one in losses(run) if one["phase"] == "adapt"]
+
+    found = adapt_losses(tmp_path / "own")
+    assert sum(found[-3:]) < sum(found[:3])
+    monkeypatch.setattr(
+        "advl_pipeline.training.inputs.open_splits",
+        lambda name, **given: AlteredDataset(
+            open_dataset(name, **given),
+            lambda example: replace(example, label=(example.label + 1) % len(example.candidates)),
+        ),
+    )
+    assert adapt_losses(tmp_path / "others") == found
