@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from advl_pipeline.distillation.pooling import example_of_sequence, first_sequences
+from advl_pipeline.distillation.relational import Everywhere
+
 
 def image_text_contrast(
     image_BE: torch.Tensor,
@@ -42,3 +45,40 @@ def image_text_contrast(
         groups_BB = logits_BN[:, None, :].masked_fill(~pulled_BN[None], -torch.inf).logsumexp(2)
         to_image = (groups_BB.logsumexp(0) - own_B).mean()
     return (to_text + to_image) / 2
+
+
+def batch_contrast(
+    own_image_BE: torch.Tensor,
+    text_NE: torch.Tensor,
+    right_B: torch.Tensor,
+    image_ids_B: torch.Tensor,
+    *,
+    num_candidates: tuple[int, ...],
+    known_B: torch.Tensor | None,
+    temperature: torch.Tensor,
+    everywhere: Everywhere,
+) -> torch.Tensor:
+    """Return the contrast of a batch that several processes may share; see `Distiller.contrast`.
+
+    Args:
+        own_image_BE: what the right candidate's pass shows of the picture.
+        num_candidates: of each example.
+    """
+    rows = everywhere.rows
+    starts_B = first_sequences(num_candidates, right_B.device)
+    counts = tuple(rows(torch.tensor(num_candidates, device=right_B.device)).tolist())
+    right_B = first_sequences(counts, right_B.device) + rows(right_B - starts_B)
+    image_ids_B = rows(image_ids_B)
+    example_N = example_of_sequence(counts, right_B.device)
+    pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
+    if known_B is not None:
+        is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
+        pulled_BN = torch.where(rows(known_B)[:, None], pulled_BN, is_own_BN)
+    same_picture_BN = image_ids_B[:, None] == image_ids_B[example_N][None, :]
+    return image_text_contrast(
+        rows(own_image_BE),
+        rows(text_NE),
+        pulled_BN,
+        left_out_BN=same_picture_BN & ~pulled_BN,
+        temperature=temperature,
+    )

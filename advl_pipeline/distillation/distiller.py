@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from advl_pipeline.datasets.words import NO_WORD
 from advl_pipeline.distillation.balance import (
     STRETCH,
     bounded_log_variance,
@@ -21,7 +20,7 @@ from advl_pipeline.distillation.balance import (
     uncertain_teachers,
     weighted_teachers,
 )
-from advl_pipeline.distillation.contrastive import image_text_contrast
+from advl_pipeline.distillation.contrastive import batch_contrast
 from advl_pipeline.distillation.landmarks import (
     Landmarks,
     RegionLandmarks,
@@ -31,6 +30,7 @@ from advl_pipeline.distillation.landmarks import (
 )
 from advl_pipeline.distillation.pathways import (
     Pair,
+    TeacherWidths,
     TextProjections,
     VisionProjections,
     VisionTarget,
@@ -50,16 +50,14 @@ from advl_pipeline.distillation.pooling import (
 from advl_pipeline.distillation.relational import (
     ALONE,
     Everywhere,
-    drift,
     related_texts,
     related_vision,
     related_words,
 )
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, VisionSignal, shared_words
-from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, TeacherWidths, check_targets
-from advl_pipeline.distillation.weighting import instance_weights, normalise_to_batch_mean
+from advl_pipeline.distillation.signal import TeacherSignal, shared_words
+from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, check_targets
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 INITIAL_TEMPERATURE = 0.07
@@ -84,7 +82,6 @@ class Distiller(nn.Module):
         contrast_size: int = 128,
     ) -> None:
         """Args:
-        settings: of the method.
         teachers: the widths of each teacher's features.
         hidden_size, pooled_size: of the student.
         vision_targets: what is distilled of each vision teacher [default: regions where it has them, else the
@@ -110,17 +107,9 @@ class Distiller(nn.Module):
         self.text = nn.ModuleDict()
         if settings.distance != "relational":
             for name in self.teachers["vision"]:
-                widths = teachers[name]
-                assert widths.image_global
-                self.vision[module_key(name)] = VisionProjections(
-                    hidden_size, widths.image_global, widths.image_region
-                )
+                self.vision[module_key(name)] = VisionProjections(hidden_size, teachers[name])
             for name in self.teachers["text"]:
-                widths = teachers[name]
-                assert widths.text_global
-                self.text[module_key(name)] = TextProjections(
-                    pooled_size, hidden_size, widths.text_global, widths.text_token
-                )
+                self.text[module_key(name)] = TextProjections(pooled_size, hidden_size, teachers[name])
         self.free_log_variance = nn.ParameterDict()
         for pathway, names in self.teachers.items():
             if settings.teacher_balance == "learned" and len(names) > 1:
@@ -200,76 +189,6 @@ class Distiller(nn.Module):
         if (name := f"{target.pathway}/{key}") in self.free_log_variance:
             del self.free_log_variance[name]
 
-    def drift(
-        self,
-        states: StudentOutput,
-        reference: StudentOutput,
-        batch: StudentBatch,
-        signal: TeacherSignal,
-        known: Mapping[str, torch.Tensor],
-        anchored_B: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return how far text that pretraining taught, and what pictures show, have moved from where it left them.
-
-        Held are words as far as it knew them, words that are part of how the task asks, and tokens of no word, from
-        the first of which heads read. Of pictures everything is held but regions that a teacher places.
-
-        Args:
-            states: of the student, from one modality each.
-            reference: those of the student as it was pretrained, on the same batch.
-            signal: with how well pretraining knew each word, and the teachers' regions.
-            known: of `known_regions`.
-            anchored_B: bool, whose pictures count; None for all.
-        """
-        rows, words = self.everywhere.rows, signal.words
-        assert words is not None
-        held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
-        word_NL = words.word_of_token_NL
-        held_NL = torch.where(word_NL == NO_WORD, 1.0, held_NW.gather(1, word_NL.clamp(min=0)))
-        shown_NL = batch.token_mask_NL
-        visible_NR = batch.visual_mask_NR & ~_placed_tokens(signal, known, batch)
-        if anchored_B is not None:
-            visible_NR = (
-                visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
-            )
-        visual_XH = rows(states.visual_states_NRH[visible_NR])
-        return drift(
-            rows(states.text_states_NLH[shown_NL]),
-            rows(reference.text_states_NLH[shown_NL]),
-            rows(held_NL[shown_NL]),
-        ) + drift(
-            visual_XH,
-            rows(reference.visual_states_NRH[visible_NR]),
-            torch.ones(len(visual_XH), device=visual_XH.device),
-        )
-
-    def weights(
-        self,
-        signal: TeacherSignal,
-        modality: str,
-        student_B: torch.Tensor,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Return (B,) instance weights of a pathway from the teacher's and the student's confidence.
-
-        A joint confidence serves both pathways; without any confidence the weights are uniform. None exceeds
-        `weight_max`, normalised or not.
-        """
-        teacher_B = signal.confidence.get(modality, signal.confidence.get("joint"))
-        weights_B = instance_weights(
-            "uniform" if teacher_B is None else self.settings.weighting,
-            teacher_B=student_B if teacher_B is None else teacher_B,
-            student_B=student_B,
-            weight_max=self.settings.weight_max,
-        )
-        if self.settings.weight_shuffle:
-            weights_B = weights_B[torch.randperm(len(weights_B), generator=generator).to(weights_B.device)]
-        if self.settings.weight_normalise == "batch-mean":
-            weights_Y = normalise_to_batch_mean(self.everywhere.rows(weights_B), weight_max=self.settings.weight_max)
-            weights_B = self.everywhere.own(weights_Y, weights_B)
-        return weights_B
-
     def contrast(
         self,
         separate: StudentOutput,
@@ -289,26 +208,15 @@ class Distiller(nn.Module):
                 label belong to its picture, as a group. Of the others the right one does; its rivals are left out,
                 since what is said of another thing in the picture may be true as well.
         """
-        rows = self.everywhere.rows
-        own_image_BE = self.contrast_image(image_state(separate, batch)[right_B])
-        counts = rows(torch.tensor(batch.num_candidates, device=right_B.device))
-        starts_B = first_sequences(batch.num_candidates, right_B.device)
-        num_candidates = tuple(counts.tolist())
-        right_B = first_sequences(num_candidates, right_B.device) + rows(right_B - starts_B)
-        image_ids = rows(image_ids)
-        known_B = None if known_B is None else rows(known_B)
-        example_N = example_of_sequence(num_candidates, right_B.device)
-        is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
-        pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
-        if known_B is not None:
-            pulled_BN = torch.where(known_B[:, None], pulled_BN, is_own_BN)
-        same_picture_BN = image_ids[:, None] == image_ids[example_N][None, :]
-        return image_text_contrast(
-            rows(own_image_BE),
-            rows(self.contrast_text(separate.pooled_NP)),
-            pulled_BN,
-            left_out_BN=same_picture_BN & ~pulled_BN,
+        return batch_contrast(
+            self.contrast_image(image_state(separate, batch)[right_B]),
+            self.contrast_text(separate.pooled_NP),
+            right_B,
+            image_ids,
+            num_candidates=batch.num_candidates,
+            known_B=known_B,
             temperature=self.log_temperature.exp().clamp(min=0.01),
+            everywhere=self.everywhere,
         )
 
     def known_regions(
@@ -342,8 +250,9 @@ class Distiller(nn.Module):
         for name, one in signal.vision.items():
             if name not in self.teachers["vision"]:
                 continue
+            default: VisionTarget = "image" if one.regions_BSD is None else "regions"
+            target = self.vision_targets.get(name, default)
             if self.settings.distance == "relational":
-                target = self._vision_target(name, one)
                 losses[name] = related_vision(
                     self.settings,
                     target,
@@ -357,7 +266,7 @@ class Distiller(nn.Module):
                     everywhere=self.everywhere,
                 )[example_N]
                 continue
-            expanded = _expand_vision(one, example_N)
+            expanded = one.of_sequences(example_N)
             regions_NSH, seen_NS = pool_to_regions(distilled.visual_states_NRH, expanded.shares_BSR)
             projections = self.vision[module_key(name)]
             assert isinstance(projections, VisionProjections)
@@ -367,15 +276,11 @@ class Distiller(nn.Module):
                 image_BH=image_state(distilled, batch),
                 regions_BSH=regions_NSH,
                 region_seen_BS=seen_NS,
-                target=self._vision_target(name, one),
+                target=target,
             )
             compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
             losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
-
-    def _vision_target(self, name: str, one: VisionSignal) -> VisionTarget:
-        default: VisionTarget = "image" if one.regions_BSD is None else "regions"
-        return self.vision_targets.get(name, default)
 
     def _text(
         self,
@@ -482,27 +387,3 @@ class Distiller(nn.Module):
 def module_key(teacher: str) -> str:
     """Return a teacher's name as a key that a module dictionary takes (it takes no dots)."""
     return teacher.replace(".", "_")
-
-
-def _placed_tokens(signal: TeacherSignal, known: Mapping[str, torch.Tensor], batch: StudentBatch) -> torch.Tensor:
-    """Return (N, R) bool: the visual tokens that stand for a region which a teacher places."""
-    placed_BR = torch.zeros_like(
-        batch.visual_mask_NR[first_sequences(batch.num_candidates, batch.visual_mask_NR.device)]
-    )
-    for name, known_BS in known.items():
-        one = signal.vision[name]
-        assert one.region_mask_BS is not None
-        unplaced_BS = one.region_mask_BS & ~known_BS
-        if one.shares_BSR is not None:
-            unplaced_BS = ((one.shares_BSR > 0) & unplaced_BS[:, :, None]).any(1)
-        placed_BR |= unplaced_BS
-    return placed_BR[example_of_sequence(batch.num_candidates, placed_BR.device)]
-
-
-def _expand_vision(signal: VisionSignal, example_N: torch.Tensor) -> VisionSignal:
-    return VisionSignal(
-        global_BD=signal.global_BD[example_N],
-        regions_BSD=None if signal.regions_BSD is None else signal.regions_BSD[example_N],
-        region_mask_BS=None if signal.region_mask_BS is None else signal.region_mask_BS[example_N],
-        shares_BSR=None if signal.shares_BSR is None else signal.shares_BSR[example_N],
-    )

@@ -22,22 +22,36 @@ from advl_pipeline.distillation.signal import TextSignal, VisionSignal
 VisionTarget = Literal["image", "regions", "both"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherWidths:
+    """Feature widths of one teacher, by modality; None where it has no such features."""
+
+    image_global: int | None = None
+    image_region: int | None = None
+    text_global: int | None = None
+    text_token: int | None = None
+
+
 class VisionProjections(nn.Module):
     """Linear maps from the student's width to one vision teacher's; alive only in training. None: no such target."""
 
-    def __init__(self, student_width: int, global_dim: int, region_dim: int | None) -> None:
+    def __init__(self, student_width: int, teacher: TeacherWidths) -> None:
         super().__init__()
-        self.image: nn.Linear | None = nn.Linear(student_width, global_dim)
-        self.region: nn.Linear | None = nn.Linear(student_width, region_dim) if region_dim else None
+        self.image = _projection(student_width, teacher.image_global)
+        self.region = _projection(student_width, teacher.image_region)
 
 
 class TextProjections(nn.Module):
     """Linear maps from the student's width to one text teacher's; alive only in training. None: no such target."""
 
-    def __init__(self, pooled_width: int, student_width: int, global_dim: int, word_dim: int | None) -> None:
+    def __init__(self, pooled_width: int, student_width: int, teacher: TeacherWidths) -> None:
         super().__init__()
-        self.summary: nn.Linear | None = nn.Linear(pooled_width, global_dim)
-        self.word: nn.Linear | None = nn.Linear(student_width, word_dim) if word_dim else None
+        self.summary = _projection(pooled_width, teacher.text_global)
+        self.word = _projection(student_width, teacher.text_token)
+
+
+def _projection(student_width: int, teacher_width: int | None) -> nn.Linear | None:
+    return nn.Linear(student_width, teacher_width) if teacher_width else None
 
 
 @dataclass(frozen=True, kw_only=True)

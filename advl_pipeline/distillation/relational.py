@@ -121,21 +121,6 @@ def relational_divergence(
     return each_XY.sum(1)
 
 
-def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.Tensor) -> torch.Tensor:
-    """Return a scalar: how far states have moved from where pretraining left them, in units of their variance.
-
-    Args:
-        reference_XH: those of the student as it was pretrained, on the same inputs.
-        weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0.
-    """
-    if not len(states_XH):
-        return states_XH.sum()
-    reference = reference_XH.detach().float()
-    variance = reference.var(0, unbiased=False).mean().clamp(min=torch.finfo(torch.float32).tiny)
-    moved_X = (states_XH.float() - reference).square().mean(-1) / variance
-    return (moved_X * weight_X).sum() / weight_X.sum().clamp(min=1.0)
-
-
 def related_vision(
     settings: DistillationSettings,
     target: VisionTarget,

@@ -28,6 +28,15 @@ class VisionSignal:
     region_mask_BS: torch.Tensor | None = None
     shares_BSR: torch.Tensor | None = None
 
+    def of_sequences(self, example_N: torch.Tensor) -> VisionSignal:
+        """Return the rows of each sequence's example."""
+        return VisionSignal(
+            global_BD=self.global_BD[example_N],
+            regions_BSD=None if self.regions_BSD is None else self.regions_BSD[example_N],
+            region_mask_BS=None if self.region_mask_BS is None else self.region_mask_BS[example_N],
+            shares_BSR=None if self.shares_BSR is None else self.shares_BSR[example_N],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSignal:

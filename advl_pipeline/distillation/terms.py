@@ -11,21 +11,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from advl_pipeline.distillation.pathways import (
-    Pair,
-)
+from advl_pipeline.distillation.pathways import Pair, TeacherWidths
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherWidths:
-    """Feature widths of one teacher, by modality; None where it has no such features."""
-
-    image_global: int | None = None
-    image_region: int | None = None
-    text_global: int | None = None
-    text_token: int | None = None
 
 
 class Target(NamedTuple):

@@ -7,13 +7,42 @@ Shapes: B examples, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-Weighting = Literal["ratio", "teacher", "gap", "uniform"]
+from advl_pipeline.distillation.relational import Everywhere
+from advl_pipeline.distillation.settings import DistillationSettings, Weighting
+from advl_pipeline.distillation.signal import TeacherSignal
 
 EPSILON = 1e-3
+
+
+def pathway_weights(
+    settings: DistillationSettings,
+    signal: TeacherSignal,
+    modality: str,
+    student_B: torch.Tensor,
+    *,
+    everywhere: Everywhere,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return (B,) instance weights of a pathway from the teacher's and the student's confidence.
+
+    A joint confidence serves both pathways; without any confidence the weights are uniform. None exceeds
+    `weight_max`, normalised or not.
+    """
+    teacher_B = signal.confidence.get(modality, signal.confidence.get("joint"))
+    weights_B = instance_weights(
+        "uniform" if teacher_B is None else settings.weighting,
+        teacher_B=student_B if teacher_B is None else teacher_B,
+        student_B=student_B,
+        weight_max=settings.weight_max,
+    )
+    if settings.weight_shuffle:
+        weights_B = weights_B[torch.randperm(len(weights_B), generator=generator).to(weights_B.device)]
+    if settings.weight_normalise == "batch-mean":
+        weights_Y = normalise_to_batch_mean(everywhere.rows(weights_B), weight_max=settings.weight_max)
+        weights_B = everywhere.own(weights_Y, weights_B)
+    return weights_B
 
 
 def instance_weights(

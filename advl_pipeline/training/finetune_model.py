@@ -17,10 +17,12 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.datasets.records import head_name
+from advl_pipeline.distillation.anchor import anchor_loss
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm
+from advl_pipeline.distillation.weighting import pathway_weights
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.training.recipe_terms import TaskLoss
 from advl_pipeline.training.student_confidence import StudentConfidence
@@ -180,7 +182,9 @@ class FinetuneModel(nn.Module):
             assert known is not None
             if self.hide_picture:
                 anchored_B = torch.zeros_like(image_ids_B, dtype=torch.bool)
-            drift = self.distiller.drift(apart, reference, batch, signal, known, anchored_B)
+            drift = anchor_loss(
+                apart, reference, batch, signal, known, anchored_B, everywhere=self.distiller.everywhere
+            )
             terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
             terms.raw["drift"] = drift.detach()
         return terms
@@ -229,7 +233,14 @@ class FinetuneModel(nn.Module):
             confidence_B = self.remembered.of(example_ids, confidence_B)
         terms.confidence = {"student": confidence_B, **signal.confidence}
         for name, term in self.distilled(batch, targets, signal, image_ids_B, output, None, generator).items():
-            weights_B = self.distiller.weights(signal, name, confidence_B, generator=generator)
+            weights_B = pathway_weights(
+                self.distiller.settings,
+                signal,
+                name,
+                confidence_B,
+                everywhere=self.distiller.everywhere,
+                generator=generator,
+            )
             terms.weighted[name] = strength * (weights_B * term.value_B).mean()
             terms.note(name, term)
             terms.weights[name] = weights_B

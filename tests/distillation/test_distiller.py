@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from advl_pipeline.distillation.anchor import anchor_loss
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.landmarks import Landmarks, RegionLandmarks
-from advl_pipeline.distillation.relational import some_of
+from advl_pipeline.distillation.pathways import TeacherWidths
+from advl_pipeline.distillation.relational import ALONE, some_of
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
-from advl_pipeline.distillation.terms import DistillationTerms, TeacherWidths
+from advl_pipeline.distillation.terms import DistillationTerms
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -416,7 +418,7 @@ def test_regions_that_the_student_names_are_held_and_the_others_are_placed() -> 
     known = distiller.known_regions(left, batch, signal)
     for moved, is_free in ((is_region_NR & ~is_known_NR, True), (is_region_NR & is_known_NR, False)):
         shifted = replace(left, visual_states_NRH=torch.where(moved[..., None], 2 * visual.detach(), visual.detach()))
-        assert (float(distiller.drift(shifted, left, batch, signal, known)) == 0.0) == is_free
+        assert (float(anchor_loss(shifted, left, batch, signal, known, everywhere=ALONE)) == 0.0) == is_free
 
 
 def test_related_texts_equal_the_loop() -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from advl_pipeline.distillation.relational import drift, log_likenesses, relational_divergence
+from advl_pipeline.distillation.anchor import drift
+from advl_pipeline.distillation.relational import log_likenesses, relational_divergence
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.relational import ALONE
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import (
@@ -18,6 +18,7 @@ from advl_pipeline.distillation.weighting import (
     choice_confidence,
     instance_weights,
     normalise_to_batch_mean,
+    pathway_weights,
     soft_label_confidence,
 )
 
@@ -108,11 +109,10 @@ def test_normalised_weights_by_hand() -> None:
 @pytest.mark.parametrize("top", [0.5, 2.0])
 def test_no_weight_of_the_distiller_exceeds_the_bound(kind: Any, normalise: Any, top: float) -> None:
     chosen = DistillationSettings(weighting=kind, weight_normalise=normalise, weight_max=top)
-    distiller = Distiller(chosen, {}, hidden_size=2, pooled_size=2)
     teacher_B = torch.tensor([0.9] + [0.0] * 15)
     for confidence in ({"text": teacher_B}, {}):
         signal = TeacherSignal(confidence=confidence)
-        weights_B = distiller.weights(signal, "text", torch.full((16,), 0.5))
+        weights_B = pathway_weights(chosen, signal, "text", torch.full((16,), 0.5), everywhere=ALONE)
         assert 0.0 < weights_B.max() <= top
 
 
