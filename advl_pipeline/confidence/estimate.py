@@ -39,40 +39,6 @@ SCHEMA_VERSION = 3
 _log = logging.getLogger(__name__)
 
 
-def estimate_confidence(
-    *,
-    caches: Sequence[TeacherCache],
-    dataset: Dataset,
-    example_ids: Sequence[str],
-    estimator: str,
-    folds: int,
-    seed: int,
-) -> dict[str, TruthConfidence]:
-    """Estimate the probability that the teachers give to the ground truth, and what of the wrong it outranks.
-
-    Items on one picture, hence both tasks of a question, share a fold. Each task has heads of its own. The order of
-    `example_ids` does not matter.
-
-    Args:
-        caches: of the split that the examples are from.
-        example_ids: n distinct ids; heads are fitted on these alone.
-        estimator: one of `ESTIMATORS`.
-        folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
-
-    Returns:
-        Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
-        each modality that a cache has, `probe-joint` and `zero-shot` "joint", `none` nothing.
-
-    Raises:
-        ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
-        DatasetError: an example without a label.
-    """
-    return {
-        view: _estimate_view(caches, dataset, example_ids, estimator, view, folds, seed)
-        for view in confidence_views(caches, estimator)
-    }
-
-
 def teacher_answers(
     *,
     caches: Sequence[TeacherCache],
@@ -112,10 +78,25 @@ def load_or_estimate_confidence(
     folds: int,
     seed: int,
 ) -> dict[str, TruthConfidence]:
-    """As `estimate_confidence`, but what the caches store under the same identity is read, and what is new is stored.
+    """Return the probability that the teachers give to the ground truth, and what of the wrong it outranks.
 
-    A set lies in the first cache that it depends on. Where that cache cannot be written to, the estimate is used and
-    a warning is logged.
+    Items on one picture, hence both tasks of a question, share a fold. Each task has heads of its own. What is
+    stored under the same identity is read, and what is new is stored, in the first cache that it depends on. Where
+    that cache cannot be written to, the estimate is used and a warning is logged.
+
+    Args:
+        caches: of the split that the examples are from.
+        example_ids: n distinct ids; heads are fitted on these alone.
+        estimator: one of `ESTIMATORS`.
+        folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
+
+    Returns:
+        Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
+        each modality that a cache has, `probe-joint` and `zero-shot` "joint", `none` nothing.
+
+    Raises:
+        ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
+        DatasetError: an example without a label.
     """
     found: dict[str, TruthConfidence] = {}
     for view in confidence_views(caches, estimator):

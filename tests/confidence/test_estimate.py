@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,7 @@ from tiny_extraction import TinyDataset, tiny_extract
 
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.confidence.estimate import (
-    confidence_identity,
-    estimate_confidence,
-    load_or_estimate_confidence,
-)
+from advl_pipeline.confidence.estimate import confidence_identity, load_or_estimate_confidence
 from advl_pipeline.confidence.features import ProbeFeatures, bag_of_words
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import separation
@@ -154,7 +151,17 @@ def confidences(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str,
 
 def estimates(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, TruthConfidence]:
     usual: dict[str, Any] = {"example_ids": dataset.example_ids, "estimator": "probe", "folds": 5, "seed": 0}
-    return estimate_confidence(caches=caches, dataset=dataset, **{**usual, **settings})
+    return unstored(caches=caches, dataset=dataset, **{**usual, **settings})
+
+
+def unstored(**settings: Any) -> dict[str, TruthConfidence]:
+    """Estimate anew, and store nothing."""
+    with patch.multiple("advl_pipeline.confidence.estimate", read_confidence=no_store, write_confidence=no_store):
+        return load_or_estimate_confidence(**settings)
+
+
+def no_store(*unused: Any) -> None:
+    """Hold nothing and keep nothing."""
 
 
 def test_the_vision_probe_knows_kinds_by_the_boxes_that_are_asked_about() -> None:
@@ -366,9 +373,7 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     assert stored is not None
     np.testing.assert_array_equal(stored.probability_N, fresh["vision"].probability_N)
     np.testing.assert_array_equal(stored.outranked_N, fresh["vision"].outranked_N)
-    np.testing.assert_array_equal(
-        fresh["vision"].probability_N, estimate_confidence(**settings)["vision"].probability_N
-    )
+    np.testing.assert_array_equal(fresh["vision"].probability_N, unstored(**settings)["vision"].probability_N)
 
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("estimated again although it was stored")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_logs import losses, metrics
 
-from advl_pipeline.confidence.estimate import estimate_confidence
+from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.training.run import run_finetune
 
@@ -25,7 +25,7 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
                 probability_N=found.probability_N,
                 outranked_N=np.full_like(found.outranked_N, {"vision": 1.0, "text": 0.5}[view]),
             )
-            for view, found in estimate_confidence(**options).items()
+            for view, found in load_or_estimate_confidence(**options).items()
         }
 
     monkeypatch.setattr("advl_pipeline.training.run_signals.load_or_estimate_confidence", estimate)

@@ -12,7 +12,6 @@ from altered_dataset import AlteredDataset
 from run_logs import losses
 from safetensors.torch import load_file
 
-from advl_pipeline.confidence.estimate import estimate_confidence
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
@@ -62,7 +61,8 @@ def test_other_pictures_change_nothing_in_training(
     changes: dict[str, Any], is_same: bool, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Folds go by the pictures' ids, and confidences that the first run stored would serve the second one.
-    monkeypatch.setattr("advl_pipeline.training.run_signals.load_or_estimate_confidence", estimate_confidence)
+    monkeypatch.setattr("advl_pipeline.confidence.estimate.read_confidence", lambda *unused: None)
+    monkeypatch.setattr("advl_pipeline.confidence.estimate.write_confidence", lambda *unused: None)
     monkeypatch.setattr(
         "advl_pipeline.confidence.estimate.assign_folds",
         lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
