@@ -2,9 +2,11 @@
 
 First region-phrase contrast alone, on states that have not met, then contrast, words, image-text matching and
 naming of regions together: words and matching alone do not ground words in regions at this size. Words are masked
-ones, or of a chat model the whole caption. The result
-is stored once and identified by its dataset's content and its settings, as a cache is. With the student are stored
-its naming head, from which multiple choice starts, and the words of the captions, which it may be said to know.
+ones, or of a chat model the whole caption.
+
+The result is stored once and identified by its dataset's content and its settings, as a cache is. With the student
+are stored its naming head, from which multiple choice starts, and the words of the captions, which it may be said to
+know.
 """
 
 from __future__ import annotations

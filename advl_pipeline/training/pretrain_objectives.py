@@ -19,6 +19,7 @@ from torch.nn import functional
 from advl_pipeline.datasets.records import Candidate, Example, ObjectTag, text_unit
 from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.distillation.distiller import INITIAL_TEMPERATURE
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.training.targets import shape_logits
@@ -142,16 +143,20 @@ def _draw(limit: int, generator: torch.Generator) -> int:
 
 
 class PretrainHeads(nn.Module):
-    """Heads of the objectives. The naming head alone is kept: multiple choice starts from it."""
+    """Heads of the objectives. The naming head alone is kept: multiple choice starts from it.
+
+    A student that answers in words foretells captions with its own output layer; it has no head of masked words.
+    """
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         width = student.hidden_size
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
         words, _ = student.word_table()
-        word_size = words.embedding_dim
-        self.word_transform = nn.Sequential(nn.Linear(width, word_size), nn.GELU(), nn.LayerNorm(word_size))
-        self.word_bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        if not isinstance(student, GenerativeStudent):
+            word_size = words.embedding_dim
+            self.word_transform = nn.Sequential(nn.Linear(width, word_size), nn.GELU(), nn.LayerNorm(word_size))
+            self.word_bias = nn.Parameter(torch.zeros(words.num_embeddings))
         self.matching = nn.Linear(student.pooled_size, 2)
         self.phrase_matching = nn.Linear(width, 2)
         self.naming = student.build_head("vcr-q2a", 1)
