@@ -113,11 +113,11 @@ def recipe_names() -> tuple[tuple[str, str, str], ...]:
     return tuple(sorted(found))
 
 
-def load_recipe(student: str, task: str, size: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Return a recipe; overridden numbers have the source "override".
+def load_recipe(student: str, task: str, size: str) -> Recipe:
+    """Return a published recipe.
 
     Raises:
-        ConfigError: there is no such recipe, or an override names no key of it.
+        ConfigError: there is no such recipe.
     """
     if student not in _students():
         raise ConfigError(f"No recipe for the student {student!r}.", why=suggest_names(student, _students()))
@@ -137,9 +137,7 @@ def load_recipe(student: str, task: str, size: str, overrides: Mapping[str, Any]
             if key not in ("from", "elsewhere"):
                 values[key] = value
                 sources[key] = f"{document['repository']}: {elsewhere.get(key, table['from'])}"
-    changed = dict(overrides or {})
-    sources |= dict.fromkeys(changed, "override")
-    return _build(student, task, size, {**values, **changed}, sources, where=f"data/recipes/{student}.toml")
+    return _build(student, task, size, values, sources, where=f"data/recipes/{student}.toml")
 
 
 def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe | None = None) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ def log(assets: Path) -> dict[str, object]:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    return load_recipe("uniter", "vqa", "base", {"learning_rate": 0.008, "warmup": 3, "num_steps": 12})
+    return dataclasses.replace(load_recipe("uniter", "vqa", "base"), learning_rate=0.008, warmup=3, num_steps=12)
 
 
 def test_schedule_equals_the_original(log: dict[str, list[float]], recipe: Recipe) -> None:
