@@ -58,12 +58,20 @@ def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
     Raises:
         DatasetError: the picture cannot be decoded.
     """
+    return np.asarray(read_rgb(path).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Return a picture in red, green and blue.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+            return file.convert("RGB")
     except PICTURE_ERRORS as error:
         raise unreadable_picture(path, error) from None
-    return np.asarray(picture)
 
 
 def unreadable_picture(path: Path, error: Exception) -> DatasetError:

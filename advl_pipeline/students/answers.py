@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 TOKENS_AT_ONCE = 512
 """Tokens behind a sequence; longer lists of answers take several passes."""
@@ -52,9 +53,9 @@ def answers_inside(token_ids: Sequence[Sequence[int]], starts: Sequence[int]) ->
         token_ids_NT=empty,
         block_NT=empty,
         offset_NT=empty,
-        source_NQ=_padded(sources, 0),
-        target_NQ=_padded(targets, 0),
-        answer_NQ=_padded([np.zeros(len(target)) for target in targets], -1),
+        source_NQ=padded(sources, 0),
+        target_NQ=padded(targets, 0),
+        answer_NQ=padded([np.zeros(len(target)) for target in targets], -1),
     )
 
 
@@ -92,7 +93,7 @@ def answers_behind(
     names = [one.name for one in fields(Answers)]
     padding = {"block_NT": -1, "answer_NQ": -1}
     return Answers(
-        **{name: _padded(column, padding.get(name, 0)) for name, column in zip(names, columns, strict=True)}
+        **{name: padded(column, padding.get(name, 0)) for name, column in zip(names, columns, strict=True)}
     )
 
 
@@ -135,9 +136,7 @@ def sum_likelihoods(
     )
 
 
-def _padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:
-    size = max((len(row) for row in rows), default=0)
-    found = np.full((len(rows), size), value, dtype=np.int64)
-    for index, row in enumerate(rows):
-        found[index, : len(row)] = row
-    return torch.from_numpy(found)
+def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:
+    """Return whole numbers of one or more rows, of which shorter ones end in `value`."""
+    tensors = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=value)

@@ -266,9 +266,7 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_safetensors(file)
     except (SafetensorError, OSError) as error:
-        raise WeightsUnavailable(
-            "The checkpoint cannot be read.", where=str(file), why=str(error), next_command="download it again"
-        ) from None
+        raise _unreadable(file, str(error)) from None
     return tensors
 
 
@@ -278,7 +276,6 @@ def _read_torch(file: Path) -> Any:
         with torch.serialization.safe_globals(inert):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found:
             raise ConfigError(
@@ -287,13 +284,15 @@ def _read_torch(file: Path) -> Any:
                 why=f"it asks for {found.group(1)}",
                 next_command="save its state_dict() alone, or as safetensors, on a machine where you trust the file",
             ) from None
-        raise WeightsUnavailable(
-            "The checkpoint cannot be read.", where=str(file), why=reason, next_command="download it again"
-        ) from None
+        raise _unreadable(file, str(error).split("\n", maxsplit=1)[0]) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsUnavailable(
-            "The checkpoint cannot be read.", where=str(file), why=str(error), next_command="download it again"
-        ) from None
+        raise _unreadable(file, str(error)) from None
+
+
+def _unreadable(file: Path, why: str) -> WeightsUnavailable:
+    return WeightsUnavailable(
+        "The checkpoint cannot be read.", where=str(file), why=why, next_command="download it again"
+    )
 
 
 def _unwrap(content: dict[str, Any], path: Path) -> StateDict:

@@ -21,10 +21,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -34,8 +33,9 @@ from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
-from advl_pipeline.students.answers import Answers, answers_behind, answers_inside, parts_of_list, sum_likelihoods
+from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
 from advl_pipeline.students.chat import Chat
+from advl_pipeline.students.chat_batch import ChatBatch, Picture, chat_batch
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import (
     Answered,
@@ -75,43 +75,6 @@ class GenerativeConfig(Configuration):
     instruction: str | None = option(None, help="What follows the question [default: the task's own line].")
     max_new_tokens: int = option(10, help="Tokens of a generated answer, at most.", minimum=1)
     dropout: float = option(0.0, help="Dropout of the language model's attention.", minimum=0, below=1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A picture as a family reads it: its tokens, what its vision encoder takes, and where its states lie (R, 4)."""
-
-    token_ids: tuple[int, ...]
-    pixels: torch.Tensor
-    places_R4: npt.NDArray[np.float32]
-
-
-@dataclass(kw_only=True)
-class ChatBatch(StudentBatch):
-    """Conversations, padded on the right.
-
-    `sequence_ids_NS` are all tokens, `length_N` their number, and `picture_NS` (bool) the picture's, its markers
-    included. `text_place_NL` and `visual_place_NR` say where the text's and the picture's states lie among them.
-    `pixels` holds the pictures one after the other, `num_pixels` the rows of each. `answers` are asked about in turn.
-    """
-
-    picture_field: ClassVar[str] = "pixels"
-    blank_value: ClassVar[int] = 127
-
-    sequence_ids_NS: torch.Tensor
-    length_N: torch.Tensor
-    picture_NS: torch.Tensor
-    text_place_NL: torch.Tensor
-    visual_place_NR: torch.Tensor
-    pixels: torch.Tensor
-    num_pixels: tuple[int, ...]
-    answers: tuple[Answers, ...] = ()
-    num_answers: int = 1
-    length_normalised: bool = False
-
-    def to(self, device: torch.device) -> Self:
-        self.answers = tuple(one.to(device) for one in self.answers)
-        return super().to(device)
 
 
 class GenerativeStudent(Student):
@@ -218,41 +181,15 @@ class GenerativeStudent(Student):
             for example, picture in zip(examples, pictures, strict=True)
             for row in self.chat.rows(example.candidates, example.task, self.instruction(example.task))
         ]
-        size = max(len(row.token_ids) for row in rows)
-        self._require_room(size)
-        tokens = [np.array(row.token_ids) for row in rows]
-        pictured = [(np.arange(size) >= row.picture_start) & (np.arange(size) < row.picture_end) for row in rows]
-        text = [np.flatnonzero(~shown[: len(ids)]) for ids, shown in zip(tokens, pictured, strict=True)]
-        visual = [
-            np.flatnonzero(shown[: len(ids)] & (ids == self.chat.image_token_id))
-            for ids, shown in zip(tokens, pictured, strict=True)
-        ]
-        text_place, text_mask = _places(text)
-        visual_place, visual_mask = _places(visual)
-        spans = [np.array(row.spans)[place] for row, place in zip(rows, text, strict=True)]
-        sequence_ids = _padded(tokens, self.chat.pad_id)
+        self._require_room(max(len(row.token_ids) for row in rows))
         choice = examples[0].task in (*MULTIPLE_CHOICE_TASKS, "captions")
-        inside = [row.token_ids for row in rows], [row.prompt_length for row in rows]
-        return ChatBatch(
+        return chat_batch(
+            rows,
+            pictures,
             num_candidates=tuple(len(example.candidates) for example in examples),
-            token_ids_NL=torch.where(text_mask, sequence_ids.gather(1, text_place), self.chat.pad_id),
-            token_mask_NL=text_mask,
-            char_spans_NL2=_padded(spans, 0),
-            visual_mask_NR=visual_mask,
-            box_index_NR=torch.full(visual_mask.shape, -1),
-            places_BR4=pad_sequence(
-                [torch.from_numpy(picture.places_R4) for picture in pictures],
-                batch_first=True,
-                padding_value=torch.nan,
-            ),
-            sequence_ids_NS=sequence_ids,
-            length_N=torch.tensor([len(row.token_ids) for row in rows]),
-            picture_NS=torch.from_numpy(np.stack(pictured)),
-            text_place_NL=text_place,
-            visual_place_NR=visual_place,
-            pixels=torch.cat([picture.pixels for picture in pictures]),
-            num_pixels=tuple(len(picture.pixels) for picture in pictures),
-            answers=(answers_inside(*inside),) if choice else (),
+            image_token_id=self.chat.image_token_id,
+            pad_id=self.chat.pad_id,
+            answers_inside_rows=choice,
             length_normalised=self.config.length_normalised == "all"
             or (choice and self.config.length_normalised == "choices"),
         )
@@ -438,17 +375,6 @@ def settings_beside(weights: Path) -> dict[str, Any]:
     if not (folder / DESCRIPTION_FILE).is_file() and (folder / MODEL_CONFIG).is_file():
         found["architecture"] = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
     return found
-
-
-def _places(rows: Sequence[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places, padded with 0, and which of them are real."""
-    mask = _padded([np.ones(len(row), dtype=np.int64) for row in rows], 0).bool()
-    return _padded(rows, 0), mask
-
-
-def _padded(rows: Sequence[npt.NDArray[np.int64]], value: int) -> torch.Tensor:
-    tensors = [torch.from_numpy(row) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=value)
 
 
 def gathered(states_NSH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from advl_pipeline.datasets.pictures import PICTURE_ERRORS, read_square, unreadable_picture
+from advl_pipeline.datasets.pictures import read_rgb, read_square
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.students.picture_source import RecentlyUsed
 
@@ -43,11 +43,7 @@ class RegionPixels:
 
     def _read(self, unit: ImageUnit) -> npt.NDArray[np.uint8]:
         size = (self.crop_size, self.crop_size)
-        try:
-            with Image.open(unit.path) as file:
-                picture = file.convert("RGB")
-        except PICTURE_ERRORS as error:
-            raise unreadable_picture(unit.path, error) from None
+        picture = read_rgb(unit.path)
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN

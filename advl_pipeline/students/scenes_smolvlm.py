@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.generative import ChatBatch, Picture, gathered
+from advl_pipeline.students.chat_batch import ChatBatch, Picture
+from advl_pipeline.students.generative import gathered
 from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture

@@ -18,26 +18,20 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
 from advl_pipeline.configuration import option
-from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
+from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.geometry import grid_rectangles
 from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.students.building import builder
+from advl_pipeline.students.chat_batch import ChatBatch, Picture
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
-from advl_pipeline.students.generative import (
-    ChatBatch,
-    GenerativeConfig,
-    GenerativeStudent,
-    Picture,
-    settings_beside,
-)
+from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, settings_beside
 from advl_pipeline.students.interface import LoraSettings
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
@@ -178,11 +172,7 @@ class SmolVlm(GenerativeStudent):
             )
 
     def read_picture(self, unit: ImageUnit) -> Picture:
-        try:
-            with Image.open(unit.path) as file:
-                picture = file.convert("RGB")
-        except PICTURE_ERRORS as error:
-            raise unreadable_picture(unit.path, error) from None
+        picture = read_rgb(unit.path)
         # Scaling of the values is left to the device, which is sent a quarter of the bytes.
         read = self.processor.image_processor(
             [[picture]], do_rescale=False, do_normalize=False, return_row_col_info=True, return_tensors="pt"

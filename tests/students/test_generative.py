@@ -22,7 +22,8 @@ from transformers import (
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.students import answers as answers_module
-from advl_pipeline.students.generative import ChatBatch, GenerativeStudent, model_config
+from advl_pipeline.students.chat_batch import ChatBatch
+from advl_pipeline.students.generative import GenerativeStudent, model_config
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.smolvlm import CHAT_TEMPLATE, MAX_SPLITS, SmolVlm
 from advl_pipeline.training.targets import TaskTargets, score_task
