@@ -5,4 +5,4 @@ Phase 1 (`extraction`) runs each frozen teacher once over a dataset; phase 2 (`t
 The two meet in the cache alone, which any Zarr v3 reader opens without this package.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
