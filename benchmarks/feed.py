@@ -26,7 +26,7 @@ from advl_pipeline.compute import num_threads
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.prefetch import Prefetcher

@@ -10,7 +10,7 @@ import click
 
 def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
-    from advl_pipeline.datasets.own.opening import is_rows, open_own
+    from advl_pipeline.datasets.own.source import is_rows, open_own
     from advl_pipeline.datasets.registry import TASKS
 
     for name in dict.fromkeys(datasets):
@@ -21,9 +21,9 @@ def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
 def split_to_score(dataset: str, data_root: Path | None) -> str:
     """Return the split that a finished run is scored on: of one's own data a labelled one, best not train."""
     from advl_pipeline.datasets.cards import scored_split
-    from advl_pipeline.datasets.names import SPLIT_STEMS
-    from advl_pipeline.datasets.own.opening import is_rows, open_own
+    from advl_pipeline.datasets.own.source import is_rows, open_own
     from advl_pipeline.datasets.registry import TASKS
+    from advl_pipeline.datasets.roots import SPLIT_STEMS
 
     if dataset in TASKS or not is_rows(dataset):
         return scored_split(dataset)

@@ -45,7 +45,7 @@ def parse_boxes(value: Any, width: Any, height: Any) -> PictureBoxes:
     if not isinstance(value, list):
         raise Malformed("boxes are not a list")
     for index, box in enumerate(value):
-        if not isinstance(box, list) or len(box) not in (4, 5) or not all(_is_number(item) for item in box):
+        if not isinstance(box, list) or len(box) not in (4, 5) or not all(is_number(item) for item in box):
             raise Malformed(f"box {index} is not four finite numbers")
         x1, y1, x2, y2 = box[:4]
         if not (x1 < x2 and y1 < y2):
@@ -138,5 +138,6 @@ def read_box_file(path: Path) -> tuple[Mapping[str, PictureBoxes], Sequence[Prob
     return found, problems
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

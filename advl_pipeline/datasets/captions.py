@@ -6,12 +6,12 @@ characters [start, end) of the caption name the object in row `box`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from advl_pipeline.datasets.boxes import PictureBoxes, parse_boxes
+from advl_pipeline.datasets.columns import Codes
 from advl_pipeline.datasets.indexed import IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
@@ -34,12 +34,11 @@ class CaptionDataset(IndexedDataset):
     def __init__(self, source: Source, annotations: str) -> None:
         super().__init__(source, variants=[Variant("captions")], text_style="plain")
         self._path = require_file(source.folder / annotations, dataset=source.dataset)
-        self._digest = source.annotation_digest(annotations)
-        self._ids: dict[str, int] = {}
+        self._digests = [source.annotation_digest(annotations)]
         self._texts: list[Candidate] = []
-        self._line_numbers: list[int] = []
+        self._line_of: dict[str, int] = {}
         self._row_images: list[int] = []
-        self._images_by_name: dict[str, int] = {}
+        self._images_by_name = Codes()
         self._boxes: dict[str, PictureBoxes] = {}
         problems = []
         for line in scan_lines(self._path):
@@ -47,8 +46,12 @@ class CaptionDataset(IndexedDataset):
                 self._add(parse_object(line.data), line.number)
             except Malformed as error:
                 problems.append(Problem(file=str(self._path), line=line.number, why=str(error)))
-        self._names = list(self._images_by_name)
-        self._id_list = list(self._ids)
+        self._ids, self._image_names, self._strata = list(self._line_of), list(self._images_by_name), [""]
+        self._columns = {
+            "line": np.array(list(self._line_of.values()), dtype=np.int64),
+            "image_number": np.array(self._row_images, dtype=np.int64),
+            "stratum": np.zeros(len(self._texts), dtype=np.int64),
+        }
         self._settle(np.arange(len(self._texts), dtype=np.int64), problems)
 
     def label_names(self, task: Task) -> tuple[str, ...]:
@@ -60,8 +63,8 @@ class CaptionDataset(IndexedDataset):
 
     def _add(self, record: dict[str, Any], number: int) -> None:
         caption_id = text_field(record, "caption_id")
-        if caption_id in self._ids:
-            raise Malformed(f"caption_id {caption_id!r} was used on line {self._ids[caption_id]} already")
+        if caption_id in self._line_of:
+            raise Malformed(f"caption_id {caption_id!r} was used on line {self._line_of[caption_id]} already")
         image = text_field(record, "image")
         if not is_safe_name(image):
             raise Malformed(f"picture name {image!r} leaves the dataset's folder")
@@ -73,37 +76,18 @@ class CaptionDataset(IndexedDataset):
         if not isinstance(phrases, list):
             raise Malformed("field 'phrases' is not a list")
         tags = tuple(_phrase(item, caption, len(boxes.boxes_R4)) for item in phrases)
-        known = self._images_by_name.setdefault(image, len(self._images_by_name))
+        known = self._images_by_name[image]
         if not np.array_equal(self._boxes.setdefault(image, boxes).boxes_R4, boxes.boxes_R4):
             raise Malformed(f"boxes differ from those of another caption of {image}")
-        self._ids[caption_id] = number
+        self._line_of[caption_id] = number
         self._texts.append(Candidate(text_unit=text_unit(caption), tags=tags))
-        self._line_numbers.append(number)
         self._row_images.append(known)
-
-    def _question_id(self, row: int) -> str:
-        return self._id_list[row]
 
     def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
         return (self._texts[row],)
 
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
         return None, ()
-
-    def _stratum(self, row: int) -> str:
-        return ""
-
-    def _image_number(self, row: int) -> int:
-        return self._row_images[row]
-
-    def _image_name(self, image: int) -> str:
-        return self._names[image]
-
-    def _where(self, row: int) -> str:
-        return f"{self._path}:{self._line_numbers[row]}"
-
-    def _annotation_digests(self) -> Sequence[bytes]:
-        return [self._digest]
 
 
 def _phrase(item: Any, caption: str, num_boxes: int) -> ObjectTag:

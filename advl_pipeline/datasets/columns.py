@@ -61,6 +61,14 @@ class StringColumn(Sequence[str]):
         return bytes(self._blob[start:end]).decode("utf-8", "surrogatepass")
 
 
+class Codes(dict[str, int]):
+    """Text -> running number."""
+
+    def __missing__(self, text: str) -> int:
+        self[text] = number = len(self)
+        return number
+
+
 def open_columns(folder: Path, key: Mapping[str, Any], build: Callable[[], Columns]) -> Columns:
     """Open the index of `key` below `folder`, building it first when it is not there.
 

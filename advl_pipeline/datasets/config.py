@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
-from advl_pipeline.datasets.names import DATASET_HELP
+from advl_pipeline.datasets.roots import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
 
 

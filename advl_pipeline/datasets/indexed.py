@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from advl_pipeline.datasets.boxes import PictureBoxes, read_box_file
 from advl_pipeline.datasets.columns import Columns, open_columns
+from advl_pipeline.datasets.distinct_texts import TextUnits, distinct_texts
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, check_command, refuse
 from advl_pipeline.datasets.records import (
-    UNIT_ID_LENGTH,
     Candidate,
     Example,
     ImageUnit,
@@ -99,15 +99,21 @@ class IndexedDataset(ABC):
         self._boxes: Mapping[str, PictureBoxes] = {}
         """By the name of a picture, of readers whose boxes lie in a file of their own."""
         self._rows: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self._last_row: tuple[int, int, tuple[Candidate, ...]] | None = None
 
     # What a reader provides. Rows are positions in its index, whose columns it opens.
 
     _columns: Columns
+    _path: Path
+    """Of the annotations that lines are counted in."""
+    _digests: list[bytes]
+    """SHA-256 of the annotation files in use."""
+    _ids: Sequence[str]
+    _strata: Sequence[str]
+    _image_names: Sequence[str]
 
-    @abstractmethod
     def _question_id(self, row: int) -> str:
         """Return the dataset's own id of a row."""
+        return self._ids[row]
 
     @abstractmethod
     def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
@@ -117,25 +123,21 @@ class IndexedDataset(ABC):
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
         """Return label and soft label of an example."""
 
-    @abstractmethod
     def _stratum(self, row: int) -> str:
         """Return the question type or its like."""
+        return self._strata[int(self._columns["stratum"][row])]
 
     def _image_number(self, row: int) -> int:
         """Return the position of a row's picture in the list of picture names."""
         return int(self._columns["image_number"][row])
 
-    @abstractmethod
     def _image_name(self, image: int) -> str:
         """Return the name of a picture, relative to the pictures folder."""
+        return self._image_names[image]
 
-    @abstractmethod
     def _where(self, row: int) -> str:
         """Return file and line of a row."""
-
-    @abstractmethod
-    def _annotation_digests(self) -> Sequence[bytes]:
-        """Return SHA-256 digests of the annotation files in use."""
+        return f"{self._path}:{int(self._columns['line'][row])}"
 
     @abstractmethod
     def label_names(self, task: Task) -> tuple[str, ...]:
@@ -222,7 +224,7 @@ class IndexedDataset(ABC):
         state = hashlib.sha256()
         facts = {"reader": READER_VERSION, "style": self.text_style, "rows": len(self._rows)}
         state.update(json.dumps(facts, sort_keys=True).encode())
-        for digest in self._annotation_digests():
+        for digest in self._digests:
             state.update(digest)
         for image in images:
             try:
@@ -248,7 +250,7 @@ class IndexedDataset(ABC):
 
     def text_units(self) -> Sequence[TextUnit]:
         """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
-        return TextUnits(self)
+        return TextUnits(self._text_columns, self._candidates_at)
 
     def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, list[Problem]]:
         """Look at every picture of the split.
@@ -281,35 +283,16 @@ class IndexedDataset(ABC):
         key = {
             "index": "texts",
             "reader": READER_VERSION,
-            "annotations": [digest.hex() for digest in self._annotation_digests()],
+            "annotations": [digest.hex() for digest in self._digests],
             "style": self.text_style,
             "variants": [[variant.task, variant.conditioned_on] for variant in self._variants],
             "rows": hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest(),
         }
-        return open_columns(self._source.index, key, self._build_text_columns)
+        return open_columns(self._source.index, key, lambda: distinct_texts(len(self), self._candidates_at))
 
-    def _build_text_columns(self) -> Columns:
-        seen: set[bytes] = set()
-        ids: list[bytes] = []
-        places: list[tuple[int, int]] = []
-        for index in range(len(self)):
-            row, variant = divmod(index, len(self._variants))
-            candidates = self._candidates(int(self._rows[row]), self._variants[variant])
-            for choice, candidate in enumerate(candidates):
-                key = bytes.fromhex(candidate.text_unit.unit_id)
-                if key not in seen:
-                    seen.add(key)
-                    ids.append(key)
-                    places.append((index, choice))
-        id_array = np.frombuffer(b"".join(ids), dtype=np.uint8).reshape(-1, UNIT_ID_LENGTH // 2)
-        return {"ids": id_array, "places": np.array(places, dtype=np.int64).reshape(-1, 2)}
-
-    def _text_at(self, index: int, choice: int) -> TextUnit:
+    def _candidates_at(self, index: int) -> tuple[Candidate, ...]:
         row, variant = divmod(index, len(self._variants))
-        if self._last_row is None or self._last_row[:2] != (row, variant):
-            candidates = self._candidates(int(self._rows[row]), self._variants[variant])
-            self._last_row = (row, variant, candidates)
-        return self._last_row[2][choice].text_unit
+        return self._candidates(int(self._rows[row]), self._variants[variant])
 
     @cached_property
     def _used_images(self) -> dict[int, int]:
@@ -385,10 +368,11 @@ class IndexedDataset(ABC):
         self.__dict__.pop("_used_images", None)
         return list(problems.values())
 
-    def _read_boxes(self, name: str) -> tuple[bytes, Sequence[Problem]]:
-        """Read the file of boxes of the built-in corpus; return its digest and what is wrong in it."""
+    def _read_boxes(self, name: str) -> Sequence[Problem]:
+        """Read the file of boxes of the built-in corpus; return what is wrong in it."""
         self._boxes, problems = read_box_file(require_file(self._source.folder / name, dataset=self.name))
-        return self._source.annotation_digest(name), problems
+        self._digests.append(self._source.annotation_digest(name))
+        return problems
 
     def _question_table(self, cells: npt.NDArray[np.int64], *, by_class: bool) -> QuestionTable:
         """Return the table of the rows, of which each is a question."""
@@ -402,33 +386,4 @@ class IndexedDataset(ABC):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_images": {}, "_last_row": None}
-
-
-class TextUnits(Sequence[TextUnit]):
-    """The distinct texts of a split; ids come from the index, texts are worded when asked for."""
-
-    def __init__(self, dataset: IndexedDataset) -> None:
-        self._dataset = dataset
-        self._columns = dataset._text_columns
-
-    def __len__(self) -> int:
-        return len(self._columns["places"])
-
-    @overload
-    def __getitem__(self, index: int) -> TextUnit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[TextUnit]: ...
-
-    def __getitem__(self, index: int | slice) -> TextUnit | list[TextUnit]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        example, choice = self._columns["places"][index].tolist()
-        return self._dataset._text_at(example, choice)
-
-    @property
-    def unit_ids(self) -> list[str]:
-        """Ids of the units in order, without wording any text."""
-        blob = self._columns["ids"].tobytes().hex()
-        return [blob[start : start + UNIT_ID_LENGTH] for start in range(0, len(blob), UNIT_ID_LENGTH)]
+        return self.__dict__ | {"_images": {}}

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from advl_pipeline.datasets.interface import QuestionTable, StratifiedDataset
@@ -104,14 +104,7 @@ class IdList:
 def write_id_list(path: Path, subset: IdList) -> None:
     """Write a subset as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {
-        "dataset": subset.dataset,
-        "split": subset.split,
-        "shots": subset.shots,
-        "seed": subset.seed,
-        "example_ids": list(subset.example_ids),
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(asdict(subset), indent=1) + "\n", encoding="utf-8")
 
 
 def read_id_list(path: Path) -> IdList:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
-from advl_pipeline.datasets.own.opening import open_own
+from advl_pipeline.datasets.own.source import open_own
 from advl_pipeline.datasets.registry import SCENES_PREFIX, TASKS, dataset_names, splits_of
 from advl_pipeline.datasets.roots import resolve_data_root
 from advl_pipeline.datasets.scenes import layout

@@ -12,8 +12,7 @@ from advl_pipeline.datasets.cards import CARD_NAMES, JOIN, load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.joined import UnionOfSplits
-from advl_pipeline.datasets.own.opening import is_rows, open_own
-from advl_pipeline.datasets.own.source import plugin_entry_points
+from advl_pipeline.datasets.own.source import is_rows, open_own, plugin_entry_points
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,9 +85,7 @@ class SnliVeDataset(IndexedDataset):
         self._strata = StringColumn(self._columns, "stratum")
         problems = problems_in(self._columns, self._path)
         if files.boxes is not None:
-            digest, of_boxes = self._read_boxes(files.boxes)
-            self._digests.append(digest)
-            problems += of_boxes
+            problems += self._read_boxes(files.boxes)
         rows = np.arange(len(self._ids), dtype=np.int64)
         if keep is not None:
             rows = rows[[pair_id in keep for pair_id in self._ids]]
@@ -106,26 +104,11 @@ class SnliVeDataset(IndexedDataset):
         """Cells are the three classes."""
         return self._question_table(self._columns["label"][self._rows].astype(np.int64), by_class=True)
 
-    def _question_id(self, row: int) -> str:
-        return self._ids[row]
-
     def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
         return (Candidate(text_unit=text_unit(self._hypotheses[row])),)
 
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
         return self._order.index(STORED_ORDER[int(self._columns["label"][row])]), ()
-
-    def _stratum(self, row: int) -> str:
-        return self._strata[int(self._columns["stratum"][row])]
-
-    def _image_name(self, image: int) -> str:
-        return self._image_names[image]
-
-    def _where(self, row: int) -> str:
-        return f"{self._path}:{int(self._columns['line'][row])}"
-
-    def _annotation_digests(self) -> Sequence[bytes]:
-        return self._digests
 
 
 def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:

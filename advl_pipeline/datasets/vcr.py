@@ -69,13 +69,13 @@ class VcrDataset(IndexedDataset):
         super().__init__(source, variants=_variants(tasks, conditioning), text_style=text_style)
         self._style = text_style
         self._path = require_file(source.folder / files.annotations, dataset=source.dataset)
-        self._digest = source.annotation_digest(files.annotations)
+        self._digests = [source.annotation_digest(files.annotations)]
         self._lines = MappedLines(self._path)
         self._last_record: tuple[int, dict[str, Any]] | None = None
         key = {
             "index": "vcr",
             "reader": READER_VERSION,
-            "file": self._digest.hex(),
+            "file": self._digests[0].hex(),
             "labelled": files.labelled,
             "strata": _TYPE_FIELD,
         }
@@ -97,9 +97,6 @@ class VcrDataset(IndexedDataset):
         # Four cells in a row hold every answer label and every rationale label once.
         cells = ((rationale - answer) % NUM_CHOICES) * NUM_CHOICES + answer
         return self._question_table(np.where((answer < 0) | (rationale < 0), 0, cells), by_class=True)
-
-    def _question_id(self, row: int) -> str:
-        return self._ids[row]
 
     def _record(self, row: int) -> dict[str, Any]:
         if self._last_record is None or self._last_record[0] != row:
@@ -125,12 +122,6 @@ class VcrDataset(IndexedDataset):
         meant = variant.conditioned_on in (None, answer)
         return (rationale if meant and rationale >= 0 else None), ()
 
-    def _stratum(self, row: int) -> str:
-        return self._strata[int(self._columns["stratum"][row])]
-
-    def _image_name(self, image: int) -> str:
-        return self._image_names[image]
-
     def _side_files(self, image: int) -> tuple[str, ...]:
         return (self._metadata_names[image],)
 
@@ -154,12 +145,6 @@ class VcrDataset(IndexedDataset):
             return read_vcr_polygons(self._source.pictures / name, name)
         except Malformed as error:
             raise refuse(self.name, self.split, [self._picture_problem(self._image_number(row), error)]) from None
-
-    def _where(self, row: int) -> str:
-        return f"{self._path}:{int(self._columns['line'][row])}"
-
-    def _annotation_digests(self) -> Sequence[bytes]:
-        return [self._digest]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_last_record": None}

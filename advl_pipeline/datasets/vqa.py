@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.columns import Codes, Columns, StringColumn, open_columns
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.json_stream import JsonItems, read_text
@@ -79,16 +79,14 @@ class VqaDataset(IndexedDataset):
         self._build_vocabulary = vocabulary
         self._classes: tuple[str, ...] | None = None
         self._class_of: dict[str, int] = {}
-        self._questions_path = require_file(source.folder / files.questions, dataset=source.dataset)
+        self._path = require_file(source.folder / files.questions, dataset=source.dataset)
         self._columns, self._digests, problems = open_vqa_columns(source, files)
         self._questions = StringColumn(self._columns, "question")
         self._answers = StringColumn(self._columns, "answer")
-        self._types = StringColumn(self._columns, "question_type")
+        self._strata = StringColumn(self._columns, "question_type")
         self._image_names = StringColumn(self._columns, "image")
         if files.boxes is not None:
-            digest, of_boxes = self._read_boxes(files.boxes)
-            self._digests.append(digest)
-            problems += of_boxes
+            problems += self._read_boxes(files.boxes)
         self._labelled = files.annotations is not None
         ids = self._columns["question_id"]
         rows = np.arange(len(ids), dtype=np.int64)
@@ -143,7 +141,7 @@ class VqaDataset(IndexedDataset):
 
     def _stratum(self, row: int) -> str:
         code = int(self._columns["type_number"][row])
-        return self._types[code] if code >= 0 else ""
+        return self._strata[code] if code >= 0 else ""
 
     def _image_name(self, image: int) -> str:
         name = self._image_names[image]
@@ -152,12 +150,6 @@ class VqaDataset(IndexedDataset):
         # COCO numbers its pictures across both folders, so that at most one of these files exists.
         names = [name.replace(EITHER_FOLDER, folder) for folder in _FOLDERS]
         return next((name for name in names if (self._source.pictures / name).is_file()), names[0])
-
-    def _where(self, row: int) -> str:
-        return f"{self._questions_path}:{int(self._columns['line'][row])}"
-
-    def _annotation_digests(self) -> Sequence[bytes]:
-        return self._digests
 
 
 def open_vqa_columns(source: Source, files: VqaFiles) -> tuple[Columns, list[bytes], list[Problem]]:
@@ -226,18 +218,10 @@ def _is_kept(columns: Columns, keep: frozenset[int]) -> npt.NDArray[np.bool_]:
     return np.isin(columns["question_id"], np.fromiter(keep, dtype=np.int64, count=len(keep)))
 
 
-class _Codes(dict[str, int]):
-    """Text -> running number."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = number = len(self)
-        return number
-
-
 def build_vqa_columns(questions: Path, annotations: Path | None, subtype: str | None, dataset: str) -> Columns:
     """Stream questions and annotations into columns; malformed items become rows of the `problem` columns."""
     problems: list[tuple[int, int, str]] = []
-    images, types, answers = _Codes(), _Codes(), _Codes()
+    images, types, answers = Codes(), Codes(), Codes()
     rows: dict[int, tuple[int, int, str]] = {}
     text = read_text(questions, dataset=dataset)
     items = JsonItems(text, path=questions, key="questions", dataset=dataset)

@@ -15,19 +15,8 @@ _FULL_STOP = re.compile(r"\.(?![0-9])")
 _MAX_FULL_STOPS = 32
 """The original passes `re.UNICODE` (32) where the number of replacements belongs."""
 
-_NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
+_NUMBERS = {"none": "0"} | {
+    word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 }
 _ARTICLES = frozenset({"a", "an", "the"})
 

@@ -3,12 +3,18 @@
 Student and teacher tokenise differently; both are pooled to the same words of the same canonical text. A word is a
 maximal run of letters, digits and marks, with inner apostrophes; everything else that is not white space is a
 one-character word of punctuation.
+
+How informative a word is before any picture is seen says its inverse document frequency on the task's training text
+(docs/method.md, prior_j: 0 for stop words and punctuation; our reading of the paper's token selection).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -58,3 +64,90 @@ def align_tokens_to_words(
     is_found_NL1 = (np.take_along_axis(overlap_NLW, best_NL1, 2) > 0) & (end_NL1 > start_NL1)
     word_of_token_NL: npt.NDArray[np.int64] = np.where(is_found_NL1, best_NL1, NO_WORD)[..., 0]
     return word_of_token_NL
+
+
+STOP_WORDS = frozenset(
+    """
+    a about above after again all also am an and any are as at be because been before being below between both but
+    by can could did do does doing down during each few for from further had has have having he her here hers him his
+    how i if in into is it its just me more most my no nor not of off on once only or other our ours out over own same
+    she should so some such than that the their theirs them then there these they this those through to too under
+    until up very was we were what when where which while who whom why will with would you your yours
+    """.split()
+)
+"""English function words. A word that is only punctuation counts as one."""
+
+ROUNDING = 1e-6
+"""Of a share of words such as 0.3 * 10, which must not be rounded up to 4."""
+
+
+_FREQUENT_SHARE = 0.02
+_FREQUENT_TEXTS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordPrior:
+    """IDF of lower-cased words over a set of texts; a word never seen there gets the largest value."""
+
+    idf: Mapping[str, float]
+    unseen: float
+
+    @property
+    def frequent_below(self) -> float:
+        """The prior below which a word is in more than a fiftieth of the texts, and in more than five of them.
+
+        Such words are the task's own function words, as those of a question that is asked again and again.
+        """
+        num_texts = math.exp(self.unseen - 1.0) - 1.0
+        most = max(_FREQUENT_TEXTS, _FREQUENT_SHARE * num_texts)
+        return math.log((1 + num_texts) / (1 + most)) + 1.0
+
+    def of_text(self, text: str) -> npt.NDArray[np.float32]:
+        """Return (W,) the prior of each word of `word_spans(text)`."""
+        values = [self._of_word(text[start:end].lower()) for start, end in word_spans(text)]
+        return np.array(values, dtype=np.float32)
+
+    def _of_word(self, word: str) -> float:
+        if is_function_word(word):
+            return 0.0
+        return self.idf.get(word, self.unseen)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownWords:
+    """How well a student's pretraining knew a word: from how often it saw it, count / (count + `half`).
+
+    Without counts every word counts as known, as the vocabulary of a published student is.
+    """
+
+    counts: Mapping[str, int] | None
+    half: float = 5.0
+
+    def of_word(self, word: str) -> float:
+        """Return a number in [0, 1] for a lower-cased word; function words are known to everybody."""
+        if self.counts is None or is_function_word(word):
+            return 1.0
+        count = self.counts.get(word, 0)
+        return count / (count + self.half)
+
+
+def is_function_word(word: str) -> bool:
+    """Return whether a lower-cased word is a stop word or punctuation."""
+    return word in STOP_WORDS or not any(character.isalnum() for character in word)
+
+
+def fit_word_prior(texts: Iterable[str]) -> WordPrior:
+    """Count in how many of the texts each word occurs; IDF = log((1 + n) / (1 + count)) + 1 (smoothed)."""
+    counts: Counter[str] = Counter()
+    num_texts = 0
+    for text in texts:
+        num_texts += 1
+        counts.update({text[start:end].lower() for start, end in word_spans(text)})
+    idf = {word: math.log((1 + num_texts) / (1 + count)) + 1.0 for word, count in counts.items()}
+    return WordPrior(idf=idf, unseen=math.log(1 + num_texts) + 1.0)
+
+
+def top_words(prior_W: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.int64]:
+    """Return, ascending, the ceil(share * W) words with the highest prior, the earlier one on a tie."""
+    count = math.ceil(share * len(prior_W) - ROUNDING)
+    return np.sort(np.argsort(-prior_W, kind="stable")[:count])

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from advl_pipeline.datasets.word_prior import ROUNDING
+from advl_pipeline.datasets.words import ROUNDING
 
 Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
 

@@ -16,8 +16,7 @@ import torch
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.word_prior import WordPrior
-from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.datasets.words import WordPrior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.evaluation.items import question_rank, questions_of

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from advl_pipeline.atomic import make_folder
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import TASKS, tasks_of
+from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import PredictConfig

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
-from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.registry import SCENES_PREFIX
+from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.scenes.layout import SPLIT_CODES
 
 Questions = Literal["same", "part", "other"]

@@ -19,8 +19,7 @@ from advl_pipeline.compute import open_device
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import KnownWords, WordPrior, fit_word_prior
-from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import ReadoutConfig

@@ -19,9 +19,9 @@ from advl_pipeline.atomic import make_folder, write_text, writing
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
+from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe

@@ -12,7 +12,7 @@ from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.datasets.names import DATASET_HELP, dataset_label
+from advl_pipeline.datasets.roots import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import default_cache

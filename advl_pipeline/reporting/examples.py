@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.names import set_name
 from advl_pipeline.datasets.records import Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.evaluation.items import question_rank
 from advl_pipeline.reporting import wording

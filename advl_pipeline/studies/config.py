@@ -21,7 +21,7 @@ from typing import Any, Literal
 from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option, read_toml
 from advl_pipeline.datasets.config import DataRootOptions
-from advl_pipeline.datasets.names import dataset_label
+from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK

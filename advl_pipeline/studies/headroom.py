@@ -25,11 +25,11 @@ from advl_pipeline.confidence.estimate import teacher_answers
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
+from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.vqa import VqaDataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels

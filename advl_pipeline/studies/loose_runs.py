@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config
-from advl_pipeline.datasets.names import dataset_label
+from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import build_config, config_to_dict, options_without
-from advl_pipeline.datasets.names import is_own_data
 from advl_pipeline.datasets.records import head_name
+from advl_pipeline.datasets.roots import is_own_data
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name

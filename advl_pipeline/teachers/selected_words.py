@@ -15,8 +15,14 @@ import torch
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import TextUnit
-from advl_pipeline.datasets.word_prior import STOP_WORDS, WordPrior, fit_word_prior, top_words
-from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
+from advl_pipeline.datasets.words import (
+    STOP_WORDS,
+    WordPrior,
+    assign_tokens_to_words,
+    fit_word_prior,
+    top_words,
+    word_spans,
+)
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
 
 

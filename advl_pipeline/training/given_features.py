@@ -25,7 +25,7 @@ from torch import nn
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.word_prior import WordPrior
+from advl_pipeline.datasets.words import WordPrior
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput

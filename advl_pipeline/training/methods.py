@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from advl_pipeline.configuration import fallbacks
-from advl_pipeline.datasets.names import dataset_label
+from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig

@@ -14,7 +14,7 @@ from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.word_prior import KnownWords, fit_word_prior
+from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions

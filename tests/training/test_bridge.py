@@ -15,8 +15,7 @@ from altered_dataset import AlteredDataset
 from run_logs import losses, metrics
 
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import is_function_word
-from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import run_signals

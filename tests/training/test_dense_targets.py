@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.geometry import grid_rectangles
 from advl_pipeline.students.interface import StudentBatch

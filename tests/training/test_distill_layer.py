@@ -10,7 +10,7 @@ from small_corpus import SmallCorpus
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.registry import build_student

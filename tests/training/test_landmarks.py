@@ -10,8 +10,7 @@ import pytest
 from run_logs import losses
 
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import is_function_word
-from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.distillation import landmarks as landmarks_of_regions
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.training.run import run_finetune

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig

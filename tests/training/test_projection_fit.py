@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_extraction import TinyDataset, tiny_extract
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.registry import build_student

@@ -18,7 +18,7 @@ from advl_pipeline.cache.readahead import Readahead
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
-from advl_pipeline.datasets.word_prior import fit_word_prior
-from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.datasets.words import fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, pool_rows_to_words

@@ -16,7 +16,7 @@ from small_corpus import SmallCorpus
 from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.word_prior import fit_word_prior
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig

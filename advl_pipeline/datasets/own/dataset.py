@@ -15,8 +15,8 @@ from advl_pipeline.datasets.boxes import TOLERANCE
 from advl_pipeline.datasets.columns import StringColumn
 from advl_pipeline.datasets.indexed import IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
-from advl_pipeline.datasets.own.card import DataCard
 from advl_pipeline.datasets.own.index import PICTURES_FOLDER, OwnIndex
+from advl_pipeline.datasets.own.rows import DataCard
 from advl_pipeline.datasets.own.tagged_text import compose
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, ImageUnit, Task
@@ -64,9 +64,10 @@ class OwnDataset(IndexedDataset):
         self._told_classes, self._min_count = card.labels, card.min_answer_count
         self._given_classes = classes
         self._columns = index.columns
+        self._digests = [index.digest_of(source.split)]
         self._ids = StringColumn(self._columns, "id")
         self._contents = StringColumn(self._columns, "content")
-        self._image_keys = StringColumn(self._columns, "image")
+        self._image_names = StringColumn(self._columns, "image")
         self._groups = StringColumn(self._columns, "group_name")
         self._strata = StringColumn(self._columns, "stratum_name")
         self._files_read = StringColumn(self._columns, "file")
@@ -122,9 +123,6 @@ class OwnDataset(IndexedDataset):
         cells = np.maximum(self._columns["label"][self._rows], 0).astype(np.int64)
         return self._question_table(cells, by_class=self._index.kind != "answers")
 
-    def _question_id(self, row: int) -> str:
-        return self._ids[row]
-
     def _content(self, row: int) -> dict[str, Any]:
         if self._last_content is None or self._last_content[0] != row:
             self._last_content = (row, json.loads(self._contents[row]))
@@ -153,9 +151,6 @@ class OwnDataset(IndexedDataset):
         best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
         return (None if best is None else best[0]), tuple(target)
 
-    def _stratum(self, row: int) -> str:
-        return self._strata[int(self._columns["stratum"][row])]
-
     def _group(self, row: int) -> str:
         told, image = self._groups[int(self._columns["group"][row])], self._image_number(row)
         if told or not self._boxes_and_labels(image)[0]:
@@ -164,11 +159,11 @@ class OwnDataset(IndexedDataset):
         return self._files.facts(self._image_name(image)).digest.hex()
 
     def _image_name(self, image: int) -> str:
-        name = self._image_keys[image].partition("\n")[0]
+        name = self._image_names[image].partition("\n")[0]
         return str(self._index.folder.absolute() / PICTURES_FOLDER / name[1:]) if name.startswith("/") else name
 
     def _boxes_and_labels(self, image: int) -> tuple[list[list[float]], list[str]]:
-        boxes, labels = json.loads(self._image_keys[image].partition("\n")[2])
+        boxes, labels = json.loads(self._image_names[image].partition("\n")[2])
         return boxes, labels
 
     def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
@@ -185,9 +180,6 @@ class OwnDataset(IndexedDataset):
 
     def _where(self, row: int) -> str:
         return f"{self._files_read[int(self._columns['file_number'][row])]}:{int(self._columns['line'][row])}"
-
-    def _annotation_digests(self) -> Sequence[bytes]:
-        return [self._index.digest_of(self.split)]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_last_content": None}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from advl_pipeline.datasets.own.card import DataCard, Kind
+from advl_pipeline.datasets.boxes import is_number
+from advl_pipeline.datasets.own.rows import DataCard, Kind
 from advl_pipeline.datasets.own.tagged_text import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
@@ -234,7 +234,7 @@ def _boxes(value: Any) -> tuple[tuple[float, float, float, float], ...]:
     if not isinstance(value, list):
         raise Malformed(f"field 'boxes' is {_shown(value)}, expected a list of [x1, y1, x2, y2] in pixels")
     for place, box in enumerate(value):
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise Malformed(f"field 'boxes[{place}]' is {_shown(box)}, expected [x1, y1, x2, y2] in pixels")
         if not (box[0] < box[2] and box[1] < box[3]):
             raise Malformed(f"field 'boxes[{place}]' is {_shown(box)}, expected x1 < x2 and y1 < y2")
@@ -247,10 +247,6 @@ def _box_labels(value: Any, count: int) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) != count or not all(isinstance(text, str) for text in value):
         raise Malformed(f"field 'box_labels' is {_shown(value)}, expected one text for each of the {count} boxes")
     return tuple(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

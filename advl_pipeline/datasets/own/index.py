@@ -19,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.columns import Codes, Columns, StringColumn, open_columns
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.indexed import READER_VERSION
-from advl_pipeline.datasets.own.card import COLUMNS, Kind
 from advl_pipeline.datasets.own.fields import Item, parse_item, renamed, split_of
 from advl_pipeline.datasets.own.kinds import EXPECTED, USED, recognise
-from advl_pipeline.datasets.own.rows import Row, RowSource
+from advl_pipeline.datasets.own.rows import COLUMNS, Kind, Row, RowSource
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_unwritable
@@ -147,20 +146,12 @@ def _keep(path: Path, content: bytes) -> None:
         raise index_unwritable(path.parent, error) from None
 
 
-class _Codes(dict[str, int]):
-    """Text -> running number."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = number = len(self)
-        return number
-
-
 @dataclass
 class _Split:
     """What is gathered of a split while its rows are read."""
 
     names: dict[str, str] = field(default_factory=dict)
-    images: _Codes = field(default_factory=_Codes)
+    images: Codes = field(default_factory=Codes)
     digest: Any = field(default_factory=hashlib.sha256)
     unlabelled: list[tuple[int, int, int]] = field(default_factory=list)
     num_labelled: int = 0
@@ -178,9 +169,9 @@ class _Builder:
         self._has_rationales = False
         self._used_columns: tuple[str, ...] = ()
         self._splits: dict[str, _Split] = {}
-        self._codes = _Codes()
-        self._files, self._images = _Codes(), _Codes()
-        self._labels, self._groups, self._strata = _Codes(), _Codes(), _Codes()
+        self._codes = Codes()
+        self._files, self._images = Codes(), Codes()
+        self._labels, self._groups, self._strata = Codes(), Codes(), Codes()
         self._rows: list[tuple[int, ...]] = []
         self._ids: list[str] = []
         self._contents: list[str] = []

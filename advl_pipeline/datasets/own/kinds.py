@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 
-from advl_pipeline.datasets.own.card import COLUMNS, Kind
+from advl_pipeline.datasets.own.rows import COLUMNS, Kind
 from advl_pipeline.datasets.problems import Malformed
 
 MARKERS: Mapping[Kind, tuple[str, ...]] = {

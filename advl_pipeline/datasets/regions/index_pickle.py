@@ -14,20 +14,7 @@ from advl_pipeline.errors import DatasetError
 
 _NUMBERS = frozenset({"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1"})
 _STRUCTURE = frozenset(
-    {
-        "PROTO",
-        "FRAME",
-        "MARK",
-        "DICT",
-        "EMPTY_DICT",
-        "PUT",
-        "BINPUT",
-        "LONG_BINPUT",
-        "MEMOIZE",
-        "SETITEM",
-        "SETITEMS",
-        "STOP",
-    }
+    "PROTO FRAME MARK DICT EMPTY_DICT PUT BINPUT LONG_BINPUT MEMOIZE SETITEM SETITEMS STOP".split()
 )
 
 

@@ -60,12 +60,8 @@ class PerPictureRegions:
             raise DatasetError("Region features are malformed.", where=str(path), why=str(error)) from None
 
 
-def regions_of_arrays(file: IO[bytes], size: tuple[int, int], *, rows: int | None = None) -> RegionFeatures:
-    """Read the arrays of an `.npz` file.
-
-    Args:
-        file: open for reading.
-        rows: regions to keep from the beginning; None for `num_boxes` of the file, else all.
+def regions_of_arrays(file: IO[bytes], size: tuple[int, int]) -> RegionFeatures:
+    """Read the arrays of an `.npz` file that is open for reading.
 
     Raises:
         Malformed: not an archive of plain arrays, or arrays that do not fit.
@@ -74,10 +70,10 @@ def regions_of_arrays(file: IO[bytes], size: tuple[int, int], *, rows: int | Non
         arrays = read_array_archive(file, wanted=lambda name: name != "soft_labels")
     except DamagedArchive as error:
         raise Malformed(str(error)) from None
-    return regions_of(arrays, size, rows=rows)
+    return regions_of(arrays, size)
 
 
-def regions_of(arrays: dict[str, npt.NDArray[Any]], size: tuple[int, int], *, rows: int | None) -> RegionFeatures:
+def regions_of(arrays: dict[str, npt.NDArray[Any]], size: tuple[int, int]) -> RegionFeatures:
     """Make regions of named arrays; see the module's docstring for the names.
 
     Raises:
@@ -88,7 +84,8 @@ def regions_of(arrays: dict[str, npt.NDArray[Any]], size: tuple[int, int], *, ro
             raise Malformed(f"array {name!r} is of {array.dtype}, not of numbers")
     if "features" not in arrays:
         raise Malformed("there is no array 'features'")
-    if rows is None and "num_boxes" in arrays:
+    rows = None
+    if "num_boxes" in arrays:
         rows = positive(arrays["num_boxes"].reshape(-1)[:1].sum(), "num_boxes")
     boxes = next((arrays[name] for name in ("boxes", "bbox", "norm_bb") if name in arrays), None)
     if boxes is None or boxes.ndim != 2 or boxes.shape[1] < 4:

@@ -104,7 +104,7 @@ class UniterRegions:
             if value.startswith(_ZIP_MAGIC):
                 whole = regions_of_arrays(io.BytesIO(value), (width, height))
             else:
-                whole = regions_of(_unpack(value), (width, height), rows=None)
+                whole = regions_of(_unpack(value), (width, height))
             return _first(whole, self._num_regions(name, whole))
         except Malformed as error:
             raise DatasetError(

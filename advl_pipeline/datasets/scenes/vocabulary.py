@@ -45,7 +45,6 @@ def parse_held_out(table: Mapping[str, Sequence[str]]) -> tuple[Description, ...
 
 
 VOCABULARY_FILE: Final = "scenes_vocabulary.json"
-SELECTION_FILE: Final = "scenes_selection.toml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

