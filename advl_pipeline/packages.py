@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+
+DATA = resources.files("advl_data")
+"""The folder `data/`, which installs under its own import name."""
+
+
+def read_data(name: str) -> str:
+    """Return the text of a file in `data/`."""
+    return DATA.joinpath(name).read_text(encoding="utf-8")
 
 
 def package_folder(module: str) -> Path | None:

@@ -6,10 +6,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.packages import read_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ def load_card(name: str) -> Card:
     """
     if name not in CARD_NAMES:
         raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, CARD_NAMES))
-    facts = tomllib.loads(resources.files("advl_data").joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    facts = tomllib.loads(read_data(f"{name}.toml"))
     return Card(
         name=name,
         title=facts["title"],

@@ -12,6 +12,16 @@ from advl_pipeline.errors import DatasetError
 DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"
 
+DATASET_HELP = (
+    "Name of a dataset (`advl datasets list`), or data of your own: a .jsonl, .csv, .parquet or .toml file, a folder "
+    "of files, or hf:NAME."
+)
+HUB_PREFIX = "hf:"
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+CARD_SUFFIX = ".toml"
+SPLIT_STEMS = ("train", "val", "validation", "dev", "test")
+"""Names of files that say which split they hold."""
+
 
 class DatasetMissing(DatasetError):
     """A file or folder of a dataset is not there."""
@@ -63,17 +73,6 @@ def index_unwritable(folder: Path, error: OSError) -> DatasetError:
         why=error.strerror or str(error),
         next_command=f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command",
     )
-
-
-DATASET_HELP = (
-    "Name of a dataset (`advl datasets list`), or data of your own: a .jsonl, .csv, .parquet or .toml file, a folder "
-    "of files, or hf:NAME."
-)
-HUB_PREFIX = "hf:"
-TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
-CARD_SUFFIX = ".toml"
-SPLIT_STEMS = ("train", "val", "validation", "dev", "test")
-"""Names of files that say which split they hold."""
 
 
 def is_own_data(name: str) -> bool:

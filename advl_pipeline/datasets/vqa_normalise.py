@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import resources
+
+from advl_pipeline.packages import read_data
 
 _MARKS = tuple(';/[]"{}()=+\\_-><@`,?!')
 _DIGIT_COMMA_DIGIT = re.compile(r"[0-9],[0-9]")
@@ -71,9 +72,8 @@ def _lower(text: str) -> str:
 @cache
 def contractions() -> dict[str, str]:
     """Word without its apostrophes -> word with them."""
-    text = resources.files("advl_data").joinpath("vqa_contractions.txt").read_text(encoding="utf-8")
     pairs = {}
-    for line in text.splitlines():
+    for line in read_data("vqa_contractions.txt").splitlines():
         if not line.startswith("#"):
             typed, compared = line.split()
             pairs[typed] = compared

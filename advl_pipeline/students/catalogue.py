@@ -6,22 +6,20 @@ What was proven of each family is data (`data/students.toml`). Results are plain
 from __future__ import annotations
 
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.packages import read_data
 from advl_pipeline.students.registry import GIVEN, student_names
 
-CATALOGUE_PACKAGE = "advl_data"
 SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b")
 """What may follow a family's name; a name without a size has the size "base" in recipes."""
 
 
 def families() -> dict[str, dict[str, Any]]:
     """Return what is known of each family: title, visual input, weights, reference, proof, largest, unproven."""
-    text = (resources.files(CATALOGUE_PACKAGE) / "students.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return tomllib.loads(read_data("students.toml"))
 
 
 def list_students() -> list[dict[str, Any]]:

@@ -11,16 +11,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.packages import DATA, read_data
 from advl_pipeline.students.catalogue import family_of, size_of
 from advl_pipeline.training.recipe_terms import Optimiser, Schedule, TaskLoss
-
-RECIPE_PACKAGE = "advl_data"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,16 +190,14 @@ def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
 
 
 def _students() -> tuple[str, ...]:
-    folder = resources.files(RECIPE_PACKAGE) / "recipes"
+    folder = DATA / "recipes"
     return tuple(
         sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     )
 
 
 def _read(student: str) -> dict[str, Any]:
-    return tomllib.loads(
-        (resources.files(RECIPE_PACKAGE) / "recipes" / f"{student}.toml").read_text(encoding="utf-8")
-    )
+    return tomllib.loads(read_data(f"recipes/{student}.toml"))
 
 
 def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:

@@ -15,8 +15,8 @@ from advl_pipeline.datasets.scenes.vocabulary import (
     Description,
     Kind,
     load_vocabulary,
-    read_data,
 )
+from advl_pipeline.packages import read_data
 
 VOCABULARY = load_vocabulary()
 DESCRIBED = (*VOCABULARY.labelled, *VOCABULARY.unseen)

