@@ -53,10 +53,11 @@ from advl_pipeline.distillation.relational import (
     related_texts,
     related_vision,
     related_words,
+    require_relations,
 )
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, shared_words
+from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, WordAlignment, shared_words
 from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, check_targets
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -303,26 +304,27 @@ class Distiller(nn.Module):
             if name not in self.teachers["text"]:
                 continue
             mask_NW = shared_words(words, one, seen_NW)
-            each_NW = None
             pairs: dict[str, Pair] = {}
             landmarks = self.landmarks.get(name)
-            if landmarks is not None:
-                mask_NW = unplaced_words(mask_NW & (words.prior_NW > 0), words)
-                assert one.words_NWD is not None
-                each_NW = placed_nodes(self.settings, words_NWH, one.words_NWD, mask_NW, landmarks)
-            elif self.settings.distance == "relational":
+            if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
                 mask_NW = mask_NW & (words.prior_NW > 0)
-                each_NW = related_words(self.settings, words_NWH, one, mask_NW, words.form_NW, name, self.everywhere)
+                if landmarks is None:
+                    require_relations(mask_NW, words.form_NW, name, self.everywhere)
+                else:
+                    mask_NW = unplaced_words(mask_NW, words)
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
                 pairs = text_pairs(projections, one, pooled_NP=distilled.pooled_NP, words_NWH=words_NWH)
-                if self.settings.selection == "need" and "word" in pairs:
-                    each_NW = pairs["word"].distances(self.settings.distance)
-            if self.settings.distance != "relational" and "word" not in pairs:
-                mask_NW = torch.zeros_like(mask_NW)
-                each_NW = mask_NW.float()
+                if "word" not in pairs:
+                    mask_NW = torch.zeros_like(mask_NW)
+            each_NW = None
+            if self.settings.selection == "need":
+                if self.settings.distance == "relational":
+                    each_NW = self._each_word(words_NWH, one, words, mask_NW, mask_NW, landmarks)
+                else:
+                    each_NW = pairs["word"].distances(self.settings.distance) if "word" in pairs else mask_NW.float()
             selected_NW = select_words(
                 self.settings.selection,
                 mask_NW=mask_NW,
@@ -335,9 +337,10 @@ class Distiller(nn.Module):
                 need_NW=None if each_NW is None else each_NW.detach(),
             )
             if self.settings.distance == "relational":
-                assert each_NW is not None
                 related = []
                 if self.settings.relational_nodes in ("words", "both"):
+                    if each_NW is None:
+                        each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks)
                     related.append(masked_mean(each_NW, selected_NW))
                 if self.settings.relational_nodes in ("texts", "both"):
                     related.append(
@@ -352,6 +355,23 @@ class Distiller(nn.Module):
                 compared |= {Target("text", name, kind): pair for kind, pair in pairs.items()}
                 losses[name] = pairs_loss(pairs, self.settings.distance, like_N=words_NWH[:, 0, 0])
         return losses, selected_NW
+
+    def _each_word(
+        self,
+        words_NWH: torch.Tensor,
+        one: TextSignal,
+        words: WordAlignment,
+        node_NW: torch.Tensor,
+        asked_NW: torch.Tensor,
+        landmarks: Landmarks | None,
+    ) -> torch.Tensor:
+        """Return (N, W): the divergence of the nodes that are asked for, 0 elsewhere."""
+        if landmarks is None:
+            return related_words(
+                self.settings, words_NWH, one, node_NW, asked_NW, words.form_NW, everywhere=self.everywhere
+            )
+        assert one.words_NWD is not None
+        return placed_nodes(self.settings, words_NWH, one.words_NWD, asked_NW, landmarks)
 
     def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))

@@ -23,13 +23,18 @@ def pool_to_words(
         (N, W, D) word states, zeros where a word has no token, and (N, W) bool, whether it has one.
     """
     num_sequences, _, width = states_NLD.shape
-    # Tokens without a word go to a bucket of their own, dropped at the end.
+    # Tokens without a word go to a bucket of their own, dropped at the end. Adding whole rows takes half the time
+    # of scattering every number.
     bucket_NL = torch.where(word_of_token_NL >= 0, word_of_token_NL, num_words)
-    sums = states_NLD.new_zeros(num_sequences, num_words + 1, width)
-    sums = sums.scatter_add(1, bucket_NL[..., None].expand(-1, -1, width), states_NLD)
-    counts = states_NLD.new_zeros(num_sequences, num_words + 1)
-    counts = counts.scatter_add(1, bucket_NL, torch.ones_like(bucket_NL, dtype=counts.dtype))[:, :num_words]
-    return sums[:, :num_words] / counts.clamp(min=1)[..., None], counts > 0
+    first_N1 = (num_words + 1) * torch.arange(num_sequences, device=bucket_NL.device)[:, None]
+    bucket_X = (first_N1 + bucket_NL).flatten()
+    num_buckets = num_sequences * (num_words + 1)
+    sums_XD = states_NLD.new_zeros(num_buckets, width).index_add(0, bucket_X, states_NLD.flatten(0, 1))
+    counts_X = states_NLD.new_zeros(num_buckets).index_add(0, bucket_X, states_NLD.new_ones(len(bucket_X)))
+    sums_NWD, counts_NW = (
+        values.view(num_sequences, num_words + 1, *values.shape[1:])[:, :num_words] for values in (sums_XD, counts_X)
+    )
+    return sums_NWD / counts_NW.clamp(min=1)[..., None], counts_NW > 0
 
 
 def pool_to_regions(states_NRH: torch.Tensor, shares_NSR: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

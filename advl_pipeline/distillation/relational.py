@@ -76,21 +76,22 @@ def some_of(mask_BS: torch.Tensor, most: int, generator: torch.Generator | None)
 def log_likenesses(
     states_XH: torch.Tensor, others_YH: torch.Tensor, left_out_XY: torch.Tensor, *, temperature: float
 ) -> torch.Tensor:
-    """Return (X, Y): log of each node's distribution of likeness over the others, -inf where left out.
+    """Return (X, Y): log of each node's distribution of likeness over the others, about -1e38 where left out.
 
     Args:
         states_XH: vectors of the nodes; only their directions from the mean of the others count.
-        others_YH: vectors of all nodes of the batch; `states_XH` itself where one process holds it.
+        others_YH: vectors of all nodes of the batch.
         left_out_XY: bool, pairs that are not compared; a node with itself must be among them. A row with nothing left
-            compares to nothing and is -inf throughout.
+            is like all alike.
         temperature: of the softmax over cosines.
     """
     mean_H = others_YH.float().mean(0)
-    centred_XH = functional.normalize(states_XH.float() - mean_H, dim=-1)
-    centred_YH = centred_XH if others_YH is states_XH else functional.normalize(others_YH.float() - mean_H, dim=-1)
-    cosine_XY = (centred_XH @ centred_YH.T / temperature).masked_fill(left_out_XY, -torch.inf)
-    total_X1 = torch.logsumexp(cosine_XY, dim=1, keepdim=True)
-    return torch.where(left_out_XY, -torch.inf, cosine_XY - torch.where(total_X1.isfinite(), total_X1, 0.0))
+    centred_XH, centred_YH = (
+        functional.normalize(values.float() - mean_H, dim=-1) for values in (states_XH, others_YH)
+    )
+    cosine_XY = centred_XH / temperature @ centred_YH.T
+    # The lowest finite value instead of -inf: a row with nothing left stays finite.
+    return cosine_XY.masked_fill_(left_out_XY, torch.finfo(torch.float32).min).log_softmax(1)
 
 
 def relational_divergence(
@@ -100,25 +101,30 @@ def relational_divergence(
     *,
     student_temperature: float,
     teacher_temperature: float,
+    asked_X: torch.Tensor | None = None,
     everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
-    """Return (X,): how far the student's likenesses of each node to the others are from the teacher's, in nats.
+    """Return, of each node asked for, how far the student's likenesses to the others are from the teacher's, in nats.
 
     Args:
         group_X: int64; nodes of one group, such as two occurrences of one word, are not compared: they are alike
             whatever anybody knows.
         student_temperature: tau_S.
         teacher_temperature: tau_T.
+        asked_X: bool, the nodes whose divergence is returned, in order; None for all.
         everywhere: where the other nodes of the batch are.
 
     A node that is compared with nothing has divergence 0.
     """
-    left_out_XY = group_X[:, None] == everywhere.rows(group_X)[None, :]
-    targets_XD = teacher_XD.detach()
-    q_XY = log_likenesses(student_XH, everywhere.rows(student_XH), left_out_XY, temperature=student_temperature)
-    p_XY = log_likenesses(targets_XD, everywhere.rows(targets_XD), left_out_XY, temperature=teacher_temperature)
-    each_XY = p_XY.exp() * (p_XY.masked_fill(left_out_XY, 0.0) - q_XY.masked_fill(left_out_XY, 0.0))
-    return each_XY.sum(1)
+
+    def likenesses(values_X: torch.Tensor, temperature: float) -> torch.Tensor:
+        own = values_X if asked_X is None else values_X[asked_X]
+        return log_likenesses(own, everywhere.rows(values_X), left_out_XY, temperature=temperature)
+
+    left_out_XY = (group_X if asked_X is None else group_X[asked_X])[:, None] == everywhere.rows(group_X)[None, :]
+    log_p_XY = likenesses(teacher_XD.detach(), teacher_temperature)
+    log_q_XY = likenesses(student_XH, student_temperature)
+    return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
 
 
 def related_vision(
@@ -174,24 +180,28 @@ def _divergences(
     node_NW: torch.Tensor,
     group_NW: torch.Tensor,
     *,
+    asked_NW: torch.Tensor | None = None,
     everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
-    """Return (N, W): the divergence of each node among all nodes of the batch, 0 where there is none.
+    """Return (N, W): the divergence of each node asked for among all nodes of the batch, 0 elsewhere.
 
     Args:
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
+        asked_NW: bool, the nodes whose divergence is wanted; None for all.
         everywhere: where the rest of the batch is.
     """
+    asked_NW = node_NW if asked_NW is None else node_NW & asked_NW
     each_X = relational_divergence(
         states_NWH[node_NW],
         features_NWD[node_NW],
         group_NW[node_NW],
         student_temperature=settings.student_temperature,
         teacher_temperature=settings.teacher_temperature,
+        asked_X=asked_NW[node_NW],
         everywhere=everywhere,
     )
-    return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(node_NW, each_X)
+    return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(asked_NW, each_X)
 
 
 def related_words(
@@ -199,21 +209,33 @@ def related_words(
     words_NWH: torch.Tensor,
     one: TextSignal,
     node_NW: torch.Tensor,
+    asked_NW: torch.Tensor,
     form_NW: torch.Tensor,
-    name: str,
     everywhere: Everywhere = ALONE,
 ) -> torch.Tensor:
+    """Return (N, W): the divergence of each word asked for among the nodes, which are words with a meaning."""
     assert one.words_NWD is not None
+    return _divergences(
+        settings, words_NWH, one.words_NWD, node_NW, form_NW, asked_NW=asked_NW, everywhere=everywhere
+    )
+
+
+def require_relations(
+    node_NW: torch.Tensor, form_NW: torch.Tensor, name: str, everywhere: Everywhere = ALONE
+) -> None:
+    """Refuse a batch whose words cannot be related.
+
+    Raises:
+        ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
+    """
     forms_X = everywhere.rows(form_NW[node_NW])
-    # What is only looked at may be one short text; what is learned from must not be without any relation.
     if torch.is_grad_enabled() and (len(forms_X) < 2 or bool((forms_X == forms_X[0]).all())):
         raise ConfigError(
             "A batch has fewer than two words with a meaning, so there is nothing to relate.",
             where=name,
-            why=f"{len(words_NWH)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
+            why=f"{len(node_NW)} texts hold {len(set(forms_X.tolist()))} that student and teacher share",
             next_command="--batch-size with more examples to a micro-batch, or --distance mse",
         )
-    return _divergences(settings, words_NWH, one.words_NWD, node_NW, form_NW, everywhere=everywhere)
 
 
 def related_texts(

@@ -112,11 +112,13 @@ def attention_mass(self_attention: Any, x_NTH: torch.Tensor, bias: torch.Tensor,
         num_text: L; the visual tokens are the ones after them.
     """
     num_heads: int = self_attention.num_attention_heads
-    num_sequences, num_tokens, width = x_NTH.shape
-    shape = (num_sequences, num_tokens, num_heads, width // num_heads)
-    query = self_attention.query(x_NTH).view(shape).transpose(1, 2)
-    key = self_attention.key(x_NTH).view(shape).transpose(1, 2)
-    scores = query[:, :, :num_text] @ key.transpose(-1, -2) / math.sqrt(width // num_heads)
+    num_sequences, _, width = x_NTH.shape
+    head_size = width // num_heads
+    query, key = (
+        project(states).view(num_sequences, -1, num_heads, head_size).transpose(1, 2)
+        for project, states in ((self_attention.query, x_NTH[:, :num_text]), (self_attention.key, x_NTH))
+    )
+    scores = query @ key.transpose(-1, -2) / math.sqrt(head_size)
     weights = torch.softmax(scores + (bias[:, :, :num_text] if bias.shape[2] > 1 else bias), dim=-1)
     mass_NL: torch.Tensor = weights[..., num_text:].sum(-1).mean(1)
     return mass_NL
