@@ -124,9 +124,9 @@ def build_uniter(name: str, **overrides: Any) -> Uniter:
 
 
 def our_pass(student: Uniter, batch: Any) -> torch.Tensor:
-    """Return the pooled states (N, H) as a run computes them."""
+    """Return the pooled states (N, H) as training without teachers computes them."""
     student.model.encoder.config._attn_implementation = ATTENTION
-    return student.encode(batch).pooled_NP
+    return student.pooled(batch)
 
 
 def original_pass(student: Uniter, batch: Any) -> torch.Tensor:
@@ -210,7 +210,7 @@ def measure_students(name: str = "uniter-base", *, rounds: int, batches: int, nu
         original_by_tokens=statistics.median(rates["original by tokens"]),
         ratio=statistics.median(np.divide(rates["ours"], rates["original"]).tolist()),
         layer_padding=1.0 - real / computed,
-        grid_padding=_padding(student, _by_tokens(student, many)),
+        grid_padding=_padding(student, [[one] for one in many]),
         random_padding=_padding(student, [many[first : first + 8] for first in range(0, len(many), GROUP_SIZE)]),
     )
 

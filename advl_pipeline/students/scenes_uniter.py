@@ -87,13 +87,21 @@ class ScenesUniter(Uniter):
         regions_NRH: torch.Tensor,
         *,
         mask_visual: bool,
-        need_relevance: bool,
+        need_relevance: bool = False,
+        first_only: bool = False,
     ) -> StudentOutput:
         """Run the joint layers; unless the picture is hidden, tagged words hold their region's state."""
         assert isinstance(batch, TaggedRegionBatch)
         tags_NLR = shares_of_tags(batch.tags_NL, regions_NRH)
         tagged_NLH = text_NLH if mask_visual else text_NLH + tags_NLR @ regions_NRH
-        output = super().fuse(batch, tagged_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
+        output = super().fuse(
+            batch,
+            tagged_NLH,
+            regions_NRH,
+            mask_visual=mask_visual,
+            need_relevance=need_relevance,
+            first_only=first_only,
+        )
         said_NL = said_tokens(batch.types_NL >= ANSWER_TYPE, batch.token_mask_NL)
         place_NR = place_of_tags(tags_NLR, hidden=mask_visual)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, regions_NRH, place_NR)

@@ -1,8 +1,8 @@
 """BERT layers over text and picture together, without computing padding.
 
 Nearly all work of a transformer treats every token alone. So the tokens of all sequences pass the layers as one long
-row, and attention alone, which must not mix sequences, sees them spread over a padded grid. The states are those of
-the padded layout.
+row, and attention alone, which must not mix sequences, sees them spread over padded grids. The states are those of
+the padded layout. Where heads read the first token alone, the last layer computes no other.
 
 Shapes: N sequences, S = L + R columns (text, then picture, padding in both), T tokens of all sequences, G places of
 the longest sequence, H width, A heads, D head width.
@@ -11,10 +11,12 @@ the longest sequence, H width, A heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -25,6 +27,10 @@ ATTENTION = "advl_one_row"
 
 COMPILE_REFUSAL = "its rows of real tokens have a new length in every batch, which torch.compile cannot trace through"
 """Why students that run their layers here refuse `torch.compile`: the graph breaks before and after each of them."""
+
+
+_SEQUENCES_AT_ONCE = 4
+"""Of a grid on a CPU: the candidates of a question are of like length, and their attention stays in the cache."""
 
 
 class TokenGrid:
@@ -69,6 +75,24 @@ class TokenGrid:
         return placed.view(self.num_sequences, self.size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Sequences that lie next to one another, which attention sees as one grid, and the additive mask of the grid."""
+
+    grid: TokenGrid
+    bias: torch.Tensor
+
+
+def blocks_of(kinds_NS: torch.Tensor, *, separate: bool, dtype: torch.dtype) -> list[Block]:
+    """Return the blocks of a batch, in order. There is one where starting many small kernels would cost more."""
+    size = _SEQUENCES_AT_ONCE if kinds_NS.device.type == "cpu" else len(kinds_NS)
+    grids = [(part, TokenGrid(part != PADDING)) for part in torch.split(kinds_NS, size)]
+    return [
+        Block(grid=grid, bias=attention_bias(grid.kinds(part), separate=separate, dtype=dtype))
+        for part, grid in grids
+    ]
+
+
 def one_row_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -76,22 +100,50 @@ def one_row_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    grid: TokenGrid | None = None,
+    blocks: Sequence[Block] = (),
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA over the sequences of one row; over a padded batch where no grid is given.
+    """Attend within the sequences of one row; within those of a padded batch where no blocks are given.
 
     Args:
-        query: (1, A, T, D), as key and value are; (N, A, S, D) without a grid.
+        query: (1, A, T, D), as key and value are; (N, A, S, D) without blocks.
         key: as said.
         value: as said.
-        attention_mask: additive, broadcastable to (N, A, G, G).
+        attention_mask: additive, broadcastable to (N, A, S, S); of no use with blocks.
+        blocks: of the row, which have masks of their own.
         options: dropout, scaling and the like, as transformers gives them.
     """
-    if grid is not None:
-        query, key, value = (grid.spread(part) for part in (query, key, value))
-    found_NGAD: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
-    return found_NGAD if grid is None else grid.gather(found_NGAD), None
+    if not blocks:
+        return _attend(module, query, key, value, attention_mask, **options), None
+    lengths = [len(block.grid.slot_T) for block in blocks]
+    parts = (torch.split(part, lengths, dim=2) for part in (query, key, value))
+    found = []
+    for block, *own in zip(blocks, *parts, strict=True):
+        spread = [block.grid.spread(part) for part in own]
+        found.append(block.grid.gather(_attend(module, spread[0], spread[1], spread[2], block.bias, **options)))
+    return torch.cat(found, dim=1), None
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float = 1.0,
+    **options: Any,
+) -> torch.Tensor:
+    """Return (N, G, A, D)."""
+    if dropout == 0.0 or bias is None or query.device.type != "cpu":
+        found: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, bias, dropout=dropout, scaling=scaling, **options
+        )[0]
+        return found
+    # What torch does on a CPU, without its search for rows that may attend to nothing: the mask is finite.
+    weights = ((query * scaling) @ key.transpose(-1, -2) + bias).softmax(-1)
+    return (functional.dropout(weights, dropout) @ value).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, one_row_attention)
@@ -105,6 +157,7 @@ def run_layers(
     num_text: int,
     separate: bool = False,
     need_relevance: bool = False,
+    first_only: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the last layer's states (N, S, H), zero at padding, and each text token's attention to the picture.
 
@@ -115,23 +168,60 @@ def run_layers(
         num_text: L.
         separate: hide text and picture from one another.
         need_relevance: also return (N, L) of the last layer; else None.
+        first_only: return the state of each sequence's first token alone, (N, 1, H); a program of all for any batch.
     """
     if torch.compiler.is_exporting():
         # A program for any batch cannot depend on how many tokens are real.
         return _run_padded(layers, x_NSH, kinds_NS, separate=separate), None
     grid = TokenGrid(kinds_NS != PADDING)
-    bias = attention_bias(grid.kinds(kinds_NS), separate=separate, dtype=x_NSH.dtype)
+    blocks = blocks_of(kinds_NS, separate=separate, dtype=x_NSH.dtype)
     row_1TH = grid.take(x_NSH)
     *first, last = layers
     for layer in first:
-        row_1TH = layer(row_1TH, bias, grid=grid)
+        row_1TH = layer(row_1TH, blocks=blocks)
     relevance_NL = None
     if need_relevance:
         attention: Any = last
         padded_NSH = grid.put_back(row_1TH.detach(), x_NSH.shape[1])
         padded_bias = attention_bias(kinds_NS, separate=separate, dtype=padded_NSH.dtype)
         relevance_NL = attention_mass(attention.attention.self, padded_NSH, padded_bias, num_text)
-    return grid.put_back(last(row_1TH, bias, grid=grid), x_NSH.shape[1]), relevance_NL
+    if first_only:
+        return _first_states(last, row_1TH, grid, blocks), relevance_NL
+    return grid.put_back(last(row_1TH, blocks=blocks), x_NSH.shape[1]), relevance_NL
+
+
+def _first_states(layer: Any, row_1TH: torch.Tensor, grid: TokenGrid, blocks: Sequence[Block]) -> torch.Tensor:
+    """Return (N, 1, H): what a `BertLayer` makes of each sequence's first token, by keys and values of all tokens."""
+    attention = layer.attention.self
+    first_1NH = row_1TH[:, (grid.slot_T % grid.size == 0).nonzero()[:, 0]]
+    query, key, value = (
+        part.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+        for part in (attention.query(first_1NH), attention.key(row_1TH), attention.value(row_1TH))
+    )
+    lengths = [len(block.grid.slot_T) for block in blocks]
+    by_block = zip(
+        blocks,
+        torch.split(query.transpose(0, 2), [block.grid.num_sequences for block in blocks]),
+        torch.split(key, lengths, dim=2),
+        torch.split(value, lengths, dim=2),
+        strict=True,
+    )
+    found_N1AD = torch.cat(
+        [
+            _attend(
+                attention,
+                query_NA1D,
+                block.grid.spread(keys),
+                block.grid.spread(values),
+                block.bias[:, :, :1],
+                dropout=attention.dropout.p if attention.training else 0.0,
+                scaling=attention.scaling,
+            )
+            for block, query_NA1D, keys, values in by_block
+        ]
+    )
+    first_N1H: torch.Tensor = layer.attention.output(found_N1AD.flatten(2), first_1NH.transpose(0, 1))
+    return layer.feed_forward_chunk(first_N1H)  # type: ignore[no-any-return]
 
 
 def _run_padded(

@@ -192,9 +192,11 @@ class TwoStreams(TextStudent):
         picture = self.run_streams(batch.without_text(), perturbation)
         return replace(text, visual_states_NRH=picture.visual_states_NRH, image_state_NH=picture.image_state_NH)
 
-    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
+    def encode_pooled(
+        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+    ) -> StudentOutput:
         assert isinstance(batch, TextBatch)
-        return self.run_streams(batch.without_picture() if mask_visual else batch).pooled_NP
+        return self.run_streams(batch.without_picture() if mask_visual else batch, perturbation)
 
 
 def pad_rows(rows: Sequence[TextRow], pad_id: int) -> dict[str, torch.Tensor]:

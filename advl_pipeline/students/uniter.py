@@ -133,6 +133,13 @@ class Uniter(RegionStudent):
         text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation())
         return self.fuse(batch, text_NLH, regions_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
 
+    def encode_pooled(
+        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+    ) -> StudentOutput:
+        assert isinstance(batch, RegionBatch)
+        text_NLH, regions_NRH = self.embed(batch, perturbation or Perturbation())
+        return self.fuse(batch, text_NLH, regions_NRH, mask_visual=mask_visual, first_only=True)
+
     def fuse(
         self,
         batch: RegionBatch,
@@ -140,9 +147,10 @@ class Uniter(RegionStudent):
         regions_NRH: torch.Tensor,
         *,
         mask_visual: bool,
-        need_relevance: bool,
+        need_relevance: bool = False,
+        first_only: bool = False,
     ) -> StudentOutput:
-        """Run the layers in which text and picture attend to one another."""
+        """Run the layers in which text and picture attend to one another; `first_only` as in `run_layers`."""
         num_text = text_NLH.shape[1]
         x_NSH, relevance_NL = run_layers(
             self.fusion_layers,
@@ -151,13 +159,14 @@ class Uniter(RegionStudent):
             num_text=num_text,
             separate=mask_visual,
             need_relevance=need_relevance,
+            first_only=first_only,
         )
         text_NLH, visual_NRH = x_NSH[:, :num_text], x_NSH[:, num_text:]
         return StudentOutput(
             text_states_NLH=text_NLH,
             visual_states_NRH=visual_NRH,
             pooled_NP=self.model.pooler(text_NLH),
-            image_state_NH=visual_NRH[:, 0] if batch.whole_first else None,
+            image_state_NH=visual_NRH[:, 0] if batch.whole_first and not first_only else None,
             relevance_NL=relevance_NL,
         )
 

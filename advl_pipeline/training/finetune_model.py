@@ -218,15 +218,19 @@ class FinetuneModel(nn.Module):
         perturbation: Perturbation | None,
         example_ids: Sequence[str],
     ) -> LossTerms:
-        need_relevance = signal is not None and self.distiller.needs_relevance
-        output = self.encode(batch, perturbation=perturbation, need_relevance=need_relevance)
+        distils = signal is not None and strength != 0.0 and any(self.distiller.teachers.values())
+        if distils and (self.distiller.needs_relevance or not self._distils_apart(signal)):
+            need_relevance = self.distiller.needs_relevance
+            output = self.encode(batch, perturbation=perturbation, need_relevance=need_relevance)
+        else:
+            output = self.student.encode_pooled(batch, perturbation=perturbation, mask_visual=self.hide_picture)
         head = self.heads[head_name(task)]
         scored = score_task(self.task_loss, head, output, batch.num_candidates, targets)
         logits, loss = scored.logits, scored.loss
         terms = LossTerms(weighted={"task": loss}, raw={"task": loss.detach()}, compared=scored.compared)
         if targets.label_B is not None:
             terms.num_correct = (logits.detach().argmax(1) == targets.label_B).sum()
-        if signal is None or strength == 0.0 or not any(self.distiller.teachers.values()):
+        if signal is None or not distils:
             return terms
         confidence_B = student_confidence(self.task_loss, logits, targets)
         if self.remembered is not None:

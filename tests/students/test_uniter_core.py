@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from uniter_layout import pack
 from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.students.single_stream import TokenGrid, run_layers
+from advl_pipeline.students.single_stream import TokenGrid, one_row_attention, run_layers
 from advl_pipeline.students.uniter_core import TwoWayChoiceHead, UniterModel, head_rules, uniter_head
 from advl_pipeline.training.targets import soft_target_bce, two_way_choice
 
@@ -215,6 +216,39 @@ def test_one_row_without_padding_equals_the_original(task: str, reference: Calla
     expected = part(arrays, "grad/")
     for name, gradient in original_gradients(model, head, task).items():
         torch.testing.assert_close(gradient, expected[name], **TOLERANCE)
+
+
+def test_the_first_token_alone_is_that_of_all_with_its_gradients(reference: Callable[[str], Reference]) -> None:
+    model, _ = load_reference("vcr", reference("uniter/uniter_tiny_vcr.npz"))
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6, 2])[:, None]
+    kinds = kinds_of(mask, mask[:, :4].flip(0))
+    inputs = torch.randn(*kinds.shape, 24, generator=generator)
+    found = []
+    for first_only in (False, True):
+        for separate in (False, True):
+            x = inputs.clone().requires_grad_()
+            layers = list(model.encoder.layer)
+            states, _ = run_layers(layers, x, kinds, num_text=7, separate=separate, first_only=first_only)
+            states[:, 0].square().sum().backward()
+            assert x.grad is not None
+            weights = [value.grad.clone() for value in layers[-1].parameters() if value.grad is not None]
+            model.zero_grad()
+            found.append((states[:, 0], x.grad, *weights))
+    for ours, all_of_it in zip(found[2:], found[:2], strict=True):
+        torch.testing.assert_close(ours, all_of_it, **TOLERANCE)
+
+
+def test_attention_with_dropout_on_a_cpu_is_torch_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 9, 8, generator=generator) for _ in range(3))
+    bias = attention_bias(torch.tensor([[0] * 9, [0] * 4 + [-1] * 5]), dtype=query.dtype)
+    options = {"dropout": 0.4, "scaling": 0.3}
+    torch.manual_seed(1)
+    ours, _ = one_row_attention(torch.nn.Identity(), query, key, value, bias, **options)
+    torch.manual_seed(1)
+    torch_s, _ = sdpa_attention_forward(torch.nn.Identity(), query, key, value, bias, **options)
+    torch.testing.assert_close(ours, torch_s, **TOLERANCE)
 
 
 def test_candidates_share_their_pictures_embedding_and_draw_their_own_dropout() -> None:
