@@ -6,6 +6,7 @@ tokenising and copying leave the interpreter to others.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import time
@@ -14,6 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of glibc's `mallopt`."""
 
 Item = TypeVar("Item")
 Plan = TypeVar("Plan")
@@ -58,6 +62,18 @@ def _submit(pool: Executor, prepare: Callable[[Plan], Item], plans: Iterable[Pla
         yield failed
 
 
+def keep_freed_memory() -> None:
+    """Let the process use freed memory again instead of handing it back, where the C library is glibc.
+
+    Every batch would be built in fresh pages otherwise, and clearing these takes a fifth of its processor time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        # 32 MiB is the most that glibc takes; what is larger is mapped anew each time.
+        for parameter, size in ((_MMAP_THRESHOLD, 1 << 25), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 1 << 26)):
+            mallopt(parameter, size)
+
+
 class Prefetcher(Generic[Item]):
     """Iterate over `make_items()` with some items prepared ahead.
 
@@ -91,6 +107,7 @@ class Prefetcher(Generic[Item]):
     def __enter__(self) -> Self:
         # Preparing makes many small objects: the collector would look through all that is loaded again and again.
         gc.freeze()
+        keep_freed_memory()
         self._thread.start()
         return self
 

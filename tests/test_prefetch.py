@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+import resource
 import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -118,3 +121,18 @@ def test_several_workers_work_at_once_and_not_far_ahead() -> None:
     items.close()  # type: ignore[attr-defined]
     assert len(made) <= 3 + 3 + 1
     assert not any(thread.name.startswith("to be stopped") for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to keep freed memory")
+def test_items_are_built_in_memory_that_was_used_before() -> None:
+    def items() -> Iterator[int]:
+        for number in range(50):
+            yield int(np.ones(1 << 20)[number])
+
+    with Prefetcher(items) as warm:
+        assert sum(warm) == 50
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with Prefetcher(items) as again:
+        assert sum(again) == 50
+    pages = 50 * (8 << 20) // resource.getpagesize()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages // 4
