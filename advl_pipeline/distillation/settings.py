@@ -121,10 +121,11 @@ class AdaptTerms(Configuration):
         "them. It is in units of their variance; 0 lets them go.",
         minimum=0,
     )
-    answer_weight: float = option(
-        0.0,
+    answer_weight: float | None = option(
+        None,
         help="How strongly the adapt step learns to answer as a text teacher would by way of what the student names "
-        "the tagged regions (docs/method.md, the bridge). No label is read. 0 leaves it out.",
+        "the tagged regions (docs/method.md, the bridge). 0 leaves it out [default: 1 where that tells right from "
+        "wrong on the labelled items, else 0; the run says which].",
         minimum=0,
     )
 
@@ -136,4 +137,5 @@ class DistillationSettings(DistillationOptions, AdaptTerms):
     selection: Selection = "adaptive"
     weighting: Weighting = "ratio"
     adapt_objective: AdaptObjective = "contrastive"
+    answer_weight: float = 0.0
     teacher_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

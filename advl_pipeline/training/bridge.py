@@ -7,13 +7,15 @@ Shapes: N candidates, W words, R visual tokens, K landmarks, H student width, D 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from advl_pipeline.confidence.probe import TruthConfidence
-from advl_pipeline.confidence.separation import outranked_candidates
+from advl_pipeline.confidence.separation import Separation, outranked_candidates, separation
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example
 from advl_pipeline.datasets.words import word_spans
@@ -24,7 +26,10 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import AnswerHead, Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.ordering import inputs_visited
 from advl_pipeline.training.pretrain_objectives import places_of_boxes
+from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 
 EXAMPLES_AT_ONCE = 32
@@ -46,27 +51,85 @@ def bridge_scores(
     return (named_NK * meant_NK).sum(-1)
 
 
-def answers_to_learn(
+@dataclass(frozen=True, kw_only=True)
+class TeacherAnswers:
+    """What the adapt step learns to answer: example id -> (C,) shares, none where it learns nothing; and what was
+    found out about it, with the `separation` of right from wrong on the labelled items where there is a bridge."""
+
+    shares: Mapping[str, torch.Tensor]
+    why: str
+    separation: Separation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was found as plain JSON types."""
+        found = {} if self.separation is None else asdict(self.separation)
+        return {"learned": bool(self.shares), "why": self.why, **found}
+
+    def line(self) -> str:
+        """Return one line for people."""
+        return f"answers of the text teacher: {'' if self.shares else 'not '}learned in the adapt step, {self.why}"
+
+
+def find_answers(
+    run: Run,
     model: FinetuneModel,
-    dataset: Dataset,
-    positions: Sequence[int],
+    inputs: Inputs,
     source: SignalSource | None,
     *,
+    num_processes: int,
     device: torch.device,
-) -> dict[str, torch.Tensor]:
-    """Return what the adapt step learns to answer, as `bridge_answers` does.
+) -> list[TeacherAnswers]:
+    """Return what the adapt step learns to answer; nothing for a method that learns no answers.
+
+    Left to itself a run learns them where they tell right from wrong on its labelled items.
+
+    Args:
+        model: before its first step, with its landmarks.
 
     Raises:
-        ConfigError: as `bridge_answers` does, or of a student that answers in words.
+        ConfigError: answers are asked for (`--answer-weight`) and there is no bridge.
     """
-    option = "--answer-weight"
+    if run.method.settings.answer_weight == 0:
+        return []
+    is_asked = run.config.answer_weight is not None
+    if why := _why_no_bridge(model, inputs.adapt_dataset, inputs.adapt, source):
+        if is_asked:
+            raise _no_bridge("--answer-weight", why)
+        return [TeacherAnswers(shares={}, why=why)]
+    assert source is not None
+    labelled = bridge_confidence(model, inputs.dataset, inputs.labelled, source, device=device)
+    found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
+    why = (
+        f"AUC {found.auc:.2f} for right against wrong (95 % interval {found.low:.2f} to {found.high:.2f}, "
+        f"{found.num_items} items)"
+    )
+    if not is_asked and not found.is_above_chance:
+        return [TeacherAnswers(shares={}, why=f"{why}; NOT ABOVE CHANCE", separation=found)]
+    visited = inputs_visited(run.config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
+    shares = bridge_answers(model, inputs.adapt_dataset, visited, source, device=device)
+    return [TeacherAnswers(shares=shares, why=why, separation=found)]
+
+
+def _why_no_bridge(
+    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource | None
+) -> str:
+    """Return what is missing, or nothing."""
     if any(isinstance(head, AnswerHead) for head in model.heads.values()):
-        raise ConfigError(
-            "A student that answers in words has no head that learns a teacher's answers.",
-            where=option,
-            next_command=f"leave out {option}",
-        )
-    return bridge_answers(model, dataset, positions, source, option=option, device=device)
+        return "the student answers in words and has no head"
+    if any(dataset[position].task not in MULTIPLE_CHOICE_TASKS for position in positions):
+        return "only multiple choice has a bridge"
+    if source is None or not model.distiller.landmarks:
+        return "no known words of the student's pretraining are landmarks of a text teacher"
+    return ""
+
+
+def _no_bridge(option: str, why: str) -> ConfigError:
+    return ConfigError(
+        "There is no bridge from the teacher to answers.",
+        where=option,
+        why=why,
+        next_command=f"leave out {option}",
+    )
 
 
 def bridge_confidence(
@@ -78,9 +141,11 @@ def bridge_confidence(
         positions: of the items; as `bridge_answers` takes them.
 
     Raises:
-        ConfigError: as `bridge_answers` does.
+        ConfigError: there is no bridge.
     """
-    answers = bridge_answers(model, dataset, positions, source, option="--confidence bridge", device=device)
+    if why := _why_no_bridge(model, dataset, positions, source):
+        raise _no_bridge("--confidence bridge", why)
+    answers = bridge_answers(model, dataset, positions, source, device=device)
     probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
     for row, position in enumerate(positions):
         example = dataset[position]
@@ -96,9 +161,8 @@ def bridge_answers(
     model: FinetuneModel,
     dataset: Dataset,
     positions: Sequence[int],
-    source: SignalSource | None,
+    source: SignalSource,
     *,
-    option: str,
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """Return example id -> (C,) float32 on the device, how probable each candidate is; no label is read.
@@ -108,22 +172,10 @@ def bridge_answers(
 
     Args:
         model: before its first step, with its landmarks; left in the mode that it was in.
-        positions: of the items.
-        option: that asks for it.
-
-    Raises:
-        ConfigError: a task that is no multiple choice, or a run without landmarks of words.
+        positions: of the items, of multiple choice.
     """
     landmarks = model.distiller.landmarks
     tasks = dict.fromkeys(dataset[position].task for position in positions)
-    if source is None or not landmarks or not set(tasks) <= set(MULTIPLE_CHOICE_TASKS):
-        raise ConfigError(
-            "There is no bridge from the teacher to answers here.",
-            where=option,
-            why="it needs a text teacher with tokens, known words of the student's pretraining, relational distances "
-            "to known landmarks, and multiple choice",
-            next_command=f"leave out {option}",
-        )
     was_training = model.training
     model.eval()
     answers: dict[str, torch.Tensor] = {}

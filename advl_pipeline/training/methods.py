@@ -84,7 +84,8 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             f"The adapt step of {config.method} has nothing to learn.",
             why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
-    if config.answer_weight > 0 and (steps == "one" or not defaults["teachers"]):
+    learns_answers = steps == "two" and defaults["teachers"]
+    if config.answer_weight and not learns_answers:
         raise ConfigError(
             "Nobody learns to answer as a teacher would here.",
             where="--answer-weight",
@@ -94,6 +95,8 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
+    if config.answer_weight is None:
+        decided["answer_weight"] = float(learns_answers and config.pathway != "vision" and not config.hide_picture)
     weights = teacher_weights(config.teacher_weight)
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],

@@ -15,6 +15,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.training.batch_order import BatchOrder, ExampleOrder, TokenOrder
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.settings import TrainingSettings
 
 
@@ -110,3 +112,23 @@ def measure_examples(student: Student, dataset: Dataset, indices: Sequence[int])
             text.append(longest * len(example.candidates))
             visual.append(student.num_visual_of(example.image))
     return ExampleSizes(text=np.array(text, dtype=np.int64), visual=np.array(visual, dtype=np.int64))
+
+
+def order_inputs(config: FinetuneConfig, inputs: Inputs, *, rank: int, world_size: int) -> ExampleOrder:
+    """Return the order in which the adapt step visits its inputs."""
+    texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
+    return ExampleOrder(
+        len(inputs.adapt),
+        batch_size=max(2 * world_size, round(config.adapt_texts / texts_each)),
+        accumulate=1,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def inputs_visited(config: FinetuneConfig, inputs: Inputs, *, num_steps: int, world_size: int) -> list[int]:
+    """Return the positions of the inputs that all processes together visit in the adapt step, each once."""
+    orders = [order_inputs(config, inputs, rank=rank, world_size=world_size) for rank in range(world_size)]
+    visits = (order.micro_batches(step) for order in orders for step in range(num_steps))
+    return [inputs.adapt[row] for row in sorted({int(row) for batches in visits for rows in batches for row in rows})]

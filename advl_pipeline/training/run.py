@@ -26,9 +26,8 @@ from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.adapt_inputs import other_splits
-from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.batches import TrainingBatch, training_batches
-from advl_pipeline.training.bridge import answers_to_learn
+from advl_pipeline.training.bridge import find_answers
 from advl_pipeline.training.building import build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore
 from advl_pipeline.training.config import FinetuneConfig
@@ -38,7 +37,7 @@ from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmarks import find_landmarks
 from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
-from advl_pipeline.training.ordering import order_examples
+from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.process_memory import forget_peak_memory
 from advl_pipeline.training.processes import start_processes
@@ -118,8 +117,10 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
         checked = find_confidences(run, caches, inputs, signals, model, device=accelerator.device)
-    if run.method.settings.answer_weight > 0:
-        model.answers = answers_to_learn(model, inputs.adapt_dataset, inputs.adapt, source, device=accelerator.device)
+    answers = find_answers(
+        run, model, inputs, source, num_processes=accelerator.num_processes, device=accelerator.device
+    )
+    model.answers = answers[0].shares if answers else {}
     model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
@@ -128,6 +129,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             "vision_targets": {choice.teacher: choice.to_dict() for choice in vision},
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
             "confidence": {one.modality: one.to_dict() for one in checked},
+            "answers": [one.to_dict() for one in answers],
             "reads": reads.to_dict(),
             "global_batch": step_line,
         }
@@ -139,7 +141,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        found_lines = [one.line() for several in (vision, fits, checked) for one in several]
+        found_lines = [one.line() for several in (vision, fits, checked, answers) for one in several]
         _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
     accelerator.wait_for_everyone()
     timings = _train(run, model, accelerator, folder, inputs, signals)
@@ -279,15 +281,7 @@ def _batch_maker(
             labelled=True,
             num_workers=num_workers,
         )
-    texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
-    order = ExampleOrder(
-        len(inputs.adapt),
-        batch_size=max(2 * world_size, round(config.adapt_texts / texts_each)),
-        accumulate=1,
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    order = order_inputs(config, inputs, rank=rank, world_size=world_size)
     ids = inputs.dataset.example_ids
     # The adapt step may see more inputs than there are labels for.
     labelled_ids = frozenset(ids[position] for position in inputs.labelled)

@@ -14,12 +14,13 @@ import torch
 from altered_dataset import AlteredDataset
 from run_logs import losses, metrics
 
+from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training import run_signals
-from advl_pipeline.training.bridge import bridge_confidence, bridge_scores
+from advl_pipeline.training import bridge, run_signals
+from advl_pipeline.training.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
 
 TEMPERATURES = {"student": 0.2, "teacher": 0.1}
@@ -185,3 +186,49 @@ def test_the_adapt_step_learns_a_teachers_answers_and_reads_no_label(
         ),
     )
     assert adapt_losses(tmp_path / "others") == found
+
+
+@pytest.mark.parametrize("outranked", [1.0, 0.5])
+def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
+    outranked: float,
+    small_corpus: Any,
+    known: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def found(model: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> TruthConfidence:
+        share_N = np.full(len(positions), outranked, np.float32)
+        return TruthConfidence(probability_N=share_N, outranked_N=share_N)
+
+    monkeypatch.setattr(bridge, "bridge_confidence", found)
+    run_finetune(small_corpus.config(tmp_path / "run", known_words=known))
+    (kept,) = json.loads((tmp_path / "run/settings.json").read_text(encoding="utf-8"))["answers"]
+    assert kept["learned"] == (outranked == 1.0)
+    assert kept["auc"] == outranked
+    said = "learned in the adapt step, AUC 1.00" if outranked == 1.0 else "not learned in the adapt step, AUC 0.50"
+    assert said in capsys.readouterr().err
+    logged = [one for one in losses(tmp_path / "run") if "raw/answers" in one]
+    assert len(logged) == (2 if outranked == 1.0 else 0)
+
+
+def test_without_a_bridge_a_run_says_that_it_learns_no_answers(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_finetune(small_corpus.config(tmp_path / "run"))
+    assert "answers of the text teacher: not learned in the adapt step, no known words" in capsys.readouterr().err
+
+
+def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
+    small_corpus: Any, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def keep(model: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
+        asked.append(len(positions))
+        return bridge_answers(model, dataset, positions, source, device=device)
+
+    monkeypatch.setattr(bridge, "bridge_answers", keep)
+    run_finetune(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1))
+    # Of sixteen labelled questions each is looked at, of the inputs the four of one step.
+    assert asked == [16, 4]

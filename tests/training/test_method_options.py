@@ -79,7 +79,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 COVERED_ELSEWHERE = {
     ("confidence", "zero-shot"): "needs an aligned pair of towers: tests/extraction/test_confidence.py",
-    ("answer_weight", 1.0): "needs a record of pretraining: tests/training/test_bridge.py",
+    ("answer_weight", None): "needs a record of pretraining: tests/training/test_bridge.py",
     ("confidence", "bridge"): "needs a record of pretraining: tests/training/test_bridge.py",
     ("confidence_check", "none"): "what the small corpus has, against which auc is tried",
     ("adapt_on", None): "needs a low-shot run or another split: test_inputs_without_labels_change_the_adapt_step",
