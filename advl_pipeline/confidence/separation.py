@@ -34,6 +34,10 @@ class Separation:
     def is_above_chance(self) -> bool:
         return self.low > 0.5
 
+    def __str__(self) -> str:
+        interval = f"95 % interval {self.low:.2f} to {self.high:.2f}"
+        return f"AUC {self.auc:.2f} for right against wrong ({interval}, {self.num_items} items)"
+
 
 def separation(outranked_N: Floats, groups: Sequence[str]) -> Separation:
     """Return the mean of the items' shares, and Student's interval of it with items clustered by group.

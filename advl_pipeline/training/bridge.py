@@ -92,31 +92,25 @@ def find_answers(
     if run.method.settings.answer_weight == 0:
         return []
     is_asked = run.config.answer_weight is not None
-    if why := _why_no_bridge(model, inputs.adapt_dataset, inputs.adapt, source):
+    if why := _why_no_bridge(model, inputs.adapt_dataset, source):
         if is_asked:
             raise _no_bridge("--answer-weight", why)
         return [TeacherAnswers(shares={}, why=why)]
     assert source is not None
     labelled = bridge_confidence(model, inputs.dataset, inputs.labelled, source, device=device)
     found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
-    why = (
-        f"AUC {found.auc:.2f} for right against wrong (95 % interval {found.low:.2f} to {found.high:.2f}, "
-        f"{found.num_items} items)"
-    )
     if not is_asked and not found.is_above_chance:
-        return [TeacherAnswers(shares={}, why=f"{why}; NOT ABOVE CHANCE", separation=found)]
+        return [TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found)]
     visited = inputs_visited(run.config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
     shares = bridge_answers(model, inputs.adapt_dataset, visited, source, device=device)
-    return [TeacherAnswers(shares=shares, why=why, separation=found)]
+    return [TeacherAnswers(shares=shares, why=str(found), separation=found)]
 
 
-def _why_no_bridge(
-    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource | None
-) -> str:
+def _why_no_bridge(model: FinetuneModel, dataset: Dataset, source: SignalSource | None) -> str:
     """Return what is missing, or nothing."""
     if any(isinstance(head, AnswerHead) for head in model.heads.values()):
         return "the student answers in words and has no head"
-    if any(dataset[position].task not in MULTIPLE_CHOICE_TASKS for position in positions):
+    if not set(dataset.tasks) <= set(MULTIPLE_CHOICE_TASKS):
         return "only multiple choice has a bridge"
     if source is None or not model.distiller.landmarks:
         return "no known words of the student's pretraining are landmarks of a text teacher"
@@ -143,7 +137,7 @@ def bridge_confidence(
     Raises:
         ConfigError: there is no bridge.
     """
-    if why := _why_no_bridge(model, dataset, positions, source):
+    if why := _why_no_bridge(model, dataset, source):
         raise _no_bridge("--confidence bridge", why)
     answers = bridge_answers(model, dataset, positions, source, device=device)
     probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))

@@ -254,11 +254,7 @@ class CheckedConfidence:
 
     def line(self) -> str:
         """Return one line for people."""
-        found = self.separation
-        figures = (
-            f"confidence {self.modality}: AUC {found.auc:.2f} for right against wrong "
-            f"(95 % interval {found.low:.2f} to {found.high:.2f}, {found.num_items} items)"
-        )
+        figures = f"confidence {self.modality}: {self.separation}"
         if self.is_used:
             return figures
         return (

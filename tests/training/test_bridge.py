@@ -16,7 +16,6 @@ from run_logs import losses, metrics
 
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.words import is_function_word, word_spans
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training import bridge, run_signals
@@ -71,16 +70,6 @@ def test_words_that_mean_what_the_region_is_named_score_highest() -> None:
     score_K = bridge_scores(landmarks.states_KH[2].expand(6, -1), words, landmarks, **TEMPERATURES)
     assert int(score_K.argmax()) == 2
     assert bool(((score_K > 0) & (score_K < 1)).all())
-
-
-@pytest.fixture(scope="module")
-def known(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
-    texts = [candidate.text for index in range(len(dataset)) for candidate in dataset[index].candidates]
-    words = sorted({text[start:end].lower() for text in texts for start, end in word_spans(text)})
-    path = tmp_path_factory.mktemp("known") / "words.json"
-    path.write_text(json.dumps(dict.fromkeys([word for word in words if not is_function_word(word)][::2], 50)))
-    return path
 
 
 @pytest.mark.parametrize("student", ["scenes-small", "scenes-vilt"])
