@@ -11,7 +11,7 @@ DEMO_SIZES := --num-train 400 --num-val 100 --num-test 300 --num-unseen 100 --nu
 DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --output caches/demo
 
 # Each takes a core and up to two gigabytes.
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= 3
 
 # What `make study` runs, one after another; each resumes where it stopped, and takes what others before it have run.
 STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full
@@ -81,7 +81,7 @@ types: $(STAMP) ## Check types (mypy strict)
 
 # Files are shared out, so that what the tests of one file share is made once.
 unit: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster

@@ -6,8 +6,10 @@ it, and a PUT may be made conditional on there being no object yet, or the very 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,11 +24,15 @@ from advl_pipeline.locations import Url
 if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store
 
+FIRST_PAUSE_SECONDS = 0.2
+"""Before a request is made again; twice as long before each further one."""
+
 _CONNECT_SECONDS = 5
 _STALLED_SECONDS = 60
 _RETRY_SECONDS = 15
 _MAX_RETRIES = 5
-_TRIES_OF_CUT_ANSWERS = 3
+_TRIES_OF_STALLED_ANSWERS = 3
+_LONGEST_PAUSE_SECONDS = 3.0
 _STREAM_BYTES = 1 << 22
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
@@ -163,15 +169,19 @@ class ObjectStore:
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Make a request, again where its answer was cut short, which the library does for objects alone.
 
-        Reading, listing, removing and writing on a condition may be repeated.
+        Reading, listing, removing and writing on a condition may be repeated: as often as the library would, and
+        less often where every try waits for long.
         """
-        for tries_left in reversed(range(_TRIES_OF_CUT_ANSWERS)):
+        begin = time.monotonic()
+        for num_tries in itertools.count(1):
             try:
                 with self._speaking(name):
                     return request()
             except _CutShort:
-                if not tries_left:
+                is_late = time.monotonic() - begin > _RETRY_SECONDS
+                if num_tries > _MAX_RETRIES or (is_late and num_tries >= _TRIES_OF_STALLED_ANSWERS):
                     raise
+            time.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (num_tries - 1), _LONGEST_PAUSE_SECONDS))
         raise AssertionError("the last try returns or raises")
 
     def _key(self, name: str) -> str:
@@ -273,7 +283,11 @@ def _open(url: Url) -> S3Store | GCSStore:
         "retry_config": {
             "max_retries": _MAX_RETRIES,
             "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
-            "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=3), "base": 2},
+            "backoff": {
+                "init_backoff": timedelta(seconds=FIRST_PAUSE_SECONDS),
+                "max_backoff": timedelta(seconds=_LONGEST_PAUSE_SECONDS),
+                "base": 2,
+            },
         },
     }
     try:

@@ -35,7 +35,7 @@ def test_anything_that_looks_at_it_holds_it() -> None:
     tensor = torch.from_numpy(rows)
     part = tensor[1:, :2].T
     del rows, tensor
-    gc.collect()
+    gc.collect(2)
     assert address(pool.allocate((4, 3), FLOAT16)) != place
     del part
     assert place in {address(held) for held in [pool.allocate((4, 3), FLOAT16) for _ in range(1)]}

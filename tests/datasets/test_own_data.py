@@ -475,7 +475,9 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets", reason="the library `datasets` is not installed")
+    library = pytest.importorskip("datasets", reason="the library `datasets` is not installed")
+    if not hasattr(library, "load_dataset"):
+        pytest.skip("the library `datasets` is not installed: a folder of downloads passes for it")
     monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
     folder = tmp_path / "hub"
     for split, count in (("validation", 3), ("train", 5)):

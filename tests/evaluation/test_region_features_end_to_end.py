@@ -45,6 +45,7 @@ def scores_with(
     run = folder / "run"
     code, _, err = advl(capsys, *finetune(root, run, regions, naming))
     assert code == 0, err
+    assert not Path("datasets").exists()
     code, _, err = advl(capsys, "evaluate", "--run", run, "--on", "val", "--data-root", root, "--probe", "none")
     assert code == 0, err
     code, out, err = advl(capsys, "predict", run, "--split", "test", "--data-root", root, "--json")
@@ -55,7 +56,10 @@ def scores_with(
 
 
 @pytest.mark.slow
-def test_every_format_gives_the_same_scores(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format_gives_the_same_scores(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (root / "answers.json").write_text(json.dumps(["yes", "no", "2", "red"]))
     expected, answers = scores_with(capsys, root, tmp_path / "npz", "npz")
     assert expected.shape == (18, 4)

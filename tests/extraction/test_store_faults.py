@@ -25,6 +25,7 @@ from advl_pipeline.errors import StorageError
 from advl_pipeline.locations import Url
 
 SMALL = {"num_images": 12}
+PAUSE_SECONDS = 0.01
 WHY = {
     "500": "500 Internal Server Error",
     "503": "503 Service Unavailable, SlowDown",
@@ -42,11 +43,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "FIRST_PAUSE_SECONDS", PAUSE_SECONDS)
+
+
 def extraction(folder: Path, url: Url, environment: dict[str, str], tmp_path: Path) -> Any:
     """Describe the extraction as a process that reaches the store by `environment`."""
     job = make_job(tmp_path, "remote", delay=0.0, batch_size=8, shard_rows=64, folds=5)
     job.settings["config"]["output"] = str(url)
     job.settings.update({"folder": str(folder / "data"), "dataset": SMALL, "environment": environment})
+    job.settings["first_pause_seconds"] = PAUSE_SECONDS
     return job
 
 
