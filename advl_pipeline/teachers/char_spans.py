@@ -18,12 +18,15 @@ _WORD_MARKS = ("##", "▁", "Ġ", "</w>", "@@")
 def trim_spans(text: str, spans_M2: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Leave white space at the ends out of every span; some tokenizers count the space before a word to it."""
     trimmed_M2 = spans_M2.copy()
-    for row, (start, end) in enumerate(spans_M2.tolist()):
+    for row, (first, after) in enumerate(spans_M2.tolist()):
+        start, end = first, after
         while start < end and text[start].isspace():
             start += 1
         while end > start and text[end - 1].isspace():
             end -= 1
-        trimmed_M2[row] = start, end
+        # Setting an item of an array costs more than all else here, and hardly any span has space at an end.
+        if (start, end) != (first, after):
+            trimmed_M2[row] = start, end
     return trimmed_M2
 
 

@@ -108,6 +108,7 @@ class WordPieceTextTower:
         self.backbone = backbone
         self.pieces = pieces
         self.unit_length = unit_length
+        self._prefix, self._suffix = (torch.tensor(ids, dtype=torch.int64) for ids in (pieces.prefix, pieces.suffix))
         self._capacity = backbone.max_length - len(pieces.prefix) - len(pieces.suffix)
         self._overlap = self._capacity // 4
 
@@ -157,7 +158,7 @@ class WordPieceTextTower:
         """Encode N texts. Statistic: norm of the global feature before it is scaled to unit length."""
         plans = [plan_windows(unit.num_tokens, capacity=self._capacity, overlap=self._overlap) for unit in units]
         rows = [
-            self._with_special_tokens(unit.inputs["ids"][window.start : window.stop])
+            torch.cat([self._prefix, unit.inputs["ids"][window.start : window.stop], self._suffix])
             for unit, plan in zip(units, plans, strict=True)
             for window in plan
         ]
@@ -175,10 +176,6 @@ class WordPieceTextTower:
         if self.unit_length:
             global_ND = torch.nn.functional.normalize(global_ND, dim=1)
         return EncodedBatch(global_ND=global_ND, token_values=token_values, stats={"norm": norm_N})
-
-    def _with_special_tokens(self, ids: torch.Tensor) -> torch.Tensor:
-        prefix, suffix = (ids.new_tensor(special) for special in (self.pieces.prefix, self.pieces.suffix))
-        return torch.cat([prefix, ids, suffix])
 
     def _owned_tokens(self, rows: Sequence[torch.Tensor], plan: Sequence[Window]) -> torch.Tensor:
         skip = len(self.pieces.prefix)
