@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from chaos import make_job
 from objects import objects
+from obstore.exceptions import BaseError
 from s3_faults import Fault, serve_faults
 from s3_server import S3Server, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
@@ -102,6 +103,24 @@ def test_a_store_that_stays_ill_is_named(
             assert "AKID" not in str(caught.value)
         assert time.monotonic() - begin < 90
         assert not list((tmp_path / "disk-cache").rglob("text/tokens/values/c/*/*"))
+
+
+@pytest.mark.parametrize("num_cut", [5, 6])
+def test_cut_answers_are_asked_for_again_as_often_as_the_library_asks(url: Url, num_cut: int) -> None:
+    answers = iter([BaseError("error reading a body: hyper::Error(IncompleteBody)")] * num_cut)
+
+    def request() -> str:
+        for error in answers:
+            raise error
+        return "whole"
+
+    store = object_store.ObjectStore(url)
+    if num_cut == 5:
+        assert store._ask("name", request) == "whole"
+        return
+    with pytest.raises(StorageError) as caught:
+        store._ask("name", request)
+    assert caught.value.why == WHY["cut"]
 
 
 def test_extraction_stops_with_a_message_and_resumes(
