@@ -16,6 +16,7 @@ import numpy.typing as npt
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.datasets.regions.interface import Naming, RegionFeatures
 from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
+from advl_pipeline.datasets.roots import index_folder
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.region_source import Regions
 
@@ -64,9 +65,8 @@ def open_detector_regions(
     naming: Naming,
     splits: Sequence[str],
     feature_size: int,
-    index: Path,
 ) -> DetectorRegions:
-    """Open files of region features for a student.
+    """Open files of region features for a student; an index of one lies beside it (`roots.index_folder`).
 
     Args:
         detected: file or folder, see `datasets.regions.registry.open_regions`; `{split}` in it stands for each split.
@@ -77,7 +77,10 @@ def open_detector_regions(
 
     def opened(path: Path, prefix: str, *, own_boxes: bool) -> list[PictureRegions]:
         places = {split: Path(str(path).replace(SPLIT, split)) for split in splits}
-        readers = {place: open_regions(place, index=index) for place in dict.fromkeys(places.values())}
+        readers = {
+            place: open_regions(place, index=index_folder(place.parent, place))
+            for place in dict.fromkeys(places.values())
+        }
         return [
             PictureRegions(
                 readers[place],

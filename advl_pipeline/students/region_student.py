@@ -15,7 +15,6 @@ import torch
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example, ImageUnit
-from advl_pipeline.datasets.roots import index_folder
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import open_detector_regions
 from advl_pipeline.students.interface import Perturbation, PlaceKind, StudentBatch
@@ -142,7 +141,6 @@ class RegionStudent(TextStudent):
             naming=config.region_naming,
             splits=config.region_split.split("+"),
             feature_size=config.feature_size,
-            index=index_folder(config.regions.parent, config.regions),
         )
 
     def zero_perturbation(self, batch: RegionBatch, *, text: bool = True, visual: bool = True) -> Perturbation:

@@ -46,6 +46,7 @@ def scores_with(
     code, _, err = advl(capsys, *finetune(root, run, regions, naming))
     assert code == 0, err
     assert not Path("datasets").exists()
+    assert not (folder / "{split}").exists()
     code, _, err = advl(capsys, "evaluate", "--run", run, "--on", "val", "--data-root", root, "--probe", "none")
     assert code == 0, err
     code, out, err = advl(capsys, "predict", run, "--split", "test", "--data-root", root, "--json")
