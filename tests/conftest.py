@@ -63,7 +63,7 @@ def _every_thread_ends() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _small_collections() -> Iterator[None]:
-    """Spare short runs half of their time: after each phase accelerate collects garbage, of all that tests hold."""
+    """Spare short runs a third of their time: after a phase accelerate collects garbage, of all that tests hold."""
     collect = gc.collect
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gc, "collect", lambda generation=0: collect(generation))

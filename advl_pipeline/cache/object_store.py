@@ -6,7 +6,6 @@ it, and a PUT may be made conditional on there being no object yet, or the very 
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import time
@@ -172,8 +171,9 @@ class ObjectStore:
         Reading, listing, removing and writing on a condition may be repeated: as often as the library would, and
         less often where every try waits for long.
         """
-        begin = time.monotonic()
-        for num_tries in itertools.count(1):
+        begin, num_tries = time.monotonic(), 0
+        while True:
+            num_tries += 1
             try:
                 with self._speaking(name):
                     return request()
@@ -182,7 +182,6 @@ class ObjectStore:
                 if num_tries > _MAX_RETRIES or (is_late and num_tries >= _TRIES_OF_STALLED_ANSWERS):
                     raise
             time.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (num_tries - 1), _LONGEST_PAUSE_SECONDS))
-        raise AssertionError("the last try returns or raises")
 
     def _key(self, name: str) -> str:
         return f"{self.url.prefix}/{name}"
