@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ Fault = Literal["500", "503", "500 after", "cut", "slow", "stall"]
 one that stops coming while the connection stays."""
 
 _STATUS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "500 after": (500, "InternalError")}
+_MOST_FAULTS_IN_A_ROW = 3
 _DRIP_SECONDS = 0.3
 _PIECES = 6
 
@@ -30,7 +32,8 @@ _PIECES = 6
 class FaultyStore:
     """A running proxy. Of all requests, one in `every` meets a fault: those of `faults`, in turn.
 
-    `spared` requests come first that meet none. Both may be set while it runs.
+    `spared` requests come first that meet none. Both may be set while it runs. With `every` above 1 the same request
+    meets few faults in a row. Without that, threads that ask in step can send every fault to one of them.
     """
 
     faults: tuple[Fault, ...]
@@ -40,6 +43,7 @@ class FaultyStore:
     num_requests: int = 0
     num_faults: int = 0
     is_over: threading.Event = field(default_factory=threading.Event)
+    _in_a_row: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -47,13 +51,16 @@ class FaultyStore:
         """What a client needs to reach the store through the proxy."""
         return client_environment(self.endpoint, ACCESS_KEY, SECRET_KEY)
 
-    def next_fault(self) -> Fault | None:
+    def next_fault(self, request: str) -> Fault | None:
         """Count a request, and say what it meets."""
         with self._lock:
             self.num_requests += 1
             turn = self.num_requests - self.spared
-            if turn <= 0 or turn % self.every:
+            had_enough = self.every > 1 and self._in_a_row[request] == _MOST_FAULTS_IN_A_ROW
+            if turn <= 0 or turn % self.every or had_enough:
+                del self._in_a_row[request]
                 return None
+            self._in_a_row[request] += 1
             self.num_faults += 1
             return self.faults[self.num_faults % len(self.faults)]
 
@@ -88,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     behind: str
 
     def _pass_on(self) -> None:
-        fault = self.store.next_fault()
+        fault = self.store.next_fault(f"{self.command} {self.path} {self.headers.get('Range')}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with suppress(ConnectionError, BrokenPipeError):
             if fault in ("500", "503"):
