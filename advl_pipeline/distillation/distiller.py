@@ -64,6 +64,9 @@ from advl_pipeline.students.interface import StudentBatch, StudentOutput
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
 
+_UNUSED_KIND: Mapping[VisionTarget, str] = {"image": "region", "regions": "image"}
+"""Kind of a vision teacher's features that is projected and not distilled."""
+
 
 class Distiller(nn.Module):
     """The pathways of every teacher: projections from the student's width where coordinates are distilled, and to the
@@ -183,7 +186,8 @@ class Distiller(nn.Module):
         """Distil a coordinate target no more; a teacher without any other is out of the pathway."""
         projections, key = getattr(self, target.pathway), module_key(target.teacher)
         setattr(projections[key], target.kind, None)
-        if list(projections[key].children()):
+        unused = _UNUSED_KIND.get(self.vision_targets.get(target.teacher, "both"))
+        if any(kind != unused for kind, _ in projections[key].named_children()):
             return
         del projections[key]
         self.teachers[target.pathway].remove(target.teacher)

@@ -20,6 +20,7 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.training import part_costs, run
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.projection_fit import TargetFit, fit_projections
@@ -162,3 +163,24 @@ def test_a_resumed_run_fits_the_same(config: FinetuneConfig) -> None:
     assert settings_of(stopped)["targets"] == before["targets"] == settings_of(whole)["targets"]
     one, two = (load_file(run.output / "model.safetensors") for run in (whole, stopped))
     assert all(one[key].equal(two[key]) for key in one)
+
+
+@pytest.mark.parametrize("vision_target", ["regions", "image", "both"])
+def test_a_run_that_leaves_a_whole_pathway_out_ends_as_others_do(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, vision_target: Any
+) -> None:
+    """As a long run does, it ends by timing its parts, and one of them has nothing to learn."""
+
+    def fit_and_leave_pictures_out(model: FinetuneModel, *arguments: Any, **options: Any) -> list[TargetFit]:
+        fits = fit_projections(model, *arguments, **options)
+        for fit in fits:
+            if fit.target.pathway == "vision" and not fit.is_left_out:
+                model.distiller.leave_out(fit.target)
+        return fits
+
+    monkeypatch.setattr(run, "fit_projections", fit_and_leave_pictures_out)
+    monkeypatch.setattr(part_costs, "STEPS_PER_REPEAT", 1)
+    run_finetune(replace(config, vision_target=vision_target))
+    assert not any("raw/vision" in step for step in metrics(config.output))
+    result = json.loads((config.output / "result.json").read_text(encoding="utf-8"))
+    assert set(result["parts"]["milliseconds"]) == {"reading", "student", "text"}
