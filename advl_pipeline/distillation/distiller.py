@@ -187,9 +187,11 @@ class Distiller(nn.Module):
         projections, key = getattr(self, target.pathway), module_key(target.teacher)
         setattr(projections[key], target.kind, None)
         unused = _UNUSED_KIND.get(self.vision_targets.get(target.teacher, "both"))
-        if any(kind != unused for kind, _ in projections[key].named_children()):
+        left = {kind for kind, _ in projections[key].named_children()}
+        if left - {unused}:
             return
-        del projections[key]
+        if not left:
+            del projections[key]
         self.teachers[target.pathway].remove(target.teacher)
         if (name := f"{target.pathway}/{key}") in self.free_log_variance:
             del self.free_log_variance[name]
