@@ -211,8 +211,9 @@ def _costs(
 
 
 def _means(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each entry over the tables, whose keys are the same."""
-    return {key: float(np.mean([table[key] for table in tables])) for key in (tables[0] if tables else ())}
+    """Mean of each entry over the tables that have it: a run may have left a pathway out."""
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return {key: float(np.mean([table[key] for table in tables if key in table])) for key in keys}
 
 
 def _weights(cells: Sequence[Cell]) -> tuple[WeightHistogram, ...]:
