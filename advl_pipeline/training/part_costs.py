@@ -139,10 +139,7 @@ def _pathway_step(model: FinetuneModel, batch: TrainingBatch, output: StudentOut
         relevance_NL=output.relevance_NL,
         generator=torch.Generator().manual_seed(0),
     )
-    value = terms.pathways[part].value_B.mean()
-    # Its pictures may have no target.
-    if value.requires_grad:
-        value.backward()  # type: ignore[no-untyped-call]
+    terms.pathways[part].value_B.mean().backward()  # type: ignore[no-untyped-call]
 
 
 def _contrast_step(model: FinetuneModel, batch: TrainingBatch) -> None:
