@@ -81,8 +81,7 @@ class _Scores(nn.Module):
         self.student, self.head = student, head
 
     def forward(self, batch: StudentBatch) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.student.encode(batch).pooled_NP)
-        return logits
+        return self.student.encode(batch).class_logits(self.head)
 
 
 class _Program(nn.Module):

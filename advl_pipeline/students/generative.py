@@ -248,9 +248,6 @@ class GenerativeStudent(Student):
             else None,
         )
 
-    def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        return self.encode(batch, mask_visual=mask_visual).class_logits(head)
-
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
         return self.encode(replace(batch, answers=()), mask_visual=True)

@@ -107,13 +107,41 @@ class Answered:
 
 
 @dataclass(kw_only=True)
+class Unmet:
+    """Text and picture of N sequences before they meet, for heads that look things up (`lookup.py`).
+
+    `place_NR4` says where visual tokens lie, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
+    hidden.
+    """
+
+    token_ids_NL: torch.Tensor
+    token_mask_NL: torch.Tensor
+    text_NLH: torch.Tensor
+    visual_NRH: torch.Tensor
+    place_NR4: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: StudentBatch, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool) -> Self:
+        """Gather what a batch says and shows."""
+        assert batch.places_BR4 is not None
+        place_NR4 = batch.per_sequence(batch.places_BR4)
+        return cls(
+            token_ids_NL=batch.token_ids_NL,
+            token_mask_NL=batch.token_mask_NL,
+            text_NLH=text_NLH,
+            visual_NRH=visual_NRH,
+            place_NR4=torch.full_like(place_NR4, torch.nan) if hidden else place_NR4,
+        )
+
+
+@dataclass(kw_only=True)
 class StudentOutput:
     """What a student computes for a batch.
 
     `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
     serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
     student can give it. `answered` is of a student that answers in words, where the batch holds answers: no head is
-    asked then.
+    asked then. `unmet` is of students whose heads look things up.
     """
 
     text_states_NLH: torch.Tensor
@@ -122,10 +150,13 @@ class StudentOutput:
     image_state_NH: torch.Tensor | None = None
     relevance_NL: torch.Tensor | None = None
     answered: Answered | None = None
+    unmet: Unmet | None = None
 
     def class_logits(self, head: nn.Module) -> torch.Tensor:
-        """Return (N, K): a head's logits of the pooled state, or the scores of answers in words."""
-        logits: torch.Tensor = head(self.pooled_NP) if self.answered is None else self.answered.scores
+        """Return (N, K): a head's logits, or the scores of answers in words."""
+        if self.answered is not None:
+            return self.answered.scores
+        logits: torch.Tensor = head(self if isinstance(head, OutputHead) else self.pooled_NP)
         return logits
 
 
@@ -152,6 +183,14 @@ class Perturbation:
     def of_features(self, features_NRF: torch.Tensor) -> torch.Tensor:
         """Return the visual features, perturbed."""
         return features_NRF if self.visual_NRF is None else features_NRF + self.visual_NRF
+
+
+class OutputHead(nn.Module, ABC):
+    """A head that reads more of a student's output than its pooled state."""
+
+    @abstractmethod
+    def forward(self, output: StudentOutput) -> torch.Tensor:
+        """Return (N, K)."""
 
 
 class AnswerHead(nn.Module):
@@ -294,8 +333,7 @@ class Student(nn.Module, ABC):
 
     def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
         """Return what inference computes, (N, K): the head's logits, or the scores of answers in words."""
-        logits: torch.Tensor = head(self.pooled(batch, mask_visual=mask_visual))
-        return logits
+        return self.encode_pooled(batch, mask_visual=mask_visual).class_logits(head)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         """Return states of the text that have not seen the picture, and of the picture that have not seen the text.
@@ -327,6 +365,14 @@ class Student(nn.Module, ABC):
             f"Student {self.name} brings its own pretraining.",
             next_command=f"advl finetune --student {self.name} --init CHECKPOINT",
         )
+
+    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids and mask of the examples' texts, (N, L), as `collate` does, without opening a picture.
+
+        Raises:
+            ConfigError: the student has no heads that ask for it.
+        """
+        raise ConfigError(f"{self.name} does not give its texts without their pictures.")
 
     @abstractmethod
     def build_head(self, task: str, num_classes: int) -> nn.Module:

@@ -37,8 +37,9 @@ from advl_pipeline.students.bert_parts import (
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.embedded_words import PairTokenizer, language_model_words, load_word_pieces
-from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.students.embedded_words import EncodedPair, PairTokenizer, language_model_words, load_word_pieces
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
 
@@ -122,20 +123,14 @@ class ScenesSmall(Student):
 
     def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
         sequences = [(example, candidate) for example in examples for candidate in example.candidates]
-        encoded = self.word_pieces.encode_pairs(
-            [candidate for _, candidate in sequences], max_length=self.config.max_text_length
-        )
-        num_text = max(len(item.token_ids) for item in encoded)
-        num_sequences = len(sequences)
-        token_ids = torch.zeros(num_sequences, num_text, dtype=torch.long)
-        token_mask = torch.zeros(num_sequences, num_text, dtype=torch.bool)
+        encoded = self._encode([candidate for _, candidate in sequences])
+        token_ids, token_mask = _padded(encoded)
+        num_sequences, num_text = token_ids.shape
         types = torch.zeros(num_sequences, num_text, dtype=torch.long)
         spans = torch.zeros(num_sequences, num_text, 2, dtype=torch.long)
         tags = torch.full((num_sequences, num_text), -1, dtype=torch.long)
         for row, ((_, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
             length = len(item.token_ids)
-            token_ids[row, :length] = torch.from_numpy(item.token_ids)
-            token_mask[row, :length] = True
             types[row, item.answer_from : length] = ANSWER_TYPE
             spans[row, :length] = torch.from_numpy(item.char_spans_L2)
             tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(item.char_spans_L2, candidate))
@@ -171,6 +166,12 @@ class ScenesSmall(Student):
             visible_BR=visible,
         )
 
+    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        return _padded(self._encode([candidate for example in examples for candidate in example.candidates]))
+
+    def _encode(self, candidates: Sequence[Candidate]) -> list[EncodedPair]:
+        return self.word_pieces.encode_pairs(candidates, max_length=self.config.max_text_length)
+
     def encode(
         self,
         batch: StudentBatch,
@@ -197,6 +198,7 @@ class ScenesSmall(Student):
             pooled_NP=self._pool(x_NTH[:, 0], batch, text_NLH, visual_NRH, hidden=mask_visual),
             image_state_NH=x_NTH[:, num_text],
             relevance_NL=relevance,
+            unmet=Unmet.of(batch, text_NLH, visual_NRH, hidden=mask_visual),
         )
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
@@ -260,6 +262,8 @@ class ScenesSmall(Student):
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size
+        if task in LOOKUP_TASKS:
+            return LookupHead(width, self.word_embedding.num_embeddings, num_classes)
         return nn.Sequential(
             nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)
         )
@@ -278,6 +282,17 @@ class ScenesSmall(Student):
         for layer in self.encoder.layer[: self.config.num_separate_layers]:
             x_XTH = layer(x_XTH, bias)
         return x_XTH
+
+
+def _padded(encoded: Sequence[EncodedPair]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, (N, L)."""
+    num_text = max(len(item.token_ids) for item in encoded)
+    token_ids = torch.zeros(len(encoded), num_text, dtype=torch.long)
+    token_mask = torch.zeros(len(encoded), num_text, dtype=torch.bool)
+    for row, item in enumerate(encoded):
+        token_ids[row, : len(item.token_ids)] = torch.from_numpy(item.token_ids)
+        token_mask[row, : len(item.token_ids)] = True
+    return token_ids, token_mask
 
 
 def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:

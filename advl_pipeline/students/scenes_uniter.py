@@ -23,7 +23,8 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
 from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_student import RegionBatch, tagged_regions
 from advl_pipeline.students.single_stream import run_layers
 from advl_pipeline.students.uniter import ANSWER_TYPE, Uniter, UniterConfig
@@ -105,7 +106,8 @@ class ScenesUniter(Uniter):
         said_NL = said_tokens(batch.types_NL >= ANSWER_TYPE, batch.token_mask_NL)
         place_NR = place_of_tags(tags_NLR, hidden=mask_visual)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, regions_NRH, place_NR)
-        return dataclasses.replace(output, pooled_NP=pooled_NP)
+        unmet = Unmet.of(batch, text_NLH, regions_NRH, hidden=mask_visual)
+        return dataclasses.replace(output, pooled_NP=pooled_NP, unmet=unmet)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, RegionBatch)
@@ -116,6 +118,11 @@ class ScenesUniter(Uniter):
             pooled_NP=self.model.pooler(text_NLH),
             image_state_NH=regions_NRH[:, 0] if batch.whole_first else None,
         )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        if task in LOOKUP_TASKS:
+            return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
+        return super().build_head(task, num_classes)
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.embeddings.word_embeddings, self.tokenizer.mask_id

@@ -23,7 +23,8 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
 from advl_pipeline.students.bert_parts import padding_bias
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.pixel_student import PixelBatch
 from advl_pipeline.students.vilt import Vilt, ViltConfig
 
@@ -119,7 +120,8 @@ class ScenesVilt(Vilt):
         output = super().fuse(batch, tagged_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
         place_NR = place_of_tags(batch.tags_NLR, hidden=mask_visual)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, image_NRH, place_NR)
-        return dataclasses.replace(output, pooled_NP=pooled_NP)
+        unmet = Unmet.of(batch, text_NLH, image_NRH, hidden=mask_visual)
+        return dataclasses.replace(output, pooled_NP=pooled_NP, unmet=unmet)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, PixelBatch)
@@ -130,6 +132,11 @@ class ScenesVilt(Vilt):
             pooled_NP=self.model.pooler(text_NLH),
             image_state_NH=image_NRH[:, 0],
         )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        if task in LOOKUP_TASKS:
+            return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
+        return super().build_head(task, num_classes)
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.embeddings.text_embeddings.word_embeddings, self.tokenizer.mask_id

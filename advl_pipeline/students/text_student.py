@@ -145,6 +145,10 @@ class TextStudent(Student):
     def count_cut(self, examples: Sequence[Example]) -> int:
         return 0 if self.config.overlong == "error" else self.collate_texts(examples)[1]
 
+    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        texts, _ = self.collate_texts(examples)
+        return texts["token_ids_NL"], texts["token_mask_NL"]
+
     def collate_texts(self, examples: Sequence[Example]) -> tuple[dict[str, torch.Tensor], int]:
         """Return the padded text tensors of all candidates, by field name, and how many of the texts were cut.
 

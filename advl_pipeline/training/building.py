@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 import torch
+from torch import nn
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
+from advl_pipeline.students.lookup import LookupHead
 from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointing, lora_settings
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.weight_files import weight_files
@@ -23,6 +28,10 @@ from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
 from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_targets
+
+MOST_TEXTS: Final = 10_000
+TEXTS_AT_ONCE: Final = 256
+"""For how often words come up (`lookup.py`)."""
 
 
 def build_finetune_student(run: Run) -> Student:
@@ -56,6 +65,7 @@ def build_finetune_model(
     config, settings, dataset = run.config, run.settings, inputs.dataset
     torch.manual_seed(config.seed + 1)
     heads = build_heads(student, dataset)
+    _read_texts(heads.values(), student, inputs)
     for task in dataset.tasks:
         require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
     origins = fill_heads(heads, student, dataset, config)
@@ -70,6 +80,17 @@ def build_finetune_model(
     )
     model = FinetuneModel(student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture)
     return model, origins, vision
+
+
+def _read_texts(heads: Iterable[nn.Module], student: Student, inputs: Inputs) -> None:
+    """Show heads that look things up the texts of the split, evenly spaced ones where they are many; no label."""
+    seen = inputs.seen[:: -(-len(inputs.seen) // MOST_TEXTS)]
+    for head in heads:
+        if isinstance(head, LookupHead):
+            head.read_texts(
+                student.text_tokens([inputs.dataset[position] for position in seen[first : first + TEXTS_AT_ONCE]])
+                for first in range(0, len(seen), TEXTS_AT_ONCE)
+            )
 
 
 def compile_student(student: Student) -> None:

@@ -114,6 +114,9 @@ class GivenFeatures(Student):
             batch.inner, perturbation=given, mask_visual=mask_visual, need_relevance=need_relevance
         )
 
+    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inner.text_tokens(examples)
+
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return self.inner.build_head(task, num_classes)
 

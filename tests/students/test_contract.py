@@ -150,6 +150,17 @@ def test_shapes_and_kinds(student: Student, examples: list[Example]) -> None:
         assert logits.shape == (num_sequences, num_classes if output.answered is None else 1)
 
 
+def test_texts_are_cut_alike_with_their_pictures_and_without(student: Student, single: list[Example]) -> None:
+    batch = student.collate(single)
+    if isinstance(student, GenerativeStudent):
+        with pytest.raises(ConfigError, match="without their pictures"):
+            student.text_tokens(single)
+        return
+    token_ids_NL, token_mask_NL = student.text_tokens(single)
+    assert torch.equal(token_ids_NL, batch.token_ids_NL)
+    assert torch.equal(token_mask_NL, batch.token_mask_NL)
+
+
 @pytest.mark.parametrize("group", ["examples", "single"])
 def test_batch_composition_changes_nothing(student: Student, group: str, request: pytest.FixtureRequest) -> None:
     items: list[Example] = request.getfixturevalue(group)

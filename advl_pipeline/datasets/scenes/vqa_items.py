@@ -1,8 +1,9 @@
 """Questions and ten answers in the format of VQA v2: few answers, each of them right many times.
 
 Yes/no questions about something being there are put to two pictures and are true in one of them. All other answers
-are drawn so that, per question type, they come up equally often, as far as the pictures have them. Questions ask for
-the place of a thing, or for the thing at a place; places are said relative to the picture or to another thing.
+are drawn so that, per question type, they come up equally often, as far as the pictures have them. Most questions
+ask whether something is there, or where it is, and name it or say something about it: what words mean decides. VQA
+cannot ask for a box, so the place is asked for. One in five asks what is at a place, how two things lie, or a number.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ QUALITIES: Final[Mapping[str, str]] = {
 _ARGUABLE: Final[Mapping[str, tuple[str, ...]]] = {"foods": ("plants",), "vehicles": ("sports things",)}
 """Group -> other groups of which people might say the same ("sled", "mushroom"): they are not asked about that."""
 
-_QUESTIONS_WHERE: Final = 2
-"""So many things of a picture are asked for their place."""
+_THINGS_WHERE: Final = 3
+"""So many things of a picture are asked for their place, at most."""
+_TIMES_WHERE: Final = 2
+"""So often, each time by name or by another description."""
 
 _IS_THERE: Final = ("Is there {something}?", "Can you see {something}?", "Does the picture show {something}?")
 _WHERE: Final = ("Where is {thing}?", "Where in the picture is {thing}?", "On which side of the picture is {thing}?")
@@ -133,10 +136,7 @@ def _group_questions(
             [
                 *asked[task.scene.number],
                 *_where(task, voice, draws, used),
-                *_is_a(task, draws, used),
-                *_what_kind(task, voice, draws, used),
-                _relation(task, voice, draws, used),
-                *_how_many(task, draws, used),
+                *_spatial(task, voice, draws, used),
             ],
         )
 
@@ -153,13 +153,12 @@ def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScen
 
 
 def _categories(twins: Twins, others: Twins, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
-    """Ask for a family of the twins in either scene, and in a scene of the other twins, which has neither."""
-    wrong = draws.shuffled(others.scenes)
-    for order, own in enumerate(draws.shuffled(twins.scenes)):
-        family = (own.subject, own.partner)[order].family
-        text = draws.pick(_IS_THERE).format(something=indefinite(family.hypernym))
-        yield own, _yes_no(text, "category", "yes")
-        yield wrong[order], _yes_no(text, "category", "no")
+    """Ask for a family of the twins in one scene, and in a scene of the other twins, which has none of it."""
+    own, wrong = draws.pick(twins.scenes), draws.pick(others.scenes)
+    family = draws.pick((own.subject, own.partner)).family
+    text = draws.pick(_IS_THERE).format(something=indefinite(family.hypernym))
+    yield own, _yes_no(text, "category", "yes")
+    yield wrong, _yes_no(text, "category", "no")
 
 
 def _yes_no(text: str, question_type: str, answer: str) -> _Question:
@@ -167,25 +166,34 @@ def _yes_no(text: str, question_type: str, answer: str) -> _Question:
 
 
 def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
-    """Ask where two things are; things in the middle of the picture are on no side of it."""
+    """Ask twice where each of two things is; things in the middle of the picture are on no side of it."""
     sides = {
         thing.kind: _SIDES[side]
         for thing in draws.shuffled(task.scene.things)
         if thing.kind != task.container and (side := _side_of_picture(thing.spot.centre)) is not None
     }
-    for _ in range(min(_QUESTIONS_WHERE, len(sides))):
-        manner = draw_manner(draws)
-        question_type = f"where {manner}"
-        answer = _rarest(tuple(dict.fromkeys(sides.values())), question_type, draws, used)
+    for _ in range(min(_THINGS_WHERE, len(sides))):
+        answer = _rarest(tuple(dict.fromkeys(sides.values())), "where", draws, used)
         kind = next(kind for kind, side in sides.items() if side == answer)
         del sides[kind]
-        thing = voice.definite(kind, manner, draws)
-        yield _Question(
-            text=draws.pick(_WHERE).format(thing=thing),
-            question_type=question_type,
-            answer_type="other",
-            answer=answer,
-        )
+        for template in draws.shuffled(_WHERE)[:_TIMES_WHERE]:
+            manner = draw_manner(draws)
+            yield _Question(
+                text=template.format(thing=voice.definite(kind, manner, draws)),
+                question_type=f"where {manner}",
+                answer_type="other",
+                answer=answer,
+            )
+
+
+def _spatial(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask for the thing at a place, for how two things lie, or for a number: a minority of the questions."""
+    if draws.below(2):
+        yield from _is_a(task, draws, used)
+        yield _relation(task, voice, draws, used)
+    else:
+        yield from _what_kind(task, voice, draws, used)
+        yield _how_many(task, draws, used)
 
 
 def _side_of_picture(centre: Centre) -> Relation | None:
@@ -258,17 +266,14 @@ def _relation(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> _Ques
     return _yes_no(f"Is {subject} {phrase} the {task.partner.name}?", "relation", answer)
 
 
-def _how_many(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
-    """Ask in every second scene for a number."""
-    if draws.below(2):
-        return
+def _how_many(task: TaskScene, draws: Draws, used: _Used) -> _Question:
     counts = {group: sum(thing.kind.family.group == group for thing in task.scene.things) for group in COUNTED_GROUPS}
     counts[_THINGS] = len(task.scene.things)
     options = [(group, str(count)) for group, count in counts.items()]
     group, answer = min(draws.shuffled(options), key=lambda option: used[option])
     used[group, answer] += 1
     near = tuple(str(value) for value in (int(answer) - 1, int(answer) + 1) if value >= 0)
-    yield _Question(
+    return _Question(
         text=draws.pick(_HOW_MANY).format(what=group),
         question_type="how many",
         answer_type="number",

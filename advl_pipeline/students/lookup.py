@@ -1,0 +1,88 @@
+"""Heads of classes that look up in the picture what a text speaks of: "Where is the thing that purrs?"
+
+A text without tags does not say which region it means. Small students do not learn to find it from some hundred
+labels, though their words and regions were aligned in pretraining. So the head of VQA's answers and of SNLI-VE's
+classes finds it by likeness below the fusion, and reads where it lies and how sure that is. Rare words say which
+thing is meant: they weigh the more the fewer texts hold them, as in the sentence vectors of Arora et al. 2017 (SIF).
+Frequent words say what is asked of it: "where in the picture is", "is there". A teacher that moves words to where
+they belong is heard in such a head without a label.
+Shapes: N sequences, L text tokens, R visual tokens, H width, V word pieces, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from advl_pipeline.students.interface import OutputHead, StudentOutput
+
+LOOKUP_TASKS = frozenset({"vqa", "snli-ve"})
+"""Heads of classes; those of multiple choice read the agreement of candidates with what they tag (`agreement.py`)."""
+
+RARE = 0.003
+"""A word in this share of the texts weighs half of one that is in none."""
+
+TEMPERATURE = 0.1
+
+SIDE_WIDTH = 0.08
+"""Share of the picture's side by which a thing must be off the middle to be clearly at one side of it."""
+
+NUM_EVIDENCE = 10
+
+
+class LookupHead(OutputHead):
+    """Reads the pooled state, what is asked, and of what is found its place, side, likeness, and how clear it is."""
+
+    token_share_V: torch.Tensor
+
+    def __init__(self, width: int, num_tokens: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("token_share_V", torch.zeros(num_tokens))
+        self.layers = nn.Sequential(
+            nn.Linear(2 * width + NUM_EVIDENCE, 2 * width),
+            nn.GELU(),
+            nn.LayerNorm(2 * width),
+            nn.Linear(2 * width, num_classes),
+        )
+
+    def read_texts(self, texts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Take from batches of texts, token ids and mask (N, L), in which share of them each token is."""
+        count_V, num_texts = torch.zeros_like(self.token_share_V), 0
+        for token_ids_NL, token_mask_NL in texts:
+            held_NV = torch.zeros(len(token_ids_NL), len(count_V), dtype=torch.uint8)
+            held_NV.scatter_reduce_(1, token_ids_NL, token_mask_NL.to(torch.uint8), "amax")
+            count_V += held_NV.sum(0)
+            num_texts += len(token_ids_NL)
+        self.token_share_V.copy_(count_V / max(1, num_texts))
+
+    def forward(self, output: StudentOutput) -> torch.Tensor:
+        """Return (N, K)."""
+        unmet = output.unmet
+        assert unmet is not None
+        share_NL = self.token_share_V[unmet.token_ids_NL]
+        rare_NL = RARE / (RARE + share_NL) * unmet.token_mask_NL
+        frequent_NL = share_NL / (RARE + share_NL) * unmet.token_mask_NL
+        text_NLH = functional.normalize(unmet.text_NLH, dim=-1)
+        said_NH = functional.normalize(torch.einsum("nl,nlh->nh", rare_NL, text_NLH), dim=-1)
+        likeness_NR = torch.einsum("nh,nrh->nr", said_NH, functional.normalize(unmet.visual_NRH, dim=-1))
+        is_place_NR = ~unmet.place_NR4.isnan().any(-1)
+        share_NR = found_shares(likeness_NR, is_place_NR)
+        place_N4 = torch.einsum("nr,nrp->np", share_NR, unmet.place_NR4.nan_to_num(0.5) - 0.5)
+        offset_N2 = (place_N4[:, :2] + place_N4[:, 2:]) / 2
+        side_N4 = (torch.cat([-offset_N2, offset_N2], dim=1) / SIDE_WIDTH).softmax(1)
+        likeness_N1, clear_N1 = (share_NR * likeness_NR).sum(1, keepdim=True), (share_NR**2).sum(1, keepdim=True)
+        # At the size of layer-normalised states.
+        evidence_NE = torch.cat([4 * place_N4, 2 * side_N4, 5 * likeness_N1, clear_N1], dim=1)
+        total_N1 = frequent_NL.sum(1, keepdim=True).clamp(min=1e-6)
+        asked_NH = torch.einsum("nl,nlh->nh", frequent_NL, unmet.text_NLH) / total_N1
+        logits: torch.Tensor = self.layers(torch.cat([output.pooled_NP, asked_NH, evidence_NE], dim=-1))
+        return logits
+
+
+def found_shares(likeness_NR: torch.Tensor, is_place_NR: torch.Tensor) -> torch.Tensor:
+    """Return (N, R): how much each visual token is what is spoken of; sums to 1, or to 0 where none has a place."""
+    logits_NR = (likeness_NR / TEMPERATURE).masked_fill(~is_place_NR, torch.finfo(likeness_NR.dtype).min)
+    return logits_NR.softmax(1) * is_place_NR
