@@ -22,6 +22,8 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.students.lookup import LookupHead
+from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
@@ -88,6 +90,22 @@ def test_low_shot_statistics_come_from_where_the_readme_says(
     assert sorted(counted) == sorted(choice.text for example in inputs for choice in example.candidates)
     assert set(probed) == subset
     assert len(inputs) == (4 if adapt_on == "subset" else 16)
+
+
+def test_heads_that_look_things_up_count_words_where_inputs_may_be_seen(small_corpus: Any, tmp_path: Path) -> None:
+    options = {"method": "plain", "dataset": "scenes-vqa", "task": (), "shots": 4, "num_steps": 1}
+    dataset = open_dataset("scenes-vqa", split="train", data_root=small_corpus.data_root)
+    student = build_student("scenes-small")
+    for pool in (10, None):
+        run_finetune(small_corpus.config(tmp_path / f"{pool}", pool=pool, **options))
+        shares_V = load_file(tmp_path / f"{pool}" / "heads.safetensors")["vqa.token_share_V"]
+        seen = set(dataset.example_ids if pool is None else nested_subset(dataset, pool, 0))
+        texts = [dataset[index] for index in range(len(dataset)) if dataset.example_ids[index] in seen]
+        expected = LookupHead(student.hidden_size, len(shares_V), 1)
+        expected.read_texts([student.text_tokens(texts)])
+        assert torch.equal(shares_V, expected.token_share_V)
+        assert shares_V.max() == 1.0, "every text begins alike"
+        assert int((shares_V > 0).sum()) > 10
 
 
 def test_inputs_without_labels_change_the_adapt_step(small_corpus: Any, tmp_path: Path) -> None:
