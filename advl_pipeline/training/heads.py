@@ -12,7 +12,7 @@ from torch import nn
 from advl_pipeline.atomic import write_text
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
@@ -50,7 +50,7 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     """Return the heads of a run and the class names of each.
 
     Raises:
-        WeightsUnavailable: their files are missing.
+        WeightsUnavailable: their files are missing. IdentityMismatch: an earlier version built other heads.
     """
     path = folder / names.HEADS
     if not path.exists():
@@ -63,5 +63,13 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
     heads = nn.ModuleDict(
         {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
     )
-    heads.load_state_dict(load_file(folder / names.HEADS_WEIGHTS))
+    try:
+        heads.load_state_dict(load_file(folder / names.HEADS_WEIGHTS))
+    except RuntimeError as error:
+        raise IdentityMismatch(
+            "The task heads of this run are of another shape than its student has now.",
+            where=str(folder / names.HEADS_WEIGHTS),
+            why=str(error),
+            next_command="give the command that trained it again, with --no-resume",
+        ) from None
     return heads, {name: tuple(entry["label_names"]) for name, entry in description.items()}

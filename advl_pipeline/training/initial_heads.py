@@ -76,10 +76,14 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
     if tuple(described[name]["label_names"]) != label_names:
         own = "; its own list is given by --answer-list or --answers" if name == "vqa" else ""
         return HeadOrigin(origin="fresh", why=f"the folder's head has other classes{own}")
-    tensors = load_file(folder / names.HEADS_WEIGHTS)
-    head.load_state_dict(
-        {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-    )
+    tensors = {
+        key.removeprefix(f"{name}."): value
+        for key, value in load_file(folder / names.HEADS_WEIGHTS).items()
+        if key.startswith(f"{name}.")
+    }
+    if {key: value.shape for key, value in tensors.items()} != {k: v.shape for k, v in head.state_dict().items()}:
+        return HeadOrigin(origin="fresh", why="the folder's head is of another shape, of an earlier version")
+    head.load_state_dict(tensors)
     return HeadOrigin(origin="checkpoint", why=described[name].get("learned_by", "of the same classes"))
 
 

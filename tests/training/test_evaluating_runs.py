@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.predict import View, load_run
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrices, score_matrix
@@ -48,6 +49,24 @@ def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path
         )
     scores, labels = arrays["scores/vcr-q2a"], arrays["labels/vcr-q2a"]
     assert (scores.argmax(1) == labels).astype(np.float32).tolist() == arrays["item/q2a"].tolist()
+
+
+def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, tmp_path: Path) -> None:
+    options = {"num_steps": 1, "method": "plain", "cache": (), "dataset": "scenes-snli-ve", "task": ()}
+    run = tmp_path / "run"
+    run_finetune(small_corpus.config(run, **options))
+    continued = run_finetune(small_corpus.config(tmp_path / "next", init=run, **options)).output
+    assert json.loads((continued / "settings.json").read_text())["heads"]["snli-ve"]["origin"] == "checkpoint"
+    former = build_student("uniter-tiny").build_head("snli-ve", 3).state_dict()
+    save_file({f"snli-ve.{key}": value for key, value in former.items()}, run / "heads.safetensors")
+    with pytest.raises(IdentityMismatch, match="another shape") as refused:
+        load_run(run)
+    assert refused.value.next_command is not None
+    assert "--no-resume" in refused.value.next_command
+    afresh = run_finetune(small_corpus.config(tmp_path / "afresh", init=run, **options)).output
+    told = json.loads((afresh / "settings.json").read_text())["heads"]["snli-ve"]
+    assert told["origin"] == "fresh"
+    assert "earlier version" in told["why"]
 
 
 def test_probes_and_the_sets_that_they_are_made_on_can_be_chosen(small_corpus: Any, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def _yes_no(text: str, question_type: str, answer: str) -> _Question:
 
 
 def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
-    """Ask twice where each of two things is; things in the middle of the picture are on no side of it."""
+    """Ask twice where each of some things is; things in the middle of the picture are on no side of it."""
     sides = {
         thing.kind: _SIDES[side]
         for thing in draws.shuffled(task.scene.things)
