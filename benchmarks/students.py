@@ -126,7 +126,7 @@ def build_uniter(name: str, **overrides: Any) -> Uniter:
 def our_pass(student: Uniter, batch: Any) -> torch.Tensor:
     """Return the pooled states (N, H) as training without teachers computes them."""
     student.model.encoder.config._attn_implementation = ATTENTION
-    return student.pooled(batch)
+    return student.encode_pooled(batch).pooled_NP
 
 
 def original_pass(student: Uniter, batch: Any) -> torch.Tensor:

@@ -324,12 +324,8 @@ class Student(nn.Module, ABC):
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        """Return what heads read of `encode`: `pooled_NP` or `answered`; states of tokens may be missing."""
+        """Return what heads read of `encode`: `pooled_NP`, `unmet` or `answered`; other states may be missing."""
         return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
-
-    def pooled(self, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
-        """Return what heads read, (N, P): `pooled_NP` of `encode`, without work that only other states need."""
-        return self.encode_pooled(batch, mask_visual=mask_visual).pooled_NP
 
     def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:
         """Return what inference computes, (N, K): the head's logits, or the scores of answers in words."""

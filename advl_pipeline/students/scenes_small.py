@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
@@ -286,13 +287,8 @@ class ScenesSmall(Student):
 
 def _padded(encoded: Sequence[EncodedPair]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and mask, (N, L)."""
-    num_text = max(len(item.token_ids) for item in encoded)
-    token_ids = torch.zeros(len(encoded), num_text, dtype=torch.long)
-    token_mask = torch.zeros(len(encoded), num_text, dtype=torch.bool)
-    for row, item in enumerate(encoded):
-        token_ids[row, : len(item.token_ids)] = torch.from_numpy(item.token_ids)
-        token_mask[row, : len(item.token_ids)] = True
-    return token_ids, token_mask
+    rows = [torch.from_numpy(item.token_ids) for item in encoded]
+    return pad_sequence(rows, True), pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True)
 
 
 def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,8 @@ def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: 
         for key, value in load_file(folder / names.HEADS_WEIGHTS).items()
         if key.startswith(f"{name}.")
     }
-    if {key: value.shape for key, value in tensors.items()} != {k: v.shape for k, v in head.state_dict().items()}:
+    kept, built = ({key: value.shape for key, value in one.items()} for one in (tensors, head.state_dict()))
+    if kept != built:
         return HeadOrigin(origin="fresh", why="the folder's head is of another shape, of an earlier version")
     head.load_state_dict(tensors)
     return HeadOrigin(origin="checkpoint", why=described[name].get("learned_by", "of the same classes"))

@@ -540,7 +540,7 @@ def test_views_that_share_towers_have_the_scores_of_views_apart(
     with torch.inference_mode():
         apart = [student.encode(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
         with student.sharing():
-            shared = [student.pooled(batch, mask_visual=hidden) for batch, hidden in views]
+            shared = [student.encode_pooled(batch, mask_visual=hidden).pooled_NP for batch, hidden in views]
     for one, other in zip(apart, shared, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
     assert (apart[1] - apart[0]).abs().max() > 1e-4
@@ -589,9 +589,9 @@ def test_a_text_below_the_fusion_is_computed_once_for_all_views(
         for batch in batches:
             with student.sharing():
                 for view in (batch, batch.blanked()):
-                    student.pooled(view)
-                student.pooled(batch, mask_visual=True)
-        student.pooled(batches[0])
-        student.pooled(batches[0])
+                    student.encode_pooled(view)
+                student.encode_pooled(batch, mask_visual=True)
+        student.encode_pooled(batches[0])
+        student.encode_pooled(batches[0])
     # Once for each batch, and without sharing each time anew.
     assert asked.count("text") == len(batches) + 2
