@@ -102,11 +102,16 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(
             AdvlError(
                 f"Unexpected error: {type(error).__name__}: {error}",
-                next_command=Invocation(arguments=["--debug", *invocation.arguments]).command(),
+                next_command=_with_debug(invocation).command(),
             ),
             invocation,
         )
     sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _with_debug(invocation: Invocation) -> Invocation:
+    given = invocation.arguments
+    return invocation if "--debug" in given else Invocation(arguments=["--debug", *given])
 
 
 def _interrupted(invocation: Invocation) -> Interrupted:

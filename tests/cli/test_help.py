@@ -80,6 +80,23 @@ def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug() ->
     assert "Traceback" in subprocess.run(debug, capture_output=True, text=True, check=False).stderr
 
 
+@pytest.mark.parametrize("given", [["cache"], ["--debug", "cache"]])
+def test_an_unexpected_error_proposes_debug_once(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(group, "main", broken)
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    assert stop.value.code == 1
+    printed = capsys.readouterr().err
+    assert "RuntimeError: broken" in printed
+    assert printed.rstrip().endswith("next:  advl --debug cache")
+    assert ("Traceback" in printed) == ("--debug" in given)
+
+
 def test_options_stand_under_the_component_that_they_configure() -> None:
     shown = CliRunner().invoke(group, ["finetune", "--help"], terminal_width=200).output
     titles = sections(FinetuneConfig)
