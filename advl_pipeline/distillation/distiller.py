@@ -310,15 +310,17 @@ class Distiller(nn.Module):
             if name not in self.teachers["text"]:
                 continue
             mask_NW = shared_words(words, one, seen_NW)
+            # A cache may hold only some of the words that a share is taken of.
+            counted_NW = words.word_mask_NW & seen_NW if one.is_selected else mask_NW
             pairs: dict[str, Pair] = {}
             landmarks = self.landmarks.get(name)
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
-                mask_NW = mask_NW & (words.prior_NW > 0)
+                mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
                 if landmarks is None:
                     require_relations(mask_NW, words.form_NW, name, self.everywhere)
                 else:
-                    mask_NW = unplaced_words(mask_NW, words)
+                    mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
             else:
                 projections = self.text[module_key(name)]
                 assert isinstance(projections, TextProjections)
@@ -339,7 +341,7 @@ class Distiller(nn.Module):
                 alpha=self.settings.selection_alpha,
                 rho=self.settings.selection_rho,
                 generator=generator,
-                counted_NW=words.word_mask_NW & seen_NW if one.is_selected else None,
+                counted_NW=counted_NW,
                 need_NW=None if each_NW is None else each_NW.detach(),
             )
             if self.settings.distance == "relational":

@@ -229,4 +229,6 @@ def mean_of_words(values_NWX: torch.Tensor, unplaced_NW: torch.Tensor) -> torch.
 
 
 def _cosines(states_XH: torch.Tensor, others_KH: torch.Tensor) -> torch.Tensor:
-    return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T
+    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells words apart.
+    with torch.autocast(states_XH.device.type, enabled=False):
+        return functional.normalize(states_XH, dim=-1) @ functional.normalize(others_KH, dim=-1).T

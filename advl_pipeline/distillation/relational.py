@@ -89,7 +89,9 @@ def log_likenesses(
     centred_XH, centred_YH = (
         functional.normalize(values.float() - mean_H, dim=-1) for values in (states_XH, others_YH)
     )
-    cosine_XY = centred_XH / temperature @ centred_YH.T
+    # In bf16, likenesses over a small temperature would be rounded to steps larger than what tells nodes apart.
+    with torch.autocast(states_XH.device.type, enabled=False):
+        cosine_XY = centred_XH / temperature @ centred_YH.T
     # The lowest finite value instead of -inf: a row with nothing left stays finite.
     return cosine_XY.masked_fill_(left_out_XY, torch.finfo(torch.float32).min).log_softmax(1)
 

@@ -50,7 +50,8 @@ def select_words(
         alpha: share of the prior.
         rho: share of the words kept, rounded up; at least one word of a row that has any.
         generator: of `random`.
-        counted_NW: bool, the words that `rho` is a share of, where the cache holds only some of them; else `mask_NW`.
+        counted_NW: bool, the words that `rho` is a share of, where the cache holds only some of them [default:
+            `mask_NW`].
         need_NW: of `need`, the distance of each word's state to the teacher's, without gradient.
     """
     if kind == "all":

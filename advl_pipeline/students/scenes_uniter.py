@@ -103,7 +103,10 @@ class ScenesUniter(Uniter):
             need_relevance=need_relevance,
             first_only=first_only,
         )
-        said_NL = said_tokens(batch.types_NL >= ANSWER_TYPE, batch.token_mask_NL)
+        # With a given answer before it, what is said is the reason: the last of the parts.
+        last_N1 = (batch.types_NL * batch.token_mask_NL).amax(1, keepdim=True)
+        is_answer_NL = (batch.types_NL >= ANSWER_TYPE) & (batch.types_NL == last_N1)
+        said_NL = said_tokens(is_answer_NL, batch.token_mask_NL)
         place_NR = place_of_tags(tags_NLR, hidden=mask_visual)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, regions_NRH, place_NR)
         unmet = Unmet.of(batch, text_NLH, regions_NRH, hidden=mask_visual)

@@ -177,7 +177,9 @@ def bridge_answers(
         of_task = [position for position in positions if dataset[position].task == task]
         for first in range(0, len(of_task), EXAMPLES_AT_ONCE):
             examples = [dataset[position] for position in of_task[first : first + EXAMPLES_AT_ONCE]]
-            batch = collate_batch(examples, dataset, model.student, source, labelled=False).to(device)
+            batch = collate_batch(
+                examples, dataset, model.student, source, labelled=False, labelled_ids=frozenset()
+            ).to(device)
             of_teachers = [_score(model, examples, batch, found, name) for name, found in landmarks.items()]
             scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
             for example, score_C in zip(examples, scores, strict=True):

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, written whole or not at all, never a pickle.
 
-Keys: `model/<parameter>`, `optimizer/<index>/<state>`; the step is in the file's metadata. Randomness needs no
-state: every step seeds itself from (seed, step).
+Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`; the file's metadata has the step.
+Randomness needs no state: every step seeds itself from (seed, step).
 """
 
 from __future__ import annotations
@@ -17,12 +17,22 @@ from advl_pipeline.errors import CorruptCache
 from advl_pipeline.tensor_files import save_tensors
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, step: int, phase: str) -> None:
-    """Write the state after `step` optimiser steps of a phase."""
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    phase: str,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Write the state after `step` optimiser steps of a phase; `scaler` is that of fp16's losses."""
     tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
+    if scaler is not None:
+        tensors |= {f"scaler/{key}": torch.as_tensor(value) for key, value in scaler.state_dict().items()}
     save_tensors(path, tensors, metadata={"step": str(step), "phase": phase})
 
 
@@ -61,3 +71,11 @@ def restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch
             state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def restore_scaler(tensors: dict[str, torch.Tensor], scaler: torch.amp.GradScaler) -> None:
+    """Load the scale of fp16's losses, and how long it has held."""
+    prefix = "scaler/"
+    state = {key[len(prefix) :]: value.item() for key, value in tensors.items() if key.startswith(prefix)}
+    if state:
+        scaler.load_state_dict(state)

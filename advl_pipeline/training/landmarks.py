@@ -60,7 +60,9 @@ def find_landmarks(
         examples = [dataset[position] for position in chosen[start : start + at_once]]
         for task in dict.fromkeys(example.task for example in examples):
             of_task = [example for example in examples if example.task == task]
-            batch = collate_batch(of_task, dataset, model.student, source, labelled=False).to(device)
+            batch = collate_batch(
+                of_task, dataset, model.student, source, labelled=False, labelled_ids=frozenset()
+            ).to(device)
             assert batch.signal is not None
             words = batch.signal.words
             assert words is not None

@@ -143,7 +143,14 @@ def run_phase(
             if saves and accelerator.is_main_process:
                 folder.log(pending)
                 pending.clear()
-                save_checkpoint(folder.checkpoint, model, optimizer.optimizer, step=step + 1, phase=plan.phase)
+                save_checkpoint(
+                    folder.checkpoint,
+                    model,
+                    optimizer.optimizer,
+                    step=step + 1,
+                    phase=plan.phase,
+                    scaler=accelerator.scaler,
+                )
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
     model.distiller.everywhere = ALONE
@@ -218,16 +225,18 @@ def _optimiser_step(
             terms = adversarial_terms(
                 run_model, student, moved.student, settings.adversarial, is_two_way=two_way, backward=backward
             )
+            is_learned = True
         else:
             terms = run_model()
-            if terms.has_gradient:
+            is_learned = terms.has_gradient
+            if is_learned:
                 backward(terms.total)
-        collected.append(log_terms(share, terms))
+        collected.append(log_terms(share, terms, is_learned=is_learned))
     # All processes see the terms of all, so that all of them stop where one must.
     collected = gather_items(collected, accelerator)
     require_finite_terms(collected, place)
     record = summarise(collected, num_examples) | {"num_texts_cut": num_cut}
-    if not any(terms.has_gradient for terms in collected):
+    if not any(terms.is_learned for terms in collected):
         return record, num_examples, num_texts
     add_gradients(wrapped.parameters(), accelerator)
     if settings.clip_norm > 0:

@@ -61,7 +61,7 @@ def read_placement(
     most = max(1, MAX_REGIONS * EXAMPLES_AT_ONCE // len(chosen))
     for start in range(0, len(chosen), EXAMPLES_AT_ONCE):
         examples = [dataset[position] for position in chosen[start : start + EXAMPLES_AT_ONCE]]
-        batch = collate_batch(examples, dataset, student, source, labelled=False).to(device)
+        batch = collate_batch(examples, dataset, student, source, labelled=False, labelled_ids=frozenset()).to(device)
         assert batch.signal is not None
         output = student.encode_unimodal(batch.student)
         for name, nodes, means in _words(output, batch):

@@ -29,7 +29,7 @@ from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.bridge import find_answers
 from advl_pipeline.training.building import build_finetune_model, build_finetune_student
-from advl_pipeline.training.checkpoint import read_checkpoint, restore
+from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.initial_heads import HeadOrigin
@@ -88,8 +88,10 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     config = replace(config, init=None if config.init is None else located(config.init))
     config = resolved(folder.as_begun(config) if config.resume else config)
     accelerator = start_processes(config.device, config.mixed_precision)
-    caches = open_caches(config) if uses_teachers else []
-    inputs = open_inputs(config, caches)
+    given_caches = open_caches(config)
+    # A cache of a part of the split limits what is seen for every method, so that one compares with another.
+    inputs = open_inputs(config, given_caches)
+    caches = given_caches if uses_teachers else []
     run = resolve_run(
         config,
         kind=head_name(inputs.dataset.tasks[0]),
@@ -205,6 +207,8 @@ def _train(
     before = readout() if resumed_phase == "adapt" else None
     if checkpoint:
         restore(checkpoint[2], model, None)
+        if accelerator.scaler is not None:
+            restore_scaler(checkpoint[2], accelerator.scaler)
     timings: dict[str, PhaseTiming] = {}
     with tqdm(
         total=sum(plan.num_steps for plan in phases),

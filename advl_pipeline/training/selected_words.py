@@ -54,7 +54,7 @@ def _obstacle(settings: DistillationSettings, source: SignalSource) -> str:
         return "the teachers decide which words the student needs, and no teacher runs on test items"
     if settings.selection == "random":
         return "they are drawn at random, so that they would be others each time"
-    selecting = [teacher.name for teacher in source.teachers if teacher.words_are_selected]
+    selecting = [one.name for one in source.teachers if one.words_are_selected or not one.reads_context]
     if selecting:
         return f"the cache of {', '.join(selecting)} holds some words of the training texts only"
     is_mixed = settings.selection == "adaptive" and settings.selection_alpha < 1

@@ -86,7 +86,8 @@ class TeacherFeatures:
     """One teacher's features of one split, from a cache or live.
 
     `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
-    are none, or where nothing says where they lie.
+    are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only
+    those of candidates, without what stands before them.
     """
 
     name: str
@@ -95,6 +96,7 @@ class TeacherFeatures:
     image_places: Literal["boxes"] | TeacherGrid | None
     aligned: bool
     words_are_selected: bool = False
+    reads_context: bool = True
 
     @property
     def sees_words(self) -> bool:
@@ -122,7 +124,8 @@ def cached_teacher(cache: TeacherCache) -> TeacherFeatures:
         text=cache.text,
         image_places=places,
         aligned=teacher["aligned"],
-        words_are_selected=cache.kept_share is not None or reads_of(teacher["text"]) == "candidate",
+        words_are_selected=cache.kept_share is not None,
+        reads_context=reads_of(teacher["text"]) != "candidate",
     )
 
 

@@ -21,7 +21,7 @@ class LoggedTerms:
     """
 
     share: float
-    has_gradient: bool
+    is_learned: bool
     weighted: dict[str, float]
     raw: dict[str, float]
     balance: dict[str, float]
@@ -30,11 +30,11 @@ class LoggedTerms:
     num_correct: float | None
 
 
-def log_terms(share: float, terms: LossTerms) -> LoggedTerms:
-    """Take the numbers out of a micro-batch's terms."""
+def log_terms(share: float, terms: LossTerms, *, is_learned: bool) -> LoggedTerms:
+    """Take the numbers out of a micro-batch's terms; `is_learned` says whether they gave gradients."""
     return LoggedTerms(
         share=share,
-        has_gradient=terms.has_gradient,
+        is_learned=is_learned,
         weighted={name: float(value.detach()) for name, value in terms.weighted.items()},
         raw={name: float(value.detach()) for name, value in terms.raw.items()},
         balance={name: float(value) for name, value in terms.balance.items()},

@@ -63,6 +63,29 @@ def test_inputs_of_another_split_join_the_adapt_step_and_their_labels_do_not(
     assert losses(tmp_path / "wrong") == losses(tmp_path / "joined")
 
 
+@pytest.mark.parametrize("more", [{"landmarks": "known"}, {"landmarks": "all"}, {"distance": "mse"}])
+def test_inputs_of_another_split_need_no_labels(
+    small_corpus: Any,
+    other_caches: tuple[Path, ...],
+    known: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+) -> None:
+    options = {"cache": (*small_corpus.caches, *other_caches), "adapt_on": ("inputs", OTHER), "known_words": known}
+    if more == {"landmarks": "known"}:
+        options["answer_weight"] = 1.0
+    run_finetune(small_corpus.config(tmp_path / "labelled", **options, **more))
+
+    def unlabelled(name: str, **settings: Any) -> Any:
+        dataset: Any = open_dataset(name, **settings)
+        return AlteredDataset(dataset, lambda example: replace(example, label=None))
+
+    monkeypatch.setattr(adapt_inputs, "open_dataset", unlabelled)
+    run_finetune(small_corpus.config(tmp_path / "bare", **options, **more))
+    assert losses(tmp_path / "bare") == losses(tmp_path / "labelled")
+
+
 def test_the_joined_split_keeps_own_ids_and_names_the_others(small_corpus: Any) -> None:
     own, other = (
         open_dataset("scenes-vcr", split=split, data_root=small_corpus.data_root, tasks=("vcr-q2a",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,22 @@ def test_a_stopped_run_finds_the_same_landmarks(
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("landmarks", ["known", "all"])
+def test_likenesses_are_compared_in_full_precision_where_the_student_computes_in_half(
+    small_corpus: Any, known: Path, tmp_path: Path, landmarks: str
+) -> None:
+    options = {"known_words": known, "landmarks": landmarks, "num_steps": 1}
+    run_finetune(small_corpus.config(tmp_path / "full", **options))
+    # A process computes in one precision.
+    half = multiprocessing.get_context("spawn").Process(
+        target=run_finetune, args=(small_corpus.config(tmp_path / "half", mixed_precision="bf16", **options),)
+    )
+    half.start()
+    half.join()
+    assert half.exitcode == 0
+    for name in ("raw/text", "raw/vision"):
+        full, found = (losses(tmp_path / run)[0][name] for run in ("full", "half"))
+        assert full > 0
+        assert found == pytest.approx(full, rel=0.02)

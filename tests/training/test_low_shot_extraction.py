@@ -74,6 +74,13 @@ def test_subsets_of_several_seeds_share_a_cache_that_serves_their_runs_alone(
     result = json.loads(Path("runs/pool/result.json").read_text())
     assert (result["num_labelled"], result["num_adapt_inputs"]) == (4, 12)
 
+    # So does that of the baseline, which reads no features, where the same cache limits what is seen.
+    two_step = ("--method", "plain-two-step", "--shots", 6, "--seed", 1)
+    for output, options, num_inputs in (("part", ("--cache", cache), 12), ("all", (), 96)):
+        assert finetune(f"runs/{output}", *two_step, *options) == 0
+        result = json.loads(Path(f"runs/{output}/result.json").read_text())
+        assert (result["num_labelled"], result["num_adapt_inputs"]) == (12, num_inputs)
+
     for output, options in (("seed", ("--shots", 6, "--seed", 2)), ("full", ())):
         capsys.readouterr()
         assert finetune(f"runs/{output}", *options, "--cache", cache) == 3

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_logs import metrics
 from safetensors.torch import load_file
 
 from advl_pipeline.datasets.registry import open_dataset
@@ -218,6 +219,15 @@ def test_pixel_students_and_scenes_small_refuse_adversarial_finetuning(small_cor
             run_finetune(settings(small_corpus, tmp_path / student, student=student, adversarial="text"))
     with pytest.raises(ConfigError, match="no batches by tokens"):
         run_finetune(settings(small_corpus, tmp_path / "b", student="scenes-small", batch_size=None, batch_tokens=99))
+
+
+def test_adversarial_passes_teach_a_student_without_teachers(small_corpus: Any, tmp_path: Path) -> None:
+    options = {"student": "villa-tiny", "recipe": "none", "adversarial": "both"}
+    for num_steps in (1, 3):
+        run_finetune(settings(small_corpus, tmp_path / str(num_steps), num_steps=num_steps, **options))
+    assert all(record["grad_norm"] > 0 for record in metrics(tmp_path / "3"))
+    early, late = (load_file(tmp_path / run / "model.safetensors") for run in ("1", "3"))
+    assert any(not late[name].equal(early[name]) for name in early)
 
 
 def test_options_of_the_student_are_read_for_the_split() -> None:

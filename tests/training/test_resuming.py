@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import complaint as advl
 from tiny_extraction import tree_bytes
 
@@ -16,6 +17,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler, save_checkpoint
 
 
 def finetune(small_corpus: Any, output: Path, *others: object, data_root: Path | None = None) -> list[object]:
@@ -165,3 +167,18 @@ def test_a_run_stopped_between_the_adapt_step_and_its_readout_still_tells_it(
     assert advl(capsys, *stopped)[0] == 0
     readouts = [(tmp_path / name / names.READOUT).read_text() for name in ("whole", "stopped")]
     assert readouts[0] == readouts[1]
+
+
+def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    stopped, resumed = (torch.amp.GradScaler("cpu") for _ in range(2))
+    stopped.load_state_dict(stopped.state_dict() | {"scale": 1024.0, "_growth_tracker": 7})
+    save_checkpoint(tmp_path / "checkpoint", model, optimizer, step=3, phase="adapt", scaler=stopped)
+    kept = read_checkpoint(tmp_path / "checkpoint")
+    assert kept is not None
+    restore(kept[2], model, optimizer)
+    restore_scaler(kept[2], resumed)
+    assert resumed.state_dict() == stopped.state_dict()
+    resumed.scale(torch.ones(()))
+    assert resumed.get_scale() == 1024.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -116,6 +117,25 @@ def selected_cache(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) 
         )
     )
     return output
+
+
+@pytest.mark.parametrize("distance", ["mse", "relational"])
+def test_selected_tokens_give_the_words_of_the_same_selection(
+    small_corpus: Any, selected_cache: Path, known: Path, tmp_path: Path, distance: str
+) -> None:
+    chosen = []
+    for name, cache in (("full", small_corpus.caches[0]), ("selected", selected_cache)):
+        options = {"selection": "prior", "distance": distance, "known_words": known, "cache": (cache,)}
+        run_finetune(small_corpus.config(tmp_path / name, num_steps=1, **options))
+        chosen.append(json.loads((tmp_path / name / "selected_words.json").read_text()))
+    texts = [pair for name, of_full in chosen[0].items() for pair in zip(of_full, chosen[1][name], strict=True)]
+    assert any(full for full, _ in texts)
+    if distance == "mse":
+        assert all(full == selected for full, selected in texts)
+    else:
+        # Of the words to be placed, some may be among those that the cache does not hold.
+        assert all(len(selected) <= len(full) for full, selected in texts)
+        assert sum(full == selected for full, selected in texts) > len(texts) / 2
 
 
 def test_selected_tokens_give_the_loss_of_the_same_selection(
