@@ -24,7 +24,8 @@ class SelectedExamples:
         self.tasks: tuple[Task, ...] = whole.tasks
         self.skipped = tuple(skipped)
         self.whole = whole
-        self._positions = [position for position, name in enumerate(whole.example_ids) if name in set(ids)]
+        wanted = set(ids)
+        self._positions = [position for position, name in enumerate(whole.example_ids) if name in wanted]
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -1,7 +1,8 @@
 """Features that people have already, taken into a cache: HDF5 files, or folders of `.npy` or `.pt` files.
 
-A picture's features are found by the name of its file, with or without extension. Two-dimensional features are token
-rows, and their mean is the global feature; one-dimensional features are global.
+A picture's features are found by the name of its file, with or without extension, and with as many of its folders as
+features are filed under. Two-dimensional features are token rows, and their mean is the global feature;
+one-dimensional features are global.
 
 Shapes: M token rows, D feature width.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,25 +34,60 @@ _SUFFIXES = (".npy", ".pt")
 
 
 class FeatureFiles(Protocol):
-    """Where features lie, by the name of the picture."""
+    """Where features lie, by the names that a picture may go by."""
 
-    def read(self, name: str) -> npt.NDArray[np.float32] | None:
-        """Return a picture's features, (M, D) or (D,), or None when there are none of that name."""
+    def find(self, picture: Path) -> str | None:
+        """Return the name that a picture's features are filed under, or None when there are none."""
         ...
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """Return the features of that name, (M, D) or (D,)."""
+        ...
+
+
+def _names_of(picture: Path) -> Iterator[str]:
+    """Yield the names that a picture may be filed under, those with most of its folders first."""
+    parts = picture.parts[1:] if picture.is_absolute() else picture.parts
+    for first in range(len(parts)):
+        name = "/".join(parts[first:])
+        yield name
+        yield name.removesuffix(picture.suffix)
 
 
 class FeatureFolder:
     """One `.npy` or `.pt` file per picture. PyTorch files are read as plain tensors, never unpickled."""
 
     def __init__(self, folder: Path) -> None:
-        self._files = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES}
-        if not self._files:
+        found = [path for path in sorted(folder.rglob("*")) if path.suffix in _SUFFIXES]
+        if not found:
             raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
+        self._files: dict[str, Path] = {}
+        self._alike: dict[str, list[Path]] = {}
+        for path in found:
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in self._files:
+                raise DatasetError("Two feature files have one name.", where=str(self._files[name]), why=str(path))
+            self._files[name] = path
+            self._alike.setdefault(path.stem, []).append(path)
+        # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
+        self._files |= {
+            stem: paths[0] for stem, paths in self._alike.items() if len(paths) == 1 and stem not in self._files
+        }
 
-    def read(self, name: str) -> npt.NDArray[np.float32] | None:
-        path = self._files.get(name) or self._files.get(Path(name).stem)
-        if path is None:
-            return None
+    def find(self, picture: Path) -> str | None:
+        name = next((name for name in _names_of(picture) if name in self._files), None)
+        alike = self._alike.get(picture.name) or self._alike.get(picture.stem)
+        if name is None and alike:
+            raise DatasetError(
+                "Several feature files go by a picture's name, and none by its folder.",
+                where=str(picture),
+                why=f"{alike[0]} and {alike[1]}",
+                next_command="file features as the pictures are: cats/0.npy for cats/0.png",
+            )
+        return name
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        path = self._files[name]
         try:
             if path.suffix == ".npy":
                 return _checked(np.load(path, allow_pickle=False), path)
@@ -77,15 +113,15 @@ class FeatureHdf5:
         except OSError as error:
             raise DatasetError("The file is not readable HDF5.", where=str(path), why=str(error)) from None
 
-    def read(self, name: str) -> npt.NDArray[np.float32] | None:
-        for key in (name, Path(name).stem):
-            if key in self._file:
-                item = self._file[key]
-                item = item["features"] if hasattr(item, "keys") and "features" in item else item
-                if not hasattr(item, "shape"):
-                    raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{key}")
-                return _checked(item[()], self._path)
-        return None
+    def find(self, picture: Path) -> str | None:
+        return next((name for name in _names_of(picture) if name in self._file), None)
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        item = self._file[name]
+        item = item["features"] if hasattr(item, "keys") and "features" in item else item
+        if not hasattr(item, "shape"):
+            raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{name}")
+        return _checked(item[()], self._path)
 
 
 class ImportedTower:
@@ -95,6 +131,7 @@ class ImportedTower:
         self._files = files
         self._where = where
         self._rows: dict[str, int] = {}
+        self._names = _names(files, units, where)
         state = hashlib.sha256()
         shapes: set[tuple[int, int]] = set()
         for unit in units:
@@ -135,12 +172,30 @@ class ImportedTower:
         )
 
     def _features(self, unit: ImageUnit) -> npt.NDArray[np.float32]:
-        features = self._files.read(unit.path.name)
-        if features is None:
+        return self._files.read(self._names[unit.unit_id])
+
+
+def _names(files: FeatureFiles, units: Sequence[ImageUnit], where: str) -> dict[str, str]:
+    """Return by unit the name that its features are filed under.
+
+    Raises:
+        DatasetError: a picture has none, or two pictures the same ones.
+    """
+    names: dict[str, str] = {}
+    pictures: dict[str, Path] = {}
+    for unit in units:
+        name = files.find(unit.path)
+        if name is None:
+            raise DatasetError("There are no features for a picture.", where=where, why=f"picture {unit.path.name}")
+        if (other := pictures.setdefault(name, unit.path)) != unit.path:
             raise DatasetError(
-                "There are no features for a picture.", where=self._where, why=f"picture {unit.path.name}"
+                "Two pictures have the same features, by their names.",
+                where=f"{where}: {name}",
+                why=f"{other} and {unit.path}",
+                next_command="file features as the pictures are: cats/0.npy for cats/0.png",
             )
-        return features
+        names[unit.unit_id] = name
+    return names
 
 
 def run_import(config: ImportConfig) -> ExtractResult:

@@ -27,10 +27,10 @@ from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
     *(names.STUDENT_WEIGHTS, names.STUDENT, names.TOKENIZER, names.HEADS_WEIGHTS, names.HEADS),
-    *(names.SELECTED_WORDS, names.WORD_SELECTION, names.READOUT),
+    *(names.ADAPTER_WEIGHTS, names.ADAPTER, names.SELECTED_WORDS, names.WORD_SELECTION, names.READOUT),
 )
-_MADE_OF_THE_RUN = (names.EVALUATION, names.PREDICTIONS)
-"""Folders that commands after training add; what they say is of the run that is gone."""
+_MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
+"""Folders that belong to the run that is gone."""
 
 _SHOWN = 16
 """Differences that are listed: two caches of other teachers differ in nearly everything."""

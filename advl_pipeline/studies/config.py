@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,9 @@ from advl_pipeline.training.config import FinetuneConfig
 METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {task: (metric,) for task, metric in METRIC_OF_TASK.items()}
 )
+_OF_EVALUATION = frozenset({"run", "on", "data_root"})
+"""Options of an evaluation that a study's grid decides."""
+
 DATASET = "{dataset}"
 """Stands for the dataset in a path of region features."""
 
@@ -265,17 +268,29 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
 
 
 def _complete(setting: Setting, where: str) -> Setting:
-    metrics = setting.metrics or tuple(m for task in setting.tasks for m in METRICS_OF_TASK.get(task, ()))
-    for both, joint in JOINT_METRICS.items():
-        if set(both) <= set(metrics) and joint not in metrics:
-            metrics = (*metrics, joint)
-    if not metrics:
+    measured = _with_joint(tuple(m for task in setting.tasks for m in METRICS_OF_TASK.get(task, ())))
+    if not measured:
         raise ConfigError(
             f"The setting on {setting.dataset} names no task.",
             where=where,
             why=f"tasks is empty or unknown; known: {', '.join(METRICS_OF_TASK)}",
         )
+    if not setting.test_sets:
+        raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)
+    for metric in setting.metrics:
+        if metric not in measured:
+            raise ConfigError(
+                f"{metric!r} is no metric of the tasks {', '.join(setting.tasks)}.",
+                where=where,
+                why=suggest_names(metric, measured),
+            )
+    metrics = _with_joint(setting.metrics or measured)
     return dataclasses.replace(setting, name=setting.name or dataset_label(setting.dataset), metrics=metrics)
+
+
+def _with_joint(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    joint = (joint for both, joint in JOINT_METRICS.items() if set(both) <= set(metrics))
+    return tuple(dict.fromkeys((*metrics, *joint)))
 
 
 def _check(study: StudyConfig, where: str) -> None:
@@ -300,6 +315,7 @@ def _check(study: StudyConfig, where: str) -> None:
             raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
         _check_training(table, where=f"{where} [at-shots.{shots}]")
     build_config(Setting, {"dataset": "any"}, study.with_regions, where=f"{where} [with-regions]")
+    _refuse_keys(study.evaluation, _OF_EVALUATION, where=f"{where} [evaluation]")
     build_config(EvaluateConfig, {"run": "any"}, study.evaluation, where=f"{where} [evaluation]")
     _check_extraction(study, where=f"{where} [extraction]")
     for setting in study.settings:
@@ -339,10 +355,14 @@ def published_name(teacher: str) -> str:
 
 
 def _check_training(table: Mapping[str, Any], *, where: str, also: Mapping[str, Any] = _NO_TABLE) -> None:
-    for key in table:
-        if key.replace("-", "_") in SET_BY_THE_STUDY:
-            raise ConfigError(f"{key!r} is set by the grid and cannot be overridden here.", where=where)
+    _refuse_keys(table, SET_BY_THE_STUDY, where=where)
     build_config(FinetuneConfig, {"dataset": "any", "output": "any"}, also, table, where=where)
+
+
+def _refuse_keys(table: Mapping[str, Any], keys: Collection[str], *, where: str) -> None:
+    for key in table:
+        if key.replace("-", "_") in keys:
+            raise ConfigError(f"{key!r} is set by the grid and cannot be overridden here.", where=where)
 
 
 def _table(value: Any, key: str, where: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, remove_left, writing
+from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
@@ -32,9 +33,8 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
-    weights = _weights(cell.run)
     missing = missing_test_sets(cell)
-    if missing and not all(file.exists() for file in weights):
+    if missing and not all(file.exists() for file in _weights(cell.run)):
         # The student was not kept: the same run gives the same one again.
         (cell.run / names.RESULT).unlink(missing_ok=True)
     if not names.is_finished(cell.run):
@@ -42,7 +42,7 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
     if missing:
         run_evaluate(replace(cell.evaluate, on=missing))
     if not study.keep_weights:
-        for file in weights:
+        for file in _weights(cell.run):
             file.unlink(missing_ok=True)
 
 
@@ -79,7 +79,8 @@ def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
 
 
 def _weights(run: Path) -> list[Path]:
-    return [run / name for name in (names.STUDENT_WEIGHTS, names.HEADS_WEIGHTS)]
+    adapter = run / names.ADAPTER_WEIGHTS
+    return [adapter if adapter.exists() else run / names.STUDENT_WEIGHTS, run / names.HEADS_WEIGHTS]
 
 
 def missing_test_sets(cell: Cell) -> tuple[str, ...]:
@@ -163,11 +164,11 @@ def dataset_digests(
         return {name: recorded[name] for name in splits}
 
 
-def digest_dataset(dataset: str, split: str, data_root: Path | None) -> str:
+def digest_dataset(dataset: str, split: str, data_root: Path | None, *, on_error: OnError = "fail") -> str:
     """Return the content digest of a split."""
     from advl_pipeline.datasets.registry import open_splits
 
-    return open_splits(dataset, split=split, data_root=data_root).content_digest()
+    return open_splits(dataset, split=split, data_root=data_root, on_error=on_error).content_digest()
 
 
 def missing_inits(study: StudyConfig) -> dict[Path, str]:

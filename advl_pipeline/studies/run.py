@@ -52,7 +52,7 @@ def run_study(
     *,
     execute: CellExecutor = execute_cell,
     prepare: CachePreparer = prepare_cache,
-    digest: DatasetDigester = digest_dataset,
+    digest: DatasetDigester | None = None,
     report_failure: Callable[[Failure], None] | None = None,
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
@@ -75,11 +75,12 @@ def run_study(
     folder = config.output or default_folder(study)
     require_folder(folder, "study")
     digests = init_digests(study)
+    read_digest = partial(digest_dataset, on_error=study.training.get("on_error", "fail"))
     recipes, copies = read_recipes(folder, study)
     # Until the copies are written, a plan is read from the files that they are copies of.
     readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
     content = dataset_digests(
-        study, config.data_root, digest, recorded=recorded_dataset_digests(folder), recipes=readable
+        study, config.data_root, digest or read_digest, recorded=recorded_dataset_digests(folder), recipes=readable
     )
     lay_out = partial(
         build_plan,

@@ -9,8 +9,11 @@ from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.joined import JoinedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.selected import listed_ids, refuse_two_subsets
+from advl_pipeline.errors import DatasetError
 from advl_pipeline.training.adapt_inputs import open_other_inputs
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import takes_two_steps
@@ -51,7 +54,8 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
             without a pool than the labelled ones.
 
     Raises:
-        DatasetError, ConfigError: as `open_splits`, `nested_subset`, `listed_ids` and `open_other_inputs` say.
+        DatasetError, ConfigError: as `open_splits`, `nested_subset`, `listed_ids` and `open_other_inputs` say, or no
+            item to learn from has a label.
     """
     refuse_two_subsets(config.shots, config.ids)
     dataset = open_splits(config.dataset, split=config.split, tasks=config.task, **config.reading)
@@ -61,6 +65,13 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
         labelled = _positions(dataset, listed_ids(config.ids, dataset))
     elif config.shots is not None:
         labelled = _positions(dataset, nested_subset(dataset, config.shots, config.seed))
+    if not any(_has_label(dataset[position]) for position in labelled):
+        raise DatasetError(
+            "No item has a label, so there is nothing to learn.",
+            where=f"{dataset_label(config.dataset)}/{config.split}",
+            why=f"{len(labelled)} items were looked at",
+            next_command="--split with one that has labels",
+        )
     if config.pool is not None:
         seen = sorted({*labelled, *_positions(dataset, nested_subset(dataset, config.pool, config.seed))})
     elif any(_is_part_of(cache, dataset) for cache in caches):
@@ -81,6 +92,10 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
 def _positions(dataset: Dataset, ids: Collection[str]) -> list[int]:
     chosen = set(ids)
     return [index for index, name in enumerate(dataset.example_ids) if name in chosen]
+
+
+def _has_label(example: Example) -> bool:
+    return example.label is not None or bool(example.soft_label)
 
 
 def _is_part_of(cache: TeacherCache, dataset: Dataset) -> bool:

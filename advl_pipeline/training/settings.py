@@ -172,9 +172,9 @@ def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_
         values["accumulate"] = max(1, micro_batches // world_size)
     # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
-    if config.shots is None:
-        if recipe.num_steps and config.dataset in TASKS:
-            # A budget in steps is one for the dataset that it was published for, not for data of one's own.
+    # A published budget is one for the dataset that it was published for, not for data of one's own.
+    if config.shots is None and config.dataset in TASKS:
+        if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":
             batch_size = config.batch_size or values.get("batch_size", PLAIN["batch_size"])

@@ -330,3 +330,21 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "val36_imgid2idx.pkl").unlink()
     with pytest.raises(DatasetError, match="index"):
         open_regions(tmp_path / "copy.hdf5", index=tmp_path)
+
+
+def test_two_pictures_of_one_name_do_not_share_regions(tmp_path: Path) -> None:
+    regions = PictureRegions(open_regions(write_npz(tmp_path), index=tmp_path), naming="stem")
+    first, second = (
+        ImageUnit(
+            unit_id=folder,
+            path=Path(folder) / "COCO_val2014_000000000009.jpg",
+            width=640,
+            height=480,
+            boxes_R4=BOXES,
+        )
+        for folder in ("a", "b")
+    )
+    for _ in range(2):
+        regions.regions(first)
+    with pytest.raises(DatasetError, match="Two pictures go by one name"):
+        regions.regions(second)

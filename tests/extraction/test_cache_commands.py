@@ -205,6 +205,42 @@ def test_import(tmp_path: Path, form: str) -> None:
         np.testing.assert_allclose(store.global_features([unit.unit_id])[0], rows.mean(axis=0), atol=2e-3)
 
 
+@pytest.mark.parametrize("form", ["npy", "hdf5"])
+def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of one name in several folders do not share what is filed under it."""
+    dataset = TinyDataset(tmp_path / "data", num_images=2)
+    units = [
+        dataclasses.replace(unit, path=tmp_path / "data" / folder / "0.png")
+        for unit, folder in zip(dataset.image_units(), ("cats", "dogs"), strict=True)
+    ]
+    monkeypatch.setattr(dataset, "image_units", lambda: units)
+
+    def imported(*names: str) -> list[float]:
+        source = tmp_path / "-".join(names).replace("/", "_")
+        if form == "hdf5":
+            with h5py.File(source, "w") as file:
+                for value, name in enumerate(names):
+                    file[name] = np.full(3, value, np.float32)
+        else:
+            for value, name in enumerate(names):
+                path = source / f"{name}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, np.full(3, value, np.float32))
+        output = source.with_suffix(".cache")
+        config = build_config(ImportConfig, {"source": source, "name": "mine", "dataset": "tiny", "output": output})
+        import_features(config, dataset)
+        store = open_cache(output).image
+        assert store is not None
+        return [float(store.global_features([unit.unit_id])[0, 0]) for unit in units]
+
+    assert imported("dogs/0", "cats/0") == [1.0, 0.0]
+    assert imported("dogs/0", "data/cats/0.png") == [1.0, 0.0]
+    with pytest.raises(DatasetError, match="same features"):
+        imported("0")
+    with pytest.raises(DatasetError, match="no features" if form == "hdf5" else "Several feature files"):
+        imported("a/0", "b/0")
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("was-run"),))

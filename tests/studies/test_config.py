@@ -84,6 +84,9 @@ def test_every_real_study_has_a_twin_on_scenes() -> None:
         ("", {"tasks": '["vcr"]'}, "task", "vcr-q2a"),
         ("", {"seeds": '["a"]'}, "seeds", "'a'"),
         ("settings = 3\n", {}, "settings", "[[settings]]"),
+        ("[evaluation]\non = ['val']\n", {}, "'on'", "set by the grid"),
+        ("", {"test_sets": "[]"}, "scenes-vcr", "no test set"),
+        ('metrics = ["vqa"]\n', {}, "'vqa'", "q2a"),
     ],
 )
 def test_a_bad_file_is_named_with_the_key_and_what_was_meant(

@@ -20,6 +20,7 @@ import click
 import numpy as np
 import pytest
 import synthetic_runs
+from PIL import Image
 from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
@@ -27,12 +28,12 @@ from advl_cli.options import config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.reader import WeightBins
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
-from advl_pipeline.studies.execute import missing_test_sets
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, read_study
+from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import finetune_command, gather_study, pool_histograms
-from advl_pipeline.studies.plan import Cell
+from advl_pipeline.studies.plan import Cell, build_plan
 from advl_pipeline.studies.result import Place, StudyResult
 from advl_pipeline.studies.run import Failure, run_study
 from advl_pipeline.studies.workers import num_cores
@@ -59,6 +60,53 @@ def run(
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     return run(tmp_path_factory.mktemp("gathered"))
+
+
+def test_rows_that_runs_leave_out_are_left_out_of_what_a_study_digests(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    data = tmp_path / "mine.jsonl"
+    row = {"split": "train", "question": "What is it?", "choices": ["a cat", "a dog"], "label": 0}
+    data.write_text(
+        "".join(
+            json.dumps(row | {"id": str(number), "image": image}) + "\n"
+            for number, image in enumerate(["there.png"] * 20 + ["gone.png"])
+        )
+    )
+    with pytest.raises(DatasetError):
+        digest_dataset(str(data), "train", None)
+    extra = '[training]\non_error = "skip"\n'
+    study = write_study_file(tmp_path, dataset=json.dumps(str(data)), tasks='["choice"]', extra=extra)
+    trained = []
+
+    def execute(cell: Cell, study: StudyConfig) -> None:
+        trained.append(cell.finetune.on_error)
+        synthetic_runs.execute(cell, study)
+
+    run_study(
+        StudyRunConfig(study=str(study), output=tmp_path / "study", caches=tmp_path / "caches"),
+        execute=execute,
+        prepare=synthetic_runs.prepare,
+    )
+    assert set(trained) == {"skip"}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("weights", ["model.safetensors", "adapter_model.safetensors"])
+def test_a_trained_student_is_scored_and_not_trained_again(
+    tmp_path: Path, weights: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = read_study(write_study_file(tmp_path, extra=f"keep_weights = {str(keeps).lower()}\n"))
+    cell = build_plan(study, folder=tmp_path).cells[0]
+    synthetic_runs.execute(cell, study)
+    shutil.rmtree(cell.run / "evaluation")
+    for name in (weights, "heads.safetensors"):
+        (cell.run / name).touch()
+    scored = []
+    monkeypatch.setattr("advl_pipeline.training.run.run_finetune", pytest.fail)
+    monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", lambda config: scored.append(config.on))
+    execute_cell(cell, study)
+    assert scored == [cell.test_sets]
+    assert (cell.run / weights).exists() == (cell.run / "heads.safetensors").exists() == keeps
 
 
 def place(result: StudyResult, test_set: str, shots: int) -> Place:

@@ -30,7 +30,7 @@ from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
 
 def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:
-    return FinetuneConfig(dataset="vcr", output=Path("run"), student=student, **changes)
+    return FinetuneConfig(**{"dataset": "vcr", "output": Path("run"), "student": student, **changes})
 
 
 def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
@@ -69,6 +69,9 @@ def test_low_shot_runs_keep_the_users_budget_and_epochs_become_steps() -> None:
     made = settle("vl-bert-base", "vcr", num_labelled=6400)
     assert (made.batch_size, made.num_steps, made.optimiser, made.momentum) == (64, 2000, "sgd", 0.9)
     assert settle("vl-bert-base", "vcr", shots=10, num_labelled=20).batch_size == 20
+    # Data of one's own have no published budget, in steps or in epochs.
+    for student in ("uniter-base", "vl-bert-base"):
+        assert settle(student, "vcr", num_labelled=6400, dataset="mine.jsonl").num_steps == 300
 
 
 def test_no_recipe_is_advls_own_numbers() -> None:

@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from altered_dataset import AlteredDataset
 from run_logs import losses, metrics
 from safetensors.torch import load_file
 
-from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.datasets.registry import open_splits
+from advl_pipeline.errors import ConfigError, DatasetError, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
+from advl_pipeline.training import inputs
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
@@ -165,6 +168,21 @@ def test_selections_that_need_all_tokens_refuse_some(
     assert "advl extract" in caught.value.next_command
     with pytest.raises(ConfigError, match="fewer words"):
         run_finetune(replace(config, output=tmp_path / "more", selection_rho=0.6))
+
+
+def test_a_split_without_labels_is_refused_before_anything_is_written(
+    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlabelled(name: str, **settings: Any) -> Any:
+        dataset: Any = open_splits(name, **settings)
+        return AlteredDataset(dataset, lambda example: replace(example, label=None, soft_label=()))
+
+    monkeypatch.setattr(inputs, "open_splits", unlabelled)
+    for dataset in ("scenes-vcr", "scenes-vqa"):
+        run = tmp_path / dataset
+        with pytest.raises(DatasetError, match="nothing to learn"):
+            run_finetune(small_corpus.config(run, dataset=dataset, task=(), method="plain", cache=()))
+        assert not run.exists()
 
 
 def test_methods_log_their_own_terms(small_corpus: Any, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class PictureRegions:
         self._naming: Naming = naming
         self._vcr_prefix = vcr_prefix
         self._ground_truth = ground_truth
+        self._pictures: dict[str, Path] = {}
 
     def __contains__(self, unit: ImageUnit) -> bool:
         return self._name_of(unit) in self.reader
@@ -53,7 +54,15 @@ class PictureRegions:
         return dataclasses.replace(found, box_index_R=np.arange(len(found.boxes_R4), dtype=np.int64))
 
     def _name_of(self, unit: ImageUnit) -> str:
-        return name_of(unit.path, self._naming, vcr_prefix=self._vcr_prefix)
+        name = name_of(unit.path, self._naming, vcr_prefix=self._vcr_prefix)
+        if (other := self._pictures.setdefault(name, unit.path)) != unit.path:
+            raise DatasetError(
+                "Two pictures go by one name in region features.",
+                where=name,
+                why=f"{other} and {unit.path}",
+                next_command="give the pictures names of their own, in the region features too",
+            )
+        return name
 
 
 def join_regions(first: RegionFeatures, second: RegionFeatures) -> RegionFeatures:
