@@ -12,6 +12,7 @@ from advl_pipeline.datasets.cards import CARD_NAMES, JOIN, load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.joined import UnionOfSplits
+from advl_pipeline.datasets.own.dataset import class_names
 from advl_pipeline.datasets.own.source import is_rows, open_own, plugin_entry_points
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
@@ -143,8 +144,7 @@ def open_dataset(
     )
     _check_answer_list(name, options)
     splits = own.index.splits if own else splits_of(name)
-    if split not in splits:
-        raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, splits))
+    _require_split(name, split, splits)
     if own:
         return own.open(split, tasks=options.tasks, classes=options.answers, on_error=options.on_error)
     root = resolve_data_root(data_root)
@@ -171,7 +171,18 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
     if counted.get("published") == names and options.get("answers") is None:
         # A run that trains on all that the published models count knows all of their answers.
         options = {**options, "answer_list": "published"}
+    if name not in TASKS and options.get("answers") is None:
+        options = {**options, "answers": _shared_classes(name, names, options.get("data_root"))}
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
+
+
+def _shared_classes(name: str, splits: Sequence[str], data_root: Path | None) -> tuple[str, ...]:
+    """Return the classes of splits of one's own data: each alone might have others, and so number them otherwise."""
+    _require_name(name)
+    own = open_own(name, data_root)
+    for split in splits:
+        _require_split(name, split, own.index.splits)
+    return class_names(own.index, own.rows.card, splits)
 
 
 def _open_scenes(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
@@ -332,6 +343,11 @@ def _require_name(name: str) -> None:
             why=suggest_names(name, dataset_names()),
             next_command="advl datasets list   (known names; your own data: docs/adding-a-dataset.md)",
         )
+
+
+def _require_split(name: str, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise ConfigError(f"{name} has no split {split!r}.", why=suggest_names(split, known))
 
 
 def _tasks_of(name: str, known: Sequence[Task], wanted: Sequence[str]) -> tuple[Task, ...]:

@@ -30,7 +30,7 @@ from advl_pipeline.datasets.own.dataset import answer_scores
 from advl_pipeline.datasets.own.source import open_own
 from advl_pipeline.datasets.own.tagged_text import compose, parse_tagged
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.datasets.registry import open_dataset, splits_of, tasks_of
+from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 
@@ -73,6 +73,26 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
         assert len(first.candidates) == 1
     numbers = str(write_json_lines(tmp_path / "numbers.jsonl", [class_row(n, label=n % 11) for n in range(20)]))
     assert open_dataset(numbers, split="test").label_names("classes") == tuple(map(str, range(11)))
+
+
+@pytest.mark.parametrize(
+    ("make", "label", "names"),
+    [(class_row, "label", ("bird", "cat", "dog")), (answer_row, "answers", ("cat", "bird", "dog"))],
+)
+def test_folds_that_are_joined_share_their_classes(
+    tmp_path: Path, make: Maker, label: str, names: tuple[str, ...]
+) -> None:
+    """Each fold alone has two classes, and numbers them on its own."""
+    told = [("fold1", "cat"), ("fold1", "dog"), ("fold2", "cat"), ("fold2", "bird")]
+    rows = [make(number, split=split, **{label: name}) for number, (split, name) in enumerate(told)]
+    data = str(write_json_lines(tmp_path / "folds.jsonl", rows))
+    joined = open_splits(data, split="fold1+fold2")
+    task = joined.tasks[0]
+    assert joined.label_names(task) == names
+    assert [names[joined[place].label or 0] for place in range(4)] == [name for _, name in told]
+    assert [part.label_names(task) for part in joined.parts] == [names, names]
+    with pytest.raises(ConfigError, match="no split 'fold3'"):
+        open_splits(data, split="fold1+fold3")
 
 
 def test_answers_with_counts_and_single_ones(tmp_path: Path) -> None:

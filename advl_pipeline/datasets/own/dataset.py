@@ -33,14 +33,33 @@ def answer_scores(counts: dict[str, int]) -> dict[str, float]:
     return {answer: min(1.0, count / needed) for answer, count in counts.items()}
 
 
+def class_names(index: OwnIndex, card: DataCard, opened: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes or answers that splits opened together share: the card's, else those of train.
+
+    Where no split is called train, they are those of the opened splits, all counted at once: a class number means
+    the same in each of them. Choices have none.
+    """
+    if index.kind == "choice":
+        return ()
+    if index.kind == "classes" and card.labels:
+        return card.labels
+    names = StringColumn(index.columns, "label_name")
+    of = ["train"] if "train" in index.splits else opened
+    codes = np.concatenate([index.columns["label"][index.rows_of(split)] for split in of])
+    counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
+    if index.kind == "classes":
+        return tuple(sorted((names[code] for code, count in enumerate(counts) if count), key=_by_number))
+    found = sorted((-count, names[code]) for code, count in enumerate(counts))
+    return tuple(name for count, name in found if -count >= card.min_answer_count)
+
+
 class OwnDataset(IndexedDataset):
     """A split of one's own data.
 
     Args:
         source: folders; picture names are relative to `pictures`.
-        card: what the user said beside the columns.
         tasks: of the index's; all of them where none is named.
-        classes: names of classes or answers, or a file of them; None for those of the training split.
+        classes: names of classes or answers, or a file of them.
 
     Raises:
         DatasetError: a malformed row, a label that is none of the classes, or nothing usable.
@@ -50,10 +69,9 @@ class OwnDataset(IndexedDataset):
         self,
         source: Source,
         index: OwnIndex,
-        card: DataCard,
         *,
         tasks: Sequence[Task],
-        classes: Path | tuple[str, ...] | None = None,
+        classes: Path | tuple[str, ...],
     ) -> None:
         # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
         known = [task for task in tasks if task != "rationale" or index.is_labelled(source.split)]
@@ -61,7 +79,6 @@ class OwnDataset(IndexedDataset):
         variants = [Variant(task, f":{task}" if len(index.tasks) > 1 else "") for task in known]
         super().__init__(source, variants=variants, text_style="plain")
         self._index = index
-        self._told_classes, self._min_count = card.labels, card.min_answer_count
         self._given_classes = classes
         self._columns = index.columns
         self._digests = [index.digest_of(source.split)]
@@ -87,18 +104,7 @@ class OwnDataset(IndexedDataset):
     @cached_property
     def _classes(self) -> tuple[str, ...]:
         given = self._given_classes
-        if given is not None:
-            return read_vocabulary(given) if isinstance(given, Path) else given
-        if self._index.kind == "classes" and self._told_classes:
-            return self._told_classes
-        names = StringColumn(self._columns, "label_name")
-        of = "train" if "train" in self._index.splits else self.split
-        codes = self._columns["label"][self._index.rows_of(of)]
-        counts = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
-        if self._index.kind == "classes":
-            return tuple(sorted((names[code] for code, count in enumerate(counts) if count), key=_by_number))
-        found = sorted((-count, names[code]) for code, count in enumerate(counts))
-        return tuple(name for count, name in found if -count >= self._min_count)
+        return read_vocabulary(given) if isinstance(given, Path) else given
 
     @cached_property
     def _class_of(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from advl_pipeline.datasets.indexed import Source
-from advl_pipeline.datasets.own.dataset import OwnDataset
+from advl_pipeline.datasets.own.dataset import OwnDataset, class_names
 from advl_pipeline.datasets.own.hub import hub_source
 from advl_pipeline.datasets.own.index import OwnIndex, describe, open_index
 from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource, read_card
@@ -198,6 +198,9 @@ class OwnData:
     ) -> OwnDataset:
         """Open a split, which must be one of `index.splits`.
 
+        Args:
+            classes: names of classes or answers, or a file of them; None for those that `class_names` finds.
+
         Raises:
             DatasetError: a row or a picture is malformed, or nothing is usable.
         """
@@ -209,7 +212,8 @@ class OwnData:
             index=self.index.folder,
             on_error=on_error,
         )
-        return OwnDataset(source, self.index, self.rows.card, tasks=tasks, classes=classes)
+        found = class_names(self.index, self.rows.card, [split]) if classes is None else classes
+        return OwnDataset(source, self.index, tasks=tasks, classes=found)
 
 
 def is_rows(name: str) -> bool:
