@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,48 @@ def test_a_card_says_how_labels_read(tmp_path: Path) -> None:
     for form, label in (("index", 0), ("text", 1)):
         (tmp_path / "card.toml").write_text(f'files = "data.jsonl"\nlabel_is = "{form}"\n')
         assert open_dataset(str(tmp_path / "card.toml"), split="train")[0].label == label
+
+
+def test_a_class_that_is_a_number_is_read_as_the_card_says(tmp_path: Path) -> None:
+    """Grades from 1: the label 1 is the class "1", or the first but one."""
+    write_json_lines(
+        tmp_path / "data.jsonl", [class_row(number, label=label) for number, label in enumerate([1, "3"])]
+    )
+    card = tmp_path / "card.toml"
+    card.write_text('files = "data.jsonl"\nlabels = ["1", "2", "3"]\n')
+    error = refusal(card)
+    assert "field 'label' is ambiguous: 1 is a class of the card, and the position of its class '2'" in error.why
+    for form, label in (("index", 1), ("text", 0)):
+        card.write_text(f'files = "data.jsonl"\nlabels = ["1", "2", "3"]\nlabel_is = "{form}"\n')
+        dataset = open_dataset(str(card), split="train")
+        assert [dataset[place].label for place in range(2)] == [label, 2], "the label 3 fits one way alone"
+    card.write_text('files = "data.jsonl"\nlabels = ["0", "1", "2", "3"]\n')
+    assert open_dataset(str(card), split="train")[0].label == 1, "both ways lead to one class"
+
+
+@pytest.mark.parametrize(("lines", "names"), [("", ("1", "2", "3")), ('labels = ["3", "2", "1"]\n', ("3", "2", "1"))])
+def test_numbers_of_the_hubs_classes_are_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, names: tuple[str, ...]
+) -> None:
+    """The library stores a class by its place in a list of names; a card may list them in another order."""
+
+    class ClassLabel:
+        names = ("1", "2", "3")
+
+    class Part(list[dict[str, Any]]):
+        features: typing.ClassVar[dict[str, Any]] = {"image": None, "text": None, "label": ClassLabel()}
+        _fingerprint = "x"
+
+    library = types.ModuleType("datasets")
+    rows = Part(class_row(number, label=number - 1, split=...) for number in range(1, 4))
+    vars(library).update(ClassLabel=ClassLabel, Image=bytes, load_dataset=lambda *_: {"train": rows})
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    write_pictures(tmp_path / "pictures")
+    card = tmp_path / "card.toml"
+    card.write_text(f'files = "hf:{tmp_path}"\n{lines}')
+    dataset = open_dataset(str(card), split="train")
+    assert dataset.label_names("classes") == names
+    assert [names[dataset[place].label or 0] for place in range(3)] == ["1", "2", "3"]
 
 
 def test_a_label_of_another_split_that_train_lacks(tmp_path: Path) -> None:

@@ -181,11 +181,19 @@ def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
     if not isinstance(value, (str, int)):
         raise Malformed(f"field 'label' is {_shown(value)}, expected the name or the number of a class")
     name = str(value)
-    if card.labels and name not in card.labels:
-        if name.isdecimal() and int(name) < len(card.labels):
-            return card.labels[int(name)]
+    if not card.labels:
+        return name
+    by_text = [name] if name in card.labels else []
+    by_index = [card.labels[int(name)]] if name.isdecimal() and int(name) < len(card.labels) else []
+    if by_text and by_index and by_text != by_index and card.label_is is None:
+        raise Malformed(
+            f"field 'label' is ambiguous: {value!r} is a class of the card, and the position of its class "
+            f'{by_index[0]!r}; a card can say which: label_is = "index" or "text"'
+        )
+    found = by_index + by_text if card.label_is == "index" else by_text + by_index
+    if not found:
         raise Malformed(f"field 'label' is {value!r}, the card's labels are {', '.join(card.labels)}")
-    return name
+    return found[0]
 
 
 def _answers(record: Mapping[str, Any]) -> dict[str, int]:

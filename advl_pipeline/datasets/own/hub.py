@@ -5,7 +5,7 @@ Pictures stay as they are stored: their bytes are read, never decoded here. Code
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,19 @@ def hub_source(name: str, card: DataCard) -> RowSource:
     first = next(iter(splits.values()))
     label = first.features.get(card.columns.get("label", "label"))
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else ()
+    positions: Sequence[int] = range(len(names))
+    if names:
+        # A card may list the same classes in another order; the library's numbers are positions in its own.
+        if set(names) <= set(card.labels):
+            positions = [card.labels.index(name) for name in names]
+        card = replace(card, labels=card.labels or names, label_is="index")
     # Training comes first, as for files.
     ordered = sorted(splits.items(), key=lambda item: item[0] != "train")
     return RowSource(
-        rows=lambda: _rows(name, ordered, card.columns.get("label", "label") if names else ""),
+        rows=lambda: _rows(name, ordered, card.columns.get("label", "label") if names else "", positions),
         pictures=Path(path) if Path(path).is_dir() else Path(),
         version=repr([(split, part._fingerprint) for split, part in ordered]),
-        card=card if card.labels or card.task == "choice" else replace(card, labels=names),
+        card=card,
     )
 
 
@@ -83,12 +89,12 @@ def _prepared(part: Any, image_feature: type) -> Any:
     return part
 
 
-def _rows(name: str, splits: list[tuple[str, Any]], label: str) -> Iterator[Row]:
+def _rows(name: str, splits: list[tuple[str, Any]], label: str, positions: Sequence[int]) -> Iterator[Row]:
     for split, part in splits:
         for number, record in enumerate(part, start=1):
             told = {column: _bytes_of(value) for column, value in record.items()}
-            if told.get(label) == UNKNOWN_CLASS:
-                told[label] = None
+            if isinstance(place := told.get(label), int):
+                told[label] = None if place == UNKNOWN_CLASS else positions[place]
             yield Row(told, name=str(number), split=split, file=f"hf:{name} {split}", line=number)
 
 

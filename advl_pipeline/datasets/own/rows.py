@@ -38,7 +38,7 @@ class DataCard(Configuration):
     )
     columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     labels: tuple[str, ...] = option((), help="The classes, in order [default: those of train, sorted].")
-    label_is: LabelForm | None = option(None, help="How the label of a choice reads where both ways would fit.")
+    label_is: LabelForm | None = option(None, help="How a label reads that is a position and also a text.")
     min_answer_count: int = option(
         1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
     )
