@@ -439,6 +439,38 @@ def test_lines_that_cannot_be_parsed(tmp_path: Path) -> None:
     assert "field 'choices' begins like JSON and is none" in refusal(table).why
 
 
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        (['red.png,"a"b,no'], [3]),
+        (['red.png,"a,no'], [3]),
+        (
+            ["green.png,x,no", 'red.png,"a"b,no', 'red.png,"c,no', 'blue.png,"two\nlines",no', 'red.png,"a"b,no'],
+            [4, 5, 8],
+        ),
+    ],
+    ids=["letters after a quote", "a quote that is never closed", "several"],
+)
+def test_a_bad_quote_costs_one_row_of_a_csv(tmp_path: Path, lines: list[str], bad: list[int]) -> None:
+    write_pictures(tmp_path)
+    data = tmp_path / "data.csv"
+    rows = ["red.png,first,yes", *lines, "red.png,last but one,yes", "red.png,last,yes"]
+    data.write_text("\n".join(["image,text,label", *rows]))
+    assert refusal(data).where == f"{data}:{bad[0]}"
+    rest = open_dataset(str(data), split="train", on_error="skip")
+    assert [problem.line for problem in rest.skipped] == bad
+    assert all("not CSV" in problem.why for problem in rest.skipped)
+    assert len(rest) == len(rows) - len(bad)
+    assert rest[len(rest) - 1].candidates[0].text == "last"
+
+
+def test_a_header_that_is_no_csv_is_not_skipped(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text('image,"text"x,label\nred.png,x,1\n')
+    error = refusal(data, on_error="skip")
+    assert (error.what, error.where) == ("The header of the file cannot be read.", f"{data}:1")
+
+
 def test_choices_in_columns_of_their_own(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     data = tmp_path / "data.csv"

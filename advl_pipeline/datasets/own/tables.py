@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
-"""Line of a row (row number in Parquet) and its columns."""
+"""First line of a row (row number in Parquet) and its columns."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -38,22 +39,54 @@ def _json_lines(path: Path) -> Iterator[Numbered]:
 def _csv(path: Path) -> Iterator[Numbered]:
     # Bytes that are not UTF-8 survive as surrogates, so that the line which holds them can be named.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
         header: list[str] = []
-        while True:
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                yield reader.line_num, Malformed(f"not CSV: {error}")
-                return
-            if cells is None:
-                return
-            if not cells:
-                continue
-            if not header:
+        for number, cells in _csv_rows(file):
+            if isinstance(cells, Malformed) and not header:
+                raise DatasetError(
+                    "The header of the file cannot be read.",
+                    where=f"{path}:{number}",
+                    why=str(cells),
+                    next_command="mend the names of the columns, then give the same command again",
+                )
+            if isinstance(cells, Malformed):
+                yield number, cells
+            elif not header:
                 header = _header(path, cells)
             else:
-                yield reader.line_num, _csv_record(header, cells)
+                yield number, _csv_record(header, cells)
+
+
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, list[str] | Malformed]]:
+    """Yield the first line of each row and its cells.
+
+    A quote that is never closed takes all lines after it into its cell. Which of them are rows of their own cannot be
+    told, so reading goes on at the line after the one where the bad row begins: no sound row is lost.
+    """
+    taken: list[str] = []
+    again: deque[str] = deque()
+
+    def next_line() -> str:
+        line = again.popleft() if again else file.readline()
+        taken.append(line)
+        return line
+
+    reader = csv.reader(iter(next_line, ""), strict=True)
+    number = 1
+    while True:
+        taken.clear()
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield number, Malformed(f"not CSV: {error}")
+            again.extendleft(reversed([line for line in taken[1:] if line]))
+            reader = csv.reader(iter(next_line, ""), strict=True)
+            number += 1
+            continue
+        if cells is None:
+            return
+        if cells:
+            yield number, cells
+        number += len(taken)
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
