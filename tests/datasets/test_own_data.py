@@ -273,6 +273,30 @@ def test_a_split_without_labels_can_be_read_but_not_a_row_among_labelled_ones(tm
     open_dataset(str(data), split="test")
 
 
+def test_a_card_renames_a_label_that_rows_to_predict_lack(tmp_path: Path) -> None:
+    """What such rows have under our name is something else: the card says how labels are called."""
+    train = [class_row(0, split=..., label=..., gold="yes"), class_row(1, split=..., label=..., gold="no")]
+    write_json_lines(tmp_path / "train.jsonl", train)
+    write_json_lines(tmp_path / "test.jsonl", [class_row(2, split=..., label="a remark")])
+    card = tmp_path / "card.toml"
+    card.write_text('files = { train = "train.jsonl", test = "test.jsonl" }\n[columns]\nlabel = "gold"\n')
+    assert [open_dataset(str(card), split="train")[place].label for place in range(2)] == [1, 0]
+    assert open_dataset(str(card), split="test")[0].label is None
+    card.write_text(card.read_text().replace("gold", "golt"))
+    error = refusal(card, on_error="skip")
+    assert (error.what, error.where) == ("The card names a column that no row has.", f"{card} [columns] label")
+    assert "column 'golt', which the card gives as 'label', is missing; did you mean gold" in error.why
+
+
+def test_a_broken_line_concerns_the_split_of_its_file_alone(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
+    write_json_lines(tmp_path / "test.jsonl", [choice_row(1, split=...)])
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"image": \n')
+    assert len(open_dataset(str(tmp_path), split="test")) == 1
+    assert refusal(tmp_path).where == f"{tmp_path / 'train.jsonl'}:2"
+
+
 def test_an_index_is_built_once_per_content_and_datasets_travel_to_other_processes(tmp_path: Path) -> None:
     data = str(write_json_lines(tmp_path / "data.jsonl", rows_of(choice_row)))
     first = open_dataset(data, split="train")

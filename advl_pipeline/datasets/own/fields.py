@@ -43,14 +43,18 @@ class Item:
 def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
     """Return a record under our names of its columns; JSON in cells is parsed, `choice_0`, ... become one list.
 
+    A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
+
     Raises:
-        Malformed: a column that the card names is missing, or a cell is not JSON.
+        Malformed: a cell is not JSON.
     """
     found = dict(record)
     for ours, theirs in card.columns.items():
-        if theirs not in record:
-            raise Malformed(f"column {theirs!r}, which the card gives as {ours!r}, is missing")
-        found[ours] = record[theirs]
+        if theirs in record:
+            found[ours] = record[theirs]
+        else:
+            # What the row has under our name is something else: the card says how ours is called.
+            found.pop(ours, None)
         if theirs not in card.columns:
             found.pop(theirs, None)
     for one, several in (("choice", "choices"), ("rationale", "rationales")):

@@ -28,10 +28,13 @@ from advl_pipeline.datasets.own.rows import COLUMNS, Kind, Row, RowSource
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_unwritable
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import DatasetError, suggest_names
 
 PICTURES_FOLDER = "pictures"
 """Below the index: pictures that came inside a table, by the digest of their bytes."""
+
+_RULES = 2
+"""Raise it when the same files would yield other rows or problems; sound data keep their digests and caches."""
 
 _ANY = -1
 """Split of a problem whose split cannot be told."""
@@ -107,6 +110,7 @@ def open_index(source: RowSource, *, dataset: str, folder: Path) -> OwnIndex:
     key = {
         "index": "own",
         "reader": READER_VERSION,
+        "rules": _RULES,
         "files": files,
         # Two files may change names: messages and ids of rows hold them.
         "names": [path.as_posix() for path in source.files],
@@ -170,6 +174,7 @@ class _Builder:
         self._used_columns: tuple[str, ...] = ()
         self._splits: dict[str, _Split] = {}
         self._codes = Codes()
+        self._seen: set[str] = set()
         self._files, self._images = Codes(), Codes()
         self._labels, self._groups, self._strata = Codes(), Codes(), Codes()
         self._rows: list[tuple[int, ...]] = []
@@ -179,20 +184,36 @@ class _Builder:
 
     def build(self) -> Columns:
         for row in self._source.rows():
-            split = _ANY
+            # A file that is of one split says so even where a line of it cannot be parsed.
+            split = _ANY if row.split is None else self._codes[row.split]
             try:
                 if isinstance(row.record, Malformed):
                     raise row.record
+                self._seen.update(row.record)
                 record = renamed(row.record, self._source.card)
                 name = split_of(record, row.split) or self._source.split
                 split = self._codes[name]
                 self._add(row, record, name)
             except Malformed as error:
                 self._problems.append((self._files[row.file], row.line, split, str(error)))
+        self._require_renamed_columns()
         if self._kind is None:
             raise self._unusable()
         dropped = self._drop_unlabelled()
         return self._columns(dropped)
+
+    def _require_renamed_columns(self) -> None:
+        """Refuse a card that names a column which no row has: it is mistyped, and no row is to blame."""
+        for ours, theirs in self._source.card.columns.items():
+            if self._seen and theirs not in self._seen:
+                raise DatasetError(
+                    "The card names a column that no row has.",
+                    where=f"{self._dataset} [columns] {ours}",
+                    why=f"column {theirs!r}, which the card gives as {ours!r}, is missing; "
+                    + suggest_names(theirs, self._seen),
+                    next_command=f"mend or remove the line {ours} = {theirs!r} of the card, then give the same "
+                    "command again",
+                )
 
     def _unusable(self) -> DatasetError:
         problems = [
