@@ -29,5 +29,6 @@ def split_to_score(dataset: str, data_root: Path | None) -> str:
         return scored_split(dataset)
     index = open_own(dataset, data_root).index
     labelled = [split for split in index.splits if index.is_labelled(split)]
+    train, *held_out = SPLIT_STEMS
     others = [split for split in labelled if split not in SPLIT_STEMS]
-    return next(split for split in (*reversed(SPLIT_STEMS), *others) if split in labelled)
+    return next(split for split in (*reversed(held_out), *others, train) if split in labelled)

@@ -90,10 +90,12 @@ def dataset_label(name: str) -> str:
         return name
     if name.startswith(HUB_PREFIX):
         return re.sub(r"[^\w.-]+", "-", name)
-    path = Path(name)
+    # `resolve` would name what a link points at, not the link that the user gave.
+    path = Path(os.path.normpath(Path(name).absolute()))
     if path.stem in SPLIT_STEMS:
-        path = path.absolute().parent
-    return (path.stem if path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) else path.absolute().name) or "data"
+        path = path.parent
+    label = path.stem if path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) else path.name
+    return "data" if label in ("", ".", "..") else label
 
 
 def set_name(text: str, default: str) -> tuple[str, str]:

@@ -66,7 +66,11 @@ def run_predict(config: PredictConfig) -> PredictResult:
     options = options_for_split(trained_on, config, dataset=name, split=split)
     finished = load_run(config.run, config, overrides=options)
     conditioning = "all" if is_vcr else None
-    dataset = open_as_trained(config, finished, trained_on, dataset=name, split=split, conditioning=conditioning)
+    # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.
+    learned = () if name in TASKS else tuple(task for task in tasks if task in trained_on["task"])
+    dataset = open_as_trained(
+        config, finished, trained_on, dataset=name, split=split, conditioning=conditioning, tasks=learned
+    )
     predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
     folder = config.run / names.PREDICTIONS
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"

@@ -12,7 +12,13 @@ from advl_cli.own_data import say_what_it_is, split_to_score
 
 @pytest.mark.parametrize(
     ("splits", "scored"),
-    [(["train", "val", "test"], "test"), (["train", "val"], "val"), (["train", "dev"], "dev"), (["train"], "train")],
+    [
+        (["train", "val", "test"], "test"),
+        (["train", "val"], "val"),
+        (["train", "dev"], "dev"),
+        (["train"], "train"),
+        (["train", "holdout"], "holdout"),
+    ],
 )
 def test_the_next_command_scores_a_split_that_is_there(tmp_path: Path, splits: list[str], scored: str) -> None:
     rows = [choice_row(number, split=split) for number, split in enumerate(splits)]
@@ -21,7 +27,7 @@ def test_the_next_command_scores_a_split_that_is_there(tmp_path: Path, splits: l
 
 def test_a_split_without_labels_is_not_scored(tmp_path: Path) -> None:
     rows = [class_row(0, split="train"), class_row(1, split="held"), class_row(2, split="test", label=None)]
-    assert split_to_score(str(write_json_lines(tmp_path / "data.jsonl", rows)), None) == "train"
+    assert split_to_score(str(write_json_lines(tmp_path / "data.jsonl", rows)), None) == "held"
     rows[0]["split"] = "first"
     assert split_to_score(str(write_json_lines(tmp_path / "more.jsonl", rows)), None) == "first"
 

@@ -330,6 +330,10 @@ BAD_ROWS: list[tuple[Maker, dict[str, Any], str]] = [
     (choice_row, {"image": "pictures/pink.png"}, "pictures/pink.png is missing"),
     (choice_row, {"id": ["x"]}, "field 'id' is ['x'], expected a text or a whole number"),
     (choice_row, {"split": 1.5}, "field 'split' is 1.5, expected a text"),
+    *(
+        (choice_row, {"split": name}, f"field 'split' is {name!r}, expected letters, digits, '_', '-' and '.'")
+        for name in ("test/hard", "../../../esc", ".hidden", "a+b", "test\n", "two words")
+    ),
     (choice_row, {"boxes": [[1, 2, 3]]}, "field 'boxes[0]' is [1, 2, 3], expected [x1, y1, x2, y2] in pixels"),
     (choice_row, {"boxes": [[9, 2, 3, 4]]}, "expected x1 < x2 and y1 < y2"),
     (choice_row, {"boxes": [[1, 2, 90, 4]]}, "field 'boxes[0]' is [1.0, 2.0, 90.0, 4.0], the picture is 64x48"),
@@ -572,6 +576,15 @@ def test_pictures_lie_where_the_root_says(tmp_path: Path) -> None:
     assert found[0].image.path == tmp_path / "elsewhere" / "pictures" / "red.png"
 
 
+def test_a_file_that_cannot_name_a_split_is_refused_for_itself_alone(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
+    write_json_lines(tmp_path / "a+b.jsonl", [choice_row(1, split=...)])
+    error = refusal(tmp_path, "a+b")
+    assert error.where == f"{tmp_path / 'a+b.jsonl'}:1"
+    assert "the file is given as the split 'a+b', expected letters, digits" in error.why
+    assert len(open_dataset(str(tmp_path), split="train")) == 1
+
+
 def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets").mkdir()
@@ -582,6 +595,15 @@ def test_names_of_sets_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert dataset_label("pets/train.jsonl") == "pets"
     assert dataset_label("pets/dogs.jsonl") == "dogs"
     assert dataset_label("scenes-vcr") == "scenes-vcr"
+    monkeypatch.chdir(tmp_path / "pets")
+    names = ["../train.jsonl", "..", ".", "../pets/..", "/", "...toml", "./..toml"]
+    assert [dataset_label(name) for name in names] == [
+        tmp_path.name,
+        tmp_path.name,
+        "pets",
+        tmp_path.name,
+        *["data"] * 3,
+    ]
 
 
 def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:

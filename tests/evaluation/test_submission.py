@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from own_rows import choice_row, write_json_lines
 
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation import predict_files
+from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.submission import (
     VCR_COLUMNS,
     check_vcr_submission,
@@ -89,3 +95,30 @@ def test_snli_ve_file_survives_awkward_ids(tmp_path: Path) -> None:
     file = tmp_path / "snli.csv"
     write_snli_ve_predictions(file, {'1.jpg#0r1n,"x"': "neutral", "2.jpg#0r1n": "entailment"})
     assert file.read_text().splitlines()[0] == "pairID,label"
+
+
+@pytest.mark.parametrize(
+    ("learned", "written"),
+    [(["choice"], {"choice"}), ([], {"choice", "rationale"}), (["vcr-q2a"], {"choice", "rationale"})],
+)
+def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: list[str], written: set[str]
+) -> None:
+    rationales = {"rationales": ["a", "b"], "rationale_label": 0}
+    data = write_json_lines(tmp_path / "data.jsonl", [choice_row(number, **rationales) for number in range(20)])
+    trained_on = {"dataset": str(data), "task": learned}
+
+    def opened(*_: Any, dataset: str, split: str, **options: Any) -> IndexedDataset:
+        return open_dataset(dataset, split=split, **options)
+
+    for name, stand_in in {
+        "read_config": lambda _: trained_on,
+        "options_for_split": lambda *_, **__: {},
+        "load_run": lambda *_, **__: None,
+        "open_as_trained": opened,
+        "score_matrix": lambda _, examples, __: np.array([[0.0] * len(item.candidates) for item in examples]),
+    }.items():
+        monkeypatch.setattr(predict_files, name, stand_in)
+    path = predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu")).path
+    ids = [line.partition(",")[0] for line in path.read_text().splitlines()[1:]]
+    assert {name.partition(":")[2] for name in ids} == written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
 """Columns whose cells hold JSON where a format has no lists (CSV)."""
 
 MIN_CHOICES = 2
+
+_SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,12 +121,17 @@ def split_of(record: Mapping[str, Any], told: str | None) -> str | None:
     """Return the split that a record names, else the one of its file.
 
     Raises:
-        Malformed: the two differ, or the field is no text.
+        Malformed: the two differ, or the field is no text or cannot name a split.
     """
     own = _name(record, "split")
     if own is not None and told is not None and own != told:
         raise Malformed(f"field 'split' is {own!r}, the file is given as the split {told!r}")
-    return own or told
+    name = own or told
+    if name is not None and not _SPLIT_NAME.fullmatch(name):
+        # Splits name folders of caches, `--on` takes DATASET/SPLIT, and + joins splits.
+        where = "field 'split' is" if own is not None else "the file is given as the split"
+        raise Malformed(f"{where} {name!r}, expected letters, digits, '_', '-' and '.', not '.' first")
+    return name
 
 
 def _name(record: Mapping[str, Any], name: str) -> str | None:
