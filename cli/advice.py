@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ SAME_EVERYWHERE = frozenset(
 """Options that mean the same in every command: a command that is advised keeps what the user gave for them."""
 
 _AGAIN = "the same command"
-_BREAK = re.compile(r"( && | \(|, (?!\S*')|; )")
+_BREAK = re.compile(r"""(?<!\S)'[^']*'(?:"'"'[^']*')*|( && | \(|, |; )""")
+"""What `shlex.quote` quoted, or where a command ends outside of quotes: the group is there for the latter alone."""
 _COMMAND = re.compile(r"(?:^|(?<= ))advl(?= [a-z-])")
 _SECRET = re.compile(r"(://)[^/\s]*@")
 
@@ -53,7 +55,7 @@ def next_command(error: AdvlError, group: click.Group, invocation: Invocation) -
         if corrected:
             return corrected
     advice = error.next_command or _usual_advice(error, group, invocation)
-    told = "".join(_completed(piece, group, invocation.given) for piece in _BREAK.split(advice))
+    told = "".join(_completed(piece, group, invocation.given) for piece in _pieces(advice))
     return f"{told}\n         {invocation.command()}" if _AGAIN in advice else told
 
 
@@ -96,6 +98,13 @@ def command_of(words: Sequence[str], group: click.Group) -> tuple[click.Command 
             return None, 0
         command = found
     return command, len(words)
+
+
+def _pieces(advice: str) -> list[str]:
+    """Split an advice at the ends of its commands; what parts them is a piece too, and a quoted word stays whole."""
+    breaks = [found.span(1) for found in _BREAK.finditer(advice) if found[1]]
+    places = [0, *chain.from_iterable(breaks), len(advice)]
+    return [advice[start:end] for start, end in pairwise(places)]
 
 
 def _completed(piece: str, group: click.Group, given: Mapping[str, Any]) -> str:

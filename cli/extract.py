@@ -65,7 +65,9 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
         check = what_follows(shlex.join(["advl", "datasets", "check", config.dataset]))
         click.echo(f"{result.skipped} malformed items were left out: {check}")
     if result.quarantined:
-        click.echo(f"{result.quarantined} pictures could not be read: advl cache info {result.path}")
+        click.echo(
+            f"{result.quarantined} pictures could not be read: advl cache info {shlex.quote(str(result.path))}"
+        )
     if result.clipped:
         click.echo(f"{result.clipped} values lay beyond the stored range and were clipped")
     click.echo(f"cache: {result.path}")

@@ -6,6 +6,7 @@ Shapes: N units, Q ids asked for, M token rows, D feature width.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -284,7 +285,7 @@ class FeatureStore:
             raise CorruptCache(
                 "The character spans of a cache are no spans.",
                 where=self._files.where(f"{self.modality}/tokens/char_spans"),
-                next_command=f"advl cache verify {self._files.location}",
+                next_command=f"advl cache verify {shlex.quote(str(self._files.location))}",
             )
         return rows_M2
 

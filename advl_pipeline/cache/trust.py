@@ -12,6 +12,7 @@ Shapes: Q sampled units, D feature width.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -128,5 +129,5 @@ def _senseless(location: Location, name: str, why: str) -> CorruptCache:
         "The cache holds numbers that cannot be.",
         where=f"{location}/{name}",
         why=why,
-        next_command=f"advl cache verify {location}",
+        next_command=f"advl cache verify {shlex.quote(str(location))}",
     )

@@ -9,6 +9,7 @@ Shapes: N questions of the original set, M of the shifted one, n that both hold.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -138,5 +139,5 @@ def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
         f"The scores of the set {name} cannot be read.",
         where=str(path),
         why=why,
-        next_command=f"advl evaluate --run {run} --on {name}",
+        next_command=f"advl evaluate --run {shlex.quote(str(run))} --on {shlex.quote(name)}",
     )

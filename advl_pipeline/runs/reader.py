@@ -6,6 +6,7 @@ Shapes: N items of a test set, C candidates or classes.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
             "The item scores of a run cannot be read.",
             where=str(arrays_path),
             why=str(error),
-            next_command=f"advl evaluate --run {run} --on {test_set}",
+            next_command=f"advl evaluate --run {shlex.quote(str(run))} --on {shlex.quote(test_set)}",
         ) from error
 
 

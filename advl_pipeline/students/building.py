@@ -6,6 +6,7 @@ checkpoints' names become its own). What lies beside its weights is its tokenize
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def load_original(student: Student, path: Path) -> LoadReport:
             f"The checkpoint does not fill {student.name}: {len(names)} parameters are missing or of another shape.",
             where=str(path),
             why=", ".join(names[:5]) + (", ..." if len(names) > 5 else ""),
-            next_command=f"advl students load-check {student.name} {path}",
+            next_command=f"advl students load-check {student.name} {shlex.quote(str(path))}",
         )
     return report
 

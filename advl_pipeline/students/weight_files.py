@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 from advl_pipeline.errors import WeightsUnavailable
@@ -39,7 +40,7 @@ def weights_digest(path: Path) -> str:
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
             # What we pretrain goes by its student's name; a published student is not to be made from drawings.
-            next_command=f"advl pretrain --output {path}"
+            next_command=f"advl pretrain --output {shlex.quote(str(path))}"
             if path.name.startswith("scenes-")
             else "put the student's weights there, or give --init the place where they lie",
         )

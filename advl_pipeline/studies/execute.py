@@ -5,6 +5,7 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -127,7 +128,9 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
             "The pretrained student does not exist.",
             where=str(path),
             why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=f"advl pretrain --student {student} --output {path}" if ours else published,
+            next_command=f"advl pretrain --student {student} --output {shlex.quote(str(path))}"
+            if ours
+            else published,
         )
     inits = {setting.init for setting in study.settings if setting.init is not None}
     return {init: weights_digest(init) for init in inits if not is_on_hub(init)}

@@ -10,6 +10,7 @@ Shapes: N items, C candidates or classes.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -173,8 +174,9 @@ def _open(config: HeadroomConfig) -> _Data:
                     f"A cache is missing: of {name}, of {split}.",
                     where="--cache",
                     why="features are inputs in training and in evaluation",
-                    next_command=f"advl extract --teacher {name} --dataset {config.dataset} --split {split}, "
-                    f"then add --cache caches/{name}/{dataset_label(config.dataset)}/{split}",
+                    next_command=f"advl extract --teacher {name} --dataset {shlex.quote(config.dataset)} "
+                    f"--split {split}, "
+                    "then add --cache " + shlex.quote(f"caches/{name}/{dataset_label(config.dataset)}/{split}"),
                 )
     for dataset in (train, scored):
         check_caches(list(by_split[dataset.split].values()), dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ def lay_out_runs(folder: Path) -> Plan:
             "No run here was evaluated.",
             where=str(folder),
             why=f"of {len(folders)} none is both finished and scored on a test set",
-            next_command=f"advl evaluate --run {folders[0]} --on test",
+            next_command=f"advl evaluate --run {shlex.quote(str(folders[0]))} --on test",
         )
     return _plan(folder, runs)
 

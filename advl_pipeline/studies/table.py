@@ -11,6 +11,7 @@ Shapes: S seeds, N items of a test set.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +203,7 @@ def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], 
                         f"A run has no item scores of {metric}.",
                         where=str(evaluation_file(cell.run, test_set, ".npz")),
                         why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
-                        next_command=f"advl evaluate --run {cell.run} --on {test_set}",
+                        next_command=f"advl evaluate --run {shlex.quote(str(cell.run))} --on {shlex.quote(test_set)}",
                     )
                 key = (cell.setting, test_set, metric)
                 order = _order(orders, key, evaluation.ids[metric], cell.run)

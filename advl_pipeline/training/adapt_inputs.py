@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from advl_pipeline.cache.reader import TeacherCache
@@ -90,7 +91,7 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
                 f"The adapt step takes inputs from {other.name}/{other.split}, and a teacher has no cache of them.",
                 where="--adapt-on",
                 why=f"missing: {', '.join(missing)}",
-                next_command=f"advl extract --teacher {missing[0]} --dataset {other.name} --split {other.split}, "
-                "then give it by one more --cache",
+                next_command=f"advl extract --teacher {missing[0]} --dataset {shlex.quote(other.name)} "
+                f"--split {other.split}, then give it by one more --cache",
             )
     return [[of_split[teacher] for teacher in found[0]] for of_split in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class StepPlace:
         """Return the error that stops the run here."""
         kept = f"the checkpoint after {self.num_saved} steps is kept" if self.num_saved else "there is no checkpoint"
         anew = "lower --learning-rate and start over with --no-resume"
-        verify = " && ".join(f"advl cache verify {cache}" for cache in self.config.cache)
+        verify = " && ".join(f"advl cache verify {shlex.quote(str(cache))}" for cache in self.config.cache)
         return NotFinite(
             f"Training stopped at step {self.step} of the {self.phase} step: {what} is not finite.",
             where=str(self.config.output),

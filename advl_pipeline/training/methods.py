@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,8 +63,9 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     if defaults["teachers"] and not config.cache:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
-            next_command=f"advl extract --teacher NAME --dataset {config.dataset} --split {config.split}, "
-            f"then the same command with --cache caches/NAME/{dataset_label(config.dataset)}/{config.split}",
+            next_command=f"advl extract --teacher NAME --dataset {shlex.quote(config.dataset)} "
+            f"--split {config.split}, then the same command with --cache "
+            + shlex.quote(f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"),
         )
     if config.live_weights and not config.live:
         raise ConfigError(

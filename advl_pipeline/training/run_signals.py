@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -55,7 +56,7 @@ def open_caches(config: TeacherOptions) -> list[TeacherCache]:
             raise ConfigError(
                 "This cache holds pictures, and no teacher's features.",
                 where=str(cache.path),
-                next_command=f"give it as --pictures {cache.path}",
+                next_command=f"give it as --pictures {shlex.quote(str(cache.path))}",
             )
     return caches
 

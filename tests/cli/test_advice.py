@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+from own_rows import choice_row, write_json_lines
 from small_corpus import SmallCorpus
 
 from advl_cli.advice import command_of
@@ -246,3 +247,41 @@ def test_a_missing_cache_is_extracted_from_where_the_data_lie(capsys: pytest.Cap
     assert code == 2
     assert "advl extract --teacher NAME --dataset scenes-vcr --split train --data-root '/da ta'" in told
     assert advised(told) == ["advl", "finetune", *given]
+
+
+@pytest.mark.parametrize("name", ["my däta, (v1)", "it's; && (mine), there"])
+def test_a_folder_of_any_name_is_advised_as_it_is_typed(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).mkdir()
+    data = str(write_json_lines(tmp_path / name / "train.jsonl", [choice_row(0, split=...)]).parent)
+    told = advl("finetune", "--data", data, "--output", tmp_path / "run", "--data-root", data, capsys=capsys)[1]
+    advice = told.partition("next:")[2]
+    words = shlex.split(advice.rpartition(", then the same command")[0])
+    assert words[:3] == ["advl", "extract", "--teacher"]
+    assert words[4:] == ["--dataset", data, "--split", "train", "--data-root", data]
+    assert shlex.quote(f"caches/NAME/{name}/train") in advice
+
+
+def advised_values() -> Iterator[tuple[str, str]]:
+    """Yield the place and the code of every value that stands behind a command or an option in a text."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            words = [str(part.value) if isinstance(part, ast.Constant) else "" for part in parts]
+            for number, part in enumerate(parts):
+                if isinstance(part, ast.FormattedValue) and re.search(r"advl [a-z]|--[a-z]", "".join(words[:number])):
+                    yield f"{file.relative_to(PACKAGE)}:{part.lineno}", ast.unparse(part.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        (place, code)
+        for place, code in advised_values()
+        if re.search(r"\b(run|path|folders?|location|cache|test_set|(config|other)\.(dataset|name))\b", code)
+    ],
+)
+def test_what_a_user_named_is_quoted(place: str, code: str) -> None:
+    """A space in the name of a folder would part it into two words."""
+    assert "shlex." in code, f"{place} writes {code} into a command as it is"
