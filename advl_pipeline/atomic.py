@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from advl_pipeline.errors import StorageError
+from advl_pipeline.errors import ConfigError, StorageError
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the disk",
@@ -62,12 +62,29 @@ def remove_left(partial: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def require_no_folder(path: Path) -> None:
+    """Refuse to write a file where a folder lies.
+
+    Raises:
+        ConfigError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise ConfigError(
+            "A file cannot be written in place of a folder.",
+            where=str(path),
+            why="it is a folder",
+            next_command="name a file in it, then give the same command again",
+        )
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically and durably; readers see the old content or the new, never a part.
 
     Raises:
+        ConfigError: a folder lies there.
         StorageError: the disk is full or failed; the part that was written is removed.
     """
+    require_no_folder(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with writing(path):
@@ -83,7 +100,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically and durably; raises `StorageError`."""
+    """Write a UTF-8 text file atomically and durably; raises what `write_bytes` does."""
     write_bytes(path, content.encode("utf-8"))
 
 

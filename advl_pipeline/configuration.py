@@ -177,6 +177,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("The configuration file does not exist.", where=str(path)) from None
+    except OSError as error:
+        raise ConfigError(
+            "The configuration file cannot be read.", where=str(path), why=error.strerror or ""
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError("The configuration file is not valid TOML.", where=str(path), why=str(error)) from None
 

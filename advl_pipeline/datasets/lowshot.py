@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.datasets.interface import QuestionTable, StratifiedDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 
@@ -102,9 +103,9 @@ class IdList:
 
 
 def write_id_list(path: Path, subset: IdList) -> None:
-    """Write a subset as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(subset), indent=1) + "\n", encoding="utf-8")
+    """Write a subset as JSON; raises what `atomic.write_text` does."""
+    make_folder(path.parent)
+    write_text(path, json.dumps(asdict(subset), indent=1) + "\n")
 
 
 def read_id_list(path: Path) -> IdList:

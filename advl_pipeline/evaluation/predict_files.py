@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.atomic import make_folder
+from advl_pipeline.atomic import make_folder, require_no_folder
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
@@ -74,6 +74,8 @@ def run_predict(config: PredictConfig) -> PredictResult:
     predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
     folder = config.run / names.PREDICTIONS
     path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
+    # Before the work, not after it.
+    require_no_folder(path)
     make_folder(path.parent)
     return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
 

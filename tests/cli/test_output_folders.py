@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import complaint as advl
+from own_rows import choice_row, write_json_lines
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.errors import ConfigError
@@ -65,6 +66,28 @@ def test_every_command_refuses_folders_that_are_not_its_own(
     for writes in COMMANDS:
         with pytest.raises(ConfigError, match="cannot take"):
             require_folder(file, writes)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("finetune", "--config", "."),
+        ("finetune", "--config", "data.jsonl/x.toml"),
+        ("study", "."),
+        ("datasets", "subset", "data.jsonl", "--shots", "4", "--output", "."),
+        ("datasets", "subset", "data.jsonl", "--shots", "4", "--output", "pictures"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_is_no_file(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json_lines(tmp_path / "data.jsonl", [choice_row(number) for number in range(20)])
+    monkeypatch.chdir(tmp_path)
+    code, said = advl(capsys, *command)
+    assert code == 2, said
+    assert "cannot be read" in said or "cannot be written in place of a folder" in said
+    assert "next:" in said
 
 
 def test_nothing_is_written_inside_a_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

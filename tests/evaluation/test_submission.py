@@ -12,7 +12,7 @@ from own_rows import choice_row, write_json_lines
 
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.submission import (
@@ -122,3 +122,5 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     path = predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu")).path
     ids = [line.partition(",")[0] for line in path.read_text().splitlines()[1:]]
     assert {name.partition(":")[2] for name in ids} == written
+    with pytest.raises(ConfigError, match="in place of a folder"):
+        predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu", output=tmp_path))
