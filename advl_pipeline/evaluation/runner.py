@@ -21,7 +21,7 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
-from advl_pipeline.datasets.roots import set_name
+from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe
@@ -334,15 +334,21 @@ def open_as_trained(
     Raises:
         ConfigError: the run has no head for its tasks and classes. DatasetError: it is missing or malformed.
     """
-    opened = open_dataset(
-        dataset,
-        split=split,
-        data_root=config.data_root,
-        text_style=trained_on.get("text_style"),
-        label_order=trained_on.get("label_order", "uniter"),
-        answers=finished.classes,
-        **options,
-    )
+    try:
+        opened = open_dataset(
+            dataset,
+            split=split,
+            data_root=config.data_root,
+            text_style=trained_on.get("text_style"),
+            label_order=trained_on.get("label_order", "uniter"),
+            answers=finished.classes,
+            **options,
+        )
+    except DatasetMissing as error:
+        if dataset == trained_on["dataset"] and is_own_data(dataset) and not Path(dataset).exists():
+            # A run stays valid when its data move.
+            error.next_command = f"say where the run's data are now: PATH/{split} in place of {split}"
+        raise
     _require_same_labels(opened, finished)
     for line in use_stored_pictures(finished.student, config.pictures, [(dataset, split)]):
         tqdm.write(line, file=sys.stderr)

@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from own_rows import choice_row, write_json_lines
+from torch import nn
 
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
+from advl_pipeline.evaluation.predict import FinishedRun
+from advl_pipeline.evaluation.runner import open_as_trained
 from advl_pipeline.evaluation.submission import (
     VCR_COLUMNS,
     check_vcr_submission,
@@ -23,6 +27,7 @@ from advl_pipeline.evaluation.submission import (
     write_vcr_submission,
     write_vqa_submission,
 )
+from advl_pipeline.students.registry import build_student
 
 ASSETS = Path(__file__).parents[1] / "assets" / "vcr"
 
@@ -124,3 +129,21 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     assert {name.partition(":")[2] for name in ids} == written
     with pytest.raises(ConfigError, match="in place of a folder"):
         predict_files.run_predict(PredictConfig(run=tmp_path / "run", device="cpu", output=tmp_path))
+
+
+def test_data_of_ones_own_that_moved_are_asked_for(tmp_path: Path) -> None:
+    gone = str(tmp_path / "data.jsonl")
+    with pytest.raises(DatasetError) as caught:
+        open_as_trained(
+            PredictConfig(run=tmp_path, device="cpu"),
+            FinishedRun(
+                student=build_student("scenes-small"),
+                heads=nn.ModuleDict(),
+                label_names={},
+                device=torch.device("cpu"),
+            ),
+            {"dataset": gone},
+            dataset=gone,
+            split="test",
+        )
+    assert "PATH/test in place of test" in caught.value.next_command
