@@ -38,11 +38,19 @@ from advl_pipeline.students.bert_parts import (
     kinds_of,
     padding_bias,
 )
-from advl_pipeline.students.embedded_words import EncodedPair, PairTokenizer, language_model_words, load_word_pieces
+from advl_pipeline.students.embedded_words import language_model_words
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, Unmet
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
+from advl_pipeline.students.text_rows import (
+    EMBEDDED_TOKENIZER,
+    TextRow,
+    TextTokenizer,
+    fit_parts,
+    load_text_tokenizer,
+    pair_row,
+)
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
 """Token types as in UNITER's VCR input: context, region, answer."""
@@ -90,7 +98,7 @@ class ScenesSmall(Student):
 
     places = "regions"
 
-    def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: PairTokenizer) -> None:
+    def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: TextTokenizer) -> None:
         super().__init__()
         self.name = name
         self.config = config
@@ -105,7 +113,7 @@ class ScenesSmall(Student):
             intermediate_size=config.intermediate_size,
             dropout=config.dropout,
         )
-        self.word_embedding = nn.Embedding(word_pieces.num_tokens, config.word_size)
+        self.word_embedding = nn.Embedding(word_pieces.vocab_size, config.word_size)
         self.word_projection = nn.Linear(config.word_size, width)
         self.position_embedding = nn.Embedding(config.max_text_length, width)
         self.type_embedding = nn.Embedding(3, width)
@@ -132,9 +140,9 @@ class ScenesSmall(Student):
         tags = torch.full((num_sequences, num_text), -1, dtype=torch.long)
         for row, ((_, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
             length = len(item.token_ids)
-            types[row, item.answer_from : length] = ANSWER_TYPE
-            spans[row, :length] = torch.from_numpy(item.char_spans_L2)
-            tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(item.char_spans_L2, candidate))
+            types[row, :length] = torch.tensor(item.types)
+            spans[row, :length] = torch.tensor(item.spans)
+            tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(np.array(item.spans), candidate))
         num_visual = max(len(example.image.boxes_R4) for example in examples) + 1
         visible = torch.zeros(len(examples), num_visual, dtype=torch.bool)
         box_index = torch.full((len(examples), num_visual), -1, dtype=torch.long)
@@ -170,8 +178,15 @@ class ScenesSmall(Student):
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         return _padded(self._encode([candidate for example in examples for candidate in example.candidates]))
 
-    def _encode(self, candidates: Sequence[Candidate]) -> list[EncodedPair]:
-        return self.word_pieces.encode_pairs(candidates, max_length=self.config.max_text_length)
+    def _encode(self, candidates: Sequence[Candidate]) -> list[TextRow]:
+        rows = []
+        for candidate, parts in zip(candidates, self.word_pieces.encode(candidates), strict=True):
+            fit_parts(parts, 1 + len(parts[-2:]), self.config.max_text_length, "error", candidate)
+            row = pair_row(parts, self.word_pieces)
+            num_answer = len(parts[-1].token_ids) + 1
+            row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
+            rows.append(row)
+        return rows
 
     def encode(
         self,
@@ -285,9 +300,9 @@ class ScenesSmall(Student):
         return x_XTH
 
 
-def _padded(encoded: Sequence[EncodedPair]) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(encoded: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and mask, (N, L)."""
-    rows = [torch.from_numpy(item.token_ids) for item in encoded]
+    rows = [torch.tensor(item.token_ids) for item in encoded]
     return pad_sequence(rows, True), pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True)
 
 
@@ -313,7 +328,7 @@ def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> Scen
     """
     saved, load = load_student_weights(weights, name) if weights else ({}, None)
     config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
-    student = ScenesSmall(name, config, load_word_pieces())
+    student = ScenesSmall(name, config, load_text_tokenizer(EMBEDDED_TOKENIZER))
     if load:
         load(student)
     elif name == "scenes-small-lm":

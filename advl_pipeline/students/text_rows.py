@@ -159,7 +159,8 @@ def fit_parts(
         raise DatasetError(
             f"A text has {excess + max_length} tokens; this student takes {max_length}.",
             where=repr(candidate.text[:80]),
-            next_command="raise its max_text_length, or set overlong=cut to cut the longer part as the original does",
+            next_command=f"--student-option max_text_length={excess + max_length}, or overlong=cut where the student "
+            "has it, to cut the longer part as the original does",
         )
     for _ in range(excess):
         longest = max(parts, key=lambda part: len(part.token_ids))

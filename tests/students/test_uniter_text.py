@@ -93,8 +93,11 @@ def test_people_beyond_the_table_share_its_last_token(student: Uniter) -> None:
 
 def test_long_texts_are_an_error_unless_cutting_is_asked_for() -> None:
     long = example("why " * 50 + "because " * 10, context_length=199)
-    with pytest.raises(DatasetError, match="this student takes 20"):
-        build_student("uniter-tiny", overrides={"max_text_length": 20}).collate([long])
+    for name, length in (("uniter-tiny", 64), ("scenes-small", 63)):
+        with pytest.raises(DatasetError, match="this student takes 20") as raised:
+            build_student(name, overrides={"max_text_length": 20}).collate([long])
+        assert f"--student-option max_text_length={length}" in str(raised.value.next_command)
+        build_student(name, overrides={"max_text_length": length}).text_tokens([long])
     cutting = build_student("uniter-tiny", overrides={"max_text_length": 20, "overlong": "cut"})
     assert isinstance(cutting, Uniter)
     tensors, num_cut = cutting.collate_texts([long])
