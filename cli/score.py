@@ -67,12 +67,11 @@ def vcr(config: ScoreVcrConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.scoring import run_score_vcr
 
     result = run_score_vcr(config)
-    accuracy = result.accuracy
-    values = {"q2a": accuracy.q2a, "qa2r": accuracy.qa2r, "q2ar": accuracy.q2ar}
+    values = {"q2a": result.q2a, "qa2r": result.qa2r, "q2ar": result.q2ar}
     if as_json:
-        print_json({"num_items": len(result.annot_ids), **values})
+        print_json({"num_items": result.num_items, **values})
         return
-    click.echo(f"VCR accuracy, {len(result.annot_ids)} questions")
+    click.echo(f"VCR accuracy, {result.num_items} questions")
     for name, value in values.items():
         click.echo(f"  {name:<5} {value:6.2f}")
 
@@ -89,19 +88,18 @@ def snli_ve(config: ScoreSnliVeConfig, as_json: bool) -> None:
     from advl_pipeline.evaluation.scoring import run_score_snli_ve
 
     result = run_score_snli_ve(config)
-    confusion = result.confusion_CC.tolist()
     if as_json:
         print_json(
             {
-                "num_items": len(result.right_N),
+                "num_items": result.num_items,
                 "accuracy": result.accuracy,
                 "label_names": list(result.label_names),
-                "confusion": confusion,
+                "confusion": result.counts,
             }
         )
         return
-    click.echo(f"SNLI-VE accuracy, {len(result.right_N)} pairs: {result.accuracy:.2f}")
-    print_confusion(result.label_names, confusion)
+    click.echo(f"SNLI-VE accuracy, {result.num_items} pairs: {result.accuracy:.2f}")
+    print_confusion(result.label_names, result.counts)
 
 
 @command.command("shift")

@@ -43,7 +43,7 @@ from advl_pipeline.evaluation.items import (
     score_texts,
 )
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
-from advl_pipeline.evaluation.snli_ve import confusion
+from advl_pipeline.evaluation.snli_ve import snli_ve_accuracy
 from advl_pipeline.evaluation.statistics import hierarchical_bootstrap, item_groups
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa import VqaMode
@@ -152,7 +152,8 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     for task in scored:
         if head_name(task) == "snli-ve":
             scores, labels = arrays[f"scores/{task}"], arrays[f"labels/{task}"]
-            document["confusion"] = confusion(scores, labels, dataset.label_names(task))
+            matrix = snli_ve_accuracy(scores.argmax(axis=1), labels, dataset.label_names(task))
+            document["confusion"] = {"label_names": list(matrix.label_names), "counts": matrix.counts}
     if percents:
         document["use_of_vision"] = {
             metric: {

@@ -25,7 +25,6 @@ from advl_pipeline.evaluation.prediction_files import (
     require_same_ids,
 )
 from advl_pipeline.evaluation.snli_ve import SnliVeAccuracy, snli_ve_accuracy
-from advl_pipeline.evaluation.vcr import VcrAccuracy, vcr_accuracy
 from advl_pipeline.evaluation.vqa import VqaAccuracy, vqa_accuracy
 
 Item = TypeVar("Item")
@@ -33,10 +32,12 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreVcrResult:
-    """Accuracies and the questions they are over, in the order of the annotations."""
+    """Accuracies in percent: Q->A, QA->R given the right answer, and Q->AR, where both must be right."""
 
-    annot_ids: tuple[str, ...]
-    accuracy: VcrAccuracy
+    num_items: int
+    q2a: float
+    qa2r: float
+    q2ar: float
 
 
 def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
@@ -60,21 +61,21 @@ def run_score_vqa(config: ScoreVqaConfig) -> VqaAccuracy:
 
 
 def run_score_vcr(config: ScoreVcrConfig) -> ScoreVcrResult:
-    """Score two files of VCR scores.
+    """Score two files of VCR scores by the first maximum of each four. Checked against r2c's `eval_q2ar.py`.
 
     Raises:
-        DatasetError: a file is missing or malformed, or the shapes do not fit.
+        DatasetError: a file is missing or malformed, the shapes do not fit, or there are no questions.
     """
     labels = dict(_lines(config.annotations, _vcr_labels))
     ids = tuple(labels)
-    label_N2 = np.array(list(labels.values()), dtype=np.int64).reshape(-1, 2)
-    accuracy = vcr_accuracy(
-        read_choice_scores(config.answers, ids),
-        read_choice_scores(config.rationales, ids),
-        label_N2[:, 0],
-        label_N2[:, 1],
-    )
-    return ScoreVcrResult(annot_ids=ids, accuracy=accuracy)
+    if not ids:
+        raise DatasetError("There is nothing to score.", where=str(config.annotations))
+    files = (config.answers, config.rationales)
+    chosen_N2 = np.stack([read_choice_scores(file, ids).argmax(axis=1) for file in files], axis=1)
+    right_N2 = chosen_N2 == np.array(list(labels.values()))
+    q2a, qa2r = 100.0 * right_N2.sum(axis=0) / len(ids)
+    q2ar = 100.0 * right_N2.all(axis=1).sum() / len(ids)
+    return ScoreVcrResult(num_items=len(ids), q2a=float(q2a), qa2r=float(qa2r), q2ar=float(q2ar))
 
 
 def run_score_snli_ve(config: ScoreSnliVeConfig) -> SnliVeAccuracy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +13,16 @@ from advl_pipeline.errors import DatasetError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnliVeAccuracy:
-    """Accuracy in percent; `confusion_CC[t, p]` counts pairs of class t that were called p; rights (N,) bool."""
+    """Accuracy in percent; `counts[t][p]`, C by C, are the pairs of class t that were called p."""
 
+    num_items: int
     accuracy: float
     label_names: tuple[str, ...]
-    confusion_CC: npt.NDArray[np.int64]
-    right_N: npt.NDArray[np.bool_]
+    counts: list[list[int]]
 
 
 def snli_ve_accuracy(
-    predicted_N: npt.NDArray[np.integer], labels_N: npt.NDArray[np.integer], label_names: Sequence[str]
+    predicted_N: npt.NDArray[np.int64], labels_N: npt.NDArray[np.int64], label_names: Sequence[str]
 ) -> SnliVeAccuracy:
     """Score SNLI-VE.
 
@@ -31,29 +30,15 @@ def snli_ve_accuracy(
         predicted_N, labels_N: class numbers in the order of `label_names`.
 
     Raises:
-        DatasetError: nothing to score, lengths that differ, or a class out of range.
+        DatasetError: nothing to score.
     """
-    if not len(labels_N) or len(predicted_N) != len(labels_N):
-        raise DatasetError(
-            "Predictions do not fit the pairs.", why=f"{len(predicted_N)} predictions for {len(labels_N)} pairs"
-        )
+    if not len(labels_N):
+        raise DatasetError("There is nothing to score.")
     count = len(label_names)
-    both = np.concatenate([predicted_N, labels_N])
-    if both.min() < 0 or both.max() >= count:
-        raise DatasetError("A class is out of range.", why=f"classes are 0 to {count - 1}: {', '.join(label_names)}")
-    cells = labels_N.astype(np.int64) * count + predicted_N.astype(np.int64)
-    right_N: npt.NDArray[np.bool_] = predicted_N == labels_N
+    counts_CC = np.bincount(labels_N * count + predicted_N, minlength=count * count).reshape(count, count)
     return SnliVeAccuracy(
-        accuracy=100.0 * int(right_N.sum()) / len(right_N),
+        num_items=len(labels_N),
+        accuracy=100.0 * int(counts_CC.trace()) / len(labels_N),
         label_names=tuple(label_names),
-        confusion_CC=np.bincount(cells, minlength=count * count).reshape(count, count).astype(np.int64),
-        right_N=right_N,
+        counts=counts_CC.tolist(),
     )
-
-
-def confusion(
-    scores_nC: npt.NDArray[np.floating], label_n: npt.NDArray[np.int64], label_names: Sequence[str]
-) -> dict[str, Any]:
-    """Return SNLI-VE's confusion matrix: rows are true classes, columns what the student called them."""
-    counts_CC = snli_ve_accuracy(scores_nC.argmax(axis=1), label_n, label_names).confusion_CC
-    return {"label_names": list(label_names), "counts": counts_CC.tolist()}

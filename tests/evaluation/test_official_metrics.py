@@ -19,8 +19,9 @@ from advl_pipeline.datasets.vqa_normalise import (
     vocabulary_form,
 )
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.evaluation.config import ScoreVcrConfig
+from advl_pipeline.evaluation.scoring import ScoreVcrResult, run_score_vcr
 from advl_pipeline.evaluation.snli_ve import snli_ve_accuracy
-from advl_pipeline.evaluation.vcr import vcr_accuracy
 from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy, vqa_accuracy
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -90,37 +91,50 @@ def test_normal_forms_have_no_marks_left(text: str) -> None:
 
 def test_vcr_accuracy_is_the_official_one() -> None:
     folder = ASSETS / "vcr"
-    records = [json.loads(line) for line in (folder / "val.jsonl").read_text().splitlines()]
     expected = json.loads((folder / "expected_q2ar.json").read_text())["exact"]
-    accuracy = vcr_accuracy(
-        np.load(folder / "answer_preds.npy"),
-        np.load(folder / "rationale_preds.npy"),
-        np.array([record["answer_label"] for record in records]),
-        np.array([record["rationale_label"] for record in records]),
+    accuracy = run_score_vcr(
+        ScoreVcrConfig(
+            annotations=folder / "val.jsonl",
+            answers=folder / "answer_preds.npy",
+            rationales=folder / "rationale_preds.npy",
+        )
     )
     assert accuracy.q2a == pytest.approx(100 * expected["answer"], abs=1e-12)
     assert accuracy.qa2r == pytest.approx(100 * expected["rationale"], abs=1e-12)
     assert accuracy.q2ar == pytest.approx(100 * expected["joint"], abs=1e-12)
-    assert accuracy.both_right_N.sum() == 14
+    assert accuracy.q2ar * accuracy.num_items == pytest.approx(14 * 100)
 
 
-def test_ties_go_to_the_first_maximum_and_nan_is_refused() -> None:
-    scores = np.array([[0.5, 0.5, 0.1, 0.5]])
-    one = np.array([1])
-    assert vcr_accuracy(scores, scores, np.array([0]), one).q2a == 100.0
-    assert vcr_accuracy(scores, scores, np.array([0]), one).qa2r == 0.0
-    with pytest.raises(DatasetError, match="not a number"):
-        vcr_accuracy(np.array([[np.nan, 0, 0, 1]]), scores, one, one)
-    with pytest.raises(DatasetError, match="do not fit"):
-        vcr_accuracy(scores, scores, np.array([0, 1]), np.array([0, 1]))
+def test_ties_go_to_the_first_maximum_and_nan_is_refused(tmp_path: Path) -> None:
+    def score(labels: list[tuple[int, int]], answers: list[list[float]]) -> ScoreVcrResult:
+        config = ScoreVcrConfig(
+            annotations=tmp_path / "val.jsonl", answers=tmp_path / "a.npy", rationales=tmp_path / "r.npy"
+        )
+        records = [
+            {"annot_id": f"val-{row}", "answer_label": answer, "rationale_label": rationale}
+            for row, (answer, rationale) in enumerate(labels)
+        ]
+        config.annotations.write_text("".join(json.dumps(record) + "\n" for record in records))
+        np.save(config.answers, np.array(answers).reshape(-1, 4))
+        np.save(config.rationales, np.array([tied] * len(labels)).reshape(-1, 4))
+        return run_score_vcr(config)
+
+    tied = [0.5, 0.5, 0.1, 0.5]
+    assert score([(0, 1)], [tied]) == ScoreVcrResult(num_items=1, q2a=100.0, qa2r=0.0, q2ar=0.0)
+    with pytest.raises(DatasetError) as raised:
+        score([(1, 1)], [[np.nan, 0, 0, 1]])
+    assert "not all numbers" in str(raised.value.why)
+    with pytest.raises(DatasetError) as raised:
+        score([(0, 0), (1, 1)], [tied])
+    assert "shape (1, 4)" in str(raised.value.why)
+    with pytest.raises(DatasetError, match="nothing to score"):
+        score([], [])
 
 
 def test_snli_ve_accuracy_and_confusion() -> None:
     names = ("contradiction", "neutral", "entailment")
     result = snli_ve_accuracy(np.array([0, 1, 2, 2]), np.array([0, 1, 1, 2]), names)
-    assert result.accuracy == 75.0
-    assert result.confusion_CC.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
-    with pytest.raises(DatasetError, match="out of range"):
-        snli_ve_accuracy(np.array([3]), np.array([0]), names)
-    with pytest.raises(DatasetError, match="do not fit"):
-        snli_ve_accuracy(np.array([0]), np.array([0, 1]), names)
+    assert (result.num_items, result.accuracy, result.label_names) == (4, 75.0, names)
+    assert result.counts == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
+    with pytest.raises(DatasetError, match="nothing to score"):
+        snli_ve_accuracy(np.zeros(0, np.int64), np.zeros(0, np.int64), names)
