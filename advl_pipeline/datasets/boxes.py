@@ -56,10 +56,6 @@ def parse_boxes(value: Any, width: Any, height: Any) -> PictureBoxes:
     return PictureBoxes(width, height, boxes_R4)
 
 
-Polygons = tuple[tuple[npt.NDArray[np.float32], ...], ...]
-"""Per object a list of polygons (K, 2) in pixels; an object may have none."""
-
-
 def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes]:
     """Read names and boxes, by tag, from a metadata file of VCR.
 
@@ -79,19 +75,6 @@ def read_vcr_boxes(path: Path, name: str) -> tuple[tuple[str, ...], PictureBoxes
     return tuple(names), boxes
 
 
-def read_vcr_polygons(path: Path, name: str) -> Polygons:
-    """Read the polygons of the objects, by tag, from a metadata file of VCR.
-
-    Raises:
-        Malformed: missing or malformed; `name` is in the message.
-    """
-    names, _ = read_vcr_boxes(path, name)
-    try:
-        return _parse_polygons(_read_object(path, name).get("segms", []), len(names))
-    except Malformed as error:
-        raise Malformed(f"{name}: {error}") from None
-
-
 def _read_object(path: Path, name: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes().decode("utf-8"))
@@ -102,22 +85,6 @@ def _read_object(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise Malformed(f"{name} is not an object")
     return record
-
-
-def _parse_polygons(value: Any, count: int) -> Polygons:
-    if value == []:
-        return ((),) * count
-    if not isinstance(value, list) or len(value) != count:
-        raise Malformed("segms do not match names")
-    try:
-        parsed = tuple(
-            tuple(np.array(polygon, dtype=np.float32).reshape(-1, 2) for polygon in polygons) for polygons in value
-        )
-    except (ValueError, TypeError):
-        raise Malformed("segms are not lists of polygons of points") from None
-    if not all(np.isfinite(polygon).all() for polygons in parsed for polygon in polygons):
-        raise Malformed("segms hold a point that is not finite")
-    return parsed
 
 
 def read_box_file(path: Path) -> tuple[Mapping[str, PictureBoxes], Sequence[Problem]]:

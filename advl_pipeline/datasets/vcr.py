@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.boxes import Polygons, read_vcr_boxes, read_vcr_polygons
+from advl_pipeline.datasets.boxes import read_vcr_boxes
 from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns, problems_in
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.line_files import MappedLines, parse_object, scan_lines, text_field
-from advl_pipeline.datasets.problems import Malformed, refuse
+from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task
 from advl_pipeline.datasets.roots import is_safe_name, require_file
 from advl_pipeline.datasets.vcr_text import MASKED_TAG, TextStyle, Tokens, word_candidates
@@ -131,20 +131,6 @@ class VcrDataset(IndexedDataset):
         if "\n".join(names) != self._image_objects[image]:
             raise Malformed(f"{name}: its names are not the objects of the annotations")
         return boxes.boxes_R4, names, (boxes.width, boxes.height)
-
-    def polygons(self, example_id: str) -> Polygons:
-        """Return the polygons of each object of a question's picture.
-
-        Raises:
-            KeyError: the split has no such example.
-            DatasetError: the metadata is missing or malformed.
-        """
-        row = int(self._rows[self.position(example_id) // len(self._variants)])
-        name = self._metadata_names[self._image_number(row)]
-        try:
-            return read_vcr_polygons(self._source.pictures / name, name)
-        except Malformed as error:
-            raise refuse(self.name, self.split, [self._picture_problem(self._image_number(row), error)]) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_last_record": None}

@@ -46,7 +46,6 @@ def test_both_tasks_with_labels_boxes_and_context(tmp_path: Path) -> None:
     assert rationale.image.boxes_R4[1].tolist() == [4.5, 2.25, 24.5, 12.75]
     assert rationale.image.box_labels == ("person", "person", "wineglass", "dog")
     assert rationale.image.path.is_file()
-    assert [len(polygons) for polygons in dataset.polygons(rationale.example_id)] == [1, 1, 1, 0]
 
 
 def test_units_are_listed_once_in_order_of_appearance(tmp_path: Path) -> None:
@@ -218,18 +217,6 @@ def test_bad_metadata_is_named_or_skipped(tmp_path: Path, change: dict[str, Any]
     assert len(skipping) == 20
     assert len(skipping.skipped) == 1
     assert len(skipping.image_units()) == 5
-
-
-@pytest.mark.parametrize("segms", [[[[["a"]]], [], [], []], [[]], 5, [[[[1, float("nan")]]], [], [], []]])
-def test_bad_polygons_are_named_when_asked_for(tmp_path: Path, segms: Any) -> None:
-    write_vcr(tmp_path, records())
-    metadata = tmp_path / "vcr" / "vcr1images" / records()[4]["metadata_fn"]
-    metadata.write_text(json.dumps(vcr_metadata(records()[4]) | {"segms": segms}))
-    dataset = open_vcr(tmp_path)
-    assert len(dataset.image_units()) == 6
-    with pytest.raises(DatasetError) as caught:
-        dataset.polygons("val-4:vcr-q2a")
-    assert "segms" in caught.value.why
 
 
 @pytest.mark.parametrize(("content", "why"), [(b"", "is empty"), (b"not a picture", "not a readable picture")])
