@@ -18,7 +18,7 @@ from advl_pipeline.datasets.scenes import drawing_jobs, layout
 from advl_pipeline.datasets.scenes.build import made_with, run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.corpus_record import RECORD_FILE, folder_digest
-from advl_pipeline.datasets.scenes.drawing_jobs import picture_paths, run_job, split_jobs
+from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
 from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError
 
@@ -200,8 +200,17 @@ def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(drawing_jobs.os, "link", refuse)
     train = task_splits(TINY)[0]
-    scenes = [task.scene for group in plan_task_split(0, train) for task in group.task_scenes]
-    (job,) = split_jobs(tmp_path, scenes, splits=("train",), plan_split="train", styles=("twemoji",), seed=0)
+    (job,) = split_jobs(
+        DrawingJob(
+            folder=tmp_path,
+            splits=("train",),
+            plan_split="train",
+            styles=("twemoji",),
+            seed=0,
+            captions=False,
+            scenes=tuple(task.scene for group in plan_task_split(0, train) for task in group.task_scenes),
+        )
+    )
     run_job(job)
     paths = [tmp_path / path for path in picture_paths("train", 0, captions=False)]
     assert len({path.read_bytes() for path in paths}) == 1

@@ -167,17 +167,28 @@ def _write_corpus(config: ScenesConfig, draft: Path) -> dict[str, dict[str, int]
         for split in splits:
             alike.setdefault((split.plan, split.styles), []).append(split.name)
         for (plan, styles), names in alike.items():
-            shown = [task.scene for group in plans[plan] for task in group.task_scenes]
-            jobs += split_jobs(draft, shown, splits=tuple(names), plan_split=plan, styles=styles, seed=config.seed)
+            jobs += split_jobs(
+                DrawingJob(
+                    folder=draft,
+                    splits=tuple(names),
+                    plan_split=plan,
+                    styles=styles,
+                    seed=config.seed,
+                    captions=False,
+                    scenes=tuple(task.scene for group in plans[plan] for task in group.task_scenes),
+                )
+            )
         for caption in captions:
             jobs += split_jobs(
-                draft,
-                caption_plans[caption.name],
-                splits=(caption.name,),
-                plan_split=caption.plan,
-                styles=SEEN_STYLES,
-                seed=config.seed,
-                captions=True,
+                DrawingJob(
+                    folder=draft,
+                    splits=(caption.name,),
+                    plan_split=caption.plan,
+                    styles=SEEN_STYLES,
+                    seed=config.seed,
+                    captions=True,
+                    scenes=tuple(caption_plans[caption.name]),
+                )
             )
         boxes = _draw(pool, jobs)
     counts: dict[str, dict[str, int]] = {}

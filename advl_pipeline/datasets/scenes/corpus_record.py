@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,19 +32,12 @@ class CorpusRecord:
     """
 
     settings: Mapping[str, Any]
-    counts: Mapping[str, Mapping[str, int]]
     digest: str
+    counts: Mapping[str, Mapping[str, int]]
     made_with: Mapping[str, str]
 
     def to_json(self) -> str:
-        document = {
-            "corpus": "scenes",
-            "settings": self.settings,
-            "digest": self.digest,
-            "counts": self.counts,
-            "made_with": self.made_with,
-        }
-        return json.dumps(document, indent=1) + "\n"
+        return json.dumps({"corpus": "scenes", **asdict(self)}, indent=1) + "\n"
 
 
 def content_settings(config: ScenesConfig) -> dict[str, Any]:
@@ -62,12 +55,7 @@ def read_record(folder: Path) -> CorpusRecord | None:
     path = folder / RECORD_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return CorpusRecord(
-            settings=document["settings"],
-            counts=document["counts"],
-            digest=document["digest"],
-            made_with=document["made_with"],
-        )
+        return CorpusRecord(**{field.name: document[field.name] for field in fields(CorpusRecord)})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -7,10 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -41,27 +41,10 @@ class DrawingJob:
     scenes: tuple[Scene, ...]
 
 
-def split_jobs(
-    folder: Path,
-    scenes: Sequence[Scene],
-    *,
-    splits: tuple[str, ...],
-    plan_split: str,
-    styles: tuple[Style, ...],
-    seed: int,
-    captions: bool = False,
-) -> Iterator[DrawingJob]:
-    """Cut the scenes of splits into jobs."""
-    for start in range(0, len(scenes), _SCENES_PER_JOB):
-        yield DrawingJob(
-            folder=folder,
-            splits=splits,
-            plan_split=plan_split,
-            styles=styles,
-            seed=seed,
-            captions=captions,
-            scenes=tuple(scenes[start : start + _SCENES_PER_JOB]),
-        )
+def split_jobs(job: DrawingJob) -> Iterator[DrawingJob]:
+    """Cut a job into jobs of some of its scenes each."""
+    for start in range(0, len(job.scenes), _SCENES_PER_JOB):
+        yield replace(job, scenes=job.scenes[start : start + _SCENES_PER_JOB])
 
 
 @contextmanager

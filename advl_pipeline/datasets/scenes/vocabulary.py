@@ -35,16 +35,6 @@ class Description:
     """One of `ASPECTS`, or `HELD_OUT` for a phrasing that no training text may use."""
 
 
-def parse_descriptions(table: Mapping[str, Sequence[str]]) -> tuple[Description, ...]:
-    """Return the descriptions that training texts may use, aspect by aspect, from the table of one kind."""
-    return tuple(Description(text=text, aspect=aspect) for aspect in ASPECTS for text in table.get(aspect, ()))
-
-
-def parse_held_out(table: Mapping[str, Sequence[str]]) -> tuple[Description, ...]:
-    """Return the phrasings held out of all training texts from the table of one kind."""
-    return tuple(Description(text=text, aspect=HELD_OUT) for text in table.get(HELD_OUT, ()))
-
-
 VOCABULARY_FILE: Final = "scenes_vocabulary.json"
 
 
@@ -87,11 +77,6 @@ class Kind:
         return hash(self.code)
 
     @property
-    def character(self) -> str:
-        """The emoji itself."""
-        return "".join(chr(int(part, 16)) for part in self.code.split("-"))
-
-    @property
     def noun_phrase(self) -> str:
         """The plain name with its article: "a cat"."""
         return f"{self.article} {self.name}"
@@ -127,11 +112,6 @@ class Vocabulary:
     def kinds(self) -> tuple[Kind, ...]:
         return (*self.labelled, *self.unseen, *self.containers)
 
-    @property
-    def unnamed(self) -> tuple[Kind, ...]:
-        """The kinds that captions show and never name: about a quarter of the labelled ones."""
-        return tuple(kind for kind in self.labelled if not kind.named)
-
     def hiding_place(self, kind: Kind) -> Container:
         """Return the one container that may hide a kind."""
         (container,) = (container for container in self.containers if container.may_hide(kind))
@@ -140,41 +120,28 @@ class Vocabulary:
 
 @functools.cache
 def load_vocabulary() -> Vocabulary:
-    """Read the frozen vocabulary and what people say about its kinds."""
-    return parse_vocabulary(json.loads(read_data(VOCABULARY_FILE)), tomllib.loads(read_data(DESCRIPTIONS_FILE)))
-
-
-def parse_vocabulary(
-    document: Mapping[str, Any], descriptions: Mapping[str, Mapping[str, Sequence[str]]]
-) -> Vocabulary:
-    """Build the vocabulary from its JSON document (`annotations.make_vocabulary` makes it).
-
-    `descriptions` maps the code of a kind to its table of `data/scenes_descriptions.toml`.
-    """
+    """Read the frozen vocabulary (`annotations.make_vocabulary` makes it) and what people say about its kinds."""
+    document = json.loads(read_data(VOCABULARY_FILE))
+    descriptions = tomllib.loads(read_data(DESCRIPTIONS_FILE))
     families = {
-        name: Family(
-            subcategory=name,
-            category=entry["category"],
-            hypernym=entry["hypernym"],
-            plural=entry["plural"],
-            group=entry["group"],
-            overlaps=tuple(entry["overlaps"]),
-        )
+        name: Family(**{**entry, "subcategory": name, "overlaps": tuple(entry["overlaps"])})
         for name, entry in document["families"].items()
     }
-
     unnamed = frozenset(document["unnamed"])
 
+    def said(code: str, aspects: Sequence[str]) -> tuple[Description, ...]:
+        table = descriptions.get(code, {})
+        return tuple(Description(text=text, aspect=aspect) for aspect in aspects for text in table.get(aspect, ()))
+
     def fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-        table = descriptions.get(entry["code"], {})
         return {
             "code": entry["code"],
             "name": entry["name"],
             "article": entry["article"],
             "family": families[entry["subcategory"]],
             "named": entry["name"] not in unnamed,
-            "descriptions": parse_descriptions(table),
-            "held_out": parse_held_out(table),
+            "descriptions": said(entry["code"], ASPECTS),
+            "held_out": said(entry["code"], (HELD_OUT,)),
         }
 
     labelled, unseen = (
