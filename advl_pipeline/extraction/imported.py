@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +31,6 @@ from advl_pipeline.extraction.run import ExtractResult, extract
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 _SUFFIXES = (".npy", ".pt")
-
-
-class FeatureFiles(Protocol):
-    """Where features lie, by the names that a picture may go by."""
-
-    def find(self, picture: Path) -> str | None:
-        """Return the name that a picture's features are filed under, or None when there are none."""
-        ...
-
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """Return the features of that name, (M, D) or (D,)."""
-        ...
 
 
 def _names_of(picture: Path) -> Iterator[str]:
@@ -75,6 +63,7 @@ class FeatureFolder:
         }
 
     def find(self, picture: Path) -> str | None:
+        """Return the name that a picture's features are filed under, or None when there are none."""
         name = next((name for name in _names_of(picture) if name in self._files), None)
         alike = self._alike.get(picture.name) or self._alike.get(picture.stem)
         if name is None and alike:
@@ -87,6 +76,7 @@ class FeatureFolder:
         return name
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
+        """Return the features of that name, (M, D) or (D,)."""
         path = self._files[name]
         try:
             if path.suffix == ".npy":
@@ -122,6 +112,10 @@ class FeatureHdf5:
         if not hasattr(item, "shape"):
             raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{name}")
         return _checked(item[()], self._path)
+
+
+FeatureFiles = FeatureFolder | FeatureHdf5
+"""Where features lie, by the name of the picture."""
 
 
 class ImportedTower:

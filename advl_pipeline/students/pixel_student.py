@@ -22,7 +22,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.students.interface import Perturbation
-from advl_pipeline.students.picture_source import DecodedPictures, PictureSource
+from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.text_student import TextBatch, TextStudent, TextStudentConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -68,7 +68,7 @@ class PixelStudent(TextStudent):
 
     def __init__(self, name: str, config: PixelStudentConfig) -> None:
         super().__init__(name, config)
-        self.pictures: PictureSource = DecodedPictures(config.image_size)
+        self.pictures = DecodedPictures(config.image_size)
 
     @property
     def num_visual(self) -> int:

@@ -40,29 +40,11 @@ class TransformersTextBackbone:
         }
         self._model = model.eval().to(device=device, dtype=dtype)
         self._pooling = pooling
-        self._max_length = max_length
-        self._device = device
-        self._width: int = config.hidden_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def global_dim(self) -> int:
-        return self._width
-
-    @property
-    def token_dim(self) -> int:
-        return self._width
-
-    @property
-    def max_length(self) -> int:
-        return self._max_length
-
-    @property
-    def pad_to_max(self) -> bool:
-        return False
+        self.max_length = max_length
+        self.device = device
+        self.global_dim: int = config.hidden_size
+        self.token_dim: int = config.hidden_size
+        self.pad_to_max = False
 
     def describe(self) -> dict[str, Any]:
         return dict(self._description)

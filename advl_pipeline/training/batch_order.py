@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +25,6 @@ GROUP_SIZE = 8
 """Examples that join a batch at once, as in UNITER's sampler; halved until a group of the longest fits."""
 
 Positions = npt.NDArray[np.int64]
-
-
-class BatchOrder(Protocol):
-    """Gives the micro-batches of an optimiser step."""
-
-    def micro_batches(self, step: int) -> list[Positions]:
-        """Return positions of the examples, micro-batch by micro-batch, for this rank."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +46,7 @@ class ExampleOrder:
     world_size: int = 1
 
     def micro_batches(self, step: int) -> list[Positions]:
+        """Return positions of the examples, micro-batch by micro-batch, for this rank."""
         positions = positions_of_step(self.num_examples, step=step, batch_size=self.batch_size, seed=self.seed)
         return split_for_rank(positions, accumulate=self.accumulate, rank=self.rank, world_size=self.world_size)
 
@@ -99,6 +91,7 @@ class TokenOrder:
             )
 
     def micro_batches(self, step: int) -> list[Positions]:
+        """Return positions of the examples, micro-batch by micro-batch, for this rank."""
         first = step * self.accumulate
         found: list[Positions] = []
         epoch = passed = 0
@@ -125,6 +118,10 @@ class TokenOrder:
                 )
             )
         return self._epochs[epoch]
+
+
+BatchOrder = ExampleOrder | TokenOrder
+"""Gives the micro-batches of an optimiser step."""
 
 
 def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: int) -> Positions:

@@ -7,7 +7,6 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -22,12 +21,6 @@ from advl_pipeline.training.targets import TaskTargets, collate_targets
 
 ANNOUNCE_AHEAD = 8
 """Optimiser steps whose examples are read, and whose units the kernel is told about, before they are needed."""
-
-
-class _ReadsAhead(Protocol):
-    def begin_epoch(self) -> None: ...
-
-    def announce(self, examples: Sequence[Example]) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -99,13 +92,17 @@ def training_batches(
             for examples in step_parts
         ]
 
-    readers: list[_ReadsAhead] = [student] if source is None else [student, source]
+    readers: list[Student | SignalSource] = [student] if source is None else [student, source]
     read = _read_ahead(dataset, indices, readers, steps, order)
     yield from in_order(collate, read, num_workers=num_workers)
 
 
 def _read_ahead(
-    dataset: Dataset, indices: Sequence[int], readers: Sequence[_ReadsAhead], steps: range, order: BatchOrder
+    dataset: Dataset,
+    indices: Sequence[int],
+    readers: Sequence[Student | SignalSource],
+    steps: range,
+    order: BatchOrder,
 ) -> Iterator[list[list[Example]]]:
     """Yield the examples of each step, micro-batch by micro-batch; those of the steps to come are announced."""
 

@@ -25,28 +25,12 @@ class MovedCells(StandIn):
         super().__init__(store)
         self._order_of = order_of
 
-    def global_features(self, ids: Sequence[str]) -> Array:
-        """Return the pictures' own global features."""
-        return self._store.global_features(ids)
-
     def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
         """Return the pictures' own cells, in another order."""
         rows, lengths = self._store.token_features(ids)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         take = [start + self._order_of(unit) for unit, start in zip(ids, starts, strict=True)]
         return rows[np.concatenate(take)], lengths
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return the units' own spans."""
-        return self._store.char_spans(ids)
-
-    def begin_epoch(self) -> None:
-        """Begin an epoch of the store."""
-        self._store.begin_epoch()
-
-    def announce(self, ids: Sequence[str]) -> None:
-        """Announce the units."""
-        self._store.announce(ids)
 
 
 def with_shuffled_cells(teacher: TeacherFeatures, *, seed: int) -> TeacherFeatures:

@@ -12,13 +12,16 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import DATA, read_data
 from advl_pipeline.students.catalogue import family_of, size_of
 from advl_pipeline.training.recipe_terms import Optimiser, Schedule, TaskLoss
+
+if TYPE_CHECKING:
+    from advl_pipeline.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,21 +76,6 @@ class Recipe:
     loss: TaskLoss
     adversarial: Mapping[str, Any]
     sources: Mapping[str, str]
-
-
-class GroupRules(Protocol):
-    """What parameter groups follow from: a recipe, or the settings of a run."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def head_lr_scale(self) -> float: ...
-    @property
-    def lr_scales(self) -> tuple[ScaleRule, ...]: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def no_decay(self) -> str | None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +147,7 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
 
 
 def group_parameters(
-    encoder_names: Iterable[str], head_names: Iterable[str], recipe: GroupRules
+    encoder_names: Iterable[str], head_names: Iterable[str], recipe: Recipe | TrainingSettings
 ) -> tuple[ParameterGroup, ...]:
     """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from advl_pipeline.training.recipes import Recipe
+    from advl_pipeline.training.settings import TrainingSettings
 
 
-class ScheduleNumbers(Protocol):
-    """What the learning rate of a step follows from."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def milestones(self) -> tuple[float, ...]: ...
-    @property
-    def lr_floor(self) -> float: ...
-    @property
-    def warmup(self) -> float: ...
-
-
-def learning_rate_at(step: int, recipe: ScheduleNumbers, *, num_steps: int) -> float:
+def learning_rate_at(step: int, recipe: Recipe | TrainingSettings, *, num_steps: int) -> float:
     """Return the base learning rate of optimiser step `step`, counted from 0.
 
     Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of

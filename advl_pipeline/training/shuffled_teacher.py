@@ -58,14 +58,6 @@ class ShuffledFeatures(StandIn):
         ]
         return other_rows[np.concatenate(take).astype(np.int64)], lengths
 
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        """Return the units' own spans."""
-        return self._store.char_spans(ids)
-
-    def begin_epoch(self) -> None:
-        """Begin an epoch of the store."""
-        self._store.begin_epoch()
-
     def announce(self, ids: Sequence[str]) -> None:
         """Announce the other units."""
         self._store.announce([self._other[unit] for unit in ids])

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,43 +33,8 @@ _TEXTS_REMEMBERED = 65536
 """Of as many texts the words' prior is kept for the epochs to come."""
 
 
-class UnitFeatures(Protocol):
-    """Features of units by id: what a cache's `FeatureStore`, a live tower and a control have in common."""
-
-    @property
-    def global_dim(self) -> int: ...
-
-    @property
-    def token_dim(self) -> int | None: ...
-
-    @property
-    def has_tokens(self) -> bool: ...
-
-    @property
-    def global_mean(self) -> npt.NDArray[np.float32]: ...
-
-    @property
-    def global_variance(self) -> npt.NDArray[np.float32]: ...
-
-    @property
-    def token_mean(self) -> npt.NDArray[np.float32]: ...
-
-    @property
-    def token_variance(self) -> npt.NDArray[np.float32]: ...
-
-    def global_features(self, ids: Sequence[str]) -> Array: ...
-
-    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]: ...
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]: ...
-
-    def begin_epoch(self) -> None: ...
-
-    def announce(self, ids: Sequence[str]) -> None: ...
-
-
 class StandIn:
-    """What takes the place of a cache's features keeps their widths and moments."""
+    """What takes the place of a cache's features: their widths and moments, and what it does not change of them."""
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
@@ -79,6 +44,30 @@ class StandIn:
         self.global_mean, self.global_variance = store.global_mean, store.global_variance
         if store.has_tokens:
             self.token_mean, self.token_variance = store.token_mean, store.token_variance
+
+    def global_features(self, ids: Sequence[str]) -> Array:
+        """Return (Q, D)."""
+        return self._store.global_features(ids)
+
+    def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
+        """Return (M, D) rows one unit after another, and the (Q,) rows of each."""
+        return self._store.token_features(ids)
+
+    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return (M, 2) the characters that each token row covers."""
+        return self._store.char_spans(ids)
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch of the store."""
+        self._store.begin_epoch()
+
+    def announce(self, ids: Sequence[str]) -> None:
+        """Announce the units to the store."""
+        self._store.announce(ids)
+
+
+UnitFeatures = FeatureStore | StandIn
+"""Features of units by id: a cache's, or what stands in for them, such as a live tower or a control."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,21 +35,21 @@ from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.student_options import recipe_options, student_options
 
 
-class StoredPictures:
+class StoredPictures(DecodedPictures):
     """The source over caches of pictures; what none of them holds is decoded."""
 
     def __init__(self, caches: Sequence[TeacherCache], size: int) -> None:
+        super().__init__(size)
         self._caches = caches
         self._stores = [cache.image for cache in caches if cache.image is not None]
-        self._decoded = DecodedPictures(size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps are not copied with the student; a copy opens the caches itself.
-        return StoredPictures, (self._caches, self._decoded.size)
+        return StoredPictures, (self._caches, self.size)
 
     def pictures(self, units: Sequence[ImageUnit]) -> torch.Tensor:
         """Return (B, 3, S, S) uint8."""
-        size, ids = self._decoded.size, [unit.unit_id for unit in units]
+        size, ids = self.size, [unit.unit_id for unit in units]
         wanted_B = np.ones(len(units), np.bool_)
         pixels = np.empty((0, 3, size, size), np.uint8)
         for store in self._stores:
@@ -65,9 +65,9 @@ class StoredPictures:
             wanted_B &= ~held_B
         missing = [unit for unit, wanted in zip(units, wanted_B, strict=True) if wanted]
         if len(missing) == len(units):
-            return self._decoded.pictures(units)
+            return super().pictures(units)
         if missing:
-            pixels[wanted_B] = self._decoded.pictures(missing).numpy()
+            pixels[wanted_B] = super().pictures(missing).numpy()
         return torch.from_numpy(pixels)
 
     def announce(self, units: Sequence[ImageUnit]) -> None:

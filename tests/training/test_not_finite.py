@@ -58,22 +58,10 @@ class Failing(StandIn):
         super().__init__(store)
         self._num_readings = 0
 
-    def global_features(self, ids: Sequence[str]) -> Array:
-        return self._store.global_features(ids)
-
     def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
         self._num_readings += 1
         rows, lengths = self._store.token_features(ids)
         return (np.full_like(rows, np.nan) if self._num_readings > 3 else rows), lengths
-
-    def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
-        return self._store.char_spans(ids)
-
-    def begin_epoch(self) -> None:
-        self._store.begin_epoch()
-
-    def announce(self, ids: Sequence[str]) -> None:
-        self._store.announce(ids)
 
 
 def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
