@@ -50,9 +50,9 @@ from advl_pipeline.distillation.pooling import (
 from advl_pipeline.distillation.relational import (
     ALONE,
     Everywhere,
+    divergences,
     related_texts,
     related_vision,
-    related_words,
     require_relations,
 )
 from advl_pipeline.distillation.selection import select_words
@@ -374,11 +374,17 @@ class Distiller(nn.Module):
         landmarks: Landmarks | None,
     ) -> torch.Tensor:
         """Return (N, W): the divergence of the nodes that are asked for, 0 elsewhere."""
-        if landmarks is None:
-            return related_words(
-                self.settings, words_NWH, one, node_NW, asked_NW, words.form_NW, everywhere=self.everywhere
-            )
         assert one.words_NWD is not None
+        if landmarks is None:
+            return divergences(
+                self.settings,
+                words_NWH,
+                one.words_NWD,
+                node_NW,
+                words.form_NW,
+                asked_NW=asked_NW,
+                everywhere=self.everywhere,
+            )
         return placed_nodes(self.settings, words_NWH, one.words_NWD, asked_NW, landmarks)
 
     def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:

@@ -13,8 +13,6 @@ Relations need the items of all processes that share a batch: the loss code asks
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch.nn import functional
 
@@ -28,8 +26,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 
-class Everywhere(Protocol):
-    """Gives each process the rows of all of them."""
+class Everywhere:
+    """Gives each process the rows of all of them: here one process, whose rows are all there are."""
 
     def rows(self, values_X: torch.Tensor) -> torch.Tensor:
         """Return the rows of all processes, in their order, with gradients to the process that each is of.
@@ -37,24 +35,14 @@ class Everywhere(Protocol):
         Gradients of what the processes compute of them are added up. The rows may be of another number in each
         process; their other axes, and the type of the values, are alike.
         """
-        ...
-
-    def own(self, values_Y: torch.Tensor, like_X: torch.Tensor) -> torch.Tensor:
-        """Return this process's part of rows of all processes, of as many as its `like_X` has."""
-        ...
-
-
-class Alone:
-    """One process: its rows are all there are."""
-
-    def rows(self, values_X: torch.Tensor) -> torch.Tensor:
         return values_X
 
     def own(self, values_Y: torch.Tensor, like_X: torch.Tensor) -> torch.Tensor:
+        """Return this process's part of rows of all processes, of as many as its `like_X` has."""
         return values_Y
 
 
-ALONE = Alone()
+ALONE = Everywhere()
 
 
 MAX_RELATED = 1024
@@ -164,18 +152,18 @@ def related_vision(
             node_BS = some_of(node_BS, MAX_RELATED, generator)
             place_S = torch.arange(num_regions, device=image_ids_B.device)
             group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
-            each_BS = _divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, everywhere=everywhere)
+            each_BS = divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, everywhere=everywhere)
         loss_B = loss_B + masked_mean(each_BS, node_BS)
     if target in ("image", "both"):
         image_B1H = image_state(distilled, batch)[first_B][:, None]
         node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
-        loss_B = loss_B + _divergences(
+        loss_B = loss_B + divergences(
             settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None], everywhere=everywhere
         ).squeeze(1)
     return loss_B
 
 
-def _divergences(
+def divergences(
     settings: DistillationSettings,
     states_NWH: torch.Tensor,
     features_NWD: torch.Tensor,
@@ -204,22 +192,6 @@ def _divergences(
         everywhere=everywhere,
     )
     return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(asked_NW, each_X)
-
-
-def related_words(
-    settings: DistillationSettings,
-    words_NWH: torch.Tensor,
-    one: TextSignal,
-    node_NW: torch.Tensor,
-    asked_NW: torch.Tensor,
-    form_NW: torch.Tensor,
-    everywhere: Everywhere = ALONE,
-) -> torch.Tensor:
-    """Return (N, W): the divergence of each word asked for among the nodes, which are words with a meaning."""
-    assert one.words_NWD is not None
-    return _divergences(
-        settings, words_NWH, one.words_NWD, node_NW, form_NW, asked_NW=asked_NW, everywhere=everywhere
-    )
 
 
 def require_relations(
@@ -262,4 +234,4 @@ def related_texts(
     )
     same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
     node_N1 = node_NW.any(1, keepdim=True)
-    return _divergences(settings, states_N1H, features_N1D, node_N1, same_N1, everywhere=everywhere)[:, 0]
+    return divergences(settings, states_N1H, features_N1D, node_N1, same_N1, everywhere=everywhere)[:, 0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from advl_pipeline.distillation.relational import ALONE
@@ -32,7 +33,7 @@ from advl_pipeline.training.finite import (
     require_finite_weights,
 )
 from advl_pipeline.training.optimiser import build_optimizer, rate_factor
-from advl_pipeline.training.processes import add_gradients, add_up, align_parameters, everywhere, gather_items
+from advl_pipeline.training.processes import add_gradients, align_parameters, everywhere
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.schedule import distillation_strength
 from advl_pipeline.training.settings import TrainingSettings
@@ -201,14 +202,12 @@ def _optimiser_step(
 ) -> tuple[dict[str, Any], int, int]:
     """Take one step; return its record, and how many examples and texts all processes took it over."""
     optimizer.zero_grad(set_to_none=True)
-    num_examples, num_texts, num_cut = (
-        add_up(sum(number(batch) for batch in micro_batches), accelerator)
-        for number in (
-            lambda batch: len(batch.example_ids),
-            lambda batch: batch.student.num_sequences,
-            lambda batch: batch.student.num_cut,
-        )
-    )
+    own = [
+        sum(len(batch.example_ids) for batch in micro_batches),
+        sum(batch.student.num_sequences for batch in micro_batches),
+        sum(batch.student.num_cut for batch in micro_batches),
+    ]
+    num_examples, num_texts, num_cut = accelerator.reduce(torch.tensor(own, device=accelerator.device)).tolist()
     generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
     collected: list[LoggedTerms] = []
     for batch in micro_batches:
@@ -233,7 +232,7 @@ def _optimiser_step(
                 backward(terms.total)
         collected.append(log_terms(share, terms, is_learned=is_learned))
     # All processes see the terms of all, so that all of them stop where one must.
-    collected = gather_items(collected, accelerator)
+    collected = gather_object(collected)
     require_finite_terms(collected, place)
     record = summarise(collected, num_examples) | {"num_texts_cut": num_cut}
     if not any(terms.is_learned for terms in collected):

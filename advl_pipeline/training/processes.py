@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 
@@ -62,8 +61,8 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     )
 
 
-class Together:
-    """The rows of all processes of the group (`Everywhere`)."""
+class Together(Everywhere):
+    """The rows of all processes of the group."""
 
     def __init__(self) -> None:
         self._rank = distributed.get_rank()
@@ -98,20 +97,6 @@ class Together:
 def everywhere(num_processes: int) -> Everywhere:
     """Return what gives the rows of a batch that as many processes share."""
     return ALONE if num_processes == 1 else Together()
-
-
-def add_up(number: int, accelerator: Accelerator) -> int:
-    """Return the sum of a number over the processes."""
-    if accelerator.num_processes == 1:
-        return number
-    total = torch.tensor(number, device=accelerator.device)
-    distributed.all_reduce(total)
-    return int(total)
-
-
-def gather_items(items: list[Any], accelerator: Accelerator) -> list[Any]:
-    """Return the items of all processes, in their order."""
-    return items if accelerator.num_processes == 1 else list(gather_object(items))
 
 
 def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:
