@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +13,8 @@ import numpy.typing as npt
 from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns, problems_in
 from advl_pipeline.datasets.indexed import READER_VERSION, IndexedDataset, Source, Variant
 from advl_pipeline.datasets.interface import QuestionTable
-from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
+from advl_pipeline.datasets.line_files import text_field
+from advl_pipeline.datasets.own.tables import read_table
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import Candidate, Task, text_unit
 from advl_pipeline.datasets.roots import is_safe_name, require_file
@@ -119,11 +118,13 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
     strata: dict[str, int] = {}
     rows: list[tuple[int, int, int, int]] = []
     problems: list[tuple[int, str]] = []
-    for number, parse in _records(path):
+    hypothesis_field = "hypothesis" if path.suffix == ".csv" else "sentence2"  # Of e-SNLI-VE and of SNLI-VE.
+    for number, record in read_table(path):
         try:
-            record = parse()
+            if isinstance(record, Malformed):
+                raise record
             pair_id = text_field(record, "pairID")
-            hypothesis = text_field(record, "sentence2")
+            hypothesis = text_field(record, hypothesis_field)
             label = gold_label(record)
             image = f"{images_folder}/{flickr_id(record)}.jpg"
             if pair_id in pair_ids:
@@ -149,40 +150,6 @@ def build_snli_ve_columns(path: Path, images_folder: str) -> Columns:
         **StringColumn.encode("stratum", strata),
         **StringColumn.encode("problem", [why for _, why in problems]),
     }
-
-
-def _records(path: Path) -> Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]:
-    """Yield line numbers and what parses the line: of JSONL, or of e-SNLI-VE's CSV in the field names of SNLI-VE."""
-    if path.suffix != ".csv":
-        for line in scan_lines(path):
-            yield line.number, partial(parse_object, line.data)
-        return
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                yield reader.line_num, partial(_refuse, f"not CSV: {error}")
-                return
-            if row is None:
-                return
-            yield reader.line_num, partial(_csv_record, row)
-
-
-def _csv_record(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    if any(isinstance(value, str) and not value.isascii() and _is_broken(value) for value in row.values()):
-        raise Malformed("the line is not UTF-8")
-    return {**row, "sentence2": row.get("hypothesis")}
-
-
-def _is_broken(text: str) -> bool:
-    """Tell whether a byte was kept as a surrogate because it is not UTF-8."""
-    return any("\udc80" <= letter <= "\udcff" for letter in text)
-
-
-def _refuse(why: str) -> Mapping[str, Any]:
-    raise Malformed(why)
 
 
 def gold_label(record: Mapping[str, Any]) -> str:
