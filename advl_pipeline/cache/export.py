@@ -6,7 +6,6 @@ Shapes: N units, M token rows, D feature width.
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from advl_pipeline.atomic import writing
+from advl_pipeline.atomic import remove_left, writing
 from advl_pipeline.cache.config import ExportConfig
 from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
@@ -57,12 +56,12 @@ def run_export(config: ExportConfig) -> ExportResult:
     partial = config.output.with_name(f"{config.output.name}.partial")
     try:
         with writing(config.output, SafetensorError):
-            _remove(partial)
+            remove_left(partial)
             partial.parent.mkdir(parents=True, exist_ok=True)
             writers[config.to](cache, partial)
             partial.replace(config.output)
     except BaseException:
-        _remove(partial)
+        remove_left(partial)
         raise
     files = [config.output] if config.output.is_file() else sorted(config.output.iterdir())
     return ExportResult(
@@ -71,13 +70,6 @@ def run_export(config: ExportConfig) -> ExportResult:
         num_units={name: len(store) for name, store in cache.stores().items()},
         num_bytes=sum(path.stat().st_size for path in files),
     )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _parts(store: FeatureStore) -> Iterator[tuple[list[str], Arrays]]:

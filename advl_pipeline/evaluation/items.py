@@ -18,7 +18,7 @@ from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy
 
-METRIC_OF_TASK: Mapping[Task, str] = {
+METRIC_OF_TASK: Mapping[str, str] = {
     "vcr-q2a": "q2a",
     "vcr-qa2r": "qa2r",
     "vqa": "vqa",
@@ -124,11 +124,7 @@ def score_answers(
         DatasetError: the split has no public answers. ConfigError: a score that is not a number.
     """
     chosen = first_maximum(scores_nK, [example.example_id for example in examples])
-    values = [
-        question_accuracy(answers[choice], dataset.ground_truth(example.example_id), mode)
-        for example, choice in zip(examples, chosen.tolist(), strict=True)
-    ]
-    return _item_scores(examples, np.array(values, dtype=np.float32))
+    return score_texts(examples, [answers[choice] for choice in chosen.tolist()], dataset=dataset, mode=mode)
 
 
 def score_texts(

@@ -28,7 +28,7 @@ from advl_pipeline.evaluation.statistics import (
     Interval,
     Significance,
     effect,
-    paired_bootstrap,
+    hierarchical_bootstrap,
     sign_flip_test,
 )
 from advl_pipeline.runs.names import evaluation_file
@@ -101,7 +101,8 @@ def shift_drop(
     after = 100.0 * float(after_n.mean())
     if match.questions == "same":
         before = 100.0 * float(before_n.mean())
-        interval, significance = paired_bootstrap(after_n - before_n), sign_flip_test(after_n - before_n)
+        interval = hierarchical_bootstrap((after_n - before_n)[None], resample_seeds=False)
+        significance = sign_flip_test(after_n - before_n)
     else:
         before = 100.0 * float(original_N.mean())
         rest = np.delete(original_N.astype(np.float64), match.original_n)

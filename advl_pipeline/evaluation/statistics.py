@@ -203,15 +203,6 @@ def sign_flip_test(
     )
 
 
-def paired_bootstrap(
-    difference_N: FloatArray, *, level: float = 0.95, resamples: int = 4000, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval, in points, of the mean difference over items."""
-    return hierarchical_bootstrap(
-        np.atleast_2d(difference_N), level=level, resamples=resamples, seed=seed, resample_seeds=False
-    )
-
-
 def hierarchical_bootstrap(
     difference_SN: FloatArray,
     *,

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import Example, head_name
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import AdvlError, DatasetError
-from advl_pipeline.evaluation.items import question_rank
+from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.reader import Evaluation, read_evaluation, read_json
-from advl_pipeline.studies.config import METRICS_OF_TASK, Setting
+from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import CellRecord, StudyResult
 
 PICTURE_WIDTH = 360
@@ -152,10 +152,11 @@ def collect_examples(
     task = next((name for name in setting.tasks if focus and name in focus.scores), None)
     if baseline is None or focus is None or task is None or task not in baseline.scores:
         return None
-    metric = METRICS_OF_TASK[task][0]
-    focus_right, baseline_right = focus.items[metric], _aligned(baseline, focus, metric)
+    metric = METRIC_OF_TASK[task]
+    order = _order(baseline, focus, metric)
+    focus_right, baseline_right = focus.items[metric], baseline.items[metric][order]
     chosen_focus = focus.scores[task].argmax(axis=1)
-    chosen_baseline = baseline.scores[task].argmax(axis=1)[_order(baseline, focus, metric)]
+    chosen_baseline = baseline.scores[task].argmax(axis=1)[order]
     won = np.flatnonzero(focus_right > baseline_right)
     lost = np.flatnonzero(focus_right < baseline_right)
     tied = np.flatnonzero((chosen_focus != chosen_baseline) & (focus_right == baseline_right))
@@ -170,7 +171,7 @@ def collect_examples(
         runs = [result.folder / cell.run for cell in pair]
         config = read_json(runs[1] / names.CONFIG)
         dataset = _open(config, name, split, (task,), data_root)
-        classes = [_answers_of(run, task) if _is_classified(dataset, task) else () for run in runs]
+        classes = [_answers_of(run, task) if dataset.label_names(dataset.tasks[0]) else () for run in runs]
         examples = tuple(
             _render(
                 example := _find(dataset, ids[row], task),
@@ -227,10 +228,6 @@ def _order(baseline: Evaluation, focus: Evaluation, metric: str) -> list[int]:
     return [where[name] for name in focus.ids[metric]]
 
 
-def _aligned(baseline: Evaluation, focus: Evaluation, metric: str) -> np.ndarray:
-    return baseline.items[metric][_order(baseline, focus, metric)]
-
-
 def _draw(rows: np.ndarray, ids: Sequence[str], number: int) -> list[int]:
     """Choose rows by the hash of their ids: as good as at random, and the same every time."""
     ranked = sorted(map(int, rows), key=lambda row: question_rank(ids[row]))
@@ -253,10 +250,6 @@ def _open(
         answer_list=config.get("answer_list", "train"),
         on_error=config.get("on_error", "fail"),
     )
-
-
-def _is_classified(dataset: Dataset, task: str) -> bool:
-    return any(dataset.label_names(name) for name in dataset.tasks if name == task)
 
 
 def _answers_of(run: Path, task: str) -> tuple[str, ...]:
@@ -364,11 +357,7 @@ def _picture(path: Path) -> tuple[str, int, int]:
     Raises:
         DatasetError: it cannot be read.
     """
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DatasetError("A picture cannot be read.", where=str(path), why=str(error)) from error
+    picture = read_rgb(path)
     if picture.width > PICTURE_WIDTH:
         picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)))
     buffer = io.BytesIO()

@@ -30,9 +30,6 @@ from advl_pipeline.locations import Location
 from advl_pipeline.studies.variants import SET_BY_THE_STUDY, Variant, find_variant, variant_table
 from advl_pipeline.training.config import FinetuneConfig
 
-METRICS_OF_TASK: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {task: (metric,) for task, metric in METRIC_OF_TASK.items()}
-)
 _OF_EVALUATION = frozenset({"run", "on", "data_root"})
 """Options of an evaluation that a study's grid decides."""
 
@@ -268,12 +265,12 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
 
 
 def _complete(setting: Setting, where: str) -> Setting:
-    measured = _with_joint(tuple(m for task in setting.tasks for m in METRICS_OF_TASK.get(task, ())))
+    measured = _with_joint(tuple(METRIC_OF_TASK[task] for task in setting.tasks if task in METRIC_OF_TASK))
     if not measured:
         raise ConfigError(
             f"The setting on {setting.dataset} names no task.",
             where=where,
-            why=f"tasks is empty or unknown; known: {', '.join(METRICS_OF_TASK)}",
+            why=f"tasks is empty or unknown; known: {', '.join(METRIC_OF_TASK)}",
         )
     if not setting.test_sets:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)

@@ -91,7 +91,7 @@ def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dic
     Raises:
         ConfigError: a file can be read neither there nor here, or the record of the study is damaged.
     """
-    kept = recorded_recipes(folder)
+    kept, _ = recorded(folder)
     copies: dict[Path, bytes] = {}
     for name in recipe_files(study):
         try:
@@ -122,22 +122,19 @@ def _extraction_file(folder: Path, cache: Path) -> Path:
     return folder / EXTRACTION_FOLDER / ("-".join(cache.parts[-3:]) + ".json")
 
 
-def recorded_recipes(folder: Path) -> dict[str, Path]:
-    """Return the recipe files that the folder holds copies of: name in the study -> copy; none for a new folder.
+def recorded(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the recipe files that the folder holds copies of and the digests of the splits; none for a new folder.
+
+    Returns:
+        Name of a recipe in the study -> its copy; split that the folder's study was trained on -> its digest.
 
     Raises:
         ConfigError: the record of the study is damaged.
     """
-    return dict(read_record(folder).recipes) if (folder / STUDY_FILE).exists() else {}
-
-
-def recorded_dataset_digests(folder: Path) -> dict[str, str]:
-    """Return the digests of the splits that the folder's study was trained on; none for a new folder.
-
-    Raises:
-        ConfigError: the record of the study is damaged.
-    """
-    return dict(read_record(folder).dataset_digests) if (folder / STUDY_FILE).exists() else {}
+    if not (folder / STUDY_FILE).exists():
+        return {}, {}
+    record = read_record(folder)
+    return dict(record.recipes), dict(record.dataset_digests)
 
 
 def read_record(folder: Path) -> StudyRecord:

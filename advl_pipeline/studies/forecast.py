@@ -16,7 +16,7 @@ from advl_pipeline.folders import folder_bytes
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
-from advl_pipeline.studies.folder import default_folder, recorded_dataset_digests, recorded_recipes
+from advl_pipeline.studies.folder import default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
 from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds, timings_beside, timings_here
 from advl_pipeline.teachers.catalogue import CATALOGUE
@@ -165,8 +165,9 @@ def forecast_study(
     study = asked_study(config)
     folder = config.output or default_folder(study)
     absent = tuple(missing_inits(study))
-    recipes = {name: kept for name, kept in recorded_recipes(folder).items() if not Path(name).exists()}
-    content, missing_dataset = _dataset_digests(study, config.data_root, folder, recipes)
+    copies, digests = recorded(folder)
+    recipes = {name: kept for name, kept in copies.items() if not Path(name).exists()}
+    content, missing_dataset = _dataset_digests(study, config.data_root, digests, recipes)
     plan = build_plan(
         study,
         folder=folder,
@@ -210,12 +211,11 @@ def forecast_study(
 
 
 def _dataset_digests(
-    study: StudyConfig, data_root: Path | None, folder: Path, recipes: Mapping[str, Path]
+    study: StudyConfig, data_root: Path | None, known: Mapping[str, str], recipes: Mapping[str, Path]
 ) -> tuple[dict[str, str], str]:
     """Return the digests, or what is missing: a grid can be looked at before its data are there."""
     try:
-        recorded = recorded_dataset_digests(folder)
-        return dataset_digests(study, data_root, digest_dataset, recorded=recorded, recipes=recipes), ""
+        return dataset_digests(study, data_root, digest_dataset, recorded=known, recipes=recipes), ""
     except DatasetError as error:
         return {}, error.what + (f" ({error.where})" if error.where else "")
 

@@ -14,6 +14,7 @@ from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.evaluation.calibration import reliability, top_confidence
+from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
@@ -29,7 +30,6 @@ from advl_pipeline.runs.reader import (
     read_weights,
 )
 from advl_pipeline.studies.comparisons import contrasts, losses, mean_contrasts, standings, text_shares, trends
-from advl_pipeline.studies.config import METRICS_OF_TASK
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
 from advl_pipeline.studies.loose_runs import lay_out_runs
@@ -267,7 +267,7 @@ def pool_histograms(
 def _calibrations(
     plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Mapping[tuple[str, str], Evaluation]
 ) -> tuple[Calibration, ...]:
-    task_of = {metric: task for task, metrics in METRICS_OF_TASK.items() for metric in metrics}
+    task_of = {metric: task for task, metric in METRIC_OF_TASK.items()}
     pooled: dict[tuple[Place, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for cell in plan.cells:
         for test_set in cell.test_sets:

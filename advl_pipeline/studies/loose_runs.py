@@ -13,11 +13,11 @@ from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import JOINT_METRICS
+from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.folders import folder_kind
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
-from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig
+from advl_pipeline.studies.config import Setting, StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.variants import SHIPPED, Variant
 from advl_pipeline.training.config import FinetuneConfig
@@ -35,7 +35,7 @@ class _Run:
     @property
     def tasks(self) -> tuple[str, ...]:
         metrics = {metric for document in self.evaluations.values() for metric in document["metrics"]}
-        return tuple(task for task, of_task in METRICS_OF_TASK.items() if set(of_task) <= metrics)
+        return tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
 
     @property
     def place(self) -> tuple[str, str, tuple[str, ...], int | None, int]:
@@ -148,7 +148,7 @@ def _ordered(run: _Run) -> list[str]:
 
 
 def _setting(run: _Run, test_sets: tuple[str, ...]) -> Setting:
-    metrics = tuple(metric for task in run.tasks for metric in METRICS_OF_TASK[task])
+    metrics = tuple(METRIC_OF_TASK[task] for task in run.tasks)
     joint = tuple(name for both, name in JOINT_METRICS.items() if set(both) <= set(metrics))
     return Setting(
         dataset=run.config.dataset,

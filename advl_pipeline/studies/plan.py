@@ -21,9 +21,10 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig, default_output, part_name
 from advl_pipeline.locations import local_folder
-from advl_pipeline.studies.config import METRICS_OF_TASK, Setting, StudyConfig, shots_label
+from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
@@ -272,7 +273,7 @@ def _decided(config: FinetuneConfig, kind: str) -> dict[str, Any]:
 
 def _kinds(setting: Setting) -> tuple[str, ...]:
     """Return the kinds of task of a setting, by its metrics where it names no tasks."""
-    tasks = setting.tasks or [task for task, names in METRICS_OF_TASK.items() if set(names) & set(setting.metrics)]
+    tasks = setting.tasks or [task for task, metric in METRIC_OF_TASK.items() if metric in setting.metrics]
     return tuple(sorted(set(map(head_name, tasks))))
 
 

@@ -28,7 +28,7 @@ from advl_pipeline.studies.execute import (
 from advl_pipeline.studies.folder import (
     default_folder,
     read_recipes,
-    recorded_dataset_digests,
+    recorded,
     write_extraction,
     write_study,
 )
@@ -79,9 +79,8 @@ def run_study(
     recipes, copies = read_recipes(folder, study)
     # Until the copies are written, a plan is read from the files that they are copies of.
     readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
-    content = dataset_digests(
-        study, config.data_root, digest or read_digest, recorded=recorded_dataset_digests(folder), recipes=readable
-    )
+    _, known = recorded(folder)
+    content = dataset_digests(study, config.data_root, digest or read_digest, recorded=known, recipes=readable)
     lay_out = partial(
         build_plan,
         study,

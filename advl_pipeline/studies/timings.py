@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advl_pipeline.configuration import config_to_dict, pacing_options
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.studies.folder import STUDY_FILE, read_study_folder
@@ -122,30 +121,11 @@ MEASURED_STEPS = 10
 """Few, so that a slow machine answers in minutes; the first of them are slower than those to come."""
 
 
-def run_short(config: FinetuneConfig) -> None:
-    """Finetune in this process."""
-    from advl_pipeline.training.run import run_finetune
-
-    run_finetune(config)
-
-
 MEASURED_QUESTIONS = 32
 """Of each test set: enough for a few batches."""
 
 
-def score_short(config: EvaluateConfig) -> None:
-    """Score some questions in this process."""
-    from advl_pipeline.evaluation.runner import run_evaluate
-
-    run_evaluate(config)
-
-
-def measure_kinds(
-    cells: Sequence[Cell],
-    *,
-    finetune: Callable[[FinetuneConfig], None] = run_short,
-    score: Callable[[EvaluateConfig], None] = score_short,
-) -> list[Timing]:
+def measure_kinds(cells: Sequence[Cell]) -> list[Timing]:
     """Train one cell of each kind for a few steps, the one with the fewest labels, and score some questions.
 
     What it writes is deleted.
@@ -156,6 +136,9 @@ def measure_kinds(
     Raises:
         AdvlError: what a run raised.
     """
+    from advl_pipeline.evaluation.runner import run_evaluate
+    from advl_pipeline.training.run import run_finetune
+
     by_kind: dict[str, Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.shots or float("inf")):
         if all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache):
@@ -165,7 +148,7 @@ def measure_kinds(
         with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
             # The adapt step keeps its share: its steps cost something else.
             share = cell.finetune.adapt_steps / finetune_steps(cell.finetune)
-            finetune(
+            run_finetune(
                 replace(
                     cell.finetune,
                     num_steps=MEASURED_STEPS,
@@ -173,7 +156,7 @@ def measure_kinds(
                     output=Path(folder),
                 )
             )
-            score(replace(cell.evaluate, run=Path(folder), evaluate_on=MEASURED_QUESTIONS))
+            run_evaluate(replace(cell.evaluate, run=Path(folder), evaluate_on=MEASURED_QUESTIONS))
             source = f"runs of {MEASURED_STEPS} steps made now"
             found.append(timing_of(cell, Path(folder) / names.RESULT, source=source))
     return found

@@ -21,13 +21,6 @@ from advl_pipeline.geometry import CropRounding, Framing
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Fit = Literal["crop", "squash"]
 
-_RESAMPLE = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelSettings:
@@ -46,6 +39,11 @@ class PixelSettings:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     crop_rounding: CropRounding = "half-even"
+
+    @property
+    def resample(self) -> Image.Resampling:
+        """Pillow's filter of that name."""
+        return Image.Resampling[self.interpolation.upper()]
 
     @property
     def framing(self) -> Framing:
@@ -106,14 +104,14 @@ def fit_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
     """Scale a whole RGB picture as the network's own preprocessing does; uint8 (3, H, W)."""
     framing = settings.framing
     size = framing.scaled_size(*picture.size)
-    scaled = picture if picture.size == size else picture.resize(size, _RESAMPLE[settings.interpolation])
+    scaled = picture if picture.size == size else picture.resize(size, settings.resample)
     left, top = framing.corner(size)
     return _to_chw(scaled.crop((left, top, left + settings.width, top + settings.height)))
 
 
 def squash_picture(picture: Image.Image, settings: PixelSettings) -> torch.Tensor:
     """Scale a whole RGB picture to the network's input with nothing cut off; uint8 (3, H, W)."""
-    return _to_chw(picture.resize((settings.width, settings.height), _RESAMPLE[settings.interpolation]))
+    return _to_chw(picture.resize((settings.width, settings.height), settings.resample))
 
 
 def crop_picture(picture: Image.Image, rectangle: tuple[int, int, int, int], settings: PixelSettings) -> torch.Tensor:
@@ -124,7 +122,7 @@ def crop_picture(picture: Image.Image, rectangle: tuple[int, int, int, int], set
         square = Image.new("RGB", (side, side), settings.mean_colour)
         square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
         cut = square
-    return _to_chw(cut.resize((settings.width, settings.height), _RESAMPLE[settings.interpolation]))
+    return _to_chw(cut.resize((settings.width, settings.height), settings.resample))
 
 
 def normalise(pixels_NCHW: torch.Tensor, settings: PixelSettings) -> torch.Tensor:

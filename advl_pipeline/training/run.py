@@ -128,11 +128,11 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
-            "vision_targets": {choice.teacher: choice.to_dict() for choice in vision},
+            "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in vision},
             "targets": {str(fit.target): fit.to_dict() for fit in fits},
             "confidence": {one.modality: one.to_dict() for one in checked},
             "answers": [one.to_dict() for one in answers],
-            "reads": reads.to_dict(),
+            "reads": dataclasses.asdict(reads),
             "global_batch": step_line,
         }
         folder.begin(

@@ -6,9 +6,8 @@ It is looked at before the first step and said in the output, in settings.json a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
@@ -32,10 +31,6 @@ class StudentInputs:
     num_cut: int
     max_tokens: int
     caveats: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """Return one line for people about each thing that may surprise."""

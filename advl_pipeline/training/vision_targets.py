@@ -7,8 +7,7 @@ for a whole run. Shapes as in `vision_signals.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
@@ -38,10 +37,6 @@ class VisionChoice:
     num_targets: int = 0
     num_places: int = 0
     num_pictures: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON types."""
-        return asdict(self)
 
     def line(self) -> str:
         """Return one line for people."""

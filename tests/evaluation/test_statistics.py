@@ -99,7 +99,7 @@ def test_summary_is_the_textbook_t_interval() -> None:
 @given(st.integers(0, 10_000), st.integers(20, 120))
 def test_item_bootstrap_agrees_with_scipy(seed: int, count: int) -> None:
     difference_N = np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], size=count)
-    ours = s.paired_bootstrap(difference_N, resamples=4000)
+    ours = s.hierarchical_bootstrap(difference_N[None], resamples=4000, resample_seeds=False)
     theirs = stats.bootstrap(
         (difference_N,), np.mean, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
     ).confidence_interval
@@ -177,7 +177,9 @@ def test_shares_of_question_types_are_held_fixed_unless_there_are_too_many() -> 
 def test_item_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(17)
     covered = [
-        s.paired_bootstrap(random.choice([-1.0, 0.0, 1.0], size=150, p=[0.2, 0.5, 0.3]), resamples=600).contains(10.0)
+        s.hierarchical_bootstrap(
+            random.choice([-1.0, 0.0, 1.0], size=(1, 150), p=[0.2, 0.5, 0.3]), resamples=600, resample_seeds=False
+        ).contains(10.0)
         for _ in range(300)
     ]
     assert 0.91 <= np.mean(covered) <= 0.98

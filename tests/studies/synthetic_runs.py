@@ -18,7 +18,8 @@ import numpy as np
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.studies.config import METRICS_OF_TASK, StudyConfig
+from advl_pipeline.evaluation.items import METRIC_OF_TASK
+from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Cell
 from advl_pipeline.training.methods import planned_steps, takes_two_steps
 
@@ -117,7 +118,7 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
     swapped: dict[str, np.ndarray] = {}
     names = np.array([f"{test_set}-{index}" for index in range(NUM_ITEMS)])
     for task in cell.finetune.task:
-        metric = METRICS_OF_TASK[task][0]
+        metric = METRIC_OF_TASK[task]
         difficulty = generator("difficulty", cell.setting, test_set, task).random(NUM_ITEMS)
         noise = generator(cell.cell_id, test_set, task).normal(0, 0.15, NUM_ITEMS)
         threshold = accuracy(cell, test_set, gains)

@@ -24,7 +24,7 @@ from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
 from advl_pipeline.studies.forecast import CacheForecast, Forecast, forecast_study
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.timings import MEASURED_QUESTIONS, MEASURED_STEPS, measure_kinds
+from advl_pipeline.studies.timings import MEASURED_QUESTIONS, MEASURED_STEPS
 from advl_pipeline.teachers.catalogue import CATALOGUE
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -134,7 +134,7 @@ def test_only_caches_that_are_still_needed_count(tmp_path: Path) -> None:
     assert more.seconds_left == pytest.approx(4 * ONE_STEP + 4 * TWO_STEPS + 2 * 7.0)
 
 
-def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
+def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[FinetuneConfig] = []
 
     def finetune(short: FinetuneConfig) -> None:
@@ -149,13 +149,11 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path) -> None:
             document = {"seconds": 3.0, "num_examples": 64, "sample": {"asked": 32, "of_examples": 640}}
             synthetic_runs.write_json(short.run / "evaluation" / f"{name}.json", document)
 
+    monkeypatch.setattr("advl_pipeline.training.run.run_finetune", finetune)
+    monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", score)
+
     def told(path: Path) -> Forecast:
-        return forecast_study(
-            config(tmp_path, path),
-            measure=True,
-            plan_cache=no_plan,
-            measure_cells=lambda cells: measure_kinds(cells, finetune=finetune, score=score),
-        )
+        return forecast_study(config(tmp_path, path), measure=True, plan_cache=no_plan)
 
     path = write_study_file(tmp_path, num_seeds=2)
     before = told(path)
