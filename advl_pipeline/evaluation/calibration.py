@@ -6,10 +6,15 @@ Shapes: N items, C candidates or classes. Source: expected calibration error wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
+
+ScoreKind = Literal["compete", "independent", "likelihood"]
+"""Classes that compete (softmax), that are judged one by one (VQA's soft labels: sigmoid), or that are texts, whose
+likelihoods are among all texts."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -31,16 +36,19 @@ class Reliability:
     expected_error: float
 
 
-def top_confidence(scores_NC: npt.NDArray[np.floating], *, independent: bool) -> FloatArray:
+def top_confidence(scores_NC: npt.NDArray[np.floating], *, kind: ScoreKind) -> FloatArray:
     """Return the probability (N,) that the student gives to what it answers.
 
     Args:
-        scores_NC: logits.
-        independent: classes are judged one by one (VQA's soft labels: sigmoid), else they compete (softmax).
+        scores_NC: logits, or logarithms of likelihoods.
+        kind: see `ScoreKind`.
     """
     scores = np.asarray(scores_NC, dtype=np.float64)
-    probabilities: FloatArray = expit(scores) if independent else softmax(scores, axis=1)
-    top: FloatArray = probabilities.max(axis=1)
+    if kind == "compete":
+        scores = softmax(scores, axis=1)
+    else:
+        scores = expit(scores) if kind == "independent" else np.exp(scores)
+    top: FloatArray = scores.max(axis=1)
     return top
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from advl_pipeline.evaluation.statistics import (
     FloatArray,
@@ -30,6 +31,33 @@ class Contribution:
 
     values_SN: FloatArray
     groups: ItemGroups | None
+
+
+def lost_in_part(
+    whole: Contribution, part: Contribution, whole_n: npt.NDArray[np.int64], part_n: npt.NDArray[np.int64]
+) -> tuple[Contribution, ...]:
+    """Return what a part is below the whole that it is of, as disjoint sets: what both hold, and what only one holds.
+
+    With N items in the whole, all n of the part among them, whole - part is (1 - n / N) (rest - part). Of samples of
+    the two, each may hold questions that the other does not.
+
+    Args:
+        whole_n: positions in the whole of the questions that both hold.
+        part_n: their positions in the part.
+    """
+    num_whole, num_part, num_both = whole.values_SN.shape[1], part.values_SN.shape[1], len(whole_n)
+    rest, more = (np.setdiff1d(np.arange(count), held) for count, held in ((num_whole, whole_n), (num_part, part_n)))
+    both_Sn = num_both * (whole.values_SN[:, whole_n] / num_whole - part.values_SN[:, part_n] / num_part)
+    sets = (
+        (both_Sn, whole.groups, whole_n),
+        (whole.values_SN[:, rest] * (len(rest) / num_whole), whole.groups, rest),
+        (part.values_SN[:, more] * (-len(more) / num_part), part.groups, more),
+    )
+    return tuple(
+        Contribution(values_SN=values, groups=None if groups is None else groups.of(held))
+        for values, groups, held in sets
+        if len(held)
+    )
 
 
 def mean_per_seed(sets: Sequence[Contribution]) -> tuple[float, ...]:

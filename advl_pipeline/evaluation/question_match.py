@@ -12,8 +12,9 @@ Shapes: n questions that both sets hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -78,6 +79,11 @@ def match_questions(
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     found: Questions = "other" if not pairs else "part" if _asks_alike(original, shifted) else "same"
     return QuestionMatch(questions=found, original_n=rows[:, 0], shifted_n=rows[:, 1])
+
+
+def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
+    """Return what gives a question of a set the name that it has in all sets that ask it."""
+    return partial(_common_name, _test_set(dataset, test_set))
 
 
 def _test_set(dataset: str, name: str) -> _Set:

@@ -43,6 +43,7 @@ from advl_pipeline.evaluation.items import (
     score_texts,
 )
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
+from advl_pipeline.evaluation.question_match import question_namer
 from advl_pipeline.evaluation.snli_ve import snli_ve_accuracy
 from advl_pipeline.evaluation.statistics import hierarchical_bootstrap, item_groups
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
@@ -100,7 +101,8 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
     items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
     probes = _probes(config, finished, name)
-    sampled = sample_questions(dataset.example_ids, dataset.tasks, config.evaluate_on)
+    named = question_namer(dataset.name, dataset.split)
+    sampled = sample_questions(dataset.example_ids, dataset.tasks, config.evaluate_on, name_of=named)
     scored = _score_set(config, finished, dataset, probes, mode, sampled)
     for task, one in scored.items():
         for kind, parts in one.items.items():
@@ -223,15 +225,18 @@ def _interval(score_N: npt.NDArray[np.float32], pictures: Sequence[str], strata:
     return {"low": found.low, "high": found.high}
 
 
-def sample_questions(example_ids: Sequence[str], tasks: Sequence[Task], count: int | None) -> Sequence[int]:
+def sample_questions(
+    example_ids: Sequence[str], tasks: Sequence[Task], count: int | None, *, name_of: Callable[[str], str] = str
+) -> Sequence[int]:
     """Return the positions of all examples of `count` questions of a set, or of all where it holds no more.
 
-    The same questions are drawn whatever the run, so that runs can be compared item by item.
+    The same questions are drawn whatever the run, so that runs can be compared item by item; so they are of sets that
+    ask the same questions otherwise, by what `name_of` calls a question in all of them.
     """
     if count is None:
         return range(len(example_ids))
     questions = questions_of(example_ids, tasks)
-    chosen = set(sorted(set(questions), key=question_rank)[:count])
+    chosen = set(sorted(set(questions), key=lambda question: question_rank(name_of(question)))[:count])
     return [position for position, question in enumerate(questions) if question in chosen]
 
 

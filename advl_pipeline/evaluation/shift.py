@@ -20,7 +20,7 @@ import numpy.typing as npt
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import ScoreShiftConfig
-from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval
+from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part
 from advl_pipeline.evaluation.items import ItemScores
 from advl_pipeline.evaluation.question_match import QuestionMatch, match_questions, original_of
 from advl_pipeline.evaluation.statistics import (
@@ -89,27 +89,23 @@ def shift_drop(
 ) -> ShiftDrop:
     """Compare item scores on the questions that both sets hold, or those of a part with those of the whole.
 
-    A part and the rest are resampled apart: part - whole is (1 - n / N) (part - rest).
+    A part is compared with all of its original, over disjoint sets of items (`lost_in_part`).
 
     Raises:
         DatasetError: they have no question in common.
     """
     if match.questions == "other":
         raise DatasetError("The shifted set has no question in common with the original one.")
-    before_n = original_N[match.original_n].astype(np.float64)
-    after_n = shifted_M[match.shifted_n].astype(np.float64)
-    after = 100.0 * float(after_n.mean())
+    before_n, after_n = original_N.astype(np.float64), shifted_M.astype(np.float64)
     if match.questions == "same":
-        before = 100.0 * float(before_n.mean())
+        before_n, after_n = before_n[match.original_n], after_n[match.shifted_n]
         interval = hierarchical_bootstrap((after_n - before_n)[None], resample_seeds=False)
         significance = sign_flip_test(after_n - before_n)
     else:
-        before = 100.0 * float(original_N.mean())
-        rest = np.delete(original_N.astype(np.float64), match.original_n)
-        share = len(rest) / len(original_N)
-        sets = [after_n * share] if not len(rest) else [after_n * share, -rest * share]
-        interval = joint_interval([Contribution(values_SN=values[None], groups=None) for values in sets])
+        gained, whole = (Contribution(values_SN=-values[None], groups=None) for values in (after_n, before_n))
+        interval = joint_interval(lost_in_part(whole, gained, match.original_n, match.shifted_n))
         significance = None
+    before, after = 100.0 * float(before_n.mean()), 100.0 * float(after_n.mean())
     return ShiftDrop(
         questions=match.questions,
         num_items=len(after_n),

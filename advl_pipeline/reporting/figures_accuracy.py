@@ -58,7 +58,11 @@ def gain_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     blind = {name for name in result.study.methods if result.study.variant(name).training.get("hide_picture")}
     for trend in result.trends:
         if (trend.setting, trend.metric) == (setting, metric) and trend.treated not in blind:
-            shots = {standing.place.size: standing.place.shots for standing in result.standings}
+            shots = {
+                standing.place.size: standing.place.shots
+                for standing in result.standings
+                if (standing.place.setting, standing.place.metric) == (setting, metric)
+            }
             curves.setdefault(trend.test_set, {})[trend.treated] = [
                 _Point(size=size, label=shots_label(shots[size]), value=gain)
                 for size, gain in zip(trend.sizes, trend.gains, strict=True)

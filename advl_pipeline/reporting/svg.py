@@ -90,7 +90,8 @@ def logarithmic(domain: tuple[float, float], target: tuple[float, float]) -> Sca
 
 def nice_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Return at least two round numbers that cover [low, high], with steps of 1, 2, 2.5 or 5 times a power of ten."""
-    span = (high - low) or 1.0
+    # Ticks are rounded to ten decimals.
+    span = high - low if high - low > 1e-9 else 1.0
     raw = span / max(1, about - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)

@@ -39,8 +39,8 @@ def weights_digest(path: Path) -> str:
             "The pretrained student does not exist.",
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
-            # What we pretrain goes by its student's name; a published student is not to be made from drawings.
-            next_command=f"advl pretrain --output {shlex.quote(str(path))}"
+            # A published student is not to be made from drawings.
+            next_command=pretrain_command(path)
             if path.name.startswith("scenes-")
             else "put the student's weights there, or give --init the place where they lie",
         )
@@ -49,6 +49,12 @@ def weights_digest(path: Path) -> str:
         with file.open("rb") as handle:
             state.update(hashlib.file_digest(handle, "sha256").digest())
     return state.hexdigest()
+
+
+def pretrain_command(folder: Path) -> str:
+    """Return the command that makes a pretrained student; its folder goes by the student's name."""
+    student = ["--student", folder.name] if folder.name.startswith("scenes-") else []
+    return shlex.join(["advl", "pretrain", *student, "--output", str(folder)])
 
 
 HUB = "hf:"

@@ -13,7 +13,8 @@ import numpy as np
 from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.evaluation.calibration import reliability, top_confidence
+from advl_pipeline.datasets.registry import TASKS
+from advl_pipeline.evaluation.calibration import ScoreKind, reliability, top_confidence
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.folders import folder_bytes
@@ -49,6 +50,9 @@ from advl_pipeline.studies.table import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 
 _WEIGHT_BINS = 20
+
+_KIND_OF_LOSS: Mapping[str, ScoreKind] = {"soft-target-kl": "compete", "answer-lm": "likelihood"}
+"""How scores of VQA's answers read that were trained by a loss; by others they are judged one by one."""
 
 
 def gather_study(folder: Path) -> StudyResult:
@@ -117,7 +121,9 @@ def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[s
         if cell.shots is not None:
             sizes[cell.setting, cell.shots] = cell.shots
         elif cell.cell_id in results:
-            num_tasks = max(1, len(cell.finetune.task))
+            # A run of all tasks of its dataset names none.
+            tasks = cell.finetune.task or TASKS.get(cell.finetune.dataset, plan.study.setting(cell.setting).tasks)
+            num_tasks = max(1, len(tasks))
             sizes[cell.setting, None] = int(results[cell.cell_id]["num_labelled"]) // num_tasks
     return sizes
 
@@ -277,9 +283,11 @@ def _calibrations(
                 if evaluation is None or task not in evaluation.scores:
                     continue
                 place = place_of(cell, test_set, metric, sizes)
-                # As the student's confidence in training: VQA's answers do not compete unless its loss makes them.
-                independent = head_name(task) == "vqa" and read_task_loss(cell.run) != "soft-target-kl"
-                confidence = top_confidence(evaluation.scores[task], independent=independent)
+                # As the student's confidence in training (`training/targets.py`).
+                kind: ScoreKind = "compete"
+                if head_name(task) == "vqa":
+                    kind = _KIND_OF_LOSS.get(read_task_loss(cell.run), "independent")
+                confidence = top_confidence(evaluation.scores[task], kind=kind)
                 pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
     return tuple(
         Calibration(

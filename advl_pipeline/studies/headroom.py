@@ -36,6 +36,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels
 from advl_pipeline.evaluation.readout import answers_by_likeness
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.folders import default_cache
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.registry import GIVEN, build_student
@@ -176,7 +177,7 @@ def _open(config: HeadroomConfig) -> _Data:
                     why="features are inputs in training and in evaluation",
                     next_command=f"advl extract --teacher {name} --dataset {shlex.quote(config.dataset)} "
                     f"--split {split}, "
-                    "then add --cache " + shlex.quote(f"caches/{name}/{dataset_label(config.dataset)}/{split}"),
+                    "then add --cache " + shlex.quote(str(default_cache(name, dataset_label(config.dataset), split))),
                 )
     for dataset in (train, scored):
         check_caches(list(by_split[dataset.split].values()), dataset)

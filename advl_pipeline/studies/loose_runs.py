@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import build_config
+from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -21,6 +21,12 @@ from advl_pipeline.studies.config import Setting, StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.variants import SHIPPED, Variant
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.resolved import run_identity
+
+_OF_PLACE = frozenset({"method", "dataset", "split", "student", "task", "shots", "seed"})
+"""Options that say where a run stands, or which method and seed it is of."""
+
+_DEFAULTS = FinetuneConfig(dataset="", output=Path())
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,23 @@ class _Run:
         return tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
 
     @property
-    def place(self) -> tuple[str, str, tuple[str, ...], int | None, int]:
-        return (self.config.dataset, self.config.student, self.tasks, self.config.shots, self.config.seed)
+    def place(self) -> tuple[str, str, tuple[str, ...], int | None]:
+        return (self.config.dataset, self.config.student, self.tasks, self.config.shots)
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """What of its options, in words, tells it from runs of the same method at its place; and its teachers."""
+        options = run_identity(config_to_dict(self.config))
+        told = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
+        return {**told, "teachers": " and ".join(self.teachers) or "none"}
 
 
 def lay_out_runs(folder: Path) -> Plan:
     """Lay out a run, or all finished and evaluated runs that lie in a folder.
 
-    Runs of one dataset, student, size and seed are rows beside each other: by method, or by their folder's name where
-    a method occurs more than once.
+    Runs of one dataset, student and size are rows beside each other, and runs of several seeds are one row. A row
+    goes by its method, and by what differs too where runs of one method have other options or teachers. It goes by
+    its folder's name where even that says nothing.
 
     Raises:
         ConfigError: there is no run, or none was evaluated.
@@ -124,16 +138,36 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
     )
     named_settings = dict(zip(settings, study.settings, strict=True))
     cells = tuple(_cell(run, named_settings[run.place[:3]], methods[run.folder], folder) for run in runs)
-    return Plan(study=study, cells=cells, caches=())
+    return Plan(study=study, cells=cells, caches=(), of_runs=True)
 
 
 def _methods(runs: Sequence[_Run]) -> dict[Path, str]:
-    """Name each run: by its method, unless two runs of one place have the same."""
-    counts = Counter((run.place, run.config.method) for run in runs)
-    twice = {method for (_, method), count in counts.items() if count > 1}
-    return {
-        run.folder: run.folder.absolute().name if run.config.method in twice else run.config.method for run in runs
-    }
+    """Name each run: by its method and what else tells it, unless two runs of one seed have the same name."""
+    alike: dict[tuple[Any, str], list[_Run]] = {}
+    for run in runs:
+        alike.setdefault((run.place, run.config.method), []).append(run)
+    differing: dict[str, set[str]] = {}
+    for (_, method), found in alike.items():
+        values: dict[str, set[str]] = {}
+        for run in found:
+            for name, value in run.choices.items():
+                values.setdefault(name, set()).add(value)
+        differing.setdefault(method, set()).update(name for name, told in values.items() if len(told) > 1)
+    names_ = {run.folder: _named(run, differing[run.config.method]) for run in runs}
+    counts = Counter((run.place, run.config.seed, names_[run.folder]) for run in runs)
+    twice = {name for (_, _, name), count in counts.items() if count > 1}
+    return {path: path.absolute().name if name in twice else name for path, name in names_.items()}
+
+
+def _named(run: _Run, differing: Collection[str]) -> str:
+    """Return the method, with the options that differ and are not at their default."""
+    defaults = {name: str(value) for name, value in config_to_dict(_DEFAULTS).items()}
+    told = [
+        f"{name} {value}"
+        for name, value in sorted(run.choices.items())
+        if name in differing and value != defaults.get(name)
+    ]
+    return ", ".join([run.config.method, *told])
 
 
 def _variant(name: str, run: _Run) -> Variant:

@@ -85,6 +85,8 @@ class Plan:
     study: StudyConfig
     cells: tuple[Cell, ...]
     caches: tuple[CacheNeed, ...]
+    of_runs: bool = False
+    """Laid out from runs that are there, whose test sets may be of other tasks."""
 
 
 def build_plan(

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, mean_per_seed
-from advl_pipeline.evaluation.question_match import Questions, match_questions
+from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part, mean_per_seed
+from advl_pipeline.evaluation.question_match import QuestionMatch, Questions, match_questions
 from advl_pipeline.evaluation.statistics import FloatArray, Interval, ItemGroups, item_groups
 from advl_pipeline.runs.names import evaluation_file, is_finished
 from advl_pipeline.runs.reader import Evaluation, read_evaluation
@@ -44,7 +44,8 @@ Sizes = Mapping[tuple[str, int | None], int]
 class Scores:
     """One number per seed, as the sum of means over sets of items. Sets stand in one order wherever two are compared.
 
-    Accuracies have one set; a drop to other questions has two. `ids` names the items, `runs` the runs of the seeds.
+    Accuracies have one set; a drop to other questions, or to a part, has more. `ids` names the items, and `runs` the
+    runs of the seeds.
     """
 
     seeds: tuple[int, ...]
@@ -163,13 +164,17 @@ class Table:
             # Grouped by the pictures of the in-domain set.
             groups = before.groups.of(match.original_n) if before.groups else None
             before, after = before.at(match.original_n, groups), after.at(match.shifted_n, groups)
-        return _sides(before, after, match.questions)
+        return _sides(before, after, match)
 
 
-def _sides(before: Scores, after: Scores, questions: Questions | None) -> Sides:
-    less = dataclasses.replace(after.sets[0], values_SN=-after.matrix)
-    sets: tuple[Contribution, ...] = (before.sets[0], less)
-    if questions in (None, "same"):
+def _sides(before: Scores, after: Scores, match: QuestionMatch | None) -> Sides:
+    questions = None if match is None else match.questions
+    sets: tuple[Contribution, ...]
+    if match is not None and questions == "part":
+        sets = lost_in_part(before.sets[0], after.sets[0], match.original_n, match.shifted_n)
+    elif questions == "other":
+        sets = (before.sets[0], dataclasses.replace(after.sets[0], values_SN=-after.matrix))
+    else:
         sets = (dataclasses.replace(before.sets[0], values_SN=before.matrix - after.matrix),)
     return Sides(questions=questions, before=before, after=after, lost=Scores(seeds=before.seeds, sets=sets))
 
@@ -199,6 +204,8 @@ def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], 
                 continue
             for metric in plan.study.setting(cell.setting).metrics:
                 if metric not in evaluation.items:
+                    if plan.of_runs:
+                        continue
                     raise ConfigError(
                         f"A run has no item scores of {metric}.",
                         where=str(evaluation_file(cell.run, test_set, ".npz")),

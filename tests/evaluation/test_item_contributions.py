@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, mean_per_seed
+from advl_pipeline.evaluation.item_contributions import (
+    Contribution,
+    joint_interval,
+    lost_in_part,
+    mean_per_seed,
+)
 from advl_pipeline.evaluation.statistics import ItemGroups, compare, item_groups
 
 
@@ -38,6 +43,36 @@ def test_two_sets_are_resampled_by_pictures_each_by_itself_and_seeds_once(seed: 
     ours = joint_interval(sets)
     assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.12 * (high - low))
     assert ours.contains(float(np.mean(mean_per_seed(sets))))
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_a_part_is_taken_from_the_whole_over_disjoint_items(seed: int) -> None:
+    """Nested, overlapping or samples that hold each other only in part: the means differ by what they differ."""
+    random = np.random.default_rng(seed)
+    num_whole, num_part = random.integers(2, 40, size=2)
+    num_both = int(random.integers(0, min(num_whole, num_part) + 1))
+    whole_n, part_n = (random.permutation(count)[:num_both] for count in (num_whole, num_part))
+    whole, part = (
+        Contribution(values_SN=random.random((3, count)), groups=pictures(np.ones(count, int))[1])
+        for count in (num_whole, num_part)
+    )
+    sets = lost_in_part(whole, part, whole_n, part_n)
+    expected = 100 * (whole.values_SN.mean(1) - part.values_SN.mean(1))
+    assert mean_per_seed(sets) == pytest.approx(expected, abs=1e-9)
+    assert sum(one.values_SN.shape[1] for one in sets) == num_whole + num_part - num_both
+    joint_interval(sets, resamples=10)
+
+
+def test_a_part_of_a_whole_varies_less_than_two_sets_of_their_own() -> None:
+    values = np.random.default_rng(1).integers(0, 2, size=(1, 900)).astype(np.float64)
+    whole, part = Contribution(values_SN=values, groups=None), Contribution(values_SN=values[:, :600], groups=None)
+    rows = np.arange(600)
+    nested = joint_interval(lost_in_part(whole, part, rows, rows))
+    apart = joint_interval([whole, Contribution(values_SN=-part.values_SN, groups=None)])
+    # (1 - n / N) (rest - part), against whole - part as if they had no item in common.
+    expected = (1 - 600 / 900) * np.sqrt(1 / 300 + 1 / 600) / np.sqrt(1 / 900 + 1 / 600)
+    assert (nested.high - nested.low) / (apart.high - apart.low) == pytest.approx(expected, rel=0.1)
 
 
 def test_one_set_is_what_compare_says() -> None:

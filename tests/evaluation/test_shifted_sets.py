@@ -13,10 +13,13 @@ from commands import advl
 from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
 
 from advl_pipeline.datasets.cards import CARD_NAMES, load_card
+from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.scenes.layout import SPLIT_CODES
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.hypothesis_only import fit, hashed_words
-from advl_pipeline.evaluation.question_match import match_questions, original_of
+from advl_pipeline.evaluation.question_match import match_questions, original_of, question_namer
+from advl_pipeline.evaluation.runner import sample_questions
 from advl_pipeline.evaluation.shift import shift_drop
 
 
@@ -213,3 +216,22 @@ def test_cards_say_what_a_shifted_set_shifts_and_compares_with() -> None:
                 assert facts["shift"]
                 shifted += 1
     assert shifted >= 20
+
+
+@pytest.mark.parametrize(
+    ("dataset", "ids"),
+    [
+        ("scenes-vcr", lambda split, code, number: f"{split}-{number}:vcr-q2a"),
+        ("scenes-vqa", lambda split, code, number: f"{code}{number:09}"),
+        ("scenes-snli-ve", lambda split, code, number: f"{code}{number:05}.jpg#0r1e"),
+    ],
+)
+def test_samples_of_sets_that_ask_the_same_questions_are_of_the_same_questions(dataset: str, ids: Any) -> None:
+    chosen = []
+    for split in ("test", "test-rephrased"):
+        names = [ids(split, SPLIT_CODES[split], number) for number in range(500)]
+        named = question_namer(dataset, split)
+        tasks: tuple[Task, ...] = ("vcr-q2a",) if dataset == "scenes-vcr" else ("snli-ve",)
+        chosen.append(list(sample_questions(names, tasks, 50, name_of=named)))
+    assert len(chosen[0]) == 50
+    assert chosen[0] == chosen[1]

@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from advl_pipeline.reporting.svg import Canvas, linear, logarithmic, nice_ticks
@@ -15,6 +15,7 @@ values = st.floats(-1000, 1000, allow_nan=False)
 
 
 @given(values, values)
+@example(0.0, 5e-324)
 def test_ticks_cover_the_range_in_equal_steps(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
     ticks = nice_ticks(low, high)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,14 @@ from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
 from advl_cli.options import config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
+from advl_pipeline.evaluation.calibration import top_confidence
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.reader import WeightBins
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, read_study
 from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
 from advl_pipeline.studies.forecast import forecast_study
-from advl_pipeline.studies.gather import finetune_command, gather_study, pool_histograms
+from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study, pool_histograms
 from advl_pipeline.studies.plan import Cell, build_plan
 from advl_pipeline.studies.result import Place, StudyResult
 from advl_pipeline.studies.run import Failure, run_study
@@ -618,3 +620,68 @@ def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -
     assert study("[evaluation]\nprobe = ['swapped']\n") == []
     assert study("[evaluation]\nprobe = ['swapped', 'blanked']\n") == ["test"]
     assert study("[evaluation]\nprobe = ['none']\n") == []
+
+
+def loose_run(folder: Path, study: StudyConfig, cell: Cell, **options: Any) -> Path:
+    """Write the run of a cell beside others, with other options, as if no study had asked for it."""
+    teachers = options.pop("teachers", cell.teachers)
+    finetune = replace(cell.finetune, output=folder, **options)
+    moved = replace(cell, teachers=teachers, finetune=finetune)
+    synthetic_runs.execute(moved, study)
+    (folder / "run.json").write_text('{"options": {}}', encoding="utf-8")
+    return folder
+
+
+def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    runs = tmp_path / "runs"
+    for seed in (0, 1):
+        loose_run(runs / f"plain-{seed}", study, cells["plain", seed])
+        loose_run(runs / f"blind-{seed}", study, cells["plain", seed], hide_picture=True)
+        loose_run(runs / f"advl-{seed}", study, cells["advl", seed])
+    loose_run(runs / "clip", study, cells["advl", 1], teachers=("clip-vit-l", "minilm-l6"))
+    loose_run(runs / "longer", study, cells["advl", 1], num_steps=3000)
+    result = gather_runs(runs)
+    seeds = {}
+    for cell in result.cells:
+        seeds.setdefault(cell.method, []).append(cell.seed)
+    known = "teachers efficientnet-lite0 and minilm-l6"
+    assert seeds == {
+        "plain": [0, 1],
+        "plain, hide_picture True": [0, 1],
+        f"advl, {known}": [0, 1],
+        f"advl, num_steps 3000, {known}": [1],
+        "advl, teachers clip-vit-l and minilm-l6": [1],
+    }
+    assert result.study.baseline == "plain"
+
+
+def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    cell = build_plan(study, folder=tmp_path).cells[0]
+    run = loose_run(tmp_path / "runs" / "one", study, cell)
+    other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
+    synthetic_runs.evaluate(other, study, "mine", GAINS)
+    result = gather_runs(run)
+    found = {(standing.place.test_set, standing.place.metric) for standing in result.standings}
+    assert found == {("test", "q2a"), ("test-shift", "q2a"), ("mine", "choice")}
+
+
+def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path, shots='["full"]', tasks='["vcr-q2a", "vcr-qa2r"]'))
+    cell = build_plan(study, folder=tmp_path).cells[0]
+    sizes = {}
+    for name, named in (("named", ("vcr-q2a", "vcr-qa2r")), ("all", ())):
+        run = loose_run(tmp_path / name, study, cell)
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"task": named}))
+        (sizes[name],) = {standing.place.size for standing in gather_runs(run).standings}
+    assert sizes["named"] == sizes["all"] == 1600
+
+
+def test_answers_in_words_are_as_sure_as_they_are_likely() -> None:
+    scores = np.log(np.array([[0.9, 0.05], [0.2, 0.6]]))
+    assert top_confidence(scores, kind="likelihood") == pytest.approx([0.9, 0.6])
+    assert top_confidence(scores, kind="compete") == pytest.approx([0.9 / 0.95, 0.75])
+    assert top_confidence(np.zeros((1, 2)), kind="independent") == pytest.approx([0.5])
