@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.checks import require_recorded
-from advl_pipeline.cache.files import FileEntry, Files
+from advl_pipeline.cache.files import CONFIDENCE, FileEntry, Files
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
 from advl_pipeline.cache.publishing import publish_array
@@ -81,7 +81,7 @@ def write_confidence(
         raise ValueError("probabilities lie in [0, 1]")
     if not ((outranked >= 0) & (outranked <= 1) | np.isnan(outranked)).all():
         raise ValueError("shares lie in [0, 1]")
-    lease, is_done = f"confidence-{confidence_key(identity)}", False
+    lease, is_done = f"{CONFIDENCE}{confidence_key(identity)}", False
     store = open_store(location)
     try:
         while not is_done:

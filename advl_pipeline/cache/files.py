@@ -15,6 +15,9 @@ from advl_pipeline.errors import CorruptCache, StorageError
 WORK_FOLDER = ".work"
 """Work in progress, inside the cache so that renames stay on one file system; gone once the cache is complete."""
 
+CONFIDENCE = "confidence-"
+"""Begins the claims under which sets of confidences are written."""
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -28,6 +31,12 @@ class FileEntry:
 
 Files = Mapping[str, FileEntry]
 """What the files of a cache must be, by name."""
+
+
+def journal_path(cache: Path) -> Path:
+    """Return the file beside a cache that says how long it took, such as train.extraction.jsonl beside train/."""
+    cache = cache.resolve()
+    return cache.with_name(f"{cache.name}.extraction.jsonl")
 
 
 def entry_of(*parts: Buffer) -> FileEntry:

@@ -29,7 +29,7 @@ from advl_pipeline.cache.files import (
 )
 from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Store
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.folders import require_folder
 
 _OPEN_ATTEMPTS = 8
@@ -199,7 +199,14 @@ class FolderStore(Store):
         require_sizes(self, self.list(), files)
         return self
 
-    def _unreadable(self, path: Path, error: OSError) -> CorruptCache:
+    def _unreadable(self, path: Path, error: OSError) -> CorruptCache | StorageError:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return StorageError(
+                "More files cannot be opened.",
+                where=str(path),
+                why=f"{error.strerror}; each shard that was read stays mapped",
+                next_command="ulimit -n 65536, then give the same command again",
+            )
         return CorruptCache(
             "A file of the cache cannot be read.",
             where=str(path),

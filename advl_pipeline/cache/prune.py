@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import committed_keys, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import PruneConfig
-from advl_pipeline.cache.files import WORK_FOLDER
+from advl_pipeline.cache.files import WORK_FOLDER, journal_path
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import FINALISE
+from advl_pipeline.cache.writer import FINALISE, clear_work
 from advl_pipeline.errors import ConfigError, StorageError, suggest_names
 from advl_pipeline.locations import Location
 
@@ -35,6 +35,9 @@ def run_prune(config: PruneConfig) -> PruneResult:
     store = open_store(config.cache)
     try:
         sizes = require_cache(store)
+        if config.all:
+            # A folder with some records/ is not ours to remove.
+            store.require_place()
         return _remove_all(store, sizes, config) if config.all else _remove_parts(store, sizes, config)
     finally:
         store.close()
@@ -56,7 +59,7 @@ def _remove_parts(store: Store, sizes: Mapping[str, int], config: PruneConfig) -
             remove_confidence(store, key)
         if has_leftovers:
             with store.claim(FINALISE, wait=True):
-                store.delete_under(WORK_FOLDER)
+                clear_work(store)
     size = _size(
         {name: size for name, size in sizes.items() if name.startswith(tuple(f"{item}/" for item in folders))}
     )
@@ -70,6 +73,8 @@ def _remove_all(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> 
         store.delete(COMPLETE_RECORD)
         store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
         store.delete_under()
+        if store.folder is not None:
+            journal_path(store.folder).unlink(missing_ok=True)
         if left := store.list():
             raise StorageError(
                 "The cache could not be removed whole.",

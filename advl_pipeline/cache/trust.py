@@ -2,8 +2,8 @@
 
 The complete record is written last, so every file that it lists is older. A file whose content or name changed later,
 by the times that the kernel keeps, is hashed. Once all of them are what the record says, the record's own time is set
-to now: it then vouches for them until now, and the next run hashes nothing. A copy of a cache is new everywhere, so
-the first run on it hashes all of it, which costs about as much as reading it once.
+to now: it then vouches for them until now, and the next run hashes nothing. Of a copy of a cache the first run hashes
+what was written after the record; `--verify-caches` hashes all of it, which costs about as much as reading it once.
 
 Objects in a store are hashed whenever they are fetched; there is nothing to add to that.
 

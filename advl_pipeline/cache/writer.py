@@ -8,6 +8,7 @@ Shapes: N units, M token rows, D feature width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.compressed import open_array
 from advl_pipeline.cache.compression import Compression
-from advl_pipeline.cache.files import FileEntry, entry_of
+from advl_pipeline.cache.files import CONFIDENCE, WORK_FOLDER, FileEntry, entry_of
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
@@ -45,7 +46,7 @@ from advl_pipeline.cache.records import (
     tables_record_path,
 )
 from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
-from advl_pipeline.cache.staged import load_staged, stage
+from advl_pipeline.cache.staged import STAGED_FOLDER, load_staged, stage
 from advl_pipeline.cache.store import LeaseLost, Store, read_json
 from advl_pipeline.errors import ConfigError
 
@@ -349,3 +350,14 @@ class CacheWriter:
 
     def _put(self, content: Mapping[str, bytes]) -> dict[str, FileEntry]:
         return {name: self.store.put(name, [raw], lease=FINALISE) for name, raw in content.items()}
+
+
+def clear_work(store: Store) -> None:
+    """Remove what runs left of their work; of claims and unfinished files only where nobody writes confidences."""
+    names = [name.rpartition("/")[2] for name in store.list(WORK_FOLDER)]
+    with ExitStack() as held:
+        claims = {name for name in names if name.startswith(CONFIDENCE)}
+        if all(held.enter_context(store.claim(name)) for name in sorted(claims)):
+            store.delete_under(WORK_FOLDER)
+        else:
+            store.delete_under(STAGED_FOLDER)

@@ -50,30 +50,29 @@ class FeatureFolder:
         if not found:
             raise DatasetError("The folder holds no .npy or .pt files.", where=str(folder))
         self._files: dict[str, Path] = {}
-        self._alike: dict[str, list[Path]] = {}
+        self._alike: dict[str, list[str]] = {}
         for path in found:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in self._files:
                 raise DatasetError("Two feature files have one name.", where=str(self._files[name]), why=str(path))
             self._files[name] = path
-            self._alike.setdefault(path.stem, []).append(path)
-        # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
-        self._files |= {
-            stem: paths[0] for stem, paths in self._alike.items() if len(paths) == 1 and stem not in self._files
-        }
+            self._alike.setdefault(path.stem, []).append(name)
 
     def find(self, picture: Path) -> str | None:
         """Return the name that a picture's features are filed under, or None when there are none."""
-        name = next((name for name in _names_of(picture) if name in self._files), None)
-        alike = self._alike.get(picture.name) or self._alike.get(picture.stem)
-        if name is None and alike:
+        for name in _names_of(picture):
+            if name in self._files:
+                return name
+        # Features may lie in folders that the pictures do not, as long as a file's name says whose they are.
+        alike = self._alike.get(picture.name) or self._alike.get(picture.stem) or []
+        if len(alike) > 1:
             raise DatasetError(
                 "Several feature files go by a picture's name, and none by its folder.",
                 where=str(picture),
                 why=f"{alike[0]} and {alike[1]}",
                 next_command="file features as the pictures are: cats/0.npy for cats/0.png",
             )
-        return name
+        return alike[0] if alike else None
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """Return the features of that name, (M, D) or (D,)."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
 from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord
-from advl_pipeline.cache.store import LeaseLost, Store, read_json
+from advl_pipeline.cache.store import LeaseLost, MissingFile, Store, read_json
 from advl_pipeline.cache.writer import PLAN, ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.errors import StorageError
@@ -39,15 +39,19 @@ def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], 
     settings = options_without(ExtractConfig, config_to_dict(config), "none")
 
     def is_planned() -> bool:
-        if PLAN_RECORD not in store.list("records"):
-            return False
+        records = store.list("records")
+        try:
+            begun = read_json(store, IDENTITY_FILE) if records else identity
+        except MissingFile:
+            begun = {}
+        # What a repair that was cut short left has shards of the old identity and no plan.
         require_identity(
             identity,
-            read_json(store, IDENTITY_FILE),
+            begun,
             where=str(store.location),
             next_command="give another --output, or: " + renew_command(settings, store.location),
         )
-        return True
+        return PLAN_RECORD in records
 
     provenance = describe_run(settings, device=config.device)
     if config.dry_run:
@@ -79,10 +83,11 @@ def make_plan(
     identity: Mapping[str, Any],
     *,
     provenance: Mapping[str, Any],
+    is_begun: bool = False,
 ) -> Plan:
     """Count tokens, place units, check the room, and write the plan unless this is a dry run.
 
-    The caller holds the claim on it, or is alone.
+    The caller holds the claim on it, or is alone. Of a cache that is begun most is there: no room is asked for.
 
     Raises:
         StorageError: the cache would not fit on the disk.
@@ -117,7 +122,7 @@ def make_plan(
     # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.
     estimates = estimates_of(config, sources, counts, trial=config.dry_run)
     free_bytes = None
-    if store.folder is not None:
+    if store.folder is not None and not is_begun:
         free_bytes = require_room(store.folder, sum(item.num_bytes for item in estimates))
     if not config.dry_run:
         begin()

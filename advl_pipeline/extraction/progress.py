@@ -17,6 +17,7 @@ from typing import Literal, Self, TextIO
 
 from tqdm import tqdm
 
+from advl_pipeline.cache.files import journal_path
 from advl_pipeline.errors import CorruptCache
 
 Stage = Literal["read", "encode", "write"]
@@ -106,16 +107,15 @@ class Progress:
         self._handle.flush()
 
 
-def journal_path(cache: Path) -> Path:
-    """Return the journal of a cache, such as train.extraction.jsonl beside train/."""
-    return cache.with_name(f"{cache.name}.extraction.jsonl")
-
-
 def record_extraction(cache: Path, *, seconds: float, num_units: int, device: str) -> None:
-    """Append what one command did; commands of several processes add up."""
+    """Append what one command did; commands of several processes add up. Where that cannot be written, it is said."""
     line = json.dumps({"seconds": seconds, "num_units": num_units, "device": device})
-    with journal_path(cache).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    try:
+        with journal_path(cache).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        # The cache is complete.
+        tqdm.write(f"how long it took could not be noted: {journal_path(cache)}: {error.strerror}", file=sys.stderr)
 
 
 def extraction_seconds(cache: Path) -> float | None:

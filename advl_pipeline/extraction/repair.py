@@ -61,6 +61,6 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
             store,
             identity,
             {source.modality: len(source.unit_ids()) for source in sources},
-            plan=lambda provenance: make_plan(config, store, sources, identity, provenance=provenance),
+            plan=lambda provenance: make_plan(config, store, sources, identity, provenance=provenance, is_begun=True),
             extract=lambda: extract(config, teacher, dataset).encoded_units,
         )

@@ -17,7 +17,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from advl_pipeline.cache.files import WORK_FOLDER
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.cache.records import (
     PLAN_RECORD,
@@ -27,7 +26,7 @@ from advl_pipeline.cache.records import (
 )
 from advl_pipeline.cache.store import LeaseLost, Store
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import FINALISE, CacheWriter
+from advl_pipeline.cache.writer import FINALISE, CacheWriter, clear_work
 from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import CorruptCache
@@ -182,7 +181,7 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
             _finalise(writer)
             cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
             confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
-            store.delete_under(WORK_FOLDER)
+            clear_work(store)
         complete = load_complete(store)
     seconds = time.perf_counter() - begun
     if encoded and store.folder is not None:

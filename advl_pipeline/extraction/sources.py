@@ -160,6 +160,13 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
         ConfigError: the teacher lacks the tower that was asked for, or a share of words that is none.
         DatasetError: the split has nothing to encode.
     """
+    if config.select_tokens is not None and config.text_units == "candidate":
+        raise ConfigError(
+            "A share of a text's words cannot be kept where its question is not read.",
+            where="--select-tokens",
+            why="--text-units candidate has features of the candidate's words only",
+            next_command="leave out --select-tokens, or --text-units candidate",
+        )
     modality = config.modality
     sources: list[Source] = []
     if teacher.image is not None and modality in ("both", "image"):

@@ -266,7 +266,8 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
 
 def _complete(setting: Setting, where: str) -> Setting:
     measured = _with_joint(tuple(METRIC_OF_TASK[task] for task in setting.tasks if task in METRIC_OF_TASK))
-    if not measured:
+    metrics = _with_joint(setting.metrics or measured)
+    if not metrics:
         raise ConfigError(
             f"The setting on {setting.dataset} names no task.",
             where=where,
@@ -275,13 +276,13 @@ def _complete(setting: Setting, where: str) -> Setting:
     if not setting.test_sets:
         raise ConfigError(f"The setting on {setting.dataset} names no test set.", where=where)
     for metric in setting.metrics:
-        if metric not in measured:
+        # Without a list of tasks a run learns all that its data have.
+        if setting.tasks and metric not in measured:
             raise ConfigError(
                 f"{metric!r} is no metric of the tasks {', '.join(setting.tasks)}.",
                 where=where,
                 why=suggest_names(metric, measured),
             )
-    metrics = _with_joint(setting.metrics or measured)
     return dataclasses.replace(setting, name=setting.name or dataset_label(setting.dataset), metrics=metrics)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher
 
 from advl_pipeline.cache import provenance
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.configuration import build_config, config_to_dict
@@ -124,8 +127,47 @@ def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     advl(capsys, "cache", "prune", cache, "--all-confidences")
     assert verify_cache(cache).is_sound
     assert not (cache / ".work").exists()
+    with FolderStore(cache).claim("confidence-0123"):
+        (cache / ".work/tmp").mkdir(parents=True)
+        (cache / ".work/tmp/half-written").write_bytes(b"x")
+        advl(capsys, "cache", "prune", cache, "--all-confidences")
+        assert (cache / ".work/tmp/half-written").exists()
+    journal = cache.with_name(f"{cache.name}.extraction.jsonl")
+    journal.write_text("{}\n")
     advl(capsys, "cache", "prune", cache, "--all")
     assert not cache.exists()
+    assert not journal.exists()
+
+
+def test_prune_removes_no_folder_that_is_no_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "work/records").mkdir(parents=True)
+    (tmp_path / "work/records/a.csv").write_text("1")
+    (tmp_path / "work/thesis.tex").write_text("years")
+    code, _, err = advl(capsys, "cache", "prune", tmp_path / "work", "--all")
+    assert code == 2
+    assert "a teacher cache" in err
+    assert (tmp_path / "work/thesis.tex").read_text() == "years"
+
+
+def test_a_cache_of_more_shards_than_the_usual_limit_of_open_files_is_read(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    script = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 4096))\n"
+        "from advl_pipeline.cache.reader import open_cache\n"
+        "cache = open_cache(sys.argv[1])\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (4096, 4096)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (8, 4096))\n"
+        "try:\n"
+        "    cache.text.token_features(list(cache.text.ids))\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "cache"], capture_output=True, text=True, check=True
+    )
+    assert "StorageError" in done.stdout
+    assert "ulimit -n" in done.stdout
 
 
 def test_bench(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +281,8 @@ def test_import_takes_each_pictures_own_features(tmp_path: Path, form: str, monk
         imported("0")
     with pytest.raises(DatasetError, match="no features" if form == "hdf5" else "Several feature files"):
         imported("a/0", "b/0")
+    with pytest.raises(DatasetError, match="no features" if form == "hdf5" else "same features"):
+        imported("dogs/0", "dogs/1")
 
 
 class Evil:

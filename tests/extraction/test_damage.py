@@ -22,7 +22,9 @@ from advl_pipeline.cache.staged import load_staged, staged_path
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
+from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction.repair import RepairResult, repair
+from advl_pipeline.extraction.run import extract
 
 SMALL = {"num_images": 18}
 SHARES = np.array([1.0, np.nan], np.float32)
@@ -329,3 +331,36 @@ def test_any_flipped_bit_is_found(pristine: Path, tmp_path: Path, data: st.DataO
     (cache / name).write_bytes(damaged)
     assert name in verify_cache(cache).bad_paths()
     (cache / name).write_bytes(content)
+
+
+def test_a_repair_needs_no_room_for_what_is_there(
+    pristine: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = cache / "text/tokens/starts/zarr.json"
+    starts.write_bytes(starts.read_bytes()[:-3])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    assert mend(pristine, cache).is_identical
+    assert tree_bytes(cache) == tree_bytes(pristine / "cache")
+
+
+def test_what_a_stopped_repair_left_is_taken_over_by_no_other_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shards are there and its plan is not: another teacher of equal shape would vouch for them."""
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    stop_before_the_tables(data, cache, teacher={"seed": 0})
+    flip(cache / "text/unit_id/c/0/0")
+    with monkeypatch.context() as patch:
+        patch.setattr(repair_module, "make_plan", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            repair(tiny_config(cache), tiny_teacher(seed=0), TinyDataset(data))
+    assert not (cache / "records/plan.json").exists()
+    with pytest.raises(IdentityMismatch):
+        extract(tiny_config(cache), tiny_teacher(seed=7), TinyDataset(data))
+    extract(tiny_config(cache), tiny_teacher(seed=0), TinyDataset(data))
+    tiny_extract(data, tmp_path / "whole", teacher={"seed": 0})
+    assert tree_bytes(cache) == tree_bytes(tmp_path / "whole")
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

@@ -27,3 +27,15 @@ def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     journal_path(tmp_path / "cache").write_text("{torn", encoding="utf-8")
     with pytest.raises(CorruptCache, match="journal"):
         extraction_seconds(tmp_path / "cache")
+
+
+def test_a_journal_that_cannot_be_written_fails_no_extraction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal_path(tmp_path / "cache").mkdir()
+    assert tiny_extract(tmp_path / "pictures", tmp_path / "cache").encoded_units
+    assert "could not be noted" in capsys.readouterr().err
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tiny_extract(tmp_path / "pictures", Path())
+    assert (tmp_path / "here.extraction.jsonl").is_file()

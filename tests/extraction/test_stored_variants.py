@@ -166,3 +166,9 @@ def test_senseless_shares_are_refused(variants: Path, tmp_path: Path, share: flo
 def test_pictures_alone_have_no_words(variants: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no text tokens"):
         tiny_extract(variants / "data", tmp_path / "cache", select_tokens=0.3, modality="image")
+
+
+def test_a_share_of_words_needs_the_words_of_the_whole_text(variants: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="where its question is not read"):
+        tiny_extract(variants / "data", tmp_path / "cache", select_tokens=0.3, text_units="candidate")
+    assert not (tmp_path / "cache").exists()
