@@ -62,6 +62,11 @@ def remove_left(partial: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def partial_beside(path: Path) -> Path:
+    """Return a name beside a path that is written to before it takes the path's place, and that is nobody else's."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
 def require_no_folder(path: Path) -> None:
     """Refuse to write a file where a folder lies.
 
@@ -85,7 +90,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         StorageError: the disk is full or failed; the part that was written is removed.
     """
     require_no_folder(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = partial_beside(path)
     try:
         with writing(path):
             with partial.open("wb") as file:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.atomic import partial_beside, remove_left, writing
 from advl_pipeline.cache.config import ExportConfig
 from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
@@ -53,10 +53,9 @@ def run_export(config: ExportConfig) -> ExportResult:
             "The output exists already.", where=str(config.output), next_command="give another --output"
         )
     writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors, "parquet": _to_parquet}
-    partial = config.output.with_name(f"{config.output.name}.partial")
+    partial = partial_beside(config.output)
     try:
         with writing(config.output, SafetensorError):
-            remove_left(partial)
             partial.parent.mkdir(parents=True, exist_ok=True)
             writers[config.to](cache, partial)
             partial.replace(config.output)

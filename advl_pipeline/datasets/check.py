@@ -16,7 +16,7 @@ from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.id_lists import read_pairs
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
-from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.problems import Malformed, NothingUsable, Problem
 from advl_pipeline.datasets.registry import open_dataset, splits_of
 from advl_pipeline.datasets.roots import DatasetMissing, resolve_data_root
 from advl_pipeline.datasets.snli_ve import STORED_ORDER, SnliVeDataset
@@ -103,11 +103,11 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
     try:
         dataset = open_dataset(config.name, split=split, data_root=config.data_root, on_error="list")
     except DatasetError as error:
-        problem = Problem(file=error.where, line=0, why=error.why or error.what)
+        listed = error.problems if isinstance(error, NothingUsable) else ()
         return SplitCheck(
             split=split,
             status="missing" if isinstance(error, DatasetMissing) else "malformed",
-            problems=(problem,),
+            problems=listed or (Problem(file=error.where, line=0, why=error.why or error.what),),
             expected=expected,
             next_command=error.next_command,
         )

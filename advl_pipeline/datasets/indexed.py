@@ -25,7 +25,7 @@ from advl_pipeline.datasets.distinct_texts import TextUnits, distinct_texts
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
 from advl_pipeline.datasets.interface import QuestionTable
 from advl_pipeline.datasets.pictures import decode_picture, require_content
-from advl_pipeline.datasets.problems import Malformed, OnError, Problem, check_command, refuse
+from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
     Candidate,
     Example,
@@ -35,7 +35,6 @@ from advl_pipeline.datasets.records import (
     image_unit_id,
 )
 from advl_pipeline.datasets.roots import require_file
-from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
 """Raise it when the same files would yield other examples: it is part of every content digest and index key."""
@@ -346,12 +345,7 @@ class IndexedDataset(ABC):
             problems = [*problems, *self._drop_rows_of_bad_pictures()]
         self.skipped = tuple(problems)
         if not len(self._rows):
-            raise DatasetError(
-                f"The split {self.split} of {self.name} holds no usable item.",
-                where=str(self._source.folder),
-                why=f"{len(problems)} items were skipped" if problems else "the annotation file is empty",
-                next_command=check_command(self.name),
-            )
+            raise nothing_usable(self.name, self.split, problems, folder=self._source.folder)
 
     def _drop_rows_of_bad_pictures(self) -> list[Problem]:
         # A picture that is cut off has a sound header, and must be skipped in both phases.

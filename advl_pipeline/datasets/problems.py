@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.errors import DatasetError
@@ -34,6 +35,25 @@ class Malformed(Exception):
 def check_command(dataset: str) -> str:
     """Return the command that lists what is wrong with a dataset."""
     return shlex.join(["advl", "datasets", "check", dataset])
+
+
+class NothingUsable(DatasetError):
+    """No item of a split can be used; `problems` says why of each."""
+
+    problems: tuple[Problem, ...] = ()
+
+
+def nothing_usable(dataset: str, split: str, problems: Sequence[Problem], *, folder: Path) -> NothingUsable:
+    """Return the error of a split whose items were all left out."""
+    why = f"{len(problems)} items were skipped, the first: {problems[0].why}" if problems else "the file is empty"
+    error = NothingUsable(
+        f"The split {split} of {dataset} holds no usable item.",
+        where=problems[0].where if problems else str(folder),
+        why=why,
+        next_command=check_command(dataset),
+    )
+    error.problems = tuple(problems)
+    return error
 
 
 def refuse(dataset: str, split: str, problems: Sequence[Problem], *, next_command: str = "") -> DatasetError:

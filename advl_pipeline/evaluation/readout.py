@@ -18,7 +18,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.compute import open_device
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example
-from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.errors import ConfigError
@@ -27,8 +27,9 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.training.compatibility import check_caches
+from advl_pipeline.training.compatibility import check_caches, holds
 from advl_pipeline.training.placement import read_placement
+from advl_pipeline.training.pretrain_objectives import places_of_boxes
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 
 EXAMPLES_AT_ONCE = 32
@@ -66,12 +67,16 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
             next_command="give the caches of one split; run the command once for each",
         )
     ((_, split),) = splits
-    name = str(caches[0].provenance["config"]["dataset"])
-    dataset = open_dataset(name, split=split, data_root=config.data_root, tasks=config.task)
+    made_by = caches[0].provenance["config"]
+    name = str(made_by["dataset"])
+    reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
+    dataset = open_splits(name, split=split, data_root=config.data_root, tasks=config.task, **reading)
     check_caches(caches, dataset)
+    parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
+    positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]
     device = open_device(config.device)
     student.to(device).eval()
-    prior = fit_word_prior(choice.text for index in range(len(dataset)) for choice in dataset[index].candidates)
+    prior = fit_word_prior(choice.text for index in positions for choice in dataset[index].candidates)
     source = SignalSource(
         [cached_teacher(cache) for cache in caches],
         prior=prior,
@@ -79,10 +84,10 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     )
     answers: dict[str, dict[str, float]] = {}
     if config.answer_on is not None:
-        asked = open_dataset(name, split=config.answer_on, data_root=config.data_root, tasks=config.task)
+        asked = open_dataset(name, split=config.answer_on, data_root=config.data_root, tasks=config.task, **reading)
         answers = answers_by_likeness(student, asked, prior, device=device)
     return ReadoutResult(
-        placement=read_placement(student, dataset, range(len(dataset)), source, device=device), answers=answers
+        placement=read_placement(student, dataset, positions, source, device=device), answers=answers
     )
 
 
@@ -104,6 +109,7 @@ def answers_by_likeness(
         batch = student.collate(examples).to(device)
         output = student.encode_unimodal(batch)
         candidates = [candidate for example in examples for candidate in example.candidates]
+        example_of = [example for example in examples for _ in example.candidates]
         words = [word_spans(candidate.text) for candidate in candidates]
         alignment = source.signal(examples, batch, with_confidence=False).to(device).words
         assert alignment is not None
@@ -116,7 +122,8 @@ def answers_by_likeness(
         ).transpose(1, 2)
         scores = []
         for row, (candidate, spans) in enumerate(zip(candidates, words, strict=True)):
-            asked_R = _referred(candidate, batch.box_index_NR[row]) & batch.visual_mask_NR[row]
+            places_SR = places_of_boxes(student, example_of[row], batch.box_index_NR[row].cpu())
+            asked_R = _referred(candidate, places_SR).to(device) & batch.visual_mask_NR[row]
             in_answer = torch.tensor([start >= candidate.answer_start for start, _ in spans], device=device)
             kept_W = content_NW[row, : len(spans)] & in_answer
             best_W = cosine_NWR[row, : len(spans)].masked_fill(~asked_R, -1.0).amax(1)
@@ -154,9 +161,11 @@ def _choices(dataset: Dataset) -> Iterator[Sequence[Example]]:
         yield waiting
 
 
-def _referred(candidate: Candidate, box_index_R: torch.Tensor) -> torch.Tensor:
-    """Return (R,) bool: the visual tokens of the boxes that the context refers to, or all where it refers to none."""
-    boxes = {tag.box for tag in candidate.tags if tag.end <= candidate.context_length}
-    if not boxes:
-        return torch.ones_like(box_index_R, dtype=torch.bool)
-    return torch.isin(box_index_R, torch.tensor(sorted(boxes), device=box_index_R.device))
+def _referred(candidate: Candidate, places_SR: torch.Tensor) -> torch.Tensor:
+    """Return (R,) bool: the visual tokens of the boxes that the context refers to.
+
+    All of them where it refers to none, or where the student sees none of these boxes as a token of its own.
+    """
+    boxes = sorted({tag.box for tag in candidate.tags if tag.end <= candidate.context_length})
+    referred_R = (places_SR[boxes] > 0).any(0)
+    return referred_R if bool(referred_R.any()) else torch.ones_like(referred_R)

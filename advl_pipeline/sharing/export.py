@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.atomic import partial_beside, writing
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
@@ -89,11 +89,10 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
     repository = None
     if config.push_to_hub is not None:
         repository = open_repository(config.push_to_hub, kind="model", private=config.private)
-    partial = config.output.with_name(f"{config.output.name}.partial")
+    partial = partial_beside(config.output)
     url = None
     try:
         with writing(config.output, SafetensorError):
-            remove_left(partial)
             partial.mkdir(parents=True)
             for write in prepared.writes:
                 write(partial)
@@ -141,6 +140,13 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
             next_command=_predict(run)
             if isinstance(student, GenerativeStudent)
             else "--to torch, which needs no class",
+        )
+    if is_choice and family is FAMILIES["visualbert"]:
+        raise ConfigError(
+            "transformers' class would not compute what this run does.",
+            where=str(run),
+            why="a run on VCR places each tagged region at the words that name it, and that class cannot",
+            next_command="--to torch, whose program takes where regions are named",
         )
     model: Any = transformers_model(family, student, head, name)
     labels = finished.label_names[name]

@@ -47,11 +47,12 @@ class RegionPixels:
         crops = [picture.resize(size, Image.Resampling.BOX)]
         for x1, y1, x2, y2 in unit.boxes_R4.tolist():
             margin_x, margin_y = (x2 - x1) * CROP_MARGIN, (y2 - y1) * CROP_MARGIN
+            # A box may lie in the rim beside the picture that datasets tolerate: the nearest pixel stands for it.
             box = (
-                max(0.0, x1 - margin_x),
-                max(0.0, y1 - margin_y),
-                min(float(picture.width), x2 + margin_x),
-                min(float(picture.height), y2 + margin_y),
+                min(max(0.0, x1 - margin_x), picture.width - 1.0),
+                min(max(0.0, y1 - margin_y), picture.height - 1.0),
+                max(min(float(picture.width), x2 + margin_x), 1.0),
+                max(min(float(picture.height), y2 + margin_y), 1.0),
             )
             crops.append(picture.resize(size, Image.Resampling.BILINEAR, box=box))
         return np.stack([np.asarray(crop) for crop in crops])

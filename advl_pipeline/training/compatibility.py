@@ -77,7 +77,7 @@ def check_part(
     for cache in caches:
         if "selection" not in cache.identity["dataset"]:
             continue
-        num_missing = sum(not _holds(cache, dataset[position]) for position in positions)
+        num_missing = sum(not holds(cache, dataset[position]) for position in positions)
         if not num_missing:
             continue
         needed: dict[str, Any] = {"shots": None, "ids": [], "seed": [config.seed]}
@@ -94,7 +94,8 @@ def check_part(
         )
 
 
-def _holds(cache: TeacherCache, example: Example) -> bool:
+def holds(cache: TeacherCache, example: Example) -> bool:
+    """Whether a cache has features of an example's picture and texts."""
     texts = [candidate.text_unit.unit_id for candidate in example.candidates]
     return (cache.image is None or bool(cache.image.contains([example.image.unit_id]).all())) and (
         cache.text is None or bool(cache.text.contains(texts).all())

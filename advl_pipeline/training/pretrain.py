@@ -102,6 +102,13 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     student = build_student(config.student).to(device)
     heads = PretrainHeads(student).to(device)
     captions = [dataset[position] for position in range(len(dataset))]
+    if several := next((caption for caption in captions if len(caption.candidates) > 1), None):
+        raise ConfigError(
+            "Only captions are pretrained on: one text per picture that says what it shows.",
+            where=several.example_id,
+            why=f"the item has {len(several.candidates)} candidates",
+            next_command="--dataset with captions, such as scenes-captions",
+        )
     tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
     if not tagged:
         raise ConfigError(

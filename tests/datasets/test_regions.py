@@ -198,6 +198,7 @@ def test_counts_come_from_sidecar_name_or_confidence(tmp_path: Path) -> None:
             ("feat_th0.2_max5_min2", {"a.npz": 3}, 3),
             ("feat_th0.8_max5_min3", None, 3),
             ("feat_numbb4", None, 4),
+            ("feat_numbb4_compressed", None, 4),
             ("all", None, 6),
         ]
     ):

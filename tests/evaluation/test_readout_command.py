@@ -15,11 +15,14 @@ from small_corpus import SmallCorpus, build_small_corpus
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.evaluation.readout import answers_by_likeness
+from advl_pipeline.evaluation.readout import _referred, answers_by_likeness
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.reader import read_readout
 from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.pretrain_objectives import places_of_boxes
 from advl_pipeline.training.run import run_finetune
 
 
@@ -116,3 +119,43 @@ def test_likeness_takes_the_candidate_whose_words_lie_beside_the_region(corpus: 
     found = answers_by_likeness(student, dataset, prior, device=torch.device("cpu"))
     assert found[""]["percent"] == 100.0
     assert found[""]["num_questions"] == len(examples)
+
+
+@pytest.mark.parametrize("name", ["scenes-small", "scenes-vilt"])
+def test_a_context_refers_to_the_tokens_of_its_boxes(corpus: SmallCorpus, name: str) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
+    student = build_student(name)
+    examples = [dataset[index] for index in range(6)]
+    batch, row, referring = student.collate(examples), 0, 0
+    for example in examples:
+        for candidate in example.candidates:
+            places_SR = places_of_boxes(student, example, batch.box_index_NR[row])
+            asked_R = _referred(candidate, places_SR)
+            boxes = sorted({tag.box for tag in candidate.tags if tag.end <= candidate.context_length})
+            assert asked_R.equal((places_SR[boxes] > 0).any(0) if boxes else torch.ones_like(asked_R))
+            assert 0 < int(asked_R.sum()) <= len(asked_R)
+            referring += bool(boxes) and int(asked_R.sum()) < len(asked_R)
+            row += 1
+    assert referring
+    # A student whose tokens are regions of a detector has none for the dataset's boxes: it is asked about all.
+    unseen_R = _referred(examples[0].candidates[0], torch.zeros(len(examples[0].image.boxes_R4), 5))
+    assert unseen_R.tolist() == [True] * 5
+
+
+def test_a_cache_of_a_part_and_of_joined_splits_is_read_out(
+    corpus: SmallCorpus, student_folder: Path, tmp_path: Path
+) -> None:
+    for name, made in (("part", {"shots": 4}), ("joined", {"split": "train+val"})):
+        run_extract(
+            ExtractConfig(
+                teacher="minilm-l6",
+                dataset="scenes-vcr",
+                data_root=corpus.data_root,
+                output=tmp_path / name,
+                confidence=False,
+                **made,
+            )
+        )
+        done = readout(student_folder, "--cache", tmp_path / name, "--data-root", corpus.data_root, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["placement"]["minilm-l6"]["words"]["num_asked"] > 0

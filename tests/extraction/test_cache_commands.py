@@ -182,7 +182,9 @@ def test_bench(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_export_to_hdf5(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "features.h5"
+    (tmp_path / "features.h5.partial").write_text("somebody's")
     assert advl(capsys, "cache", "export", cache, "--to", "hdf5", "--output", output)[0] == 0
+    assert (tmp_path / "features.h5.partial").read_text() == "somebody's"
     store = open_cache(cache).text
     assert store is not None
     with h5py.File(output) as file:

@@ -184,6 +184,11 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(small_corpus:
     with pytest.raises(ConfigError, match="no class for uniter-tiny") as refused:
         run_export(ExportRunConfig(run=run, output=tmp_path / "out"))
     assert refused.value.next_command.startswith("--to torch")
+    tagged = finetuned(small_corpus, tmp_path / "tagged", "visualbert-tiny")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="would not compute") as refused:
+        run_export(ExportRunConfig(run=tagged, output=tmp_path / "out"))
+    assert refused.value.next_command.startswith("--to torch")
     with pytest.raises(ConfigError, match="exists already"):
         run_export(ExportRunConfig(run=run, to="torch", output=run))
     with pytest.raises(ConfigError, match="no finetuning run"):

@@ -17,6 +17,7 @@ from advl_pipeline.datasets.regions.interface import RegionFeatures, make_region
 from advl_pipeline.datasets.regions.registry import PictureRegions, join_regions, open_regions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.detector_regions import DetectorRegions
+from advl_pipeline.students.region_source import RegionPixels
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.uniter import Uniter
 
@@ -147,3 +148,13 @@ def test_a_student_reads_the_files_that_its_settings_name(tmp_path: Path) -> Non
     assert regions.features_RF.shape == (2, 24)
     assert regions.positions_R7[0].tolist() == [0, 0, 0.5, 0.5, 0.5, 0.5, 0.25]
     assert student.config_dict()["regions"] == str(folder)
+
+
+@pytest.mark.parametrize("box", [[64.2, 4, 64.9, 20], [-0.9, -0.8, -0.1, -0.2], [4, 48.1, 20, 48.9]])
+def test_a_box_in_the_tolerated_rim_is_the_nearest_pixel(tmp_path: Path, box: list[float]) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    boxes_R4 = np.array([box], dtype=np.float32)
+    unit = ImageUnit(unit_id="a", path=tmp_path / "a.png", width=64, height=48, boxes_R4=boxes_R4)
+    crops = RegionPixels(8).crops(unit)
+    assert crops.shape == (2, 8, 8, 3)
+    assert (crops[1] == [255, 0, 0]).all()

@@ -187,6 +187,8 @@ def test_a_published_student_is_not_pretrained_here(small_corpus: Any, tmp_path:
 def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No caption says which box"):
         run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-snli-ve"))
+    with pytest.raises(ConfigError, match="Only captions are pretrained on"):
+        run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-vcr"))
     assert not (tmp_path / "out").exists()
 
 

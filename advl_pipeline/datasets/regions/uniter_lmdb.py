@@ -27,7 +27,7 @@ from advl_pipeline.datasets.regions.per_picture import regions_of, regions_of_ar
 from advl_pipeline.errors import DatasetError
 
 _THRESHOLD = re.compile(r"feat_(?P<rule>th(?P<threshold>[0-9.]+)_max(?P<most>\d+)_min(?P<least>\d+))(_compressed)?")
-_FIXED = re.compile(r"feat_numbb(?P<count>\d+)")
+_FIXED = re.compile(r"feat_numbb(?P<count>\d+)(_compressed)?")
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
