@@ -79,7 +79,7 @@ def test_e_snli_ve_reads_its_csv(tmp_path: Path) -> None:
     write_esnlive(tmp_path, rows)
     with pytest.raises(DatasetError) as caught:
         open_dataset("snli-ve", split="e-test", data_root=tmp_path)
-    assert caught.value.where == f"{file}:7"  # records span two lines each
+    assert caught.value.where == f"{file}:6"  # where the record begins: each spans two lines
     file.write_bytes(file.read_bytes().replace(b"bus 1", b"bus \xff"))
     dataset = open_dataset("snli-ve", split="e-test", data_root=tmp_path, on_error="skip")
     assert len(dataset) == 4
