@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,23 @@ NO_WORD = -1
 @lru_cache(maxsize=65536)
 def word_spans(text: str) -> tuple[tuple[int, int], ...]:
     """Return the [start, end) characters of each word of a text, in order."""
-    return tuple(match.span() for match in WORD.finditer(text))
+    spans = [match.span() for match in WORD.finditer(text)]
+    return tuple(spans if text.isascii() else _with_marks(spans, text))
+
+
+def _with_marks(spans: Iterable[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+    """Join words with the marks after their letters, which a regular expression takes for punctuation."""
+    joined: list[tuple[int, int]] = []
+    goes_on = False
+    for start, end in spans:
+        is_mark = unicodedata.category(text[start]).startswith("M")
+        follows = bool(joined) and joined[-1][1] == start and text[joined[-1][0]].isalnum()
+        if follows and (is_mark or (goes_on and text[start].isalnum())):
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+        goes_on = is_mark and follows
+    return joined
 
 
 def assign_tokens_to_words(

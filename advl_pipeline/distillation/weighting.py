@@ -38,7 +38,9 @@ def pathway_weights(
         weight_max=settings.weight_max,
     )
     if settings.weight_shuffle:
-        weights_B = weights_B[torch.randperm(len(weights_B), generator=generator).to(weights_B.device)]
+        # A cycle: no instance keeps its own.
+        order_B = torch.randperm(len(weights_B), generator=generator).to(weights_B.device)
+        weights_B = weights_B.index_copy(0, order_B, weights_B[order_B.roll(1)])
     if settings.weight_normalise == "batch-mean":
         weights_Y = normalise_to_batch_mean(everywhere.rows(weights_B), weight_max=settings.weight_max)
         weights_B = everywhere.own(weights_Y, weights_B)

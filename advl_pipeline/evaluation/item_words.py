@@ -16,7 +16,8 @@ import torch
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.words import WordPrior, word_spans
+from advl_pipeline.datasets.words import KnownWords, WordPrior, word_spans
+from advl_pipeline.distillation.landmarks import unplaced_words
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.evaluation.items import question_rank, questions_of
@@ -47,7 +48,8 @@ def item_words(
     Args:
         described: from `read_selection`.
     """
-    source = SignalSource([], prior=WordPrior(**described["prior"]))
+    known = KnownWords(counts=described.get("known"))
+    source = SignalSource([], prior=WordPrior(**described["prior"]), known=known)
     ids = dataset.example_ids
     questions = questions_of(ids, dataset.tasks)
     ranked = sorted(range(len(ids)), key=lambda index: question_rank(questions[index]))[:MAX_ITEMS]
@@ -76,9 +78,10 @@ def _select(
     relevance_NW = None
     if output.relevance_NL is not None:
         relevance_NW = pool_to_words(output.relevance_NL[..., None], words.word_of_token_NL, num_words)[0][..., 0]
+    mask_NW = words.word_mask_NW & seen_NW & ((words.prior_NW > 0) | (not described["content_words"]))
     selected_NW = select_words(
         described["selection"],
-        mask_NW=words.word_mask_NW & seen_NW & ((words.prior_NW > 0) | (not described["content_words"])),
+        mask_NW=unplaced_words(mask_NW, words) if source.knows_words else mask_NW,
         prior_NW=words.prior_NW,
         relevance_NW=relevance_NW,
         alpha=described["alpha"],

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers.pixels import PixelSettings
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone, cells_from_tokens
 
@@ -56,7 +57,15 @@ def timm_pixel_settings(model: nn.Module) -> PixelSettings:
 
     config = resolve_data_config({}, model=model)
     _, height, width = config["input_size"]
-    squash = config.get("crop_mode") == "squash" and config["crop_pct"] == 1.0
+    mode = config.get("crop_mode") or "center"
+    squash = mode == "squash" and config["crop_pct"] == 1.0
+    if mode != "center" and not squash:
+        raise ConfigError(
+            "This network's own preprocessing is not made here.",
+            where="--teacher",
+            why=f"its crop_mode is {mode}, crop_pct {config['crop_pct']:g}; made are center, and squash at 1",
+            next_command="take weights of another training of the network: advl teachers list",
+        )
     return PixelSettings(
         height=height,
         width=width,

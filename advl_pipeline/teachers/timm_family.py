@@ -45,7 +45,18 @@ def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) 
     else:
         model = timm.create_model(architecture, pretrained=False)
         _load_file(model, _weights_file(weights, options), options)
-    backbone = TimmBackbone(model, architecture=architecture, device=options.torch_device, dtype=options.torch_dtype)
+    try:
+        backbone = TimmBackbone(
+            model, architecture=architecture, device=options.torch_device, dtype=options.torch_dtype
+        )
+    except (ValueError, AttributeError) as error:
+        # Some networks of timm give several maps, or tokens that are no grid.
+        raise ConfigError(
+            f"Features of {architecture} cannot be taken.",
+            where="--teacher",
+            why=str(error),
+            next_command="take a network whose last features are one map, or patch tokens of a square picture",
+        ) from error
     return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
 
 

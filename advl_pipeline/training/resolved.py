@@ -9,6 +9,7 @@ from typing import Any
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.weight_files import weights_digest
 from advl_pipeline.training.compatibility import dataset_identity
 from advl_pipeline.training.config import FinetuneConfig
@@ -49,6 +50,14 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     chosen = choose_recipe(config.student, kind, config.recipe)
     settings = resolve_settings(config, chosen, task=kind, num_labelled=num_labelled, world_size=world_size)
     method = resolve_method(config, num_steps=settings.num_steps)
+    num_together = settings.batch_size // (settings.accumulate * world_size)
+    if method.settings.weight_shuffle and settings.batch_unit == "examples" and num_together < 2:
+        raise ConfigError(
+            "Weights cannot be given to other instances where a micro-batch has one.",
+            where="--weight-shuffle",
+            why=f"{settings.batch_size} examples, {settings.accumulate} micro-batches, {world_size} processes",
+            next_command="--accumulate with fewer micro-batches, or --batch-size with more examples",
+        )
     return Run(config=config, chosen=chosen, settings=settings, method=method)
 
 

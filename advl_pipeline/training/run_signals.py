@@ -28,7 +28,7 @@ from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.live_teacher import live_teacher, live_weights
-from advl_pipeline.training.moved_cells import with_shifted_grid, with_shuffled_cells
+from advl_pipeline.training.moved_cells import MovedCells, with_shifted_grid, with_shuffled_cells
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
@@ -102,6 +102,7 @@ def open_signals(
         [features(cache, split) for cache in of_split]
         for of_split, split in zip(by_split, inputs.splits, strict=True)
     ]
+    _require_moved(read[0], config)
     teachers = [
         joined_teacher(of_teacher, as_read)
         for of_teacher, as_read in zip(zip(*cached, strict=True), zip(*read, strict=True), strict=True)
@@ -146,6 +147,25 @@ def _controlled(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeat
     if config.teacher_control == "shuffle-cells":
         return with_shuffled_cells(teacher, seed=config.seed)
     return with_shifted_grid(teacher)
+
+
+def _require_moved(teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
+    """Refuse a control that moves no cell, which would be the method itself.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if config.teacher_control not in ("shuffle-cells", "shift-grid"):
+        return
+    moved = [one for one in teachers if isinstance(one.image, MovedCells)]
+    grids = [one.image_places for one in moved if isinstance(one.image_places, TeacherGrid)]
+    if not any(grid.rows * grid.columns > 1 for grid in grids):
+        raise ConfigError(
+            "No teacher has a grid of several cells, so the control would be the method itself.",
+            where=f"--teacher-control {config.teacher_control}",
+            why=f"the teachers are {', '.join(one.name for one in teachers)}",
+            next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
+        )
 
 
 def _known_words(config: StudentOptions) -> Mapping[str, int] | None:

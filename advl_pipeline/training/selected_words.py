@@ -45,6 +45,8 @@ def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, 
         "alpha": settings.selection_alpha,
         "rho": settings.selection_rho,
         "content_words": settings.distance == "relational",
+        # With landmarks, known and frequent words are not placed.
+        "known": source.known.counts if model.distiller.landmarks else None,
         "prior": asdict(source.prior),
     }
 

@@ -138,7 +138,7 @@ class SignalSource:
         self.teachers = teachers
         self.prior = prior
         self._prior_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(prior.of_text)
-        self._known = known or KnownWords(counts=None)
+        self.known = known or KnownWords(counts=None)
         self._forms_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._spelling)
         self.confidence: Mapping[str, Mapping[str, float]] = {}
         """Modality -> example id -> probability of the ground truth."""
@@ -147,7 +147,7 @@ class SignalSource:
     def of(self, teachers: Sequence[TeacherFeatures]) -> SignalSource:
         """Return the same with other teachers and no confidences."""
         norm = "standardise" if self._standardise else "none"
-        return SignalSource(teachers, prior=self.prior, known=self._known, target_norm=norm)
+        return SignalSource(teachers, prior=self.prior, known=self.known, target_norm=norm)
 
     def widths(self) -> dict[str, TeacherWidths]:
         """Return the feature widths by teacher, in the order of the teachers."""
@@ -181,7 +181,7 @@ class SignalSource:
     @property
     def knows_words(self) -> bool:
         """Whether the student's pretraining left a record of the words that it taught."""
-        return self._known.counts is not None
+        return self.known.counts is not None
 
     def signal(
         self,
@@ -232,7 +232,7 @@ class SignalSource:
     def _spelling(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         words = [text[start:end].lower() for start, end in word_spans(text)]
         forms = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.int64)
-        return forms, np.array([self._known.of_word(word) for word in words], dtype=np.float32)
+        return forms, np.array([self.known.of_word(word) for word in words], dtype=np.float32)
 
     def _vision(
         self, teacher: TeacherFeatures, examples: Sequence[Example], batch: StudentBatch, places: PlaceKind | None

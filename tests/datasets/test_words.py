@@ -25,6 +25,9 @@ def test_words_contractions_tags_and_punctuation() -> None:
     ]  # fmt: skip
     assert words_of("person_1 waits") == ["person", "_", "1", "waits"]
     assert words_of("") == []
+    # Marks belong to the letter before them, in scripts where no composed letter exists too.
+    assert words_of("हिन्दी किताब, i̇stanbul's การ์ตูน") == ["हिन्दी", "किताब", ",", "i̇stanbul's", "การ์ตูน"]
+    assert words_of("\u2014\u0301a \U0001f3f3\ufe0f") == ["\u2014", "\u0301", "a", "\U0001f3f3", "\ufe0f"]
 
 
 @given(TEXT)

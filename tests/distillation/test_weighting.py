@@ -123,3 +123,21 @@ def test_confidence_is_the_probability_of_the_ground_truth() -> None:
     soft = soft_label_confidence(torch.tensor([[0.0, 1.0, 9.0], [1.0, 1.0, 1.0]]), scores)
     expected = (1.0 * 0.5 + 0.3 / (1 + math.exp(-1))) / 1.3
     assert soft.tolist() == pytest.approx([expected, 0.0])
+
+
+@pytest.mark.parametrize("num_examples", [2, 3, 8])
+def test_shuffled_weights_are_all_of_other_instances(num_examples: int) -> None:
+    teacher_B = torch.arange(1, num_examples + 1) / 10
+    signal = TeacherSignal(confidence={"text": teacher_B})
+    options = DistillationSettings(weighting="teacher", weight_shuffle=True)
+    for seed in range(20):
+        found_B = pathway_weights(
+            options,
+            signal,
+            "text",
+            torch.ones(num_examples),
+            everywhere=ALONE,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        assert found_B.sort().values.equal(teacher_B)
+        assert not (found_B == teacher_B).any()

@@ -141,6 +141,14 @@ def test_pixels_equal_timms_own_transform(name: str, size: tuple[int, int]) -> N
     torch.testing.assert_close(ours, transform(picture), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("changes", [{"crop_mode": "squash", "crop_pct": 0.9}, {"crop_mode": "border"}])
+def test_preprocessing_that_is_not_made_here_is_refused(changes: dict[str, Any]) -> None:
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model.pretrained_cfg = {**model.pretrained_cfg, **changes}
+    with pytest.raises(ConfigError, match="own preprocessing is not made"):
+        timm_pixel_settings(model)
+
+
 @pytest.mark.parametrize("kind", ["boxes", "boxes-roi", "grid", "none"])
 def test_results_do_not_depend_on_the_batch(kind: str, picture: ImageUnit) -> None:
     tower = opened("random:efficientnet-lite0", image_tokens=kind)

@@ -216,6 +216,8 @@ def test_weights_are_logged_bounded_and_shuffling_keeps_them(small_corpus: Any, 
         # The same numbers in another order add up to the same but for rounding.
         assert histogram["mean"] == pytest.approx(shuffled["mean"], rel=1e-6)
     assert first_kept["weighted/text"] != first_shuffled["weighted/text"]
+    with pytest.raises(ConfigError, match="a micro-batch has one"):
+        run_finetune(small_corpus.config(tmp_path / "ones", weight_shuffle=True, accumulate=4))
 
 
 def test_normalised_weights_are_logged_as_they_are_used(small_corpus: Any, tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_controls_of_cells_need_a_grid_that_is_read(
         ({"cache": small_corpus.caches}, "no grid whose cells"),
         ({"cache": (grid_cache,), "vision_target": "image"}, "no loss reads"),
         ({"cache": (grid_cache,), "live": True}, "live teacher"),
+        ({"cache": small_corpus.caches[:1]}, "the method itself"),
     ):
         with pytest.raises(ConfigError, match=message):
             run_finetune(small_corpus.config(tmp_path / "run", teacher_control="shift-grid", **changes))

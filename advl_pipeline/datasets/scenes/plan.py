@@ -1,7 +1,8 @@
 """Decide what every scene shows: kinds, their parts, counts, places. Pure, and determined by the seed.
 
 Twins (`scene.Twins`) make the texts fair: whatever is said about one scene is said about the other with another
-answer. The combinations of axis and number of things in `HELD_OUT` occur in test-compositional alone.
+answer. The combinations of axis and number of things in `HELD_OUT` are what relations are asked about in
+test-compositional alone. Captions, and VQA's questions of an outermost thing, speak of either axis everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from advl_pipeline.datasets.scenes.vocabulary import Container, Kind, Vocabulary
 from advl_pipeline.errors import AdvlError
 
 HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
-"""Axis -> number of things that are never together in any other split than test-compositional."""
+"""Axis of a scene's relations -> number of things that are together in test-compositional alone."""
 
 MIN_THINGS: Final = 2
 MAX_THINGS: Final = 5
