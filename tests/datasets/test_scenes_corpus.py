@@ -164,7 +164,9 @@ def test_the_three_formats_share_pictures_and_boxes(folder: Path, split: str) ->
             assert [box[:4] for box in metadata["boxes"]] == line["boxes"]
 
 
-@pytest.mark.parametrize("split", ["train", "test", "test-shift", "test-compositional", "train-shift"])
+@pytest.mark.parametrize(
+    "split", ["train", "test", "test-shift", "test-compositional", "train-shift", "train-rephrased"]
+)
 def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> None:
     """Things that hide each other, and bars, must leave every relation true of the visible boxes."""
     (facts,) = [facts for facts in task_splits(CONFIG) if facts.name == split]
@@ -283,13 +285,26 @@ def test_the_rephrased_test_asks_the_same_in_words_that_no_training_text_has(fol
         assert (here["answer_choices"] == there["answer_choices"]) == (here["answer_style"] != "described")
 
 
+def test_inputs_in_the_wording_of_the_rephrased_test_are_of_other_scenes(folder: Path) -> None:
+    held_out = {phrase.text for kind in load_vocabulary().labelled for phrase in kind.held_out}
+    descriptions = {phrase.text for kind in load_vocabulary().labelled for phrase in kind.descriptions}
+    inputs = re.sub(r" (?='s\b|,)", "", task_text(folder, "train-rephrased"))
+    assert sum(text in inputs for text in held_out) > 20
+    assert not [text for text in descriptions if text in inputs]
+    shown, asked = (
+        {json.dumps(line["objects"] + vcr_texts(line)) for line in lines(folder / layout.vcr_annotations(split))}
+        for split in ("train-rephrased", "test-rephrased")
+    )
+    assert not shown & asked
+
+
 def test_no_picture_occurs_twice(folder: Path) -> None:
     pictures = [
         *(folder / layout.VCR_FOLDER / layout.VCR_IMAGES).rglob("*.jpg"),
         *(folder / layout.CAPTIONS_FOLDER / layout.CAPTION_IMAGES).glob("*.jpg"),
     ]
     digests = Counter(hashlib.sha256(path.read_bytes()).digest() for path in pictures)
-    assert len(pictures) == 200 + 8 + 120 + 120 + 16 + 16 + 120 + 12 + 60 + 6
+    assert len(pictures) == 200 + 8 + 120 + 120 + 16 + 16 + 120 + 12 + 12 + 60 + 6
     # The rephrased test shows the pictures of the test.
     assert len(digests) == len(pictures) - 120
     assert Counter(digests.values())[2] == 120

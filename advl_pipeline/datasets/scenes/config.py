@@ -41,7 +41,8 @@ class ScenesConfig(DataRootOptions):
     num_unseen: int = _num_scenes(300, "Pictures of the split test-unseen.")
     num_compositional: int = _num_scenes(300, "Pictures of the split test-compositional.")
     num_shift_inputs: int = _num_scenes(
-        600, "Pictures of the split train-shift: unseen style, labels not for training."
+        600,
+        "Pictures of the splits train-shift and train-rephrased: inputs like the test's, labels not for training.",
     )
     workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.", minimum=0)
     replace: bool = option(False, help="Replace a corpus of other settings that lies there.")

@@ -17,7 +17,7 @@ from advl_pipeline.errors import DatasetError
 from advl_pipeline.folders import MARKERS
 
 RECORD_FILE: Final = MARKERS["corpus"].file
-CORPUS_VERSION: Final = 5
+CORPUS_VERSION: Final = 6
 """Raised whenever the same settings would give other bytes than before."""
 
 _NOT_CONTENT: Final = ("data_root", "workers", "replace")

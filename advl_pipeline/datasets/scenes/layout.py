@@ -27,6 +27,7 @@ TASK_SPLITS: Final = (
     "test-compositional",
     "test-rephrased",
     "train-shift",
+    "train-rephrased",
 )
 """Splits of the three task formats."""
 

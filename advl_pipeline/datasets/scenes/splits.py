@@ -42,6 +42,9 @@ def task_splits(config: ScenesConfig) -> tuple[TaskSplit, ...]:
         ),
         TaskSplit(name="test-rephrased", plan="test", num_scenes=config.num_test, phrasing="held-out"),
         TaskSplit(name="train-shift", plan="train-shift", num_scenes=config.num_shift_inputs, styles=SHIFTED_STYLES),
+        TaskSplit(
+            name="train-rephrased", plan="train-shift", num_scenes=config.num_shift_inputs, phrasing="held-out"
+        ),
     )
 
 
