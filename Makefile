@@ -14,7 +14,8 @@ DEMO_EXTRACT := --data-root datasets/demo --dataset scenes-vcr --split train --o
 TEST_WORKERS ?= 3
 
 # What `make study` runs, one after another; each resumes where it stopped, and takes what others before it have run.
-STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full
+STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot scenes-snli-ve-lowshot scenes-full \
+	scenes-shift
 # Cells side by side: steps of so small a student gain nothing from a second core.
 STUDY_WORKERS ?= 2
 
