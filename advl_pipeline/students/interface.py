@@ -169,6 +169,16 @@ class LoraSettings:
     targets: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """How `advl pretrain` makes a student where its options do not say otherwise; fields are options of that name."""
+
+    warmup_steps: int = 500
+    joint_steps: int = 250
+    learning_rate: float = 1e-3
+    move_pictures: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Perturbation:
     """Additive perturbations for adversarial training (VILLA): of the word embeddings, of the raw visual features."""
@@ -210,6 +220,7 @@ class Student(nn.Module, ABC):
     """Width P of the pooled state; equal to H for most students."""
     lora: LoraSettings | None = None
     """How a run updates it where it starts from published weights; None: all of it is trained."""
+    pretraining: Pretraining = Pretraining()
     places: PlaceKind | None = None
     """What its visual tokens with a place are. None: batches do not say where tokens lie (`places_BR4`), and no
     teacher's grid can be laid over them."""

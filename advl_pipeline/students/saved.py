@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from advl_pipeline.atomic import make_folder, write_text
@@ -115,9 +116,19 @@ def load_student_weights(
             student.load_state_dict(tensors)
         except FileNotFoundError:
             raise WeightsUnavailable("The weights file is missing.", where=str(folder / WEIGHTS_FILE)) from None
+        except SafetensorError as error:
+            raise WeightsUnavailable(
+                "The weights file is damaged.",
+                where=str(folder / WEIGHTS_FILE),
+                why=str(error),
+                next_command="remove the folder and make the student again",
+            ) from None
         except RuntimeError as error:
             raise IdentityMismatch(
-                "The weights do not fit the student.", where=str(folder / WEIGHTS_FILE), why=str(error)
+                "The weights do not fit the student.",
+                where=str(folder / WEIGHTS_FILE),
+                why=str(error),
+                next_command="use the version of ADVL that saved it, or remove the folder and make the student again",
             ) from None
         if parameter_digest(student.state_dict()) != description["parameters_digest"]:
             raise IdentityMismatch(

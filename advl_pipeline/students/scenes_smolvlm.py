@@ -24,6 +24,7 @@ from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.chat_batch import ChatBatch, Picture
 from advl_pipeline.students.generative import gathered
+from advl_pipeline.students.interface import Pretraining
 from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
 from advl_pipeline.students.smolvlm import SmolVlm, SmolVlmConfig, architecture
@@ -52,6 +53,8 @@ class ScenesSmolVlm(SmolVlm):
 
     places = "regions"
     lora = None
+    # With 500 steps it knows the pictures of its captions by heart.
+    pretraining = Pretraining(warmup_steps=250)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-smolvlm": {
             "architecture": architecture(

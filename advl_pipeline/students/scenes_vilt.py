@@ -1,6 +1,8 @@
 """`scenes-vilt`: a ViLT small enough to be pretrained on a CPU, over pictures squeezed to a small square.
 
-ViLT's modules, used otherwise in three places, because of its size and of the corpus. In the first layer text and
+ViLT's modules, used otherwise in four places, because of its size and of the corpus. Patches are read by four
+convolutions in place of one linear map, with which a transformer sees little after so few pictures (Xiao et al. 2021,
+"Early convolutions help transformers see better"). In the first layer text and
 patches attend only to themselves, so that pretraining can align them before they are mixed, and a picture passes it
 once for all candidates. And a word piece that names an object by tag also receives the mean state of the patches
 under that object's box: ViLT sees no boxes and cannot tell what "object 3" is. Heads also read whether text and
@@ -12,6 +14,7 @@ Shapes: N sequences, L text tokens, R visual tokens (class token, then patches),
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,10 +23,11 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.agreement import Agreement, place_of_tags, said_tokens
 from advl_pipeline.students.bert_parts import padding_bias
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput, Unmet
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.pixel_student import PixelBatch
 from advl_pipeline.students.vilt import Vilt, ViltConfig
@@ -42,10 +46,28 @@ class TaggedPixelBatch(PixelBatch):
     said_NL: torch.Tensor
 
 
+class PatchStem(nn.Sequential):
+    """(B, 3, S, S) -> (B, H, S / 16, S / 16): convolutions that halve the picture four times.
+
+    Three taps at every second place lie half a place to the left of what they stand for, or to the right: as they are
+    padded. The last one is padded on the other side, so that a token is of its own patch to half a pixel.
+    """
+
+    PATCH_SIZE = 16
+
+    def __init__(self, width: int) -> None:
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((3, width // 4, width // 2, width)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+        super().__init__(*layers, nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2))
+
+
 class ScenesVilt(Vilt):
     """The student."""
 
     compile_refusal = Student.compile_refusal
+    # It sees no boxes, and has to learn what lies where.
+    pretraining = Pretraining(warmup_steps=1200, joint_steps=300, learning_rate=3e-3, move_pictures=0.25)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "scenes-vilt": {
             "hidden_size": 96,
@@ -53,7 +75,7 @@ class ScenesVilt(Vilt):
             "num_heads": 4,
             "intermediate_size": 192,
             "image_size": 112,
-            "patch_size": 16,
+            "patch_size": PatchStem.PATCH_SIZE,
             "tokenizer": "minilm-l6",
             "max_positions": 64,
             "max_text_length": 64,
@@ -83,6 +105,12 @@ class ScenesVilt(Vilt):
 
     def __init__(self, name: str, config: ViltConfig) -> None:
         super().__init__(name, config)
+        if config.patch_size != PatchStem.PATCH_SIZE or config.image_size % PatchStem.PATCH_SIZE:
+            raise ConfigError(
+                f"{name} reads pictures of whole patches of {PatchStem.PATCH_SIZE} pixels.",
+                why=f"asked for patches of {config.patch_size} in pictures of {config.image_size}",
+            )
+        self.model.embeddings.patch_embeddings = PatchStem(config.hidden_size)
         self.agreement = Agreement(config.hidden_size)
 
     def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -203,13 +203,24 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
         help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter, scenes-vilt or scenes-smolvlm.",
     )
     seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
-    warmup_steps: int = option(500, help="Steps of region-phrase contrast alone.", minimum=0)
-    joint_steps: int = option(
-        250, help="Steps of all objectives together: contrast, words, matching, naming.", minimum=0
+    warmup_steps: int | None = option(
+        None, help="Steps of region-phrase contrast alone [default: what suits the student].", minimum=0
+    )
+    joint_steps: int | None = option(
+        None,
+        help="Steps of all objectives together: contrast, words, matching, naming [default: what suits the student].",
+        minimum=0,
     )
     batch_size: int = option(96, help="Pairs per step.", minimum=1)
-    learning_rate: float = option(1e-3, help="Peak learning rate.", above=0)
+    learning_rate: float | None = option(None, help="Peak learning rate [default: what suits the student].", above=0)
     weight_decay: float = option(0.01, help="AdamW weight decay.", minimum=0)
     mask_probability: float = option(
         0.25, help="Share of the words of a caption that is masked.", minimum=0, maximum=1
+    )
+    move_pictures: float | None = option(
+        None,
+        help="How far pictures are zoomed and shifted at random, for a student over patches. 0.25: by a quarter, a "
+        "third of that again by axis, and by an eighth of a side [default: what suits the student].",
+        minimum=0,
+        maximum=1,
     )

@@ -70,7 +70,7 @@ def _by_kind(settings: TrainingSettings, model: FinetuneModel) -> list[dict[str,
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if name == "bias" or isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)) or parameter.ndim == 0
+        if name == "bias" or isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)) or parameter.ndim == 0
     }
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():

@@ -15,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,15 @@ from advl_pipeline.folders import require_folder
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs import names
 from advl_pipeline.students.generative import GenerativeStudent
-from advl_pipeline.students.interface import Student, StudentBatch
+from advl_pipeline.students.interface import Pretraining, Student, StudentBatch
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
+from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_description, save_student
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.config import PretrainConfig
 from advl_pipeline.training.heads import save_choice_head
+from advl_pipeline.training.moved_pictures import MovedPictures, draw_moves, moved_example
 from advl_pipeline.training.pretrain_objectives import (
     PhraseTargets,
     PretrainHeads,
@@ -77,13 +79,17 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
 
     Raises:
         ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
-        IdentityMismatch: another one lies in the folder. NotFinite: a loss became so; nothing is written.
+        IdentityMismatch: another one lies in the folder, or weights that no longer fit.
+        NotFinite: a loss became so; nothing is written.
     """
     config = resolved(config)
     output = config.output or Path("students") / config.student
     require_folder(output, "student")
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
-    origin = {"pretraining": pretrain_identity(config, dataset)}
+    torch.manual_seed(config.seed)
+    student = build_student(config.student)
+    options = _options(config, student)
+    origin = {"pretraining": pretrain_identity(config, options, dataset)}
     if (output / DESCRIPTION_FILE).exists():
         rows = differences(origin, read_description(output)["origin"])
         if rows:
@@ -95,11 +101,21 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
             )
         # Where one is missing, an earlier call was stopped while it wrote them.
         if all((output / name).exists() for name in (WEIGHTS_FILE, names.HEADS, KNOWN_WORDS_FILE)):
+            # An older version may have built the student otherwise, from the same settings.
+            build_student(config.student, weights=output)
             return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
     began = time.perf_counter()
-    torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    student = build_student(config.student).to(device)
+    student.to(device)
+    if options.move_pictures:
+        if not isinstance(student, PixelStudent):
+            raise ConfigError(
+                f"{config.student} sees what is in a box, wherever that lies.",
+                where="--move-pictures",
+                why="only a student over patches learns anything from moved pictures",
+                next_command="--move-pictures 0",
+            )
+        student.pictures = MovedPictures(student.config.image_size)
     heads = PretrainHeads(student).to(device)
     captions = [dataset[position] for position in range(len(dataset))]
     if several := next((caption for caption in captions if len(caption.candidates) > 1), None):
@@ -117,7 +133,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
             why="the pretraining aligns phrases with boxes",
             next_command="advl datasets build scenes",
         )
-    losses = _train(config, dataset, tagged, student, heads, output)
+    losses = _train(config, options, dataset, tagged, student, heads, output)
     student.to("cpu")
     heads.to("cpu")
     save_student(output, student, origin=origin)
@@ -126,9 +142,18 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
 
 
-def pretrain_identity(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
+def _options(config: PretrainConfig, student: Student) -> Pretraining:
+    """Return what is asked for, and what suits the student where nothing is."""
+    asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
+    return replace(student.pretraining, **{name: value for name, value in asked.items() if value is not None})
+
+
+def pretrain_identity(config: PretrainConfig, options: Pretraining, dataset: Dataset) -> dict[str, Any]:
     """Return what changes the result of the pretraining, and nothing else."""
-    settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none")
+    settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none") | asdict(options)
+    if not options.move_pictures:
+        # Students of release 0.2.0 were made without the option, as one is that does without it.
+        del settings["move_pictures"]
     return {"schema": SCHEMA, "dataset_digest": dataset.content_digest(), **settings}
 
 
@@ -164,6 +189,7 @@ class _PairBatch:
 
 def _train(
     config: PretrainConfig,
+    options: Pretraining,
     dataset: Dataset,
     positions: Sequence[int],
     student: Student,
@@ -171,8 +197,8 @@ def _train(
     output: Path,
 ) -> dict[str, float]:
     parameters = [*student.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    num_steps = config.warmup_steps + config.joint_steps
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=config.weight_decay, fused=True)
+    num_steps = options.warmup_steps + options.joint_steps
     losses: dict[str, float] = {}
     student.train()
 
@@ -184,11 +210,14 @@ def _train(
     def collate(read_step: tuple[int, list[Example]]) -> _PairBatch:
         step, examples = read_step
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        if options.move_pictures:
+            moves = draw_moves(len(examples), options.move_pictures, generator)
+            examples = [moved_example(example, move) for example, move in zip(examples, moves, strict=True)]
         captions = student.collate([without_tags(example) for example in examples])
         return _PairBatch(
             captions=captions,
             phrases=phrase_targets(student, examples, captions),
-            joint=_joint_batch(student, examples, generator) if step >= config.warmup_steps else None,
+            joint=_joint_batch(student, examples, generator) if step >= options.warmup_steps else None,
         )
 
     num_workers = num_threads(config.num_workers)
@@ -203,7 +232,7 @@ def _train(
             torch.manual_seed(config.seed * 1_000_003 + step)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * linear_warmup_decay(
+                group["lr"] = options.learning_rate * linear_warmup_decay(
                     step, num_steps=num_steps, warmup_fraction=0.05
                 )
             with precision(device, config.mixed_precision):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -15,12 +16,14 @@ from transformers import (
 )
 from whole_checkpoints import require_complete
 
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bridgetower import BridgeTower, bridgetower_config
 from advl_pipeline.students.checkpoints import load_into
 from advl_pipeline.students.meter import Meter
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.scenes_vilt import PatchStem
 from advl_pipeline.students.vilt import Vilt, vilt_config
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -202,3 +205,24 @@ def test_a_black_picture_is_a_picture() -> None:
     grey = dataclasses.replace(batch, pixels_B3SS=torch.full_like(batch.pixels_B3SS, 127))
     with torch.no_grad():
         assert np.isfinite(student.encode(grey).pooled_NP.numpy()).all()
+
+
+def test_a_token_of_the_small_vilt_sees_its_own_patch() -> None:
+    linear = nn.Sequential(*(layer for layer in PatchStem(8) if isinstance(layer, nn.Conv2d | nn.ZeroPad2d)))
+    for parameter in linear.parameters():
+        nn.init.constant_(parameter, 1.0)
+    pixels_13SS = torch.zeros(1, 3, 112, 112, requires_grad=True)
+    tokens_1H77 = linear(pixels_13SS)
+    assert tokens_1H77.shape == (1, 8, 7, 7)
+    for place in (1, 3, 5):
+        (seen_13SS,) = torch.autograd.grad(tokens_1H77[0, :, place, place].sum(), pixels_13SS, retain_graph=True)
+        for axis in (2, 3):
+            weight_S = seen_13SS.sum([one for one in range(4) if one != axis])
+            centre = float(weight_S @ torch.arange(112.0) / weight_S.sum())
+            assert abs(centre - (16 * place + 7.5)) <= 0.6
+
+
+@pytest.mark.parametrize("sizes", [{"image_size": 120}, {"patch_size": 8}])
+def test_the_small_vilt_reads_whole_patches(sizes: Mapping[str, int]) -> None:
+    with pytest.raises(ConfigError, match="whole patches of 16 pixels"):
+        build_student("scenes-vilt", overrides=sizes)

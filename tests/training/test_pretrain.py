@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import word_spans
-from advl_pipeline.errors import ConfigError, IdentityMismatch
-from advl_pipeline.students.interface import StudentOutput
+from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.students.interface import Pretraining, StudentOutput
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, read_known_words
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import read_description
+from advl_pipeline.students.scenes_vilt import ScenesVilt
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.pretrain import PretrainConfig, pretrain_identity, run_pretrain
 from advl_pipeline.training.pretrain_objectives import PretrainHeads, phrase_targets, region_questions
@@ -53,11 +56,40 @@ def test_every_small_student_is_pretrained_by_all_objectives(small_corpus: Any, 
         run_pretrain(settings(small_corpus, tmp_path, student=name, seed=1))
 
 
+def test_a_student_of_a_shape_that_is_no_longer_built_is_not_taken_for_a_newer_one(
+    small_corpus: Any, pretrained: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scenes-small"
+    shutil.copytree(pretrained, output)
+    tensors = load_file(output / "model.safetensors")
+    tensors["an.older.layer"] = tensors.pop("box_encoder.weight")
+    save_file(tensors, output / "model.safetensors")
+    with pytest.raises(IdentityMismatch, match="do not fit the student") as caught:
+        run_pretrain(settings(small_corpus, output))
+    assert "make the student again" in caught.value.next_command
+    assert "an.older.layer" in load_file(output / "model.safetensors")
+    weights = (output / "model.safetensors").read_bytes()
+    (output / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(WeightsUnavailable, match="weights file is damaged"):
+        run_pretrain(settings(small_corpus, output))
+
+
+def test_a_student_is_made_as_suits_it_where_nothing_else_is_asked(small_corpus: Any, tmp_path: Path) -> None:
+    config = settings(small_corpus, tmp_path, student="scenes-vilt", warmup_steps=1, joint_steps=None)
+    few = {"warmup_steps": 2, "joint_steps": 1, "learning_rate": 2e-3, "move_pictures": 0.1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScenesVilt, "pretraining", Pretraining(**few))
+        run_pretrain(config)
+    made = read_description(tmp_path)["origin"]["pretraining"]
+    assert {name: made[name] for name in few} == few | {"warmup_steps": 1}
+
+
 def test_where_and_how_a_student_is_pretrained_is_not_in_its_identity(small_corpus: Any, tmp_path: Path) -> None:
     dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
-    found = pretrain_identity(settings(small_corpus, tmp_path), dataset)
+    options = Pretraining(warmup_steps=2, joint_steps=3)
+    found = pretrain_identity(settings(small_corpus, tmp_path), options, dataset)
     elsewhere = {"data_root": tmp_path, "device": "cpu", "num_workers": 3}
-    assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), dataset) == found
+    assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), options, dataset) == found
     assert list(found) == [
         "schema", "dataset_digest", "mixed_precision", "dataset", "split", "student", "seed", "warmup_steps",
         "joint_steps", "batch_size", "learning_rate", "weight_decay", "mask_probability",
