@@ -2,11 +2,10 @@
 
 ViLT's modules, used otherwise in four places, because of its size and of the corpus. Patches are read by four
 convolutions in place of one linear map, with which a transformer sees little after so few pictures (Xiao et al. 2021,
-"Early convolutions help transformers see better"). In the first layer text and
-patches attend only to themselves, so that pretraining can align them before they are mixed, and a picture passes it
-once for all candidates. And a word piece that names an object by tag also receives the mean state of the patches
-under that object's box: ViLT sees no boxes and cannot tell what "object 3" is. Heads also read whether text and
-patches agree (`agreement.py`).
+"Early convolutions help transformers see better"). In the first layer text and patches attend only to themselves, so
+that pretraining can align them before they are mixed, and a picture passes it once for all candidates. A word piece
+that names an object by tag also receives the mean state of the patches under that object's box: ViLT sees no boxes
+and cannot tell what "object 3" is. And heads also read whether text and patches agree (`agreement.py`).
 
 Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
 """

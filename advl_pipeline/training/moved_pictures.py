@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.datasets.records import Example, ImageUnit
+from advl_pipeline.geometry import WHOLE, overlap
 from advl_pipeline.students.picture_source import DecodedPictures
 
 MIN_SEEN = 0.7
@@ -91,8 +92,9 @@ def moved_example(example: Example, move: Move) -> Example:
     unit = example.image
     (caption,) = example.candidates
     boxes_R4 = move.boxes(unit.boxes_R4, unit.width, unit.height)
-    cut_R4 = np.clip(boxes_R4, 0, np.array([unit.width, unit.height] * 2, np.float32))
-    is_seen_R = _areas(cut_R4) >= MIN_SEEN * _areas(boxes_R4)
+    size_4 = np.array([unit.width, unit.height] * 2, np.float32)
+    cut_R4 = np.clip(boxes_R4, 0, size_4)
+    is_seen_R = overlap(boxes_R4 / size_4, np.array([WHOLE], np.float32))[:, 0] >= MIN_SEEN
     tags = tuple(tag for tag in caption.tags if is_seen_R[tag.box])
     if not tags:
         return example
@@ -102,9 +104,3 @@ def moved_example(example: Example, move: Move) -> Example:
         image=MovedUnit(**{**kept, "boxes_R4": cut_R4}, move=move),
         candidates=(replace(caption, tags=tags),),
     )
-
-
-def _areas(boxes_R4: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    sides_R2 = (boxes_R4[:, 2:] - boxes_R4[:, :2]).clip(min=0)
-    areas_R: npt.NDArray[np.float32] = sides_R2.prod(1)
-    return areas_R
