@@ -49,8 +49,11 @@ demo-caches:
 demo-student:
 	OMP_NUM_THREADS=1 $(ADVL) pretrain --data-root datasets/demo --output students/scenes-small
 
+# Of `advl datasets build scenes`, such as SCENES_OPTIONS="--seed 1 --descriptions mine.toml".
+SCENES_OPTIONS ?=
+
 scenes-inputs: $(STAMP)
-	$(ADVL) datasets build scenes
+	$(ADVL) datasets build scenes $(SCENES_OPTIONS)
 	$(ADVL) pretrain --output students/scenes-small
 
 # Of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".

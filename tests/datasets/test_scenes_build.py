@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from advl_pipeline.datasets.scenes import drawing_jobs, layout
 from advl_pipeline.datasets.scenes.build import made_with, run_build_scenes
 from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.datasets.scenes.corpus_record import RECORD_FILE, folder_digest
+from advl_pipeline.datasets.scenes.descriptions import DESCRIPTIONS_FILE
 from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
 from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError
+from advl_pipeline.packages import read_data
 
 TINY = ScenesConfig(
     num_caption_scenes=10,
@@ -88,6 +91,37 @@ def test_the_same_seed_gives_the_same_bytes_however_it_is_built(root: Path, tmp_
 def test_another_seed_gives_other_bytes(root: Path, tmp_path: Path) -> None:
     other = run_build_scenes(tiny(tmp_path, seed=1))
     assert annotations_digest(other.folder) != annotations_digest(root / layout.FOLDER)
+
+
+def test_other_descriptions_change_what_is_said_and_nothing_else(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(read_data(DESCRIPTIONS_FILE).replace('["', '["somehow ').replace('", "', '", "somehow '))
+    other = run_build_scenes(tiny(tmp_path, descriptions=file))
+    folder = root / layout.FOLDER
+    for of in TASK_FILES:
+        said = "".join((other.folder / of(split)).read_text() for split in layout.TASK_SPLITS)
+        before = "".join((folder / of(split)).read_text() for split in layout.TASK_SPLITS)
+        # VCR's texts are lists of words.
+        assert re.sub('"somehow", |somehow ', "", said) == before
+        assert ("somehow" in said) == (of is not layout.vqa_annotations)
+    pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
+    assert pictures
+    assert all((other.folder / path).read_bytes() == (folder / path).read_bytes() for path in pictures)
+
+
+def test_a_corpus_of_other_descriptions_is_not_taken_for_this_one(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(read_data(DESCRIPTIONS_FILE).replace("purrs when", "purrs while"))
+    with pytest.raises(ConfigError, match=r"descriptions: there [0-9a-f]{64}, wanted [0-9a-f]{64}\n"):
+        run_build_scenes(tiny(root, descriptions=file))
+    file.write_text(read_data(DESCRIPTIONS_FILE))
+    assert not run_build_scenes(tiny(root, descriptions=file)).built
+
+
+def test_descriptions_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"mine\.toml"):
+        run_build_scenes(tiny(tmp_path / "data", descriptions=tmp_path / "mine.toml"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_annotations_are_pinned(root: Path) -> None:
@@ -208,7 +242,7 @@ def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: 
             styles=("twemoji",),
             seed=0,
             captions=False,
-            scenes=tuple(task.scene for group in plan_task_split(0, train) for task in group.task_scenes),
+            scenes=tuple(task.scene for group in plan_task_split(TINY, train) for task in group.task_scenes),
         )
     )
     run_job(job)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from advl_pipeline.datasets.scenes.vocabulary import (
+from advl_pipeline.datasets.scenes.descriptions import (
     ASPECTS,
     DESCRIPTIONS_FILE,
     HELD_OUT,
     Description,
-    Kind,
-    load_vocabulary,
+    read_descriptions,
 )
+from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary
+from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data
 
 VOCABULARY = load_vocabulary()
@@ -154,3 +156,44 @@ def test_no_first_word_opens_half_of_an_aspect(aspect: str) -> None:
     openings = [d.text.split()[0] for _, d in EVERY if d.aspect == aspect]
     ((_, count),) = Counter(openings).most_common(1)
     assert 2 * count < len(openings)
+
+
+CAT = """
+[1F408]
+does = ["purrs when somebody strokes it"]
+held_out = ["lands on its feet after a fall"]
+"""
+
+
+def test_a_file_of_a_users_own_is_read_as_ours_is(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(CAT)
+    said = read_descriptions(file, {"1F408": "cat"})["1F408"]
+    assert said.open == (Description(text="purrs when somebody strokes it", aspect="does"),)
+    assert said.held_out == (Description(text="lands on its feet after a fall", aspect=HELD_OUT),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[1F408]", "[1F408", "no valid TOML"),
+        ("[1F408]", "[1F409]", r"kinds missing: \[1F408\] \(1 in all\)"),
+        (CAT, f"{CAT}\n[1F409]", r"no such kinds: \[1F409\] \(1 in all\)"),
+        ("does", "do", "has something else than lists named does, used_for"),
+        ('["purrs when somebody strokes it"]', "3", "does: 3 is no verb phrase"),
+        ("purrs", "[1] purrs", "is no verb phrase"),
+        ("strokes it", "strokes it.", "is no verb phrase"),
+        ("purrs when somebody strokes it", "", "does: '' is no verb phrase"),
+        ("somebody", "one of the Cats", "speaks the name of its own kind"),
+        ('["purrs when somebody strokes it"]', "[]", "needs at least one description to train on"),
+        ("held_out", "met", "one under held_out"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_place_and_the_reason(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(CAT.replace(old, new))
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_descriptions(file, {"1F408": "cat"})
+    assert caught.value.where == str(file)

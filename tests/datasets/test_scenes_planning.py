@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from advl_pipeline.datasets.scenes.caption_items import caption_items, plan_caption_scenes
+from advl_pipeline.datasets.scenes.descriptions import ASPECTS, Phrasing
 from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.placement import OVERLAP, PICTURE_SIDE, Spot, place
 from advl_pipeline.datasets.scenes.plan import HELD_OUT, plan_groups
@@ -32,7 +33,7 @@ from advl_pipeline.datasets.scenes.relations import (
 from advl_pipeline.datasets.scenes.scene import Group, TaskScene
 from advl_pipeline.datasets.scenes.snli_ve_items import snli_ve_items
 from advl_pipeline.datasets.scenes.vcr_items import vcr_items
-from advl_pipeline.datasets.scenes.vocabulary import ASPECTS, Kind, Phrasing, load_vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary
 from advl_pipeline.datasets.scenes.vqa_items import QUALITIES, vqa_items
 from advl_pipeline.datasets.scenes.wording import Voice
 

@@ -43,6 +43,7 @@ from advl_pipeline.datasets.scenes.splits import (
     plan_task_split,
     task_splits,
 )
+from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
 from advl_pipeline.folders import require_folder
 from advl_pipeline.packages import read_data, require_package
@@ -68,13 +69,15 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     Raises:
         ConfigError: sizes that cannot be, a corpus of other settings is there and `replace` is not set, or
             something else than a corpus is there.
-        DatasetError: a package of the `demo` extra is missing, or the record there is damaged.
+        DatasetError: a package of the `demo` extra is missing, the record there is damaged, or the descriptions
+            cannot be used.
         StorageError: the disk is full or not writable.
         Interrupted: a process that draws was killed.
     """
     root = resolve_data_root(config.data_root)
     folder = root / layout.FOLDER
     require_folder(folder, "corpus", option="--data-root")
+    load_vocabulary(config.descriptions)
     try:
         with _locked(root):
             found = None if config.replace else read_record(folder)
@@ -111,7 +114,7 @@ def _require_same_settings(config: ScenesConfig, found: CorpusRecord, folder: Pa
             "A corpus of other settings lies there.",
             where=str(folder),
             why="; ".join(different),
-            next_command="advl datasets build scenes --replace, or choose another --data-root",
+            next_command="run the same command again with --replace, or choose another --data-root",
         )
 
 
@@ -158,8 +161,8 @@ def _write_corpus(config: ScenesConfig, draft: Path) -> dict[str, dict[str, int]
     splits, captions = task_splits(config), caption_splits(config)
     with drawing_pool(config.workers or os.cpu_count() or 1) as pool:
         planned = [split for split in splits if split.plan == split.name]
-        groups = pool.map(functools.partial(plan_task_split, config.seed), planned)
-        scenes = pool.map(functools.partial(plan_caption_split, config.seed), captions)
+        groups = pool.map(functools.partial(plan_task_split, config), planned)
+        scenes = pool.map(functools.partial(plan_caption_split, config), captions)
         plans = {split.plan: plan for split, plan in zip(planned, groups, strict=True)}
         caption_plans = {split.name: plan for split, plan in zip(captions, scenes, strict=True)}
         jobs: list[DrawingJob] = []

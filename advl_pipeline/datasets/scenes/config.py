@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import option
@@ -43,6 +44,11 @@ class ScenesConfig(DataRootOptions):
     num_shift_inputs: int = _num_scenes(
         600,
         "Pictures of the splits train-shift and train-rephrased: inputs like the test's, labels not for training.",
+    )
+    descriptions: Path | None = option(
+        None,
+        help="TOML file of what people say of each kind, in place of ours and in its form "
+        "(data/scenes_descriptions.toml).",
     )
     workers: int = option(0, help="Processes that draw; 0 takes one per core. Does not change the result.", minimum=0)
     replace: bool = option(False, help="Replace a corpus of other settings that lies there.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_pipeline.datasets.scenes.descriptions import descriptions_text
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.folders import MARKERS
 
@@ -41,9 +42,14 @@ class CorpusRecord:
 
 
 def content_settings(config: ScenesConfig) -> dict[str, Any]:
-    """Return the settings that determine the content of a corpus."""
+    """Return the settings that determine the content of a corpus; descriptions, ours too, by their SHA-256.
+
+    Raises:
+        DatasetError: the descriptions cannot be read.
+    """
     fields = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
-    return {"version": CORPUS_VERSION, **fields}
+    said = hashlib.sha256(descriptions_text(config.descriptions).encode()).hexdigest()
+    return {"version": CORPUS_VERSION, **fields, "descriptions": said}
 
 
 def read_record(folder: Path) -> CorpusRecord | None:

@@ -8,9 +8,10 @@ from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.scenes.artwork import SEEN_STYLES, SHIFTED_STYLES, Style
 from advl_pipeline.datasets.scenes.caption_items import plan_caption_scenes
 from advl_pipeline.datasets.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
+from advl_pipeline.datasets.scenes.descriptions import Phrasing
 from advl_pipeline.datasets.scenes.plan import plan_groups
 from advl_pipeline.datasets.scenes.scene import Group, Scene
-from advl_pipeline.datasets.scenes.vocabulary import Phrasing, load_vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +70,12 @@ def caption_splits(config: ScenesConfig) -> tuple[CaptionSplit, ...]:
     )
 
 
-def plan_task_split(seed: int, split: TaskSplit) -> list[Group]:
+def plan_task_split(config: ScenesConfig, split: TaskSplit) -> list[Group]:
     """Plan the groups of a split."""
     return list(
         plan_groups(
-            load_vocabulary(),
-            seed=seed,
+            load_vocabulary(config.descriptions),
+            seed=config.seed,
             split=split.plan,
             num_scenes=split.num_scenes,
             unseen=split.unseen,
@@ -83,6 +84,7 @@ def plan_task_split(seed: int, split: TaskSplit) -> list[Group]:
     )
 
 
-def plan_caption_split(seed: int, split: CaptionSplit) -> list[Scene]:
+def plan_caption_split(config: ScenesConfig, split: CaptionSplit) -> list[Scene]:
     """Plan the scenes of a caption split."""
-    return list(plan_caption_scenes(load_vocabulary(), seed=seed, split=split.plan, num_scenes=split.num_scenes))
+    vocabulary = load_vocabulary(config.descriptions)
+    return list(plan_caption_scenes(vocabulary, seed=config.seed, split=split.plan, num_scenes=split.num_scenes))

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from advl_pipeline.datasets.scenes import layout
+from advl_pipeline.datasets.scenes.descriptions import ASPECTS, Aspect
 from advl_pipeline.datasets.scenes.draws import Draws
 from advl_pipeline.datasets.scenes.relations import INVERSE, PHRASES
 from advl_pipeline.datasets.scenes.render import Box
 from advl_pipeline.datasets.scenes.scene import Group, TaskScene
-from advl_pipeline.datasets.scenes.vocabulary import ASPECTS, Aspect, Kind
+from advl_pipeline.datasets.scenes.vocabulary import Kind
 from advl_pipeline.datasets.scenes.wording import Manner, Voice, capitalised, draw_manner, indefinite
 
 OBJECT_CLASS: Final = "object"

@@ -1,39 +1,19 @@
 """The frozen vocabulary: which kinds of things there are, their plain names, their families, and what hides them.
 
-Plain names are the language of captions. Descriptions, what people say of a kind without naming it, are the language
-of the tasks.
+Plain names are the language of captions, descriptions (`descriptions`) that of the tasks.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final
 
+from advl_pipeline.datasets.scenes.descriptions import Description, Said, read_descriptions
 from advl_pipeline.packages import read_data
-
-DESCRIPTIONS_FILE: Final = "scenes_descriptions.toml"
-Aspect = Literal["does", "used_for", "met", "looks", "belongs"]
-"""What a description speaks of: the headings of the file say what each means."""
-
-ASPECTS: Final[tuple[Aspect, ...]] = ("does", "used_for", "met", "looks", "belongs")
-HELD_OUT: Final = "held_out"
-
-Phrasing = Literal["open", "held-out"]
-"""Which descriptions a split speaks in: those that training texts may use, or those that no training text uses."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Description:
-    """One thing that people say about a kind: "purrs when somebody strokes it", of the aspect "does"."""
-
-    text: str
-    aspect: str
-    """One of `ASPECTS`, or `HELD_OUT` for a phrasing that no training text may use."""
-
 
 VOCABULARY_FILE: Final = "scenes_vocabulary.json"
 
@@ -119,29 +99,34 @@ class Vocabulary:
 
 
 @functools.cache
-def load_vocabulary() -> Vocabulary:
-    """Read the frozen vocabulary (`annotations.make_vocabulary` makes it) and what people say about its kinds."""
+def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
+    """Read the frozen vocabulary (`annotations.make_vocabulary` makes it) and what people say about its kinds.
+
+    Args:
+        descriptions: a file of descriptions in place of ours.
+
+    Raises:
+        DatasetError: the descriptions cannot be used.
+    """
     document = json.loads(read_data(VOCABULARY_FILE))
-    descriptions = tomllib.loads(read_data(DESCRIPTIONS_FILE))
+    described = [*document["labelled"], *document["unseen"]]
+    said = read_descriptions(descriptions, {entry["code"]: entry["name"] for entry in described})
     families = {
         name: Family(**{**entry, "subcategory": name, "overlaps": tuple(entry["overlaps"])})
         for name, entry in document["families"].items()
     }
     unnamed = frozenset(document["unnamed"])
 
-    def said(code: str, aspects: Sequence[str]) -> tuple[Description, ...]:
-        table = descriptions.get(code, {})
-        return tuple(Description(text=text, aspect=aspect) for aspect in aspects for text in table.get(aspect, ()))
-
     def fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+        about = said.get(entry["code"], Said())
         return {
             "code": entry["code"],
             "name": entry["name"],
             "article": entry["article"],
             "family": families[entry["subcategory"]],
             "named": entry["name"] not in unnamed,
-            "descriptions": said(entry["code"], ASPECTS),
-            "held_out": said(entry["code"], (HELD_OUT,)),
+            "descriptions": about.open,
+            "held_out": about.held_out,
         }
 
     labelled, unseen = (

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from advl_pipeline.datasets.scenes.descriptions import Aspect, Phrasing
 from advl_pipeline.datasets.scenes.draws import Draws
-from advl_pipeline.datasets.scenes.vocabulary import Aspect, Kind, Phrasing
+from advl_pipeline.datasets.scenes.vocabulary import Kind
 
 Manner = Literal["name", "described"]
 """Whether a text calls a thing by its plain name or says something about it."""
