@@ -47,36 +47,43 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
             file.unlink(missing_ok=True)
 
 
-def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
-    """Copy the cell from a study in a folder beside this one that has finished it: equal ids mean equal numbers.
+def finished_beside(cell: Cell, study: StudyConfig, folder: Path) -> Path | None:
+    """Return the run of the cell in a study in a folder beside this one: equal ids mean equal numbers.
 
     Args:
         folder: of the cell's study.
 
     Returns:
-        Whether one had it, with all test sets, and its weights where they are to be kept.
-
-    Raises:
-        StorageError: the copy could not be written.
+        The first that is finished, with all test sets, and its weights where they are to be kept; or None.
     """
     for other in sorted(folder.parent.glob(f"*/{STUDY_FILE}")):
         source = other.parent / cell.run_name
         if source == cell.run or not is_finished(replace(cell, finetune=replace(cell.finetune, output=source))):
             continue
-        weights = _weights(source)
-        if study.keep_weights and not all(file.exists() for file in weights):
-            continue
-        partial = cell.run.with_name(f"{cell.run.name}.partial")
-        left_out = shutil.ignore_patterns(*(() if study.keep_weights else (file.name for file in weights)))
-        make_folder(cell.run.parent)
-        with writing(cell.run, shutil.Error):
-            remove_left(partial)
-            shutil.copytree(source, partial, ignore=left_out)
-            # What an interrupted run left of the cell is of no use beside the whole one.
-            remove_left(cell.run)
-            partial.replace(cell.run)
-        return True
-    return False
+        if not study.keep_weights or all(file.exists() for file in _weights(source)):
+            return source
+    return None
+
+
+def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
+    """Copy the cell from a study beside this one; return whether one has finished it.
+
+    Raises:
+        StorageError: the copy could not be written.
+    """
+    source = finished_beside(cell, study, folder)
+    if source is None:
+        return False
+    partial = cell.run.with_name(f"{cell.run.name}.partial")
+    left_out = shutil.ignore_patterns(*(() if study.keep_weights else (file.name for file in _weights(source))))
+    make_folder(cell.run.parent)
+    with writing(cell.run, shutil.Error):
+        remove_left(partial)
+        shutil.copytree(source, partial, ignore=left_out)
+        # What an interrupted run left of the cell is of no use beside the whole one.
+        remove_left(cell.run)
+        partial.replace(cell.run)
+    return True
 
 
 def _weights(run: Path) -> list[Path]:

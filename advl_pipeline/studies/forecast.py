@@ -15,7 +15,14 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
-from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
+from advl_pipeline.studies.execute import (
+    dataset_digests,
+    digest_dataset,
+    finished_beside,
+    init_digests,
+    is_finished,
+    missing_inits,
+)
 from advl_pipeline.studies.folder import default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
 from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds, timings_beside, timings_here
@@ -82,13 +89,20 @@ KindMeasurer = Callable[[Sequence[Cell]], list[Timing]]
 class CellForecast:
     """State of a cell; `seconds` is measured when finished, else estimated, or None when nothing is measured yet.
 
-    `scoring` is what scoring a cell that is left takes beside that, None where no run was scored yet.
+    `scoring` is what scoring a cell that is left takes beside that, None where no run was scored yet. A cell that is
+    `finished_beside`, in a study in a folder beside this one, is copied from there.
     """
 
     cell: Cell
     finished: bool
+    finished_beside: bool
     seconds: float | None
     scoring: float | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the cell is still to be run."""
+        return not self.finished and not self.finished_beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,12 +130,17 @@ class Forecast:
 
     @property
     def num_left(self) -> int:
-        return sum(not item.finished for item in self.cells)
+        return sum(item.is_left for item in self.cells)
+
+    @property
+    def num_copied(self) -> int:
+        """Cells that studies beside this one have finished."""
+        return sum(item.finished_beside for item in self.cells)
 
     @property
     def num_unmeasured(self) -> int:
         """Cells that are left and of which nobody knows how long they take."""
-        return sum(not item.finished and item.seconds is None for item in self.cells)
+        return sum(item.is_left and item.seconds is None for item in self.cells)
 
     @property
     def seconds_left(self) -> float | None:
@@ -177,16 +196,28 @@ def forecast_study(
         dataset_digests=content,
         recipes=recipes,
     )
-    left = [cell for cell in plan.cells if not is_finished(cell)]
+    finished = [is_finished(cell) for cell in plan.cells]
+    beside = [
+        not done and finished_beside(cell, study, folder) is not None
+        for cell, done in zip(plan.cells, finished, strict=True)
+    ]
+    left = [cell for cell, *there in zip(plan.cells, finished, beside, strict=True) if not any(there)]
     timings = _Timings(timings_here(plan.cells), timings_beside(folder) if left else [])
     if measure:
         timings.pools[2] += measure_cells([cell for cell in left if not timings.alike(cell)])
     pools = [timings.for_cell(cell) for cell in plan.cells]
     cells = tuple(
-        _forecast_cell(cell, pool, timings.scoring_of(cell)) for cell, pool in zip(plan.cells, pools, strict=True)
+        CellForecast(
+            cell=cell,
+            finished=done,
+            finished_beside=elsewhere,
+            seconds=_seconds(cell, pool, finished=done),
+            scoring=timings.scoring_of(cell),
+        )
+        for cell, done, elsewhere, pool in zip(plan.cells, finished, beside, pools, strict=True)
     )
-    scoring = [item.scoring for item in cells if not item.finished and item.scoring is not None]
-    known = [item.seconds for item in cells if not item.finished and item.seconds is not None]
+    scoring = [item.scoring for item in cells if item.is_left and item.scoring is not None]
+    known = [item.seconds for item in cells if item.is_left and item.seconds is not None]
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
     num_bytes, disk_basis = _cell_bytes(plan.cells, keep_weights=study.keep_weights)
@@ -203,9 +234,7 @@ def forecast_study(
         scoring_seconds=sum(scoring) if len(scoring) == len(left) else None,
         cell_bytes=num_bytes,
         bytes_free=shutil.disk_usage(existing).free,
-        time_basis=_basis(
-            timing for item, pool in zip(cells, pools, strict=True) for timing in pool if not item.finished
-        ),
+        time_basis=_basis(timing for item, pool in zip(cells, pools, strict=True) for timing in pool if item.is_left),
         disk_basis=disk_basis,
     )
 
@@ -247,15 +276,13 @@ class _Timings:
         return next((sum(found) / len(found) for found in known if found), None)
 
 
-def _forecast_cell(cell: Cell, pool: Sequence[Timing], scoring: float | None) -> CellForecast:
-    finished = is_finished(cell)
+def _seconds(cell: Cell, pool: Sequence[Timing], *, finished: bool) -> float | None:
     if not pool:
-        return CellForecast(cell=cell, finished=finished, seconds=None, scoring=scoring)
+        return None
     if pool[0].cell_id == cell.cell_id and pool[0].source == HERE:
         # Training is over; where the cell is not finished, its scores are missing.
-        return CellForecast(cell=cell, finished=finished, seconds=pool[0].total if finished else 0.0, scoring=scoring)
-    seconds = sum(timing.seconds_of(cell) for timing in pool) / len(pool)
-    return CellForecast(cell=cell, finished=finished, seconds=seconds, scoring=scoring)
+        return pool[0].total if finished else 0.0
+    return sum(timing.seconds_of(cell) for timing in pool) / len(pool)
 
 
 def _basis(used: Iterable[Timing]) -> str:

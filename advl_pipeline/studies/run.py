@@ -21,6 +21,7 @@ from advl_pipeline.studies.execute import (
     dataset_digests,
     digest_dataset,
     execute_cell,
+    finished_beside,
     init_digests,
     is_finished,
     take_finished,
@@ -108,7 +109,12 @@ def run_study(
 
 
 def _prepare(plan: Plan, config: StudyRunConfig, folder: Path, prepare: CachePreparer) -> None:
-    needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
+    needed = {
+        path
+        for cell in plan.cells
+        if not is_finished(cell) and finished_beside(cell, plan.study, folder) is None
+        for path in cell.finetune.cache
+    }
     for need in plan.caches:
         if need.path in needed:
             seconds = prepare(need, plan.study, config.data_root)

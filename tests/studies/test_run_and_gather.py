@@ -28,6 +28,7 @@ from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 from advl_cli.options import config_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.evaluation.calibration import top_confidence
+from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.reader import WeightBins
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, read_study
@@ -296,6 +297,9 @@ def test_cells_that_a_study_beside_has_finished_are_copied_from_there(tmp_path: 
         synthetic_runs.execute(cell, study)
 
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
+    before = forecast_study(config)
+    assert (before.num_left, before.num_copied) == (3, 5)
+    assert "copied from studies beside this one: 5 cells" in forecast_as_text(before)
     second = run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
     assert sorted(ran) == sorted(path.name for path in (*run_folders[:2], run_folders[-1]))
     assert second.num_finished == 8
@@ -303,6 +307,24 @@ def test_cells_that_a_study_beside_has_finished_are_copied_from_there(tmp_path: 
         copy = tmp_path / "other" / "cells" / source.name
         files = {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()}
         assert files == {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_caches_of_cells_that_are_copied_are_not_extracted(tmp_path: Path) -> None:
+    first = run(tmp_path, num_seeds=1)
+    for path in first.folder.rglob("result.json"):
+        (path.parent / "model.safetensors").touch()
+        (path.parent / "heads.safetensors").touch()
+    shutil.rmtree(tmp_path / "caches")
+    (tmp_path / "other").mkdir()
+    shutil.copy(first.folder / "study.json", tmp_path / "other")
+    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
+    assert forecast_study(config).caches == ()
+    second = run_study(config, execute=refuse, prepare=refuse, digest=synthetic_runs.digest)
+    assert second.num_finished == 8
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("nothing is left to be done")
 
 
 def test_more_seeds_and_another_test_set_add_only_what_is_missing(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def descriptions_text(path: Path | None) -> str:
         return read_data(DESCRIPTIONS_FILE)
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise _unfit(path, error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
         raise _unfit(path, str(error)) from None
 
 
