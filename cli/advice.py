@@ -56,7 +56,17 @@ def next_command(error: AdvlError, group: click.Group, invocation: Invocation) -
             return corrected
     advice = error.next_command or _usual_advice(error, group, invocation)
     told = "".join(_completed(piece, group, invocation.given) for piece in _pieces(advice))
-    return f"{told}\n         {invocation.command()}" if _AGAIN in advice else told
+    return f"{told}\n         {_again(advice, group, invocation)}" if _AGAIN in advice else told
+
+
+def _again(advice: str, group: click.Group, invocation: Invocation) -> str:
+    """Return the user's command, with the switch that the advice asks for."""
+    asked = re.search(rf"{_AGAIN}(?: again)? with (--[a-z-]+)", advice)
+    command, _ = command_of(invocation.arguments, group)
+    options = command.params if command is not None else []
+    switches = [name for one in options if isinstance(one, click.Option) and one.is_flag for name in one.opts]
+    added = [asked[1]] if asked and asked[1] in switches else []
+    return Invocation(arguments=[*invocation.arguments, *added]).command()
 
 
 def what_follows(command: str) -> str:

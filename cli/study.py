@@ -58,7 +58,9 @@ def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool)
 
         forecast = forecast_study(config, measure=measure)
         if as_json:
-            totals = {name: getattr(forecast, name) for name in ("num_left", "seconds_left", "bytes_left")}
+            totals = {
+                name: getattr(forecast, name) for name in ("num_left", "num_copied", "seconds_left", "bytes_left")
+            }
             print_json(config_to_dict(forecast) | totals)
         else:
             click.echo(forecast_as_text(forecast))

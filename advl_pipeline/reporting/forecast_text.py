@@ -59,7 +59,7 @@ def _time(forecast: Forecast) -> str:
 def _disk(forecast: Forecast) -> str:
     known = [cache.num_bytes for cache in forecast.caches if cache.num_bytes is not None]
     runs = "unknown" if forecast.cell_bytes is None else wording.size(forecast.cell_bytes)
-    parts = [f"run folders {runs}: {forecast.disk_basis}"] if forecast.cell_bytes else []
+    parts = [f"run folders {runs}: {forecast.disk_basis}"] if forecast.num_left or forecast.num_copied else []
     if known:
         parts.append(f"caches {wording.size(sum(known))}")
     if unplanned := len(forecast.caches) - len(known):

@@ -15,6 +15,7 @@ from advl_pipeline.atomic import make_folder, remove_left, writing
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.weight_files import is_on_hub, weight_files, weights_digest
@@ -58,10 +59,15 @@ def finished_beside(cell: Cell, study: StudyConfig, folder: Path) -> Path | None
     """
     for other in sorted(folder.parent.glob(f"*/{STUDY_FILE}")):
         source = other.parent / cell.run_name
-        if source == cell.run or not is_finished(replace(cell, finetune=replace(cell.finetune, output=source))):
+        if source == cell.run or not names.is_finished(source):
             continue
-        if not study.keep_weights or all(file.exists() for file in _weights(source)):
-            return source
+        if study.keep_weights and not all(file.exists() for file in _weights(source)):
+            continue
+        try:
+            if is_finished(replace(cell, finetune=replace(cell.finetune, output=source))):
+                return source
+        except ConfigError:
+            continue  # Its own commands say what is wrong with it.
     return None
 
 
@@ -75,7 +81,7 @@ def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
     if source is None:
         return False
     partial = cell.run.with_name(f"{cell.run.name}.partial")
-    left_out = shutil.ignore_patterns(*(() if study.keep_weights else (file.name for file in _weights(source))))
+    left_out = shutil.ignore_patterns(*(file.name for file in _not_copied(source, study)))
     make_folder(cell.run.parent)
     with writing(cell.run, shutil.Error):
         remove_left(partial)
@@ -84,6 +90,15 @@ def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
         remove_left(cell.run)
         partial.replace(cell.run)
     return True
+
+
+def copied_bytes(source: Path, study: StudyConfig) -> int:
+    """Return the size of what `take_finished` copies of a run."""
+    return folder_bytes(source) - sum(file.stat().st_size for file in _not_copied(source, study) if file.exists())
+
+
+def _not_copied(source: Path, study: StudyConfig) -> list[Path]:
+    return [] if study.keep_weights else _weights(source)
 
 
 def _weights(run: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from advl_pipeline.folders import folder_bytes
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import (
+    copied_bytes,
     dataset_digests,
     digest_dataset,
     finished_beside,
@@ -198,7 +199,7 @@ def forecast_study(
     )
     finished = [is_finished(cell) for cell in plan.cells]
     beside = [
-        not done and finished_beside(cell, study, folder) is not None
+        None if done else finished_beside(cell, study, folder)
         for cell, done in zip(plan.cells, finished, strict=True)
     ]
     left = [cell for cell, *there in zip(plan.cells, finished, beside, strict=True) if not any(there)]
@@ -210,7 +211,7 @@ def forecast_study(
         CellForecast(
             cell=cell,
             finished=done,
-            finished_beside=elsewhere,
+            finished_beside=elsewhere is not None,
             seconds=_seconds(cell, pool, finished=done),
             scoring=timings.scoring_of(cell),
         )
@@ -220,7 +221,9 @@ def forecast_study(
     known = [item.seconds for item in cells if item.is_left and item.seconds is not None]
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
-    num_bytes, disk_basis = _cell_bytes(plan.cells, keep_weights=study.keep_weights)
+    done = [cell.run for cell, there in zip(plan.cells, finished, strict=True) if there]
+    num_bytes, disk_basis = _cell_bytes(left, done, keep_weights=study.keep_weights)
+    copied = sum(copied_bytes(source, study) for source in beside if source is not None)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
     return Forecast(
         name=study.name,
@@ -232,7 +235,7 @@ def forecast_study(
         device=device_name(config.device),
         cell_seconds=sum(known) if len(known) == len(left) else None,
         scoring_seconds=sum(scoring) if len(scoring) == len(left) else None,
-        cell_bytes=num_bytes,
+        cell_bytes=None if num_bytes is None else num_bytes + copied,
         bytes_free=shutil.disk_usage(existing).free,
         time_basis=_basis(timing for item, pool in zip(cells, pools, strict=True) for timing in pool if item.is_left),
         disk_basis=disk_basis,
@@ -290,16 +293,16 @@ def _basis(used: Iterable[Timing]) -> str:
     return ", ".join(f"{source} ({number})" for source, number in sorted(counts.items()))
 
 
-def _cell_bytes(cells: Sequence[Cell], *, keep_weights: bool) -> tuple[int | None, str]:
-    """Return the bytes of all run folders that are still to come, and what that rests on.
+def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], *, keep_weights: bool) -> tuple[int | None, str]:
+    """Return the bytes of the run folders of the cells that are left, and what that rests on.
 
     Finished ones tell; before there are any, a run folder holds little else than its student: as large as the
     pretrained one, or as its parameters. None where the student cannot be built here. Where students are not kept,
     one at a time lies there, beside its checkpoint with two moments.
     """
-    left = [cell for cell in cells if not is_finished(cell)]
-    sizes = [folder_bytes(cell.run) for cell in cells if is_finished(cell)]
-    if sizes:
+    if not left:
+        return 0, "as those that are copied"
+    if sizes := [folder_bytes(run) for run in done]:
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
     from advl_pipeline.training.building import student_bytes
 

@@ -20,7 +20,8 @@ from advl_cli.main import group, main
 from advl_cli.reference import commands
 from advl_pipeline import errors
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.errors import AdvlError
+from advl_pipeline.datasets.scenes import build as scenes_build
+from advl_pipeline.errors import AdvlError, ConfigError
 from advl_pipeline.training import run as training_run
 
 PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
@@ -117,6 +118,26 @@ def test_every_kind_of_error_advises_with_what_was_given(
         assert words[words.index("--data-root") + 1] == "/da ta"
     if "same command" in own:
         assert words == ["advl", *given, "--data-root", "/da ta"]
+
+
+@pytest.mark.parametrize(
+    ("advice", "added"),
+    [
+        ("run the same command again with --replace, or choose another --data-root", ["--replace"]),
+        ("the same command with --seed 2", []),
+        ("the same command with --unknown", []),
+    ],
+)
+def test_the_users_command_is_told_with_the_switch_that_is_advised(
+    advice: str, added: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object) -> None:
+        raise ConfigError("It cannot be done.", next_command=advice)
+
+    monkeypatch.setattr(scenes_build, "run_build_scenes", fail)
+    given = ["datasets", "build", "scenes", "--seed", "1", "--data-root", "a b"]
+    _, told = advl(*given, capsys=capsys)
+    assert advised(told) == ["advl", *given, *added]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from advl_pipeline.datasets.scenes.corpus_record import RECORD_FILE, folder_dige
 from advl_pipeline.datasets.scenes.descriptions import DESCRIPTIONS_FILE
 from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
 from advl_pipeline.datasets.scenes.splits import plan_task_split, task_splits
+from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
 from advl_pipeline.errors import ConfigError, DatasetError, StorageError
 from advl_pipeline.packages import read_data
 
@@ -116,6 +118,17 @@ def test_a_corpus_of_other_descriptions_is_not_taken_for_this_one(root: Path, tm
         run_build_scenes(tiny(root, descriptions=file))
     file.write_text(read_data(DESCRIPTIONS_FILE))
     assert not run_build_scenes(tiny(root, descriptions=file)).built
+
+
+def test_descriptions_are_read_once_and_a_comment_makes_no_other_corpus(root: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = f"# The same in another file.\n{read_data(DESCRIPTIONS_FILE)}"
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    piped = run_build_scenes(tiny(tmp_path, descriptions=pipe))
+    assert annotations_digest(piped.folder) == annotations_digest(root / layout.FOLDER)
+    assert not run_build_scenes(tiny(tmp_path)).built
 
 
 def test_descriptions_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -242,7 +255,9 @@ def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: 
             styles=("twemoji",),
             seed=0,
             captions=False,
-            scenes=tuple(task.scene for group in plan_task_split(TINY, train) for task in group.task_scenes),
+            scenes=tuple(
+                task.scene for group in plan_task_split(load_vocabulary(), 0, train) for task in group.task_scenes
+            ),
         )
     )
     run_job(job)

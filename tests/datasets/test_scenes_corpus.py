@@ -171,7 +171,9 @@ def test_the_three_formats_share_pictures_and_boxes(folder: Path, split: str) ->
 def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> None:
     """Things that hide each other, and bars, must leave every relation true of the visible boxes."""
     (facts,) = [facts for facts in task_splits(CONFIG) if facts.name == split]
-    scenes = [task.scene for group in plan_task_split(CONFIG, facts) for task in group.task_scenes]
+    scenes = [
+        task.scene for group in plan_task_split(load_vocabulary(), CONFIG.seed, facts) for task in group.task_scenes
+    ]
     checked = 0
     for scene, line in zip(scenes, lines(folder / layout.boxes(layout.VQA_FOLDER, split)), strict=True):
         middles = [(x1 + x2, y1 + y2) for x1, y1, x2, y2 in line["boxes"]]
@@ -397,5 +399,5 @@ def test_the_card_counts_what_the_defaults_give() -> None:
     assert card.facts["captions"]["train"]["pictures"] == config.num_caption_scenes
     unseen = next(split for split in task_splits(config) if split.unseen)
     voice = Voice(seed=config.seed, plan_split=unseen.plan, split=unseen.name)
-    questions, _ = vqa_items(plan_task_split(config, unseen), voice)
+    questions, _ = vqa_items(plan_task_split(load_vocabulary(), config.seed, unseen), voice)
     assert card.split(unseen.name)["vqa"] == len(questions)

@@ -14,6 +14,7 @@ from advl_pipeline.datasets.scenes.descriptions import (
     DESCRIPTIONS_FILE,
     HELD_OUT,
     Description,
+    Said,
     read_descriptions,
 )
 from advl_pipeline.datasets.scenes.vocabulary import Kind, load_vocabulary
@@ -165,35 +166,54 @@ held_out = ["lands on its feet after a fall"]
 """
 
 
-def test_a_file_of_a_users_own_is_read_as_ours_is(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text(CAT)
-    said = read_descriptions(file, {"1F408": "cat"})["1F408"]
+def read_cat(text: str, folder: Path) -> Said:
+    file = folder / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_descriptions(file, {"1F408": "cat"}, ["cat", "cats", "dog", "mammal"])["1F408"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_a_file_of_a_users_own_is_read_as_ours_is(tmp_path: Path, mark: str) -> None:
+    said = read_cat(mark + CAT, tmp_path)
     assert said.open == (Description(text="purrs when somebody strokes it", aspect="does"),)
     assert said.held_out == (Description(text="lands on its feet after a fall", aspect=HELD_OUT),)
+
+
+PURRS = "purrs when somebody strokes it"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("[1F408]", "[1F408", "no valid TOML"),
-        ("[1F408]", "[1F409]", r"kinds missing: \[1F408\] \(1 in all\)"),
-        (CAT, f"{CAT}\n[1F409]", r"no such kinds: \[1F409\] \(1 in all\)"),
+        ("[1F408]", f"[1F408]\nage = {'9' * 5000}", "no valid TOML"),
+        ("[1F408]", "[1F409]", r"1 of the kinds are missing: \[1F408\]"),
+        (CAT, f"{CAT}\n[1F409]", r"1 of the kinds are unknown: \[1F409\]"),
         ("does", "do", "has something else than lists named does, used_for"),
-        ('["purrs when somebody strokes it"]', "3", "does: 3 is no verb phrase"),
+        (f'["{PURRS}"]', "3", "does: 3 is no list of descriptions"),
+        (f'["{PURRS}"]', f'"{PURRS}"', f"does: '{PURRS}' is no list of descriptions"),
+        (f'"{PURRS}"', "3", "does: 3 is no verb phrase"),
         ("purrs", "[1] purrs", "is no verb phrase"),
+        ("purrs", "Purrs", "is no verb phrase"),
         ("strokes it", "strokes it.", "is no verb phrase"),
-        ("purrs when somebody strokes it", "", "does: '' is no verb phrase"),
-        ("somebody", "one of the Cats", "speaks the name of its own kind"),
-        ('["purrs when somebody strokes it"]', "[]", "needs at least one description to train on"),
+        ("strokes it", "strokes\\u2028it", "is no verb phrase"),
+        (PURRS, "", "does: '' is no verb phrase"),
+        ("somebody", "one of the Cats", "speaks a name, 'Cats'"),
+        ("somebody", "no dog", r"\[1F408\] \(cat\), does: .* speaks a name, 'dog'"),
+        ("somebody", "another mammal", "speaks a name, 'mammal'"),
+        (f'["{PURRS}"]', "[]", "needs at least one description to train on"),
         ("held_out", "met", "one under held_out"),
+        ("lands on its feet after a fall", PURRS.replace(" when", "  when"), "is said twice"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_place_and_the_reason(
     tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text(CAT.replace(old, new))
+    assert old in CAT
     with pytest.raises(DatasetError, match=message) as caught:
-        read_descriptions(file, {"1F408": "cat"})
-    assert caught.value.where == str(file)
+        read_cat(CAT.replace(old, new), tmp_path)
+    assert caught.value.where == str(tmp_path / "mine.toml")
+
+
+def test_a_word_that_only_holds_a_name_is_not_one(tmp_path: Path) -> None:
+    assert read_cat(CAT.replace("somebody", "a catty dogma"), tmp_path).open

@@ -309,6 +309,23 @@ def test_cells_that_a_study_beside_has_finished_are_copied_from_there(tmp_path: 
         assert files == {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
 
 
+def test_a_damaged_study_beside_stops_neither_a_dry_run_nor_a_run(tmp_path: Path) -> None:
+    first = run(tmp_path, num_seeds=1)
+    for path in first.folder.rglob("result.json"):
+        (path.parent / "model.safetensors").touch()
+        (path.parent / "heads.safetensors").touch()
+    damaged, *_ = sorted(first.folder.rglob("test.json"))
+    damaged.write_text("{")
+    (tmp_path / "other").mkdir()
+    shutil.copy(first.folder / "study.json", tmp_path / "other")
+    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
+    assert (forecast_study(config).num_left, forecast_study(config).num_copied) == (1, 7)
+    second = run_study(
+        config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
+    )
+    assert second.num_finished == 8
+
+
 def test_caches_of_cells_that_are_copied_are_not_extracted(tmp_path: Path) -> None:
     first = run(tmp_path, num_seeds=1)
     for path in first.folder.rglob("result.json"):
@@ -318,7 +335,9 @@ def test_caches_of_cells_that_are_copied_are_not_extracted(tmp_path: Path) -> No
     (tmp_path / "other").mkdir()
     shutil.copy(first.folder / "study.json", tmp_path / "other")
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
-    assert forecast_study(config).caches == ()
+    forecast = forecast_study(config)
+    assert forecast.caches == ()
+    assert forecast.bytes_left == sum(p.stat().st_size for p in (first.folder / "cells").rglob("*") if p.is_file())
     second = run_study(config, execute=refuse, prepare=refuse, digest=synthetic_runs.digest)
     assert second.num_finished == 8
 

@@ -30,6 +30,7 @@ _MIN_COUNT: Final = 2
 _PENALTY: Final = 1e-3
 _SOFT_STEP: Final = 0.3
 """VQA score per annotator who gave the answer, up to 1."""
+_CONTAINERS: Final = load_vocabulary().containers
 
 
 FIGURES: Final = ("vcr-q2a", "vcr-qa2r", "vqa", "snli-ve", "snli-ve-container", "snli-ve-number")
@@ -152,7 +153,7 @@ def _seen_by_cue(folder: Path, split: str, cue: Callable[[str], str]) -> list[_I
 
 def _container_in(premise: str) -> str:
     """Return which container a listing of the picture's things names."""
-    (name,) = (kind.name for kind in load_vocabulary().containers if f" {kind.name}" in premise)
+    (name,) = (kind.name for kind in _CONTAINERS if f" {kind.name}" in premise)
     return name
 
 

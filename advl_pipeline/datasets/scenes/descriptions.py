@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -27,7 +27,8 @@ Phrasing = Literal["open", "held-out"]
 """Which descriptions a split speaks in: those that training texts may use, or those that no training text uses."""
 
 # A bracket would be read as a tag, a sign of the end would stand inside a sentence.
-_VERB_PHRASE: Final = re.compile(r"[a-z][^\[\]\n.?!]*[^\s\[\].?!]")
+_VERB_PHRASE: Final = re.compile(r"[a-z][^\[\].?!]*[^\s\[\].?!]")
+_WANTED: Final = 'is no verb phrase such as "purrs when somebody strokes it": small letters first, none of [ ] . ? !'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,71 +50,80 @@ class Said:
     """Phrasings that no training text may use."""
 
 
-def descriptions_text(path: Path | None) -> str:
-    """Return the text of a user's file, or of ours for None.
-
-    Raises:
-        DatasetError: the file cannot be read.
-    """
-    if path is None:
-        return read_data(DESCRIPTIONS_FILE)
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise _unfit(path, error.strerror or str(error)) from None
-    except UnicodeDecodeError as error:
-        raise _unfit(path, str(error)) from None
-
-
-def read_descriptions(path: Path | None, names: Mapping[str, str]) -> dict[str, Said]:
+def read_descriptions(path: Path | None, names: Mapping[str, str], unsaid: Iterable[str]) -> dict[str, Said]:
     """Read what is said of each kind.
 
     Args:
         path: a user's file; None for ours.
         names: code -> plain name of every kind that is described.
+        unsaid: names of kinds and words for families, which no description may speak.
 
     Returns:
-        Code -> what is said of it.
+        Code -> what is said of it, kinds in the order of `names`.
 
     Raises:
-        DatasetError: the file cannot be read, lacks a kind or knows another one, says nothing of a kind, or a
-            description is no verb phrase or speaks the name of its kind.
+        DatasetError: the file cannot be read, lacks a kind or knows another one, or says nothing of a kind; or a
+            description is no verb phrase, speaks a name, or stands there twice.
     """
     try:
-        tables = tomllib.loads(descriptions_text(path))
-    except tomllib.TOMLDecodeError as error:
+        # Editors of some systems begin a file with a mark of its encoding.
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig") if path else read_data(DESCRIPTIONS_FILE))
+    except OSError as error:
+        raise _unfit(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
         raise _unfit(path, f"no valid TOML: {error}") from None
-    for what, codes in {
-        "kinds missing": names.keys() - tables.keys(),
-        "no such kinds": tables.keys() - names,
-    }.items():
+    for what, codes in (("missing", names.keys() - tables.keys()), ("unknown", tables.keys() - names)):
         if codes:
-            raise _unfit(
-                path, f"{what}: {', '.join(f'[{code}]' for code in sorted(codes)[:5])} ({len(codes)} in all)"
-            )
-    return {code: _said(path, f"[{code}] ({name})", name, tables[code]) for code, name in names.items()}
+            listed = ", ".join(f"[{code}]" for code in sorted(codes)[:5])
+            raise _unfit(path, f"{len(codes)} of the kinds are {what}: {listed}")
+    said = {code: _said(path, _heading(code, name), tables[code]) for code, name in names.items()}
+    _require_telling(path, {_heading(code, name): said[code] for code, name in names.items()}, unsaid)
+    return said
 
 
-def _said(path: Path | None, where: str, name: str, table: Any) -> Said:
+def _heading(code: str, name: str) -> str:
+    return f"[{code}] ({name})"
+
+
+def _said(path: Path | None, heading: str, table: Any) -> Said:
     aspects = (*ASPECTS, HELD_OUT)
     if not isinstance(table, dict) or not table.keys() <= set(aspects):
-        raise _unfit(path, f"{where} has something else than lists named {', '.join(aspects)}")
-    named = re.compile(rf"\b{re.escape(name)}(s|es)?\b", flags=re.IGNORECASE)
-    for aspect, texts in table.items():
-        for text in texts if isinstance(texts, list) else [texts]:
-            if not isinstance(text, str) or not _VERB_PHRASE.fullmatch(text):
-                wanted = 'no verb phrase in small letters, such as "purrs when somebody strokes it"'
-                raise _unfit(path, f"{where}, {aspect}: {text!r} is {wanted}")
-            if named.search(text):
-                raise _unfit(path, f"{where}, {aspect}: {text!r} speaks the name of its own kind")
-    found = [Description(text=text, aspect=aspect) for aspect in aspects if aspect in table for text in table[aspect]]
+        raise _unfit(path, f"{heading} has something else than lists named {', '.join(aspects)}")
+    found = []
+    for aspect in (aspect for aspect in aspects if aspect in table):
+        texts = table[aspect]
+        if not isinstance(texts, list):
+            raise _unfit(path, f"{heading}, {aspect}: {texts!r} is no list of descriptions")
+        for text in texts:
+            if not isinstance(text, str) or not text.isprintable() or not _VERB_PHRASE.fullmatch(text):
+                raise _unfit(path, f"{heading}, {aspect}: {text!r} {_WANTED}")
+            found.append(Description(text=text, aspect=aspect))
     said = Said(
         open=tuple(one for one in found if one.aspect != HELD_OUT),
         held_out=tuple(one for one in found if one.aspect == HELD_OUT),
     )
     if not said.open or not said.held_out:
-        raise _unfit(path, f"{where} needs at least one description to train on, and one under {HELD_OUT}")
+        raise _unfit(path, f"{heading} needs at least one description to train on, and one under {HELD_OUT}")
     return said
+
+
+def _require_telling(path: Path | None, said: Mapping[str, Said], unsaid: Iterable[str]) -> None:
+    """Refuse a description that speaks a name, and one that is said twice: it would make two answers right."""
+    spoken = re.compile(rf"(?<![a-z])({'|'.join(sorted(map(re.escape, unsaid)))})(?![a-z])", flags=re.IGNORECASE)
+    first: dict[str, str] = {}
+    for heading, about in said.items():
+        for one in (*about.open, *about.held_out):
+            if found := spoken.search(one.text):
+                raise _unfit(path, f"{heading}, {one.aspect}: {one.text!r} speaks a name, {found[1]!r}")
+            words = " ".join(one.text.lower().split())
+            if words in first:
+                raise _unfit(path, f"{one.text!r} is said twice: of {first[words]}, and of {heading}")
+            first[words] = heading
+
+
+def plural_forms(name: str) -> tuple[str, ...]:
+    """Return a name and what its plural may be, by the rules of English: "cherry", "cherries"."""
+    return (name, f"{name}s", f"{name}es", re.sub("y$", "ies", name), re.sub("fe?$", "ves", name))
 
 
 def _unfit(path: Path | None, why: str) -> DatasetError:

@@ -11,7 +11,7 @@ from advl_pipeline.datasets.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_pipeline.datasets.scenes.descriptions import Phrasing
 from advl_pipeline.datasets.scenes.plan import plan_groups
 from advl_pipeline.datasets.scenes.scene import Group, Scene
-from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
+from advl_pipeline.datasets.scenes.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +70,12 @@ def caption_splits(config: ScenesConfig) -> tuple[CaptionSplit, ...]:
     )
 
 
-def plan_task_split(config: ScenesConfig, split: TaskSplit) -> list[Group]:
+def plan_task_split(vocabulary: Vocabulary, seed: int, split: TaskSplit) -> list[Group]:
     """Plan the groups of a split."""
     return list(
         plan_groups(
-            load_vocabulary(config.descriptions),
-            seed=config.seed,
+            vocabulary,
+            seed=seed,
             split=split.plan,
             num_scenes=split.num_scenes,
             unseen=split.unseen,
@@ -84,7 +84,6 @@ def plan_task_split(config: ScenesConfig, split: TaskSplit) -> list[Group]:
     )
 
 
-def plan_caption_split(config: ScenesConfig, split: CaptionSplit) -> list[Scene]:
+def plan_caption_split(vocabulary: Vocabulary, seed: int, split: CaptionSplit) -> list[Scene]:
     """Plan the scenes of a caption split."""
-    vocabulary = load_vocabulary(config.descriptions)
-    return list(plan_caption_scenes(vocabulary, seed=config.seed, split=split.plan, num_scenes=split.num_scenes))
+    return list(plan_caption_scenes(vocabulary, seed=seed, split=split.plan, num_scenes=split.num_scenes))

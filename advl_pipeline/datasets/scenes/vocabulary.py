@@ -5,14 +5,13 @@ Plain names are the language of captions, descriptions (`descriptions`) that of 
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from advl_pipeline.datasets.scenes.descriptions import Description, Said, read_descriptions
+from advl_pipeline.datasets.scenes.descriptions import Description, Said, plural_forms, read_descriptions
 from advl_pipeline.packages import read_data
 
 VOCABULARY_FILE: Final = "scenes_vocabulary.json"
@@ -98,7 +97,6 @@ class Vocabulary:
         return container
 
 
-@functools.cache
 def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     """Read the frozen vocabulary (`annotations.make_vocabulary` makes it) and what people say about its kinds.
 
@@ -110,7 +108,15 @@ def load_vocabulary(descriptions: Path | None = None) -> Vocabulary:
     """
     document = json.loads(read_data(VOCABULARY_FILE))
     described = [*document["labelled"], *document["unseen"]]
-    said = read_descriptions(descriptions, {entry["code"]: entry["name"] for entry in described})
+    of_kinds = (
+        form for part in (described, document["containers"]) for kind in part for form in plural_forms(kind["name"])
+    )
+    of_families = (one[word] for one in document["families"].values() for word in ("hypernym", "plural", "group"))
+    said = read_descriptions(
+        descriptions,
+        {entry["code"]: entry["name"] for entry in described},
+        unsaid={*of_kinds, *of_families},
+    )
     families = {
         name: Family(**{**entry, "subcategory": name, "overlaps": tuple(entry["overlaps"])})
         for name, entry in document["families"].items()
