@@ -159,7 +159,7 @@ def _read_json(path: Path) -> Any:
 def _parse(path: Path, text: str, line: int) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise malformed(path, f"not JSON: {error}", line=line) from None
 
 

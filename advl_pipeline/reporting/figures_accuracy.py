@@ -48,7 +48,7 @@ def accuracy_figure(result: StudyResult, look: Mapping[str, Look], *, setting: s
 
 
 def gain_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, metric: str) -> Figure | None:
-    """Gain over the baseline, paired by seed.
+    """Gain over the study's baseline, paired by seed.
 
     A student that never sees a picture is left out: what it lacks would set the scale of the figure, and beside it
     no gain of a method could be seen.
@@ -58,14 +58,9 @@ def gain_figure(result: StudyResult, look: Mapping[str, Look], *, setting: str, 
     blind = {name for name in result.study.methods if result.study.variant(name).training.get("hide_picture")}
     for trend in result.trends:
         if (trend.setting, trend.metric) == (setting, metric) and trend.treated not in blind:
-            shots = {
-                standing.place.size: standing.place.shots
-                for standing in result.standings
-                if (standing.place.setting, standing.place.metric) == (setting, metric)
-            }
             curves.setdefault(trend.test_set, {})[trend.treated] = [
-                _Point(size=size, label=shots_label(shots[size]), value=gain)
-                for size, gain in zip(trend.sizes, trend.gains, strict=True)
+                _Point(size=size, label=shots_label(shots), value=gain)
+                for size, shots, gain in zip(trend.sizes, trend.shots, trend.gains, strict=True)
             ]
     for standing in result.standings:
         if (standing.place.setting, standing.place.metric) == (setting, metric) and standing.method not in blind:

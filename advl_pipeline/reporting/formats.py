@@ -27,6 +27,7 @@ _LATEX_SPECIAL = str.maketrans(
         "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
         "±": r"$\pm$", wording.MINUS: "$-$", "→": r"$\to$", "–": "--",
+        "<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''",
     }
 )  # fmt: skip
 
@@ -49,11 +50,12 @@ def as_text(result: StudyResult) -> str:
         lines += ["", readout.title, *_aligned(_readout_grid(readout))]
     for table in wide_tables(result):
         lines += ["", table.title, *_aligned(_grid(table))]
-    lines += ["", _LEGEND]
-    unfinished = len(result.cells) - result.num_finished
-    if unfinished:
-        lines.append(f"{unfinished} of {len(result.cells)} cells are not finished; the same command goes on.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _LEGEND, *_unfinished(result)])
+
+
+def _unfinished(result: StudyResult) -> list[str]:
+    number = len(result.cells) - result.num_finished
+    return [f"{number} of {len(result.cells)} cells are not finished; the same command goes on."] if number else []
 
 
 def as_markdown(result: StudyResult) -> str:
@@ -75,7 +77,7 @@ def as_markdown(result: StudyResult) -> str:
         lines += ["", f"### {_md(readout.title)}", "", *_md_table(_readout_grid(readout))]
     for table in wide_tables(result):
         lines += ["", f"## {_md(table.title)}", "", *_md_table(_grid(table))]
-    return "\n".join([*lines, "", _LEGEND, ""])
+    return "\n".join([*lines, "", "\n\n".join([_LEGEND, *_unfinished(result)]), ""])
 
 
 def as_latex(result: StudyResult) -> str:
@@ -84,7 +86,7 @@ def as_latex(result: StudyResult) -> str:
     for table in wide_tables(result):
         header, *rows = _grid(table)
         lines = [
-            f"% {table.title}; {_LEGEND}".replace("\n", " "),
+            f"% {'; '.join([table.title, _LEGEND, *_unfinished(result)])}".replace("\n", " "),
             r"\begin{tabular}{ll" + "r" * len(table.test_sets) + "}",
             r"\toprule",
             " & ".join(_tex(item) for item in header) + r" \\",

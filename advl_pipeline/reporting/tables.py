@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.reporting import wording
-from advl_pipeline.studies.config import shots_label
+from advl_pipeline.studies.config import StudyConfig, shots_label
 from advl_pipeline.studies.result import Contrast, Place, Readout, StudyResult
 
 _RANDOM = "random:"
@@ -177,11 +177,17 @@ def _row(
     return WideRow(
         shots=shots,
         method=method,
-        label=wording.method_label(result.study, method),
+        label=_label(result.study, method),
         role=variant.role,
         note=variant.note,
         cells=cells,
     )
+
+
+def _label(study: StudyConfig, method: str) -> str:
+    """Return a method's name, with what its change is against where that is not the study's baseline."""
+    label, baseline = wording.method_label(study, method), study.baseline_of(method)
+    return label if baseline == study.baseline else f"{label} (against {wording.method_label(study, baseline)})"
 
 
 def _cell(result: StudyResult, place: Place, method: str) -> WideCell | None:
@@ -189,8 +195,9 @@ def _cell(result: StudyResult, place: Place, method: str) -> WideCell | None:
     if standing is None:
         return None
     contrast = result.contrast(place, method, result.study.baseline_of(method))
+    missing = len(result.study.seeds) - len(standing.seeds)
     return WideCell(
-        accuracy=wording.spread(standing.accuracy),
+        accuracy=wording.spread(standing.accuracy) + (f", {wording.seeds(len(standing.seeds))}" if missing else ""),
         gain=wording.signed(contrast.comparison.effect.points) if contrast else "",
         p_seed=wording.p_value(contrast.seed_p_adjusted) if contrast else "",
         p_item=wording.p_value(contrast.item_p_adjusted) if contrast else "",

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, Spread
+from advl_pipeline.studies.claim_tests import MINUS as MINUS
+from advl_pipeline.studies.claim_tests import signed as signed
 from advl_pipeline.studies.config import StudyConfig, shots_label
 from advl_pipeline.studies.result import Contrast
-
-MINUS = "\N{MINUS SIGN}"
 
 METRIC_NAMES = {
     "q2a": "Q→A accuracy",
@@ -55,6 +55,10 @@ def method_label(study: StudyConfig, method: str) -> str:
     return study.variant(method).label or method
 
 
+def seeds(number: int) -> str:
+    return f"{number} seed{'s' if number != 1 else ''}"
+
+
 def shots_text(shots: int | None) -> str:
     return "all items" if shots is None else f"{shots_label(shots)} shots"
 
@@ -65,16 +69,9 @@ def percent(value: float) -> str:
 
 
 def spread(value: Spread) -> str:
-    """Write a mean and its standard deviation over seeds."""
-    return percent(value.mean) if value.deviation is None else f"{percent(value.mean)} ± {value.deviation:.1f}"
-
-
-def signed(value: float) -> str:
-    """Write a difference in points with its sign; what rounds to nothing has none."""
-    text = f"{abs(value):.1f}"
-    if float(text) == 0.0:
-        return text
-    return ("+" if value > 0 else MINUS) + text
+    """Write a mean, of a share or of what is lost of one, and its standard deviation over seeds."""
+    mean = signed(value.mean) if value.mean < 0 else percent(value.mean)
+    return mean if value.deviation is None else f"{mean} ± {value.deviation:.1f}"
 
 
 def signed_tick(value: float) -> str:
@@ -92,7 +89,8 @@ def p_value(value: float | None) -> str:
         return "–"
     if value < 0.001:
         return "<.001"
-    return f"{value:.3f}".removeprefix("0") if value < 1 else "1"
+    text = f"{value:.3f}"
+    return "1" if float(text) >= 1 else text.removeprefix("0")
 
 
 def significant(contrast: Contrast) -> bool:

@@ -1,8 +1,8 @@
 """One test of a claim: a mean difference over seeds, in points, that has to be positive.
 
 A test is
-  - supported, when at least `min_seeds` seeds agree: the paired t-test over seeds, corrected by Holm over all tests
-    of all claims, has p < 0.05, the mean is positive, and the interval over seeds and items excludes 0;
+  - supported, when there are at least `min_seeds` seeds: the paired t-test over them, corrected by Holm over all
+    tests of all claims, has p < 0.05, the mean is positive, and the interval over seeds and items excludes 0;
   - not supported, when it is not, and with as many seeds a gain of the smallest size that would matter (`margin`) is
     ruled out: the one-sided t-test over seeds against it, corrected by Holm over the tests of the claim, has
     p < 0.025: the study was large enough to see it. Where all seeds give the same number there is no such test; a
@@ -24,6 +24,7 @@ SUPPORTED: Outcome = "supported"
 NOT_SUPPORTED: Outcome = "not supported"
 UNDECIDED: Outcome = "undecided at this size"
 SIGNIFICANT = 0.05
+MINUS = "\N{MINUS SIGN}"
 RULED_OUT = 0.025
 """One-sided, as an interval of 95 % has it on either side."""
 
@@ -115,10 +116,13 @@ def why_open(test: ClaimTest, *, min_seeds: int) -> str:
     if test.p_adjusted is None:
         return f"{test.name}: {signed(test.mean)} with no spread between seeds, so there is no test."
     if test.p_adjusted >= SIGNIFICANT:
-        return f"{test.name}: {signed(test.mean)}, p {test.p_adjusted:.2f} after correction."
+        return f"{test.name}: {signed(test.mean)}, p {test.p_adjusted:.3f} after correction."
     return f"{test.name}: {signed(test.mean)}, but the interval over seeds and items includes 0."
 
 
 def signed(value: float) -> str:
-    """Write a difference in points with its sign."""
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    """Write a difference in points with its sign; what rounds to nothing has none."""
+    text = f"{abs(value):.1f}"
+    if float(text) == 0.0:
+        return text
+    return ("+" if value > 0 else MINUS) + text

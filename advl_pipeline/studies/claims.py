@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from advl_pipeline.evaluation.statistics import Interval, holm
 from advl_pipeline.studies.claim_tests import (
     NOT_SUPPORTED,
+    SIGNIFICANT,
     SUPPORTED,
     UNDECIDED,
     ClaimTest,
@@ -201,7 +202,10 @@ def _add_mean(
     )
     if found is None:
         draft.lacks.append(f"{other} is not finished")
-    elif quantity == "drop":
+        return
+    if missing := [shots for shots in like.shots if shots not in found.shots]:
+        draft.lacks.append(f"{other} is not finished at {' and '.join(map(_shots, missing))}")
+    if quantity == "drop":
         per_seed = [-value for value in found.per_seed]
         draft.add(name, "points, mean over shots", per_seed, _scaled(found.joint_interval, -1.0))
     else:
@@ -247,8 +251,16 @@ def _controls(draft: _Draft, study: StudyConfig) -> list[str]:
 
 def _control_note(where: str, control: str, own: Contrast, rest: Contrast) -> str:
     """Say how much of a gain a teacher that knows nothing gives as well."""
+    if own.seeds != rest.seeds:
+        return f"{where}: {control} is not finished for the seeds of the gain, so what it gives of it is not told."
     gain, left, interval = own.comparison.effect.points, rest.comparison.effect.points, rest.comparison.joint_interval
-    verdict = "is what the true teacher adds" if interval.low > 0 else "cannot be told from 0"
+    over_seeds = rest.seed_p_adjusted
+    if interval.low <= 0:
+        verdict = "cannot be told from 0"
+    elif over_seeds is None or over_seeds >= SIGNIFICANT:
+        verdict = f"is not settled over {len(rest.seeds)} seed{'s' if len(rest.seeds) != 1 else ''}"
+    else:
+        verdict = "is what the true teacher adds"
     return (
         f"{where}: of the gain of {signed(gain)} points, {control} gives {signed(gain - left)}; "
         f"the rest, {signed(left)} [{signed(interval.low)}, {signed(interval.high)}], {verdict}."
@@ -256,7 +268,11 @@ def _control_note(where: str, control: str, own: Contrast, rest: Contrast) -> st
 
 
 def _size(place: Place) -> str:
-    return "full data" if place.shots is None else f"{place.shots} shots"
+    return _shots(place.shots)
+
+
+def _shots(shots: int | None) -> str:
+    return "full data" if shots is None else f"{shots} shots"
 
 
 def is_teacher_control(study: StudyConfig, name: str) -> bool:

@@ -101,17 +101,20 @@ def _family(table: Table, pairs: Pairs, family: Literal["grid", "focus"]) -> tup
 
 
 def trends(table: Table) -> tuple[Trend, ...]:
-    """How each method's gain over its baseline changes with the shots, over the seeds that finished all sizes."""
+    """How each method's gain over the study's baseline changes with the shots, over seeds that finished all sizes."""
+    study = table.study
+    # Claims and figures are about the study's baseline, whatever else a method is compared with.
+    pairs = [(method, study.baseline) for method in study.methods if method != study.baseline]
     found = []
-    for (key, along), (method, baseline) in itertools.product(table.along_shots().items(), _grid(table.study)):
+    for (key, along), (method, baseline) in itertools.product(table.along_shots().items(), pairs):
         both = {place: (table.accuracy(place, method), table.accuracy(place, baseline)) for place in along}
         there = {place: pair for place, pair in both.items() if all(pair)}
         common = paired(*itertools.chain(*there.values()))
         if not common:
             continue
-        seeds = tuple(sorted(common[0].seeds, key=table.study.seeds.index))
+        seeds = tuple(sorted(common[0].seeds, key=study.seeds.index))
         gains = [(one.of(seeds), other.of(seeds)) for one, other in zip(common[::2], common[1::2], strict=True)]
-        found.append(_trend(key, method, baseline, tuple(place.size for place in there), gains))
+        found.append(_trend(key, method, baseline, tuple(there), gains))
     return tuple(found)
 
 
@@ -119,9 +122,10 @@ def _trend(
     key: tuple[str, str, str],
     method: str,
     baseline: str,
-    sizes: tuple[int, ...],
+    places: tuple[Place, ...],
     pairs: Sequence[tuple[Scores, Scores]],
 ) -> Trend:
+    sizes = tuple(place.size for place in places)
     means = [100.0 * (one.matrix.mean(axis=1) - other.matrix.mean(axis=1)) for one, other in pairs]
     gain_SK = np.stack(means, axis=1)
     slopes = tuple(map(float, slope_per_doubling(sizes, gain_SK))) if len(set(sizes)) > 1 else ()
@@ -140,6 +144,7 @@ def _trend(
         treated=method,
         baseline=baseline,
         sizes=sizes,
+        shots=tuple(place.shots for place in places),
         gains=tuple(summarise(gain_S.tolist()) for gain_S in gain_SK.T),
         seeds=pairs[0][0].seeds,
         slope_per_seed=slopes,

@@ -55,8 +55,11 @@ def finished_beside(cell: Cell, study: StudyConfig, folder: Path) -> Path | None
         folder: of the cell's study.
 
     Returns:
-        The first that is finished, with all test sets, and its weights where they are to be kept; or None.
+        The first that is finished, with all test sets, and its weights where they are to be kept; or None. A cell
+        that is trained here is scored here, whose user may have removed scores on files that have changed.
     """
+    if names.is_finished(cell.run) and all(file.exists() for file in _weights(cell.run)):
+        return None
     for other in sorted(folder.parent.glob(f"*/{STUDY_FILE}")):
         source = other.parent / cell.run_name
         if source == cell.run or not names.is_finished(source):

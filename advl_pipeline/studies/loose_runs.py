@@ -23,9 +23,14 @@ from advl_pipeline.studies.variants import SHIPPED, Variant
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.resolved import run_identity
 
-_OF_PLACE = frozenset({"method", "dataset", "split", "student", "task", "shots", "seed"})
-"""Options that say where a run stands, or which method and seed it is of."""
+_OF_PLACE = frozenset({"method", "dataset", "student", "task", "shots", "seed", "cache"})
+"""Options that say where a run stands, which method and seed it is of, or where the features of its teachers lie."""
 
+_SPOILT = ("hide_picture", "teacher_control")
+"""Options that make a control of a run. A row is named for them even where all runs agree, as for random teachers."""
+
+_TEACHERS = "teachers"
+_RANDOM = "random:"
 _DEFAULTS = FinetuneConfig(dataset="", output=Path())
 
 
@@ -52,7 +57,22 @@ class _Run:
         """What of its options, in words, tells it from runs of the same method at its place; and its teachers."""
         options = run_identity(config_to_dict(self.config))
         told = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
-        return {**told, "teachers": " and ".join(self.teachers) or "none"}
+        return {**told, _TEACHERS: " and ".join(self.teachers) or "none"}
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a teacher was never trained."""
+        return any(teacher.startswith(_RANDOM) for teacher in self.teachers)
+
+    def told(self, differing: Collection[str]) -> tuple[str, ...]:
+        """Return the choices that it goes by: those that differ and are unusual, and what makes it a control."""
+        usual = {name: str(value) for name, value in config_to_dict(_DEFAULTS).items()}
+        always = {*_SPOILT, *([_TEACHERS] if self.is_random else [])}
+        return tuple(
+            name
+            for name, value in sorted(self.choices.items())
+            if name in always.union(differing) and value != usual.get(name)
+        )
 
 
 def lay_out_runs(folder: Path) -> Plan:
@@ -115,15 +135,19 @@ def _test_set(folder: Path, path: Path) -> str:
 
 
 def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
-    methods = _methods(runs)
+    rows = _rows(runs)
+    methods = {path: row.name for path, row in rows.items()}
+    variants = {row.name: row.variant for row in rows.values()}
     settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
     for run in runs:
         key = run.place[:3]
         before = settings[key].test_sets if key in settings else ()
         settings[key] = _setting(run, tuple(dict.fromkeys([*before, *_ordered(run)])))
     named = list(dict.fromkeys(methods.values()))
-    baseline = "plain" if "plain" in named or len(named) == 1 else named[0]
-    focus = next((name for name in ("advl", *reversed(named)) if name in named and name != baseline), "advl")
+    fair = [name for name in named if variants[name].role != "control"] or named
+    baseline = "plain" if "plain" in named or len(named) == 1 else fair[0]
+    others = [name for name in (*reversed(fair), *reversed(named)) if name != baseline]
+    focus = next((name for name in others if variants[name].method == "advl"), next(iter(others), "advl"))
     study = StudyConfig(
         name=folder.absolute().name,
         title=f"Runs in {folder.absolute().name}",
@@ -133,7 +157,7 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
         baseline=baseline,
         focus=focus,
         settings=_distinct(list(settings.values())),
-        variants={name: _variant(name, run) for run, name in zip(runs, methods.values(), strict=True)},
+        variants=variants,
         source=str(folder),
     )
     named_settings = dict(zip(settings, study.settings, strict=True))
@@ -141,8 +165,16 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
     return Plan(study=study, cells=cells, caches=(), of_runs=True)
 
 
-def _methods(runs: Sequence[_Run]) -> dict[Path, str]:
-    """Name each run: by its method and what else tells it, unless two runs of one seed have the same name."""
+@dataclass(frozen=True)
+class _Row:
+    """The row that a run belongs to."""
+
+    name: str
+    variant: Variant
+
+
+def _rows(runs: Sequence[_Run]) -> dict[Path, _Row]:
+    """Name each run's row: by its method and what else tells it, unless two runs of one seed have the same name."""
     alike: dict[tuple[Any, str], list[_Run]] = {}
     for run in runs:
         alike.setdefault((run.place, run.config.method), []).append(run)
@@ -153,27 +185,51 @@ def _methods(runs: Sequence[_Run]) -> dict[Path, str]:
             for name, value in run.choices.items():
                 values.setdefault(name, set()).add(value)
         differing.setdefault(method, set()).update(name for name, told in values.items() if len(told) > 1)
-    names_ = {run.folder: _named(run, differing[run.config.method]) for run in runs}
-    counts = Counter((run.place, run.config.seed, names_[run.folder]) for run in runs)
+    rows = {run.folder: _row(run, run.told(differing[run.config.method])) for run in runs}
+    counts = Counter((run.place, run.config.seed, rows[run.folder].name) for run in runs)
     twice = {name for (_, _, name), count in counts.items() if count > 1}
-    return {path: path.absolute().name if name in twice else name for path, name in names_.items()}
+    return {path: _by_folder(path, row) if row.name in twice else row for path, row in rows.items()}
 
 
-def _named(run: _Run, differing: Collection[str]) -> str:
-    """Return the method, with the options that differ and are not at their default."""
-    defaults = {name: str(value) for name, value in config_to_dict(_DEFAULTS).items()}
-    told = [
-        f"{name} {value}"
-        for name, value in sorted(run.choices.items())
-        if name in differing and value != defaults.get(name)
-    ]
-    return ", ".join([run.config.method, *told])
+def _row(run: _Run, told: Sequence[str]) -> _Row:
+    options = {name: getattr(run.config, name) for name in told if name != _TEACHERS}
+    spoilt = {name: value for name, value in options.items() if name in _SPOILT}
+    prefix, suffix = _RANDOM if run.is_random else "", _draw(run) if run.is_random else ""
+    shipped = next(
+        (
+            variant
+            for variant in SHIPPED.values()
+            if (variant.method, variant.teacher_prefix, variant.teacher_suffix) == (run.config.method, prefix, suffix)
+            and {name: value for name, value in variant.training.items() if name in _SPOILT} == spoilt
+        ),
+        None,
+    )
+    words = {name: f"{name} {run.choices[name]}" for name in told}
+    name = ", ".join([run.config.method, *words.values()])
+    covered = {*spoilt, *([_TEACHERS] if run.is_random else [])} if shipped else set()
+    label = ", ".join(
+        [shipped.label if shipped else run.config.method, *(words[name] for name in told if name not in covered)]
+    )
+    variant = Variant(
+        method=run.config.method,
+        role=shipped.role if shipped else "control" if spoilt or run.is_random else "method",
+        label=label,
+        teacher_prefix=prefix,
+        teacher_suffix=suffix,
+        training=options,
+    )
+    return _Row(name=name, variant=variant)
 
 
-def _variant(name: str, run: _Run) -> Variant:
-    if name in SHIPPED and name == run.config.method:
-        return SHIPPED[name]
-    return Variant(method=run.config.method, label=name, training={"hide_picture": run.config.hide_picture})
+def _draw(run: _Run) -> str:
+    """Return which draw of their weights random teachers are, as their names end: "" or "@1"."""
+    ends = {mark + number for _, mark, number in (teacher.partition("@") for teacher in run.teachers)}
+    return ends.pop() if len(ends) == 1 else ""
+
+
+def _by_folder(path: Path, row: _Row) -> _Row:
+    name = path.absolute().name
+    return _Row(name=name, variant=replace(row.variant, label=name))
 
 
 def _ordered(run: _Run) -> list[str]:

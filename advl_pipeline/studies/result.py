@@ -87,7 +87,7 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trend:
-    """Gain over the baseline as shots grow; `slope` is in points per doubling, None with one size.
+    """Gain over the study's baseline as shots grow; `slope` is in points per doubling, None with one size.
 
     `slope_joint` is the interval of its mean over seeds and items.
     """
@@ -98,6 +98,8 @@ class Trend:
     treated: str
     baseline: str
     sizes: tuple[int, ...]
+    shots: tuple[int | None, ...]
+    """What each size was asked for as; None is all data."""
     gains: tuple[Spread, ...]
     seeds: tuple[int, ...]
     slope_per_seed: tuple[float, ...]

@@ -17,11 +17,11 @@ from synthetic_runs import NUM_ITEMS
 from synthetic_study import make_study
 
 from advl_pipeline.errors import ConfigError, StorageError
-from advl_pipeline.evaluation.statistics import Interval
+from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.reporting.figure import looks
-from advl_pipeline.reporting.figures_accuracy import accuracy_figure
+from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
 from advl_pipeline.reporting.formats import as_markdown, as_text
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
@@ -336,6 +336,11 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
         shutil.rmtree(result.folder / cell.run)
     text = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
     assert "13 of 16 runs are not finished" in read_page(text).text
+    for form in ("md", "latex"):
+        other = run_report(ReportConfig(study=result.folder, to=form, output=tmp_path / f"report.{form}"))
+        written = other.output.read_text(encoding="utf-8")
+        assert "13 of 16 cells are not finished" in written
+        assert ", 1 seed" in written
     for cell in result.cells[:3]:
         shutil.rmtree(result.folder / cell.run)
     page = read_page(run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8"))
@@ -354,6 +359,34 @@ def test_several_settings_and_metrics_each_get_their_figures(tmp_path: Path) -> 
     captions = [item.find("b")[0].text for item in page.find("figcaption")]
     assert "Gain over plain: a b." in captions
     assert "Gain over plain: a-b." in captions
+
+
+def test_a_row_says_what_its_change_is_against_and_a_size_is_called_as_it_was_asked_for(tmp_path: Path) -> None:
+    own = '[variants.mine]\nmethod = "advl"\nlabel = "a|b<c>"\nbaseline = "naive-kd"\n'
+    methods = '["plain", "naive-kd", "advl", "mine"]'
+    result = make_study(tmp_path, extra=own, methods=methods, shots='[100, 1600, "full"]')
+    page = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
+    assert "a|b&lt;c&gt; (against naive KD)" in page
+    figure = gain_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
+    assert figure is not None
+    assert {row[2] for row in figure.rows} == {"100", "1600", "full"}
+    latex = run_report(ReportConfig(study=result.folder, to="latex", output=tmp_path / "report.tex"))
+    assert r"a\textbar{}b$<$c$>$ (against naive KD)" in latex.output.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (wording.signed(-0.03), "0.0"),
+        (wording.signed(-0.06), "−0.1"),
+        (wording.p_value(0.9996), "1"),
+        (wording.p_value(0.9994), ".999"),
+        (wording.spread(summarise([-0.2, -0.4])), "−0.3 ± 0.1"),
+        (wording.spread(summarise([-0.01])), "0.0"),
+    ],
+)
+def test_numbers_are_written_alike_everywhere(written: str, expected: str) -> None:
+    assert written == expected
 
 
 def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:

@@ -176,6 +176,48 @@ def test_a_control_without_results_supports_nothing(tmp_path: Path) -> None:
     assert "advl-shuffled is not finished" in found.reason
 
 
+def test_a_control_without_results_at_one_size_supports_nothing(tmp_path: Path) -> None:
+    result = gathered(tmp_path, gains={**GAINS, "advl": 26.0, "advl on test-shift": 45.0})
+    assert verdicts(result)["C3"].outcome == SUPPORTED
+    for cell in result.cells:
+        if (cell.method, cell.shots) == ("advl-shuffled", 400):
+            (result.folder / cell.run / "result.json").unlink()
+    found = verdicts(gather_study(result.folder))
+    for claim in ("C3", "C4"):
+        assert found[claim].outcome == UNDECIDED
+        assert "Caution: advl-shuffled is not finished at 400 shots." in found[claim].notes
+
+
+def test_what_a_control_gives_of_a_gain_is_told_over_the_same_seeds_and_when_it_is_sure(tmp_path: Path) -> None:
+    result = gathered(tmp_path, shots='["full"]', gains={**GAINS, "advl": 26.0})
+    assert "is what the true teacher adds" in verdicts(result)["C1"].notes[0]
+    for cell in result.cells:
+        if cell.method == "advl-shuffled" and cell.seed == 0:
+            (result.folder / cell.run / "result.json").unlink()
+    note = verdicts(gather_study(result.folder))["C1"].notes[0]
+    assert "advl-shuffled is not finished for the seeds of the gain" in note
+
+
+def test_one_seed_settles_no_part_of_a_gain(tmp_path: Path) -> None:
+    (note, *_) = verdicts(gathered(tmp_path, shots='["full"]', num_seeds=1, gains={**GAINS, "advl": 26.0}))[
+        "C1"
+    ].notes
+    assert note.endswith("is not settled over 1 seed.")
+
+
+def test_the_gain_that_grows_is_over_the_baseline_of_the_study(tmp_path: Path) -> None:
+    """A focus that the table compares with another method is judged against the baseline all the same."""
+    own = '[variants.advl-own]\nmethod = "advl"\nbaseline = "naive-kd"\n'
+    methods = '["plain", "naive-kd", "advl-own", "advl"]'
+    result = gathered(tmp_path, extra=f'focus = "advl-own"\n{own}', methods=methods, gains={"advl-own": 9.0})
+    (test,) = [test for test in verdicts(result)["C2"].tests if "minus gain" in test.name]
+    (trend,) = [
+        trend for trend in result.trends if (trend.treated, trend.test_set) == ("advl-own", "test") and trend.slope
+    ]
+    assert trend.baseline == "plain"
+    assert test.mean == pytest.approx(trend.gains[0].mean - trend.gains[-1].mean)
+
+
 def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Path) -> None:
     result = gathered(tmp_path, num_seeds=6)
     for cell in result.cells:

@@ -31,6 +31,7 @@ from advl_pipeline.evaluation.calibration import top_confidence
 from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.reader import WeightBins
+from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, read_study
 from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets
 from advl_pipeline.studies.folder import read_study_folder
@@ -391,6 +392,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import synthetic_runs
+from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.run import run_study
 
@@ -696,6 +698,43 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
         "advl, teachers clip-vit-l and minilm-l6": [1],
     }
     assert result.study.baseline == "plain"
+    blind = result.study.variant("plain, hide_picture True")
+    assert (blind.label, blind.role) == ("plain, no picture", "control")
+    assert result.study.variant(f"advl, {known}").label == f"ADVL, {known}"
+    assert {share.text_only for share in result.text_shares} == {"plain, hide_picture True"}
+
+
+def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    runs = tmp_path / "runs"
+    random = ("random:efficientnet-lite0@1", "random:minilm-l6@1")
+    for seed in (0, 1):
+        loose_run(runs / f"plain-{seed}", study, cells["plain", seed])
+        loose_run(runs / f"shuffled-{seed}", study, cells["advl", seed], teacher_control="shuffle")
+    result = gather_runs(runs)
+    shuffled = result.study.variant(result.study.focus)
+    assert (shuffled.label, shuffled.role) == ("ADVL, shuffled teacher", "control")
+    for seed in (0, 1):
+        loose_run(runs / f"random-{seed}", study, cells["advl", seed], teachers=random)
+        loose_run(runs / f"true-{seed}", study, cells["advl", seed])
+        loose_run(runs / f"other-{seed}", study, cells["advl", seed], split="train-shift")
+    study = gather_runs(runs).study
+    labels = {study.variant(name).label: study.variant(name).role for name in study.methods}
+    known = "teachers efficientnet-lite0 and minilm-l6"
+    assert labels == {
+        "plain": "baseline",
+        f"ADVL, {known}": "method",
+        f"ADVL, split train-shift, {known}": "method",
+        f"ADVL, shuffled teacher, {known}": "control",
+        "ADVL, random teacher 1": "control",
+    }
+    assert study.variant(study.focus).role == "method"
+    true = replace(study, focus=f"advl, {known}")
+    assert {name for name in study.methods if is_teacher_control(true, name)} == {
+        f"advl, teacher_control shuffle, {known}",
+        f"advl, teachers {' and '.join(random)}",
+    }
 
 
 def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:
