@@ -201,7 +201,8 @@ def prune(config: PruneConfig, as_json: bool) -> None:
         print_json(result)
         return
     verb = "would remove" if config.dry_run else "removed"
-    click.echo(f"{verb} {', '.join(result.removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")
+    removed = [str(config.cache) if name == "." else name for name in result.removed]
+    click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")
 
 
 @command.command("bench")

@@ -18,8 +18,11 @@ def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
             click.echo(open_own(name, data_root).line(), err=True)
 
 
-def split_to_score(dataset: str, data_root: Path | None) -> str:
-    """Return the split that a finished run is scored on: of one's own data a labelled one, best not train."""
+def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> str:
+    """Return the split that a finished run is scored on: of one's own data a labelled one that it did not see.
+
+    Where there is no such split it is train.
+    """
     from advl_pipeline.datasets.cards import scored_split
     from advl_pipeline.datasets.own.source import is_rows, open_own
     from advl_pipeline.datasets.registry import TASKS
@@ -28,7 +31,8 @@ def split_to_score(dataset: str, data_root: Path | None) -> str:
     if dataset in TASKS or not is_rows(dataset):
         return scored_split(dataset)
     index = open_own(dataset, data_root).index
-    labelled = [split for split in index.splits if index.is_labelled(split)]
+    seen = trained_on.split("+")
+    labelled = [split for split in index.splits if index.is_labelled(split) and split not in seen]
     train, *held_out = SPLIT_STEMS
     others = [split for split in labelled if split not in SPLIT_STEMS]
-    return next(split for split in (*reversed(held_out), *others, train) if split in labelled)
+    return next((split for split in (*reversed(held_out), *others, train) if split in labelled), seen[0])

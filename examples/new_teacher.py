@@ -51,7 +51,7 @@ def open_colours(options: OpenOptions) -> Teacher:
         device=options.torch_device,
         dtype=options.torch_dtype,
     )
-    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens))
+    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
 
 
 def main(data_root: Path, output: Path) -> None:

@@ -61,6 +61,11 @@ def renew_command(config: Mapping[str, Any], location: Location) -> str:
     return f"{_removal(str(location))} && {shlex.join([*_command_words(config), '--output', str(location)])}"
 
 
+def fresh_command(config: Mapping[str, Any]) -> str:
+    """Return the command that makes a cache with these options where it lies by default; no other one is touched."""
+    return shlex.join(_command_words(config))
+
+
 def _removal(name: str) -> str:
     return shlex.join(["advl", "cache", "prune", name, "--all"])
 

@@ -62,13 +62,18 @@ def read_square(path: Path, size: int) -> npt.NDArray[np.uint8]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Return a picture in red, green and blue.
+    """Return a picture in red, green and blue: transparent pixels over white, EXIF orientation not applied.
 
     Raises:
         DatasetError: it cannot be read.
     """
     try:
         with Image.open(path) as file:
+            _require_8_bits(file)
+            file.load()
+            if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
+                rgba = file.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
             return file.convert("RGB")
     except PICTURE_ERRORS as error:
         raise unreadable_picture(path, error) from None
@@ -85,6 +90,12 @@ def unreadable_picture(path: Path, error: Exception) -> DatasetError:
     )
 
 
+def _require_8_bits(image: Image.Image) -> None:
+    """Refuse grey of more bits, which Pillow clips where it should scale: what is light would all be white."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"grey of more than 8 bits (mode {image.mode}); scale it to 8 bits first")
+
+
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     require_content(path, name)
@@ -92,6 +103,7 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                _require_8_bits(image)
                 yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Malformed(f"{name} claims more pixels than a picture may have (decompression bomb)") from None

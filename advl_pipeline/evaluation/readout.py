@@ -71,7 +71,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     name = str(made_by["dataset"])
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
     dataset = open_splits(name, split=split, data_root=config.data_root, tasks=config.task, **reading)
-    check_caches(caches, dataset)
+    check_caches(caches, dataset, data_root=config.data_root)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
     positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]
     device = open_device(config.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -89,14 +89,17 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         dataset = open_as_trained(
             config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
         )
-        sets[name] = _evaluate_set(config, finished, dataset, name)
+        is_seen = dataset_name == trained_on["dataset"] and split in str(trained_on["split"]).split("+")
+        sets[name] = _evaluate_set(config, finished, dataset, name, is_seen=is_seen)
         if name == config.on[0] and (described := read_selection(config.run)) is not None:
             words = item_words(finished, described, dataset, batch_size=config.batch_size)
             write_text(evaluation_file(config.run, name, ITEM_WORDS_SUFFIX), json.dumps(words) + "\n")
     return EvaluateResult(run=config.run, sets=sets)
 
 
-def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, name: str) -> dict[str, Any]:
+def _evaluate_set(
+    config: EvaluateConfig, finished: FinishedRun, dataset: Dataset, name: str, *, is_seen: bool
+) -> dict[str, Any]:
     arrays: dict[str, npt.NDArray[Any]] = {}
     items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
@@ -131,7 +134,7 @@ def _evaluate_set(config: EvaluateConfig, finished: FinishedRun, dataset: Datase
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
-        "caveats": list(finished.student.caveats()),
+        "caveats": [*finished.student.caveats(), *_cautions(scored.values(), dataset.split, is_seen=is_seen)],
         "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
         "intervals": {
@@ -179,6 +182,19 @@ class _Scored:
     example_ids: list[str] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     seconds: float = 0.0
+    num_texts: int = 0
+    num_cut: int = 0
+
+
+def _cautions(scored: Iterable[_Scored], split: str, *, is_seen: bool) -> list[str]:
+    """Return what a reader of the scores must know of the set."""
+    found = [f"the run was trained on {split}"] if is_seen else []
+    counts = [(one.num_cut, one.num_texts) for one in scored]
+    num_cut, num_texts = (sum(column) for column in zip(*counts, strict=True))
+    return [
+        *found,
+        *([f"{num_cut} of {num_texts} texts of {split} are cut to the student's length"] if num_cut else []),
+    ]
 
 
 def _score_set(
@@ -202,6 +218,8 @@ def _score_set(
             began = time.perf_counter()
             matrices = score_matrices(finished, examples, config.batch_size, views, others)
             kept.seconds += time.perf_counter() - began
+            kept.num_texts += sum(len(example.candidates) for example in examples)
+            kept.num_cut += finished.student.count_cut(examples)
             kept.shown.append(matrices[0])
             kept.example_ids += [example.example_id for example in examples]
             kept.labels += [example.label for example in examples]

@@ -30,7 +30,7 @@ from advl_pipeline.students.vilt import vilt_config
 
 PICTURE_CALL = """\
 processor = AutoProcessor.from_pretrained(folder, backend="pil")
-picture = Image.open("picture.png").convert("RGB")
+picture = Image.open("picture.png").convert("RGB")  # Lay transparent pixels over white first.
 inputs = processor(
     images=[picture] * len(texts), text=texts, text_pair=answers, padding=True, truncation=True, return_tensors="pt"
 )

@@ -180,7 +180,7 @@ def _open(config: HeadroomConfig) -> _Data:
                     "then add --cache " + shlex.quote(str(default_cache(name, dataset_label(config.dataset), split))),
                 )
     for dataset in (train, scored):
-        check_caches(list(by_split[dataset.split].values()), dataset)
+        check_caches(list(by_split[dataset.split].values()), dataset, data_root=config.data_root)
     return _Data(
         train=train,
         scored=scored,

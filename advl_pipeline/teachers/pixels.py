@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from advl_pipeline.datasets.pictures import PICTURE_ERRORS, unreadable_picture
+from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.geometry import CropRounding, Framing
 
@@ -71,7 +71,7 @@ class PixelSettings:
 
 
 def read_picture(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
-    """Decode a picture to RGB. Transparent pixels are laid over white; EXIF orientation is not applied.
+    """Decode a picture as `read_rgb` does, and check its size.
 
     Args:
         width, height: the size that the dataset states in pixels, checked when given.
@@ -79,18 +79,7 @@ def read_picture(path: Path, *, width: int = 0, height: int = 0) -> Image.Image:
     Raises:
         DatasetError: the file is missing, is no picture, is cut short, or has another size than stated.
     """
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            has_alpha = opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            if has_alpha:
-                rgba = opened.convert("RGBA")
-                white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-                picture = Image.alpha_composite(white, rgba).convert("RGB")
-            else:
-                picture = opened.convert("RGB")
-    except PICTURE_ERRORS as error:
-        raise unreadable_picture(path, error) from None
+    picture = read_rgb(path)
     if width and height and picture.size != (width, height):
         raise DatasetError(
             "A picture does not have the size that its dataset states, so its boxes cannot be trusted.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
 from advl_pipeline.packages import require_package_folder
@@ -85,14 +85,50 @@ def _open(name: str, options: OpenOptions) -> Teacher:
         return _open_card(CATALOGUE[name], options)
     plugins = plugin_entry_points()
     if name in plugins:
-        teacher: Teacher = plugins[name].load()(options)
-        return teacher
+        return _open_plugin(plugins[name], options)
     raise ConfigError(
         f"There is no teacher {name!r}.",
         where="--teacher",
         why=suggest_names(name, [*known_names(), *DOORS]),
         next_command="advl teachers list",
     )
+
+
+def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
+    """Open a plug-in, and see that it heeds what makes a control or another teacher of it."""
+    try:
+        opener = point.load()
+    except ImportError as error:
+        raise ConfigError(
+            f"The plug-in of the teacher {point.name!r} cannot be imported.",
+            where=f"entry point {point.value}",
+            why=str(error),
+            next_command=f"install what it needs, then: advl teachers check {point.name}",
+        ) from error
+    teacher: Teacher = opener(options)
+    for field, flag, without in (
+        ("random_seed", f"random:{point.name}", dataclasses.replace(options, random_seed=None)),
+        ("weights", "--weights", dataclasses.replace(options, weights=None)),
+    ):
+        if without == options:
+            continue
+        try:
+            usual: Teacher = opener(without)
+        except WeightsUnavailable:
+            continue  # What it has by default is not at hand, so this is something else.
+        if _numbers_of(usual) == _numbers_of(teacher):
+            raise ConfigError(
+                f"The teacher {point.name!r} is the same with {flag} and without.",
+                where=f"entry point {point.value}",
+                why=f"its plug-in does not heed `{field}` of the options that it is opened with",
+                next_command="leave it out, or make the plug-in heed it (docs/adding-a-teacher.md)",
+            )
+    return teacher
+
+
+def _numbers_of(teacher: Teacher) -> list[dict[str, Any]]:
+    """Return everything that changes a teacher's numbers."""
+    return [tower.describe() for tower in (teacher.image, teacher.text) if tower is not None]
 
 
 def _open_card(card: TeacherCard, options: OpenOptions) -> Teacher:

@@ -31,7 +31,15 @@ class SquarePictures:
 
     def describe(self) -> dict[str, Any]:
         """Everything that changes the pixels (see `Tower.describe`)."""
-        return {"picture": {"size": self.token_dim, "fit": "squeezed", "resampling": "bicubic", "colour": "RGB"}}
+        return {
+            "picture": {
+                "size": self.token_dim,
+                "fit": "squeezed",
+                "resampling": "bicubic",
+                "colour": "RGB",
+                "alpha": "over white",
+            }
+        }
 
     def num_tokens(self, unit: ImageUnit) -> int:
         """Rows of a picture, the same for all."""

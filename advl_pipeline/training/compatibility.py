@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
-from advl_pipeline.cache.provenance import renew_command
+from advl_pipeline.cache.provenance import fresh_command, renew_command
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.training.config import FinetuneConfig
@@ -24,10 +26,13 @@ def dataset_identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_caches(caches: Sequence[TeacherCache], dataset: Dataset, *, on_error: str = "fail") -> None:
+def check_caches(
+    caches: Sequence[TeacherCache], dataset: Dataset, *, data_root: Path | None, on_error: str = "fail"
+) -> None:
     """Compare each cache's dataset with the one that is trained on.
 
     Args:
+        data_root: where the dataset was found, for the advice.
         on_error: how it was opened: whatever was left out makes it another one.
 
     Raises:
@@ -54,12 +59,19 @@ def check_caches(caches: Sequence[TeacherCache], dataset: Dataset, *, on_error: 
                 "The cache was made from another dataset than the one to train on.",
                 where=str(cache.path),
                 why="\n         ".join(lines),
-                next_command=renew_command(
-                    cache.provenance["config"]
-                    | {"dataset": dataset.name, "split": dataset.split, "text_style": dataset.text_style},
-                    cache.path,
-                ),
+                next_command=_instead(cache, dataset, data_root),
             )
+
+
+def _instead(cache: TeacherCache, dataset: Dataset, data_root: Path | None) -> str:
+    """Return how to come by the cache that is wanted. One of other data is as good as ever and stays."""
+    found, expected = cache.identity["dataset"], dataset_identity(dataset)
+    style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
+    wanted = {"dataset": dataset.name, "split": dataset.split, "text_style": style, "data_root": data_root}
+    config = cache.provenance["config"] | wanted
+    if all(found.get(key) == expected[key] for key in ("name", "split", "text_style")):
+        return renew_command(config, cache.path)
+    return f"{fresh_command(config | {'shots': None, 'ids': []})}, then give that cache as --cache"
 
 
 def check_part(
@@ -90,7 +102,7 @@ def check_part(
             where=str(cache.path),
             why=f"it was made for {cache.identity['dataset']['selection']['num_examples']:,} examples; "
             f"{num_missing:,} of the {len(positions):,} that the run sees are not in it",
-            next_command=renew_command(cache.provenance["config"] | needed, cache.path),
+            next_command=f"{fresh_command(cache.provenance['config'] | needed)}, then give that cache as --cache",
         )
 
 

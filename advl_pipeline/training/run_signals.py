@@ -80,7 +80,7 @@ def open_signals(
         return None
     by_split = cache_of_split(caches, inputs.splits)
     for split, of_split in zip(inputs.splits, by_split, strict=True):
-        check_caches(of_split, split, on_error=config.on_error)
+        check_caches(of_split, split, data_root=config.data_root, on_error=config.on_error)
         check_selection(of_split, method.settings)
         if split is inputs.dataset:
             check_part(of_split, split, sorted({*inputs.labelled, *inputs.seen}), config)

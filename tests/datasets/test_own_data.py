@@ -76,6 +76,27 @@ def test_classes_are_those_of_train_and_keep_their_order_in_every_split(tmp_path
     assert open_dataset(numbers, split="test").label_names("classes") == tuple(map(str, range(11)))
 
 
+def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: Path) -> None:
+    composed, apart = "gr\u00fcn", "gru\u0308n"
+    told = ["ja", "ja ", " nein", "nein", composed, apart]
+    rows = [class_row(number, split="train", label=label) for number, label in enumerate(told)]
+    dataset = open_dataset(str(write_json_lines(tmp_path / "classes.jsonl", rows)), split="train")
+    assert dataset.label_names("classes") == (composed, "ja", "nein")
+    assert [dataset[place].label for place in range(6)] == [1, 1, 2, 2, 0, 0]
+    rows = [choice_row(number, split="train", choices=[composed, "rot"], label=apart) for number in range(3)]
+    chosen = open_dataset(str(write_json_lines(tmp_path / "choices.jsonl", rows)), split="train")
+    assert [chosen[place].label for place in range(3)] == [0, 0, 0]
+    rows = [answer_row(number, split="train", answers=[label]) for number, label in enumerate((composed, apart))]
+    free = open_dataset(str(write_json_lines(tmp_path / "free.jsonl", rows)), split="train")
+    assert free.label_names("answers") == (composed,)
+    (tmp_path / "cards").mkdir()
+    rows = [class_row(number, split="train", label=label) for number, label in enumerate(("ja ", composed))]
+    write_json_lines(tmp_path / "cards" / "train.jsonl", rows)
+    (tmp_path / "cards" / "dataset.toml").write_text(f'labels = ["{apart}", "ja"]\n', encoding="utf-8")
+    card = open_dataset(str(tmp_path / "cards"), split="train")
+    assert [card[place].label for place in range(2)] == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("make", "label", "names"),
     [(class_row, "label", ("bird", "cat", "dog")), (answer_row, "answers", ("cat", "bird", "dog"))],

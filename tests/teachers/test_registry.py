@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +113,55 @@ def test_plug_ins_open_by_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> 
     assert registry.known_names()[-1] == "mine"
     with pytest.raises(ConfigError, match="mine"):
         open_teacher("mime")
+
+
+@dataclass
+class Tower:
+    """What a plug-in's tower says of itself."""
+
+    described: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        return self.described
+
+
+@pytest.mark.parametrize(
+    ("asked", "heeded"), [("random:mine@3", "random_seed"), ("mine", "weights")], ids=["random", "weights"]
+)
+def test_a_plug_in_that_does_not_heed_what_is_asked_is_refused(
+    asked: str, heeded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its random control would be the teacher itself."""
+    weights = tmp_path if heeded == "weights" else None
+
+    def heeding(options: OpenOptions) -> Teacher:
+        return Teacher(name=options.name, text=Tower({"of": str(getattr(options, heeded))}))  # type: ignore[arg-type]
+
+    def deaf(options: OpenOptions) -> Teacher:
+        return Teacher(name=options.name, text=Tower({"of": "me"}))  # type: ignore[arg-type]
+
+    def without_default(options: OpenOptions) -> Teacher:
+        if getattr(options, heeded) is None:
+            raise WeightsUnavailable("They are not here.")
+        return deaf(options)
+
+    point = EntryPoint(name="mine", value="plug_in_module:plug_in", group="advl.teachers")
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+    for opener in (heeding, without_default):
+        monkeypatch.setattr(EntryPoint, "load", lambda self, opener=opener: opener)
+        assert open_teacher(asked, weights=weights).name == asked
+    monkeypatch.setattr(EntryPoint, "load", lambda self: deaf)
+    assert open_teacher("mine").name == "mine"
+    with pytest.raises(ConfigError, match="is the same with"):
+        open_teacher(asked, weights=weights)
+
+
+def test_a_plug_in_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(name="mine", value="no_such_module:plug_in", group="advl.teachers")
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
+    with pytest.raises(ConfigError, match="'mine' cannot be imported") as caught:
+        open_teacher("mine")
+    assert "no_such_module" in caught.value.where
 
 
 def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,6 +50,17 @@ def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path
         )
     scores, labels = arrays["scores/vcr-q2a"], arrays["labels/vcr-q2a"]
     assert (scores.argmax(1) == labels).astype(np.float32).tolist() == arrays["item/q2a"].tolist()
+
+
+def test_a_split_that_was_trained_on_and_texts_that_are_cut_are_told(small_corpus: Any, tmp_path: Path) -> None:
+    options = {"num_steps": 1, "method": "plain", "cache": (), "student": "vilt-tiny", "init": None}
+    run = tmp_path / "run"
+    run_finetune(small_corpus.config(run, student_option=("max_text_length=12",), **options))
+    sets = run_evaluate(EvaluateConfig(run=run, on=("train", "test"), data_root=small_corpus.data_root)).sets
+    assert "the run was trained on train" in sets["train"]["caveats"]
+    assert "the run was trained on train" not in sets["test"]["caveats"]
+    (cut,) = [caveat for caveat in sets["test"]["caveats"] if "are cut" in caveat]
+    assert re.fullmatch(r"[1-9]\d* of 32 texts of test are cut to the student's length", cut)
 
 
 def test_heads_of_an_earlier_version_are_told_and_not_taken(small_corpus: Any, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from advl_pipeline.datasets.boxes import is_number
 from advl_pipeline.datasets.own.rows import DataCard, Kind
 from advl_pipeline.datasets.own.tagged_text import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.records import normalise_text
 from advl_pipeline.datasets.roots import is_safe_name
 
 _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
@@ -166,19 +167,22 @@ def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: D
     expected = f"expected a position from 0 to {len(choices) - 1}, or the text of one of the choices"
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Malformed(f"field {name!r} is {_shown(value)}, {expected}")
-    by_text = isinstance(value, str) and value in choices
+    # As texts are read: an accent, or a space at the end, may be written in several ways.
+    texts = [normalise_text(choice) for choice in choices]
+    value = normalise_text(value) if isinstance(value, str) else value
+    by_text = isinstance(value, str) and value in texts
     by_index = isinstance(value, int) or value.isdecimal()
     if card.label_is is not None:
         by_text, by_index = by_text and card.label_is == "text", by_index and card.label_is == "index"
-    if by_text and by_index and choices.index(str(value)) != int(value):
+    if by_text and by_index and texts.index(str(value)) != int(value):
         raise Malformed(
             f"field {name!r} is ambiguous: {value!r} is a position and also the text of choice "
-            f'{choices.index(str(value))}; a card can say which: label_is = "index" or "text"'
+            f'{texts.index(str(value))}; a card can say which: label_is = "index" or "text"'
         )
-    if by_text and choices.count(str(value)) > 1:
+    if by_text and texts.count(str(value)) > 1:
         raise Malformed(f"field {name!r} is ambiguous: two choices read {value!r}")
     if by_text:
-        return choices.index(str(value))
+        return texts.index(str(value))
     if by_index and 0 <= int(value) < len(choices):
         return int(value)
     raise Malformed(f"field {name!r} is {_shown(value)}, {expected}")
@@ -186,6 +190,9 @@ def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: D
 
 def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
     value = record.get("label")
+    if isinstance(value, str):
+        # As texts are read: "ja " is no class beside "ja", nor is an accent written in another way.
+        value = normalise_text(value)
     if value is None or value == "":
         return None
     if isinstance(value, bool):
@@ -195,7 +202,7 @@ def _class(record: Mapping[str, Any], card: DataCard) -> str | None:
     name = str(value)
     if not card.labels:
         return name
-    by_text = [name] if name in card.labels else []
+    by_text = [label for label in card.labels if normalise_text(label) == name]
     by_index = [card.labels[int(name)]] if name.isdecimal() and int(name) < len(card.labels) else []
     if by_text and by_index and by_text != by_index and card.label_is is None:
         raise Malformed(
@@ -232,7 +239,7 @@ def _answers(record: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _plain(text: str | int | bool) -> str:
-    return str(text).lower() if isinstance(text, bool) else " ".join(str(text).split())
+    return str(text).lower() if isinstance(text, bool) else normalise_text(str(text))
 
 
 def _image(value: Any) -> str | bytes:
