@@ -89,7 +89,9 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     """Build a configuration from the file named by `--config`, then from the flags that were given."""
     file: Path | None = flags.pop("config_file", None)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    layers = [read_toml(file)] if file else []
+    fields = [field for field in dataclasses.fields(cls) if field.metadata.get("also")]
+    also = {str(field.metadata["also"]).lstrip("-"): field.name for field in fields}
+    layers = [{also.get(key, key): value for key, value in read_toml(file).items()}] if file else []
     told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
     invocation = click.get_current_context().find_object(Invocation)
     if invocation is not None:

@@ -102,6 +102,13 @@ def test_classes_and_answers_through_every_command(advl: Callable[..., tuple[str
     assert "answer accuracy" in report
 
 
+def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple[str, str]]) -> None:
+    write_json_lines(Path("mine.jsonl"), [class_row(number) for number in range(20)])
+    Path("options.toml").write_text('data = "mine.jsonl"\nteacher = "minilm-l6"\n', encoding="utf-8")
+    _, told = advl("extract", "--config", "options.toml", "--dry-run")
+    assert "mine.jsonl: task classes" in told
+
+
 @pytest.mark.parametrize(
     ("trained_on", "scored"), [("train", "test"), ("train+test", "dev"), ("test", "dev"), ("train+test+dev", "train")]
 )
