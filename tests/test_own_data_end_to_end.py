@@ -15,7 +15,6 @@ import commands
 import pytest
 from own_rows import answer_row, choice_row, class_row, write_csv, write_json_lines
 
-from advl_cli.own_data import split_to_score
 from advl_pipeline.cache.reader import open_cache
 
 ROOT = Path(__file__).parents[1]
@@ -107,15 +106,6 @@ def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple
     Path("options.toml").write_text('data = "mine.jsonl"\nteacher = "minilm-l6"\n', encoding="utf-8")
     _, told = advl("extract", "--config", "options.toml", "--dry-run")
     assert "mine.jsonl: task classes" in told
-
-
-@pytest.mark.parametrize(
-    ("trained_on", "scored"), [("train", "test"), ("train+test", "dev"), ("test", "dev"), ("train+test+dev", "train")]
-)
-def test_a_run_is_next_scored_on_a_split_that_it_did_not_see(trained_on: str, scored: str, tmp_path: Path) -> None:
-    rows = [class_row(number, split=split) for number, split in enumerate(("train", "test", "dev"))]
-    data = str(write_json_lines(tmp_path / "mine.jsonl", rows))
-    assert split_to_score(data, None, trained_on=trained_on) == scored
 
 
 STUDY = """
