@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union
 import click
 
 from advl_pipeline.configuration import build_config, flag_of, read_toml, sections
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 
 from .advice import Invocation
@@ -91,12 +92,20 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     fields = [field for field in dataclasses.fields(cls) if field.metadata.get("also")]
     also = {str(field.metadata["also"]).lstrip("-"): field.name for field in fields}
-    layers = [{also.get(key, key): value for key, value in read_toml(file).items()}] if file else []
+    layers = [_by_field(read_toml(file), also, file)] if file else []
     told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
     invocation = click.get_current_context().find_object(Invocation)
     if invocation is not None:
         invocation.given = told
     return build_config(cls, *layers, given, where=str(file) if file else "command line")
+
+
+def _by_field(table: Mapping[str, Any], also: Mapping[str, str], file: Path) -> dict[str, Any]:
+    """Return the options of a file by the names of their fields, which may have a second one."""
+    twice = [f"{name} and {field}" for name, field in also.items() if {name, field} <= table.keys()]
+    if twice:
+        raise ConfigError("An option stands there twice.", where=str(file), why=f"{twice[0]} are the same")
+    return {also.get(key, key): value for key, value in table.items()}
 
 
 def json_option(function: Function) -> Function:

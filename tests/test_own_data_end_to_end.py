@@ -106,6 +106,9 @@ def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple
     Path("options.toml").write_text('data = "mine.jsonl"\nteacher = "minilm-l6"\n', encoding="utf-8")
     _, told = advl("extract", "--config", "options.toml", "--dry-run")
     assert "mine.jsonl: task classes" in told
+    Path("options.toml").write_text('data = "mine.jsonl"\ndataset = "vcr"\n', encoding="utf-8")
+    _, told = advl("extract", "--config", "options.toml", code=2)
+    assert "data and dataset are the same" in told
 
 
 STUDY = """

@@ -61,9 +61,13 @@ def renew_command(config: Mapping[str, Any], location: Location) -> str:
     return f"{_removal(str(location))} && {shlex.join([*_command_words(config), '--output', str(location)])}"
 
 
-def fresh_command(config: Mapping[str, Any]) -> str:
-    """Return the command that makes a cache with these options where it lies by default; no other one is touched."""
-    return shlex.join(_command_words(config))
+def fresh_command(config: Mapping[str, Any], *, output: str = "") -> str:
+    """Return the command that makes a cache with these options; no other one is touched.
+
+    Args:
+        output: where, if not where such a cache lies by default.
+    """
+    return shlex.join([*_command_words(config), *(["--output", output] if output else [])])
 
 
 def _removal(name: str) -> str:

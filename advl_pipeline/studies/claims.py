@@ -252,7 +252,7 @@ def _controls(draft: _Draft, study: StudyConfig) -> list[str]:
 def _control_note(where: str, control: str, own: Contrast, rest: Contrast) -> str:
     """Say how much of a gain a teacher that knows nothing gives as well."""
     if own.seeds != rest.seeds:
-        return f"{where}: {control} is not finished for the seeds of the gain, so what it gives of it is not told."
+        return f"{where}: {control} and {own.baseline} are finished for other seeds, so no part of the gain is told."
     gain, left, interval = own.comparison.effect.points, rest.comparison.effect.points, rest.comparison.joint_interval
     over_seeds = rest.seed_p_adjusted
     if interval.low <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -30,6 +32,7 @@ _SPOILT = ("hide_picture", "teacher_control")
 """Options that make a control of a run. A row is named for them even where all runs agree, as for random teachers."""
 
 _TEACHERS = "teachers"
+_FEATURES = "features"
 _RANDOM = "random:"
 _DEFAULTS = FinetuneConfig(dataset="", output=Path())
 
@@ -42,6 +45,8 @@ class _Run:
     config: FinetuneConfig
     evaluations: Mapping[str, Mapping[str, Any]]
     teachers: tuple[str, ...]
+    features: str
+    """Short digest of what the features of its teachers are."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -57,7 +62,7 @@ class _Run:
         """What of its options, in words, tells it from runs of the same method at its place; and its teachers."""
         options = run_identity(config_to_dict(self.config))
         told = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
-        return {**told, _TEACHERS: " and ".join(self.teachers) or "none"}
+        return {**told, _TEACHERS: " and ".join(self.teachers) or "none", _FEATURES: self.features}
 
     @property
     def is_random(self) -> bool:
@@ -117,11 +122,13 @@ def _read(folder: Path) -> _Run | None:
         return None
     config = build_config(FinetuneConfig, read_config(folder), {"output": folder}, where=str(folder / names.CONFIG))
     caches = read_json(folder / names.CACHES) if (folder / names.CACHES).exists() else []
+    made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
     return _Run(
         folder=folder,
         config=config,
         evaluations={_test_set(folder, path): read_json(path) for path in found},
         teachers=tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches)),
+        features=hashlib.sha256(made.encode()).hexdigest()[:8],
     )
 
 
@@ -144,10 +151,7 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
         before = settings[key].test_sets if key in settings else ()
         settings[key] = _setting(run, tuple(dict.fromkeys([*before, *_ordered(run)])))
     named = list(dict.fromkeys(methods.values()))
-    fair = [name for name in named if variants[name].role != "control"] or named
-    baseline = "plain" if "plain" in named or len(named) == 1 else fair[0]
-    others = [name for name in (*reversed(fair), *reversed(named)) if name != baseline]
-    focus = next((name for name in others if variants[name].method == "advl"), next(iter(others), "advl"))
+    baseline, focus = _judged(variants)
     study = StudyConfig(
         name=folder.absolute().name,
         title=f"Runs in {folder.absolute().name}",
@@ -163,6 +167,22 @@ def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
     named_settings = dict(zip(settings, study.settings, strict=True))
     cells = tuple(_cell(run, named_settings[run.place[:3]], methods[run.folder], folder) for run in runs)
     return Plan(study=study, cells=cells, caches=(), of_runs=True)
+
+
+def _judged(variants: Mapping[str, Variant]) -> tuple[str, str]:
+    """Return the row that others are compared with, and the one that is judged: of ADVL, if any, and no control."""
+
+    def of(*roles: str) -> list[str]:
+        return [name for name in reversed([*variants]) if variants[name].role in roles and name != "plain"]
+
+    fair = of("method", "ablation")
+    advl = [name for name in fair if variants[name].method == "advl"]
+    focus = next(iter([*advl, *fair, *of("control"), *of("baseline")]), "advl")
+    two_step = [name for name in variants if variants[name].method == "plain-two-step"]
+    others = [*variants] if len(variants) > 1 else []
+    starts = [*(name for name in others if variants[name].role == "baseline"), *two_step, *others]
+    plain = ["plain"] if "plain" in variants else []
+    return next((name for name in (*plain, *starts) if name != focus), "plain"), focus
 
 
 @dataclass(frozen=True)
@@ -184,7 +204,11 @@ def _rows(runs: Sequence[_Run]) -> dict[Path, _Row]:
         for run in found:
             for name, value in run.choices.items():
                 values.setdefault(name, set()).add(value)
-        differing.setdefault(method, set()).update(name for name, told in values.items() if len(told) > 1)
+        told = {name for name, found_values in values.items() if len(found_values) > 1}
+        if len({(run.teachers, run.features) for run in found}) == len({run.teachers for run in found}):
+            # The teachers' names tell the features.
+            told.discard(_FEATURES)
+        differing.setdefault(method, set()).update(told)
     rows = {run.folder: _row(run, run.told(differing[run.config.method])) for run in runs}
     counts = Counter((run.place, run.config.seed, rows[run.folder].name) for run in runs)
     twice = {name for (_, _, name), count in counts.items() if count > 1}
@@ -192,7 +216,7 @@ def _rows(runs: Sequence[_Run]) -> dict[Path, _Row]:
 
 
 def _row(run: _Run, told: Sequence[str]) -> _Row:
-    options = {name: getattr(run.config, name) for name in told if name != _TEACHERS}
+    options = {name: getattr(run.config, name) for name in told if name not in (_TEACHERS, _FEATURES)}
     spoilt = {name: value for name, value in options.items() if name in _SPOILT}
     prefix, suffix = _RANDOM if run.is_random else "", _draw(run) if run.is_random else ""
     shipped = next(

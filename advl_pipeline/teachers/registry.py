@@ -95,7 +95,7 @@ def _open(name: str, options: OpenOptions) -> Teacher:
 
 
 def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
-    """Open a plug-in, and see that it heeds what makes a control or another teacher of it."""
+    """Open a plug-in, and see that its random control is another teacher."""
     try:
         opener = point.load()
     except ImportError as error:
@@ -106,23 +106,19 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
             next_command=f"install what it needs, then: advl teachers check {point.name}",
         ) from error
     teacher: Teacher = opener(options)
-    for field, flag, without in (
-        ("random_seed", f"random:{point.name}", dataclasses.replace(options, random_seed=None)),
-        ("weights", "--weights", dataclasses.replace(options, weights=None)),
-    ):
-        if without == options:
-            continue
-        try:
-            usual: Teacher = opener(without)
-        except WeightsUnavailable:
-            continue  # What it has by default is not at hand, so this is something else.
-        if _numbers_of(usual) == _numbers_of(teacher):
-            raise ConfigError(
-                f"The teacher {point.name!r} is the same with {flag} and without.",
-                where=f"entry point {point.value}",
-                why=f"its plug-in does not heed `{field}` of the options that it is opened with",
-                next_command="leave it out, or make the plug-in heed it (docs/adding-a-teacher.md)",
-            )
+    if options.random_seed is None:
+        return teacher
+    try:
+        usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
+    except Exception:
+        return teacher  # What it is otherwise is not at hand, for reasons of its own.
+    if _numbers_of(usual) == _numbers_of(teacher):
+        raise ConfigError(
+            f"The teacher {options.name!r} is {point.name!r} itself.",
+            where=f"entry point {point.value}",
+            why="its plug-in does not heed `random_seed` of the options that it is opened with",
+            next_command="leave out the control, or make the plug-in heed it (docs/adding-a-teacher.md)",
+        )
     return teacher
 
 

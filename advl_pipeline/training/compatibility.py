@@ -71,7 +71,9 @@ def _instead(cache: TeacherCache, dataset: Dataset, data_root: Path | None) -> s
     config = cache.provenance["config"] | wanted
     if all(found.get(key) == expected[key] for key in ("name", "split", "text_style")):
         return renew_command(config, cache.path)
-    return f"{fresh_command(config | {'shots': None, 'ids': []})}, then give that cache as --cache"
+    same_place = all(found.get(key) == expected[key] for key in ("name", "split"))
+    output = f"{cache.path}-{dataset.text_style}" if same_place else ""
+    return f"{fresh_command(config | {'shots': None, 'ids': []}, output=output)}, then give that cache as --cache"
 
 
 def check_part(
@@ -102,7 +104,12 @@ def check_part(
             where=str(cache.path),
             why=f"it was made for {cache.identity['dataset']['selection']['num_examples']:,} examples; "
             f"{num_missing:,} of the {len(positions):,} that the run sees are not in it",
-            next_command=f"{fresh_command(cache.provenance['config'] | needed)}, then give that cache as --cache",
+            next_command=fresh_command(
+                cache.provenance["config"] | needed,
+                # The file of ids may be called as the one that this cache was made of.
+                output=f"{cache.path}-new" if needed["ids"] else "",
+            )
+            + ", then give that cache as --cache",
         )
 
 

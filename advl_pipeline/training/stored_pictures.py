@@ -119,10 +119,13 @@ def use_stored_pictures(
     caches = [open_cache(place, disk_cache=disk_cache) for place in places]
     for cache in caches:
         expected = {"teacher": {"image": SquarePictures(size).describe()}}
-        again = ["advl", "prepare", "--dataset", splits[0][0], "--split", splits[0][1], "--size", str(size)]
-        require_identity(
-            expected, cache.identity, where=str(cache.path), next_command=shlex.join(again), partial=True
-        )
+        words = ["advl", "prepare", "--dataset", splits[0][0], "--split", splits[0][1], "--size", str(size)]
+        again = shlex.join(words)
+        stored = cache.identity["teacher"].get("image") or {}
+        if stored.get("picture", {}).get("size") == size:
+            # Made by another version, in the place where these are to lie; of another size it is good for others.
+            again = f"{shlex.join(['advl', 'cache', 'prune', str(cache.path), '--all'])} && {again}"
+        require_identity(expected, cache.identity, where=str(cache.path), next_command=again, partial=True)
         require_trustworthy(cache, hash_all=hash_all)
     if caches:
         student.pictures = StoredPictures(caches, size)

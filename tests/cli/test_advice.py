@@ -224,7 +224,7 @@ def test_a_cache_of_another_text_style_is_made_anew_as_the_run_needs_it(
         assert told_words[told_words.index(flag) + 1] == str(value)
     # That cache is as good as ever.
     assert "prune" not in told
-    assert "--output" not in told_words
+    assert told_words[told_words.index("--output") + 1] == f"{cache}-r2c"
 
 
 def test_an_unfinished_run_is_to_be_resumed(

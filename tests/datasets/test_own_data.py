@@ -28,6 +28,8 @@ from own_rows import (
 
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.own.dataset import answer_scores
+from advl_pipeline.datasets.own.fields import parse_item
+from advl_pipeline.datasets.own.rows import DataCard
 from advl_pipeline.datasets.own.source import open_own
 from advl_pipeline.datasets.own.tagged_text import compose, parse_tagged
 from advl_pipeline.datasets.problems import Malformed
@@ -89,6 +91,9 @@ def test_a_label_is_read_as_texts_are_whatever_its_spaces_and_accents(tmp_path: 
     rows = [answer_row(number, split="train", answers=[label]) for number, label in enumerate((composed, apart))]
     free = open_dataset(str(write_json_lines(tmp_path / "free.jsonl", rows)), split="train")
     assert free.label_names("answers") == (composed,)
+    counted = [answer_row(0, split="train", answers={composed: 1, apart: 2, "rot": 1})]
+    open_dataset(str(write_json_lines(tmp_path / "counted.jsonl", counted)), split="train")
+    assert parse_item(counted[0], "answers", DataCard()).content["answers"] == {composed: 3, "rot": 1}
     (tmp_path / "cards").mkdir()
     rows = [class_row(number, split="train", label=label) for number, label in enumerate(("ja ", composed))]
     write_json_lines(tmp_path / "cards" / "train.jsonl", rows)

@@ -392,7 +392,6 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import synthetic_runs
-from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.run import run_study
 
@@ -731,10 +730,57 @@ def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path
     }
     assert study.variant(study.focus).role == "method"
     true = replace(study, focus=f"advl, {known}")
+    assert gather_runs(runs).study.baseline == "plain"
     assert {name for name in study.methods if is_teacher_control(true, name)} == {
         f"advl, teacher_control shuffle, {known}",
         f"advl, teachers {' and '.join(random)}",
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "baseline", "focus"),
+    [
+        ({"two": ("plain-two-step", {}), "advl": ("advl", {})}, "plain-two-step", "advl"),
+        ({"blind": ("plain", {"hide_picture": True}), "advl": ("advl", {})}, "plain, hide_picture True", "advl"),
+        (
+            {"advl": ("advl", {}), "shuffled": ("advl", {"teacher_control": "shuffle"})},
+            "advl, teacher_control shuffle",
+            "advl",
+        ),
+        (
+            {"p": ("plain", {}), "kd": ("naive-kd", {}), "shuffled": ("advl", {"teacher_control": "shuffle"})},
+            "plain",
+            "naive-kd",
+        ),
+        ({"p": ("plain", {}), "q": ("plain", {"learning_rate": 1e-5})}, "plain", "plain, learning_rate 1e-05"),
+        ({"advl": ("advl", {})}, "plain", "advl"),
+        ({"p": ("plain", {})}, "plain", "advl"),
+    ],
+)
+def test_which_rows_of_a_folder_of_runs_are_judged(
+    rows: dict[str, tuple[str, dict[str, Any]]], baseline: str, focus: str, tmp_path: Path
+) -> None:
+    study = read_study(write_study_file(tmp_path))
+    (cell, *_) = [cell for cell in build_plan(study, folder=tmp_path).cells if cell.method == "advl"]
+    for name, (method, options) in rows.items():
+        of_method = replace(cell, method=method)
+        loose_run(tmp_path / "runs" / name, study, of_method, **{"method": method, **options})
+    found = gather_runs(tmp_path / "runs").study
+    assert (found.baseline, found.focus) == (baseline, focus)
+
+
+def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    for seed in (0, 1):
+        run = loose_run(tmp_path / "runs" / f"advl-{seed}", study, cells["advl", seed])
+    assert len({cell.method for cell in gather_runs(tmp_path / "runs").cells}) == 1
+    caches = json.loads((run / "caches.json").read_text())
+    caches[0]["identity"]["teacher"]["image"] = {"parameters": "others"}
+    (run / "caches.json").write_text(json.dumps(caches))
+    names = {cell.method for cell in gather_runs(tmp_path / "runs").cells}
+    assert len(names) == 2
+    assert all("features" in name for name in names)
 
 
 def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:

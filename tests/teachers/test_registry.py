@@ -125,35 +125,27 @@ class Tower:
         return self.described
 
 
-@pytest.mark.parametrize(
-    ("asked", "heeded"), [("random:mine@3", "random_seed"), ("mine", "weights")], ids=["random", "weights"]
-)
-def test_a_plug_in_that_does_not_heed_what_is_asked_is_refused(
-    asked: str, heeded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its random control would be the teacher itself."""
-    weights = tmp_path if heeded == "weights" else None
-
+def test_a_plug_in_whose_random_control_is_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def heeding(options: OpenOptions) -> Teacher:
-        return Teacher(name=options.name, text=Tower({"of": str(getattr(options, heeded))}))  # type: ignore[arg-type]
+        return Teacher(name=options.name, text=Tower({"seed": options.random_seed}))  # type: ignore[arg-type]
 
     def deaf(options: OpenOptions) -> Teacher:
-        return Teacher(name=options.name, text=Tower({"of": "me"}))  # type: ignore[arg-type]
+        return Teacher(name=options.name, text=Tower({}))  # type: ignore[arg-type]
 
     def without_default(options: OpenOptions) -> Teacher:
-        if getattr(options, heeded) is None:
-            raise WeightsUnavailable("They are not here.")
+        if options.random_seed is None:
+            raise TypeError("It has no weights of its own.")
         return deaf(options)
 
     point = EntryPoint(name="mine", value="plug_in_module:plug_in", group="advl.teachers")
     monkeypatch.setattr(registry, "entry_points", lambda *, group: [point])
     for opener in (heeding, without_default):
         monkeypatch.setattr(EntryPoint, "load", lambda self, opener=opener: opener)
-        assert open_teacher(asked, weights=weights).name == asked
+        assert open_teacher("random:mine@3").name == "random:mine@3"
     monkeypatch.setattr(EntryPoint, "load", lambda self: deaf)
     assert open_teacher("mine").name == "mine"
-    with pytest.raises(ConfigError, match="is the same with"):
-        open_teacher(asked, weights=weights)
+    with pytest.raises(ConfigError, match="'random:mine' is 'mine' itself"):
+        open_teacher("random:mine")
 
 
 def test_a_plug_in_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

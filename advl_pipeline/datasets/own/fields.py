@@ -229,10 +229,12 @@ def _answers(record: Mapping[str, Any]) -> dict[str, int]:
         texts: list[Any] = [item.get("answer") if isinstance(item, dict) else item for item in value]
         if texts and all(isinstance(text, (str, int)) and str(text).strip() for text in texts):
             return dict(Counter(_plain(text) for text in texts))
-    elif isinstance(value, dict) and value:
-        counts = {_plain(text): count for text, count in value.items() if str(text).strip()}
-        if len(counts) == len(value) and all(type(count) is int and count > 0 for count in counts.values()):
-            return counts
+    elif isinstance(value, dict) and all(type(count) is int and count > 0 for count in value.values()):
+        counts: Counter[str] = Counter()
+        for text, count in value.items():
+            counts[_plain(text)] += count
+        if counts and all(counts):
+            return dict(counts)
     raise Malformed(
         f"field {name!r} is {_shown(value)}, expected a text, a list of texts, or texts with counts above 0"
     )
