@@ -135,6 +135,33 @@ confidence_folds = 2
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_scores_on_a_test_set_that_has_changed_are_neither_shown_nor_copied(
+    advl: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    rows = [choice_row(number) for number in range(20)]
+    write_csv(Path("choose.csv"), rows)
+    study = STUDY.replace("FILE", "choose.csv").replace('["plain", "advl"]', '["plain"]')
+    Path("mine.toml").write_text(study)
+    advl("study", "mine.toml")
+    (scores,) = Path("runs/studies/mine/cells").glob("*/evaluation/test.json")
+    then = json.loads(scores.read_text())["content_digest"]
+    for row in rows:
+        if row["split"] == "test":
+            row["label"] = row["choices"][0]
+    write_csv(Path("choose.csv"), rows)
+    Path("other.toml").write_text(study.replace('name = "mine"', 'name = "other"'))
+    for name in ("mine", "other"):
+        _, told = advl("study", f"{name}.toml", code=2)
+        assert "The test set test has changed since runs were scored on it." in told
+    assert not Path("runs/studies/other").exists()
+    command = told.partition("next:")[2].partition("   (")[0].strip()
+    subprocess.run(command, shell=True, check=True)
+    advl("study", "mine.toml")
+    assert json.loads(scores.read_text())["content_digest"] != then
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_study_and_its_low_shot_lists_survive_a_move_of_the_file(
     advl: Callable[..., tuple[str, str]], tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ from advl_pipeline.studies.folder import (
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.plan import Cell, Plan, build_plan
 from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.scored_sets import require_same_test_sets
 from advl_pipeline.studies.workers import run_in_processes, run_in_turn
 
 
@@ -68,7 +69,7 @@ def run_study(
         report_failure: called for each failed cell with `keep_going`.
 
     Raises:
-        ConfigError: the study cannot be used.
+        ConfigError: the study cannot be used, or a test set has changed since runs were scored on it.
         DatasetError: a dataset that it trains on is missing or malformed.
         AdvlError: what a cell raised, unless `keep_going`.
     """
@@ -91,9 +92,11 @@ def run_study(
         init_digests=digests,
         dataset_digests=content,
     )
+    draft = lay_out(recipes=readable)
+    require_same_test_sets(draft, folder, config.data_root)
     write_study(
         folder,
-        lay_out(recipes=readable),
+        draft,
         digests=digests,
         dataset_digests=content,
         recipes=recipes,
