@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -11,6 +12,7 @@ from synthetic_runs import write_study_file
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import Probe
+from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import load_study, read_study, shipped_studies
 from advl_pipeline.studies.plan import build_plan
 
@@ -25,6 +27,21 @@ _CONTROLS = {
     "advl-no-text",
     "advl-no-vision",
 }
+
+
+def test_the_study_of_the_docs_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", page, re.M | re.S)
+    file = tmp_path / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    study = read_study(file)
+    cells = build_plan(study, folder=tmp_path).cells
+    assert len(cells) == len(study.methods) * 2 * 5 == 60
+    steps = {cell.shots: cell.finetune.num_steps for cell in cells}
+    assert steps == {100: 150, None: 300}
+    assert {cell.finetune.pathway for cell in cells if cell.method == "advl-texts"} == {"text"}
+    controls = {name for name in study.methods if is_teacher_control(study, name)}
+    assert controls == {"advl-shuffled", "advl-random"}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
