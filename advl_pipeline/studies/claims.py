@@ -148,7 +148,7 @@ def _shift(draft: _Draft, result: StudyResult) -> None:
     study = result.study
     drops = _against_baseline(draft, result, "drop")
     if not drops:
-        draft.lacks.append("the study has no shifted test set")
+        draft.lacks.append(f"there is no shifted test set with scores of {study.focus} and {study.baseline}")
         return
     controls = _controls(draft, study)
     for drop in drops:
@@ -163,7 +163,7 @@ def _vision(draft: _Draft, result: StudyResult) -> None:
     study = result.study
     uses = _against_baseline(draft, result, "use")
     if not uses:
-        draft.lacks.append("no run was scored with swapped pictures")
+        draft.lacks.append(f"{study.focus} and {study.baseline} were not both scored with swapped pictures")
         return
     for use, other in itertools.product(uses, (study.baseline, *_controls(draft, study))):
         name = f"{use.metric} on {use.test_set}: what swapping pictures costs {study.focus} beyond {other}"
