@@ -198,7 +198,7 @@ PURRS = "purrs when somebody strokes it"
         ("strokes it", "strokes it.", "is no verb phrase"),
         ("strokes it", "strokes\\u2028it", "is no verb phrase"),
         (PURRS, "", "does: '' is no verb phrase"),
-        ("somebody", "one of the Cats", "speaks a name, 'Cats'"),
+        ("somebody", "one of the Cats", "speaks a name, 'cats'"),
         ("somebody", "no dog", r"\[1F408\] \(cat\), does: .* speaks a name, 'dog'"),
         ("somebody", "another mammal", "speaks a name, 'mammal'"),
         (f'["{PURRS}"]', "[]", "needs at least one description to train on"),

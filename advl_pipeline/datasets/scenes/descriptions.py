@@ -109,16 +109,22 @@ def _said(path: Path | None, heading: str, table: Any) -> Said:
 
 def _require_telling(path: Path | None, said: Mapping[str, Said], unsaid: Iterable[str]) -> None:
     """Refuse a description that speaks a name, and one that is said twice: it would make two answers right."""
-    spoken = re.compile(rf"(?<![a-z])({'|'.join(sorted(map(re.escape, unsaid)))})(?![a-z])", flags=re.IGNORECASE)
-    first: dict[str, str] = {}
+    phrases = {_words(name) for name in unsaid}
+    lengths = {len(phrase) for phrase in phrases}
+    first: dict[tuple[str, ...], str] = {}
     for heading, about in said.items():
         for one in (*about.open, *about.held_out):
-            if found := spoken.search(one.text):
-                raise _unfit(path, f"{heading}, {one.aspect}: {one.text!r} speaks a name, {found[1]!r}")
-            words = " ".join(one.text.lower().split())
+            words = _words(one.text)
+            parts = {words[start : start + length] for length in lengths for start in range(len(words))}
+            if found := phrases & parts:
+                raise _unfit(path, f"{heading}, {one.aspect}: {one.text!r} speaks a name, {' '.join(min(found))!r}")
             if words in first:
                 raise _unfit(path, f"{one.text!r} is said twice: of {first[words]}, and of {heading}")
             first[words] = heading
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.lower()))
 
 
 def plural_forms(name: str) -> tuple[str, ...]:
