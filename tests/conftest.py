@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def url(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A place of its own in a real S3 store."""
     monkeypatch.setenv("ADVL_DISK_CACHE", str(tmp_path / "disk-cache"))
     with environment_of(s3_server.environment):
-        location = parse_location(f"s3://{BUCKET}/{tmp_path.name}/cache")
+        location = parse_location(f"s3://{BUCKET}/{uuid.uuid4().hex}/cache")
         assert isinstance(location, Url)
         yield location
 

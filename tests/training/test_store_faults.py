@@ -19,7 +19,7 @@ from advl_pipeline.training.run import run_finetune
 @pytest.mark.slow
 def test_the_same_losses_through_faults(small_corpus: Any, s3_server: S3Server, tmp_path: Path) -> None:
     run_finetune(small_corpus.config(tmp_path / "local"))
-    urls = tuple(Url(f"s3://{BUCKET}/{tmp_path.name}/{path.name}") for path in small_corpus.caches)
+    urls = tuple(Url(f"s3://{BUCKET}/store-faults/{path.name}") for path in small_corpus.caches)
     with environment_of(s3_server.environment):
         for url, path in zip(urls, small_corpus.caches, strict=True):
             upload(url, tree_bytes(path))
