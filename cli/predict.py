@@ -28,3 +28,5 @@ def command(config: PredictConfig, as_json: bool) -> None:
         print_json(result)
     else:
         click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")
+        if result.num_cut:
+            click.echo(f"caution: {result.num_cut} texts of {result.split} are cut to the student's length")

@@ -101,6 +101,23 @@ def test_classes_and_answers_through_every_command(advl: Callable[..., tuple[str
     assert "answer accuracy" in report
 
 
+def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callable[..., tuple[str, str]]) -> None:
+    long = "It is " + "very " * 100 + "red."
+    rows = [class_row(number, **({"text": long} if number in (16, 17) else {})) for number in range(20)]
+    write_json_lines(Path("mine.jsonl"), rows)
+    plain = ("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2])
+    advl(*plain, "--output", "runs/whole")
+    scored, _ = advl("evaluate", "--run", "runs/whole", "--on", "test")
+    assert "2 of 5 texts of test are cut to the student's length" in scored
+    called, _ = advl("predict", "runs/whole", "--split", "test")
+    assert "2 texts of test are cut to the student's length" in called
+    write_json_lines(Path("mine.jsonl"), [*rows, class_row(20, text=long, split="train")])
+    _, refused = advl(*plain, "--output", "runs/cut", code=5)
+    (advice,) = re.findall(r"--student-option overlong=cut", refused)
+    cut, _ = advl(*plain, "--output", "runs/cut", *shlex.split(advice))
+    assert "texts were cut to the student's length" in cut
+
+
 def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple[str, str]]) -> None:
     write_json_lines(Path("mine.jsonl"), [class_row(number) for number in range(20)])
     Path("options.toml").write_text('data = "mine.jsonl"\nteacher = "minilm-l6"\n', encoding="utf-8")

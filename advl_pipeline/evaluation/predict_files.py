@@ -36,12 +36,13 @@ from advl_pipeline.runs.reader import read_config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictResult:
-    """The checked file and the number of questions in it."""
+    """The checked file, the questions in it, and how many of all texts are longer than the student takes."""
 
     path: Path
     dataset: str
     split: str
     num_items: int
+    num_cut: int
 
 
 def run_predict(config: PredictConfig) -> PredictResult:
@@ -65,6 +66,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
         )
     options = options_for_split(trained_on, config, dataset=name, split=split)
     finished = load_run(config.run, config, overrides=options)
+    finished.student.cut_texts()
     conditioning = "all" if is_vcr else None
     # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.
     learned = () if name in TASKS else tuple(task for task in tasks if task in trained_on["task"])
@@ -77,7 +79,9 @@ def run_predict(config: PredictConfig) -> PredictResult:
     # Before the work, not after it.
     require_no_folder(path)
     make_folder(path.parent)
-    return PredictResult(path=path, dataset=name, split=split, num_items=predict(config, finished, dataset, path))
+    num_items = predict(config, finished, dataset, path)
+    num_cut = sum(finished.student.count_cut(part) for part in example_parts(dataset))
+    return PredictResult(path=path, dataset=name, split=split, num_items=num_items, num_cut=num_cut)
 
 
 def _predict_vcr(config: PredictConfig, finished: FinishedRun, dataset: IndexedDataset, path: Path) -> int:

@@ -86,6 +86,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         options = options_for_split(trained_on, config, dataset=dataset_name, split=split)
         if finished is None or options != loaded_with:
             finished, loaded_with = load_run(config.run, config, overrides=options), options
+            finished.student.cut_texts()
         dataset = open_as_trained(
             config, finished, trained_on, dataset=dataset_name, split=split, tasks=tuple(trained_on["task"])
         )

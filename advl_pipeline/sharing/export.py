@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.hub import open_repository, upload
 from advl_pipeline.sharing.programs import LOADER_FILE, PROGRAM_FILE, trace_student
-from advl_pipeline.sharing.tokenizers import shared_processor, shared_tokenizer
+from advl_pipeline.sharing.tokenizers import LaysOutTexts, shared_processor, shared_tokenizer
 from advl_pipeline.sharing.transformers_models import (
     FAMILIES,
     Family,
@@ -36,7 +37,6 @@ from advl_pipeline.sharing.transformers_models import (
 )
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.text_student import TextStudent
 from advl_pipeline.tensor_files import save_tensors
 
 HEAD_FILE = "head.safetensors"
@@ -196,10 +196,14 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
             json.dumps(described, indent=2, default=str) + "\n", encoding="utf-8"
         ),
     ]
-    if isinstance(student, TextStudent):
+    if isinstance(student, LaysOutTexts):
         tokenizer = shared_tokenizer(student, name)
         writes.append(lambda folder: tokenizer.backend_tokenizer.save(str(folder / names.TOKENIZER)))
-    return _Prepared(model=LOADER_FILE, usage=_TORCH_USAGE, writes=tuple(writes))
+    return _Prepared(
+        model=LOADER_FILE,
+        usage=_TORCH_USAGE + indent(traced.legend, "# ", lambda _: True) + "\n",
+        writes=tuple(writes),
+    )
 
 
 def _predict(run: Path) -> str:
@@ -210,7 +214,7 @@ _TORCH_USAGE = """\
 from load import load
 
 score = load()
-help("load")  # Says what a batch holds; tokenizer.json lays out a text, or a pair of texts.
+help("load")  # Says which tensors a batch holds; tokenizer.json lays out a text, or a pair of texts.
 """
 
 

@@ -8,6 +8,7 @@ Shapes: N sequences, L text tokens, R visual tokens; every input has one picture
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import tempfile
 from collections.abc import Mapping
@@ -63,11 +64,15 @@ def load(folder: Path = Path(__file__).parent) -> Callable[[dict[str, torch.Tens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentProgram:
-    """The traced student. `inputs` are the tensors of a batch that it reads, with their types and shapes in words."""
+    """The traced student. `inputs` are the tensors of a batch that it reads, with their types and shapes in words.
+
+    `legend` says what the tensors hold that this kind of student adds.
+    """
 
     program: ExportedProgram
     weights: Mapping[str, torch.Tensor]
     inputs: Mapping[str, str]
+    legend: str
 
     def loader(self, name: str, num_classes: int) -> str:
         """Return the source of `load.py`."""
@@ -137,6 +142,7 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
         program=program,
         weights=weights,
         inputs={name: _shape_in_words(name, value) for name, value in inputs.items()},
+        legend=inspect.getdoc(type(batch)) or "",
     )
 
 

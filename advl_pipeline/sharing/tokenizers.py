@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ViltProcessor, ViTImageProcessor
 
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.text_rows import Part
-from advl_pipeline.students.text_student import TextStudent
+from advl_pipeline.students.text_rows import Part, RowLength, TextRow, TextTokenizer
 
 _FIRST, _SECOND = -1, -2
 """Stand for the tokens of a text, and of the text that follows it, in a row."""
@@ -18,8 +17,21 @@ _FIRST, _SECOND = -1, -2
 BICUBIC = 3
 
 
+@runtime_checkable
+class LaysOutTexts(Protocol):
+    """A student that reads rows of a tokenizer's tokens."""
+
+    config: RowLength
+    num_special: int
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow: ...
+
+
 def shared_tokenizer(
-    student: TextStudent, task: str, *, image_tokens: Sequence[int] = (), types: bool = True
+    student: LaysOutTexts, task: str, *, image_tokens: Sequence[int] = (), types: bool = True
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer with the student's special tokens around a text, and around a pair of texts.
 

@@ -21,6 +21,7 @@ from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.meter_core import IMAGE_STREAM, TEXT_STREAM
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.text_rows import OVERLONG_HELP
 from advl_pipeline.students.text_student import TINY, TwoStreams
 
 
@@ -38,7 +39,7 @@ class BridgeTowerConfig(PixelStudentConfig):
     vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
     max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.", minimum=1)
     max_text_length: int = option(50, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 
 class BridgeTower(TwoStreams, PixelStudent):

@@ -31,6 +31,7 @@ from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import PixelGrid, RegionSource
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.text_rows import OVERLONG_HELP
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class ClipVilConfig(RegionStudentConfig):
     """Architecture of CLIP-ViL_p; the defaults are those of its RN50 model."""
 
     max_text_length: int = option(20, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
     grid_side: int = option(12, help="Rows and columns of the grid.", minimum=1)
     num_grid_positions: int = option(25, help="Rows of the tables of row and column embeddings.", minimum=1)
 

@@ -313,6 +313,9 @@ class Student(nn.Module, ABC):
         """
         return 0
 
+    def cut_texts(self) -> None:
+        """Cut texts that are too long from now on, where they would be an error; nothing to change by default."""
+
     @abstractmethod
     def encode(
         self,

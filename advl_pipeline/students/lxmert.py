@@ -20,6 +20,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
+from advl_pipeline.students.text_rows import OVERLONG_HELP
 from advl_pipeline.students.text_student import TwoStreams
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -35,7 +36,7 @@ class LxmertConfig(RegionStudentConfig):
     num_relation_layers: int = option(5, help="Layers over the regions alone.", minimum=1)
     num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
     max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.", minimum=1)
-    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 
 class Lxmert(TwoStreams, RegionStudent):

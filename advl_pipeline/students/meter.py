@@ -22,6 +22,7 @@ from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.meter_core import RENAMES, CrossModalStack, split_in_projections
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
+from advl_pipeline.students.text_rows import OVERLONG_HELP
 from advl_pipeline.students.text_student import TINY, TwoStreams
 
 
@@ -39,7 +40,7 @@ class MeterConfig(PixelStudentConfig):
         514, help="Rows of RoBERTa's position table; two of them stand for padding.", minimum=1
     )
     max_text_length: int = option(50, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 
 class Meter(TwoStreams, PixelStudent):

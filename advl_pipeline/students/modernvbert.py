@@ -27,7 +27,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import TextTokenizer
+from advl_pipeline.students.text_rows import OVERLONG_HELP, TextTokenizer
 from advl_pipeline.students.text_student import TINY
 
 
@@ -48,7 +48,7 @@ class ModernVBertConfig(PixelStudentConfig):
     vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.", minimum=1)
     max_positions: int = option(8192, help="Positions that the rotary embedding covers.", minimum=1)
     max_text_length: int = option(512, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
 
 
 class ModernVBert(PixelStudent):

@@ -47,7 +47,10 @@ class RegionStudentConfig(TextStudentConfig):
 
 @dataclass(kw_only=True)
 class RegionBatch(TextBatch):
-    """Adds each example's regions (shared by its candidates); `features_BRF` and `positions_BR7` are float32."""
+    """Adds each example's regions (shared by its candidates), both float32.
+
+    `features_BRF` are a detector's; `positions_BR7` are x1, y1, x2, y2, width, height, area as shares of the picture.
+    """
 
     picture_field: ClassVar[str] = "features_BRF"
 

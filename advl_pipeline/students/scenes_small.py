@@ -17,9 +17,9 @@ S crop side, P = 3 * S * S.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
 from advl_pipeline.students.text_rows import (
     EMBEDDED_TOKENIZER,
+    OVERLONG_HELP,
+    Part,
     TextRow,
     TextTokenizer,
     fit_parts,
@@ -67,9 +69,8 @@ class ScenesSmallConfig(Configuration):
     num_heads: int = option(4, help="Attention heads.", minimum=1)
     intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
     dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
-    max_text_length: int = option(
-        64, help="Word pieces of one sequence; longer texts are an error, never cut.", minimum=1
-    )
+    max_text_length: int = option(64, help="Word pieces of one sequence.", minimum=1)
+    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
     crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.", minimum=1)
 
 
@@ -78,8 +79,10 @@ class ScenesSmallBatch(StudentBatch):
     """Adds token types, tag references, crops and positions to the common batch.
 
     `tag_NL` (int64) is the visual token that a word piece refers to by tag, or -1. `picture_N` (int64) is the example
-    that a sequence belongs to. `crops_BRP` (uint8) are flattened crops, `positions_BR7` (float32) of the boxes, and
-    `visible_BR` (bool) says which visual tokens of a picture there are; all three once for each example.
+    that a sequence belongs to. `crops_BRP` (uint8) are crops of the whole picture and of each box with a tenth of its
+    size around it, (S, S, RGB) flattened. `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each
+    as shares of the picture. `visible_BR` (bool) says which visual tokens of a picture there are. The last three are
+    there once for each example.
     """
 
     picture_field: ClassVar[str] = "crops_BRP"
@@ -92,18 +95,24 @@ class ScenesSmallBatch(StudentBatch):
     positions_BR7: torch.Tensor
     visible_BR: torch.Tensor
 
+    def of_sequences(self, states_BRH: torch.Tensor) -> torch.Tensor:
+        """Return (N, R, H): what a picture has, for each of its sequences."""
+        return states_BRH if states_BRH.shape[0] == self.num_sequences else states_BRH[self.picture_N]
+
 
 class ScenesSmall(Student):
-    """The demo's student. `word_pieces` is the tokenizer of the embedded text model (its vocabulary only)."""
+    """The demo's student. `tokenizer` is that of the embedded text model (its vocabulary only)."""
 
     places = "regions"
+    num_special: ClassVar[int] = 3
+    """Special tokens of a pair, the most that `lay_out` adds."""
 
-    def __init__(self, name: str, config: ScenesSmallConfig, word_pieces: TextTokenizer) -> None:
+    def __init__(self, name: str, config: ScenesSmallConfig, tokenizer: TextTokenizer) -> None:
         super().__init__()
         self.name = name
         self.config = config
         self.hidden_size = self.pooled_size = config.hidden_size
-        self.word_pieces = word_pieces
+        self.tokenizer = tokenizer
         self.pixels = RegionPixels(config.crop_size)
         width = config.hidden_size
         bert = bert_config(
@@ -113,7 +122,7 @@ class ScenesSmall(Student):
             intermediate_size=config.intermediate_size,
             dropout=config.dropout,
         )
-        self.word_embedding = nn.Embedding(word_pieces.vocab_size, config.word_size)
+        self.word_embedding = nn.Embedding(tokenizer.vocab_size, config.word_size)
         self.word_projection = nn.Linear(config.word_size, width)
         self.position_embedding = nn.Embedding(config.max_text_length, width)
         self.type_embedding = nn.Embedding(3, width)
@@ -132,7 +141,7 @@ class ScenesSmall(Student):
 
     def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
         sequences = [(example, candidate) for example in examples for candidate in example.candidates]
-        encoded = self._encode([candidate for _, candidate in sequences])
+        encoded, num_cut = self._encode([candidate for _, candidate in sequences])
         token_ids, token_mask = _padded(encoded)
         num_sequences, num_text = token_ids.shape
         types = torch.zeros(num_sequences, num_text, dtype=torch.long)
@@ -161,6 +170,7 @@ class ScenesSmall(Student):
         picture = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(num_candidates))
         return ScenesSmallBatch(
             num_candidates=num_candidates,
+            num_cut=num_cut,
             token_ids_NL=token_ids,
             token_mask_NL=token_mask,
             char_spans_NL2=spans,
@@ -176,17 +186,30 @@ class ScenesSmall(Student):
         )
 
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        return _padded(self._encode([candidate for example in examples for candidate in example.candidates]))
+        rows, _ = self._encode([candidate for example in examples for candidate in example.candidates])
+        return _padded(rows)
 
-    def _encode(self, candidates: Sequence[Candidate]) -> list[TextRow]:
-        rows = []
-        for candidate, parts in zip(candidates, self.word_pieces.encode(candidates), strict=True):
-            fit_parts(parts, 1 + len(parts[-2:]), self.config.max_text_length, "error", candidate)
-            row = pair_row(parts, self.word_pieces)
-            num_answer = len(parts[-1].token_ids) + 1
-            row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
-            rows.append(row)
-        return rows
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        _, num_cut = self._encode([candidate for example in examples for candidate in example.candidates])
+        return num_cut
+
+    def cut_texts(self) -> None:
+        self.config = replace(self.config, overlong="cut")
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        """Put the parts of one candidate between special tokens, in the same way for every task."""
+        row = pair_row(parts, self.tokenizer)
+        num_answer = len(parts[-1].token_ids) + 1
+        row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
+        return row
+
+    def _encode(self, candidates: Sequence[Candidate]) -> tuple[list[TextRow], int]:
+        """Return the rows of the candidates, and how many of them were cut."""
+        rows, num_cut = [], 0
+        for candidate, parts in zip(candidates, self.tokenizer.encode(candidates), strict=True):
+            num_cut += fit_parts(parts, self.num_special, self.config, candidate) > 0
+            rows.append(self.lay_out(parts, ""))
+        return rows, num_cut
 
     def encode(
         self,
@@ -262,7 +285,7 @@ class ScenesSmall(Student):
             positions_NR7 = batch.positions_BR7[batch.picture_N]
             return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
         inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
-        return self.once("picture", inputs, lambda: self._picture_states(batch))[batch.picture_N]
+        return batch.of_sequences(self.once("picture", inputs, lambda: self._picture_states(batch)))
 
     def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
         return self._lower_layers(self._embed_visual(self._pixels(batch), batch.positions_BR7), batch.visible_BR)
@@ -274,7 +297,7 @@ class ScenesSmall(Student):
         return self.config.word_size, 3 * self.config.crop_size**2
 
     def word_table(self) -> tuple[nn.Embedding, int]:
-        return self.word_embedding, self.word_pieces.mask_id
+        return self.word_embedding, self.tokenizer.mask_id
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         width = self.hidden_size

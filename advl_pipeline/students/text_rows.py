@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tokenizers import Tokenizer
 
@@ -35,7 +35,18 @@ EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
 VOCABULARY_FILE = "vocab.txt"
 """BERT's vocabulary, one token a line."""
 
-OverlongPolicy = Literal["error", "cut"]
+OVERLONG_HELP = "Longer texts to learn from are an error, or the longer part is cut; those to score are always cut."
+"""Of the option of every student that reads rows of a tokenizer."""
+
+
+class RowLength(Protocol):
+    """How long a row may be, and what happens to longer ones."""
+
+    @property
+    def max_text_length(self) -> int: ...
+
+    @property
+    def overlong(self) -> Literal["error", "cut"]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,23 +155,22 @@ def part_ranges(candidate: Candidate) -> list[tuple[int, int]]:
     return [*context, (candidate.answer_start, len(candidate.text))]
 
 
-def fit_parts(
-    parts: list[Part], num_special: int, max_length: int, policy: OverlongPolicy, candidate: Candidate
-) -> int:
+def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Candidate) -> int:
     """Cut parts in place until the row fits, always at the end of the longest part; return the tokens cut.
 
     Raises:
-        DatasetError: the row is too long and the policy is "error".
+        DatasetError: the row is too long, and such are an error.
     """
-    excess = sum(len(part.token_ids) for part in parts) + num_special - max_length
+    num_tokens = sum(len(part.token_ids) for part in parts) + num_special
+    excess = num_tokens - row.max_text_length
     if excess <= 0:
         return 0
-    if policy == "error":
+    if row.overlong == "error":
         raise DatasetError(
-            f"A text has {excess + max_length} tokens; this student takes {max_length}.",
+            f"A text has {num_tokens} tokens; this student takes {row.max_text_length}.",
             where=repr(candidate.text[:80]),
-            next_command=f"--student-option max_text_length={excess + max_length}, or overlong=cut where the student "
-            "has it, to cut the longer part as the original does",
+            next_command="the same command with --student-option overlong=cut, which cuts the longer part, or with "
+            f"--student-option max_text_length={num_tokens} where the student's weights have as many positions",
         )
     for _ in range(excess):
         longest = max(parts, key=lambda part: len(part.token_ids))

@@ -21,6 +21,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.text_rows import (
     EMBEDDED_TOKENIZER,
+    OVERLONG_HELP,
     Part,
     ReplacedSpan,
     TextRow,
@@ -47,7 +48,7 @@ class TextStudentConfig(Configuration):
     vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
     max_positions: int = option(512, help="Rows of the position table.", minimum=1)
     max_text_length: int = option(128, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("error", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
 
     @property
     def bert_sizes(self) -> dict[str, Any]:
@@ -145,6 +146,9 @@ class TextStudent(Student):
     def count_cut(self, examples: Sequence[Example]) -> int:
         return 0 if self.config.overlong == "error" else self.collate_texts(examples)[1]
 
+    def cut_texts(self) -> None:
+        self.config = replace(self.config, overlong="cut")
+
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         texts, _ = self.collate_texts(examples)
         return texts["token_ids_NL"], texts["token_mask_NL"]
@@ -163,10 +167,7 @@ class TextStudent(Student):
         )
         rows, num_cut = [], 0
         for (example, candidate), parts in zip(pairs, parts_of, strict=True):
-            num_tokens_cut = fit_parts(
-                parts, self.num_special, self.config.max_text_length, self.config.overlong, candidate
-            )
-            num_cut += num_tokens_cut > 0
+            num_cut += fit_parts(parts, self.num_special, self.config, candidate) > 0
             rows.append(self.lay_out(parts, head_name(example.task)))
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
 

@@ -28,6 +28,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
+from advl_pipeline.students.text_rows import OVERLONG_HELP
 from advl_pipeline.students.text_student import TINY
 
 IMAGE_TYPE = 1
@@ -39,7 +40,7 @@ class ViltConfig(PixelStudentConfig):
 
     max_positions: int = option(40, help="Rows of the text's position table.", minimum=1)
     max_text_length: int = option(40, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 
 class Vilt(PixelStudent):

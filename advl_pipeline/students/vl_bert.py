@@ -30,7 +30,7 @@ from advl_pipeline.students.region_student import (
     tagged_regions,
 )
 from advl_pipeline.students.single_stream import COMPILE_REFUSAL, run_layers
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import OVERLONG_HELP, Part, TextRow
 from advl_pipeline.students.vl_bert_core import ObjectDownsample, VlBertModel, collect_objects
 
 CLASSIFIER_DROPOUT = 0.1
@@ -44,7 +44,7 @@ class VlBertConfig(RegionStudentConfig):
     """Architecture of VL-BERT; the defaults are vl-bert-base."""
 
     max_text_length: int = option(64, help="Tokens of one row.", minimum=1)
-    overlong: Literal["error", "cut"] = option("cut", help="Longer texts are an error, or the longer part is cut.")
+    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from advl_cli.main import main
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
@@ -134,17 +135,28 @@ def test_any_student_becomes_a_program_for_any_batch(name: str, tmp_path: Path) 
             torch.testing.assert_close(found, head(student.encode(batch).pooled_NP), atol=2e-5, rtol=0)
 
 
-def test_a_program_runs_on_torch_alone(small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
-    run = finetuned(small_corpus, tmp_path / "run", "uniter-tiny")
+@pytest.mark.parametrize("name", ["uniter-tiny", "scenes-small"])
+def test_a_program_runs_on_torch_alone(name: str, small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere) -> None:
+    run = finetuned(small_corpus, tmp_path / "run", name)
     run_export(ExportRunConfig(run=run, to="torch", output=tmp_path / "out"))
     sizes = [(tmp_path / "out" / name).stat().st_size for name in ("program.pt2", "model.safetensors")]
     assert sizes[0] < sizes[1] / 4, "weights are stored once"
     finished = load_run(run)
     batch = finished.student.collate(made_up_examples(tmp_path, "vcr-q2a"))
     described = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     save_file({key: getattr(batch, key) for key in described["inputs"]}, tmp_path / "out" / "batch.safetensors")
     code = "import load, sys\nprint(load.load()(load.load_file('batch.safetensors')).flatten().tolist())\n"
     code += "assert 'transformers' not in sys.modules\n"
+    example = made_up_examples(tmp_path, "vcr-q2a")[0]
+    untagged = dataclasses.replace(example.candidates[0], tags=())
+    text, length = untagged.text, untagged.context_length
+    row = Tokenizer.from_file(str(tmp_path / "out" / names.TOKENIZER)).encode(text[:length], text[length + 1 :])
+    read = finished.student.collate([dataclasses.replace(example, candidates=(untagged,))])
+    assert [row.ids] == read.token_ids_NL.tolist()
+    assert [row.type_ids] == read.types_NL.tolist()
+    assert all(f"`{key}`" in card for key in described["inputs"] if key in ("tag_NL", "crops_BRP", "features_BRF"))
+    assert "picture_N" not in described["inputs"]
     with torch.inference_mode():
         expected = finished.heads["vcr"](finished.student.encode(batch).pooled_NP).flatten().tolist()
     assert ast.literal_eval(elsewhere(code, tmp_path / "out")) == pytest.approx(expected, abs=2e-5)

@@ -98,6 +98,12 @@ def test_long_texts_are_an_error_unless_cutting_is_asked_for() -> None:
             build_student(name, overrides={"max_text_length": 20}).collate([long])
         assert f"--student-option max_text_length={length}" in str(raised.value.next_command)
         build_student(name, overrides={"max_text_length": length}).text_tokens([long])
+    for name in ("uniter-tiny", "scenes-small"):
+        student = build_student(name, overrides={"max_text_length": 20})
+        student.cut_texts()
+        assert student.count_cut([long, example("why", context_length=0)]) == 1
+        tokens_NL, _ = student.text_tokens([long])
+        assert tokens_NL.shape[1] <= 20
     cutting = build_student("uniter-tiny", overrides={"max_text_length": 20, "overlong": "cut"})
     assert isinstance(cutting, Uniter)
     tensors, num_cut = cutting.collate_texts([long])
