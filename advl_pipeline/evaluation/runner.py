@@ -45,7 +45,7 @@ from advl_pipeline.evaluation.items import (
 from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
 from advl_pipeline.evaluation.question_match import question_namer
 from advl_pipeline.evaluation.snli_ve import snli_ve_accuracy
-from advl_pipeline.evaluation.statistics import hierarchical_bootstrap, item_groups
+from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
@@ -139,7 +139,9 @@ def _evaluate_set(
         "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
         "intervals": {
-            metric: _interval(one.score, one.pictures, one.strata) for metric, one in items[_TRUE_PICTURE].items()
+            metric: {"low": interval.low, "high": interval.high}
+            for metric, one in items[_TRUE_PICTURE].items()
+            for interval in (accuracy_interval(one.score, one.pictures, one.strata),)
         },
         "sample": None if config.evaluate_on is None else {"asked": config.evaluate_on, "of_examples": len(dataset)},
         "seconds": sum(one.seconds for one in scored.values()),
@@ -234,14 +236,6 @@ def _score_set(
 
 def _views(probes: Sequence[Probe]) -> tuple[View, ...]:
     return ("shown", *(view for view in _VIEWS if view in probes))
-
-
-def _interval(score_N: npt.NDArray[np.float32], pictures: Sequence[str], strata: Sequence[str]) -> dict[str, float]:
-    """Return the 95 % interval of an accuracy in percent; items on one picture are drawn together."""
-    found = hierarchical_bootstrap(
-        score_N[None].astype(np.float64), groups=item_groups(pictures, strata), resamples=1000, resample_seeds=False
-    )
-    return {"low": found.low, "high": found.high}
 
 
 def sample_questions(

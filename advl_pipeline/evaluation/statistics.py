@@ -203,6 +203,26 @@ def sign_flip_test(
     )
 
 
+def accuracy_interval(
+    score_N: FloatArray | npt.NDArray[np.float32], pictures: Sequence[str], strata: Sequence[str]
+) -> Interval:
+    """Return the 95 % interval of an accuracy, in percent; items on one picture are drawn together.
+
+    Where all items are right, or all wrong, draws know no spread: it is Wilson's interval of as many pictures
+    (Wilson, JASA 1927).
+
+    Raises:
+        ValueError: there is no item.
+    """
+    scores_N = np.asarray(score_N, dtype=np.float64)
+    if scores_N.size and scores_N.min() == scores_N.max() in (0.0, 1.0):
+        num_pictures = len(set(pictures))
+        wilson = stats.binomtest(num_pictures * int(scores_N[0]), num_pictures).proportion_ci(method="wilson")
+        return Interval(low=100.0 * float(wilson.low), high=100.0 * float(wilson.high))
+    groups = item_groups(pictures, strata)
+    return hierarchical_bootstrap(scores_N[None], groups=groups, resamples=1000, resample_seeds=False)
+
+
 def hierarchical_bootstrap(
     difference_SN: FloatArray,
     *,

@@ -172,6 +172,23 @@ def _ids(arrays: Mapping[str, npt.NDArray[Any]], name: str, array: npt.NDArray[A
     return ids
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the record of each logged step, in order; none for a run that has logged nothing.
+
+    Raises:
+        ConfigError: metrics.jsonl is damaged.
+    """
+    path = run / names.METRICS
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ConfigError("A logged step is damaged.", where=f"{path}, line {number}", why=str(error)) from error
+    return records
+
+
 def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:
     """Return the histograms of confidence weights, and of confidences, of the finetune step.
 
@@ -182,14 +199,7 @@ def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:
         ConfigError: metrics.jsonl is damaged.
     """
     found: dict[tuple[Quantity, str], list[WeightBins]] = {}
-    path = run / names.METRICS
-    if not path.exists():
-        return found
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError("A logged step is damaged.", where=f"{path}, line {number}", why=str(error)) from error
+    for record in read_log(run):
         if record.get("phase") != "finetune":
             continue
         for key, value in record.items():

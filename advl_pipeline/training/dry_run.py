@@ -6,7 +6,6 @@ model and the threads share the cores, which is a limit of its own.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import tempfile
@@ -18,7 +17,7 @@ import torch
 
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import num_cores, num_threads, resolved
-from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
@@ -101,8 +100,7 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
             dry_run=False,
         )
         summary = run_finetune(trial).summary
-        lines = (trial.output / names.METRICS).read_text(encoding="utf-8").splitlines()
-    steps = [step for step in map(json.loads, lines) if step["phase"] == "finetune"]
+        steps = [step for step in read_log(trial.output) if step["phase"] == "finetune"]
     # Beside the threads that prepare, the model takes longer than the cores compute for it.
     measured, on_core = (
         statistics.median(step[clock] for step in steps[len(steps) // 2 :])

@@ -7,7 +7,7 @@ would have.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,28 +51,6 @@ class PhasePlan:
     first_logged_step: int
 
 
-@dataclass(kw_only=True)
-class PhaseTiming:
-    """Seconds of computing and of waiting for data in a phase, and of processor time of preparing it elsewhere; its
-    examples, their texts, and how many were cut."""
-
-    seconds: float = 0.0
-    seconds_waited: float = 0.0
-    seconds_preparing: float = 0.0
-    num_steps: int = 0
-    num_examples: int = 0
-    num_texts: int = 0
-    num_texts_cut: int = 0
-
-    def count(self, micro_batches: Sequence[TrainingBatch], num_examples: int, num_texts: int, num_cut: int) -> None:
-        """Add one optimiser step."""
-        self.num_steps += 1
-        self.seconds_preparing += sum(batch.seconds_preparing for batch in micro_batches)
-        self.num_examples += num_examples
-        self.num_texts += num_texts
-        self.num_texts_cut += num_cut
-
-
 def run_phase(
     run: Run,
     plan: PhasePlan,
@@ -84,7 +62,7 @@ def run_phase(
     start_step: int,
     checkpoint: dict[str, torch.Tensor] | None,
     progress: Callable[[int], object],
-) -> PhaseTiming:
+) -> None:
     """Train for the rest of a phase.
 
     Args:
@@ -97,12 +75,11 @@ def run_phase(
     config, settings = run.config, run.settings
     wrapped, optimizer = _prepared(settings, plan.phase, model, accelerator, checkpoint)
     peak = [group["lr"] for group in optimizer.param_groups]
-    timing = PhaseTiming()
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(plan.phase == "finetune")
     pending: list[dict[str, Any]] = []
     num_saved = plan.first_logged_step + start_step
-    began = time.perf_counter()
+    seconds_waited = 0.0
     with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
         for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
             step_began, processor_before = time.perf_counter(), time.thread_time()
@@ -116,7 +93,7 @@ def run_phase(
             logged_step = plan.first_logged_step + step
             place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
             try:
-                record, num_examples, num_texts = _optimiser_step(
+                record = _optimiser_step(
                     wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place
                 )
                 saves = step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
@@ -126,7 +103,6 @@ def run_phase(
                 if accelerator.is_main_process:
                     folder.log(pending)
                 raise
-            timing.count(micro_batches, num_examples, num_texts, record["num_texts_cut"])
             record |= {
                 "step": logged_step,
                 "phase": plan.phase,
@@ -134,9 +110,10 @@ def run_phase(
                 "lambda": strength,
                 "seconds": time.perf_counter() - step_began,
                 "seconds_of_processor": time.thread_time() - processor_before,
-                "seconds_waited": batches.seconds_waited - timing.seconds_waited,
+                "seconds_waited": batches.seconds_waited - seconds_waited,
+                "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
             }
-            timing.seconds_waited = batches.seconds_waited
+            seconds_waited = batches.seconds_waited
             pending.append(record)
             progress(1)
             if saves:
@@ -155,8 +132,6 @@ def run_phase(
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
     model.distiller.everywhere = ALONE
-    timing.seconds = time.perf_counter() - began
-    return timing
 
 
 def _prepared(
@@ -199,8 +174,8 @@ def _optimiser_step(
     phase: Phase,
     strength: float,
     place: StepPlace,
-) -> tuple[dict[str, Any], int, int]:
-    """Take one step; return its record, and how many examples and texts all processes took it over."""
+) -> dict[str, Any]:
+    """Take one step; return its record, which counts what all processes took it over."""
     optimizer.zero_grad(set_to_none=True)
     own = [
         sum(len(batch.example_ids) for batch in micro_batches),
@@ -234,9 +209,9 @@ def _optimiser_step(
     # All processes see the terms of all, so that all of them stop where one must.
     collected = gather_object(collected)
     require_finite_terms(collected, place)
-    record = summarise(collected, num_examples) | {"num_texts_cut": num_cut}
+    record = summarise(collected, num_examples) | {"num_texts": num_texts, "num_texts_cut": num_cut}
     if not any(terms.is_learned for terms in collected):
-        return record, num_examples, num_texts
+        return record
     add_gradients(wrapped.parameters(), accelerator)
     if settings.clip_norm > 0:
         norm = torch.as_tensor(accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm))
@@ -251,7 +226,7 @@ def _optimiser_step(
         for parameter in wrapped.parameters():
             nn.utils.clip_grad_norm_(parameter, settings.clip_each)
     optimizer.step()
-    return record, num_examples, num_texts
+    return record
 
 
 def _run_model(

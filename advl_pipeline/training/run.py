@@ -35,7 +35,7 @@ from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmarks import find_landmarks
-from advl_pipeline.training.loop import PhasePlan, PhaseTiming, run_phase
+from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import read_placement
@@ -146,9 +146,9 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         found_lines = [one.line() for several in (vision, fits, checked, answers) for one in several]
         _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
     accelerator.wait_for_everyone()
-    timings = _train(run, model, accelerator, folder, inputs, signals)
+    first_step = _train(run, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
-        end_run(run, given, model, accelerator, folder, inputs, source, reads, timings, began=began)
+        end_run(run, given, model, accelerator, folder, inputs, source, reads, began=began, first_step=first_step)
     accelerator.wait_for_everyone()
     result = folder.read_result()
     assert result is not None
@@ -183,7 +183,8 @@ def _train(
     folder: RunFolder,
     inputs: Inputs,
     signals: Signals | None,
-) -> dict[str, PhaseTiming]:
+) -> int:
+    """Take the steps that are left; return the number of the first of them."""
     config, method = run.config, run.method
     source = None if signals is None else signals.source
     phases = [
@@ -209,7 +210,6 @@ def _train(
         restore(checkpoint[2], model, None)
         if accelerator.scaler is not None:
             restore_scaler(checkpoint[2], accelerator.scaler)
-    timings: dict[str, PhaseTiming] = {}
     with tqdm(
         total=sum(plan.num_steps for plan in phases),
         initial=first_step,
@@ -232,7 +232,7 @@ def _train(
                                 model, inputs.dataset, inputs.labelled, device=accelerator.device
                             )
                         )
-                timings[plan.phase] = run_phase(
+                run_phase(
                     run,
                     plan,
                     model,
@@ -247,7 +247,7 @@ def _train(
             if plan.phase == "adapt" and before and accelerator.is_main_process:
                 folder.write_json(names.READOUT, {"before": before, "after": readout()})
     folder.close()
-    return timings
+    return first_step
 
 
 def _read_placement(

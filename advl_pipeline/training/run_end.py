@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,20 +11,21 @@ from accelerate import Accelerator
 
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.reader import read_log
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.training.batch_order import GROUP_SIZE
 from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.finetune_model import FinetuneModel, Phase
 from advl_pipeline.training.finite import StepPlace, require_finite_weights
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.loop import PhaseTiming
 from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.process_memory import peak_memory_bytes
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
 from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.step_log import PhaseTotals, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs
 
 
@@ -36,9 +38,9 @@ def end_run(
     inputs: Inputs,
     source: SignalSource | None,
     reads: StudentInputs,
-    timings: dict[str, PhaseTiming],
     *,
     began: float,
+    first_step: int,
 ) -> None:
     """Write the student, its heads, the words that were selected and `result.json`; then the checkpoint goes.
 
@@ -46,7 +48,8 @@ def end_run(
         given: the options as they were given, for the base that an adapter is of.
         model: after its last step.
         source: of the teachers' signals, None for methods without.
-        began: when the run began, by `time.perf_counter`.
+        began: when this sitting began, by `time.perf_counter`.
+        first_step: step that it began with; those before were taken in others.
 
     Raises:
         NotFinite: a weight is not.
@@ -70,7 +73,10 @@ def end_run(
         folder.write_json(names.SELECTED_WORDS, words)
         folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
     parts = _measure_parts(run, model, inputs, source, accelerator)
-    summary = _summary(run, model, inputs, timings, time.perf_counter() - began) | parts
+    records = read_log(folder.path)
+    earlier = phase_totals([record for record in records if record["step"] < first_step])
+    seconds = time.perf_counter() - began + sum(totals.seconds for totals in earlier.values())
+    summary = _summary(run, model, inputs, phase_totals(records), seconds) | parts
     summary["caveats"] = list(reads.caveats)
     folder.write_json(names.RESULT, summary)
     folder.checkpoint.unlink(missing_ok=True)
@@ -110,14 +116,15 @@ def _summary(
     run: Run,
     model: FinetuneModel,
     inputs: Inputs,
-    timings: dict[str, PhaseTiming],
+    phases: Mapping[Phase, PhaseTotals],
     seconds: float,
 ) -> dict[str, Any]:
     config = run.config
-    num_steps = sum(timing.num_steps for timing in timings.values())
-    computed = sum(timing.seconds for timing in timings.values())
-    waited = sum(timing.seconds_waited for timing in timings.values())
-    num_examples = sum(timing.num_examples for timing in timings.values())
+    totals = phases.values()
+    num_steps = sum(total.num_steps for total in totals)
+    computed = sum(total.seconds for total in totals)
+    waited = sum(total.seconds_waited for total in totals)
+    num_examples = sum(total.num_examples for total in totals)
     return {
         "status": "done",
         "method": config.method,
@@ -132,13 +139,13 @@ def _summary(
         "seconds": seconds,
         "seconds_per_step": computed / max(1, num_steps),
         "samples_per_second": num_examples / computed if computed else 0.0,
-        "num_texts": sum(timing.num_texts for timing in timings.values()),
-        "num_texts_cut": sum(timing.num_texts_cut for timing in timings.values()),
+        "num_texts": sum(total.num_texts for total in totals),
+        "num_texts_cut": sum(total.num_texts_cut for total in totals),
         "wait_share": waited / computed if computed else 0.0,
-        "seconds_preparing": sum(timing.seconds_preparing for timing in timings.values()) / max(1, num_steps),
+        "seconds_preparing": sum(total.seconds_preparing for total in totals) / max(1, num_steps),
         "phases": {
             name: {"seconds": t.seconds, "num_steps": t.num_steps, "num_examples": t.num_examples}
-            for name, t in timings.items()
+            for name, t in phases.items()
         },
         "student_parameters": sum(parameter.numel() for parameter in model.student.parameters()),
         "training_only_parameters": sum(parameter.numel() for parameter in model.distiller.parameters()),

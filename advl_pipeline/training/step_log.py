@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from advl_pipeline.training.finetune_model import LossTerms
+from advl_pipeline.training.finetune_model import LossTerms, Phase
 
 HISTOGRAM_BINS = 20
 
@@ -28,6 +28,38 @@ class LoggedTerms:
     weights: dict[str, list[float]]
     confidence: dict[str, list[float]]
     num_correct: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseTotals:
+    """Sums over the logged steps of a phase, whichever sitting they were taken in.
+
+    `seconds` holds `seconds_waited` for data. `seconds_preparing` is processor time of preparing data elsewhere.
+    """
+
+    seconds: float
+    seconds_waited: float
+    seconds_preparing: float
+    num_steps: int
+    num_examples: int
+    num_texts: int
+    num_texts_cut: int
+
+
+def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, PhaseTotals]:
+    """Add up the records of metrics.jsonl, phase by phase; phases without a step are left out."""
+    found: dict[Phase, PhaseTotals] = {}
+    for phase in get_args(Phase):
+        steps = [record for record in records if record["phase"] == phase]
+        sums = {
+            # Steps that an earlier version logged lack some of these.
+            name: sum(step.get(name, 0) for step in steps)
+            for name in ("seconds_waited", "seconds_preparing", "num_examples", "num_texts", "num_texts_cut")
+        }
+        if steps:
+            seconds = sum(step["seconds"] for step in steps) + sums["seconds_waited"]
+            found[phase] = PhaseTotals(seconds=seconds, num_steps=len(steps), **sums)
+    return found
 
 
 def log_terms(share: float, terms: LossTerms, *, is_learned: bool) -> LoggedTerms:

@@ -174,6 +174,16 @@ def test_shares_of_question_types_are_held_fixed_unless_there_are_too_many() -> 
     assert free.high - free.low > 10
 
 
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_an_accuracy_without_spread_has_the_interval_of_its_number_of_pictures(right: float) -> None:
+    found = s.accuracy_interval(np.full(20, right), [str(item // 2) for item in range(20)], ["a", "b"] * 10)
+    far = 100 * 1.959964**2 / (10 + 1.959964**2)
+    expected = (100 - far, 100) if right else (0, far)
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-4)
+    some = s.accuracy_interval(np.array([right, 1 - right] * 10), [str(item) for item in range(20)], ["a"] * 20)
+    assert 20 < some.low < 50 < some.high < 80
+
+
 def test_item_interval_covers_the_truth_as_often_as_it_says() -> None:
     random = np.random.default_rng(17)
     covered = [

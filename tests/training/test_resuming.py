@@ -17,6 +17,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.reader import read_json, read_log
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler, save_checkpoint
 
 
@@ -167,6 +168,26 @@ def test_a_run_stopped_between_the_adapt_step_and_its_readout_still_tells_it(
     assert advl(capsys, *stopped)[0] == 0
     readouts = [(tmp_path / name / names.READOUT).read_text() for name in ("whole", "stopped")]
     assert readouts[0] == readouts[1]
+
+
+def test_what_a_run_took_counts_all_of_its_sittings(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ("--cache", small_corpus.caches[0])
+    whole, parted = (finetune(small_corpus, tmp_path / name, *cache) for name in ("whole", "parted"))
+    assert advl(capsys, *whole)[0] == 0
+    interrupt(capsys, monkeypatch, parted, at=6)
+    steps = read_log(tmp_path / "parted")
+    assert [step["step"] for step in steps] == [0, 1, 2, 3, 4]
+    assert advl(capsys, *parted)[0] == 0
+    once, twice = (read_json(tmp_path / name / names.RESULT) for name in ("whole", "parted"))
+    assert twice["num_texts"] == once["num_texts"] > 0
+    counts = [
+        {name: (phase["num_steps"], phase["num_examples"]) for name, phase in found["phases"].items()}
+        for found in (once, twice)
+    ]
+    assert counts[0] == counts[1] == {"adapt": (2, 32), "finetune": (4, 16)}
+    assert twice["seconds"] > twice["phases"]["adapt"]["seconds"] + twice["phases"]["finetune"]["seconds"]
 
 
 def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> None:
