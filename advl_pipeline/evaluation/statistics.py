@@ -174,7 +174,8 @@ def sign_flip_test(
 
     Differences of zero carry no information. With at most `EXACT_UP_TO` others all sign patterns are enumerated.
     Beyond, sums are sampled: differences of one magnitude enter only by how many are positive, which is binomial,
-    so a draw costs one number per distinct magnitude instead of one per item.
+    so a draw costs one number per distinct magnitude instead of one per item. Where none of `resamples` sums is as
+    large as the observed one, ten times as many are drawn: a table corrects p for its many rows.
     """
     array = np.asarray(differences, dtype=np.float64)
     informative = array[np.abs(array) > _GRAIN]
@@ -191,10 +192,17 @@ def sign_flip_test(
         )
     magnitudes, counts = np.unique(np.round(np.abs(informative) / _GRAIN) * _GRAIN, return_counts=True)
     random = np.random.default_rng(seed)
-    sums = np.zeros(resamples)
-    for magnitude, count in zip(magnitudes, counts, strict=True):
-        sums += magnitude * (2.0 * random.binomial(int(count), 0.5, size=resamples) - count)
-    extreme = int(np.count_nonzero(np.abs(sums) >= observed - slack))
+
+    def num_extreme(num_draws: int) -> int:
+        sums = np.zeros(num_draws)
+        for magnitude, count in zip(magnitudes, counts, strict=True):
+            sums += magnitude * (2.0 * random.binomial(int(count), 0.5, size=num_draws) - count)
+        return int(np.count_nonzero(np.abs(sums) >= observed - slack))
+
+    extreme = num_extreme(resamples)
+    if extreme == 0:
+        resamples = 10 * (resamples + 1) - 1
+        extreme = num_extreme(resamples)
     return Significance(
         p_value=(extreme + 1) / (resamples + 1),
         method="sampled sign-flip",

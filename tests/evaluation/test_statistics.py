@@ -66,6 +66,13 @@ def test_sampled_sign_flip_agrees_with_scipy_on_mixed_magnitudes() -> None:
     assert s.sign_flip_test(differences, resamples=20_000).p_value == pytest.approx(expected.pvalue, abs=0.015)
 
 
+def test_a_p_value_at_the_floor_is_asked_of_more_draws() -> None:
+    found = s.sign_flip_test(np.array([1.0] * 60), resamples=99)
+    assert found.p_value == found.smallest_p == 1 / 1000
+    some = s.sign_flip_test(np.array([1.0] * 30 + [-1.0] * 30), resamples=99)
+    assert some.smallest_p == 1 / 100
+
+
 def test_sign_flip_is_calibrated_under_the_null() -> None:
     random = np.random.default_rng(11)
     p_values = [

@@ -54,6 +54,13 @@ def test_weights_that_cannot_be_fetched_say_how_to_get_them(
     assert "--weights" in caught.value.next_command
 
 
+@pytest.mark.parametrize("name", ["random:timm:pit_ti_224", "random:timm:crossvit_tiny_240"])
+def test_a_network_without_a_map_of_parts_of_a_picture_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"Features of \w+ cannot be taken") as caught:
+        open_teacher(name)
+    assert "patch tokens" in str(caught.value.next_command)
+
+
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=r"config\.json") as caught:
         open_teacher("roberta-b", weights=tmp_path)
