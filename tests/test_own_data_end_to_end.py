@@ -114,8 +114,9 @@ def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callabl
     write_json_lines(Path("mine.jsonl"), [*rows, class_row(20, text=long, split="train")])
     _, refused = advl(*plain, "--output", "runs/cut", code=5)
     (advice,) = re.findall(r"--student-option overlong=cut", refused)
-    cut, _ = advl(*plain, "--output", "runs/cut", *shlex.split(advice))
+    cut, told = advl(*plain, "--output", "runs/cut", *shlex.split(advice))
     assert "texts were cut to the student's length" in cut
+    assert "longer than 64 tokens and are cut" in told
 
 
 def test_a_file_of_options_names_data_as_the_flag_does(advl: Callable[..., tuple[str, str]]) -> None:

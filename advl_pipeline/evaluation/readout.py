@@ -57,6 +57,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
             next_command="advl extract --teacher NAME --dataset NAME --split train, then --cache DIR",
         )
     student = build_student(read_description(config.student)["student"], weights=config.student)
+    student.cut_texts()
     caches = [open_cache(path) for path in config.cache]
     splits = {(cache.identity["dataset"]["name"], cache.identity["dataset"]["split"]) for cache in caches}
     if len(splits) > 1:

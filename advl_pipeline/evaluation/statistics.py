@@ -216,16 +216,16 @@ def accuracy_interval(
 ) -> Interval:
     """Return the 95 % interval of an accuracy, in percent; items on one picture are drawn together.
 
-    Where all items are right, or all wrong, draws know no spread: it is Wilson's interval of as many pictures
-    (Wilson, JASA 1927).
+    Where all items have one score, draws know no spread: it is Wilson's interval of as many pictures (JASA 1927).
 
     Raises:
         ValueError: there is no item.
     """
     scores_N = np.asarray(score_N, dtype=np.float64)
-    if scores_N.size and scores_N.min() == scores_N.max() in (0.0, 1.0):
+    if scores_N.size and np.ptp(scores_N) <= _GRAIN:
         num_pictures = len(set(pictures))
-        wilson = stats.binomtest(num_pictures * int(scores_N[0]), num_pictures).proportion_ci(method="wilson")
+        num_right = round(num_pictures * float(scores_N.mean()))
+        wilson = stats.binomtest(num_right, num_pictures).proportion_ci(method="wilson")
         return Interval(low=100.0 * float(wilson.low), high=100.0 * float(wilson.high))
     groups = item_groups(pictures, strata)
     return hierarchical_bootstrap(scores_N[None], groups=groups, resamples=1000, resample_seeds=False)

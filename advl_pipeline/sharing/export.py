@@ -201,7 +201,7 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
         writes.append(lambda folder: tokenizer.backend_tokenizer.save(str(folder / names.TOKENIZER)))
     return _Prepared(
         model=LOADER_FILE,
-        usage=_TORCH_USAGE + indent(traced.legend, "# ", lambda _: True) + "\n",
+        usage=_TORCH_USAGE + indent(traced.legend, "# ") + "\n",
         writes=tuple(writes),
     )
 

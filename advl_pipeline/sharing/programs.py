@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def load(folder: Path = Path(__file__).parent) -> Callable[[dict[str, torch.Tens
 class StudentProgram:
     """The traced student. `inputs` are the tensors of a batch that it reads, with their types and shapes in words.
 
-    `legend` says what the tensors hold that this kind of student adds.
+    `legend` says what they hold.
     """
 
     program: ExportedProgram
@@ -142,8 +142,15 @@ def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgr
         program=program,
         weights=weights,
         inputs={name: _shape_in_words(name, value) for name, value in inputs.items()},
-        legend=inspect.getdoc(type(batch)) or "",
+        legend=_legend(type(batch), inputs),
     )
+
+
+def _legend(kind: type[StudentBatch], names: Iterable[str]) -> str:
+    """Return what the docstrings of a batch and its bases say of some of its tensors, a sentence a line."""
+    told = [inspect.cleandoc(base.__dict__.get("__doc__") or "") for base in reversed(kind.__mro__[:-1])]
+    sentences = [" ".join(one.split()) for text in told for one in re.split(r"(?<=\.)\s+", text)]
+    return "\n".join(one for one in sentences if any(f"`{name}`" in one for name in names))
 
 
 def _fields_read(scores: _Scores, batch: StudentBatch) -> list[str]:

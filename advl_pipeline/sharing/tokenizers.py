@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, ViltProcessor, ViTImageProcessor
 
 from advl_pipeline.students.pixel_student import PixelStudent
-from advl_pipeline.students.text_rows import Part, RowLength, TextRow, TextTokenizer
+from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer
 
 _FIRST, _SECOND = -1, -2
 """Stand for the tokens of a text, and of the text that follows it, in a row."""
@@ -21,11 +21,13 @@ BICUBIC = 3
 class LaysOutTexts(Protocol):
     """A student that reads rows of a tokenizer's tokens."""
 
-    config: RowLength
-    num_special: int
+    @property
+    def max_text_length(self) -> int: ...
 
     @property
     def tokenizer(self) -> TextTokenizer: ...
+
+    def num_special_of(self, num_parts: int) -> int: ...
 
     def lay_out(self, parts: list[Part], task: str) -> TextRow: ...
 
@@ -63,9 +65,9 @@ def shared_tokenizer(
     core.post_processor = TemplateProcessing(
         single=templates[0], pair=templates[1], special_tokens=[*special.items()]
     )
-    # The student keeps room for three parts; what it cuts is cut here at the same length.
-    room = student.config.max_text_length - student.num_special + len(image_tokens)
     is_pair = task == "vcr"
+    # The student may keep room for three parts; what it cuts is cut here at the same length.
+    room = student.max_text_length - student.num_special_of(1 + is_pair) + len(image_tokens)
     names = {
         f"{role}_token": core.id_to_token(getattr(tokenizer, f"{role}_id")) for role in ("pad", "cls", "sep", "mask")
     }

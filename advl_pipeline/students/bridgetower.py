@@ -38,7 +38,7 @@ class BridgeTowerConfig(PixelStudentConfig):
     tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
     max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.", minimum=1)
-    max_text_length: int = option(50, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(50, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 

@@ -38,7 +38,7 @@ from advl_pipeline.students.text_rows import OVERLONG_HELP
 class ClipVilConfig(RegionStudentConfig):
     """Architecture of CLIP-ViL_p; the defaults are those of its RN50 model."""
 
-    max_text_length: int = option(20, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(20, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
     grid_side: int = option(12, help="Rows and columns of the grid.", minimum=1)
     num_grid_positions: int = option(25, help="Rows of the tables of row and column embeddings.", minimum=1)

@@ -27,6 +27,8 @@ PlaceKind = Literal["patches", "regions"]
 class StudentBatch:
     """A padded batch of sequences, one per candidate.
 
+    `token_ids_NL` (int64) are the tokens of the texts, `token_mask_NL` (bool) says which are no padding. So does
+    `visual_mask_NR` (bool) of the visual tokens.
     `char_spans_NL2` (int64) gives the characters of `Candidate.text` that each token covers, (0, 0) for special
     tokens and padding. `box_index_NR` (int64) gives the row of `ImageUnit.boxes_R4` that each visual token stands
     for, -1 for whole-image tokens, grid cells and padding. `places_BR4` (float32) says where each visual token of an
@@ -306,10 +308,15 @@ class Student(nn.Module, ABC):
     def save_inputs(self, folder: Path) -> None:
         """Write beside the saved weights what else it takes to read examples elsewhere; nothing by default."""
 
-    def count_cut(self, examples: Sequence[Example]) -> int:
-        """Return how many of the examples' texts `collate` would cut to the student's length, without pictures.
+    @property
+    def max_text_length(self) -> int | None:
+        """Tokens of one row of text, special ones among them; None for a student without such a limit."""
+        return None
 
-        A student that never cuts a text returns 0.
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        """Return how many of the examples' texts `collate` would cut to `max_text_length`, without pictures.
+
+        A student that never cuts a text returns 0, also where it would refuse one.
         """
         return 0
 

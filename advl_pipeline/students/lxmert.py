@@ -35,7 +35,7 @@ class LxmertConfig(RegionStudentConfig):
     num_layers: int = option(9, help="Language layers.", minimum=1)
     num_relation_layers: int = option(5, help="Layers over the regions alone.", minimum=1)
     num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
-    max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.", minimum=1)
+    max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.", minimum=5)
     overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 

@@ -39,7 +39,7 @@ class MeterConfig(PixelStudentConfig):
     max_positions: int = option(
         514, help="Rows of RoBERTa's position table; two of them stand for padding.", minimum=1
     )
-    max_text_length: int = option(50, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(50, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 

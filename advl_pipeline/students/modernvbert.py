@@ -47,7 +47,7 @@ class ModernVBertConfig(PixelStudentConfig):
     tokenizer: str = option("ModernVBERT/modernvbert", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.", minimum=1)
     max_positions: int = option(8192, help="Positions that the rotary embedding covers.", minimum=1)
-    max_text_length: int = option(512, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(512, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
 
 

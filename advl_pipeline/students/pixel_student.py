@@ -41,7 +41,7 @@ class PixelStudentConfig(TextStudentConfig):
 
 @dataclass(kw_only=True)
 class PixelBatch(TextBatch):
-    """Adds each example's picture (shared by its candidates), uint8 RGB."""
+    """Adds `pixels_B3SS`, each example's picture (shared by its candidates), uint8 RGB."""
 
     picture_field: ClassVar[str] = "pixels_B3SS"
     blank_value: ClassVar[int] = 127

@@ -69,7 +69,7 @@ class ScenesSmallConfig(Configuration):
     num_heads: int = option(4, help="Attention heads.", minimum=1)
     intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
     dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
-    max_text_length: int = option(64, help="Word pieces of one sequence.", minimum=1)
+    max_text_length: int = option(64, help="Word pieces of one sequence.", minimum=5)
     overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
     crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.", minimum=1)
 
@@ -78,11 +78,11 @@ class ScenesSmallConfig(Configuration):
 class ScenesSmallBatch(StudentBatch):
     """Adds token types, tag references, crops and positions to the common batch.
 
-    `tag_NL` (int64) is the visual token that a word piece refers to by tag, or -1. `picture_N` (int64) is the example
-    that a sequence belongs to. `crops_BRP` (uint8) are crops of the whole picture and of each box with a tenth of its
-    size around it, (S, S, RGB) flattened. `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each
-    as shares of the picture. `visible_BR` (bool) says which visual tokens of a picture there are. The last three are
-    there once for each example.
+    `types_NL` (int64) is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word
+    piece refers to by tag, or -1. `picture_N` (int64) is the example that a sequence belongs to. `crops_BRP` (uint8)
+    are crops of the whole picture and of each box with a tenth of its size around it, (S, S, RGB) flattened.
+    `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each as shares of the picture. `visible_BR`
+    (bool) says which visual tokens of a picture there are. The last three are there once for each example.
     """
 
     picture_field: ClassVar[str] = "crops_BRP"
@@ -104,8 +104,6 @@ class ScenesSmall(Student):
     """The demo's student. `tokenizer` is that of the embedded text model (its vocabulary only)."""
 
     places = "regions"
-    num_special: ClassVar[int] = 3
-    """Special tokens of a pair, the most that `lay_out` adds."""
 
     def __init__(self, name: str, config: ScenesSmallConfig, tokenizer: TextTokenizer) -> None:
         super().__init__()
@@ -189,7 +187,17 @@ class ScenesSmall(Student):
         rows, _ = self._encode([candidate for example in examples for candidate in example.candidates])
         return _padded(rows)
 
+    @property
+    def max_text_length(self) -> int:
+        return self.config.max_text_length
+
+    def num_special_of(self, num_parts: int) -> int:
+        """Return the special tokens that `lay_out` adds to so many parts."""
+        return 1 + min(num_parts, 2)
+
     def count_cut(self, examples: Sequence[Example]) -> int:
+        if self.config.overlong == "error":
+            return 0
         _, num_cut = self._encode([candidate for example in examples for candidate in example.candidates])
         return num_cut
 
@@ -207,7 +215,7 @@ class ScenesSmall(Student):
         """Return the rows of the candidates, and how many of them were cut."""
         rows, num_cut = [], 0
         for candidate, parts in zip(candidates, self.tokenizer.encode(candidates), strict=True):
-            num_cut += fit_parts(parts, self.num_special, self.config, candidate) > 0
+            num_cut += fit_parts(parts, self.num_special_of(len(parts)), self.config, candidate) > 0
             rows.append(self.lay_out(parts, ""))
         return rows, num_cut
 

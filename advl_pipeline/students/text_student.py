@@ -47,7 +47,7 @@ class TextStudentConfig(Configuration):
     tokenizer: str = option("bert-base-uncased", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
     max_positions: int = option(512, help="Rows of the position table.", minimum=1)
-    max_text_length: int = option(128, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(128, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
 
     @property
@@ -72,7 +72,7 @@ class TextStudentConfig(Configuration):
 
 @dataclass(kw_only=True)
 class TextBatch(StudentBatch):
-    """Adds types and the token that tasks read; both int64."""
+    """Adds `types_NL`, each token's type, and `pool_index_N`, the place of the token that tasks read; both int64."""
 
     types_NL: torch.Tensor
     pool_index_N: torch.Tensor
@@ -143,6 +143,14 @@ class TextStudent(Student):
         if self.config.tokenizer != EMBEDDED_TOKENIZER:
             self.tokenizer.save(folder / names.TOKENIZER)
 
+    @property
+    def max_text_length(self) -> int:
+        return self.config.max_text_length
+
+    def num_special_of(self, num_parts: int) -> int:
+        """Return the special tokens that a row of so many parts keeps room for: those of the longest row there is."""
+        return self.num_special
+
     def count_cut(self, examples: Sequence[Example]) -> int:
         return 0 if self.config.overlong == "error" else self.collate_texts(examples)[1]
 
@@ -167,7 +175,7 @@ class TextStudent(Student):
         )
         rows, num_cut = [], 0
         for (example, candidate), parts in zip(pairs, parts_of, strict=True):
-            num_cut += fit_parts(parts, self.num_special, self.config, candidate) > 0
+            num_cut += fit_parts(parts, self.num_special_of(len(parts)), self.config, candidate) > 0
             rows.append(self.lay_out(parts, head_name(example.task)))
         return pad_rows(rows, self.tokenizer.pad_id), num_cut
 

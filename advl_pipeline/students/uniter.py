@@ -64,7 +64,7 @@ class UniterConfig(RegionStudentConfig):
 
     tokenizer: str = option("bert-base-cased", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(28996, help="Rows of the word table before the person tokens.", minimum=1)
-    max_text_length: int = option(220, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(220, help="Tokens of one row.", minimum=5)
     num_types: int = option(4, help="Token types: question, region, answer, rationale.", minimum=1)
 
 

@@ -39,7 +39,7 @@ class ViltConfig(PixelStudentConfig):
     """Architecture of ViLT-B/32."""
 
     max_positions: int = option(40, help="Rows of the text's position table.", minimum=1)
-    max_text_length: int = option(40, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(40, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
 
 

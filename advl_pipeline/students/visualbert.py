@@ -37,7 +37,7 @@ HEAD_DROPOUT = 0.1
 class VisualBertConfig(RegionStudentConfig):
     """Architecture of VisualBERT; the defaults are those of its VQA checkpoints (2048-wide features)."""
 
-    max_text_length: int = option(128, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(128, help="Tokens of one row.", minimum=5)
 
 
 @dataclass(kw_only=True)

@@ -43,7 +43,7 @@ EMPTY_TEXT_LENGTH = 2
 class VlBertConfig(RegionStudentConfig):
     """Architecture of VL-BERT; the defaults are vl-bert-base."""
 
-    max_text_length: int = option(64, help="Tokens of one row.", minimum=1)
+    max_text_length: int = option(64, help="Tokens of one row.", minimum=5)
     overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 

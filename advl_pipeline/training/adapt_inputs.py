@@ -38,7 +38,7 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
                 f"The adapt step cannot take its inputs from {text!r}.",
                 where="--adapt-on",
                 why="known: inputs, subset, or DATASET/SPLIT such as scenes-vcr/train-shift",
-                next_command=f"--adapt-on DATASET/{text.strip('/')}, with the dataset of the split",
+                next_command=f"--adapt-on DATASET/{text}, with the dataset of the split" if not slash else "",
             )
         found.append((dataset, split))
     return found

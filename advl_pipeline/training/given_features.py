@@ -117,6 +117,16 @@ class GivenFeatures(Student):
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         return self.inner.text_tokens(examples)
 
+    @property
+    def max_text_length(self) -> int | None:
+        return self.inner.max_text_length
+
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        return self.inner.count_cut(examples)
+
+    def cut_texts(self) -> None:
+        self.inner.cut_texts()
+
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         return self.inner.build_head(task, num_classes)
 

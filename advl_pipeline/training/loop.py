@@ -79,7 +79,7 @@ def run_phase(
     wrapped.train(plan.phase == "finetune")
     pending: list[dict[str, Any]] = []
     num_saved = plan.first_logged_step + start_step
-    seconds_waited = 0.0
+    seconds_waited = seconds_saving = 0.0
     with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
         for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
             step_began, processor_before = time.perf_counter(), time.thread_time()
@@ -112,13 +112,15 @@ def run_phase(
                 "seconds_of_processor": time.thread_time() - processor_before,
                 "seconds_waited": batches.seconds_waited - seconds_waited,
                 "seconds_preparing": sum(batch.seconds_preparing for batch in micro_batches),
+                "seconds_saving": seconds_saving,
             }
-            seconds_waited = batches.seconds_waited
+            seconds_waited, seconds_saving = batches.seconds_waited, 0.0
             pending.append(record)
             progress(1)
             if saves:
                 num_saved = logged_step + 1
             if saves and accelerator.is_main_process:
+                saving_began = time.perf_counter()
                 folder.log(pending)
                 pending.clear()
                 save_checkpoint(
@@ -129,6 +131,7 @@ def run_phase(
                     phase=plan.phase,
                     scaler=accelerator.scaler,
                 )
+                seconds_saving = time.perf_counter() - saving_began
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
     model.distiller.everywhere = ALONE

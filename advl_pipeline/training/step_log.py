@@ -34,7 +34,8 @@ class LoggedTerms:
 class PhaseTotals:
     """Sums over the logged steps of a phase, whichever sitting they were taken in.
 
-    `seconds` holds `seconds_waited` for data. `seconds_preparing` is processor time of preparing data elsewhere.
+    `seconds` holds `seconds_waited` for data and the writing of checkpoints before each step. `seconds_preparing` is
+    processor time of preparing data elsewhere.
     """
 
     seconds: float
@@ -51,14 +52,19 @@ def phase_totals(records: Sequence[Mapping[str, Any]]) -> dict[Phase, PhaseTotal
     found: dict[Phase, PhaseTotals] = {}
     for phase in get_args(Phase):
         steps = [record for record in records if record["phase"] == phase]
-        sums = {
-            # Steps that an earlier version logged lack some of these.
-            name: sum(step.get(name, 0) for step in steps)
-            for name in ("seconds_waited", "seconds_preparing", "num_examples", "num_texts", "num_texts_cut")
-        }
-        if steps:
-            seconds = sum(step["seconds"] for step in steps) + sums["seconds_waited"]
-            found[phase] = PhaseTotals(seconds=seconds, num_steps=len(steps), **sums)
+        if not steps:
+            continue
+        # Steps that version 0.2.0 logged lack these; what they cut would be a share of nothing.
+        counted = [step for step in steps if "num_texts" in step]
+        found[phase] = PhaseTotals(
+            seconds=sum(step["seconds"] + step["seconds_waited"] + step.get("seconds_saving", 0.0) for step in steps),
+            seconds_waited=sum(step["seconds_waited"] for step in steps),
+            seconds_preparing=sum(step["seconds_preparing"] for step in counted),
+            num_steps=len(steps),
+            num_examples=sum(step["num_examples"] for step in steps),
+            num_texts=sum(step["num_texts"] for step in counted),
+            num_texts_cut=sum(step["num_texts_cut"] for step in counted),
+        )
     return found
 
 

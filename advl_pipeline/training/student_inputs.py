@@ -61,7 +61,7 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
     num_cut = student.count_cut(examples)
     beside = None if init is None else tokenizer_folder(init)
     used = student.config.tokenizer if isinstance(student, TextStudent) else None
-    max_tokens = student.config.max_text_length if isinstance(student, TextStudent) else 0
+    max_tokens = student.max_text_length or 0
     cut = (f"texts of more than {max_tokens} tokens are cut",) if num_cut else ()
     return StudentInputs(
         tokenizer=str(beside) if beside is not None and used == str(beside) else "",

@@ -187,6 +187,8 @@ def test_an_accuracy_without_spread_has_the_interval_of_its_number_of_pictures(r
     far = 100 * 1.959964**2 / (10 + 1.959964**2)
     expected = (100 - far, 100) if right else (0, far)
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-4)
+    soft = s.accuracy_interval(np.full(20, 0.3, dtype=np.float32), [str(item) for item in range(20)], ["a"] * 20)
+    assert 10 < soft.low < 30 < soft.high < 60
     some = s.accuracy_interval(np.array([right, 1 - right] * 10), [str(item) for item in range(20)], ["a"] * 20)
     assert 20 < some.low < 50 < some.high < 80
 

@@ -17,11 +17,11 @@ from small_corpus import SmallCorpus, build_small_corpus
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.probe import ProbeData, probe_scores
-from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.distillation.distance import standardise
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa import question_accuracy
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
@@ -81,6 +81,17 @@ def given(corpus: SmallCorpus) -> tuple[GivenFeatures, list[Example]]:
     student = build_student("given:scenes-small", overrides={"caches": [str(path) for path in corpus.caches]})
     assert isinstance(student, GivenFeatures)
     return student.eval(), [dataset[0], dataset[1]]
+
+
+def test_a_student_that_is_given_features_cuts_and_counts_texts_as_it_does_alone(small_corpus: SmallCorpus) -> None:
+    student, (example, _) = given(small_corpus)
+    long = replace(example, candidates=(Candidate(text_unit=text_unit("why " * 100), context_length=0, tags=()),))
+    with pytest.raises(DatasetError, match="this student takes 64"):
+        student.text_tokens([long])
+    student.cut_texts()
+    assert student.max_text_length == 64
+    assert student.count_cut([long, example]) == 1
+    assert student.text_tokens([long])[0].shape == (1, 64)
 
 
 def test_the_table_goes_from_chance_to_the_teachers_features_as_inputs(measured: tuple[Headroom, Path]) -> None:

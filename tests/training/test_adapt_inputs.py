@@ -145,6 +145,12 @@ def test_inputs_that_cannot_be_had_are_refused(
         run_finetune(small_corpus.config(tmp_path / "run", adapt_on=adapt_on))
 
 
+def test_a_split_without_its_dataset_is_answered_with_the_option() -> None:
+    with pytest.raises(ConfigError, match="'train-shift'") as caught:
+        adapt_inputs.other_splits(("inputs", "train-shift"))
+    assert str(caught.value.next_command).startswith("--adapt-on DATASET/train-shift")
+
+
 def test_a_missing_cache_is_named_with_the_command_that_makes_it(small_corpus: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no cache of them") as caught:
         run_finetune(small_corpus.config(tmp_path / "run", adapt_on=("inputs", OTHER)))
