@@ -169,7 +169,7 @@ def fit_parts(parts: list[Part], num_special: int, row: RowLength, candidate: Ca
         raise DatasetError(
             f"A text has {num_tokens} tokens; this student takes {row.max_text_length}.",
             where=repr(candidate.text[:80]),
-            next_command="advl finetune with --student-option overlong=cut, which cuts the longer part, or with "
+            next_command="train with --student-option overlong=cut, which cuts the longer part, or with "
             f"--student-option max_text_length={num_tokens} where the student's weights have as many positions",
         )
     for _ in range(excess):
