@@ -102,6 +102,12 @@ def test_snli_ve_file_survives_awkward_ids(tmp_path: Path) -> None:
     assert file.read_text().splitlines()[0] == "pairID,label"
 
 
+def untrained() -> FinishedRun:
+    return FinishedRun(
+        student=build_student("scenes-small"), heads=nn.ModuleDict(), label_names={}, device=torch.device("cpu")
+    )
+
+
 @pytest.mark.parametrize(
     ("learned", "written"),
     [(["choice"], {"choice"}), ([], {"choice", "rationale"}), (["vcr-q2a"], {"choice", "rationale"})],
@@ -119,7 +125,7 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     for name, stand_in in {
         "read_config": lambda _: trained_on,
         "options_for_split": lambda *_, **__: {},
-        "load_run": lambda *_, **__: None,
+        "load_run": lambda *_, **__: untrained(),
         "open_as_trained": opened,
         "score_matrix": lambda _, examples, __: np.array([[0.0] * len(item.candidates) for item in examples]),
     }.items():
@@ -136,12 +142,7 @@ def test_data_of_ones_own_that_moved_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         open_as_trained(
             PredictConfig(run=tmp_path, device="cpu"),
-            FinishedRun(
-                student=build_student("scenes-small"),
-                heads=nn.ModuleDict(),
-                label_names={},
-                device=torch.device("cpu"),
-            ),
+            untrained(),
             {"dataset": gone},
             dataset=gone,
             split="test",
