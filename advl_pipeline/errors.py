@@ -76,6 +76,10 @@ class StorageError(AdvlError):
     exit_code = 7
 
 
+class InUse(StorageError):
+    """Another process is writing in this place; what it has written is intact."""
+
+
 class ClusterError(AdvlError):
     """A Ray cluster that cannot be reached, or whose workers keep dying; the same command resumes."""
 
