@@ -47,7 +47,7 @@ def require_package_folder(module: str, *, teacher: str, pip: str) -> Path:
 EXTRA_OF = {
     **dict.fromkeys(("numcodecs", "zarr"), "zarr"),
     **dict.fromkeys(
-        "accelerate h5py huggingface_hub jinja2 markupsafe orjson PIL scipy timm tokenizers torch torchvision "
+        "accelerate h5py huggingface_hub jinja2 loky markupsafe orjson PIL scipy timm tokenizers torch torchvision "
         "transformers".split(),
         "train",
     ),

@@ -6,16 +6,13 @@ other on two cores each.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from advl_pipeline.compute import num_cores
 from advl_pipeline.errors import AdvlError
+from advl_pipeline.processes import worker_processes
 from advl_pipeline.studies.plan import Cell
 
 Outcome = tuple[Cell, AdvlError | None]
@@ -47,16 +44,7 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
     Raises:
         AdvlError: a worker died, such as for want of memory.
     """
-    threads = max(1, num_cores() // num_workers)
-    pool = ProcessPoolExecutor(
-        num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_set_up_worker,
-        initargs=(threads,),
-    )
-    before = set(multiprocessing.active_children())
-    ended = False
-    try:
+    with worker_processes(num_workers, threads_each=max(1, num_cores() // num_workers)) as pool:
         cell_of = {pool.submit(run, cell): cell for cell in cells}
         for future in as_completed(cell_of):
             error = future.exception()
@@ -69,24 +57,3 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
             if error is not None and not isinstance(error, AdvlError):
                 raise error
             yield cell_of[future], error
-        ended = True
-    finally:
-        if not ended:
-            for process in set(multiprocessing.active_children()) - before:
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _set_up_worker(num_threads: int) -> None:
-    # Before torch is imported, which reads it once.
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, name="advl-parent-watch", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A parent that was killed can end nobody, and a worker without one would wait for cells forever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -18,8 +18,8 @@ from pathlib import Path
 from waiting_cell import wait_in
 from advl_pipeline.studies.workers import run_in_processes
 
-if __name__ == "__main__":
-    list(run_in_processes([Path(sys.argv[1])] * 3, wait_in, num_workers=2))
+# A worker that ran this file again would start workers of its own.
+list(run_in_processes([Path(sys.argv[1])] * 3, wait_in, num_workers=2))
 """
 
 

