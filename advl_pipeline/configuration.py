@@ -8,8 +8,10 @@ win, and an unknown key is an error. Ranges are checked whenever a configuration
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
+import sys
 import tomllib
 import types
 import typing
@@ -67,6 +69,8 @@ def option(
     below: float | None = None,
     multiple_of: int | None = None,
     also: str | None = None,
+    was: str | None = None,
+    such_as: str | None = None,
     identity: Identity = "value",
     paces: bool = True,
     otherwise: Any = None,
@@ -86,6 +90,8 @@ def option(
         below: see `maximum`.
         multiple_of: the number is a whole multiple of this one.
         also: another flag that means the same.
+        was: the flag of an earlier release, taken for one more with a note on stderr.
+        such_as: an example of its value, told where an option that is required is missing.
         identity: how the option stands in what a result is; see `Identity`.
         paces: another value may make a step of the work take another time.
         otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
@@ -95,9 +101,19 @@ def option(
     found = Range(minimum=minimum, maximum=maximum, above=above, below=below, multiple_of=multiple_of)
     if otherwise is not None:
         help = help.replace("{otherwise}", otherwise if isinstance(otherwise, str) else f"{otherwise:g}")  # noqa: A001
-    metadata = {"help": help, "metavar": metavar, "range": None if found == Range() else found, "also": also}
     return dataclasses.field(
-        default=default, metadata={**metadata, "identity": identity, "paces": paces, "otherwise": otherwise}
+        default=default,
+        metadata={
+            "help": help,
+            "metavar": metavar,
+            "range": None if found == Range() else found,
+            "also": also,
+            "was": was,
+            "such_as": such_as,
+            "identity": identity,
+            "paces": paces,
+            "otherwise": otherwise,
+        },
     )
 
 
@@ -163,6 +179,23 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def name_of(flag: str) -> str:
+    """Return the field that a flag is of, by its form alone."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def renamed(cls: type[Any]) -> dict[str, str]:
+    """Return the names that options had in an earlier release -> those of their fields."""
+    found = {field.name: field.metadata.get("was") for field in dataclasses.fields(cls)}
+    return {name_of(was): name for name, was in found.items() if was is not None}
+
+
+@functools.cache
+def say_renamed(was: str, now: str) -> None:
+    """Say on stderr, once in a process, that a name of an earlier release is still taken."""
+    print(f"note: {was} is now {now}; the next release will not take {was}.", file=sys.stderr)
+
+
 def _numbers(value: Any) -> Iterator[float]:
     if isinstance(value, tuple):
         for item in value:
@@ -197,14 +230,16 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    earlier = renamed(cls)
     values: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             name = key.replace("-", "_")
+            if name not in fields and name in earlier:
+                name = earlier[name]
+                say_renamed(key, name)
             if name not in fields:
-                raise ConfigError(
-                    f"Unknown key {key!r} for {cls.__name__}.", where=where, why=suggest_names(name, fields)
-                )
+                raise ConfigError(f"Unknown key {key!r}.", where=where, why=suggest_names(name, fields))
             values[name] = _coerce(value, hints[name], key=key, where=where)
     missing = [
         name
@@ -214,7 +249,14 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}.", where=where)
+        examples = {name: fields[name].metadata.get("such_as") for name in missing}
+        shown = [flag_of(name) if example else name for name, example in examples.items()]
+        such_as = " ".join(f"{flag_of(name)} {example}" for name, example in examples.items() if example)
+        raise ConfigError(
+            f"{' and '.join(shown)} {'is' if len(missing) == 1 else 'are'} missing.",
+            where=where,
+            why=f"such as {such_as}" if such_as else "",
+        )
     try:
         return cls(**values)
     except ConfigError as error:

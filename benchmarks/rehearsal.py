@@ -90,7 +90,7 @@ def rehearse(name: str, folder: Path, *, share: float, log: Path) -> list[Step]:
             (*trained, "--method", "advl", "--shots", str(SHOTS), *cache, "--output", "advl"),
         ),
         ("20 steps of plain on all of it", (*trained, "--method", "plain", "--output", "plain")),
-        (f"predict {HELD_OUT} items", ("predict", "plain", "--split", PREDICTED[name])),
+        (f"predict {HELD_OUT} items", ("predict", "plain", "--on", PREDICTED[name])),
     ]
     steps = []
     for what, words in commands:

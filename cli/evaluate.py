@@ -13,13 +13,13 @@ MAX_CLASSES_SHOWN = 10
 
 
 @click.command("evaluate", cls=SectionedCommand)
-@config_options(EvaluateConfig)
+@config_options(EvaluateConfig, arguments=("run",))
 @json_option
 def command(config: EvaluateConfig, as_json: bool) -> None:
     """Score a finetuned run on test and shifted sets, with and without its pictures.
 
     \b
-    advl evaluate --run runs/advl-100-0 --on test --on test-shift --on test-unseen
+    advl evaluate runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
     from advl_pipeline.evaluation.runner import run_evaluate
 

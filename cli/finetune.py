@@ -50,7 +50,7 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
         click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")
     on = split_to_score(config.dataset, config.data_root, trained_on=config.split)
-    follows = shlex.join(["advl", "evaluate", "--run", str(result.output), "--on", on])
+    follows = shlex.join(["advl", "evaluate", str(result.output), "--on", on])
     click.echo(f"next: {what_follows(follows)}")
 
 

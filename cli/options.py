@@ -7,13 +7,13 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 import click
 
-from advl_pipeline.configuration import build_config, flag_of, read_toml, sections
+from advl_pipeline.configuration import build_config, flag_of, read_toml, renamed, say_renamed, sections
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 
@@ -66,15 +66,40 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
 
         @functools.wraps(function)
         def run(**flags: Any) -> Any:
+            earlier = {name: flags.pop(_earlier(name)) for name in renamed(cls).values()}
             given = {name: flags.pop(name) for name in ("config_file", *fields)}
-            return function(config=_config_from_flags(cls, given), **flags)
+            _take_earlier(cls, given, earlier, positional)
+            config = _config_from_flags(cls, given, positional)
+            return function(config=config, **flags)
 
         command: Any = run
         for name, title in reversed(sections(cls).items()):
             if name in positional:
-                command = click.argument(name, type=_click_type(hints[name])[0])(command)
+                kind, several = _click_type(hints[name])
+                # Not required of the line: it may stand in the file of --config.
+                command = click.argument(
+                    name,
+                    type=kind,
+                    required=False,
+                    nargs=-1 if several else 1,
+                    metavar=_shown(name, positional) + ("..." if several else ""),
+                )(command)
             else:
                 command = _flag(fields[name], hints[name], title)(command)
+        for name in renamed(cls).values():
+            kind, several = _click_type(hints[name])
+            was = click.option(
+                _earlier(name),
+                fields[name].metadata["was"],
+                cls=SectionedOption,
+                section="",
+                type=kind,
+                multiple=several,
+                default=None,
+                hidden=True,
+                help=f"The name of an earlier release for {_shown(name, positional)}.",
+            )
+            command = was(command)
         decorated: Function = click.option(
             "--config",
             "config_file",
@@ -86,17 +111,47 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
     return decorate
 
 
-def _config_from_flags(cls: type[Any], flags: dict[str, Any]) -> Any:
-    """Build a configuration from the file named by `--config`, then from the flags that were given."""
+def _earlier(name: str) -> str:
+    return f"earlier_{name}"
+
+
+def _shown(name: str, positional: Collection[str]) -> str:
+    return name.upper() if name in positional else flag_of(name)
+
+
+def _take_earlier(
+    cls: type[Any], given: dict[str, Any], earlier: Mapping[str, Any], positional: Collection[str]
+) -> None:
+    """Take what was given by the flags of an earlier release, with a note, unless the new form was given too."""
+    was = {name: flag_of(old) for old, name in renamed(cls).items()}
+    for name, value in earlier.items():
+        if value is None or value == ():
+            continue
+        if given[name] is not None and given[name] != ():
+            raise ConfigError(f"{was[name]} is an earlier name of {_shown(name, positional)}: give one of them.")
+        say_renamed(was[name], _shown(name, positional))
+        given[name] = value
+
+
+def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collection[str]) -> Any:
+    """Build a configuration from the file named by `--config`, then from the flags that were given.
+
+    Raises:
+        MissingParameter: an argument is neither in the file nor on the command line.
+    """
     file: Path | None = flags.pop("config_file", None)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     fields = [field for field in dataclasses.fields(cls) if field.metadata.get("also")]
     also = {str(field.metadata["also"]).lstrip("-"): field.name for field in fields}
     layers = [_by_field(read_toml(file), also, file)] if file else []
     told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
-    invocation = click.get_current_context().find_object(Invocation)
+    context = click.get_current_context()
+    invocation = context.find_object(Invocation)
     if invocation is not None:
         invocation.given = told
+    for parameter in context.command.params:
+        if parameter.name in positional and parameter.name not in told:
+            raise click.MissingParameter(ctx=context, param=parameter)
     return build_config(cls, *layers, given, where=str(file) if file else "command line")
 
 

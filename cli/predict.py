@@ -18,8 +18,8 @@ def command(config: PredictConfig, as_json: bool) -> None:
     VCR: CSV of 1 + 20 columns. VQA: EvalAI's JSON. SNLI-VE: CSV of pairID and label.
 
     \b
-    advl predict runs/vcr-advl --split test
-    advl predict runs/vqa-advl --split test --output vqa_test2015.json
+    advl predict runs/vcr-advl --on test
+    advl predict runs/vqa-advl --on test --output vqa_test2015.json
     """
     from advl_pipeline.evaluation.predict_files import run_predict
 

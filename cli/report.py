@@ -10,17 +10,19 @@ from .options import config_options, json_option, print_json
 
 
 @click.command("report")
-@config_options(ReportConfig, arguments=("study",))
+@config_options(ReportConfig, arguments=("run",))
 @json_option
 def command(config: ReportConfig, as_json: bool) -> None:
     """Turn a study, or runs, into one self-contained HTML page or a table.
 
-    STUDY is a study folder, the folder of an evaluated run, or a folder that holds several. The page needs no
-    network and reads well on a phone, in print, light and dark.
+    RUN is the folder of an evaluated run, or a folder that holds several; more may follow, which are compared.
+    A study folder stands there by itself. The page needs no network and reads well on a phone, in print, light
+    and dark.
 
     \b
     advl report runs/studies/demo
     advl report runs/vcr-advl
+    advl report runs/vcr-plain runs/vcr-advl
     advl report runs/studies/demo --to csv --output demo.csv
     """
     from advl_pipeline.reporting.report import run_report

@@ -103,13 +103,13 @@ def snli_ve(config: ScoreSnliVeConfig, as_json: bool) -> None:
 
 
 @command.command("shift")
-@config_options(ScoreShiftConfig)
+@config_options(ScoreShiftConfig, arguments=("run",))
 @json_option
 def shift(config: ScoreShiftConfig, as_json: bool) -> None:
     """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
 
     \b
-    advl score shift --run runs/vcr-advl --on rule-singular
+    advl score shift runs/vcr-advl --on rule-singular
     """
     from advl_pipeline.evaluation.shift import run_score_shift
 

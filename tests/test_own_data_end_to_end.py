@@ -41,7 +41,7 @@ def test_the_four_commands_of_the_readme(tmp_path: Path) -> None:
         assert done[-1].returncode == 0, done[-1].stderr
     said = "mine.jsonl: task choice, from the columns image, question, choices, label; also split; 15 train, 5 test"
     assert said in done[0].stderr
-    assert "next: advl evaluate --run runs/mine --on test" in done[1].stdout
+    assert "next: advl evaluate runs/mine --on test" in done[1].stdout
     assert re.search(r"^test +choice +5 ", done[2].stdout, re.M)
     page = (tmp_path / "runs" / "mine" / "report.html").read_text(encoding="utf-8")
     accuracy = json.loads((tmp_path / "runs/mine/evaluation/test.json").read_text())["metrics"]["choice"]
@@ -83,7 +83,7 @@ def test_classes_and_answers_through_every_command(advl: Callable[..., tuple[str
         cache = f"caches/minilm-l6/{name}/train"
         common = ("--data", data, "--cache", cache, "--output", run, "--on-error", "skip")
         advl("finetune", *common, "--shots", 6, *SHORT)
-        scored, _ = advl("evaluate", "--run", run, "--on", "test")
+        scored, _ = advl("evaluate", run, "--on", "test")
         assert re.search(rf"^test +{metric} +5 ", scored, re.M)
         unlabelled = [{key: row[key] for key in row if key not in ("label", "answers")} for row in rows[15:]]
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ def test_classes_and_answers_through_every_command(advl: Callable[..., tuple[str
             # Without answers a row could be of several kinds.
             Path("elsewhere/moved.toml").write_text('files = "moved.jsonl"\ntask = "answers"\n')
         of = "elsewhere/moved.toml" if metric == "answers" else "elsewhere/moved.jsonl"
-        advl("predict", run, "--split", f"{of}/test", "--output", "called.csv")
+        advl("predict", run, "--on", f"{of}/test", "--output", "called.csv")
         lines = Path("called.csv").read_text().splitlines()
         assert (lines[0], len(lines)) == ("id,index,prediction", 6)
     advl("report", "runs", "--to", "md")
@@ -107,9 +107,9 @@ def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callabl
     write_json_lines(Path("mine.jsonl"), rows)
     plain = ("finetune", "--data", "mine.jsonl", "--method", "plain", *SHORT[:2])
     advl(*plain, "--output", "runs/whole")
-    scored, _ = advl("evaluate", "--run", "runs/whole", "--on", "test")
+    scored, _ = advl("evaluate", "runs/whole", "--on", "test")
     assert "2 of 5 texts of test are cut to the student's length" in scored
-    called, _ = advl("predict", "runs/whole", "--split", "test")
+    called, _ = advl("predict", "runs/whole", "--on", "test")
     assert "2 texts of test are cut to the student's length" in called
     write_json_lines(Path("mine.jsonl"), [*rows, class_row(20, text=long, split="train")])
     _, refused = advl(*plain, "--output", "runs/cut", code=5)

@@ -64,7 +64,9 @@ class ExportConfig(Configuration):
 
     cache: Path = option(help="Folder of the cache.")
     to: Literal["hdf5", "safetensors", "parquet"] = option("hdf5", help="Format to write.")
-    output: Path = option(help="File (hdf5) or folder (safetensors, parquet) to write; must not exist.")
+    output: Path = option(
+        help="File (hdf5) or folder (safetensors, parquet) to write; must not exist.", such_as="features.h5"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ class DataOptions(DataRootOptions):
 
     title: ClassVar[str] = "Data"
 
-    dataset: str = option(help=DATASET_HELP, also="--data", identity="content")
+    dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl", identity="content")
     split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
@@ -82,7 +82,7 @@ class SubsetConfig(DataRootOptions):
     """Configuration of `advl datasets subset`."""
 
     name: str = option(help=DATASET_HELP)
-    output: Path = option(help="JSON file for the ids.")
-    shots: int = option(help="Number of questions.", minimum=1)
+    output: Path = option(help="JSON file for the ids.", such_as="subset.json")
+    shots: int = option(help="Number of questions.", such_as="100", minimum=1)
     split: str = option("train", help="Split to draw from.")
     seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.", minimum=0)

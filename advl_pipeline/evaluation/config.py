@@ -37,7 +37,7 @@ class AnswerOptions(DataRootOptions, ComputeConfig, PictureOptions):
 class EvaluateConfig(AnswerOptions):
     """Configuration of `advl evaluate`."""
 
-    run: Path = option(help="Run folder of a finished finetuning.")
+    run: Path = option(help="Run folder of a finished finetuning.", was="--run", such_as="runs/mine")
     on: tuple[str, ...] = option(
         ("test",), help="Test set: a split of the run's dataset, or DATASET/SPLIT; repeatable."
     )
@@ -45,8 +45,9 @@ class EvaluateConfig(AnswerOptions):
         False,
         help="Also let a student that answers in words generate its answers to VQA: the metric vqa_generated.",
     )
-    evaluate_on: int | None = option(
+    num_questions: int | None = option(
         None,
+        was="--evaluate-on",
         help="Score this many questions of each set, drawn at random and the same for every run, and print the 95 % "
         "interval that they leave open [default: all].",
         minimum=1,
@@ -95,9 +96,11 @@ class ReadoutConfig(DataRootOptions, DeviceConfig):
 class ScoreVqaConfig(Configuration):
     """Configuration of `advl score vqa`."""
 
-    questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.")
-    annotations: Path = option(help="Annotations file that belongs to it.")
-    results: Path = option(help="JSON list of {question_id, answer}, exactly the annotated questions.")
+    questions: Path = option(help="Questions file of VQA v2, or VQA-CP's bare list.", such_as="questions.json")
+    annotations: Path = option(help="Annotations file that belongs to it.", such_as="annotations.json")
+    results: Path = option(
+        help="JSON list of {question_id, answer}, exactly the annotated questions.", such_as="results.json"
+    )
     mode: Literal["2021", "2017", "vqa-vs"] = option(
         "2021", help="Which evaluator: the current official one, the older one, or VQA-VS's min(k/3, 1)."
     )
@@ -107,25 +110,32 @@ class ScoreVqaConfig(Configuration):
 class ScoreVcrConfig(Configuration):
     """Configuration of `advl score vcr`."""
 
-    annotations: Path = option(help="Annotations with labels, such as val.jsonl.")
-    answers: Path = option(help="Scores of the answers: .npy or CSV of shape items x 4.")
-    rationales: Path = option(help="Scores of the rationales given the right answer: .npy or CSV of shape items x 4.")
+    annotations: Path = option(help="Annotations with labels, such as val.jsonl.", such_as="val.jsonl")
+    answers: Path = option(help="Scores of the answers: .npy or CSV of shape items x 4.", such_as="answers.npy")
+    rationales: Path = option(
+        help="Scores of the rationales given the right answer: .npy or CSV of shape items x 4.",
+        such_as="rationales.npy",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSnliVeConfig(Configuration):
     """Configuration of `advl score snli-ve`."""
 
-    annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.")
-    results: Path = option(help="Predictions: JSON list, JSONL or CSV with pairID and label.")
+    annotations: Path = option(help="Annotations, such as snli_ve_test.jsonl.", such_as="snli_ve_test.jsonl")
+    results: Path = option(
+        help="Predictions: JSON list, JSONL or CSV with pairID and label.", such_as="predictions.csv"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreShiftConfig(Configuration):
     """Configuration of `advl score shift`."""
 
-    run: Path = option(help="Run folder that `advl evaluate` has scored on both sets.")
-    on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.")
+    run: Path = option(
+        help="Run folder that `advl evaluate` has scored on both sets.", was="--run", such_as="runs/mine"
+    )
+    on: str = option(help="The shifted set, as it was named to `advl evaluate --on`.", such_as="rule-singular")
     original: str | None = option(None, help="Set to compare with [default: the one that the dataset's card names].")
 
 
@@ -133,8 +143,8 @@ class ScoreShiftConfig(Configuration):
 class PredictConfig(AnswerOptions):
     """Configuration of `advl predict`."""
 
-    run: Path = option(help="Run folder of a finished finetuning.")
-    split: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.")
+    run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
+    on: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.", was="--split")
     output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
     generate: bool = option(
         False, help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list."

@@ -54,7 +54,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
     """
     config = resolved(config)
     trained_on = read_config(config.run)
-    name, split = set_name(config.split, trained_on["dataset"])
+    name, split = set_name(config.on, trained_on["dataset"])
     tasks = tasks_of(name, config.data_root)
     is_vcr = "vcr-q2a" in tasks
     untrained = set(tasks) - set(trained_on["task"] or tasks)
@@ -75,7 +75,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
     )
     predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
     folder = config.run / names.PREDICTIONS
-    path = config.output or folder / f"{config.split.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
+    path = config.output or folder / f"{config.on.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     # Before the work, not after it.
     require_no_folder(path)
     make_folder(path.parent)

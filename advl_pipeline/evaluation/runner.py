@@ -106,7 +106,7 @@ def _evaluate_set(
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
     probes = _probes(config, finished, name)
     named = question_namer(dataset.name, dataset.split)
-    sampled = sample_questions(dataset.example_ids, dataset.tasks, config.evaluate_on, name_of=named)
+    sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
     scored = _score_set(config, finished, dataset, probes, mode, sampled)
     for task, one in scored.items():
         for kind, parts in one.items.items():
@@ -143,7 +143,9 @@ def _evaluate_set(
             for metric, one in items[_TRUE_PICTURE].items()
             for interval in (accuracy_interval(one.score, one.pictures, one.strata),)
         },
-        "sample": None if config.evaluate_on is None else {"asked": config.evaluate_on, "of_examples": len(dataset)},
+        "sample": None
+        if config.num_questions is None
+        else {"asked": config.num_questions, "of_examples": len(dataset)},
         "seconds": sum(one.seconds for one in scored.values()),
         "num_examples": sum(len(one.example_ids) for one in scored.values()),
         # Every view costs one pass over the same batches.

@@ -136,5 +136,5 @@ def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
         f"The scores of the set {name} cannot be read.",
         where=str(path),
         why=why,
-        next_command=f"advl evaluate --run {shlex.quote(str(run))} --on {shlex.quote(name)}",
+        next_command=f"advl evaluate {shlex.quote(str(run))} --on {shlex.quote(name)}",
     )

@@ -32,8 +32,8 @@ _PICTURE_ROWS = 1 << 18
 class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     """Configuration of `advl extract`."""
 
-    teacher: str = option(help="Frozen teacher; see `advl teachers list`.")
-    dataset: str = option(help=DATASET_HELP, also="--data")
+    teacher: str = option(help="Frozen teacher; see `advl teachers list`.", such_as="minilm-l6")
+    dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
     split: str = option("train", help="Split of the dataset, or several as one, such as train+val.")
     shots: int | None = option(
         None,
@@ -135,7 +135,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
 class PrepareConfig(DataRootOptions):
     """Configuration of `advl prepare`."""
 
-    dataset: str = option(help=DATASET_HELP, also="--data")
+    dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
     split: str = option("train", help="Split of the dataset, or several as one, such as train+val.")
     student: str | None = option(
         None, help="Student over pixels that the pictures are for, as `advl finetune` makes it for the dataset."
@@ -186,8 +186,8 @@ class ImportConfig(DataRootOptions):
     """Configuration of `advl cache import`."""
 
     source: Path = option(help="HDF5 file, or folder of .npy or .pt files, named after the pictures.")
-    name: str = option(help="Name for the teacher that the features came from.")
-    dataset: str = option(help=DATASET_HELP, also="--data")
+    name: str = option(help="Name for the teacher that the features came from.", such_as="vinvl")
+    dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
     split: str = option("train", help="Split of the dataset.")
     output: Path | None = option(None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].")
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")

@@ -16,9 +16,13 @@ ReportFormat = Literal["html", "csv", "json", "latex", "md"]
 class ReportConfig(DataRootOptions):
     """Configuration of `advl report`."""
 
-    study: Path = option(help="Study folder, run folder, or folder of runs.")
+    run: tuple[Path, ...] = option(
+        help="A study folder, or run folders and folders of runs.", such_as="runs/mine", metavar="RUN"
+    )
     to: ReportFormat = option("html", help="One self-contained page, or the numbers in another form.")
-    output: Path | None = option(None, help="File to write [default: report.EXT in that folder].")
+    output: Path | None = option(
+        None, help="File to write [default: report.EXT in that folder, of several in the one that holds them all]."
+    )
     num_examples: int = option(
         6, help="Examples shown of differing answers, and of selected words; 0 for none.", minimum=0
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import require_outside
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
@@ -30,11 +32,19 @@ def run_report(config: ReportConfig) -> ReportResult:
     """Gather a study and write it in the form asked for.
 
     Raises:
-        ConfigError: the folder holds neither a study nor evaluated runs, or damaged ones.
+        ConfigError: a folder holds neither a study nor evaluated runs, or damaged ones; a study is among several.
         StorageError: the file cannot be written.
     """
-    result = gather_study(config.study) if (config.study / STUDY_FILE).exists() else gather_runs(config.study)
-    output = config.output or config.study / f"report.{_EXTENSIONS[config.to]}"
+    studies = [folder for folder in config.run if (folder / STUDY_FILE).exists()]
+    if studies and len(config.run) > 1:
+        raise ConfigError(
+            "A study is reported by itself.",
+            where=str(studies[0]),
+            why=f"{len(config.run)} folders were given",
+            next_command=shlex.join(["advl", "report", str(studies[0])]),
+        )
+    result = gather_study(studies[0]) if studies else gather_runs(*config.run)
+    output = config.output or result.folder / f"report.{_EXTENSIONS[config.to]}"
     require_outside(output)
     content = _render(result, config)
     make_folder(output.parent)

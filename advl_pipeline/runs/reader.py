@@ -112,7 +112,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
             "The item scores of a run cannot be read.",
             where=str(arrays_path),
             why=str(error),
-            next_command=f"advl evaluate --run {shlex.quote(str(run))} --on {shlex.quote(test_set)}",
+            next_command=f"advl evaluate {shlex.quote(str(run))} --on {shlex.quote(test_set)}",
         ) from error
 
 

@@ -19,7 +19,7 @@ class ExportRunConfig(Configuration):
         help="transformers: a folder for its from_pretrained. "
         "torch: a program and its weights, for any student but SmolVLM.",
     )
-    output: Path = option(help="Folder to write; must not exist.")
+    output: Path = option(help="Folder to write; must not exist.", such_as="shared/mine")
     push_to_hub: str | None = option(
         None, help="Also upload it, to this repository of the hub; an earlier push is replaced.", metavar="ORG/NAME"
     )
@@ -40,5 +40,8 @@ class PullConfig(Configuration):
     """Configuration of `advl cache pull`."""
 
     repository: str = option(help="Dataset repository of the hub, ORG/NAME.")
-    output: Path = option(help="Folder of the cache; must not exist. The same command goes on after an interruption.")
+    output: Path = option(
+        help="Folder of the cache; must not exist. The same command goes on after an interruption.",
+        such_as="caches/pulled",
+    )
     revision: str | None = option(None, help="Commit, branch or tag [default: main].")

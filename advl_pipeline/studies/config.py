@@ -392,7 +392,9 @@ class HeadroomConfig(DataRootOptions):
     """Configuration of `advl datasets headroom`."""
 
     dataset: str = option(help="Dataset whose headroom is measured.")
-    init: Path = option(help="Folder of the pretrained student, as `advl pretrain` writes it.")
+    init: Path = option(
+        help="Folder of the pretrained student, as `advl pretrain` writes it.", such_as="students/mine"
+    )
     cache: tuple[Location, ...] = option(
         (), help="Teacher cache; repeatable: of each teacher one of train and one of the split that is scored."
     )

@@ -119,9 +119,9 @@ def _is_scored(cell: Cell, test_set: str) -> bool:
     if not path.exists():
         return False
     found, asked = read_json(path), cell.evaluate
-    if asked.evaluate_on is not None and (found.get("sample") or {}).get("asked") != asked.evaluate_on:
+    if asked.num_questions is not None and (found.get("sample") or {}).get("asked") != asked.num_questions:
         return False
-    if asked.evaluate_on is None and found.get("sample"):
+    if asked.num_questions is None and found.get("sample"):
         return False
     if asked.vqa_mode is not None and found.get("vqa_mode", asked.vqa_mode) != asked.vqa_mode:
         return False

@@ -33,7 +33,7 @@ from advl_pipeline.runs.reader import (
 from advl_pipeline.studies.comparisons import contrasts, losses, mean_contrasts, standings, text_shares, trends
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
-from advl_pipeline.studies.loose_runs import lay_out_runs
+from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
     CacheRecord,
@@ -65,14 +65,14 @@ def gather_study(folder: Path) -> StudyResult:
     return gather(plan, folder, command=record.command)
 
 
-def gather_runs(folder: Path) -> StudyResult:
-    """Read a run folder, or a folder of runs, as if a study had asked for them.
+def gather_runs(*folders: Path) -> StudyResult:
+    """Read run folders, or folders of runs, as if a study had asked for them.
 
     Raises:
         ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on other items.
     """
-    plan = lay_out_runs(folder)
-    return gather(plan, folder, command=finetune_command(plan.cells[0].finetune))
+    plan = lay_out_runs(*folders)
+    return gather(plan, common_folder(folders), command=finetune_command(plan.cells[0].finetune))
 
 
 def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -80,33 +81,45 @@ class _Run:
         )
 
 
-def lay_out_runs(folder: Path) -> Plan:
-    """Lay out a run, or all finished and evaluated runs that lie in a folder.
+def lay_out_runs(*named: Path) -> Plan:
+    """Lay out runs, and all finished and evaluated runs that lie in folders.
 
     Runs of one dataset, student and size are rows beside each other, and runs of several seeds are one row. A row
     goes by its method, and by what differs too where runs of one method have other options or teachers. It goes by
     its folder's name where even that says nothing.
 
+    Args:
+        named: run folders and folders of runs.
+
     Raises:
-        ConfigError: there is no run, or none was evaluated.
+        ConfigError: one holds no run, or none was evaluated.
     """
-    folders = [folder] if folder_kind(folder) == "run" else _runs_in(folder)
-    if not folders:
+    folders: list[Path] = []
+    for folder in named:
+        found = [folder] if folder_kind(folder) == "run" else _runs_in(folder)
+        folders += found
+        if found:
+            continue
         raise ConfigError(
             "There is nothing to report on.",
             where=str(folder),
             why="it is neither a study, nor a run, nor a folder of runs",
             next_command="advl finetune --help   (makes a run), then advl evaluate",
         )
-    runs = [run for path in folders if (run := _read(path)) is not None]
+    runs = [run for path in dict.fromkeys(folders) if (run := _read(path)) is not None]
     if not runs:
         raise ConfigError(
             "No run here was evaluated.",
-            where=str(folder),
+            where=", ".join(map(str, named)),
             why=f"of {len(folders)} none is both finished and scored on a test set",
-            next_command=f"advl evaluate --run {shlex.quote(str(folders[0]))} --on test",
+            next_command=f"advl evaluate {shlex.quote(str(folders[0]))} --on test",
         )
-    return _plan(folder, runs)
+    return _plan(common_folder(named), runs)
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """Return the folder itself, or the one that all of several lie in."""
+    return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -291,8 +304,9 @@ def _distinct(settings: Sequence[Setting]) -> tuple[Setting, ...]:
 
 
 def _cell(run: _Run, setting: Setting, method: str, folder: Path) -> Cell:
+    run_name = str(run.folder.absolute().relative_to(folder.absolute()))
     return Cell(
-        cell_id=run.folder.absolute().name,
+        cell_id=run.folder.absolute().name if run_name == "." else run_name,
         setting=setting.name,
         method=method,
         shots=run.config.shots,
@@ -301,5 +315,5 @@ def _cell(run: _Run, setting: Setting, method: str, folder: Path) -> Cell:
         test_sets=tuple(name for name in setting.test_sets if name in run.evaluations),
         finetune=run.config,
         evaluate=EvaluateConfig(run=run.folder, on=tuple(_ordered(run))),
-        run_name=str(run.folder.relative_to(folder)),
+        run_name=run_name,
     )

@@ -210,7 +210,7 @@ def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], 
                         f"A run has no item scores of {metric}.",
                         where=str(evaluation_file(cell.run, test_set, ".npz")),
                         why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
-                        next_command=f"advl evaluate --run {shlex.quote(str(cell.run))} --on {shlex.quote(test_set)}",
+                        next_command=f"advl evaluate {shlex.quote(str(cell.run))} --on {shlex.quote(test_set)}",
                     )
                 key = (cell.setting, test_set, metric)
                 order = _order(orders, key, evaluation.ids[metric], cell.run)
@@ -280,6 +280,6 @@ def _order(
             f"Two runs were scored on different items of {key[1]}, so they cannot be paired.",
             where=f"{first_run} and {run}",
             why=f"{len(reference)} and {len(ids)} items; only one has {example!r}",
-            next_command="score both on the same files: advl evaluate --run RUN --on " + key[1],
+            next_command="score both on the same files: advl evaluate RUN --on " + key[1],
         )
     return np.array([where[name] for name in reference])

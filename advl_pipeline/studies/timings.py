@@ -85,8 +85,8 @@ def _scoring_seconds(cell: Cell, run: Path, test_set: str) -> float | None:
         return None
     num_examples, sample = document["num_examples"], document["sample"]
     wanted = num_examples if sample is None else sample["of_examples"]
-    if cell.evaluate.evaluate_on is not None and sample is not None:
-        wanted = min(wanted, cell.evaluate.evaluate_on * num_examples / sample["asked"])
+    if cell.evaluate.num_questions is not None and sample is not None:
+        wanted = min(wanted, cell.evaluate.num_questions * num_examples / sample["asked"])
     seconds: float = document["seconds"] * wanted / num_examples
     return seconds
 
@@ -156,7 +156,7 @@ def measure_kinds(cells: Sequence[Cell]) -> list[Timing]:
                     output=Path(folder),
                 )
             )
-            run_evaluate(replace(cell.evaluate, run=Path(folder), evaluate_on=MEASURED_QUESTIONS))
+            run_evaluate(replace(cell.evaluate, run=Path(folder), num_questions=MEASURED_QUESTIONS))
             source = f"runs of {MEASURED_STEPS} steps made now"
             found.append(timing_of(cell, Path(folder) / names.RESULT, source=source))
     return found

@@ -123,7 +123,7 @@ class RunOptions(Configuration):
 
     title: ClassVar[str] = "Run"
 
-    output: Path = option(help="Run folder; an interrupted run in it resumes.", identity="none")
+    output: Path = option(help="Run folder; an interrupted run in it resumes.", such_as="runs/mine", identity="none")
     method: Method = option("advl", help="What is done with the teachers.")
     hide_picture: bool = option(
         False,

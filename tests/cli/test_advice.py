@@ -234,7 +234,7 @@ def test_an_unfinished_run_is_to_be_resumed(
     folder.mkdir()
     config = small_corpus.config(folder, seed=3, task=())
     (folder / "config.json").write_text(json.dumps(config_to_dict(config)))
-    for words in (["evaluate", "--run", folder], ["predict", folder]):
+    for words in (["evaluate", folder], ["predict", folder]):
         code, told = advl(*words, capsys=capsys)
         assert code == 6
         advice = advised(told)

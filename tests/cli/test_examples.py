@@ -157,7 +157,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         ):
             advl(["finetune", "--dataset", name, "--output", f"runs/{run}", *short])
         advl(["finetune", "--dataset", "scenes-vcr", "--output", "runs/vilt", "--student", "vilt-tiny", *short])
-        advl(["evaluate", "--run", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
+        advl(["evaluate", "runs/vcr-advl", "--on", "val", "--on", "rule-singular", "--probe", "none"])
         _write_predictions()
         Path("mine.toml").write_text(STUDY)
         write_json_lines(Path("mine.jsonl"), [choice_row(number) for number in range(20)])
@@ -205,9 +205,9 @@ def _write_mirrors(root: Path) -> None:
 
 def _write_predictions() -> None:
     """Write the files that `advl score` takes, under the names of the examples."""
-    advl(["predict", "runs/vqa-advl", "--split", "val", "--output", "results.json"])
+    advl(["predict", "runs/vqa-advl", "--on", "val", "--output", "results.json"])
     shutil.copy("results.json", "R.json")
-    advl(["predict", "runs/ve", "--split", "test", "--output", "predictions.csv"])
+    advl(["predict", "runs/ve", "--on", "test", "--output", "predictions.csv"])
     shutil.copy("datasets/snli-ve/snli_ve_test.jsonl", "snli_ve_test.jsonl")
     for short, name in (("Q", "v2_OpenEnded_mscoco_val2014_questions"), ("A", "v2_mscoco_val2014_annotations")):
         for target in (f"{short}.json", f"{name}.json"):

@@ -69,7 +69,7 @@ def test_near_names_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug() -> None:
-    command = [sys.executable, "-m", "advl_cli", "evaluate", "--run", "no-such-run"]
+    command = [sys.executable, "-m", "advl_cli", "evaluate", "no-such-run"]
     environment = {**os.environ, "COLUMNS": "100"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2

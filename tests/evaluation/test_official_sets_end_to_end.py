@@ -88,14 +88,12 @@ def test_the_whole_way(
     advl(capsys, "extract", "--teacher", "minilm-l6", "--dataset", name, "--output", cache, "--no-confidence")
     finetune = ["finetune", "--dataset", name, "--cache", cache, "--method", "naive-kd", "--shots", 4]
     advl(capsys, *finetune, "--num-steps", 2, "--batch-size", 2, "--output", run)
-    evaluated = advl(
-        capsys, "evaluate", "--run", run, "--probe", "none", *(word for one in sets for word in ("--on", one))
-    )
+    evaluated = advl(capsys, "evaluate", run, "--probe", "none", *(word for one in sets for word in ("--on", one)))
     documents = evaluated.get("sets", evaluated)
     for one in sets:
         assert set(documents[one]["metrics"]) == metrics
     if len(sets) > 1:
-        compared = advl(capsys, "score", "shift", "--run", run, "--on", sets[1])
+        compared = advl(capsys, "score", "shift", run, "--on", sets[1])
         assert compared["original_set"] == sets[0]
         assert {drop["num_items"] for drop in compared["drops"].values()} == {3 if name == "vqa-v2" else 6}
         kept = "same" if name == "vcr" else "part"
@@ -104,7 +102,7 @@ def test_the_whole_way(
             found = compared["drops"]["vqa"]
             assert found["original"] == pytest.approx(documents[sets[0]]["metrics"]["vqa"])
             assert found["shifted"] == pytest.approx(documents[sets[1]]["metrics"]["vqa"])
-    predicted = advl(capsys, "predict", run, "--split", "test")
+    predicted = advl(capsys, "predict", run, "--on", "test")
     assert predicted["num_items"] == num_test
     if name == "vcr":
         with Path(predicted["path"]).open(newline="") as file:
@@ -113,7 +111,7 @@ def test_the_whole_way(
         scored = score_vcr(capsys, root, run, tmp_path)
         assert scored == pytest.approx({"num_items": 8, **documents["val"]["metrics"]})
     elif name == "snli-ve":
-        predicted = advl(capsys, "predict", run, "--split", "val")
+        predicted = advl(capsys, "predict", run, "--on", "val")
         annotations = root / "snli-ve" / "snli_ve_dev.jsonl"
         arguments = ["--annotations", annotations, "--results", predicted["path"]]
         scored = advl(capsys, "score", "snli-ve", *arguments)
@@ -123,7 +121,7 @@ def test_the_whole_way(
         assert scored["confusion"] == [[found["counts"][true][called] for called in order] for true in order]
     else:
         split, mode, questions, annotations = VQA_FILES[name]
-        predicted = advl(capsys, "predict", run, "--split", split)
+        predicted = advl(capsys, "predict", run, "--on", split)
         arguments = ["--questions", root / questions, "--annotations", root / annotations, "--mode", mode]
         scored = advl(capsys, "score", "vqa", *arguments, "--results", predicted["path"])
         document = documents[split]
@@ -136,7 +134,7 @@ def test_the_whole_way(
 
 def score_vcr(capsys: pytest.CaptureFixture[str], root: Path, run: Path, folder: Path) -> Any:
     """Predict val with all 20 sequences, cut the answers and the rightly conditioned rationales out, score them."""
-    predicted = advl(capsys, "predict", run, "--split", "val")
+    predicted = advl(capsys, "predict", run, "--on", "val")
     with Path(predicted["path"]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     annotations = root / "vcr" / "val.jsonl"

@@ -47,9 +47,9 @@ def scores_with(
     assert code == 0, err
     assert not Path("datasets").exists()
     assert not (folder / "{split}").exists()
-    code, _, err = advl(capsys, "evaluate", "--run", run, "--on", "val", "--data-root", root, "--probe", "none")
+    code, _, err = advl(capsys, "evaluate", run, "--on", "val", "--data-root", root, "--probe", "none")
     assert code == 0, err
-    code, out, err = advl(capsys, "predict", run, "--split", "test", "--data-root", root, "--json")
+    code, out, err = advl(capsys, "predict", run, "--on", "test", "--data-root", root, "--json")
     assert code == 0, err
     answers = {item["question_id"]: item["answer"] for item in json.loads(Path(json.loads(out)["path"]).read_text())}
     with np.load(run / "evaluation" / "val.npz") as arrays:
@@ -140,7 +140,7 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
         *("--regions", "img_db/vcr_{split}", "--ground-truth-regions", "img_db/vcr_gt_{split}", "--output", "run"),
     )
     assert code == 0, err
-    code, _, err = advl(capsys, "evaluate", "--run", "run", "--on", "val", "--on", "rule-singular", "--probe", "none")
+    code, _, err = advl(capsys, "evaluate", "run", "--on", "val", "--on", "rule-singular", "--probe", "none")
     assert code == 0, err
 
     for split, filed_under in SPLITS.items():
@@ -157,9 +157,9 @@ def test_uniters_published_layout_serves_vcr_its_shifted_sets_and_coco(
         *("--regions", "img_db/coco_{split}", "--region-naming", "uniter", "--output", "vqa"),
     )
     assert code == 0, err
-    code, _, err = advl(capsys, "evaluate", "--run", "vqa", "--on", "minival", "--probe", "none")
+    code, _, err = advl(capsys, "evaluate", "vqa", "--on", "minival", "--probe", "none")
     assert code == 0, err
-    code, _, err = advl(capsys, "predict", "vqa", "--split", "test-dev")
+    code, _, err = advl(capsys, "predict", "vqa", "--on", "test-dev")
     assert code == 0, err
 
 

@@ -155,7 +155,7 @@ def test_a_random_teacher_is_read_beside_itself_and_its_row_says_so(tmp_path: Pa
 
 def test_a_study_without_an_adapt_step_shows_no_readout(tmp_path: Path) -> None:
     result = make_study(tmp_path, num_seeds=1, methods='["plain", "naive-kd"]', focus='"naive-kd"', shots="[100]")
-    report = run_report(ReportConfig(study=result.folder))
+    report = run_report(ReportConfig(run=(result.folder,)))
     assert not read_page(report.output.read_text(encoding="utf-8")).find("section", id="readout")
     assert "Does the student place" not in as_text(result) + as_markdown(result)
 
@@ -255,7 +255,7 @@ def test_a_run_that_cannot_tell_the_words_of_test_items_has_the_page_say_why(tmp
     cell = next(item for item in result.cells if (item.method, item.shots) == ("advl", 100))
     obstacle = json.dumps({"selection": "visual", "obstacle": "the towers of <clip-vit-l> decide"})
     (result.folder / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
-    report = run_report(ReportConfig(study=result.folder, data_root=tmp_path / "data"))
+    report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "data"))
     section = read_page(report.output.read_text(encoding="utf-8")).find("section", id="examples")[0]
     assert section.find("article", class_="example")
     assert not section.find("mark")
@@ -308,7 +308,7 @@ def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:
         test_sets='["test", "test-shift"]',
         extra=f"[variants.mine]\nmethod = 'advl'\nlabel = {quoted}\nnote = {quoted}\n[[settings]]\nname = {quoted}\n",
     )
-    text = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
+    text = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
     page = read_page(text)
     assert len(page.find("script")) == 1
     assert not page.find("img")
@@ -316,14 +316,14 @@ def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:
     assert page.find("h1")[0].text == HOSTILE
     assert "49" not in page.find("h1")[0].text
     for form in ("md", "latex"):
-        table = run_report(ReportConfig(study=result.folder, to=form)).output.read_text(encoding="utf-8")
+        table = run_report(ReportConfig(run=(result.folder,), to=form)).output.read_text(encoding="utf-8")
         assert form != "md" or "<script>" not in table
         assert form != "latex" or r"\&amp;\{\{ 7*7 \}\}" in table
 
 
 def test_a_study_of_three_seeds_claims_nothing_and_a_missing_dataset_is_said(tmp_path: Path) -> None:
     result = make_study(tmp_path, num_seeds=3)
-    report = run_report(ReportConfig(study=result.folder, data_root=tmp_path / "nowhere"))
+    report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "nowhere"))
     page = read_page(report.output.read_text(encoding="utf-8"))
     badges = {badge.text for badge in page.find("p", class_="badge")}
     assert badges == {"undecided at this size"}
@@ -334,16 +334,16 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     result = make_study(tmp_path, num_seeds=2)
     for cell in result.cells[3:]:
         shutil.rmtree(result.folder / cell.run)
-    text = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
+    text = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
     assert "13 of 16 runs are not finished" in read_page(text).text
     for form in ("md", "latex"):
-        other = run_report(ReportConfig(study=result.folder, to=form, output=tmp_path / f"report.{form}"))
+        other = run_report(ReportConfig(run=(result.folder,), to=form, output=tmp_path / f"report.{form}"))
         written = other.output.read_text(encoding="utf-8")
         assert "13 of 16 cells are not finished" in written
         assert ", 1 seed" in written
     for cell in result.cells[:3]:
         shutil.rmtree(result.folder / cell.run)
-    page = read_page(run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8"))
+    page = read_page(run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8"))
     assert not page.find("table", class_="main")
     assert len(page.find("article", class_="verdict")) == 5
 
@@ -354,7 +354,7 @@ def test_several_settings_and_metrics_each_get_their_figures(tmp_path: Path) -> 
         '[[settings]]\nname = "a-b"\nteachers = ["minilm-l6"]\n'
     )
     result = make_study(tmp_path, extra=extra)
-    page = read_page(run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8"))
+    page = read_page(run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8"))
     assert len(page.find("table", class_="main")) == 4
     captions = [item.find("b")[0].text for item in page.find("figcaption")]
     assert "Gain over plain: a b." in captions
@@ -365,12 +365,12 @@ def test_a_row_says_what_its_change_is_against_and_a_size_is_called_as_it_was_as
     own = '[variants.mine]\nmethod = "advl"\nlabel = "a|b<c>"\nbaseline = "naive-kd"\n'
     methods = '["plain", "naive-kd", "advl", "mine"]'
     result = make_study(tmp_path, extra=own, methods=methods, shots='[100, 1600, "full"]')
-    page = run_report(ReportConfig(study=result.folder)).output.read_text(encoding="utf-8")
+    page = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
     assert "a|b&lt;c&gt; (against naive KD)" in page
     figure = gain_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
     assert figure is not None
     assert {row[2] for row in figure.rows} == {"100", "1600", "full"}
-    latex = run_report(ReportConfig(study=result.folder, to="latex", output=tmp_path / "report.tex"))
+    latex = run_report(ReportConfig(run=(result.folder,), to="latex", output=tmp_path / "report.tex"))
     assert r"a\textbar{}b$<$c$>$ (against naive KD)" in latex.output.read_text(encoding="utf-8")
 
 
@@ -392,7 +392,7 @@ def test_numbers_are_written_alike_everywhere(written: str, expected: str) -> No
 def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
     result = vcr[0]
     text = {
-        form: run_report(ReportConfig(study=result.folder, to=form, output=tmp_path / f"report.{form}"))
+        form: run_report(ReportConfig(run=(result.folder,), to=form, output=tmp_path / f"report.{form}"))
         .output.read_text(encoding="utf-8")
         for form in ("csv", "json", "md", "latex")
     }  # fmt: skip
@@ -414,17 +414,19 @@ def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResul
 
 
 def test_reports_are_reproducible(vcr: tuple[StudyResult, Path], page_text: str, tmp_path: Path) -> None:
-    again = run_report(ReportConfig(study=vcr[0].folder, data_root=vcr[1], output=tmp_path / "again.html"))
+    again = run_report(ReportConfig(run=(vcr[0].folder,), data_root=vcr[1], output=tmp_path / "again.html"))
     assert again.output.read_text(encoding="utf-8") == page_text
 
 
 def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) -> None:
     with pytest.raises(ConfigError, match="nothing to report on"):
-        run_report(ReportConfig(study=tmp_path))
+        run_report(ReportConfig(run=(tmp_path,)))
+    with pytest.raises(ConfigError, match="by itself"):
+        run_report(ReportConfig(run=(vcr[0].folder, tmp_path)))
     blocked = tmp_path / "file"
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
-        run_report(ReportConfig(study=vcr[0].folder, to="csv", output=blocked / "report.csv"))
+        run_report(ReportConfig(run=(vcr[0].folder,), to="csv", output=blocked / "report.csv"))
 
 
 def test_gathering_again_gives_the_same_result(vcr: tuple[StudyResult, Path]) -> None:

@@ -58,7 +58,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
 
 @pytest.fixture(scope="module")
 def page(study: tuple[StudyResult, Path]) -> Element:
-    report = run_report(ReportConfig(study=study[0].folder, data_root=study[1]))
+    report = run_report(ReportConfig(run=(study[0].folder,), data_root=study[1]))
     return read_page(report.output.read_text(encoding="utf-8"))
 
 

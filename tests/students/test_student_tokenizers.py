@@ -112,7 +112,7 @@ def test_the_tokenizer_beside_the_weights_is_taken_and_goes_with_the_run(
     assert f"tokenizer: {moved.parent}" in err
     for file in (moved, moved.parent / "vocab.txt"):
         file.unlink()
-    code, err = advl("evaluate", "--run", run, "--data-root", small_corpus.data_root, "--probe", "none")
+    code, err = advl("evaluate", run, "--data-root", small_corpus.data_root, "--probe", "none")
     assert code == 0, err
     student = build_student("uniter-tiny", weights=run)
     assert isinstance(student, TextStudent)

@@ -143,7 +143,7 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypat
         (short.output / "result.json").write_text(json.dumps(summary), encoding="utf-8")
 
     def score(short: EvaluateConfig) -> None:
-        assert short.evaluate_on == MEASURED_QUESTIONS
+        assert short.num_questions == MEASURED_QUESTIONS
         for name in short.on:
             # 64 of 640 examples were scored.
             document = {"seconds": 3.0, "num_examples": 64, "sample": {"asked": 32, "of_examples": 640}}

@@ -703,6 +703,18 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
     assert {share.text_only for share in result.text_shares} == {"plain, hide_picture True"}
 
 
+def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    loose_run(tmp_path / "mine" / "run", study, cells["plain", 0])
+    loose_run(tmp_path / "yours" / "run", study, cells["advl", 0])
+    result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
+    assert result.folder == tmp_path
+    assert [cell.cell_id for cell in result.cells] == ["mine/run", "yours/run"]
+    assert {cell.state for cell in result.cells} == {"finished"}
+    assert gather_runs(tmp_path / "mine" / "run").cells[0].cell_id == "run"
+
+
 def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
     cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}

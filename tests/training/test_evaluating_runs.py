@@ -151,7 +151,7 @@ def test_a_sample_is_the_same_questions_for_every_run_with_its_interval(small_co
     of = dict(zip(scores["item_ids/q2a"].tolist(), scores["item/q2a"].tolist(), strict=True))
     ids = []
     for name in ("one", "two"):
-        found = run_evaluate(EvaluateConfig(run=tmp_path / name, evaluate_on=5, **common)).sets["test"]
+        found = run_evaluate(EvaluateConfig(run=tmp_path / name, num_questions=5, **common)).sets["test"]
         assert found["num_items"] == {"q2a": 5, "qa2r": 5, "q2ar": 5}
         assert found["sample"] == {"asked": 5, "of_examples": whole["num_examples"]}
         for metric, value in found["metrics"].items():

@@ -184,7 +184,7 @@ def test_classes_and_answers_are_trained_scored_and_written(
     for name in (False, True) if generate else (False,):
         output = tmp_path / (f"{name}.json" if generate else "labels.csv")
         found = run_predict(
-            PredictConfig(run=run, split="val", data_root=corpus.data_root, output=output, generate=name)
+            PredictConfig(run=run, on="val", data_root=corpus.data_root, output=output, generate=name)
         )
         assert found.num_items == len(open_dataset(dataset, split="val", data_root=corpus.data_root))
     if generate:
@@ -207,7 +207,7 @@ def test_a_student_with_heads_generates_nothing(corpus: SmallCorpus, tmp_path: P
     options = {**PLAIN, "student": "vilt-tiny", "dataset": "scenes-vqa", "task": (), "num_steps": 1}
     run_finetune(corpus.config(tmp_path / "run", **options))
     with pytest.raises(ConfigError, match="generates no text"):
-        run_predict(PredictConfig(run=tmp_path / "run", split="val", data_root=corpus.data_root, generate=True))
+        run_predict(PredictConfig(run=tmp_path / "run", on="val", data_root=corpus.data_root, generate=True))
 
 
 def test_teachers_grids_are_laid_over_tiles(corpus: SmallCorpus, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_train_and_val_are_trained_on_together_and_test_dev_is_predicted(
     assert json.loads(Path("runs/both/result.json").read_text())["num_labelled"] == 120
     test = mirror / "v2_OpenEnded_mscoco_test2015_questions.json"
     test.with_name("v2_OpenEnded_mscoco_test-dev2015_questions.json").write_bytes(test.read_bytes())
-    assert call("predict", "runs/both", "--split", "test-dev") == 0
+    assert call("predict", "runs/both", "--on", "test-dev") == 0
     assert finetune("runs/low", "--split", "train+val", "--cache", cache, "--shots", 10) == 0
     # A cache of train alone is another one.
     assert extract() == 0
@@ -85,4 +85,4 @@ def test_a_cache_that_left_out_what_cannot_be_read_names_the_option(
     assert "add --on-error skip" in printed
     picture.write_bytes(b"no picture")
     assert finetune("runs/a", "--on-error", "skip", *cache) == 0
-    assert "next: advl evaluate --run runs/a --on val" in capsys.readouterr().out
+    assert "next: advl evaluate runs/a --on val" in capsys.readouterr().out

@@ -102,14 +102,12 @@ def test_prediction_builds_the_same_student_with_the_splits_features(
     run = tmp_path / "run"
     options = {"regions": features / "{split}", "student_option": ("num_layers=1",), "task": ()}
     run_finetune(settings(small_corpus, run, **options))
-    result = run_predict(PredictConfig(run=run, split="test", data_root=small_corpus.data_root))
+    result = run_predict(PredictConfig(run=run, on="test", data_root=small_corpus.data_root))
     assert result.num_items == 8
     rows = result.path.read_text(encoding="utf-8").splitlines()
     assert len(rows) == 9
     with pytest.raises(DatasetError):
-        run_predict(
-            PredictConfig(run=run, split="test", data_root=small_corpus.data_root, regions=features / "train")
-        )
+        run_predict(PredictConfig(run=run, on="test", data_root=small_corpus.data_root, regions=features / "train"))
 
 
 def test_low_rank_updates_train_and_are_merged_into_a_plain_student(small_corpus: Any, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_evaluation_reads_them_too(
 ) -> None:
     run_finetune(small_corpus.config(tmp_path / "run", student="scenes-vilt", method="plain", cache=()))
     on_test = ("--data-root", small_corpus.data_root, "--probe", "swapped", "--probe", "blanked")
-    evaluate = ("evaluate", "--run", tmp_path / "run", "--on", "test", *on_test)
+    evaluate = ("evaluate", tmp_path / "run", "--on", "test", *on_test)
     assert advl(*evaluate) == 0
     document = tmp_path / "run" / "evaluation" / "test.json"
     decoded = json.loads(document.read_text())
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(small_corpus: S
     tasks = ("vcr-q2a", "vcr-qa2r")
     run_finetune(small_corpus.config(run, student="scenes-vilt", method="plain", cache=(), num_steps=1, task=tasks))
     before = tree_bytes(run)
-    predict = ("predict", run, "--split", "test", "--data-root", small_corpus.data_root)
+    predict = ("predict", run, "--on", "test", "--data-root", small_corpus.data_root)
     assert advl(*predict, "--pictures", pictures, "--output", tmp_path / "new" / "test.csv") == 3
     assert not (tmp_path / "new").exists()
     assert tree_bytes(run) == before

@@ -85,7 +85,7 @@ regions = "pixels"
         code, out, err = advl(capsys, "report", folder, "--to", form, "--output", tmp_path / form)
         assert code == 0, err
         assert PIXELS_CAVEAT.replace("'", "&#39;" if form == "html" else "'") in (tmp_path / form).read_text("utf-8")
-    code, out, err = advl(capsys, "evaluate", "--run", run, "--on", "val", "--data-root", root, "--probe", "none")
+    code, out, err = advl(capsys, "evaluate", run, "--on", "val", "--data-root", root, "--probe", "none")
     assert code == 0, err
     assert f"caution: {PIXELS_CAVEAT}" in out
 

@@ -1,0 +1,100 @@
+"""One grammar: commands that take a run take RUN first and `--on`; earlier forms work, with a note."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from advl_cli.main import main
+from advl_pipeline import configuration
+from advl_pipeline.evaluation import predict_files, runner, scoring, shift
+from advl_pipeline.evaluation.config import EvaluateConfig
+
+del scoring  # Loaded with the others, so that each is there to be stood in for.
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The configurations that commands were called with; nothing else is done."""
+    found: list[object] = []
+
+    def note(config: object) -> None:
+        found.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_evaluate", note)
+    monkeypatch.setattr(predict_files, "run_predict", note)
+    monkeypatch.setattr(shift, "run_score_shift", note)
+    configuration.say_renamed.cache_clear()
+    return found
+
+
+def advl(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("new", "earlier", "note"),
+    [
+        (["evaluate", "a b", "--on", "val"], ["evaluate", "--run", "a b", "--on", "val"], "--run is now RUN"),
+        (["predict", "a", "--on", "val"], ["predict", "a", "--split", "val"], "--split is now --on"),
+        (["score", "shift", "a", "--on", "x"], ["score", "shift", "--run", "a", "--on", "x"], "--run is now RUN"),
+        (
+            ["evaluate", "a", "--num-questions", "5"],
+            ["evaluate", "a", "--evaluate-on", "5"],
+            "--evaluate-on is now --num-questions",
+        ),
+    ],
+)
+def test_the_form_of_an_earlier_release_means_the_same(
+    new: list[str], earlier: list[str], note: str, asked: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    advl(*new)
+    assert "is now" not in capsys.readouterr().err
+    advl(*earlier)
+    assert note in capsys.readouterr().err
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+
+
+def test_a_form_given_in_both_ways_is_refused(asked: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert advl("evaluate", "a", "--run", "b") == 2
+    assert "--run is an earlier name of RUN" in capsys.readouterr().err
+    assert not asked
+
+
+def test_a_file_of_options_may_hold_the_run_and_earlier_names(
+    asked: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "evaluate.toml"
+    file.write_text("run = 'runs/a'\nevaluate-on = 7\n")
+    advl("evaluate", "--config", file)
+    assert asked == [EvaluateConfig(run=Path("runs/a"), num_questions=7)]
+    assert "evaluate-on is now num_questions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["predict"], ["score", "shift", "--on", "x"], ["report"]])
+def test_a_run_that_is_missing_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert advl(*words) == 2
+    assert "'RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "why"),
+    [
+        (["extract", "--teacher", "minilm-l6"], "--dataset is missing.", "such as --dataset mine.jsonl"),
+        (["extract"], "--teacher and --dataset are missing.", "such as --teacher minilm-l6 --dataset mine.jsonl"),
+        (["finetune", "--dataset", "x"], "--output is missing.", "such as --output runs/mine"),
+    ],
+)
+def test_an_option_that_is_missing_is_named_as_it_is_typed(
+    words: list[str], what: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert advl(*words) == 2
+    told = capsys.readouterr().err
+    assert what in told
+    assert why in told
+    assert "Config" not in told
