@@ -104,6 +104,21 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def give_usual_mode(path: Path) -> None:
+    """Let others read a file as they read any new file in its folder.
+
+    A library that wrote it under a name of its own, as safetensors does, left it to its owner alone. The umask cannot
+    be asked for without changing it for all threads; a new file has it applied.
+    """
+    probe = partial_beside(path)
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        path.chmod(os.fstat(descriptor).st_mode & 0o777)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
 def write_text(path: Path, content: str) -> None:
     """Write a UTF-8 text file atomically and durably; raises what `write_bytes` does."""
     write_bytes(path, content.encode("utf-8"))

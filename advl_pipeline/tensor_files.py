@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.atomic import give_usual_mode, remove_left, writing
 
 
 def save_tensors(
@@ -38,6 +38,7 @@ def save_tensors(
             remove_left(partial)
             partial.mkdir()
             save_file(on_cpu, partial / path.name, metadata=None if metadata is None else dict(metadata))
+            give_usual_mode(partial / path.name)
             (partial / path.name).replace(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

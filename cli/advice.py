@@ -64,7 +64,8 @@ def _again(advice: str, group: click.Group, invocation: Invocation) -> str:
     asked = re.search(rf"{_AGAIN}(?: again)? with (--[a-z-]+)", advice)
     command, _ = command_of(invocation.arguments, group)
     options = command.params if command is not None else []
-    switches = [name for one in options if isinstance(one, click.Option) and one.is_flag for name in one.opts]
+    flags = [one for one in options if isinstance(one, click.Option) and one.is_flag]
+    switches = [name for one in flags for name in (*one.opts, *one.secondary_opts)]
     added = [asked[1]] if asked and asked[1] in switches else []
     return Invocation(arguments=[*invocation.arguments, *added]).command()
 

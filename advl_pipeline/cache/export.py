@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from advl_pipeline.atomic import partial_beside, remove_left, writing
+from advl_pipeline.atomic import give_usual_mode, partial_beside, remove_left, writing
 from advl_pipeline.cache.config import ExportConfig
 from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
@@ -156,6 +156,7 @@ def _to_safetensors(cache: TeacherCache, output: Path) -> None:
                 path,
                 metadata={"identity": canonical_json(cache.identity).decode()},
             )
+            give_usual_mode(path)
 
 
 def _to_parquet(cache: TeacherCache, output: Path) -> None:

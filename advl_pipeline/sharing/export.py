@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from advl_pipeline.atomic import partial_beside, writing
+from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
@@ -97,6 +97,8 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
             for write in prepared.writes:
                 write(partial)
             (partial / CARD_FILE).write_text(card, encoding="utf-8")
+            for file in (path for path in partial.rglob("*") if path.is_file()):
+                give_usual_mode(file)
         if repository is not None:
             url = upload(repository, partial, message="A student of ADVL")
         with writing(config.output):

@@ -39,12 +39,14 @@ class StudentOptions(Configuration):
     head_answers: Path | None = option(
         None,
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
+        identity="content",
         paces=False,
     )
     known_words: Path | None = option(
         None,
         help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
         "count [default: what `advl pretrain` recorded, else every word counts as known].",
+        identity="content",
         paces=False,
     )
     fresh_heads: bool = option(
@@ -54,6 +56,7 @@ class StudentOptions(Configuration):
         None,
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
         "else the student's own].",
+        identity="content",
     )
     regions: Path | None = option(
         None,

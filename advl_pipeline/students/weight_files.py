@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.runs import names
+from advl_pipeline.students.known_words import KNOWN_WORDS_FILE
+
+MODEL_CONFIG = "config.json"
+"""Architecture of published weights, as transformers has it."""
 
 _TOKENIZERS = ((names.TOKENIZER,), ("vocab.txt",), ("vocab.json", "merges.txt"))
+_TOKENIZER_FILES = (
+    *(name for several in _TOKENIZERS for name in several),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template.*"),
+    *("processor_config.json", "preprocessor_config.json"),
+)
+"""What a tokenizer or a processor is read from."""
+
+_OF_OUR_FOLDERS = (names.STUDENT, names.HEADS, names.ADAPTER, KNOWN_WORDS_FILE)
+_OF_PUBLISHED_FOLDERS = (MODEL_CONFIG, "*.index.json")
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -28,11 +42,48 @@ def tokenizer_folder(path: Path) -> Path | None:
 
 
 def weights_digest(path: Path) -> str:
-    """Return the hexadecimal SHA-256 over the files of a pretrained student, a folder or a checkpoint file.
+    """Return the hexadecimal SHA-256 over the weights of a pretrained student, a folder or a checkpoint file.
 
     Raises:
-        WeightsUnavailable: there is none.
+        WeightsUnavailable: there are none.
     """
+    state = hashlib.sha256()
+    for file in _required_weights(path):
+        state.update(_hash(file))
+    return state.hexdigest()
+
+
+def student_digest(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of all that a pretrained student is read from, by names and content.
+
+    These are its weights, description, heads, known words, tokenizer and processor, as far as they lie there.
+
+    Raises:
+        WeightsUnavailable: there are no weights.
+    """
+    weights = _required_weights(path)
+    folder = path if path.is_dir() else path.parent
+    beside = _OF_OUR_FOLDERS if (folder / names.STUDENT).is_file() else _OF_PUBLISHED_FOLDERS
+    found = {*weights, *_lying_in(folder, (*_TOKENIZER_FILES, *beside))}
+    return _digest(folder, found | set((folder / names.PROCESSOR).rglob("*")))
+
+
+def tokenizer_digest(name: str) -> str:
+    """Return the hexadecimal SHA-256 of a tokenizer's folder, or the name of one that lies in none.
+
+    Args:
+        name: as `--tokenizer` takes it.
+    """
+    folder = Path(name)
+    return _digest(folder, _lying_in(folder, (*_TOKENIZER_FILES, MODEL_CONFIG))) if folder.is_dir() else name
+
+
+def file_digest(path: str) -> str | None:
+    """Return the hexadecimal SHA-256 of a file; None where there is none."""
+    return _hash(Path(path)).hex() if Path(path).is_file() else None
+
+
+def _required_weights(path: Path) -> list[Path]:
     files = weight_files(path)
     if not files:
         raise WeightsUnavailable(
@@ -44,11 +95,24 @@ def weights_digest(path: Path) -> str:
             if path.name.startswith("scenes-")
             else "put the student's weights there, or give --init the place where they lie",
         )
+    return files
+
+
+def _lying_in(folder: Path, patterns: Iterable[str]) -> set[Path]:
+    return {file for pattern in patterns for file in folder.glob(pattern)}
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
+    contents = {file.relative_to(folder).as_posix(): _hash(file) for file in files if file.is_file()}
     state = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            state.update(hashlib.file_digest(handle, "sha256").digest())
+    for name, content in sorted(contents.items()):
+        state.update(f"{name}\0".encode() + content)
     return state.hexdigest()
+
+
+def _hash(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
 
 
 def pretrain_command(folder: Path) -> str:

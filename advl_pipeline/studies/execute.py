@@ -18,10 +18,11 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
-from advl_pipeline.students.weight_files import is_on_hub, weight_files, weights_digest
+from advl_pipeline.students.weight_files import is_on_hub, student_digest, weight_files
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.folder import STUDY_FILE
+from advl_pipeline.studies.folder import STUDY_FILE, given_values
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
+from advl_pipeline.training.resolved import NAMED_FILES, named_files
 
 CellExecutor = Callable[[Cell, StudyConfig], None]
 """Runs one cell to its end or raises; resumes what an interrupted call left in the cell's run folder."""
@@ -137,7 +138,9 @@ def is_finished(cell: Cell) -> bool:
 
 
 def init_digests(study: StudyConfig) -> dict[Path, str]:
-    """Digest the pretrained students that the study starts from, so that another one makes other cells.
+    """Digest the pretrained students that the study starts from, and the files of students that its options name.
+
+    Another content makes other cells.
 
     Raises:
         ConfigError: a pretrained student does not exist.
@@ -158,7 +161,13 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
             else published,
         )
     inits = {setting.init for setting in study.settings if setting.init is not None}
-    return {init: weights_digest(init) for init in inits if not is_on_hub(init)}
+    named = {
+        Path(value): digest
+        for option in NAMED_FILES
+        for value in given_values(study, option)
+        if (digest := named_files({option: value})[option]) is not None
+    }
+    return {init: student_digest(init) for init in inits if not is_on_hub(init)} | named
 
 
 def dataset_digests(

@@ -70,13 +70,18 @@ def write_study(
         write_bytes(path, content)
 
 
-def recipe_files(study: StudyConfig) -> list[str]:
-    """Return the recipe files that a study names, as it names them."""
+def given_values(study: StudyConfig, option: str) -> set[str]:
+    """Return all that a study gives to an option of its runs, in one table or another."""
     tables = (
         *(study.training, *(setting.training for setting in study.settings), *study.at_shots.values()),
         *(study.variant(name).training for name in study.methods),
     )
-    return sorted({str(table["recipe"]) for table in tables if "recipe" in table} - {AUTO, NONE})
+    return {str(value) for table in tables for key, value in table.items() if key.replace("-", "_") == option}
+
+
+def recipe_files(study: StudyConfig) -> list[str]:
+    """Return the recipe files that a study names, as it names them."""
+    return sorted(given_values(study, "recipe") - {AUTO, NONE})
 
 
 def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dict[Path, bytes]]:

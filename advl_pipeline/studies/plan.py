@@ -29,7 +29,7 @@ from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import takes_two_steps
-from advl_pipeline.training.resolved import resolve_run, run_identity
+from advl_pipeline.training.resolved import NAMED_FILES, resolve_run, run_identity
 
 CELLS_FOLDER = "cells"
 ID_LENGTH = 12
@@ -107,7 +107,8 @@ def build_plan(
     Args:
         folder: study folder; run folders lie in it under `cells/`.
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
-        init_digests: digest of each pretrained student's content; without one its path stands for it.
+        init_digests: digest of each pretrained student's content, and of other files that options name; without one
+            the path stands for it.
         dataset_digests: "dataset/split" -> digest of the content that is trained on; without one the name stands
             for it.
         recipes: a recipe file as the study names it -> the file to read in its place.
@@ -202,7 +203,7 @@ def _cell(
         teachers,
         kinds=_kinds(setting),
         extraction=study.extraction,
-        init_digest=init_digests.get(setting.init) if setting.init else None,
+        digests=init_digests,
         dataset_digest=dataset_digests.get(trained_on(config)),
     )
     config = replace(config, output=places.folder / CELLS_FOLDER / cell_id)
@@ -233,7 +234,7 @@ def cell_identity(
     *,
     kinds: tuple[str, ...],
     extraction: Mapping[str, Any],
-    init_digest: str | None,
+    digests: Mapping[Path, str],
     dataset_digest: str | None,
 ) -> str:
     """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers.
@@ -242,7 +243,8 @@ def cell_identity(
         config: of the run; its caches stand in the id by `teachers` and `extraction`.
         kinds: vcr, vqa, snli-ve: the kinds of task that the run trains on.
         extraction: options of the extraction that are not left at their default.
-        init_digest: of the pretrained student's content; without one its path stands for it.
+        digests: of the content of the pretrained student and of other files of it; without one the path stands for
+            it.
         dataset_digest: of the training split's content, where it is known.
 
     Raises:
@@ -252,7 +254,9 @@ def cell_identity(
     # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
     described |= {"dataset": None if is_own_data(config.dataset) else config.dataset, "ids": None}
     described["decided"] = {kind: _decided(config, kind) for kind in kinds}
-    described["init"] = init_digest or (str(config.init) if config.init else None)
+    described["init"] = digests.get(config.init, str(config.init)) if config.init else None
+    named = {option: str(value) for option in NAMED_FILES if (value := getattr(config, option)) is not None}
+    described |= {option: digests.get(Path(value), value) for option, value in named.items()}
     if dataset_digest is not None:
         described["dataset_digest"] = dataset_digest
     if teachers:

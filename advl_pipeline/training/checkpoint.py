@@ -1,11 +1,14 @@
 """Checkpoints: one safetensors file, written whole or not at all, never a pickle.
 
-Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`; the file's metadata has the step.
+Keys: `model/<parameter>`, `optimizer/<index>/<state>`, under fp16 `scaler/<state>`. The file's metadata has the step,
+the phase, and the digest of all of these.
 Randomness needs no state: every step seeds itself from (seed, step).
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from advl_pipeline.errors import CorruptCache
-from advl_pipeline.tensor_files import save_tensors
+from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
 
 def save_checkpoint(
@@ -33,29 +36,43 @@ def save_checkpoint(
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value)
     if scaler is not None:
         tensors |= {f"scaler/{key}": torch.as_tensor(value) for key, value in scaler.state_dict().items()}
-    save_tensors(path, tensors, metadata={"step": str(step), "phase": phase})
+    on_cpu = {key: value.detach().cpu() for key, value in tensors.items()}
+    metadata = {"step": str(step), "phase": phase}
+    save_tensors(path, on_cpu, metadata={**metadata, "digest": _digest(metadata, on_cpu)})
 
 
 def read_checkpoint(path: Path) -> tuple[int, str, dict[str, torch.Tensor]] | None:
     """Return (step, phase, tensors) of a checkpoint, or None when there is none.
 
     Raises:
-        CorruptCache: the file is damaged.
+        CorruptCache: the file is damaged, or is not what a run wrote.
     """
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CorruptCache(
-            "The checkpoint is damaged.",
-            where=str(path),
-            why=str(error),
-            next_command="run again with --no-resume to start over",
-        ) from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, str(error)) from None
+    recorded = metadata.pop("digest", "")
+    if metadata.keys() != {"step", "phase"} or _digest(metadata, tensors) != recorded:
+        raise _damaged(path, "its content is not what its digest says")
     return int(metadata["step"]), metadata["phase"], tensors
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
+    place = f"{metadata['step']}\0{metadata['phase']}\0"
+    return hashlib.sha256((place + parameter_digest(tensors)).encode()).hexdigest()
+
+
+def _damaged(path: Path, why: str) -> CorruptCache:
+    return CorruptCache(
+        "The checkpoint is damaged.",
+        where=str(path),
+        why=why,
+        next_command="start over by the same command with --no-resume",
+    )
 
 
 def restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.students.weight_files import weights_digest
+from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.compatibility import dataset_identity
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.inputs import Inputs
@@ -69,12 +69,29 @@ def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return options_without(FinetuneConfig, config, "beside", "none")
 
 
+NAMED_FILES: Mapping[str, Callable[[str], str | None]] = {
+    "tokenizer": tokenizer_digest,
+    "known_words": file_digest,
+    "head_answers": file_digest,
+}
+"""Options that name a file of the student beside its weights, and what digests it; None where there is none."""
+
+
+def named_files(options: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return what the files hold that the options of a run name: option -> digest.
+
+    Args:
+        options: plain configuration of a run.
+    """
+    return {name: digest(options[name]) for name, digest in NAMED_FILES.items() if options.get(name) is not None}
+
+
 def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> dict[str, Any]:
     """Return everything that decides the numbers of a run, as plain JSON types: the content of run.json.
 
     Caches, datasets, pretrained student, recipe and a list of labelled examples stand in it by their content, so that
-    they may move but not change. Region features and tokenizers that an option names stand in it by their path. The
-    order of the caches counts: it chooses the initial projections.
+    they may move but not change; so do files that other options name, but for region features, which stand in it by
+    their path. The order of the caches counts: it chooses the initial projections.
 
     Raises:
         WeightsUnavailable: there is no pretrained student where the options say.
@@ -91,7 +108,8 @@ def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> di
         "options": options_without(FinetuneConfig, options, "content"),
         "settings": decided,
         "recipe": published and {key: value for key, value in published.items() if key != "sources"},
-        "init": None if config.init is None else weights_digest(config.init),
+        "init": None if config.init is None else student_digest(config.init),
+        "files": named_files(options),
         "dataset": splits[0],
         "adapt_dataset": {str(number): other for number, other in enumerate(splits[1:], start=1)},
         "labels": {task: digest(list(dataset.label_names(task))) for task in dataset.tasks},

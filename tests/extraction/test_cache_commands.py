@@ -204,6 +204,9 @@ def test_export_to_safetensors_and_parquet(cache: Path, tmp_path: Path, capsys: 
     values, lengths = store.token_features(ids)
     assert advl(capsys, "cache", "export", cache, "--to", "safetensors", "--output", tmp_path / "st")[0] == 0
     content = load_file(tmp_path / "st/image-00000.safetensors")
+    (tmp_path / "usual").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "st/image-00000.safetensors", tmp_path / "usual")}
+    assert len(modes) == 1
     np.testing.assert_array_equal(content["token_values"], values)
     assert [row.tobytes().hex() for row in content["unit_id"]] == ids
     assert advl(capsys, "cache", "export", cache, "--to", "parquet", "--output", tmp_path / "pq")[0] == 0

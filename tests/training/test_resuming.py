@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import complaint as advl
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.datasets.scenes.build import run_build_scenes
@@ -19,6 +24,10 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.reader import read_json, read_log
+from advl_pipeline.students.embedded_words import embedded_tokenizer_file
+from advl_pipeline.students.known_words import write_known_words
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import save_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler, save_checkpoint
 
 
@@ -193,6 +202,90 @@ def test_what_a_run_took_counts_all_of_its_sittings(
     assert 200 < twice["phases"]["adapt"]["seconds"] < 300 < twice["phases"]["finetune"]["seconds"] < 400
     assert 500 < twice["seconds"] < 600
     assert twice["seconds_per_step"] > 500 / 6
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 4
+    file.write_bytes(content)
+
+
+def edit_the_step(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() | {"step": "4", "phase": "finetune"}
+    save_file(load_file(file), file, metadata=metadata)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, edit_the_step])
+def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_the_advice_starts_over(
+    small_corpus: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    whole, stopped = (finetune(small_corpus, tmp_path / name, "--method", "plain") for name in ("whole", "stopped"))
+    interrupt(capsys, monkeypatch, stopped)
+    damage(tmp_path / "stopped" / names.CHECKPOINT)
+    before = tree_bytes(tmp_path / "stopped")
+    code, said = advl(capsys, *stopped)
+    assert code == 4, said
+    assert names.CHECKPOINT in said
+    assert tree_bytes(tmp_path / "stopped") == before
+    advised = said.splitlines()[-1]
+    assert advl(capsys, *shlex.split(advised)[1:])[0] == 0
+    assert advl(capsys, *whole)[0] == 0
+    weights = [(tmp_path / name / names.STUDENT_WEIGHTS).read_bytes() for name in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+def test_what_a_student_is_read_from_may_not_change_under_a_run(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init, words, tokenizer = tmp_path / "init", tmp_path / "words.json", tmp_path / "tokenizer"
+    torch.manual_seed(0)
+    student = build_student("vilt-tiny")
+    save_student(init, student, origin={})
+    write_known_words(init, {"cat": 3, "dog": 2})
+    words.write_text('{"cat": 3, "dog": 2}', encoding="utf-8")
+    tokenizer.mkdir()
+    shutil.copy(embedded_tokenizer_file(), tokenizer / "tokenizer.json")
+    options = ("--student", "vilt-tiny", "--init", init, "--known-words", words, "--tokenizer", tokenizer)
+    command = finetune(small_corpus, tmp_path / "run", "--method", "plain", *options)
+    interrupt(capsys, monkeypatch, command)
+    before = tree_bytes(tmp_path / "run")
+    for file, entry in (
+        (init / "pretraining_words.json", "init"),
+        (init / "student.json", "init"),
+        (words, "files.known_words"),
+        (tokenizer / "tokenizer.json", "files.tokenizer"),
+    ):
+        content = file.read_text(encoding="utf-8")
+        file.write_text(json.dumps(json.loads(content), indent=3), encoding="utf-8")
+        code, said = advl(capsys, *command)
+        assert code == 3, said
+        assert [line for line in said.splitlines() if line.split()[:1] == [entry]], said
+        assert tree_bytes(tmp_path / "run") == before
+        file.write_text(content, encoding="utf-8")
+    # Wherever they lie.
+    for path in (init, words, tokenizer):
+        path.rename(path.with_name(f"moved-{path.name}"))
+    moved = [tmp_path / f"moved-{word.name}" if word in (init, words, tokenizer) else word for word in command]
+    assert advl(capsys, *moved)[0] == 0
+
+
+def test_others_may_read_what_a_run_wrote_as_the_umask_says(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(0o027)
+    try:
+        assert advl(capsys, *finetune(small_corpus, tmp_path / "run", "--method", "plain"))[0] == 0
+        words = (tmp_path / "run", "--to", "torch", "--output", tmp_path / "exported")
+        assert advl(capsys, "export", *words)[0] == 0
+    finally:
+        os.umask(before)
+    written = [file for folder in ("run", "exported") for file in (tmp_path / folder).rglob("*") if file.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in written} == {oct(0o640)}
 
 
 def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> None:
