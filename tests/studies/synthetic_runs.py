@@ -1,7 +1,8 @@
 """A deterministic executor for tests: writes real run folders whose accuracies follow a known law.
 
 An item is answered rightly when ability exceeds difficulty; difficulties are the same for all methods, so
-that runs are paired as real ones are. `GAINS` states the points that each method adds over plain at 100 shots.
+that runs are paired as real ones are. What is drawn for a cell hangs on its title, so that numbers stay where ids
+change. `GAINS` states the points that each method adds over plain at 100 shots.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def accuracy(cell: Cell, test_set: str, gains: Mapping[str, float]) -> float:
     """Expected accuracy in [0, 1]; a gain named "method on set" is of that test set alone."""
     shots = cell.shots or 1600
     gain = gains.get(f"{cell.method} on {test_set}", gains.get(cell.method, 0.0)) * (100 / shots) ** 0.5
-    wobble = generator("wobble", cell.seed, shots).normal(0, 0.8) + generator(cell.cell_id, test_set).normal(0, 0.5)
+    wobble = generator("wobble", cell.seed, shots).normal(0, 0.8) + generator(cell.title, test_set).normal(0, 0.5)
     return (BASE.get(test_set, 50.0) + 4 * np.log2(shots / 100) + gain + wobble) / 100
 
 
@@ -59,7 +60,7 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
             for name, path in zip(cell.teachers, cell.finetune.cache, strict=True)
         ],
     )
-    random = generator("metrics", cell.cell_id)
+    random = generator("metrics", cell.title)
     with (run / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for step in range(0, 30, 10):
             record: dict[str, Any] = {"step": step, "phase": "adapt" if step == 0 else "finetune", "raw/task": 1.0}
@@ -120,16 +121,16 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
     for task in cell.finetune.task:
         metric = METRIC_OF_TASK[task]
         difficulty = generator("difficulty", cell.setting, test_set, task).random(NUM_ITEMS)
-        noise = generator(cell.cell_id, test_set, task).normal(0, 0.15, NUM_ITEMS)
+        noise = generator(cell.title, test_set, task).normal(0, 0.15, NUM_ITEMS)
         threshold = accuracy(cell, test_set, gains)
         rank = np.argsort(np.argsort(difficulty + noise)) / NUM_ITEMS
         items[metric] = (rank < threshold).astype(np.float32)
-        chance = generator(cell.cell_id, test_set, task, "swapped").random(NUM_ITEMS)
+        chance = generator(cell.title, test_set, task, "swapped").random(NUM_ITEMS)
         swapped[metric] = (chance < SWAPPED_CHANCE / 100).astype(np.float32)
         answered = np.where(
             items[metric] > 0, 0, 1 + generator(task, test_set, cell.seed).integers(3, size=NUM_ITEMS)
         )
-        scores = generator(cell.cell_id, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
+        scores = generator(cell.title, "scores").normal(0, 1, (NUM_ITEMS, 4)).astype(np.float32)
         scores[np.arange(NUM_ITEMS), answered] = scores.max(axis=1) + 1.0
         arrays[f"scores/{task}"] = scores
         arrays[f"example_ids/{task}"] = np.array([f"{name}:{task}" for name in names])
