@@ -101,6 +101,22 @@ def test_classes_and_answers_through_every_command(advl: Callable[..., tuple[str
     assert "answer accuracy" in report
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_rows_that_are_all_alike_are_learned_from_however_large_the_batch(
+    advl: Callable[..., tuple[str, str]], num_rows: int
+) -> None:
+    write_json_lines(Path("alike.jsonl"), [choice_row(0, split="train")] * num_rows)
+    caches = []
+    for teacher in ("minilm-l6", "efficientnet-lite0"):
+        advl("extract", "--teacher", teacher, "--data", "alike.jsonl", "--no-confidence")
+        caches += ["--cache", f"caches/{teacher}/alike/train"]
+    _, told = advl("finetune", "--data", "alike.jsonl", *caches, "--output", "run", *SHORT, "--batch-size", 4096)
+    assert f"--batch-size 4096, cut to the {num_rows} examples there are" in told
+    assert json.loads(Path("run/result.json").read_text())["status"] == "done"
+
+
 def test_a_long_text_is_refused_to_learn_from_and_cut_to_be_scored(advl: Callable[..., tuple[str, str]]) -> None:
     long = "It is " + "very " * 100 + "red."
     rows = [class_row(number, **({"text": long} if number in (16, 17) else {})) for number in range(20)]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.pictures import decode_picture, picture_size
+from advl_pipeline.datasets.pictures import decode_picture, picture_size, regular_file
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import index_unwritable
 
@@ -263,7 +263,7 @@ def _key(name: str) -> tuple[int, int]:
 def _read(path: Path, name: str, depth: Depth) -> FileFacts:
     state = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with regular_file(path) as file:
             while block := file.read(_CHUNK):
                 state.update(block)
     except OSError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +22,19 @@ PICTURE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.Decompressio
 
 
 def require_content(path: Path, name: str) -> None:
-    """See that a file is there and not empty.
+    """See that a plain file is there and not empty.
 
     Raises:
         Malformed: it is not.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError:
         raise Malformed(f"{name} is missing") from None
-    if not size:
+    # A pipe has no size either, and reading one may never end.
+    if not stat.S_ISREG(status.st_mode):
+        raise Malformed(f"{name} is no regular file")
+    if not status.st_size:
         raise Malformed(f"{name} is empty")
 
 
@@ -68,7 +74,7 @@ def read_rgb(path: Path) -> Image.Image:
         DatasetError: it cannot be read.
     """
     try:
-        with Image.open(path) as file:
+        with regular_file(path) as content, Image.open(content) as file:
             _require_8_bits(file)
             file.load()
             if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
@@ -90,6 +96,17 @@ def unreadable_picture(path: Path, error: Exception) -> DatasetError:
     )
 
 
+def regular_file(path: Path) -> IO[bytes]:
+    """Open a file to read; a pipe would wait for its other end, and a device need not end.
+
+    Raises:
+        OSError: it is no regular file, or cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.open("rb")
+
+
 def _require_8_bits(image: Image.Image) -> None:
     """Refuse grey of more bits, which Pillow clips where it should scale: what is light would all be white."""
     if image.mode.startswith(("I", "F")):
@@ -102,7 +119,7 @@ def _opened(path: Path, name: str) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with regular_file(path) as content, Image.open(content) as image:
                 _require_8_bits(image)
                 yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

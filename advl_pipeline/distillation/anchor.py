@@ -65,14 +65,17 @@ def drift(states_XH: torch.Tensor, reference_XH: torch.Tensor, weight_X: torch.T
 
     Args:
         reference_XH: those of the student as it was pretrained, on the same inputs.
-        weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0.
+        weight_X: at least 0, how well pretraining knew each node; the others may move. All zero gives 0, and so does
+            a reference whose nodes are all alike: it has no unit to measure in.
     """
     if not len(states_XH):
         return states_XH.sum()
     reference = reference_XH.detach().float()
-    variance = reference.var(0, unbiased=False).mean().clamp(min=torch.finfo(torch.float32).tiny)
-    moved_X = (states_XH.float() - reference).square().mean(-1) / variance
-    return (moved_X * weight_X).sum() / weight_X.sum().clamp(min=1.0)
+    variance = reference.var(0, unbiased=False).mean()
+    # Of nodes that are alike, rounding leaves a variance in the last bits.
+    alike = variance <= torch.finfo(torch.float32).eps ** 2 * reference.square().mean()
+    moved_X = (states_XH.float() - reference).square().mean(-1) / variance.masked_fill(alike, 1.0)
+    return (moved_X * weight_X).sum().masked_fill(alike, 0.0) / weight_X.sum().clamp(min=1.0)
 
 
 def _placed_tokens(signal: TeacherSignal, known: Mapping[str, torch.Tensor], batch: StudentBatch) -> torch.Tensor:

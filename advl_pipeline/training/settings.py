@@ -95,7 +95,12 @@ class TrainingSettings:
     def line(self) -> str:
         """Return one line for people: which recipe, and what the options changed of it."""
         flags = {source: key for key, source in reversed(list(self.sources.items())) if source.startswith("--")}
-        given = [f"{flag} {getattr(self, key)}" for flag, key in flags.items() if flag != "--adversarial"]
+        # A number that was cut says so itself.
+        given = [
+            flag if " " in flag else f"{flag} {getattr(self, key)}"
+            for flag, key in flags.items()
+            if flag != "--adversarial"
+        ]
         adversarial = "" if self.adversarial is None else f", adversarial ({self.adversarial.num_steps} passes)"
         return (
             f"{self.note}; given: {', '.join(sorted(given)) or 'nothing'}; "
@@ -116,6 +121,11 @@ def resolve_settings(
     Raises:
         ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.
     """
+    asked = config.batch_size
+    if asked is not None:
+        # More examples than there are would be the same ones again, in memory and in time.
+        most = max(num_labelled, (config.accumulate or 1) * world_size)
+        config = dataclasses.replace(config, batch_size=min(asked, most))
     values: dict[str, Any] = {
         **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
         "warmup": PLAIN["warmup_fraction"],
@@ -145,6 +155,9 @@ def resolve_settings(
     given = _of_options(config, chosen.recipe)
     values |= {key: value for key, (value, _) in given.items()}
     sources |= {key: source for key, (_, source) in given.items()}
+    if config.batch_size != asked:
+        cut = f"--batch-size {asked}, cut to the {config.batch_size} examples there are"
+        sources = {key: cut if source == "--batch-size" else source for key, source in sources.items()}
     values["adversarial"], sources["adversarial"] = _adversarial(config, chosen.recipe)
     if values["schedule"] == "steps" and not values["milestones"]:
         raise ConfigError(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import complaint
+from own_rows import choice_row, write_json_lines
 from PIL import Image
 
 from advl_pipeline.datasets.pictures import picture_size, read_rgb, read_square
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.teachers.pixels import read_picture
 
@@ -48,3 +54,34 @@ def test_grey_of_sixteen_bits_is_refused_where_pictures_are_checked_and_where_th
     for read in (lambda: picture_size(path, "deep.png"), lambda: read_rgb(path), lambda: read_picture(path)):
         with pytest.raises((Malformed, DatasetError), match="more than 8 bits"):
             read()
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def make_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [make_pipe, make_socket, make_device])
+def test_what_is_no_regular_file_is_refused_at_once(
+    make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_json_lines(Path("mine.jsonl"), [choice_row(number, split="train") for number in range(5)])
+    opened = open_dataset(str(data), split="train")
+    path = next(unit.path for unit in opened.image_units() if unit.path.name == "red.png")
+    path.unlink()
+    make(path)
+    with pytest.raises(DatasetError):
+        read_rgb(path)
+    code, told = complaint(capsys, "extract", "--teacher", "efficientnet-lite0", "--data", data)
+    assert code == 5
+    assert "pictures/red.png cannot be read: it is no regular file" in told

@@ -134,3 +134,13 @@ def test_drift_counts_what_pretraining_knew_in_units_of_variance() -> None:
     weight[:4] = 1.0
     assert float(drift(moved, reference, weight)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
     assert float(drift(10 * moved, 10 * reference, weight)) == pytest.approx(4.0 / variance / 4, rel=1e-4)
+
+
+def test_drift_from_nodes_that_are_all_alike_is_no_term() -> None:
+    reference = torch.randn(1, 6, generator=torch.Generator().manual_seed(0)).expand(5, 6)
+    states = (reference + 1e-3).detach().requires_grad_()
+    value = drift(states, reference, torch.ones(5))
+    value.backward()
+    assert float(value.detach()) == 0.0
+    assert states.grad is not None
+    assert not states.grad.any()

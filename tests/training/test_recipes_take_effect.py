@@ -63,6 +63,16 @@ def test_options_win_and_say_so() -> None:
     assert described["optimiser"] == {"value": "bert-adamw", "source": made.sources["optimiser"]}
 
 
+def test_a_batch_holds_no_example_twice_and_says_so() -> None:
+    made = settle("uniter-base", "vcr", num_labelled=16, batch_size=4096)
+    assert (made.batch_size, made.accumulate) == (16, 1)
+    assert "--batch-size 4096, cut to the 16 examples there are" in made.line()
+    assert "--batch-size 16" in settle("uniter-base", "vcr", num_labelled=16, batch_size=16).line()
+    # Every micro-batch of every process still has one.
+    many = settle("uniter-base", "vcr", num_labelled=3, batch_size=4096, accumulate=8)
+    assert (many.batch_size, many.accumulate) == (8, 8)
+
+
 def test_low_shot_runs_keep_the_users_budget_and_epochs_become_steps() -> None:
     assert settle("uniter-base", "vcr", shots=100, num_labelled=200).num_steps == 300
     assert settle("uniter-base", "vcr", shots=100, num_labelled=200, num_steps=77).num_steps == 77
