@@ -17,6 +17,9 @@ from transformers import BertConfig
 TEXT, VISUAL, PADDING = 0, 1, -1
 """Kinds of a position in a single-stream sequence."""
 
+_MASKED = torch.finfo(torch.float16).min
+"""What a softmax gives no weight. Autocast rounds masks to fp16 or bf16, where the lowest fp32 would be infinite."""
+
 
 def bert_config(
     *,
@@ -68,6 +71,20 @@ def kinds_of(text_mask_NL: torch.Tensor, visual_mask_NR: torch.Tensor) -> torch.
     return torch.cat([text, visual], dim=1)
 
 
+def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return 0 where a row may attend and a large negative number elsewhere, in the shape of `allowed`.
+
+    A row that may attend to nothing is padding, whose state nobody reads. It attends to everything, since some
+    kernels make a softmax over nothing not a number.
+
+    Args:
+        allowed: bool, (..., S); the last axis is attended to.
+        dtype: of the mask.
+    """
+    seen = allowed | ~allowed.any(-1, keepdim=True)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, _MASKED)
+
+
 def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive attention mask, (N, 1, 1, S), or (N, 1, S, S) with `separate`.
 
@@ -76,8 +93,7 @@ def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torc
     allowed = (kind_NS != PADDING)[:, None, None, :]
     if separate:
         allowed = allowed & (kind_NS[:, None, :, None] == kind_NS[:, None, None, :])
-    # The lowest finite value instead of -inf: a padded row that may attend to nothing stays finite.
-    return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)
+    return additive_mask(allowed, dtype)
 
 
 def padding_bias(mask_NT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -34,6 +34,7 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, Image
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
+from advl_pipeline.students.bert_parts import additive_mask
 from advl_pipeline.students.chat import Chat
 from advl_pipeline.students.chat_batch import ChatBatch, Picture, chat_batch
 from advl_pipeline.students.checkpoints import KeyRules
@@ -331,8 +332,7 @@ class GenerativeStudent(Student):
         allowed = allowed & ((block[:, None, :] == -1) | (block[:, None, :] == block[:, :, None]))
         if mask_visual:
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
-        mask = torch.zeros(allowed.shape, dtype=x_NSH.dtype, device=x_NSH.device)
-        mask = mask.masked_fill(~allowed, torch.finfo(x_NSH.dtype).min)
+        mask = additive_mask(allowed, x_NSH.dtype)
         output = self.decoder(
             inputs_embeds=x_NSH,
             attention_mask=mask[:, None],
