@@ -1,8 +1,8 @@
 """Confidence of teachers in the ground truth, per example: what Adaptive Confidence-based Weighting is fed with.
 
-Estimators (docs/method.md): `probe`, one cross-fitted linear head per modality; `probe-joint`, one head over both;
-`zero-shot`, the softmax over candidates of an aligned pair of towers; `none`. Only stores and labels are read, never
-a teacher. An example's confidence depends on the labels of other folds alone, and only on the examples named.
+Estimators (docs/method.md): `probe`, one cross-fitted linear head per modality; `zero-shot`, the softmax over
+candidates of an aligned pair of towers; `none`. Only stores and labels are read, never a teacher. An example's
+confidence depends on the labels of other folds alone, and only on the examples named.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from advl_pipeline.errors import ConfigError, DatasetError, StorageError, sugges
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import TeacherCache
 
-ESTIMATORS = ("probe", "probe-joint", "zero-shot", "none")
+ESTIMATORS = ("probe", "zero-shot", "none")
 
 SCHEMA_VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
@@ -92,7 +92,7 @@ def load_or_estimate_confidence(
 
     Returns:
         Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
-        each modality that a cache has, `probe-joint` and `zero-shot` "joint", `none` nothing.
+        each modality that a cache has, `zero-shot` "joint", `none` nothing.
 
     Raises:
         ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
@@ -140,19 +140,13 @@ def confidence_views(caches: Sequence[TeacherCache], estimator: str) -> tuple[Vi
         )
     if estimator == "none":
         return ()
-    has_image = any(cache.image is not None for cache in caches)
-    has_text = any(cache.text is not None for cache in caches)
     if estimator == "probe":
-        views: dict[View, bool] = {"vision": has_image, "text": has_text}
+        views: dict[View, bool] = {
+            "vision": any(cache.image is not None for cache in caches),
+            "text": any(cache.text is not None for cache in caches),
+        }
         return tuple(view for view, present in views.items() if present)
-    if not (has_image and has_text):
-        raise ConfigError(
-            f"The confidence estimator {estimator!r} needs image and text features.",
-            why="the caches hold " + ("only images" if has_image else "only texts" if has_text else "neither"),
-            next_command="give a second --cache, or use --confidence probe",
-        )
-    if estimator == "zero-shot":
-        _aligned_cache(caches)
+    _aligned_cache(caches)
     return ("joint",)
 
 

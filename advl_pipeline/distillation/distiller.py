@@ -8,18 +8,12 @@ Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, H 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.balance import (
-    STRETCH,
-    bounded_log_variance,
-    check_balance,
-    uncertain_teachers,
-    weighted_teachers,
-)
+from advl_pipeline.distillation.balance import check_balance, weighted_teachers
 from advl_pipeline.distillation.contrastive import batch_contrast
 from advl_pipeline.distillation.landmarks import (
     Landmarks,
@@ -27,16 +21,6 @@ from advl_pipeline.distillation.landmarks import (
     placed_nodes,
     placed_texts,
     unplaced_words,
-)
-from advl_pipeline.distillation.pathways import (
-    Pair,
-    TeacherWidths,
-    TextProjections,
-    VisionProjections,
-    VisionTarget,
-    pairs_loss,
-    text_pairs,
-    vision_pairs,
 )
 from advl_pipeline.distillation.pooling import (
     example_of_sequence,
@@ -47,6 +31,7 @@ from advl_pipeline.distillation.pooling import (
     pool_to_regions,
     pool_to_words,
 )
+from advl_pipeline.distillation.projected import Projections, projected_text, projected_vision
 from advl_pipeline.distillation.relational import (
     ALONE,
     Everywhere,
@@ -56,16 +41,38 @@ from advl_pipeline.distillation.relational import (
     require_relations,
 )
 from advl_pipeline.distillation.selection import select_words
-from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, WordAlignment, shared_words
-from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm, Target, check_targets
+from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
+from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, WordAlignment, shared_words
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
 INITIAL_TEMPERATURE = 0.07
 """Start of the learned temperature of the contrastive objective, as in CLIP."""
 
-_UNUSED_KIND: Mapping[VisionTarget, str] = {"image": "region", "regions": "image"}
-"""Kind of a vision teacher's features that is projected and not distilled."""
+
+@dataclass(frozen=True, kw_only=True)
+class PathwayTerm:
+    """The loss of one pathway: means over candidates, without weight of the instance or lambda.
+
+    `value_B` is balanced over the teachers. `raw_B` is their plain mean, detached; `by_teacher` holds each teacher's
+    (B,) and `balance` its factor (scalar), detached.
+    """
+
+    value_B: torch.Tensor
+    raw_B: torch.Tensor
+    by_teacher: Mapping[str, torch.Tensor]
+    balance: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationTerms:
+    """Loss terms by pathway, `vision` and `text`, of those that have a teacher, and the words that were distilled.
+
+    `selected_NW` is bool.
+    """
+
+    pathways: Mapping[str, PathwayTerm]
+    selected_NW: torch.Tensor | None
 
 
 class Distiller(nn.Module):
@@ -91,6 +98,9 @@ class Distiller(nn.Module):
         vision_targets: what is distilled of each vision teacher [default: regions where it has them, else the
             picture].
         contrast_size: width of the common space.
+
+        Raises:
+            ConfigError: a balance that does not fit the teachers, or relations between words that one did not store.
         """
         super().__init__()
         self.settings = settings
@@ -106,22 +116,27 @@ class Distiller(nn.Module):
         for pathway in ("vision", "text"):
             if settings.pathway not in ("both", pathway):
                 self.teachers[pathway] = []
-        check_targets(settings, self.teachers, teachers)
+        for name in self.teachers["text"]:
+            if settings.distance == "relational" and not teachers[name].text_token:
+                raise ConfigError(
+                    "This teacher's cache has no features of words, so no words can be related.",
+                    where=name,
+                    why="it was made with global features alone",
+                    next_command="--distance mse, or extract with token features",
+                )
         self.vision = nn.ModuleDict()
         self.text = nn.ModuleDict()
         if settings.distance != "relational":
             for name in self.teachers["vision"]:
-                self.vision[module_key(name)] = VisionProjections(hidden_size, teachers[name])
+                widths = teachers[name]
+                self.vision[module_key(name)] = Projections(
+                    image=(hidden_size, widths.image_global), region=(hidden_size, widths.image_region)
+                )
             for name in self.teachers["text"]:
-                self.text[module_key(name)] = TextProjections(pooled_size, hidden_size, teachers[name])
-        self.free_log_variance = nn.ParameterDict()
-        for pathway, names in self.teachers.items():
-            if settings.teacher_balance == "learned" and len(names) > 1:
-                for name in names:
-                    free = nn.Parameter(torch.zeros(()))
-                    # Its stretched gradient would take over the norm that all gradients are clipped by.
-                    free.register_hook(lambda gradient: gradient / STRETCH)  # type: ignore[no-untyped-call]
-                    self.free_log_variance[f"{pathway}/{module_key(name)}"] = free
+                widths = teachers[name]
+                self.text[module_key(name)] = Projections(
+                    summary=(pooled_size, widths.text_global), word=(hidden_size, widths.text_token)
+                )
         self.landmarks: dict[str, Landmarks] = {}
         """Of each text teacher whose likenesses to known words are followed; the others' are among the batch."""
         self.region_landmarks: dict[str, RegionLandmarks] = {}
@@ -133,7 +148,7 @@ class Distiller(nn.Module):
     @property
     def needs_relevance(self) -> bool:
         """Whether the student must report its attention to the picture."""
-        return bool(self.teachers["text"]) and self.settings.selection in ("adaptive", "visual")
+        return bool(self.teachers["text"]) and self.settings.selection == "adaptive"
 
     def terms(
         self,
@@ -161,40 +176,23 @@ class Distiller(nn.Module):
         example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
-        pairs: dict[Target, Pair] = {}
         if known is None:
             known = self.known_regions(distilled, batch, signal)
-        vision_N = self._vision(distilled, known, batch, signal, example_N, image_ids_B, generator, pairs)
-        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, pairs)
+        vision_N = self._vision(distilled, known, batch, signal, example_N, image_ids_B, generator)
+        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator)
         return DistillationTerms(
             pathways={
                 pathway: self._balanced(
-                    pathway,
                     {
                         name: mean_by_example(value_N, example_N, num_examples, counted_N)
                         for name, value_N in losses_N.items()
-                    },
+                    }
                 )
                 for pathway, losses_N in (("vision", vision_N), ("text", text_N))
                 if losses_N
             },
             selected_NW=selected_NW,
-            pairs=pairs,
         )
-
-    def leave_out(self, target: Target) -> None:
-        """Distil a coordinate target no more; a teacher without any other is out of the pathway."""
-        projections, key = getattr(self, target.pathway), module_key(target.teacher)
-        setattr(projections[key], target.kind, None)
-        unused = _UNUSED_KIND.get(self.vision_targets.get(target.teacher, "both"))
-        left = {kind for kind, _ in projections[key].named_children()}
-        if left - {unused}:
-            return
-        if not left:
-            del projections[key]
-        self.teachers[target.pathway].remove(target.teacher)
-        if (name := f"{target.pathway}/{key}") in self.free_log_variance:
-            del self.free_log_variance[name]
 
     def contrast(
         self,
@@ -251,7 +249,6 @@ class Distiller(nn.Module):
         example_N: torch.Tensor,
         image_ids_B: torch.Tensor,
         generator: torch.Generator | None,
-        compared: dict[Target, Pair],
     ) -> dict[str, torch.Tensor]:
         losses = {}
         for name, one in signal.vision.items():
@@ -273,20 +270,11 @@ class Distiller(nn.Module):
                     everywhere=self.everywhere,
                 )[example_N]
                 continue
-            expanded = one.of_sequences(example_N)
-            regions_NSH, seen_NS = pool_to_regions(distilled.visual_states_NRH, expanded.shares_BSR)
             projections = self.vision[module_key(name)]
-            assert isinstance(projections, VisionProjections)
-            pairs = vision_pairs(
-                projections,
-                expanded,
-                image_BH=image_state(distilled, batch),
-                regions_BSH=regions_NSH,
-                region_seen_BS=seen_NS,
-                target=target,
+            assert isinstance(projections, Projections)
+            losses[name] = projected_vision(
+                projections, distilled, batch, one.of_sequences(example_N), target, self.settings.distance
             )
-            compared |= {Target("vision", name, kind): pair for kind, pair in pairs.items()}
-            losses[name] = pairs_loss(pairs, self.settings.distance, like_N=example_N)
         return losses
 
     def _text(
@@ -295,7 +283,6 @@ class Distiller(nn.Module):
         signal: TeacherSignal,
         relevance_NL: torch.Tensor | None,
         generator: torch.Generator | None,
-        compared: dict[Target, Pair],
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if not self.teachers["text"] or not signal.text:
             return {}, None
@@ -312,7 +299,6 @@ class Distiller(nn.Module):
             mask_NW = shared_words(words, one, seen_NW)
             # A cache may hold only some of the words that a share is taken of.
             counted_NW = words.word_mask_NW & seen_NW if one.is_selected else mask_NW
-            pairs: dict[str, Pair] = {}
             landmarks = self.landmarks.get(name)
             if self.settings.distance == "relational":
                 # Function words are like everything and like nothing.
@@ -321,18 +307,8 @@ class Distiller(nn.Module):
                     require_relations(mask_NW, words.form_NW, name, self.everywhere)
                 else:
                     mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
-            else:
-                projections = self.text[module_key(name)]
-                assert isinstance(projections, TextProjections)
-                pairs = text_pairs(projections, one, pooled_NP=distilled.pooled_NP, words_NWH=words_NWH)
-                if "word" not in pairs:
-                    mask_NW = torch.zeros_like(mask_NW)
-            each_NW = None
-            if self.settings.selection == "need":
-                if self.settings.distance == "relational":
-                    each_NW = self._each_word(words_NWH, one, words, mask_NW, mask_NW, landmarks)
-                else:
-                    each_NW = pairs["word"].distances(self.settings.distance) if "word" in pairs else mask_NW.float()
+            elif one.words_NWD is None:
+                mask_NW = torch.zeros_like(mask_NW)
             selected_NW = select_words(
                 self.settings.selection,
                 mask_NW=mask_NW,
@@ -342,26 +318,20 @@ class Distiller(nn.Module):
                 rho=self.settings.selection_rho,
                 generator=generator,
                 counted_NW=counted_NW,
-                need_NW=None if each_NW is None else each_NW.detach(),
             )
             if self.settings.distance == "relational":
-                related = []
-                if self.settings.relational_nodes in ("words", "both"):
-                    if each_NW is None:
-                        each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks)
-                    related.append(masked_mean(each_NW, selected_NW))
-                if self.settings.relational_nodes in ("texts", "both"):
-                    related.append(
-                        related_texts(self.settings, words_NWH, one, mask_NW, words, self.everywhere)
-                        if landmarks is None
-                        else placed_texts(self.settings, words_NWH, one, mask_NW, landmarks)
-                    )
-                losses[name] = torch.stack(related).sum(0)
+                each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks)
+                losses[name] = masked_mean(each_NW, selected_NW) + (
+                    related_texts(self.settings, words_NWH, one, mask_NW, words, self.everywhere)
+                    if landmarks is None
+                    else placed_texts(self.settings, words_NWH, one, mask_NW, landmarks)
+                )
             else:
-                if "word" in pairs:
-                    pairs["word"] = replace(pairs["word"], mask_NX=selected_NW)
-                compared |= {Target("text", name, kind): pair for kind, pair in pairs.items()}
-                losses[name] = pairs_loss(pairs, self.settings.distance, like_N=words_NWH[:, 0, 0])
+                projections = self.text[module_key(name)]
+                assert isinstance(projections, Projections)
+                losses[name] = projected_text(
+                    projections, distilled.pooled_NP, words_NWH, one, selected_NW, self.settings.distance
+                )
         return losses, selected_NW
 
     def _each_word(
@@ -387,19 +357,12 @@ class Distiller(nn.Module):
             )
         return placed_nodes(self.settings, words_NWH, one.words_NWD, asked_NW, landmarks)
 
-    def _balanced(self, pathway: str, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
+    def _balanced(self, losses_B: dict[str, torch.Tensor]) -> PathwayTerm:
         losses_KB = torch.stack(list(losses_B.values()))
-        if self.settings.teacher_balance == "learned" and len(losses_B) > 1:
-            free_K = torch.stack([self.free_log_variance[f"{pathway}/{module_key(name)}"] for name in losses_B])
-            log_variance_K = bounded_log_variance(free_K)
-            factor_K = torch.exp(-log_variance_K)
-            value_B = uncertain_teachers(losses_KB, log_variance_K)
-        else:
-            given = self.settings.teacher_weights
-            factor_K = losses_KB.new_tensor([given.get(name, 1.0) for name in losses_B])
-            value_B = weighted_teachers(losses_KB, factor_K)
+        given = self.settings.teacher_weights
+        factor_K = losses_KB.new_tensor([given.get(name, 1.0) for name in losses_B])
         return PathwayTerm(
-            value_B=value_B,
+            value_B=weighted_teachers(losses_KB, factor_K),
             raw_B=losses_KB.detach().mean(0),
             by_teacher={name: value.detach() for name, value in losses_B.items()},
             balance=dict(zip(losses_B, factor_K.detach(), strict=True)),

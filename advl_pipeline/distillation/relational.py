@@ -17,10 +17,9 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.landmarks import Landmarks, placed_nodes
-from advl_pipeline.distillation.pathways import VisionTarget
 from advl_pipeline.distillation.pooling import first_sequences, image_state, masked_mean, pool_to_regions
 from advl_pipeline.distillation.selection import min_max_scale
-from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput

@@ -8,13 +8,10 @@ Shapes: N sequences, W words.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from advl_pipeline.datasets.words import ROUNDING
-
-Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
+from advl_pipeline.distillation.settings import Selection
 
 
 def min_max_scale(values_NW: torch.Tensor, mask_NW: torch.Tensor) -> torch.Tensor:
@@ -36,13 +33,12 @@ def select_words(
     rho: float,
     generator: torch.Generator | None = None,
     counted_NW: torch.Tensor | None = None,
-    need_NW: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return (N, W) bool: the words that are distilled.
 
     Args:
-        kind: `adaptive` mixes prior and visual relevance, `prior` and `visual` use one, `need` takes the words that
-            the student places least as the teacher does, `random` draws as many, `all` keeps every word.
+        kind: `adaptive` mixes prior and visual relevance, `prior` uses the prior alone, `random` draws as many
+            words, `all` keeps every word.
         mask_NW: bool, the words that exist on both sides of the alignment.
         prior_NW: IDF prior, 0 for function words.
         relevance_NW: visual relevance; None where neither an aligned teacher nor attention gives one, in which case
@@ -52,21 +48,16 @@ def select_words(
         generator: of `random`.
         counted_NW: bool, the words that `rho` is a share of, where the cache holds only some of them [default:
             `mask_NW`].
-        need_NW: of `need`, the distance of each word's state to the teacher's, without gradient.
     """
     if kind == "all":
         return mask_NW
     prior = min_max_scale(prior_NW, mask_NW)
     if kind == "random":
         score = torch.rand(mask_NW.shape, generator=generator).to(mask_NW.device)
-    elif kind == "need":
-        assert need_NW is not None
-        score = need_NW
     elif relevance_NW is None or kind == "prior":
         score = prior
     else:
-        relevance = min_max_scale(relevance_NW, mask_NW)
-        score = relevance if kind == "visual" else alpha * prior + (1.0 - alpha) * relevance
+        score = alpha * prior + (1.0 - alpha) * min_max_scale(relevance_NW, mask_NW)
     return _top_share(score, mask_NW, mask_NW if counted_NW is None else counted_NW, rho)
 
 

@@ -10,10 +10,12 @@ from typing import ClassVar, Literal
 from advl_pipeline.configuration import Configuration, option
 
 Pathway = Literal["both", "vision", "text"]
-TeacherBalance = Literal["equal", "fixed", "learned"]
-AdaptObjective = Literal["contrastive", "distil-only", "projections-only"]
-Selection = Literal["adaptive", "prior", "visual", "need", "random", "all"]
-Weighting = Literal["ratio", "teacher", "gap", "uniform"]
+TeacherBalance = Literal["equal", "fixed"]
+AdaptObjective = Literal["contrastive", "distil-only"]
+Selection = Literal["adaptive", "prior", "random", "all"]
+Weighting = Literal["ratio", "uniform"]
+VisionTarget = Literal["image", "regions", "both"]
+"""What is distilled of one vision teacher, once it is decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,6 @@ class DistillationOptions(Configuration):
         help="What of a teacher is followed. relational: its likenesses among the words (regions) of a batch. mse, "
         "l1, cosine, smooth-l1: the coordinates of its features, through a projection.",
     )
-    relational_nodes: Literal["words", "texts", "both"] = option(
-        "both",
-        help="Of relational: what of a text is related, its words, the text as the mean of its words, or both.",
-    )
     landmarks: Literal["all", "known"] = option(
         "known",
         help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
@@ -67,16 +65,6 @@ class DistillationOptions(Configuration):
         help="Which states are distilled. unimodal: those that have seen one modality, from below the fusion where "
         "the student has such layers, else from a pass that hides the other. fused: those after the fusion.",
     )
-    projection_start: Literal["ridge", "random"] = option(
-        "ridge",
-        help="How projections of the coordinate distances start: fitted in closed form on the frozen student over "
-        "some hundred inputs without labels, or at random.",
-    )
-    target_check: Literal["r2", "none"] = option(
-        "r2",
-        help="Leave out targets of the coordinate distances that no linear map tells from the student's states. "
-        "Their fit has an R2 on held-out inputs below 0.05. none keeps them all.",
-    )
     vision_target: Literal["auto", "patches", "regions", "image", "both"] = option(
         "auto",
         help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
@@ -84,8 +72,7 @@ class DistillationOptions(Configuration):
     )
     teacher_balance: TeacherBalance = option(
         "equal",
-        help="How several teachers share a pathway: their mean, a mean under --teacher-weight, or weights learned "
-        "from each teacher's uncertainty.",
+        help="How several teachers share a pathway: their mean, or a mean under --teacher-weight.",
     )
     selection: Selection | None = option(None, help="Adaptive Text Token Selection: how words are scored.")
     selection_alpha: float = option(
@@ -97,10 +84,6 @@ class DistillationOptions(Configuration):
     )
     weighting: Weighting | None = option(None, help="Adaptive Confidence-based Weighting: the weight of an instance.")
     weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False)
-    weight_normalise: Literal["none", "batch-mean"] = option(
-        "none",
-        help="Rescale weights to mean 1 in the batch, none above --weight-max: what is cut goes to the others.",
-    )
     weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.")
 
 
@@ -112,8 +95,8 @@ class AdaptTerms(Configuration):
 
     adapt_objective: AdaptObjective | None = option(
         None,
-        help="What the adapt step learns: distillation alone, the contrast of pictures and texts with it, or the "
-        "projections with the student held [default: contrastive for plain-two-step, else distil-only].",
+        help="What the adapt step learns: distillation alone, or the contrast of pictures and texts with it "
+        "[default: contrastive for plain-two-step, else distil-only].",
     )
     anchor_weight: float = option(
         20.0,

@@ -14,6 +14,16 @@ import torch
 Record = TypeVar("Record")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherWidths:
+    """Feature widths of one teacher, by modality; None where it has no such features."""
+
+    image_global: int | None = None
+    image_region: int | None = None
+    text_global: int | None = None
+    text_token: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionSignal:
     """One vision teacher on the pictures of a batch; float32, standardised where so configured.

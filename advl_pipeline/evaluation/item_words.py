@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -20,6 +20,7 @@ from advl_pipeline.datasets.words import KnownWords, WordPrior, word_spans
 from advl_pipeline.distillation.landmarks import unplaced_words
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.distillation.selection import select_words
+from advl_pipeline.distillation.settings import Selection
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.runs import names
@@ -31,12 +32,12 @@ MAX_ITEMS = 200
 
 
 def read_selection(run: Path) -> dict[str, Any] | None:
-    """Return how a run selects words, or None where it selects none or cannot without its teachers."""
+    """Return how a run selects words; None where it selects none, or by teachers, or by a rule that is gone."""
     path = run / names.WORD_SELECTION
     if not path.exists():
         return None
     described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return None if "obstacle" in described else described
+    return None if "obstacle" in described or described["selection"] not in get_args(Selection) else described
 
 
 @torch.inference_mode()

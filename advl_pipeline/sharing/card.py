@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 
 from advl_pipeline.cache.identity import digest
-from advl_pipeline.configuration import build_config
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.reporting.formats import as_markdown
@@ -21,7 +20,7 @@ from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.interface import Student
 from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study
 from advl_pipeline.teachers.inspection import show_teacher
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import config_of_run
 
 CARD_FILE = "README.md"
 
@@ -57,9 +56,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         teachers=[_teacher(cache["identity"]) for cache in read_json(run / names.CACHES)],
         method=config["method"],
         recipe=result["recipe"],
-        command=finetune_command(
-            build_config(FinetuneConfig, without_folders(config), where=str(run / names.CONFIG))
-        ),
+        command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),
         scores=scores,
         use_of_vision=_use_of_vision(run),
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import build_config, config_to_dict
+from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -23,7 +23,7 @@ from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.studies.config import Setting, StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.variants import SHIPPED, Variant
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.resolved import run_identity
 
 _OF_PLACE = frozenset({"method", "dataset", "student", "task", "shots", "seed", "cache"})
@@ -133,7 +133,7 @@ def _read(folder: Path) -> _Run | None:
     found = [path for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
     if not found:
         return None
-    config = build_config(FinetuneConfig, read_config(folder), {"output": folder}, where=str(folder / names.CONFIG))
+    config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
     caches = read_json(folder / names.CACHES) if (folder / names.CACHES).exists() else []
     made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
     return _Run(

@@ -125,7 +125,7 @@ def check_selection(caches: Sequence[TeacherCache], settings: DistillationSettin
     """Refuse token selections that a cache with only some of the words cannot serve.
 
     `prior` gives what a full cache gives; `adaptive` chooses among the words that were kept. The others would
-    quietly become something else: `all` would not be all, `random` and `visual` would be the prior's choice.
+    quietly become something else: `all` would not be all, and `random` would draw among the prior's choice.
 
     Raises:
         ConfigError: with the command that extracts all tokens.

@@ -7,15 +7,17 @@ takes the whole configuration, which is one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, build_config, option
 from advl_pipeline.datasets.config import DataOptions, DataRootOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
 from advl_pipeline.students.options import PictureOptions, StudentOptions
 from advl_pipeline.training.recipe_terms import AdversarialOptions, OptimiserOptions
@@ -50,18 +52,17 @@ class TeacherOptions(DiskCacheOptions):
     target_norm: Literal["standardise", "none"] = option(
         "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
     )
-    confidence: Literal["probe", "probe-joint", "zero-shot", "bridge", "none"] = option(
+    confidence: Literal["probe", "zero-shot", "bridge", "none"] = option(
         "probe",
         help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
         "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
         paces=False,
     )
     confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
-    student_confidence: Literal["start", "smoothed", "current"] = option(
+    student_confidence: Literal["start", "current"] = option(
         "start",
         help="Whose confidence of the student weighs an item. start: that of the beginning of step 2, before it saw "
-        "a label (one pass over the labelled items). Else one smoothed over the visits of the item, or the current "
-        "one.",
+        "a label (one pass over the labelled items). current: that of the present step.",
     )
     confidence_check: Literal["auc", "none"] = option(
         "auc",
@@ -187,6 +188,37 @@ class FinetuneConfig(
     DryRunOptions,
 ):
     """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
+
+
+_GONE = {"relational_nodes": "both", "weight_normalise": "none"}
+_GONE_OF_COORDINATES = ("projection_start", "target_check")
+"""Options of version 0.2: the values that every run now computes as, and those that only coordinate distances read."""
+
+
+def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any) -> FinetuneConfig:
+    """Return the configuration that a run was made with, by this version or by 0.2.
+
+    Args:
+        stored: content of its config.json.
+        where: named in errors.
+        changes: fields that are to have other values.
+
+    Raises:
+        ConfigError: the run was made with an option that is gone, at a value that no run now computes as.
+    """
+    gone = {name: stored[name] for name in (*_GONE, *_GONE_OF_COORDINATES) if name in stored}
+    if stored["distance"] == "relational":
+        gone = {name: value for name, value in gone.items() if name in _GONE}
+    for name, value in gone.items():
+        if value != _GONE.get(name):
+            raise ConfigError(
+                "This run was made with an option that is gone, so it cannot stand beside others.",
+                where=where,
+                why=f"{name} = {value!r} went with version 0.3",
+                next_command="leave this run out; advl evaluate and advl predict read it as before",
+            )
+    known = {name: value for name, value in stored.items() if name not in (*_GONE, *_GONE_OF_COORDINATES)}
+    return build_config(FinetuneConfig, known, changes, where=where)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

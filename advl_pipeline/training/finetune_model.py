@@ -18,10 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.anchor import anchor_loss
-from advl_pipeline.distillation.distiller import Distiller
+from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
 from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.distillation.terms import DistillationTerms, PathwayTerm
 from advl_pipeline.distillation.weighting import pathway_weights
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.training.recipe_terms import TaskLoss
@@ -73,10 +72,7 @@ class LossTerms:
 
 
 class FinetuneModel(nn.Module):
-    """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused).
-
-    `trainable` names the parameters that may learn: all of them but what the student came with frozen.
-    """
+    """Student, heads by name, and the distiller (projections exist for methods without teachers too, unused)."""
 
     def __init__(
         self,
@@ -99,7 +95,6 @@ class FinetuneModel(nn.Module):
         """Example id -> (C,) answers of a teacher that the adapt step learns to give; no part of the module."""
         self.remembered: StudentConfidence | None = None
         """What the student's confidence was, where weights do not follow the current one."""
-        self.trainable = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
 
     def forward(
         self,
@@ -234,17 +229,10 @@ class FinetuneModel(nn.Module):
             return terms
         confidence_B = student_confidence(self.task_loss, logits, targets)
         if self.remembered is not None:
-            confidence_B = self.remembered.of(example_ids, confidence_B)
+            confidence_B = self.remembered.of(example_ids)
         terms.confidence = {"student": confidence_B, **signal.confidence}
         for name, term in self.distilled(batch, targets, signal, image_ids_B, output, None, generator).items():
-            weights_B = pathway_weights(
-                self.distiller.settings,
-                signal,
-                name,
-                confidence_B,
-                everywhere=self.distiller.everywhere,
-                generator=generator,
-            )
+            weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=generator)
             terms.weighted[name] = strength * (weights_B * term.value_B).mean()
             terms.note(name, term)
             terms.weights[name] = weights_B

@@ -148,7 +148,6 @@ def _prepared(
     optimizer = build_optimizer(
         settings,
         model,
-        train_student=not (phase == "adapt" and model.distiller.settings.adapt_objective == "projections-only"),
         student_scale=settings.adapt_lr_scale if phase == "adapt" else 1.0,
     )
     if checkpoint is not None:

@@ -74,13 +74,6 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             next_command="add --live, or leave out --live-weights",
         )
     objective = config.adapt_objective or defaults["adapt_objective"]
-    if steps == "two" and objective == "projections-only" and config.distance == "relational":
-        raise ConfigError(
-            "The adapt step has nothing to learn.",
-            where="--adapt-objective projections-only",
-            why="relations are compared as they are: there are no projections",
-            next_command="--distance mse, or --adapt-objective distil-only",
-        )
     if steps == "two" and not defaults["teachers"] and objective != "contrastive":
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",
@@ -144,9 +137,9 @@ def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:
     if method.uses_teachers:
         if settings.pathway != "text":
             seen.append(("the vision pathway teaches visual states", "--pathway text"))
-        if settings.selection in ("adaptive", "visual"):
-            seen.append((f"--selection {settings.selection} looks words up in the picture", "--selection prior"))
-        if settings.weighting != "uniform" and confidence in ("probe-joint", "zero-shot", "bridge"):
+        if settings.selection == "adaptive":
+            seen.append(("--selection adaptive looks words up in the picture", "--selection prior"))
+        if settings.weighting != "uniform" and confidence in ("zero-shot", "bridge"):
             seen.append((f"--confidence {confidence} weighs by what the picture shows", "--confidence probe"))
         if settings.answer_weight > 0:
             seen.append(("--answer-weight names what the picture shows", "--answer-weight 0"))

@@ -19,16 +19,14 @@ LONGEST_WARMUP = 0.1
 
 
 def build_optimizer(
-    settings: TrainingSettings, model: FinetuneModel, *, train_student: bool, student_scale: float = 1.0
+    settings: TrainingSettings, model: FinetuneModel, *, student_scale: float = 1.0
 ) -> torch.optim.Optimizer:
-    """Return the optimiser with its parameter groups; their `lr` is the peak. Frozen parameters are marked so.
+    """Return the optimiser with its parameter groups; their `lr` is the peak.
 
     Projections and heads are the "head" of a recipe: parts that start anew. The student's rates are multiplied by
     `student_scale`.
     """
     fresh = {id(parameter) for part in (model.heads, model.distiller) for parameter in part.parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in model.trainable and (id(parameter) in fresh or train_student))
     groups = _by_kind(settings, model) if settings.no_decay is None else _by_name(settings, model)
     if student_scale != 1.0:
         groups = _slowed(groups, fresh, student_scale)

@@ -41,7 +41,6 @@ from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import read_placement
 from advl_pipeline.training.process_memory import forget_peak_memory
 from advl_pipeline.training.processes import start_processes
-from advl_pipeline.training.projection_fit import TargetFit, fit_projections
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
 from advl_pipeline.training.run_signals import (
@@ -115,7 +114,9 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     signals = open_signals(run, caches, inputs, device=accelerator.device)
     source = None if signals is None else signals.source
     model, heads, vision = build_finetune_model(run, student, inputs, source)
-    fits = _fit_on_inputs(config, model, inputs, source, device=accelerator.device)
+    if source is not None:
+        model.to(accelerator.device)
+        find_landmarks(model, inputs.adapt_dataset, inputs.adapt, source, device=accelerator.device)
     # The first process estimates what is missing; the others read what it wrote.
     with accelerator.main_process_first():
         checked = find_confidences(run, caches, inputs, signals, model, device=accelerator.device)
@@ -123,13 +124,12 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         run, model, inputs, source, num_processes=accelerator.num_processes, device=accelerator.device
     )
     model.answers = answers[0].shares if answers else {}
-    model.remembered = remember_confidences(run, checked, inputs, num_processes=accelerator.num_processes)
+    model.remembered = remember_confidences(run, checked, inputs)
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
             "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
             "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in vision},
-            "targets": {str(fit.target): fit.to_dict() for fit in fits},
             "confidence": {one.modality: one.to_dict() for one in checked},
             "answers": [one.to_dict() for one in answers],
             "reads": dataclasses.asdict(reads),
@@ -143,7 +143,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        found_lines = [one.line() for several in (vision, fits, checked, answers) for one in several]
+        found_lines = [one.line() for several in (vision, checked, answers) for one in several]
         _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
     accelerator.wait_for_everyone()
     first_step = _train(run, model, accelerator, folder, inputs, signals)
@@ -153,21 +153,6 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     result = folder.read_result()
     assert result is not None
     return FinetuneResult(output=config.output, summary=result, is_main=accelerator.is_main_process)
-
-
-def _fit_on_inputs(
-    config: FinetuneConfig,
-    model: FinetuneModel,
-    inputs: Inputs,
-    source: SignalSource | None,
-    *,
-    device: torch.device,
-) -> list[TargetFit]:
-    if source is None:
-        return []
-    model.to(device)
-    find_landmarks(model, inputs.adapt_dataset, inputs.adapt, source, device=device)
-    return fit_projections(model, inputs.adapt_dataset, inputs.adapt, source, seed=config.seed, device=device)
 
 
 def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequence[str]) -> None:

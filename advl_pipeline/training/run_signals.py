@@ -226,27 +226,13 @@ def remember_confidences(
     run: Run,
     checked: Sequence[CheckedConfidence],
     inputs: Inputs,
-    *,
-    num_processes: int,
 ) -> StudentConfidence | None:
-    """Return where the student's confidences are kept, or None where weights need none but the current one.
-
-    Raises:
-        ConfigError: visits to be smoothed that several processes share.
-    """
-    config = run.config
-    needs_it = run.method.settings.weighting in ("ratio", "gap") and any(one.is_used for one in checked)
-    if not needs_it or config.student_confidence == "current":
+    """Return where the student's confidences are kept, or None where weights need none but the current one."""
+    needs_it = run.method.settings.weighting == "ratio" and any(one.is_used for one in checked)
+    if not needs_it or run.config.student_confidence == "current":
         return None
-    if config.student_confidence == "smoothed" and num_processes > 1:
-        raise ConfigError(
-            "The student's confidence is smoothed by one process only.",
-            where="--student-confidence smoothed",
-            why=f"{num_processes} processes share the visits of an item",
-            next_command="use --student-confidence start",
-        )
     ids = inputs.dataset.example_ids
-    return StudentConfidence(config.student_confidence, [ids[position] for position in inputs.labelled])
+    return StudentConfidence([ids[position] for position in inputs.labelled])
 
 
 def _permute(values: dict[str, float], seed: int) -> dict[str, float]:

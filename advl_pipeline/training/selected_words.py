@@ -52,8 +52,6 @@ def describe_selection(model: FinetuneModel, source: SignalSource) -> dict[str, 
 
 
 def _obstacle(settings: DistillationSettings, source: SignalSource) -> str:
-    if settings.selection == "need":
-        return "the teachers decide which words the student needs, and no teacher runs on test items"
     if settings.selection == "random":
         return "they are drawn at random, so that they would be others each time"
     selecting = [one.name for one in source.teachers if one.words_are_selected or not one.reads_context]
@@ -61,7 +59,7 @@ def _obstacle(settings: DistillationSettings, source: SignalSource) -> str:
         return f"the cache of {', '.join(selecting)} holds some words of the training texts only"
     is_mixed = settings.selection == "adaptive" and settings.selection_alpha < 1
     seeing = [teacher.name for teacher in source.teachers if teacher.sees_words]
-    if seeing and (is_mixed or settings.selection == "visual"):
+    if seeing and is_mixed:
         return f"the towers of {seeing[0]} decide how much of a word is seen, and no teacher runs on test items"
     return ""
 

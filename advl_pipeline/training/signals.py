@@ -21,8 +21,13 @@ from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
 from advl_pipeline.distillation.distance import standardise
-from advl_pipeline.distillation.pathways import TeacherWidths
-from advl_pipeline.distillation.signal import TeacherSignal, TextSignal, VisionSignal, WordAlignment
+from advl_pipeline.distillation.signal import (
+    TeacherSignal,
+    TeacherWidths,
+    TextSignal,
+    VisionSignal,
+    WordAlignment,
+)
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.teachers.text_units import reads_of
 from advl_pipeline.training.vision_signals import TeacherGrid, box_targets, grid_targets

@@ -1,8 +1,8 @@
-"""Which c_S weighs an item: the student's as step 2 begins, smoothed over the item's visits, or as it is.
+"""The student's confidence c_S in the labelled items as step 2 begins, which weighs them from then on.
 
-As it is, c_S is lowest while a fresh head knows nothing, so that c_T / c_S is largest then. After some epochs it says
-that an item was learned by heart. As step 2 begins, no label of the item has been seen, so that c_S says what the
-student knew. The heads behind c_T never saw the item either.
+The current c_S is lowest while a fresh head knows nothing, so that c_T / c_S is largest then. After some epochs it
+says that an item was learned by heart. As step 2 begins, no label of the item has been seen, so that c_S says what
+the student knew. The heads behind c_T never saw the item either.
 Shapes: M labelled items, B examples.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,9 +23,6 @@ from advl_pipeline.training.targets import score_task, student_confidence
 if TYPE_CHECKING:
     from advl_pipeline.training.finetune_model import FinetuneModel
 
-SMOOTHING = 0.8
-"""Share of the old value that stays at each visit: about the last five visits count."""
-
 BATCH_SIZE = 32
 
 _MISSING = -1.0
@@ -36,9 +33,8 @@ class StudentConfidence(nn.Module):
 
     value_M: torch.Tensor
 
-    def __init__(self, kind: Literal["start", "smoothed"], example_ids: Sequence[str]) -> None:
+    def __init__(self, example_ids: Sequence[str]) -> None:
         super().__init__()
-        self.kind = kind
         self._row = {name: row for row, name in enumerate(example_ids)}
         self.register_buffer("value_M", torch.full((len(example_ids),), _MISSING))
 
@@ -51,14 +47,10 @@ class StudentConfidence(nn.Module):
         """Take the values that step 2 begins with, in the order of the ids."""
         self.value_M.copy_(value_M)
 
-    def of(self, example_ids: Sequence[str], current_B: torch.Tensor) -> torch.Tensor:
-        """Return (B,) the confidences that weigh a visit; `smoothed` takes the visit in."""
+    def of(self, example_ids: Sequence[str]) -> torch.Tensor:
+        """Return (B,) the confidences that weigh a visit."""
         rows_B = torch.tensor([self._row[name] for name in example_ids], device=self.value_M.device)
-        value_B = self.value_M[rows_B]
-        if self.kind == "smoothed":
-            value_B = SMOOTHING * value_B + (1.0 - SMOOTHING) * current_B.detach().to(value_B.dtype)
-            self.value_M[rows_B] = value_B
-        return value_B
+        return self.value_M[rows_B]
 
 
 @torch.no_grad()

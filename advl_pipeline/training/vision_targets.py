@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.distillation.pathways import VisionTarget
-from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.settings import DistillationSettings, VisionTarget
 from advl_pipeline.distillation.signal import VisionSignal
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import PlaceKind, Student, StudentBatch

@@ -205,13 +205,6 @@ def test_zero_shot_shares_are_of_the_wrong_candidates() -> None:
     assert separation(found.outranked_N, dataset.example_ids).low > 0.7
 
 
-def test_the_joint_probe_uses_both_teachers() -> None:
-    dataset = FakeDataset(300)
-    found = confidences(dataset, caches_of(dataset), estimator="probe-joint")
-    assert set(found) == {"joint"}
-    assert found["joint"].mean() > 0.75
-
-
 @pytest.mark.parametrize("task", ["snli-ve", "vqa"])
 def test_classification_and_soft_labels(task: Task) -> None:
     dataset = FakeDataset(400, task=task)
@@ -308,10 +301,10 @@ def test_what_cannot_be_estimated_is_refused() -> None:
     caches = caches_of(dataset, text=False)
     assert confidences(dataset, caches, estimator="none") == {}
     assert set(confidences(dataset, caches)) == {"vision"}
-    with pytest.raises(ConfigError, match="image and text"):
-        confidences(dataset, caches, estimator="probe-joint")
-    with pytest.raises(ConfigError, match="probe-joint"):
-        confidences(dataset, caches, estimator="prob-joint")
+    with pytest.raises(ConfigError, match="aligned pair"):
+        confidences(dataset, caches, estimator="zero-shot")
+    with pytest.raises(ConfigError, match="probe"):
+        confidences(dataset, caches, estimator="prob")
     with pytest.raises(DatasetError, match="not in this split"):
         confidences(dataset, caches, example_ids=["e1", "e99"])
     with pytest.raises(DatasetError, match="no label"):
@@ -346,7 +339,7 @@ def test_identity_names_what_changes_the_numbers() -> None:
         {"folds": 4},
         {"seed": 1},
         {"view": "text"},
-        {"estimator": "probe-joint"},
+        {"estimator": "zero-shot"},
         {"dataset": FakeDataset(20, seed=1)},
         {"caches": [SimpleNamespace(identity_digest="1" * 64)]},
     ]

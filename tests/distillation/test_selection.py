@@ -24,12 +24,11 @@ def chosen(kind: str, **changes: object) -> list[int]:
 
 def test_each_option_scores_by_its_own_rule() -> None:
     assert chosen("prior") == [1, 3]
-    assert chosen("visual") == [0, 4]
     assert chosen("all") == [0, 1, 2, 3, 4]
     # 0.5 * prior + 0.5 * relevance, both scaled: 0.5, 0.5, 0.23, 0.46, 0.4
     assert chosen("adaptive") == [0, 1]
     assert chosen("adaptive", alpha=1.0) == chosen("prior")
-    assert chosen("adaptive", alpha=0.0) == chosen("visual")
+    assert chosen("adaptive", alpha=0.0) == [0, 4]
     assert chosen("adaptive", relevance_NW=None) == chosen("prior")
 
 

@@ -253,7 +253,7 @@ def test_a_run_that_cannot_tell_the_words_of_test_items_has_the_page_say_why(tmp
     extra = "[training]\nsplit = 'val'\n"
     result = make_study(tmp_path, num_seeds=1, extra=extra, dataset='"vcr"', test_sets='["val"]')
     cell = next(item for item in result.cells if (item.method, item.shots) == ("advl", 100))
-    obstacle = json.dumps({"selection": "visual", "obstacle": "the towers of <clip-vit-l> decide"})
+    obstacle = json.dumps({"selection": "adaptive", "obstacle": "the towers of <clip-vit-l> decide"})
     (result.folder / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
     report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "data"))
     section = read_page(report.output.read_text(encoding="utf-8")).find("section", id="examples")[0]

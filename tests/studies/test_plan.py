@@ -116,7 +116,8 @@ def test_an_id_holds_what_stands_for_options_that_are_not_given(
     monkeypatch.setattr(settings_module, "PLAIN", {**settings_module.PLAIN, "weight_decay": 0.02})
     assert (not before & ids(plan_of(tmp_path, extra=extra))) == (recipe == "none")
     monkeypatch.undo()
-    monkeypatch.setitem(methods_module._DEFAULTS, "advl", {**methods_module._DEFAULTS["advl"], "weighting": "gap"})
+    others = {**methods_module._DEFAULTS["advl"], "weighting": "uniform"}
+    monkeypatch.setitem(methods_module._DEFAULTS, "advl", others)
     changed = {cell.method for cell in plan_of(tmp_path, extra=extra).cells if cell.cell_id not in before}
     assert changed == {"advl", "advl-shuffled"}
 

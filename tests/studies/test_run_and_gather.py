@@ -781,6 +781,21 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
     assert (found.baseline, found.focus) == (baseline, focus)
 
 
+def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_path: Path) -> None:
+    study = read_study(write_study_file(tmp_path))
+    (cell, *_) = [cell for cell in build_plan(study, folder=tmp_path).cells if cell.method == "advl"]
+    run = loose_run(tmp_path / "runs" / "old", study, cell)
+    stored = json.loads((run / "config.json").read_text())
+    gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
+    (run / "config.json").write_text(json.dumps(stored | gone))
+    assert {cell.method for cell in gather_runs(tmp_path / "runs").cells} == {"advl"}
+    for changes in ({"weight_normalise": "batch-mean"}, {"distance": "mse"}):
+        (run / "config.json").write_text(json.dumps(stored | gone | changes))
+        with pytest.raises(ConfigError, match="option that is gone") as refused:
+            gather_runs(tmp_path / "runs")
+        assert str(run / "config.json") in refused.value.where
+
+
 def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
     cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}

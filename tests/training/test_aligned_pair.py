@@ -100,7 +100,7 @@ def test_zero_shot_confidence_and_visual_selection_are_what_the_cached_towers_sa
             run,
             cache=(pair.path,),
             confidence="zero-shot",
-            selection="visual",
+            selection_alpha=0.0,
             selection_rho=RHO,
             num_steps=3,
             distance="mse",

@@ -52,7 +52,7 @@ def same(one: Any, two: Any) -> bool:
     [
         ({"method": "plain", "hide_picture": True}, True),
         ({"hide_picture": True, **TEXT_ALONE}, True),
-        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "distill_layer": "fused", "weighting": "gap"}, True),
+        ({"hide_picture": True, **TEXT_ALONE, "steps": "one", "distill_layer": "fused"}, True),
         (TEXT_ALONE, False),
     ],
     ids=["plain", "two steps", "one step", "shown"],
@@ -88,8 +88,6 @@ def hidden(**changes: Any) -> FinetuneConfig:
         ({**TEXT_ALONE, "pathway": "vision"}, "visual states", "--pathway text"),
         ({"method": "naive-kd"}, "visual states", "--pathway text"),
         ({**TEXT_ALONE, "selection": "adaptive"}, "words", "--selection prior"),
-        ({**TEXT_ALONE, "selection": "visual"}, "words", "--selection prior"),
-        ({**TEXT_ALONE, "confidence": "probe-joint"}, "weighs", "--confidence probe"),
         ({**TEXT_ALONE, "confidence": "zero-shot"}, "weighs", "--confidence probe"),
     ],
 )
@@ -107,8 +105,8 @@ def test_all_that_sees_pictures_is_named_at_once_and_its_remedies_are_enough() -
     assert caught.value.next_command.startswith("add --pathway text --selection prior,")
     for allowed in (
         TEXT_ALONE,
-        {**TEXT_ALONE, "adapt_objective": "projections-only", "distance": "mse", "selection": "random"},
-        {**TEXT_ALONE, "weighting": "uniform", "confidence": "probe-joint"},
+        {**TEXT_ALONE, "distance": "mse", "selection": "random"},
+        {**TEXT_ALONE, "weighting": "uniform", "confidence": "zero-shot"},
         {"method": "naive-kd", "pathway": "text"},
         {"method": SHIPPED["plain-no-picture"].method, **SHIPPED["plain-no-picture"].training},
     ):

@@ -66,7 +66,7 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "advl": {"method": "advl", "weight_normalise": "batch-mean", "relational_nodes": "both"},
+    "advl": {"method": "advl"},
     "advl-contrast": {"method": "advl", "adapt_objective": "contrastive", "distance": "mse", "accumulate": 3},
     "plain-two-step": {"method": "plain-two-step"},
     "plain": {"method": "plain", "cache": (), "student": "uniter-tiny", "recipe": "none"},

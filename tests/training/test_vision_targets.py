@@ -153,7 +153,6 @@ def test_patches_learn_from_the_grid_and_controls_do_not(
             student="vilt-tiny",
             pathway="vision",
             distance=distance,
-            target_check="none",
             confidence="none",
             teacher_control=control,
             num_steps=2,
