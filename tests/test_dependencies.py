@@ -7,12 +7,15 @@ import importlib.metadata
 import re
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = {"advl_pipeline", "advl_cli", "advl_data", "benchmarks"}
-FILES_ALONE = {"demo", "dev", "site"}
+FILES_ALONE = {"demo", "dev", "site", "teachers"}
 """Extras of packages that are read as files, measured against, or run as tools."""
 
 LOADED_BY_OTHERS = {"msgpack-numpy", "protobuf", "sentencepiece", "tiktoken", "torchvision", "fonttools"}
@@ -63,9 +66,27 @@ def test_the_core_is_light_and_nothing_is_out_of_reach() -> None:
     core = {name_of(item) for item in PROJECT["dependencies"]}
     assert core.isdisjoint({"torch", "transformers", "timm", "scipy", "zarr", "h5py"})
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    extras = re.search(r"--editable '\.\[([\w,]+)\]'", makefile)
+    extras = re.search(r"^EXTRAS := ([\w,]+)$", makefile, re.MULTILINE)
     assert extras
     found = core.union(
         *({name_of(item) for item in PROJECT["optional-dependencies"][e]} for e in extras[1].split(","))
     )
     assert {"torch", "transformers", "timm", "h5py", "zarr", "numpy", "click", "tqdm", "pytest"} <= found
+
+
+def test_make_install_takes_locked_versions() -> None:
+    """Every requirement of `make install` has a version in constraints.txt that it allows, of no certain build."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    locked = dict(line.split("==") for line in lines)
+    assert not [line for line in lines if "+" in line or " @ " in line]
+    versions = {name.lower().replace("_", "-"): version for name, version in locked.items()}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = re.search(r"^EXTRAS := ([\w,]+)$", makefile, re.MULTILINE)
+    assert extras
+    assert "--constraint constraints.txt --editable '.[$(EXTRAS)]'" in makefile
+    named = [PROJECT["optional-dependencies"][extra] for extra in extras[1].split(",")]
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *chain.from_iterable(named)]):
+        name = requirement.name.lower().replace("_", "-")
+        if name != PROJECT["name"]:
+            assert name in versions, f"{requirement} has no version: make lock"
+            assert requirement.specifier.contains(versions[name]), requirement

