@@ -71,6 +71,7 @@ def option(
     also: str | None = None,
     was: str | None = None,
     such_as: str | None = None,
+    rare: bool = False,
     identity: Identity = "value",
     paces: bool = True,
     otherwise: Any = None,
@@ -92,6 +93,7 @@ def option(
         also: another flag that means the same.
         was: the flag of an earlier release, taken for one more with a note on stderr.
         such_as: an example of its value, told where an option that is required is missing.
+        rare: few users set it: `--help-all` shows it, `--help` does not.
         identity: how the option stands in what a result is; see `Identity`.
         paces: another value may make a step of the work take another time.
         otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
@@ -110,6 +112,7 @@ def option(
             "also": also,
             "was": was,
             "such_as": such_as,
+            "rare": rare,
             "identity": identity,
             "paces": paces,
             "otherwise": otherwise,

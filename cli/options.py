@@ -23,21 +23,52 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class SectionedOption(click.Option):
-    """A flag that says under which heading of the help it stands."""
+    """A flag that says under which heading of the help it stands, and whether only `--help-all` shows it."""
 
-    def __init__(self, *arguments: Any, section: str, **options: Any) -> None:
+    def __init__(self, *arguments: Any, section: str, rare: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.section = section
+        self.rare = rare
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists its flags by the component that they configure."""
+    """A command whose help lists its flags by the component that they configure, the rare ones on request."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        parameters = super().get_params(ctx)
+        if not any(_is_rare(option) for option in parameters):
+            return parameters
+        every = click.Option(
+            ["--help-all"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_show_all,
+            help="Show the options that few users set, too, and exit.",
+        )
+        return [*parameters, every]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, options in by_section(self.get_params(ctx)).items():
-            rows = [row for option in options if (row := option.get_help_record(ctx)) is not None]
-            with formatter.section(title):
-                formatter.write_dl(rows)
+            shown = [option for option in options if ctx.meta.get(_ALL) or not _is_rare(option)]
+            rows = [row for option in shown if (row := option.get_help_record(ctx)) is not None]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+_ALL = "advl.help_all"
+
+
+def _is_rare(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, SectionedOption) and parameter.rare
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Option]]:
@@ -197,13 +228,21 @@ def _flag(field: dataclasses.Field[Any], hint: Any, title: str) -> Callable[[Fun
         notes.append(f"default: {shown}")
     text = field.metadata["help"] + (f" [{'; '.join(notes)}]" if notes else "")
     if kind is bool:
-        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text, cls=SectionedOption, section=title)
+        return click.option(
+            f"{flag}/--no-{flag[2:]}",
+            default=None,
+            help=text,
+            cls=SectionedOption,
+            section=title,
+            rare=field.metadata["rare"],
+        )
     flags = [flag, *([field.metadata["also"]] if field.metadata["also"] else [])]
     return click.option(
         field.name,
         *flags,
         cls=SectionedOption,
         section=title,
+        rare=field.metadata["rare"],
         type=kind,
         multiple=multiple,
         default=None,

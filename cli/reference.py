@@ -17,6 +17,7 @@ HEADER = """# Command reference
 
 Written by `make docs` from the commands themselves; a test fails when the two differ.
 Options may also stand in a TOML file given with `--config`; flags win.
+Of the long commands `--help` shows what most users set, `--help-all` every option below.
 """
 
 

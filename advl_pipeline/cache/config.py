@@ -39,9 +39,11 @@ class DiskCacheOptions(Configuration):
     title: ClassVar[str] = "Remote caches"
 
     disk_cache: Path | None = option(
-        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none"
+        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none", rare=True
     )
-    disk_cache_gb: float = option(DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none")
+    disk_cache_gb: float = option(
+        DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none", rare=True
+    )
 
     @property
     def disk_cache_config(self) -> DiskCacheConfig:

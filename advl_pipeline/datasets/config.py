@@ -31,18 +31,23 @@ class DataOptions(DataRootOptions):
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl", identity="content")
     split: str = option("train", help="Split to train on, or several as one, such as train+val.")
     task: tuple[str, ...] = option((), help="Tasks of the dataset to train on; repeatable [default: all].")
-    text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
-    label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.")
+    text_style: TextStyle | None = option(
+        None, help="How VCR's object tags become words [default: the dataset's].", rare=True
+    )
+    label_order: Literal["uniter", "meter"] = option("uniter", help="Whose order SNLI-VE's classes have.", rare=True)
     answers: Path | None = option(
-        None, help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list]."
+        None,
+        help="Answer vocabulary for VQA, such as a checkpoint's own list [default: built, see --answer-list].",
+        rare=True,
     )
     answer_list: Literal["train", "published"] = option(
         "train",
         help="Whose answers make VQA's vocabulary: those of train, or those of all splits that the published models "
         "count. For VQA v2 and VQA-CP these include val, whose answers are then known in training.",
+        rare=True,
     )
     on_error: Literal["fail", "skip"] = option(
-        "fail", help="What to do about malformed items: as it was when the caches were extracted."
+        "fail", help="What to do about malformed items: as it was when the caches were extracted.", rare=True
     )
     shots: int | None = option(
         None, help="Train on a nested, class-balanced subset of this many questions.", minimum=1, paces=False
@@ -51,6 +56,7 @@ class DataOptions(DataRootOptions):
         None,
         help="Train on the examples of a list that `advl datasets subset` wrote, in place of --shots.",
         identity="content",
+        rare=True,
     )
     pool: int | None = option(
         None,
@@ -59,6 +65,7 @@ class DataOptions(DataRootOptions):
         "part].",
         minimum=1,
         paces=False,
+        rare=True,
     )
 
     @property

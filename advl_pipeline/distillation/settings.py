@@ -32,7 +32,7 @@ class StrengthOptions(Configuration):
         paces=False,
     )
     distill_decay: Literal["none", "linear", "cosine"] = option(
-        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False
+        "none", help="Schedule of lambda over the finetune step, down to 0 at its end.", paces=False, rare=True
     )
 
 
@@ -42,49 +42,58 @@ class DistillationOptions(Configuration):
 
     title: ClassVar[str] = "Distillation"
 
-    pathway: Pathway = option("both", help="Pathways in use.")
+    pathway: Pathway = option("both", help="Pathways in use.", rare=True)
     distance: Literal["relational", "mse", "l1", "cosine", "smooth-l1"] = option(
         "relational",
         help="What of a teacher is followed. relational: its likenesses among the words (regions) of a batch. mse, "
         "l1, cosine, smooth-l1: the coordinates of its features, through a projection.",
+        rare=True,
     )
     landmarks: Literal["all", "known"] = option(
         "known",
         help="Of relational: what words are related to. known takes all words of the inputs that pretraining taught, "
         "where it left them, and places the others. all takes the words of the batch, as does a student without "
         "a record of its pretraining.",
+        rare=True,
     )
     student_temperature: float = option(
-        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0
+        0.1, help="Of relational: the temperature of the student's distribution of likenesses.", above=0, rare=True
     )
     teacher_temperature: float = option(
-        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0
+        0.1, help="Of relational: the temperature of the teacher's distribution of likenesses.", above=0, rare=True
     )
     distill_layer: Literal["unimodal", "fused"] = option(
         "unimodal",
         help="Which states are distilled. unimodal: those that have seen one modality, from below the fusion where "
         "the student has such layers, else from a pass that hides the other. fused: those after the fusion.",
+        rare=True,
     )
     vision_target: Literal["auto", "patches", "regions", "image", "both"] = option(
         "auto",
         help="Targets of the vision pathway: the student's patches or grid cells, its regions, the whole picture, or "
         "both places and picture. auto takes the places where student and cache have them, else the picture.",
+        rare=True,
     )
     teacher_balance: TeacherBalance = option(
         "equal",
         help="How several teachers share a pathway: their mean, or a mean under --teacher-weight.",
+        rare=True,
     )
-    selection: Selection | None = option(None, help="Adaptive Text Token Selection: how words are scored.")
+    selection: Selection | None = option(None, help="Adaptive Text Token Selection: how words are scored.", rare=True)
     selection_alpha: float = option(
-        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False
+        0.5, help="Share of the prior in a word's score.", minimum=0, maximum=1, paces=False, rare=True
     )
-    selection_rho: float = option(0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False)
+    selection_rho: float = option(
+        0.3, help="Share of the words that is kept.", above=0, maximum=1, paces=False, rare=True
+    )
     candidates: Literal["all", "right"] = option(
-        "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation."
+        "all", help="Candidates whose text is distilled; `right` leaks the label and is an ablation.", rare=True
     )
-    weighting: Weighting | None = option(None, help="Adaptive Confidence-based Weighting: the weight of an instance.")
-    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False)
-    weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.")
+    weighting: Weighting | None = option(
+        None, help="Adaptive Confidence-based Weighting: the weight of an instance.", rare=True
+    )
+    weight_max: float = option(2.0, help="Upper bound of an instance's weight.", above=0, paces=False, rare=True)
+    weight_shuffle: bool = option(False, help="Control: permute the weights inside the batch.", rare=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +106,14 @@ class AdaptTerms(Configuration):
         None,
         help="What the adapt step learns: distillation alone, or the contrast of pictures and texts with it "
         "[default: contrastive for plain-two-step, else distil-only].",
+        rare=True,
     )
     anchor_weight: float = option(
         20.0,
         help="How strongly the adapt step holds what pictures show, and words that pretraining knew, where it left "
         "them. It is in units of their variance; 0 lets them go.",
         minimum=0,
+        rare=True,
     )
     answer_weight: float | None = option(
         None,
@@ -110,6 +121,7 @@ class AdaptTerms(Configuration):
         "the tagged regions (docs/method.md, the bridge). 0 leaves it out [default: 1 where that tells right from "
         "wrong on the labelled items, else 0; the run says which].",
         minimum=0,
+        rare=True,
     )
 
 

@@ -45,6 +45,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         (),
         help="Extract no more than the examples of a list need, which `advl datasets subset` wrote; repeatable.",
         identity="content",
+        rare=True,
     )
     output: Location | None = option(
         None,
@@ -57,6 +58,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         "question",
         help="What a text teacher reads of an answer choice: question, the candidate with its question; candidate, "
         "it alone; both, each by itself, of which features are the mean.",
+        rare=True,
     )
     modality: Modality = option("both", help="Towers of the teacher to run.")
     image_tokens: Literal["auto", "boxes", "boxes-roi", "grid", "none"] = option(
@@ -68,24 +70,28 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         12,
         help="Most rows and columns that a grid is stored with; a larger one is averaged to so many, by area.",
         minimum=1,
+        rare=True,
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
     compression: Literal["none", "zstd"] = option(
-        "none", help="Codec of stored token features; zstd is slower to read."
+        "none", help="Codec of stored token features; zstd is slower to read.", rare=True
     )
     select_tokens: float | None = option(
         None,
         help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %).",
         above=0,
         maximum=1,
+        rare=True,
     )
     batch_size: int = option(32, help="Units per forward pass.", minimum=1, identity="beside")
-    shard_rows: int = option(32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1)
+    shard_rows: int = option(
+        32768, help="Token rows per shard: the unit of commit, resume and repair.", minimum=1, rare=True
+    )
     on_error: Literal["fail", "skip"] = option(
         "fail", help="What to do about malformed items and pictures that cannot be read."
     )
     confidence: bool = option(True, help="Also estimate confidences on labelled splits.", identity="beside")
-    folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2, identity="beside")
+    folds: int = option(5, help="Folds of the cross-fitted confidence.", minimum=2, identity="beside", rare=True)
     seed: tuple[int, ...] = option(
         (0,),
         help="Seed of the subset and of the folds; repeatable, for runs of several seeds.",
@@ -95,7 +101,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     weights: Path | None = option(
         None, help="Local weights of the teacher instead of the known source.", identity="beside"
     )
-    progress_file: Path | None = option(None, help="Append progress here as JSON lines.", identity="none")
+    progress_file: Path | None = option(None, help="Append progress here as JSON lines.", identity="none", rare=True)
     dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.", identity="none")
     engine: Literal["local", "ray"] = option(
         "local",
@@ -107,6 +113,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
         minimum=1,
         identity="none",
+        rare=True,
     )
 
     @property

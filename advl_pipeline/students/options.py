@@ -21,6 +21,7 @@ class PictureOptions(Configuration):
         help="Pictures that `advl prepare` stored, folder or URL, in place of decoding them; repeatable [default: "
         "those of the split, where they lie in their usual place].",
         identity="none",
+        rare=True,
     )
 
 
@@ -41,6 +42,7 @@ class StudentOptions(Configuration):
         help="Answers that the checkpoint's VQA head is of, such as LXMERT's all_ans.json; rows are taken by answer.",
         identity="content",
         paces=False,
+        rare=True,
     )
     known_words: Path | None = option(
         None,
@@ -48,15 +50,17 @@ class StudentOptions(Configuration):
         "count [default: what `advl pretrain` recorded, else every word counts as known].",
         identity="content",
         paces=False,
+        rare=True,
     )
     fresh_heads: bool = option(
-        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False
+        False, help="Start the task's head anew even where the checkpoint holds one.", paces=False, rare=True
     )
     tokenizer: str | None = option(
         None,
         help="Folder or hub name of the student's tokenizer, or minilm-l6 [default: the one that lies with --init, "
         "else the student's own].",
         identity="content",
+        rare=True,
     )
     regions: Path | None = option(
         None,
@@ -65,26 +69,34 @@ class StudentOptions(Configuration):
         "pictures of COCO. The word pixels stands for small crops through a random projection, which a student "
         "without --init sees unasked.",
     )
-    ground_truth_regions: Path | None = option(None, help="Features of the dataset's own boxes, put first, likewise.")
+    ground_truth_regions: Path | None = option(
+        None, help="Features of the dataset's own boxes, put first, likewise.", rare=True
+    )
     region_naming: Literal["number", "stem", "uniter"] | None = option(
-        None, help="How those files name pictures [default: stem]."
+        None, help="How those files name pictures [default: stem].", rare=True
     )
     region_split: str | None = option(
         None,
         help="Split that stands for {split}, and in UNITER's names of VCR pictures; several joined by + [default: "
         "what the pictures of the split are filed under].",
+        rare=True,
     )
     student_option: tuple[str, ...] = option(
-        (), help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.", metavar="KEY=VALUE"
+        (),
+        help="Another setting of the student as KEY=VALUE, such as num_layers=6; repeatable.",
+        metavar="KEY=VALUE",
+        rare=True,
     )
     gradient_checkpointing: bool = option(
         False,
         help="Compute each layer again in the backward pass, not keep its inside: less memory, slower.",
+        rare=True,
     )
     align_layer: int | None = option(
         None,
         help="Layer of a student that answers in words whose states are distilled, from 1 [default: the middle one].",
         minimum=1,
+        rare=True,
     )
     lora_rank: int | None = option(
         None,
@@ -97,13 +109,17 @@ class StudentOptions(Configuration):
         help="Scale of low-rank updates, divided by their rank [default: twice the rank; the rank for a student that "
         "answers in words].",
         above=0,
+        rare=True,
     )
     lora_target: tuple[str, ...] = option(
         (),
         help="Modules that get low-rank updates, by the end of their name; repeatable [default: the student's own, "
         "else its attention projections].",
         metavar="NAME",
+        rare=True,
     )
     compile: bool = option(
-        False, help="Run the student through torch.compile; refused for students that are not tested under it."
+        False,
+        help="Run the student through torch.compile; refused for students that are not tested under it.",
+        rare=True,
     )

@@ -43,45 +43,52 @@ class TeacherOptions(DiskCacheOptions):
         help="Hash every file of the caches before the first step; without, those that changed since they were "
         "written or last checked, and a sample of the numbers is looked at.",
         identity="none",
+        rare=True,
     )
     teacher_weight: tuple[str, ...] = option(
         (),
         help="Weight of a teacher in its pathways, for --teacher-balance fixed; once for each.",
         metavar="NAME=NUMBER",
+        rare=True,
     )
     target_norm: Literal["standardise", "none"] = option(
-        "standardise", help="Scale teacher targets per dimension by the cache's mean and variance."
+        "standardise", help="Scale teacher targets per dimension by the cache's mean and variance.", rare=True
     )
     confidence: Literal["probe", "zero-shot", "bridge", "none"] = option(
         "probe",
         help="Where the teacher's confidence comes from: linear heads on its features (probe), a pair of towers "
         "(zero-shot), or what a text teacher knows of the student's names, without labels (bridge).",
         paces=False,
+        rare=True,
     )
-    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False)
+    confidence_folds: int = option(5, help="Folds of the cross-fitted probe.", minimum=2, paces=False, rare=True)
     student_confidence: Literal["start", "current"] = option(
         "start",
         help="Whose confidence of the student weighs an item. start: that of the beginning of step 2, before it saw "
         "a label (one pass over the labelled items). current: that of the present step.",
+        rare=True,
     )
     confidence_check: Literal["auc", "none"] = option(
         "auc",
         help="Weigh a pathway uniformly where its teacher's confidence does not tell right from wrong. Its AUC on "
         "the labelled items then has a 95 % interval that is not above 0.5. none follows it whatever it knows.",
+        rare=True,
     )
     teacher_control: TeacherControl = option(
         "none",
         help="Control: permute the teacher's features over units (shuffle). Or only move the cells of its grid "
         "inside each picture, at random (shuffle-cells) or by half the grid (shift-grid); a cache of `random:NAME` "
         "is another one.",
+        rare=True,
     )
-    live: bool = option(False, help="Run the teachers instead of reading caches, for checking.")
+    live: bool = option(False, help="Run the teachers instead of reading caches, for checking.", rare=True)
     live_weights: tuple[str, ...] = option(
         (),
         help="With --live, the local weights of a teacher whose cache was made with `advl extract --weights`; once "
         "for each.",
         metavar="NAME=PATH",
         identity="beside",
+        rare=True,
     )
 
 
@@ -91,7 +98,9 @@ class AdaptOptions(AdaptTerms):
 
     title: ClassVar[str] = "Adapt step"
 
-    steps: Literal["one", "two"] | None = option(None, help="Two-step finetuning, or the finetune step alone.")
+    steps: Literal["one", "two"] | None = option(
+        None, help="Two-step finetuning, or the finetune step alone.", rare=True
+    )
     adapt_steps: int = option(
         400, help="Optimiser steps of the adapt step, beside those of the finetune step.", minimum=1
     )
@@ -99,6 +108,7 @@ class AdaptOptions(AdaptTerms):
         64,
         help="Texts of an adapt step, over all candidates of its examples: how many words are related at once.",
         minimum=2,
+        rare=True,
     )
     adapt_lr_scale: float | None = option(
         None,
@@ -107,6 +117,7 @@ class AdaptOptions(AdaptTerms):
         minimum=0,
         paces=False,
         otherwise=1.0,
+        rare=True,
     )
     adapt_on: tuple[str, ...] = option(
         ("inputs",),
@@ -115,6 +126,7 @@ class AdaptOptions(AdaptTerms):
         "Repeatable.",
         metavar="INPUTS",
         paces=False,
+        rare=True,
     )
 
 
@@ -130,17 +142,21 @@ class RunOptions(Configuration):
         False,
         help="Control: a text-only student, which never sees a picture, neither in training nor in evaluation; "
         "options that would teach it from pictures are refused.",
+        rare=True,
     )
     seed: int = option(
         0, help="Chooses the low-shot subset, the initialisation and the order.", minimum=0, paces=False
     )
-    checkpoint_every: int = option(100, help="Optimiser steps between checkpoints.", minimum=1, identity="none")
-    resume: bool = option(True, help="Continue an interrupted run in the output folder.", identity="none")
+    checkpoint_every: int = option(
+        100, help="Optimiser steps between checkpoints.", minimum=1, identity="none", rare=True
+    )
+    resume: bool = option(True, help="Continue an interrupted run in the output folder.", identity="none", rare=True)
     log_with: str = option(
         "",
         help="Also log for tensorboard, wandb or mlflow, several joined by commas; into the run folder, unless "
         "MLFLOW_TRACKING_URI says otherwise. WANDB_MODE=offline needs no account.",
         identity="none",
+        rare=True,
     )
 
 
@@ -162,6 +178,7 @@ class DryRunOptions(Configuration):
         above=0,
         identity="none",
         paces=False,
+        rare=True,
     )
     disk_mb_s: float | None = option(
         None,
@@ -169,6 +186,7 @@ class DryRunOptions(Configuration):
         above=0,
         identity="none",
         paces=False,
+        rare=True,
     )
 
 

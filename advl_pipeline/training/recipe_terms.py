@@ -66,15 +66,17 @@ class OptimiserOptions(Configuration):
         None,
         help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's].",
         minimum=1,
+        rare=True,
     )
     accumulate: int | None = option(
         None,
         help="Micro-batches that one optimiser step is split into [default: the recipe's, else {otherwise}].",
         minimum=1,
         otherwise=1,
+        rare=True,
     )
     optimiser: Optimiser | None = option(
-        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw"
+        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw", rare=True
     )
     learning_rate: float | None = option(
         None,
@@ -91,15 +93,22 @@ class OptimiserOptions(Configuration):
         minimum=0,
         paces=False,
         otherwise=1.0,
+        rare=True,
     )
     weight_decay: float | None = option(
-        None, help="Weight decay [default: the recipe's, else {otherwise}].", minimum=0, paces=False, otherwise=0.01
+        None,
+        help="Weight decay [default: the recipe's, else {otherwise}].",
+        minimum=0,
+        paces=False,
+        otherwise=0.01,
+        rare=True,
     )
     schedule: LearningRateSchedule | None = option(
         None,
         help="Learning rate after warming up [default: the recipe's, else {otherwise}].",
         paces=False,
         otherwise="linear-nonzero",
+        rare=True,
     )
     warmup_fraction: float | None = option(
         None,
@@ -109,6 +118,7 @@ class OptimiserOptions(Configuration):
         below=1,
         paces=False,
         otherwise=0.1,
+        rare=True,
     )
     clip_norm: float | None = option(
         None,
@@ -116,10 +126,12 @@ class OptimiserOptions(Configuration):
         minimum=0,
         paces=False,
         otherwise=2.0,
+        rare=True,
     )
     task_loss: TaskLoss | None = option(
         None,
         help="Loss of the task [default: the recipe's, else softmax-choice, and soft-target-bce for VQA].",
+        rare=True,
     )
 
 
@@ -130,22 +142,26 @@ class AdversarialOptions(Configuration):
     title: ClassVar[str] = "Adversarial finetuning"
 
     adversarial: AdversarialModality | None = option(
-        None, help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's]."
+        None, help="VILLA's adversarial finetuning: what is perturbed [default: the recipe's].", rare=True
     )
     adversarial_norm: Literal["l2", "linf"] | None = option(
-        None, help="Norm of its gradient steps and of the ball [default: the recipe's, else l2]."
+        None, help="Norm of its gradient steps and of the ball [default: the recipe's, else l2].", rare=True
     )
     adversarial_max_norm: float | None = option(
         None,
         help="Radius of the ball that perturbations stay in, 0 for none [default: the recipe's, else 0].",
         minimum=0,
+        rare=True,
     )
     adversarial_learning_rate: float | None = option(
-        None, help="Step size of the perturbations [default: the recipe's, else 1e-3].", above=0
+        None, help="Step size of the perturbations [default: the recipe's, else 1e-3].", above=0, rare=True
     )
     adversarial_steps: int | None = option(
-        None, help="Adversarial passes per micro-batch [default: the recipe's, else 3].", minimum=1
+        None, help="Adversarial passes per micro-batch [default: the recipe's, else 3].", minimum=1, rare=True
     )
     adversarial_kl_weight: float | None = option(
-        None, help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5].", minimum=0
+        None,
+        help="Weight of the divergence from the clean pass [default: the recipe's, else 1.5].",
+        minimum=0,
+        rare=True,
     )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from advl_cli.main import COMMANDS, group, main
 from advl_pipeline.configuration import sections
+from advl_pipeline.training import run as training_run
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -98,7 +100,7 @@ def test_an_unexpected_error_proposes_debug_once(
 
 
 def test_options_stand_under_the_component_that_they_configure() -> None:
-    shown = CliRunner().invoke(group, ["finetune", "--help"], terminal_width=200).output
+    shown = CliRunner().invoke(group, ["finetune", "--help-all"], terminal_width=200).output
     titles = sections(FinetuneConfig)
     found: dict[str, str] = {}
     for line in shown.splitlines():
@@ -108,5 +110,34 @@ def test_options_stand_under_the_component_that_they_configure() -> None:
         elif flag := re.match(r"  (?:-h, )?--([a-z-]+)", line):
             found[flag.group(1).replace("-", "_")] = title
     assert {name: title for name, title in found.items() if name in titles} == titles
-    assert {name for name, title in found.items() if title == "Options"} == {"config", "help", "json"}
+    assert {name for name, title in found.items() if title == "Options"} == {"config", "help", "help_all", "json"}
     assert list(dict.fromkeys(titles.values()))[:3] == ["Run", "Data", "Student"]
+
+
+@pytest.mark.parametrize(("name", "command"), all_commands()[1:])
+def test_help_is_short_and_help_all_shows_every_option(name: str, command: click.Command) -> None:
+    shown = CliRunner().invoke(group, [*name.split(), "--help"], terminal_width=80).output
+    assert len(shown.splitlines()) <= 100
+    options = {option.opts[0] for option in command.params if isinstance(option, click.Option) and not option.hidden}
+    if "--help-all" in shown:
+        shown = CliRunner().invoke(group, [*name.split(), "--help-all"], terminal_width=80).output
+    missing = {option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", shown)}
+    assert not missing
+
+
+def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[FinetuneConfig] = []
+
+    def note(config: FinetuneConfig) -> None:
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run, "run_finetune", note)
+    file = tmp_path / "run.toml"
+    file.write_text("align-layer = 3\nselection-rho = 0.5\n")
+    given = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--align-layer", "2"]
+    with pytest.raises(SystemExit):
+        main(given)
+    assert (asked[0].align_layer, asked[0].selection_rho) == (2, 0.5)
