@@ -31,6 +31,7 @@ def info(config: InfoConfig, as_json: bool) -> None:
     advl cache info caches/minilm-l6/scenes-vcr/train
     """
     from advl_pipeline.cache.info import run_info
+    from advl_pipeline.datasets.roots import name_in_records
 
     result = run_info(config)
     if as_json:
@@ -40,7 +41,8 @@ def info(config: InfoConfig, as_json: bool) -> None:
     teacher, dataset = result.identity["teacher"], result.identity["dataset"]
     stored = result.stored_dtype + (f", {result.compression}" if result.compression != "none" else "")
     click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {stored}")
-    click.echo(f"teacher {teacher['name']}, dataset {dataset['name']}, split {dataset['split']}")
+    called = name_in_records(result.identity, result.provenance)
+    click.echo(f"teacher {teacher['name']}, dataset {called}, split {dataset['split']}")
     for name, item in result.modalities.items():
         tokens = f"{item.num_token_rows} token rows of {item.token_dim}" if item.token_dim else "no token features"
         click.echo(

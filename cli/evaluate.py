@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -27,14 +30,22 @@ def command(config: EvaluateConfig, as_json: bool) -> None:
     if as_json:
         print_json({"run": str(result.run), "sets": result.sets})
         return
-    click.echo(f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11}  points lost when the picture is")
+    click.echo(
+        f"{'set':<24} {'metric':<8} {'items':>6} {'accuracy %':>11} {'majority':>9} {'chance':>7}  "
+        "points more or less when the picture is"
+    )
     for name, document in result.sets.items():
         for metric, value in document["metrics"].items():
             use = document.get("use_of_vision", {}).get(metric, {})
-            lost = "  ".join(f"{kind} {found['drop']:.2f}" for kind, found in use.items())
+            change = "  ".join(f"{kind} {-found['drop']:+.2f}" for kind, found in use.items())
             spread = document["intervals"][metric]
-            lost = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {lost}" if document["sample"] else lost
-            click.echo(f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f}  {lost}".rstrip())
+            change = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {change}" if document["sample"] else change
+            trivial = document["trivial"].get(metric)
+            beside = f"{trivial['majority']:>9.2f} {trivial['chance']:>7.2f}" if trivial else f"{'-':>9} {'-':>7}"
+            row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {beside}  {change}"
+            click.echo(row.rstrip())
+        for metric, trivial in document["trivial"].items():
+            click.echo(f"  {metric}: {_in_words(trivial)}")
         if "vqa_mode" in document:
             types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")
@@ -42,3 +53,11 @@ def command(config: EvaluateConfig, as_json: bool) -> None:
             print_confusion(**document["confusion"])
     for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
         click.echo(f"caution: {caveat}")
+
+
+def _in_words(trivial: Mapping[str, Any]) -> str:
+    """Say what the majority answer is, and how often the student gives its own commonest answer."""
+    majority = f"the majority answer is {trivial['answer']!r}"
+    if "given" not in trivial:
+        return majority
+    return f"{majority}; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"

@@ -16,6 +16,7 @@ import pytest
 from own_rows import answer_row, choice_row, class_row, write_csv, write_json_lines
 
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.datasets.roots import name_in_records
 
 ROOT = Path(__file__).parents[1]
 SHORT = ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "4", "--confidence-folds", "2")
@@ -47,7 +48,9 @@ def test_the_four_commands_of_the_readme(tmp_path: Path) -> None:
     accuracy = json.loads((tmp_path / "runs/mine/evaluation/test.json").read_text())["metrics"]["choice"]
     assert "choice accuracy" in page
     assert f"{accuracy:.1f}" in page
-    told = json.dumps(open_cache(tmp_path / "caches/minilm-l6/mine/train").identity)
+    cache = open_cache(tmp_path / "caches/minilm-l6/mine/train")
+    assert name_in_records(cache.identity, cache.provenance) == "mine"
+    told = json.dumps(cache.identity)
     assert "own-" in told
     assert "mine" not in told, "where data lie is no part of what they are"
 

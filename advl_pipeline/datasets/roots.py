@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from advl_pipeline.errors import DatasetError
 
@@ -96,6 +98,17 @@ def dataset_label(name: str) -> str:
         path = path.parent
     label = path.stem if path.suffix in (*TABLE_SUFFIXES, CARD_SUFFIX) else path.name
     return "data" if label in ("", ".", "..") else label
+
+
+def name_in_records(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """Return what users call the dataset that a record is of: an identity calls data of one's own by their content.
+
+    Args:
+        identity: its `dataset` has a `name`.
+        provenance: its `config`, where there is one, says what the user gave.
+    """
+    made_of = provenance.get("config", {}).get("dataset")
+    return dataset_label(str(made_of)) if made_of else str(identity["dataset"]["name"])
 
 
 def set_name(text: str, default: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ Legend: N questions, A = C = 4 answers and choices, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from advl_pipeline.evaluation.submission import (
     write_vqa_submission,
 )
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config
+from advl_pipeline.runs.reader import moved_to, read_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,7 @@ def run_predict(config: PredictConfig) -> PredictResult:
     """
     config = resolved(config)
     trained_on = read_config(config.run)
+    config = replace(config, data_root=moved_to(config.data_root, trained_on))
     name, split = set_name(config.on, trained_on["dataset"])
     tasks = tasks_of(name, config.data_root)
     is_vcr = "vcr-q2a" in tasks

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior, 
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import ReadoutConfig
+from advl_pipeline.runs.reader import moved_to
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student
@@ -71,8 +72,9 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     made_by = caches[0].provenance["config"]
     name = str(made_by["dataset"])
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
-    dataset = open_splits(name, split=split, data_root=config.data_root, tasks=config.task, **reading)
-    check_caches(caches, dataset, data_root=config.data_root)
+    data_root = moved_to(config.data_root, made_by)
+    dataset = open_splits(name, split=split, data_root=data_root, tasks=config.task, **reading)
+    check_caches(caches, dataset, data_root=data_root)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]
     positions = [place for place in range(len(dataset)) if all(holds(cache, dataset[place]) for cache in parts)]
     device = open_device(config.device)
@@ -85,7 +87,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
     )
     answers: dict[str, dict[str, float]] = {}
     if config.answer_on is not None:
-        asked = open_dataset(name, split=config.answer_on, data_root=config.data_root, tasks=config.task, **reading)
+        asked = open_dataset(name, split=config.answer_on, data_root=data_root, tasks=config.task, **reading)
         answers = answers_by_likeness(student, asked, prior, device=device)
     return ReadoutResult(
         placement=read_placement(student, dataset, positions, source, device=device), answers=answers

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,11 @@ from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_
 from advl_pipeline.evaluation.question_match import question_namer
 from advl_pipeline.evaluation.snli_ve import snli_ve_accuracy
 from advl_pipeline.evaluation.statistics import accuracy_interval
+from advl_pipeline.evaluation.trivial_baselines import AnswerTally
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa import VqaMode
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
-from advl_pipeline.runs.reader import read_config
+from advl_pipeline.runs.reader import moved_to, read_config
 from advl_pipeline.training.stored_pictures import use_stored_pictures
 
 _TRUE_PICTURE = ""
@@ -78,6 +79,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
     """
     config = resolved(config)
     trained_on = read_config(config.run)
+    config = replace(config, data_root=moved_to(config.data_root, trained_on))
     finished: FinishedRun | None = None
     loaded_with: dict[str, Any] = {}
     sets: dict[str, dict[str, Any]] = {}
@@ -131,6 +133,7 @@ def _evaluate_set(
         arrays[f"pictures/{metric}"] = np.array(one_metric.pictures)
         arrays[f"strata/{metric}"] = np.array(one_metric.strata)
     metrics = percents.pop(_TRUE_PICTURE)
+    tallies = {METRIC_OF_TASK[task]: one.tally for task, one in scored.items()}
     document: dict[str, Any] = {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -142,6 +145,12 @@ def _evaluate_set(
             metric: {"low": interval.low, "high": interval.high}
             for metric, one in items[_TRUE_PICTURE].items()
             for interval in (accuracy_interval(one.score, one.pictures, one.strata),)
+        },
+        "trivial": {metric: tally.summary() for metric, tally in tallies.items()}
+        | {
+            joint: tallies[first].joint_summary(tallies[second])
+            for (first, second), joint in JOINT_METRICS.items()
+            if joint in metrics
         },
         "sample": None
         if config.num_questions is None
@@ -181,6 +190,7 @@ def _evaluate_set(
 class _Scored:
     """What is kept of a task, part by part: with VQA's thousands of answers only the true pictures' scores are."""
 
+    tally: AnswerTally
     shown: list[npt.NDArray[np.float32]] = field(default_factory=list)
     items: dict[str, list[ItemScores]] = field(default_factory=dict)
     generated: list[ItemScores] = field(default_factory=list)
@@ -213,7 +223,9 @@ def _score_set(
     """Score a set part by part, each part with all of its views; an example is read once."""
     others = swapped_pictures(dataset.image_units(), seed=0) if "swapped" in probes else NO_OTHERS
     views = _views(probes)
-    scored: dict[Task, _Scored] = {task: _Scored() for task in dataset.tasks}
+    scored: dict[Task, _Scored] = {
+        task: _Scored(tally=AnswerTally(label_names=finished.label_names[head_name(task)])) for task in dataset.tasks
+    }
     for part in example_parts(dataset, sampled):
         for task, kept in scored.items():
             examples = [example for example in part if example.task == task]
@@ -226,6 +238,7 @@ def _score_set(
             kept.num_texts += sum(len(example.candidates) for example in examples)
             kept.num_cut += finished.student.count_cut(examples)
             kept.shown.append(matrices[0])
+            kept.tally.add(examples, matrices[0])
             kept.example_ids += [example.example_id for example in examples]
             kept.labels += [example.label for example in examples]
             if config.generate and task == "vqa":

@@ -28,7 +28,7 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.reader import Evaluation, read_evaluation, read_json
+from advl_pipeline.runs.reader import Evaluation, moved_to, read_evaluation, read_json
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import CellRecord, StudyResult
 
@@ -242,7 +242,7 @@ def _open(
     return open_dataset(
         name,
         split=split,
-        data_root=data_root,
+        data_root=moved_to(data_root, config),
         tasks=tasks,
         text_style=config.get("text_style"),
         label_order=config.get("label_order", "uniter"),

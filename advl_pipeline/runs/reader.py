@@ -94,6 +94,17 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
+def moved_to(data_root: Path | None, config: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the datasets: the one given now, else the one that a run or a cache was made with.
+
+    Args:
+        data_root: given now; None for nothing.
+        config: of the run or cache. Where its folder is gone, the usual one serves.
+    """
+    made_with = config.get("data_root")
+    return data_root or (Path(made_with) if made_with and Path(made_with).is_dir() else None)
+
+
 def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
     """Read a run's evaluation on a test set; None when it was not made.
 

@@ -11,6 +11,8 @@ from typing import Any
 import jinja2
 
 from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.records import PROVENANCE_FILE
+from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.reporting.formats import as_markdown
@@ -47,13 +49,13 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         model=model,
         usage=usage,
         notes=[*result.get("caveats", ()), *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
-        dataset=identity["dataset"],
+        dataset=identity["dataset"] | {"name": dataset_label(config["dataset"])},
         tasks=", ".join(config["task"]),
         num_labelled=result["num_labelled"],
         shots=config["shots"],
         seed=config["seed"],
         seeds=seeds,
-        teachers=[_teacher(cache["identity"]) for cache in read_json(run / names.CACHES)],
+        teachers=[_teacher(cache) for cache in read_json(run / names.CACHES)],
         method=config["method"],
         recipe=result["recipe"],
         command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),
@@ -72,13 +74,16 @@ def without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
 
 
-def _teacher(identity: Mapping[str, Any]) -> dict[str, str]:
+def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:
+    identity = cache["identity"]
     name = str(identity["teacher"]["name"])
     try:
         licence = show_teacher(name).summary.licence
     except ConfigError:
         licence = ""
-    split = f"{identity['dataset']['name']}/{identity['dataset']['split']}"
+    provenance = Path(cache["path"]) / PROVENANCE_FILE
+    called = name_in_records(identity, read_json(provenance) if provenance.exists() else {})
+    split = f"{called}/{identity['dataset']['split']}"
     return {"name": name, "licence": licence, "split": split, "identity": digest(identity)}
 
 

@@ -17,10 +17,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from advl_pipeline.atomic import remove_left, writing
-from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
+from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE, PROVENANCE_FILE
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
+from advl_pipeline.datasets.roots import name_in_records
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError
 from advl_pipeline.folders import require_outside
 from advl_pipeline.hub import hub_obstacle
@@ -125,10 +126,12 @@ def run_push(config: PushConfig) -> str:
     report = verify_cache(config.cache)
     if not report.is_sound:
         raise describe_findings(report)
-    identity = read_json(open_store(config.cache), IDENTITY_FILE)
+    store = open_store(config.cache)
+    identity = read_json(store, IDENTITY_FILE)
+    called = name_in_records(identity, read_json(store, PROVENANCE_FILE))
     teacher, dataset = identity["teacher"]["name"], identity["dataset"]
     card = (
-        f"---\ntags:\n- {TAG}\n---\n\n# Features of {teacher} over {dataset['name']}/{dataset['split']}\n\n"
+        f"---\ntags:\n- {TAG}\n---\n\n# Features of {teacher} over {called}/{dataset['split']}\n\n"
         f"A teacher cache of ADVL: a plain Zarr v3 hierarchy, {report.num_bytes / 1e6:.1f} MB. `identity.json` says\n"
         f"what the numbers are of.\n\n    advl cache pull {config.repository} --output FOLDER\n"
     )

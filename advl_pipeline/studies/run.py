@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from advl_pipeline.cache.folder_store import FolderStore
+from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.folders import require_folder
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study
@@ -102,13 +102,19 @@ def run_study(
         recipes=recipes,
         copies=copies,
         caches=config.caches,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=study_command(config),
     )
     plan = lay_out(recipes=recipes)
     if not all(is_finished(cell) for cell in plan.cells):
         _prepare(plan, config, folder, prepare)
         _run_cells(plan, config, folder, execute, report_failure)
     return gather_study(folder)
+
+
+def study_command(config: StudyRunConfig) -> str:
+    """Return the `advl study` command that repeats a study."""
+    flags = command_words(StudyRunConfig, config_to_dict(config) | {"study": None})
+    return shlex.join(["advl", "study", config.study, *flags])
 
 
 def _prepare(plan: Plan, config: StudyRunConfig, folder: Path, prepare: CachePreparer) -> None:

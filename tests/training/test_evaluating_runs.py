@@ -30,8 +30,8 @@ from advl_pipeline.training.run import run_finetune
 def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path: Path) -> None:
     config = small_corpus.config(tmp_path / "run", task=(), num_steps=2, method="plain", cache=())
     run_finetune(config)
-    evaluate = EvaluateConfig(run=tmp_path / "run", on=("test", "test-shift"), data_root=small_corpus.data_root)
-    sets = run_evaluate(evaluate).sets
+    # The run knows where its data lie.
+    sets = run_evaluate(EvaluateConfig(run=tmp_path / "run", on=("test", "test-shift"))).sets
     assert "use_of_vision" not in sets["test-shift"]
     document = sets["test"]
     assert set(document["metrics"]) == {"q2a", "qa2r", "q2ar"}
@@ -50,6 +50,12 @@ def test_evaluation_scores_items_and_spoilt_pictures(small_corpus: Any, tmp_path
         )
     scores, labels = arrays["scores/vcr-q2a"], arrays["labels/vcr-q2a"]
     assert (scores.argmax(1) == labels).astype(np.float32).tolist() == arrays["item/q2a"].tolist()
+    trivial = document["trivial"]
+    assert (trivial["q2a"]["chance"], trivial["q2ar"]["chance"]) == (25.0, 6.25)
+    ((_, number),) = Counter(labels.tolist()).most_common(1)
+    assert trivial["q2a"]["majority"] == 100 * number / 8
+    assert trivial["q2a"]["answer"] in {f"choice {label + 1}" for label in set(labels.tolist())}
+    assert trivial["q2a"]["given"] == 100 * max(Counter(scores.argmax(1).tolist()).values()) / 8
 
 
 def test_a_split_that_was_trained_on_and_texts_that_are_cut_are_told(small_corpus: Any, tmp_path: Path) -> None:
