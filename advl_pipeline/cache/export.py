@@ -21,6 +21,7 @@ from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import require_outside
+from advl_pipeline.packages import install_extra
 
 _UNITS_AT_ONCE = 4096
 
@@ -164,9 +165,7 @@ def _to_parquet(cache: TeacherCache, output: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise ConfigError(
-            "Writing Parquet needs pyarrow.", next_command="pip install 'advl-pipeline[parquet]'"
-        ) from None
+        raise ConfigError("Writing Parquet needs pyarrow.", next_command=install_extra("parquet")) from None
 
     output.mkdir()
     for modality, store in cache.stores().items():

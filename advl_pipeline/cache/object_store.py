@@ -19,6 +19,7 @@ from advl_pipeline.cache.files import Buffer
 from advl_pipeline.cache.store import MissingFile, repair_command
 from advl_pipeline.errors import AdvlError, ConfigError, StorageError
 from advl_pipeline.locations import Url
+from advl_pipeline.packages import install_extra
 
 if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store
@@ -269,7 +270,7 @@ def _open(url: Url) -> S3Store | GCSStore:
         raise ConfigError(
             "Caches in object stores need the extra `s3`.",
             where=str(url),
-            next_command="pip install 'advl-pipeline[s3]'",
+            next_command=install_extra("s3"),
         ) from None
     options: dict[str, Any] = {
         # Without TLS only where AWS_ENDPOINT_URL says http:// itself.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from advl_pipeline.errors import AdvlError, ClusterError, ConfigError
+from advl_pipeline.packages import install_extra
 
 _ADDRESS = "RAY_ADDRESS"
 _CONNECT_SECONDS = 5.0
@@ -49,7 +50,7 @@ def run_on_ray(
         import ray
     except ImportError:
         raise ConfigError(
-            "The engine `ray` needs the extra of that name.", next_command="pip install 'advl-pipeline[ray]'"
+            "The engine `ray` needs the extra of that name.", next_command=install_extra("ray")
         ) from None
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     task = partial(run_task, work, str(Path.cwd()), environment)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
@@ -34,7 +35,7 @@ def trackers_named(text: str) -> tuple[str, ...]:
             raise ConfigError(
                 f"{name} is not installed.",
                 where="--log-with",
-                next_command=f"pip install 'advl-pipeline[{name}]', or do without: {names.METRICS} has it all",
+                next_command=f"{install_extra(name)}    (or do without: {names.METRICS} has it all)",
             )
     return trackers
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.options import StudentOptions
@@ -78,7 +79,7 @@ def add_lora(student: Student, settings: LoraSettings) -> int:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ConfigError("Low-rank updates need peft.", next_command="pip install 'advl-pipeline[lora]'") from None
+        raise ConfigError("Low-rank updates need peft.", next_command=install_extra("lora")) from None
     ends = {name.rpartition(".")[2] for name, _ in student.named_modules()}
     targets = [name for name in settings.targets if name in ends]
     if not targets:

@@ -18,6 +18,7 @@ import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.packages import install_extra
 from advl_pipeline.teachers.options import OpenOptions
 
 _POOLER = "pooler."
@@ -72,7 +73,7 @@ def load_part(load: Callable[..., Any], source: TransformersSource, options: Ope
                 f"Teacher {options.name!r} needs a package that is not installed.",
                 where=source.place,
                 why=_first_line(error),
-                next_command="pip install sentencepiece protobuf tiktoken    (the extra `sentencepiece`)",
+                next_command=install_extra("sentencepiece"),
             ) from None
         except (RuntimeError, UnpicklingError) as error:
             raise WeightsUnavailable(

@@ -36,6 +36,7 @@ from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.registry import open_dataset, open_splits, splits_of, tasks_of
 from advl_pipeline.datasets.roots import dataset_label, is_own_data, set_name
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
+from advl_pipeline.packages import install_extra
 
 Maker = Callable[..., dict[str, Any]]
 
@@ -638,7 +639,7 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "datasets", found)
         error = refusal("hf:somebody/pets")
         assert (error.exit_code, error.why) == (5, "it is not installed")
-        assert "pip install 'advl-pipeline[hub]'" in error.next_command
+        assert error.next_command == install_extra("hub")
 
 
 def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

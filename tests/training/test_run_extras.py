@@ -20,6 +20,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import scalars
@@ -185,7 +186,7 @@ def test_a_tracker_that_is_absent_or_unknown_is_told_before_the_run_begins(
     monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
     with pytest.raises(ConfigError, match=f"{name} is not installed") as refused:
         run_finetune(small_corpus.config(tmp_path / "run", log_with=name))
-    assert f"pip install 'advl-pipeline[{name}]'" in refused.value.next_command
+    assert install_extra(name) in refused.value.next_command
     with pytest.raises(ConfigError, match="no tracker 'neptune'"):
         run_finetune(small_corpus.config(tmp_path / "run", log_with="neptune"))
     assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource
 from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.packages import install_extra
 
 UNKNOWN_CLASS = -1
 """What the library writes for a label that a split does not tell."""
@@ -40,7 +41,7 @@ def hub_source(name: str, card: DataCard) -> RowSource:
             "Datasets of the hub need the library `datasets`.",
             where=f"hf:{name}",
             why="it is not installed",
-            next_command="pip install 'advl-pipeline[hub]', then give the same command again",
+            next_command=install_extra("hub"),
         ) from None
     path, _, configuration = name.partition(":")
     obstacle = "" if Path(path).exists() else hub_obstacle()

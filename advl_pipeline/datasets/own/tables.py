@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import install_extra
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""
@@ -115,7 +116,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
         import pyarrow.parquet as pq
     except ImportError:
         raise DatasetError(
-            "Reading Parquet needs pyarrow.", where=str(path), next_command="pip install 'advl-pipeline[parquet]'"
+            "Reading Parquet needs pyarrow.", where=str(path), next_command=install_extra("parquet")
         ) from None
     try:
         with pq.ParquetFile(path) as table:

@@ -12,6 +12,7 @@ from advl_pipeline.datasets.regions.interface import Naming, RegionFeatures, Reg
 from advl_pipeline.datasets.regions.per_picture import PerPictureRegions
 from advl_pipeline.datasets.regions.tsv import TsvRegions
 from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import install_extra
 
 
 class PictureRegions:
@@ -115,7 +116,7 @@ def open_regions(path: Path, *, index: Path) -> RegionReader:
                 "Reading UNITER's LMDB needs packages that are not installed.",
                 where=str(folder),
                 why=str(error),
-                next_command="pip install lmdb msgpack    (the extra `uniter`)",
+                next_command=install_extra("uniter"),
             ) from None
         return UniterRegions(folder)
     for suffix in (".npz", ".json"):
