@@ -210,7 +210,7 @@ class FinetuneConfig(
 
 _GONE = {"relational_nodes": "both", "weight_normalise": "none"}
 _GONE_OF_COORDINATES = ("projection_start", "target_check")
-"""Options of version 0.2: the values that every run now computes as, and those that only coordinate distances read."""
+"""Options of 0.2: the values that every run now computes as, and those that only coordinate distances read."""
 
 
 def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any) -> FinetuneConfig:
