@@ -1,6 +1,6 @@
 """`make chaos`: what the next command makes of killed extractions, damaged caches and killed finetunes, to the byte.
 
-python -m benchmarks.chaos [--kills N] [--damages N] [--finetunes N] [--seed S]
+python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--seed S]
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="Extractions to kill.")
     parser.add_argument("--damages", type=int, default=200, help="Caches to damage.")
+    parser.add_argument("--records", type=int, default=20, help="Caches that get records of another one.")
     parser.add_argument("--finetunes", type=int, default=20, help="Finetunes to kill.")
     parser.add_argument("--seed", type=int, default=0, help="Chooses moments, files and damages.")
     options = parser.parse_args()
@@ -46,6 +47,7 @@ def main() -> None:
         counts = [
             count_kills(chaos, folder / "kills", range(first, first + options.kills)),
             count_damages(chaos, folder / "damages", range(first, first + options.damages)),
+            count_foreign_records(chaos, folder / "records", range(first, first + options.records)),
             count_finetunes(folder / "finetunes", range(first, first + options.finetunes)),
         ]
     print("\n".join(count.line() for count in counts))
@@ -78,6 +80,19 @@ def count_damages(chaos: Any, folder: Path, seeds: range) -> Count:
 
     what = "damaged caches were mended to identical bytes by the commands that were advised"
     return _count(what, "damage", damage, seeds)
+
+
+def count_foreign_records(chaos: Any, folder: Path, seeds: range) -> Count:
+    """Put records of another dataset's cache into a cache, and repair it."""
+    jobs = [
+        chaos.cache_to_damage(folder / str(seed), {"modality": "text"}, dataset_seed=seed)
+        for seed in ((0, 1) if seeds else ())
+    ]
+
+    def mix(seed: int) -> str:
+        return f"{chaos.refuse_foreign_records(*jobs, f'mixed-{seed}', seed=seed)} records: refused"
+
+    return _count("repairs with records of another cache were refused, and nothing changed", "records", mix, seeds)
 
 
 def count_finetunes(folder: Path, seeds: range) -> Count:

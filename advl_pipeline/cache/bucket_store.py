@@ -12,7 +12,7 @@ import hashlib
 import logging
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -23,7 +23,7 @@ from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, ent
 from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import ObjectStore, require_conditional_writes
 from advl_pipeline.cache.records import IDENTITY_FILE
-from advl_pipeline.cache.store import LeaseLost, Readable, Store
+from advl_pipeline.cache.store import LeaseLost, Readable, Stamp, Store
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 
@@ -116,10 +116,10 @@ class BucketStore(Store):
                 next_command="give another --output",
             )
 
-    def changed(self, files: Files) -> dict[str, int]:
+    def changed(self, files: Files) -> dict[str, Stamp]:
         return {}
 
-    def vouch(self) -> None:
+    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
         return
 
     def reading(self, record: bytes, files: Files) -> Readable:

@@ -39,6 +39,12 @@ def journal_path(cache: Path) -> Path:
     return cache.with_name(f"{cache.name}.extraction.jsonl")
 
 
+def vouched_path(cache: Path) -> Path:
+    """Return the file beside a cache that notes how its files were when they were last seen to be sound."""
+    cache = cache.resolve()
+    return cache.with_name(f"{cache.name}.vouched.json")
+
+
 def entry_of(*parts: Buffer) -> FileEntry:
     """Return size and digest of a file that consists of these parts."""
     state = hashlib.sha256()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.atomic import sync_folder
+from advl_pipeline.atomic import sync_folder, write_text
 from advl_pipeline.cache.checks import require_sizes
 from advl_pipeline.cache.files import (
     WORK_FOLDER,
@@ -26,10 +27,11 @@ from advl_pipeline.cache.files import (
     is_inside,
     safe_path,
     storing,
+    vouched_path,
 )
 from advl_pipeline.cache.records import COMPLETE_RECORD
-from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Store
-from advl_pipeline.errors import CorruptCache, StorageError
+from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Stamp, Store
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError
 from advl_pipeline.folders import require_folder
 
 _OPEN_ATTEMPTS = 8
@@ -184,16 +186,26 @@ class FolderStore(Store):
     def require_place(self) -> None:
         require_folder(self._root, "cache")
 
-    def changed(self, files: Files) -> dict[str, int]:
-        vouched_ns = (self._root / COMPLETE_RECORD).stat().st_mtime_ns
-        status = {name: (self._root / name).lstat() for name in files}
-        changes = {name: max(found.st_mtime_ns, found.st_ctime_ns) for name, found in status.items()}
-        return {name: changed_ns for name, changed_ns in changes.items() if changed_ns > vouched_ns}
+    def changed(self, files: Files) -> dict[str, Stamp]:
+        vouched = self._vouched()
+        found = {name: (self._root / name).lstat() for name in files}
+        stamps = {name: (one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns) for name, one in found.items()}
+        return {name: stamp for name, stamp in stamps.items() if vouched.get(name) != stamp}
 
-    def vouch(self) -> None:
-        # Where the cache may only be read, the next run hashes what changed once more.
-        with suppress(OSError):
-            os.utime(self._root / COMPLETE_RECORD)
+    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
+        note = {"record": hash_file(self._root / COMPLETE_RECORD).sha256, "files": self._vouched() | dict(stamps)}
+        # Where nothing can be written beside the cache, the next run hashes what changed once more.
+        with suppress(StorageError, ConfigError):
+            write_text(vouched_path(self._root), json.dumps(note))
+
+    def _vouched(self) -> dict[str, Stamp]:
+        """Return the stamps that were noted under the complete record that stands."""
+        try:
+            note = json.loads(vouched_path(self._root).read_bytes())
+            is_of_this_record = note["record"] == hash_file(self._root / COMPLETE_RECORD).sha256
+            return {name: tuple(stamp) for name, stamp in note["files"].items()} if is_of_this_record else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
 
     def reading(self, record: bytes, files: Files) -> Readable:
         require_sizes(self, self.list(), files)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import committed_keys, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import PruneConfig
-from advl_pipeline.cache.files import WORK_FOLDER, journal_path
+from advl_pipeline.cache.files import WORK_FOLDER, journal_path, vouched_path
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
@@ -74,7 +74,8 @@ def _remove_all(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> 
         store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
         store.delete_under()
         if store.folder is not None:
-            journal_path(store.folder).unlink(missing_ok=True)
+            for beside in (journal_path, vouched_path):
+                beside(store.folder).unlink(missing_ok=True)
         if left := store.list():
             raise StorageError(
                 "The cache could not be removed whole.",

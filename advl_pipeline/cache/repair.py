@@ -18,6 +18,7 @@ from advl_pipeline.cache.confidence import clear_away
 from advl_pipeline.cache.files import WORK_FOLDER, entry_of
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.layout import ArraySpec, render_json
+from advl_pipeline.cache.provenance import renew_command
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
@@ -32,7 +33,7 @@ from advl_pipeline.cache.staged import load_staged, stage
 from advl_pipeline.cache.store import Readable, Store, read_json
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import PLAN, CacheWriter
-from advl_pipeline.errors import ConfigError, CorruptCache
+from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.locations import Location
 
 _ROUNDS = 2
@@ -67,9 +68,10 @@ def repair_cache(
 
     Raises:
         ConfigError: there is no cache, or too little is left of it to know how it was made.
-        IdentityMismatch: the teacher or the dataset is not what it was.
+        IdentityMismatch: the teacher or the dataset is not what it was, or the records are another cache's.
         CorruptCache: the cache is still not sound afterwards.
     """
+    require_own_records(store)
     first = report = verify_cache(store.location)
     encoded = 0
     for _ in range(_ROUNDS):
@@ -147,6 +149,27 @@ def _statistics(report: VerifyReport, modality: str, num_units: int) -> dict[str
     prefix = f"{modality}/stats/"
     names = {path.removeprefix(prefix).split("/")[0] for path in report.files if path.startswith(prefix)}
     return {name: schema.stat_spec(modality, name, num_units) for name in sorted(names - {"zarr.json"})}
+
+
+def require_own_records(store: Readable) -> None:
+    """Refuse records of another cache: by them this one would be replaced, and not mended.
+
+    Raises:
+        IdentityMismatch: the identity file and the root group agree on one identity, and the plan is of another.
+    """
+    copies = [*_parsed(store, IDENTITY_FILE), *_attributes(store, "identity")]
+    with suppress(CorruptCache):
+        planned = load_plan(store).identity_sha256
+        # One copy alone may be damaged.
+        if len(copies) == 2 and copies[0] == copies[1] and planned != digest(copies[0]):
+            made = [copy for copy in _attributes(store, "provenance") if isinstance(copy.get("config"), dict)]
+            raise IdentityMismatch(
+                "The records of this cache are those of another one.",
+                where=store.where(PLAN_RECORD),
+                why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
+                next_command="copy back the folder records/ that belongs here"
+                + (f", or: {renew_command(made[0]['config'], store.location)}" if made else ""),
+            )
 
 
 def recover_provenance(store: Readable) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from advl_pipeline.locations import Location
 
 NOT_PLAIN = -1
 """Stands in a listing for the size of what is no plain file, such as a link."""
+
+
+Stamp = tuple[int, int, int, int]
+"""Size, inode, time of modification and of status change, in ns: what tells that a file was not touched."""
 
 
 class MissingFile(CorruptCache):
@@ -123,15 +127,15 @@ class Store(Readable):
         """Raise `ConfigError` where something else than a cache lies here."""
 
     @abstractmethod
-    def changed(self, files: Files) -> dict[str, int]:
-        """Return the files that changed after the complete record vouched for them, and when, in ns.
+    def changed(self, files: Files) -> dict[str, Stamp]:
+        """Return the files that are not as they were when they were last vouched for, and how they are now.
 
         Files that are hashed whenever they are read need nobody's word.
         """
 
     @abstractmethod
-    def vouch(self) -> None:
-        """Have the complete record vouch for all files until now."""
+    def vouch(self, stamps: Mapping[str, Stamp]) -> None:
+        """Note that files have their recorded content for as long as they are as `changed` found them."""
 
     @abstractmethod
     def reading(self, record: bytes, files: Files) -> Readable:

@@ -1,9 +1,10 @@
 """Whether a cache may be trained on: what changed since it was last vouched for, and a look at the numbers.
 
-The complete record is written last, so every file that it lists is older. A file whose content or name changed later,
-by the times that the kernel keeps, is hashed. Once all of them are what the record says, the record's own time is set
-to now: it then vouches for them until now, and the next run hashes nothing. Of a copy of a cache the first run hashes
-what was written after the record; `--verify-caches` hashes all of it, which costs about as much as reading it once.
+Who completes a cache notes size, inode and times of every file that its record lists, in a file beside the cache. A
+file that is not as it was noted is hashed, and noted once it is what the record says; so the next run hashes nothing.
+Of a copy of a cache, or one from elsewhere, the first run hashes all. No time is compared with another: neither a
+clock that goes wrong nor a record that was touched vouches for anything. `--verify-caches` hashes all of it anew,
+which costs about as much as reading it once, and alone finds bits that a disk lost by itself.
 
 Objects in a store are hashed whenever they are fetched; there is nothing to add to that.
 
@@ -17,7 +18,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from advl_pipeline.cache.files import Files
@@ -31,6 +31,7 @@ from advl_pipeline.cache.verify import (
     VerifyReport,
     describe_findings,
     file_problem,
+    has_its_norms,
     recorded_files,
     verify_cache,
 )
@@ -39,9 +40,6 @@ from advl_pipeline.locations import Location
 
 SAMPLED_UNITS = 64
 """Units of each modality whose numbers are looked at; on a disk of spinning plates about a second."""
-
-_NORM_TOLERANCE = 1e-2
-"""Of a stored norm, relative; float16 is a tenth of that."""
 
 
 def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
@@ -63,8 +61,8 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
         _require_sound(cache.path, sum(entry.num_bytes for entry in listed.values()))
     elif changed:
         _require_unchanged(store, {name: files[name] for name in changed})
-    if store.changed(files) == changed and (hash_all or changed):
-        store.vouch()
+    if changed:
+        store.vouch(changed)
     if not store.reads_whole:
         for features in cache.stores().values():
             _require_sensible(features, cache.path)
@@ -112,16 +110,9 @@ def _require_sensible(store: FeatureStore, location: Location) -> None:
         raise _senseless(location, f"{store.modality}/tokens/values", "it holds values that are not finite")
     if store.has_spans:
         store.char_spans(ids)
-    if not store.clipped and not _has_its_norms(global_QD, store.stat("norm", ids)):
+    if not store.clipped and not has_its_norms(global_QD, store.stat("norm", ids)):
         why = "its rows are neither of unit length nor as long as stats/norm says"
         raise _senseless(location, f"{store.modality}/global", why)
-
-
-def _has_its_norms(global_QD: npt.NDArray[Any], norm_Q: npt.NDArray[np.float32]) -> bool:
-    """Say whether all features are as long as the teacher gave them, or all were scaled to unit length."""
-    stored_Q = np.linalg.norm(global_QD.astype(np.float32), axis=1)
-    unit_Q = np.where(norm_Q > 0, np.float32(1), np.float32(0))
-    return any(np.allclose(stored_Q, wanted_Q, rtol=_NORM_TOLERANCE, atol=1e-4) for wanted_Q in (norm_Q, unit_Q))
 
 
 def _senseless(location: Location, name: str, why: str) -> CorruptCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.provenance import IMPORTED, renew_command
-from advl_pipeline.cache.repair import RepairResult, recover_provenance, repair_cache
+from advl_pipeline.cache.repair import RepairResult, recover_provenance, repair_cache, require_own_records
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config
@@ -30,6 +30,7 @@ def run_repair(config: RepairConfig) -> RepairResult:
     with interruptible():
         store = open_store(config.cache)
         require_cache(store)
+        require_own_records(store)
         settings = recover_provenance(store)["config"]
         if str(settings.get("teacher", "")).startswith(IMPORTED):
             raise ConfigError(

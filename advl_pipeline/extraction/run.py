@@ -213,6 +213,8 @@ def _finalise(writer: CacheWriter) -> None:
     try:
         if not writer.is_complete():
             writer.finalise()
+            files = load_complete(writer.store).files
+            writer.store.vouch(writer.store.changed(files))
     except (CorruptCache, LeaseLost):
         # Another process that held the claim has completed the cache, and removed its work in progress since.
         if not writer.is_complete():

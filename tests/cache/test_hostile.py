@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_extraction import tiny_extract
 
 from advl_pipeline.cache.files import safe_path
 from advl_pipeline.cache.layout import render_json, single_shard
@@ -18,6 +21,8 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.records import seal
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import AdvlError, CorruptCache
+
+MOMENTS = ("mean", "variance")
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +53,8 @@ def forge_array(cache: Path, name: str, change: Callable[[np.ndarray], None]) ->
     spec = single_shard(name, tuple(meta["shape"]), meta["data_type"])
     path = spec.shard_path(0)
     content = bytearray((cache / path).read_bytes())
-    rows = np.frombuffer(content, meta["data_type"], count=meta["shape"][0])
-    change(rows)
+    rows = np.frombuffer(content, meta["data_type"], count=math.prod(meta["shape"]))
+    change(rows.reshape(meta["shape"]))
     reseal(cache, {path: bytes(content)}, lambda record: None)
 
 
@@ -171,3 +176,46 @@ def test_metadata_of_arrays_is_exact(cache_path: Path, change: dict[str, Any]) -
         with pytest.raises(CorruptCache):
             open_cache(cache_path)
         reseal(cache_path, {name: raw}, lambda record: None)
+
+
+def double(rows: np.ndarray) -> None:
+    rows[0] *= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        *((f"image/{kind}_{moment}", f"not the {moment}") for kind in ("global", "token") for moment in MOMENTS),
+        ("text/token_mean", "not the mean"),
+        ("image/global", "nor as long as stats/norm says"),
+        ("text/stats/norm", "nor as long as stats/norm says"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_numbers_that_do_not_follow_from_the_features_are_named(
+    pristine: Path, tmp_path: Path, name: str, problem: str, dtype: str
+) -> None:
+    cache = tmp_path / "cache"
+    tiny_extract(pristine / "data", cache, dtype=dtype)
+    assert verify_cache(cache).is_sound
+    if name == "text/stats/norm":  # Of features of length 1 nobody can tell how long the teacher's were.
+        forge_array(cache, "text/global", lambda rows: rows.__imul__(3))
+    forge_array(cache, name, double)
+    assert any(problem in finding.problem for finding in verify_cache(cache).findings)
+
+
+@pytest.mark.parametrize("key", ["clipped", "quarantined", "files"])
+def test_a_complete_record_that_says_other_than_the_shards_is_named(cache_path: Path, key: str) -> None:
+    changes = {
+        "clipped": {"text": 3},
+        "quarantined": {"text": {open_cache(cache_path).stores()["text"].ids[0]: "because"}},
+    }
+    if key == "files":
+        name = "text/tokens/values/c/1/0"
+        content = bytearray((cache_path / name).read_bytes())
+        content[0] ^= 1
+        reseal(cache_path, {name: bytes(content)}, lambda record: None)
+    else:
+        reseal(cache_path, {}, lambda record: record[key].update(changes[key]))
+    findings = {finding.path: finding.problem for finding in verify_cache(cache_path).findings}
+    assert re.search("of the shards|their records say", findings["records/complete.json"])

@@ -23,7 +23,8 @@ from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.extraction import repair as repair_module
-from advl_pipeline.extraction.repair import RepairResult, repair
+from advl_pipeline.extraction.config import RepairConfig
+from advl_pipeline.extraction.repair import RepairResult, repair, run_repair
 from advl_pipeline.extraction.run import extract
 
 SMALL = {"num_images": 18}
@@ -257,6 +258,25 @@ def test_repair_with_another_teacher_is_refused(pristine: Path, cache: Path) -> 
     flip(cache / "text/tokens/values/c/0/0")
     with pytest.raises(IdentityMismatch):
         repair(tiny_config(cache, confidence=True), tiny_teacher(seed=5), TinyDataset(pristine / "data", **SMALL))
+
+
+@pytest.mark.parametrize("kept", [(), ("records/provenance.json",)], ids=["all", "but the provenance"])
+def test_repair_refuses_the_records_of_another_cache(
+    pristine: Path, cache: Path, tmp_path: Path, kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = TinyDataset(tmp_path / "data", num_images=18, seed=7)
+    extract(tiny_config(tmp_path / "other"), tiny_teacher(), other)
+    before = {name: (cache / name).read_bytes() for name in kept}
+    shutil.rmtree(cache / "records")
+    shutil.copytree(tmp_path / "other/records", cache / "records")
+    for name, content in before.items():
+        (cache / name).write_bytes(content)
+    found = tree_bytes(cache)
+    monkeypatch.setattr(repair_module, "open_inputs", lambda config: (tiny_teacher(), other))
+    with pytest.raises(IdentityMismatch, match=r"those of another one(?s:.)*advl cache prune") as caught:
+        run_repair(RepairConfig(cache=cache))
+    assert caught.value.exit_code == 3
+    assert tree_bytes(cache) == found
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "link", "folder"])

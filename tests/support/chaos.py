@@ -22,6 +22,7 @@ from typing import Any
 from tiny_extraction import run_command, run_settings, tree_bytes
 
 from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.errors import IdentityMismatch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The server imports torch once; every extraction is then a fork of it, a process of its own.
@@ -188,9 +189,10 @@ def component(name: str) -> str:
     return re.sub(r"[0-9a-f]{16}|[0-9]+", "0", name)
 
 
-def cache_to_damage(folder: Path, options: dict[str, Any]) -> Job:
-    """Extract one of `CACHES`; returns the job that made it."""
+def cache_to_damage(folder: Path, options: dict[str, Any], *, dataset_seed: int = 0) -> Job:
+    """Extract one of `CACHES` over a dataset; returns the job that made it."""
     job = make_job(folder, "whole", delay=0.0, **options)
+    job.settings["dataset"] = {"seed": dataset_seed}
     job.finish()
     return job
 
@@ -230,6 +232,38 @@ def damage_and_mend(job: Job, name: str, *, seed: int) -> tuple[list[str], list[
         raise AssertionError(f"{damages}: after {commands} other bytes in {different[:5]}")
     shutil.rmtree(copy)
     return damages, commands
+
+
+def refuse_foreign_records(job: Job, other: Job, name: str, *, seed: int) -> int:
+    """Put records of another cache into a copy of a cache, and have it repaired: that must be refused.
+
+    Args:
+        job: what made the cache; its output stays as it is.
+        other: what made the cache that the records are of.
+        name: of the copy, beside the cache.
+        seed: chooses which records, the plan always among them.
+
+    Returns:
+        How many records were put there.
+
+    Raises:
+        AssertionError: the repair ends otherwise than by a refusal, or it changes a file.
+    """
+    generator = random.Random(seed)
+    copy = job.folder / name
+    shutil.copytree(job.output, copy)
+    records = sorted(path.name for path in (other.output / "records").iterdir())
+    chosen = {"plan.json", *generator.sample(records, generator.randint(1, len(records)))}
+    for record in sorted(chosen):
+        shutil.copyfile(other.output / "records" / record, copy / "records" / record)
+    before = tree_bytes(copy)
+    running = other.start_command(["cache", "repair", str(copy)])
+    if (code := running.wait()) != IdentityMismatch.exit_code:
+        raise AssertionError(f"{sorted(chosen)}: exit code {code}: {running.messages()[-1000:]}")
+    if different := differing(before, copy):
+        raise AssertionError(f"{sorted(chosen)}: refused, and changed all the same: {different[:5]}")
+    shutil.rmtree(copy)
+    return len(chosen)
 
 
 def follow_advice(job: Job, cache: Path, command: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,9 @@ import numpy as np
 import pytest
 from tiny_extraction import tree_bytes
 
+from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import load_complete
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.training.run import run_finetune
@@ -56,7 +57,7 @@ def test_a_changed_payload_stops_the_command_and_is_mended(small_corpus: Any, ca
     assert store.stat("norm", list(store.ids)).min() > 2  # The teacher's own; what is stored has length 1.
 
 
-def test_verifying_finds_what_no_time_tells_of(
+def test_verifying_finds_what_nothing_about_a_file_tells_of(
     small_corpus: Any, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_trustworthy(open_cache(cache))
@@ -64,7 +65,8 @@ def test_verifying_finds_what_no_time_tells_of(
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    os.utime(cache / "records/complete.json")  # As if a disk had lost a bit.
+    store = FolderStore(cache)
+    store.vouch(store.changed({VALUES: load_complete(store).files[VALUES]}))  # As if a disk had lost a bit.
     require_trustworthy(open_cache(cache))
     caches = (cache, small_corpus.caches[1])
     config = small_corpus.config(tmp_path / "run", cache=caches, num_steps=2, verify_caches=True)
