@@ -45,7 +45,7 @@ lock: ## Write constraints.txt anew: the newest versions that pyproject.toml all
 	} > constraints.txt
 
 demo: $(STAMP) ## The main job, end to end, on a small built-in corpus (minutes, CPU)
-	$(ADVL) datasets build scenes --data-root datasets/demo $(DEMO_SIZES)
+	$(ADVL) scenes build --data-root datasets/demo $(DEMO_SIZES)
 	@# Steps of so small a student gain nothing from a second core: the teachers run beside its pretraining.
 	$(MAKE) --no-print-directory -j2 demo-caches demo-student
 	$(ADVL) study demo --workers 2 --data-root datasets/demo --caches caches/demo
@@ -56,14 +56,14 @@ demo-caches:
 	OMP_NUM_THREADS=1 $(ADVL) extract --teacher minilm-l6 $(DEMO_EXTRACT)/minilm-l6/scenes-vcr/train
 
 demo-student:
-	OMP_NUM_THREADS=1 $(ADVL) pretrain --data-root datasets/demo --output students/scenes-small
+	OMP_NUM_THREADS=1 $(ADVL) scenes pretrain --data-root datasets/demo --output students/scenes-small
 
-# Of `advl datasets build scenes`, such as SCENES_OPTIONS="--seed 1 --descriptions mine.toml".
+# Of `advl scenes build`, such as SCENES_OPTIONS="--seed 1 --descriptions mine.toml".
 SCENES_OPTIONS ?=
 
 scenes-inputs: $(STAMP)
-	$(ADVL) datasets build scenes $(SCENES_OPTIONS)
-	$(ADVL) pretrain --output students/scenes-small
+	$(ADVL) scenes build $(SCENES_OPTIONS)
+	$(ADVL) scenes pretrain --output students/scenes-small
 
 # Of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
 STUDY_OPTIONS ?=

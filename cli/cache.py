@@ -16,8 +16,8 @@ def command() -> None:
     """Inspect, verify, repair, convert or measure a teacher feature cache.
 
     \b
-    advl cache info caches/minilm-l6/scenes-vcr/train
-    advl cache verify caches/minilm-l6/scenes-vcr/train --recompute 8
+    advl cache info caches/minilm-l6/vcr/train
+    advl cache verify caches/minilm-l6/vcr/train --recompute 8
     """
 
 
@@ -28,7 +28,7 @@ def info(config: InfoConfig, as_json: bool) -> None:
     """Say what a cache holds, finished or not.
 
     \b
-    advl cache info caches/minilm-l6/scenes-vcr/train
+    advl cache info caches/minilm-l6/vcr/train
     """
     from advl_pipeline.cache.info import run_info
     from advl_pipeline.datasets.roots import name_in_records
@@ -62,8 +62,8 @@ def verify(config: VerifyConfig, as_json: bool) -> int:
     """Check every byte, every record, and on request some units with the teacher. Exit code 4 if not sound.
 
     \b
-    advl cache verify caches/minilm-l6/scenes-vcr/train
-    advl cache verify caches/minilm-l6/scenes-vcr/train --recompute 8 --json
+    advl cache verify caches/minilm-l6/vcr/train
+    advl cache verify caches/minilm-l6/vcr/train --recompute 8 --json
     """
     from advl_pipeline.cache.verify import describe_findings
     from advl_pipeline.extraction.recompute import run_verify
@@ -98,7 +98,7 @@ def repair(config: RepairConfig, as_json: bool) -> None:
     """Redo what is damaged or unfinished, and nothing else.
 
     \b
-    advl cache repair caches/minilm-l6/scenes-vcr/train
+    advl cache repair caches/minilm-l6/vcr/train
     advl cache repair s3://bucket/caches/clip-vit-l
     """
     from advl_pipeline.extraction.repair import run_repair
@@ -125,7 +125,7 @@ def export(config: ExportConfig, as_json: bool) -> None:
     """Write a cache's features as HDF5, safetensors or Parquet.
 
     \b
-    advl cache export caches/minilm-l6/scenes-vcr/train --to hdf5 --output features.h5
+    advl cache export caches/minilm-l6/vcr/train --to hdf5 --output features.h5
     """
     from advl_pipeline.cache.export import run_export
 
@@ -143,7 +143,7 @@ def push(config: PushConfig) -> None:
     """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
 
     \b
-    advl cache push caches/minilm-l6/scenes-vcr/train ORG/NAME
+    advl cache push caches/minilm-l6/vcr/train ORG/NAME
     """
     from advl_pipeline.sharing.hub import run_push
 
@@ -157,7 +157,7 @@ def pull(config: PullConfig, as_json: bool) -> None:
     """Download a cache from the hub and verify it; an interrupted download goes on.
 
     \b
-    advl cache pull ORG/NAME --output caches/minilm-l6/scenes-vcr/train
+    advl cache pull ORG/NAME --output caches/minilm-l6/vcr/train
     """
     from advl_pipeline.sharing.hub import run_pull
 
@@ -193,8 +193,8 @@ def prune(config: PruneConfig, as_json: bool) -> None:
     """Remove sets of confidences, leftovers of stopped runs, or the whole cache.
 
     \b
-    advl cache prune caches/minilm-l6/scenes-vcr/train --all-confidences
-    advl cache prune caches/minilm-l6/scenes-vcr/train --all
+    advl cache prune caches/minilm-l6/vcr/train --all-confidences
+    advl cache prune caches/minilm-l6/vcr/train --all
     """
     from advl_pipeline.cache.prune import run_prune
 
@@ -214,7 +214,7 @@ def bench(config: CacheBenchConfig, as_json: bool) -> None:
     """Measure how fast a cache is opened and read on this machine.
 
     \b
-    advl cache bench caches/minilm-l6/scenes-vcr/train
+    advl cache bench caches/minilm-l6/vcr/train
     """
     from advl_pipeline.cache.bench import run_cache_bench
 

@@ -8,24 +8,23 @@ import click
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
-from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.evaluation.config import HardSubsetConfig
-from advl_pipeline.studies.config import HeadroomConfig
 
 from .options import config_options, json_option, print_json
 from .own_data import say_what_it_is
+from .plugins import PluginGroup
 
 MAX_SHOWN = 20
 """Problems shown per split; all are counted, and `--json` lists them."""
 
 
-@click.group("datasets")
+@click.group("datasets", cls=PluginGroup)
 def command() -> None:
-    """Build the built-in corpus, list datasets, check what was downloaded, draw low-shot subsets.
+    """List datasets, show their cards, check what was downloaded, draw low-shot subsets.
 
     \b
     advl datasets list
-    advl datasets build scenes
+    advl datasets card vcr
     advl datasets check vcr
     """
 
@@ -104,37 +103,6 @@ def check(config: CheckConfig, as_json: bool) -> int:
     return 0 if result.usable else 5
 
 
-@command.group("build")
-def build() -> None:
-    """Build a corpus that needs no download.
-
-    \b
-    advl datasets build scenes
-    """
-
-
-@build.command("scenes")
-@config_options(ScenesConfig)
-@json_option
-def build_scenes(config: ScenesConfig, as_json: bool) -> None:
-    """Build the corpus `scenes`: pictures with boxes in the formats of VCR, VQA v2 and SNLI-VE, and captions.
-
-    \b
-    advl datasets build scenes
-    advl datasets build scenes --data-root /data --num-train 4800
-    """
-    from advl_pipeline.datasets.scenes.build import run_build_scenes
-
-    result = run_build_scenes(config)
-    if as_json:
-        print_json(result)
-        return
-    click.echo(f"{'built' if result.built else 'already there'}: {result.folder}")
-    for name, counts in result.counts.items():
-        click.echo(f"  {name:<28} " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
-    click.echo(f"  content digest {result.digest}")
-
-
 @command.command("hard-subset")
 @config_options(HardSubsetConfig, arguments=("name",))
 @json_option
@@ -176,35 +144,3 @@ def subset(config: SubsetConfig, as_json: bool) -> None:
         return
     click.echo(f"{result.shots} questions, {len(result.example_ids)} examples of {config.name} {result.split}")
     click.echo(f"written to {config.output}")
-
-
-@command.command("headroom")
-@config_options(HeadroomConfig, arguments=("dataset",))
-@json_option
-def headroom(config: HeadroomConfig, as_json: bool) -> None:
-    """Tell how much of what teachers know could help a student on a task: the table that a dataset is judged by.
-
-    A student that is given the teachers' features as inputs must be clearly above the same student without them.
-    Where it is not, no distillation can show anything.
-
-    \b
-    advl extract --teacher minilm-l6 --dataset scenes-vcr --split val
-    advl datasets headroom scenes-vcr --init students/scenes-small \\
-        --cache caches/minilm-l6/scenes-vcr/train --cache caches/minilm-l6/scenes-vcr/val
-    """
-    from advl_pipeline.studies.headroom import headroom_as_dict, run_headroom
-
-    say_what_it_is([config.dataset], config.data_root)
-    found = run_headroom(config)
-    if as_json:
-        print_json(headroom_as_dict(found))
-        return
-    click.echo(f"{found.dataset}, {found.task}, {found.split}: {found.num_items:,} items, {found.shots} shots")
-    for row in found.rows:
-        seeds = "" if len(row.per_seed) == 1 else "  (" + ", ".join(f"{value:.1f}" for value in row.per_seed) + ")"
-        click.echo(f"  {row.name:<44} {row.mean:5.1f} %{seeds}")
-    verdict = "fit for use" if found.is_fit else "not fit for use"
-    click.echo(
-        f"headroom: the teachers' features as inputs give {found.headroom:+.1f} points over plain; "
-        f"{verdict} (at least {found.margin:g} are asked for)"
-    )

@@ -26,8 +26,8 @@ def command(config: ExtractConfig, as_json: bool) -> None:
     The same command resumes an interrupted run, and several processes that give it share the work.
 
     \b
-    advl extract --teacher minilm-l6 --dataset scenes-vcr --split train
-    advl extract --teacher efficientnet-lite0 --dataset scenes-vcr --dry-run
+    advl extract --teacher minilm-l6 --dataset vcr --split train
+    advl extract --teacher efficientnet-lite0 --dataset vcr --dry-run
     """
     say_what_it_is([config.dataset], config.data_root)
     from advl_pipeline.extraction.run import run_extract

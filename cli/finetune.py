@@ -21,10 +21,10 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
     """Finetune a student while streaming teacher caches.
 
     \b
-    advl finetune --dataset scenes-vcr --method advl --shots 100 --seed 0 \\
-        --init students/scenes-small --output runs/advl-100-0 \\
-        --cache caches/efficientnet-lite0/scenes-vcr/train \\
-        --cache caches/minilm-l6/scenes-vcr/train
+    advl finetune --dataset vcr --method advl --shots 100 --seed 0 \\
+        --student vilt --init hf:dandelin/vilt-b32-mlm --output runs/vcr-advl \\
+        --cache caches/efficientnet-lite0/vcr/train \\
+        --cache caches/minilm-l6/vcr/train
     """
     say_what_it_is([config.dataset], config.data_root)
     if config.dry_run:

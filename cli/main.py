@@ -13,17 +13,17 @@ from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_na
 from advl_pipeline.packages import missing_extra
 
 from .advice import Invocation, after_usage_error, next_command
+from .plugins import PluginGroup
 
 COMMANDS = {
     "cache": "Inspect, verify, repair, convert or measure a teacher feature cache.",
-    "datasets": "Build the built-in corpus, list datasets, check what was downloaded.",
+    "datasets": "List datasets, show their cards, check what was downloaded.",
     "evaluate": "Score a finetuned run on test and shifted sets.",
     "export": "Write a run's student as a folder that loads anywhere, with its model card.",
     "extract": "Phase 1: run a frozen teacher once over a dataset and write its cache.",
     "finetune": "Phase 2: finetune a student while streaming teacher caches.",
     "predict": "Write the predictions of a run in the form the leaderboards take.",
     "prepare": "Store a split's pictures as students over pixels see them, so that training decodes none.",
-    "pretrain": "Give the demo student its image-text pretraining.",
     "readout": "Tell, without labels, whether a student places words and regions as its teachers do.",
     "report": "Turn a study, or runs, into one self-contained HTML page or a table.",
     "score": "Score prediction files by the official rules, without any model.",
@@ -34,15 +34,17 @@ COMMANDS = {
 """Command name -> one-line help. The module of the same name in this package holds `command`."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(PluginGroup):
     """A group whose commands are imported when they run, so that help stays instant."""
 
+    place = ""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return sorted({*COMMANDS, *self.plugins()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f".{cmd_name}", package=__package__)
         command: click.Command = module.command
         return command
@@ -50,13 +52,13 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            ctx.fail(f"No command {args[0]!r}: {suggest_names(args[0], COMMANDS)}")
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            ctx.fail(f"No command {args[0]!r}: {suggest_names(args[0], known)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(sorted(COMMANDS.items()))
+        self.write_commands(formatter, sorted(COMMANDS.items()))
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,9 +68,9 @@ def group(debug: bool) -> None:
     """Move what frozen expert models know into a vision-language model while it is finetuned.
 
     \b
-    advl datasets build scenes
-    advl extract --teacher minilm-l6 --dataset scenes-vcr --split train
-    advl finetune --dataset scenes-vcr --method advl --cache caches/minilm-l6/scenes-vcr/train \\
+    advl datasets check vcr
+    advl extract --teacher roberta-b --dataset vcr --split train
+    advl finetune --dataset vcr --student vilt --method advl --cache caches/roberta-b/vcr/train \\
         --output runs/advl
     """
     del debug  # Read from the arguments, since an error may come before this runs.

@@ -11,10 +11,10 @@ import click
 def say_what_it_is(datasets: Iterable[str], data_root: Path | None) -> None:
     """Print the kind of task, the columns and the counts of each dataset that is data of one's own, on stderr."""
     from advl_pipeline.datasets.own.source import is_rows, open_own
-    from advl_pipeline.datasets.registry import TASKS
+    from advl_pipeline.datasets.registry import benchmark_of
 
     for name in dict.fromkeys(datasets):
-        if name not in TASKS and is_rows(name):
+        if benchmark_of(name) is None and is_rows(name):
             click.echo(open_own(name, data_root).line(), err=True)
 
 
@@ -25,10 +25,10 @@ def split_to_score(dataset: str, data_root: Path | None, *, trained_on: str) -> 
     """
     from advl_pipeline.datasets.cards import scored_split
     from advl_pipeline.datasets.own.source import is_rows, open_own
-    from advl_pipeline.datasets.registry import TASKS
+    from advl_pipeline.datasets.registry import benchmark_of
     from advl_pipeline.datasets.roots import SPLIT_STEMS
 
-    if dataset in TASKS or not is_rows(dataset):
+    if benchmark_of(dataset) is not None or not is_rows(dataset):
         return scored_split(dataset)
     index = open_own(dataset, data_root).index
     seen = trained_on.split("+")

@@ -23,8 +23,8 @@ def command(config: PrepareConfig, as_json: bool) -> None:
     The same command resumes an interrupted one, and `advl cache verify` checks what is stored.
 
     \b
-    advl prepare --dataset scenes-vcr --split train --student scenes-vilt
-    advl prepare --dataset scenes-vcr --split val --size 112 --dry-run
+    advl prepare --dataset vcr --split train --student vilt
+    advl prepare --dataset vcr --split val --size 112 --dry-run
     """
     say_what_it_is([config.dataset], config.data_root)
     from advl_pipeline.extraction.run import run_extract

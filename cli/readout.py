@@ -19,8 +19,8 @@ def command(config: ReadoutConfig, as_json: bool) -> None:
     how often the student does the same. Chance is 25 percent.
 
     \b
-    advl readout students/scenes-small --cache caches/minilm-l6/scenes-vcr/train
-    advl readout runs/advl-100-0 --cache caches/minilm-l6/scenes-vcr/train --answer-on val
+    advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
+    advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train --answer-on val
     """
     from advl_pipeline.evaluation.readout import run_readout
 

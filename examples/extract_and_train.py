@@ -6,8 +6,8 @@ The corpus is the built-in one, very small, so that this takes a minute: it show
 import sys
 from pathlib import Path
 
-from advl_pipeline.datasets.scenes.build import run_build_scenes
-from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_data.scenes.generator.build import run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.extraction.config import ExtractConfig

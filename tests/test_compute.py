@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from advl_cli.main import main
+from advl_data.scenes.config import PretrainConfig
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.compute import ComputeConfig, open_device, resolved
 from advl_pipeline.errors import ConfigError
@@ -18,7 +19,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.identity import as_begun
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.studies.config import StudyRunConfig, asked_study
-from advl_pipeline.training.config import FinetuneConfig, PretrainConfig
+from advl_pipeline.training.config import FinetuneConfig
 
 COMMANDS = (
     ExtractConfig, EvaluateConfig, PredictConfig, PretrainConfig, StudyRunConfig, FinetuneConfig,

@@ -54,8 +54,8 @@ def test_the_main_job_through_the_command_line(tmp_path: Path) -> None:
 
     missing = advl(folder, "extract", "--teacher", "minilm-l6", "--dataset", "scenes-vcr")
     assert missing.returncode == 5
-    assert "advl datasets build scenes" in missing.stderr
-    must("datasets", "build", "scenes", *SIZES, *SMALLER)
+    assert "advl scenes build" in missing.stderr
+    must("scenes", "build", *SIZES, *SMALLER)
     planned = must("extract", "--teacher", "minilm-l6", "--dataset", "scenes-vcr", "--split", "train", "--dry-run")
     assert "text" in planned
     assert not (folder / "caches").exists()
@@ -65,9 +65,10 @@ def test_the_main_job_through_the_command_line(tmp_path: Path) -> None:
     assert group["text/global"].shape[1] == 384
     assert group["text/tokens/values"].shape[0] >= int(group["text/tokens/lengths"][:].sum())
 
-    must("pretrain", "--warmup-steps", "2", "--joint-steps", "2", "--batch-size", "4")
-    assert "nothing to do" in must("pretrain", "--warmup-steps", "2", "--joint-steps", "2", "--batch-size", "4")
-    other = advl(folder, "pretrain", "--warmup-steps", "3", "--joint-steps", "2", "--batch-size", "4")
+    pretrain = ("scenes", "pretrain", "--joint-steps", "2", "--batch-size", "4", "--warmup-steps")
+    must(*pretrain, "2")
+    assert "nothing to do" in must(*pretrain, "2")
+    other = advl(folder, *pretrain, "3")
     assert other.returncode == 3
     assert "warmup_steps" in other.stderr
 

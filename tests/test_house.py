@@ -85,7 +85,19 @@ def test_a_folder_does_not_know_what_the_page_says(folder: str, other: str) -> N
 def test_the_wheel_holds_every_folder() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
-    assert folders == {name for name in listed if name.split(".")[0] == "advl_pipeline"}
+    folders |= {
+        ".".join(("advl_data", *path.parent.relative_to(ROOT / "data").parts))
+        for path in (ROOT / "data").rglob("__init__.py")
+    }
+    assert folders | {"advl_cli"} == set(listed)
+
+
+def test_the_product_knows_the_built_in_corpus_through_its_entry_points_alone() -> None:
+    files = [path for folder in ("advl_pipeline", "cli") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {path: path.read_text("utf-8") for path in files if path.suffix != ".pyc"}
+    assert len(texts) > 200
+    naming = [path for path, text in texts.items() if re.search(r"scenes|advl_data\.\w", text, flags=re.IGNORECASE)]
+    assert not naming
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

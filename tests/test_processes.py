@@ -9,8 +9,8 @@ from pathlib import Path
 PROGRAM = """
 import sys
 from pathlib import Path
-from advl_pipeline.datasets.scenes.build import run_build_scenes
-from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_data.scenes.generator.build import run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
 
 print("begun")
 sizes = dict.fromkeys("train val test unseen compositional shift_inputs".split(), 4)

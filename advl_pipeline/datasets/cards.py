@@ -1,4 +1,4 @@
-"""Dataset cards: the facts about a benchmark in `data/<name>.toml`: files, counts, licence, how to get it."""
+"""Dataset cards: the facts about a benchmark in `data/cards/NAME.toml`: files, counts, licence, how to get it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.packages import read_data
+from advl_pipeline.packages import data_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,10 @@ class Card:
 JOIN = "+"
 """Joins the names of splits that are read together, as in train+val."""
 
-CARD_NAMES = ("scenes", "snli-ve", "vcr", "vqa-cp-v2", "vqa-v2", "vqa-vs")
+
+def card_names() -> tuple[str, ...]:
+    """Return the names of all cards, those of plug-ins included."""
+    return tuple(data_files("cards"))
 
 
 @cache
@@ -71,9 +74,10 @@ def load_card(name: str) -> Card:
     Raises:
         ConfigError: there is no card of that name.
     """
-    if name not in CARD_NAMES:
-        raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, CARD_NAMES))
-    facts = tomllib.loads(read_data(f"{name}.toml"))
+    cards = data_files("cards")
+    if name not in cards:
+        raise ConfigError(f"There is no dataset card {name!r}.", why=suggest_names(name, cards))
+    facts = tomllib.loads(cards[name].read_text(encoding="utf-8"))
     return Card(
         name=name,
         title=facts["title"],
@@ -89,7 +93,7 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
     Raises:
         ConfigError: the dataset has a card and no such split.
     """
-    if dataset not in CARD_NAMES:
+    if dataset not in card_names():
         return (split,)
     named = (name for part in split.split(JOIN) for name in load_card(dataset).picture_splits(part))
     return tuple(dict.fromkeys(named))
@@ -97,6 +101,6 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
 
 def scored_split(dataset: str) -> str:
     """Return the split that a finished run is scored on: test, or val where the truth of test is not public."""
-    if dataset in CARD_NAMES and (card := load_card(dataset)).splits and not card.is_labelled("test"):
+    if dataset in card_names() and (card := load_card(dataset)).splits and not card.is_labelled("test"):
         return "val"
     return "test"

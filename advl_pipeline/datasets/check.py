@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from advl_pipeline.datasets.cards import CARD_NAMES, load_card
+from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.id_lists import read_pairs
@@ -96,7 +96,7 @@ def run_subset(config: SubsetConfig) -> IdList:
 
 
 def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
-    facts = load_card(config.name).split(split) if config.name in CARD_NAMES else {}
+    facts = load_card(config.name).split(split) if config.name in card_names() else {}
     expected = {
         name: facts[key] for name, key in (("num_items", "items"), ("num_pictures", "pictures")) if key in facts
     }

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
+from advl_pipeline.datasets.cards import Card, card_names, load_card
 from advl_pipeline.datasets.own.source import open_own
-from advl_pipeline.datasets.registry import SCENES_PREFIX, TASKS, dataset_names, splits_of
+from advl_pipeline.datasets.registry import benchmark_of, dataset_names
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.errors import AdvlError, ConfigError, suggest_names
 
 _TEXT_FIELDS = ("how_to_get", "scoring", "licence", "homepage")
@@ -29,19 +28,20 @@ class DatasetRow:
 def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
     """List all datasets that `open_dataset` takes."""
     root = resolve_data_root(data_root)
-    rows = []
-    for name in dataset_names():
-        if name not in TASKS:
-            rows.append(_row_of_reader(name, data_root))
-            continue
-        card = card_of(name)
-        folder = root / (layout.FOLDER if name.startswith(SCENES_PREFIX) else card.facts["folder"])
-        rows.append(
-            DatasetRow(
-                name=name, title=card.title, tasks=TASKS[name], splits=splits_of(name), present=folder.is_dir()
-            )
-        )
-    return tuple(rows)
+    return tuple(_row(name, root, data_root) for name in dataset_names())
+
+
+def _row(name: str, root: Path, data_root: Path | None) -> DatasetRow:
+    benchmark = benchmark_of(name)
+    if benchmark is None:
+        return _row_of_reader(name, data_root)
+    return DatasetRow(
+        name=name,
+        title=benchmark.card.title,
+        tasks=benchmark.tasks,
+        splits=benchmark.splits,
+        present=benchmark.is_in(root),
+    )
 
 
 def _row_of_reader(name: str, data_root: Path | None) -> DatasetRow:
@@ -55,16 +55,18 @@ def _row_of_reader(name: str, data_root: Path | None) -> DatasetRow:
 
 
 def card_of(name: str) -> Card:
-    """Return the card of a dataset; the datasets of the built-in corpus share one.
+    """Return the card of a name, or of the dataset of that name.
 
     Raises:
         ConfigError: there is no such dataset.
     """
-    if name.startswith(SCENES_PREFIX) and name in TASKS:
-        return load_card("scenes")
-    if name not in CARD_NAMES:
-        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, [*TASKS, *CARD_NAMES]))
-    return load_card(name)
+    if name in card_names():
+        return load_card(name)
+    benchmark = benchmark_of(name)
+    if benchmark is None:
+        known = dict.fromkeys([*dataset_names(), *card_names()])
+        raise ConfigError(f"There is no dataset {name!r}.", why=suggest_names(name, known))
+    return benchmark.card
 
 
 def card_text(card: Card) -> str:

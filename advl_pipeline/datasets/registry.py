@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from advl_pipeline.datasets.captions import CaptionDataset
-from advl_pipeline.datasets.cards import CARD_NAMES, JOIN, load_card
+from advl_pipeline.datasets.benchmark import AnswerList, Benchmark, ReadOptions, load_plugin, plugin_entry_points
+from advl_pipeline.datasets.cards import JOIN, Card, card_names, load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.joined import UnionOfSplits
 from advl_pipeline.datasets.own.dataset import class_names
-from advl_pipeline.datasets.own.source import is_rows, open_own, plugin_entry_points
+from advl_pipeline.datasets.own.source import is_rows, open_own
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
-from advl_pipeline.datasets.scenes import layout
 from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, LabelOrder, SnliVeDataset, SnliVeFiles
 from advl_pipeline.datasets.vcr import Conditioning, VcrDataset, VcrFiles
 from advl_pipeline.datasets.vcr_text import TextStyle
@@ -25,49 +24,21 @@ from advl_pipeline.datasets.vqa import VqaDataset, VqaFiles, vocabulary_of
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
 from advl_pipeline.errors import ConfigError, suggest_names
 
-TASKS: Mapping[str, tuple[Task, ...]] = {
-    "scenes-vcr": ("vcr-q2a", "vcr-qa2r"),
-    "scenes-vqa": ("vqa",),
-    "scenes-snli-ve": ("snli-ve",),
-    "scenes-captions": ("captions",),
-    "vcr": ("vcr-q2a", "vcr-qa2r"),
-    "vqa-v2": ("vqa",),
-    "vqa-cp-v2": ("vqa",),
-    "vqa-vs": ("vqa",),
-    "snli-ve": ("snli-ve",),
-}
-"""Name of a dataset that ADVL knows -> the tasks it is opened for unless fewer are asked for."""
 
-SCENES_PREFIX = "scenes-"
-
-AnswerList = Literal["train", "published"]
-"""From whose annotations the answer vocabulary of VQA is built: of train alone, so that no other split has a say in
-training, or of the splits that the published models count (`answer_lists` of the card)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadOptions:
-    """How a dataset is read.
-
-    `text_style` words VCR's object tags (`vcr_text`); None for the dataset's default. `conditioning` is the answers
-    that VCR rationales are given; None for the right one where it is known. `label_order` orders the classes of
-    SNLI-VE. `answers` is an answer vocabulary for VQA, or the classes or answers of one's own data, or a file with
-    them; None to build the one that `answer_list` names. `on_error` says whether malformed items and unreadable
-    pictures fail or are left out and listed in `skipped`.
-    """
-
-    tasks: tuple[Task, ...] = ()
-    text_style: TextStyle | None = None
-    conditioning: Conditioning | None = None
-    label_order: LabelOrder = "uniter"
-    answers: Path | tuple[str, ...] | None = None
-    answer_list: AnswerList = "train"
-    on_error: OnError = "fail"
+def benchmark_of(name: str) -> Benchmark | None:
+    """Return the benchmark of a name: one with a card in a format that ADVL reads, or a plug-in's; None for rows."""
+    if name in card_names() and (card := load_card(name)).format in _FORMATS:
+        tasks, opener = _FORMATS[card.format]
+        return Benchmark(name=name, card=card, tasks=tasks, splits=tuple(card.splits), open=partial(opener, card))
+    plugins = plugin_entry_points()
+    plugin = load_plugin(plugins[name]) if name in plugins else None
+    return plugin if isinstance(plugin, Benchmark) else None
 
 
 def dataset_names() -> tuple[str, ...]:
     """Names that `open_dataset` takes, beside those that say where data of one's own lies (`names.py`)."""
-    return tuple(sorted({*TASKS, *plugin_entry_points()}))
+    own = (name for name in card_names() if load_card(name).format in _FORMATS)
+    return tuple(sorted({*own, *plugin_entry_points()}))
 
 
 def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
@@ -76,8 +47,8 @@ def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
     Raises:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
-    _require_name(name)
-    return TASKS[name] if name in TASKS else open_own(name, data_root).index.tasks
+    benchmark = _required(name)
+    return benchmark.tasks if benchmark else open_own(name, data_root).index.tasks
 
 
 def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
@@ -86,19 +57,13 @@ def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
-    _require_name(name)
-    if name not in TASKS:
-        return open_own(name, data_root).index.splits
-    if name == "scenes-captions":
-        return layout.CAPTION_SPLITS
-    if name.startswith(SCENES_PREFIX):
-        return layout.TASK_SPLITS
-    return tuple(load_card(name).splits)
+    benchmark = _required(name)
+    return benchmark.splits if benchmark else open_own(name, data_root).index.splits
 
 
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
-    if name not in CARD_NAMES:
+    if name not in card_names():
         return "2021"
     mode: Literal["2021", "2017", "vqa-vs"] = load_card(name).facts.get("vqa_mode", "2021")
     return mode
@@ -131,10 +96,10 @@ def open_dataset(
         ConfigError: an unknown name, split, task or option.
         DatasetError: a file is missing or malformed.
     """
-    _require_name(name)
-    own = None if name in TASKS else open_own(name, data_root)
+    benchmark = _required(name)
+    known = benchmark or open_own(name, data_root)
     options = ReadOptions(
-        tasks=_tasks_of(name, own.index.tasks if own else TASKS[name], tasks),
+        tasks=_tasks_of(name, known.tasks, tasks),
         text_style=_one_of("text style", text_style, get_args(TextStyle)),
         conditioning=_one_of("conditioning", conditioning, get_args(Conditioning)),
         label_order=_one_of("label order", label_order, tuple(LABEL_ORDERS)) or "uniter",
@@ -142,15 +107,9 @@ def open_dataset(
         answer_list=_one_of("answer list", answer_list, get_args(AnswerList)),
         on_error=on_error,
     )
-    _check_answer_list(name, options)
-    splits = own.index.splits if own else splits_of(name)
-    _require_split(name, split, splits)
-    if own:
-        return own.open(split, tasks=options.tasks, classes=options.answers, on_error=options.on_error)
-    root = resolve_data_root(data_root)
-    if name.startswith(SCENES_PREFIX):
-        return _open_scenes(name, split, root, options)
-    return _OPENERS[load_card(name).format](name, split, root, options)
+    _check_answer_list(name, benchmark, options)
+    _require_split(name, split, known.splits)
+    return known.open(split, resolve_data_root(data_root), options)
 
 
 def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | UnionOfSplits:
@@ -167,78 +126,26 @@ def open_splits(name: str, *, split: str, **options: Any) -> IndexedDataset | Un
     names = split.split(JOIN)
     if len(names) == 1:
         return open_dataset(name, split=split, **options)
-    counted = load_card(name).facts.get("answer_lists", {}) if name in CARD_NAMES else {}
+    benchmark = _required(name)
+    counted = benchmark.card.facts.get("answer_lists", {}) if benchmark else {}
     if counted.get("published") == names and options.get("answers") is None:
         # A run that trains on all that the published models count knows all of their answers.
         options = {**options, "answer_list": "published"}
-    if name not in TASKS and options.get("answers") is None:
+    if benchmark is None and options.get("answers") is None:
         options = {**options, "answers": _shared_classes(name, names, options.get("data_root"))}
     return UnionOfSplits([open_dataset(name, split=part, **options) for part in names])
 
 
 def _shared_classes(name: str, splits: Sequence[str], data_root: Path | None) -> tuple[str, ...]:
     """Return the classes of splits of one's own data: each alone might have others, and so number them otherwise."""
-    _require_name(name)
     own = open_own(name, data_root)
     for split in splits:
-        _require_split(name, split, own.index.splits)
+        _require_split(name, split, own.splits)
     return class_names(own.index, own.rows.card, splits)
 
 
-def _open_scenes(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    corpus = root / layout.FOLDER
-    if not corpus.is_dir():
-        raise DatasetMissing(
-            "The built-in corpus has not been built.",
-            where=str(corpus),
-            next_command="advl datasets build scenes",
-        )
-
-    def source(folder: str, pictures: str = ".", of: str = split) -> Source:
-        home = corpus / folder
-        return Source(
-            dataset=name,
-            split=of,
-            folder=home,
-            pictures=home / pictures,
-            index=index_folder(root, home),
-            on_error=options.on_error,
-        )
-
-    if name == "scenes-vcr":
-        return VcrDataset(
-            source(layout.VCR_FOLDER, layout.VCR_IMAGES),
-            VcrFiles(annotations=layout.vcr_annotations(split).name, labelled=True),
-            tasks=options.tasks,
-            text_style=options.text_style or "indexed",
-            conditioning=options.conditioning,
-        )
-    if name == "scenes-vqa":
-
-        def files(of: str) -> VqaFiles:
-            return VqaFiles(
-                questions=layout.vqa_questions(of).name,
-                annotations=layout.vqa_annotations(of).name,
-                subtype=layout.vqa_subtype(of),
-                boxes=layout.boxes(layout.VQA_FOLDER, of).name,
-            )
-
-        train = [(source(layout.VQA_FOLDER, of="train"), files("train"), None)]
-        # Answers of the corpus carry no annotation noise: every one that training knows is a class.
-        vocabulary = _vocabulary(options.answers, lambda: vocabulary_of(train, min_occurrences=1))
-        return VqaDataset(source(layout.VQA_FOLDER), files(split), vocabulary=vocabulary)
-    if name == "scenes-snli-ve":
-        snli_files = SnliVeFiles(
-            annotations=layout.snli_ve_annotations(split).name,
-            images=layout.FLICKR_IMAGES,
-            boxes=layout.boxes(layout.SNLI_VE_FOLDER, split).name,
-        )
-        return SnliVeDataset(source(layout.SNLI_VE_FOLDER), snli_files, label_order=options.label_order)
-    return CaptionDataset(source(layout.CAPTIONS_FOLDER), layout.captions(split).name)
-
-
-def _source(name: str, split: str, root: Path, options: ReadOptions) -> Source:
-    facts = load_card(name).facts
+def _source(card: Card, split: str, root: Path, options: ReadOptions) -> Source:
+    name, facts = card.name, card.facts
     folder = root / facts["folder"]
     if not folder.is_dir():
         raise DatasetMissing(
@@ -257,11 +164,10 @@ def _source(name: str, split: str, root: Path, options: ReadOptions) -> Source:
     )
 
 
-def _open_vcr(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    card = load_card(name)
+def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     facts = card.split(split)
     return VcrDataset(
-        _source(name, split, root, options),
+        _source(card, split, root, options),
         VcrFiles(annotations=facts["annotations"], labelled=facts["labelled"]),
         tasks=options.tasks,
         text_style=options.text_style or card.facts["text_style"],
@@ -269,12 +175,11 @@ def _open_vcr(name: str, split: str, root: Path, options: ReadOptions) -> Indexe
     )
 
 
-def _open_vqa(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    card = load_card(name)
-    source = _source(name, split, root, options)
+def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    source = _source(card, split, root, options)
 
     def counted(of: str) -> tuple[Source, VqaFiles, frozenset[int] | None]:
-        facts, home = card.split(of), _source(name, of, root, options)
+        facts, home = card.split(of), _source(card, of, root, options)
         return home, _vqa_files(facts), vqa_part(home, _vqa_files(facts), facts)
 
     splits = card.facts["answer_lists"][options.answer_list]
@@ -286,9 +191,9 @@ def _open_vqa(name: str, split: str, root: Path, options: ReadOptions) -> Indexe
     return VqaDataset(source, _vqa_files(facts), vocabulary=vocabulary, keep=part)
 
 
-def _open_snli_ve(name: str, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    facts = load_card(name).split(split)
-    source = _source(name, split, root, options)
+def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    facts = card.split(split)
+    source = _source(card, split, root, options)
     keep = read_pair_ids(source, facts["ids"]) if "ids" in facts else None
     files = SnliVeFiles(annotations=facts["annotations"])
     return SnliVeDataset(source, files, label_order=options.label_order, keep=keep)
@@ -306,7 +211,7 @@ def _vocabulary(
     return lambda: read_vocabulary(answers) if isinstance(answers, Path) else answers
 
 
-def _check_answer_list(name: str, options: ReadOptions) -> None:
+def _check_answer_list(name: str, benchmark: Benchmark | None, options: ReadOptions) -> None:
     """Refuse a published list where there is none, and two lists at once.
 
     Raises:
@@ -314,7 +219,7 @@ def _check_answer_list(name: str, options: ReadOptions) -> None:
     """
     if options.answer_list == "train":
         return
-    if name not in TASKS or name.startswith(SCENES_PREFIX) or load_card(name).format != "vqa":
+    if benchmark is None or not benchmark.has_answer_lists:
         raise ConfigError(
             f"{name} has no published answer list.",
             where="--answer-list",
@@ -329,20 +234,28 @@ def _check_answer_list(name: str, options: ReadOptions) -> None:
         )
 
 
-_OPENERS: Mapping[str, Callable[[str, str, Path, ReadOptions], IndexedDataset]] = {
-    "vcr": _open_vcr,
-    "vqa": _open_vqa,
-    "snli-ve": _open_snli_ve,
+_FORMATS: Mapping[str, tuple[tuple[Task, ...], Callable[[Card, str, Path, ReadOptions], IndexedDataset]]] = {
+    "vcr": (("vcr-q2a", "vcr-qa2r"), _open_vcr),
+    "vqa": (("vqa",), _open_vqa),
+    "snli-ve": (("snli-ve",), _open_snli_ve),
 }
+"""Format of a card -> the tasks that a dataset in it is opened for unless fewer are asked for, and what opens it."""
 
 
-def _require_name(name: str) -> None:
-    if name not in TASKS and not is_rows(name):
+def _required(name: str) -> Benchmark | None:
+    """Return the benchmark of a name, None for rows.
+
+    Raises:
+        ConfigError: the name is neither.
+    """
+    benchmark = benchmark_of(name)
+    if benchmark is None and not is_rows(name):
         raise ConfigError(
             f"There is no dataset {name!r}.",
             why=suggest_names(name, dataset_names()),
             next_command="advl datasets list   (known names; your own data: docs/adding-a-dataset.md)",
         )
+    return benchmark
 
 
 def _require_split(name: str, split: str, known: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ class EvaluateConfig(AnswerOptions):
 class HardSubsetConfig(DataRootOptions):
     """Which split is sifted by a model that sees hypotheses alone."""
 
-    name: str = option(help="Dataset of hypotheses: snli-ve or scenes-snli-ve.")
+    name: str = option(help="Dataset of hypotheses: snli-ve, or one in its format.")
     split: str = option("test", help="Split whose hard pairs are listed.")
     output: Path | None = option(
         None, help="JSON file for the list [default: where the dataset's card looks for it]."

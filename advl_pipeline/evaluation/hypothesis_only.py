@@ -110,7 +110,7 @@ def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: i
 def _open(config: HardSubsetConfig, split: str) -> SnliVeDataset:
     dataset = open_dataset(config.name, split=split, data_root=config.data_root)
     if not isinstance(dataset, SnliVeDataset):
-        raise ConfigError(f"{config.name} holds no hypotheses.", why="expected snli-ve or scenes-snli-ve")
+        raise ConfigError(f"{config.name} holds no hypotheses.", why="expected snli-ve or a dataset in its format")
     return dataset
 
 

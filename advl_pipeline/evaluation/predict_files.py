@@ -16,7 +16,7 @@ from advl_pipeline.atomic import make_folder, require_no_folder
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import TASKS, tasks_of
+from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError
@@ -70,11 +70,12 @@ def run_predict(config: PredictConfig) -> PredictResult:
     finished.student.cut_texts()
     conditioning = "all" if is_vcr else None
     # Of one's own data, only what the run learned. A run of other tasks answers all, by the heads that they share.
-    learned = () if name in TASKS else tuple(task for task in tasks if task in trained_on["task"])
+    is_benchmark = benchmark_of(name) is not None
+    learned = () if is_benchmark else tuple(task for task in tasks if task in trained_on["task"])
     dataset = open_as_trained(
         config, finished, trained_on, dataset=name, split=split, conditioning=conditioning, tasks=learned
     )
-    predict = _predict_vcr if is_vcr else _predict_classes if name in TASKS else _predict_own
+    predict = _predict_vcr if is_vcr else _predict_classes if is_benchmark else _predict_own
     folder = config.run / names.PREDICTIONS
     path = config.output or folder / f"{config.on.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
     # Before the work, not after it.

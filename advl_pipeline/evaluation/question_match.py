@@ -20,10 +20,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.cards import CARD_NAMES, Card, load_card
-from advl_pipeline.datasets.registry import SCENES_PREFIX
+from advl_pipeline.datasets.cards import Card
+from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.datasets.scenes.layout import SPLIT_CODES
 
 Questions = Literal["same", "part", "other"]
 
@@ -39,11 +38,12 @@ class QuestionMatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Set:
-    """A test set: the dataset that it is of, its split, and its card, where the dataset has one."""
+    """A test set: the dataset that it is of, its split, its card where it has one, and what names its questions."""
 
     dataset: str
     split: str
     card: Card | None
+    common_name: Callable[[str], str] = str
 
 
 def original_of(dataset: str, shifted_set: str) -> str | None:
@@ -70,11 +70,11 @@ def match_questions(
         shifted_set: as `original_set`.
     """
     original, shifted = _test_set(dataset, original_set), _test_set(dataset, shifted_set)
-    row_of = {_common_name(original, question): row for row, question in enumerate(original_ids)}
+    row_of = {original.common_name(question): row for row, question in enumerate(original_ids)}
     pairs = [
         (row_of[name], row)
         for row, question in enumerate(shifted_ids)
-        if (name := _common_name(shifted, question)) in row_of
+        if (name := shifted.common_name(question)) in row_of
     ]
     rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     found: Questions = "other" if not pairs else "part" if _asks_alike(original, shifted) else "same"
@@ -83,28 +83,15 @@ def match_questions(
 
 def question_namer(dataset: str, test_set: str) -> Callable[[str], str]:
     """Return what gives a question of a set the name that it has in all sets that ask it."""
-    return partial(_common_name, _test_set(dataset, test_set))
+    return _test_set(dataset, test_set).common_name
 
 
 def _test_set(dataset: str, name: str) -> _Set:
     dataset, split = set_name(name, dataset)
-    card_name = "scenes" if dataset.startswith(SCENES_PREFIX) else dataset
-    return _Set(dataset=dataset, split=split, card=load_card(card_name) if card_name in CARD_NAMES else None)
-
-
-def _common_name(test_set: _Set, question: str) -> str:
-    """Return what a question is called in all sets that ask it.
-
-    The scenes put the split into an id, in the VCR format by its name and in the others by the first digit. Sets
-    that the card compares hold the same items in the same order; the others are kept apart by what stands before.
-    """
-    if not test_set.dataset.startswith(SCENES_PREFIX) or test_set.split not in SPLIT_CODES:
-        return question
-    own = question.removeprefix(f"{test_set.split}-")
-    if own == question:
-        own = question.removeprefix(str(SPLIT_CODES[test_set.split]))
-    facts = test_set.card.splits.get(test_set.split, {}) if test_set.card else {}
-    return f"{facts.get('compare_with', test_set.split)} {own}"
+    benchmark = benchmark_of(dataset)
+    if benchmark is None:
+        return _Set(dataset=dataset, split=split, card=None)
+    return _Set(dataset=dataset, split=split, card=benchmark.card, common_name=partial(benchmark.common_name, split))
 
 
 def _asks_alike(original: _Set, shifted: _Set) -> bool:

@@ -29,8 +29,7 @@ from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.compatibility import check_caches, holds
-from advl_pipeline.training.placement import read_placement
-from advl_pipeline.training.pretrain_objectives import places_of_boxes
+from advl_pipeline.training.placement import places_of_boxes, read_placement
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 
 EXAMPLES_AT_ONCE = 32

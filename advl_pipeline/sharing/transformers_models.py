@@ -25,7 +25,7 @@ from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.lxmert import lxmert_config
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
-from advl_pipeline.students.registry import GIVEN
+from advl_pipeline.students.registry import door_of
 from advl_pipeline.students.vilt import vilt_config
 
 PICTURE_CALL = """\
@@ -80,7 +80,7 @@ class Family:
 
 def family_for(student: Student) -> Family | None:
     """Return how a student becomes a model of transformers; None where transformers has no such model."""
-    return None if student.name.startswith(GIVEN) else FAMILIES.get(family_of(student.name))
+    return None if door_of(student.name) else FAMILIES.get(family_of(student.name))
 
 
 def transformers_model(family: Family, student: Student, head: nn.Module, task: str) -> PreTrainedModel:

@@ -1,17 +1,17 @@
 """What `advl students` answers: the students there are, one in detail, whether a checkpoint fits one.
 
-What was proven of each family is data (`data/students.toml`). Results are plain JSON types.
+What was proven of each family is data (`data/students.toml`, and the files of that name that plug-ins bring). Results
+are plain JSON types.
 """
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.packages import read_data
-from advl_pipeline.students.registry import GIVEN, student_names
+from advl_pipeline.packages import read_tables
+from advl_pipeline.students.registry import door_of, student_names
 
 SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b")
 """What may follow a family's name; a name without a size has the size "base" in recipes."""
@@ -19,7 +19,7 @@ SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b")
 
 def families() -> dict[str, dict[str, Any]]:
     """Return what is known of each family: title, visual input, weights, reference, proof, largest, unproven."""
-    return tomllib.loads(read_data("students.toml"))
+    return read_tables("students.toml")
 
 
 def list_students() -> list[dict[str, Any]]:
@@ -77,8 +77,8 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
 
 
 def family_of(name: str) -> str:
-    """Return a student's name without its size; one that is given features is of its own family."""
-    name = name.removeprefix(GIVEN)
+    """Return a student's name without its size; one behind a door is of its own family."""
+    name = name.removeprefix(door_of(name))
     stem, _, size = name.rpartition("-")
     return stem if stem and size in SIZES else name
 
@@ -86,7 +86,7 @@ def family_of(name: str) -> str:
 def size_of(name: str) -> str:
     """Return the size at the end of a student's name, "base" where it has none."""
     family = family_of(name)
-    return name.removeprefix(GIVEN)[len(family) + 1 :] or "base"
+    return name.removeprefix(door_of(name))[len(family) + 1 :] or "base"
 
 
 def student_table() -> str:

@@ -173,7 +173,7 @@ class LoraSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretraining:
-    """How `advl pretrain` makes a student where its options do not say otherwise; fields are options of that name."""
+    """How a small student is pretrained where its options do not say otherwise; fields are options of that name."""
 
     warmup_steps: int = 500
     joint_steps: int = 250
@@ -369,11 +369,11 @@ class Student(nn.Module, ABC):
         raise ConfigError(
             f"Features cannot be added to the inputs of {self.name}.",
             why="the student does not say how wide its inputs are (`input_widths`)",
-            next_command="choose a student that does, such as scenes-small or uniter-base",
+            next_command="choose a student that does, such as uniter-base",
         )
 
     def word_table(self) -> tuple[nn.Embedding, int]:
-        """Return the vectors of word pieces and the row of the mask token, which `advl pretrain` needs.
+        """Return the vectors of word pieces and the row of the mask token, which pretraining needs.
 
         Raises:
             ConfigError: the student's weights are published, so that it is not pretrained here.

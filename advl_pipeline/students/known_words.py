@@ -22,7 +22,7 @@ def write_known_words(folder: Path, counts: Mapping[str, int]) -> None:
 
 
 def known_words(student_folder: Path) -> Mapping[str, int] | None:
-    """Return word -> count of a student that `advl pretrain` made; None for a folder or file without such a list.
+    """Return word -> count of a pretrained student; None for a folder or file without such a list.
 
     Raises:
         ConfigError: the list is damaged.

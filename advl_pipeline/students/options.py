@@ -8,6 +8,10 @@ from typing import ClassVar, Literal
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.locations import Location
+from advl_pipeline.packages import read_tables
+
+DEFAULT_STUDENT: str = read_tables("defaults.toml").get("student", "")
+"""The student that a run finetunes unless another is named: what a plug-in says, none without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,7 @@ class StudentOptions(Configuration):
 
     title: ClassVar[str] = "Student"
 
-    student: str = option("scenes-small", help="Student to finetune; see `advl students list`.")
+    student: str = option(DEFAULT_STUDENT, help="Student to finetune; see `advl students list`.")
     init: Path | None = option(
         None,
         help="Pretrained student: a folder, a checkpoint file, or hf:ORG/MODEL for a repository of the hub.",
@@ -47,7 +51,7 @@ class StudentOptions(Configuration):
     known_words: Path | None = option(
         None,
         help="Words that the student's pretraining taught, with their counts: a JSON object, or lines of word, tab, "
-        "count [default: what `advl pretrain` recorded, else every word counts as known].",
+        "count [default: what its pretraining recorded, else every word counts as known].",
         identity="content",
         paces=False,
         rare=True,

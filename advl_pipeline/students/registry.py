@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
 
 BUILDERS: dict[str, str] = {
-    **dict.fromkeys(("scenes-small", "scenes-small-lm"), "advl_pipeline.students.scenes_small:build"),
-    "scenes-uniter": "advl_pipeline.students.scenes_uniter:build",
-    "scenes-smolvlm": "advl_pipeline.students.scenes_smolvlm:build",
-    "scenes-vilt": "advl_pipeline.students.scenes_vilt:build",
     **{
         f"{family}-{size}": "advl_pipeline.students.uniter:build"
         for family in ("uniter", "villa")
@@ -36,23 +32,29 @@ BUILDERS: dict[str, str] = {
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""
 
-GIVEN = "given:"
-GIVEN_BUILDER = "advl_pipeline.training.given_features:build"
-"""`given:NAME` is the student NAME with its teachers' features as inputs: a measuring device, in no list."""
+DOOR = ":"
+"""Ends the name of a plug-in that builds students around others, as `given:` does `given:NAME`; it is in no list."""
 
 Builder = Callable[[str, "Path | None", Mapping[str, Any]], "Student"]
 
 
 def student_names() -> list[str]:
     """Return the names of all students, plug-ins included, in order."""
-    return sorted({*BUILDERS, *(point.name for point in entry_points(group="advl.students"))})
+    plugins = (point.name for point in entry_points(group="advl.students"))
+    return sorted({*BUILDERS, *(name for name in plugins if not name.endswith(DOOR))})
+
+
+def door_of(name: str) -> str:
+    """Return the door that a student's name opens, such as `given:`; "" for a plain name."""
+    door, colon, _ = name.partition(DOOR)
+    return door + colon if colon else ""
 
 
 def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Student:
     """Build a student by name.
 
     Args:
-        name: one of `student_names()`, or `given:` and one of them.
+        name: one of `student_names()`, or a door and one of them.
         weights: a folder that `save_student` wrote, or a checkpoint in the student's own format; None for random
             weights.
         overrides: architecture settings that differ from the student's defaults, such as the number of layers.
@@ -60,13 +62,13 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     Raises:
         ConfigError: unknown name or setting. WeightsUnavailable: the weights are not there.
     """
-    place = GIVEN_BUILDER if name.startswith(GIVEN) else BUILDERS.get(name)
-    if place is not None:
-        module, _, function = place.partition(":")
+    if name in BUILDERS:
+        module, _, function = BUILDERS[name].partition(":")
         builder: Builder = getattr(importlib.import_module(module), function)
     else:
         points = {point.name: point for point in entry_points(group="advl.students")}
-        if name not in points:
+        opener = door_of(name) or name
+        if opener not in points:
             raise ConfigError(f"Unknown student {name!r}.", why=suggest_names(name, student_names()))
-        builder = points[name].load()
+        builder = points[opener].load()
     return builder(name, weights, overrides or {})

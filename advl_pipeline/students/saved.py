@@ -16,7 +16,7 @@ from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
 from advl_pipeline.students.interface import LoraSettings, Student
 from advl_pipeline.students.memory import adapter_tensors, load_adapter, save_adapter_config
-from advl_pipeline.students.weight_files import is_on_hub, located, pretrain_command, weight_files, weights_digest
+from advl_pipeline.students.weight_files import is_on_hub, located, making_command, weight_files, weights_digest
 from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
 WEIGHTS_FILE = names.STUDENT_WEIGHTS
@@ -81,7 +81,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise WeightsUnavailable(
             "There is no saved student here.",
             where=str(folder),
-            next_command=pretrain_command(folder),
+            next_command=making_command(folder.name, folder),
         ) from None
     except json.JSONDecodeError as error:
         raise WeightsUnavailable(

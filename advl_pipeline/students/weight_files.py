@@ -10,6 +10,7 @@ from pathlib import Path
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.runs import names
+from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE
 
 MODEL_CONFIG = "config.json"
@@ -90,10 +91,8 @@ def _required_weights(path: Path) -> list[Path]:
             "The pretrained student does not exist.",
             where=str(path),
             why="neither a checkpoint file nor a folder with *.safetensors or pytorch_model.bin",
-            # A published student is not to be made from drawings.
-            next_command=pretrain_command(path)
-            if path.name.startswith("scenes-")
-            else "put the student's weights there, or give --init the place where they lie",
+            next_command=making_command(path.name, path)
+            or "put the student's weights there, or give --init the place where they lie",
         )
     return files
 
@@ -115,10 +114,10 @@ def _hash(file: Path) -> bytes:
         return hashlib.file_digest(handle, "sha256").digest()
 
 
-def pretrain_command(folder: Path) -> str:
-    """Return the command that makes a pretrained student; its folder goes by the student's name."""
-    student = ["--student", folder.name] if folder.name.startswith("scenes-") else []
-    return shlex.join(["advl", "pretrain", *student, "--output", str(folder)])
+def making_command(student: str, folder: Path) -> str:
+    """Return the command that pretrains a student into a folder, as its plug-in states it; "" where none does."""
+    command: str = families().get(family_of(student), {}).get("made_by", "")
+    return command.format(student=student, folder=shlex.quote(str(folder)))
 
 
 HUB = "hf:"

@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -26,7 +25,8 @@ from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.locations import Location
+from advl_pipeline.packages import data_files
+from advl_pipeline.students.options import DEFAULT_STUDENT
 from advl_pipeline.studies.variants import SET_BY_THE_STUDY, Variant, find_variant, variant_table
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -73,7 +73,7 @@ class Setting:
     name: str = option("", help="Name in tables [default: the dataset's].")
     tasks: tuple[str, ...] = option((), help="Tasks to train on.")
     metrics: tuple[str, ...] = option((), help="Metrics that are compared [default: those of the tasks].")
-    student: str = option("scenes-small", help="Student to finetune.")
+    student: str = option(DEFAULT_STUDENT, help="Student to finetune.")
     init: Path | None = option(None, help="Pretrained student.")
     teachers: tuple[str, ...] = option((), help="Teachers, by name.")
     test_sets: tuple[str, ...] = option(("test",), help="The in-domain test set first, then shifted ones.")
@@ -132,9 +132,8 @@ def shots_label(shots: int | None) -> str:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """Return the studies that come with the package: name -> file."""
-    folder = Path(str(resources.files("advl_pipeline.studies").joinpath("shipped")))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    """Return the studies that come with the package and with plug-ins: name -> file."""
+    return data_files("studies")
 
 
 def load_study(name_or_file: str) -> StudyConfig:
@@ -385,31 +384,3 @@ def _number(text: str, where: str) -> int:
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadroomConfig(DataRootOptions):
-    """Configuration of `advl datasets headroom`."""
-
-    dataset: str = option(help="Dataset whose headroom is measured.")
-    init: Path = option(
-        help="Folder of the pretrained student, as `advl pretrain` writes it.", such_as="students/mine"
-    )
-    cache: tuple[Location, ...] = option(
-        (), help="Teacher cache; repeatable: of each teacher one of train and one of the split that is scored."
-    )
-    output: Path | None = option(
-        None, help="Folder of the runs, which resume in it [default: runs/headroom/DATASET]."
-    )
-    task: str | None = option(None, help="The task that is measured [default: the dataset's first].")
-    on: str = option("val", help="Labelled split that is scored.")
-    shots: int = option(300, help="Training questions.", minimum=1)
-    seeds: int = option(3, help="Runs of each kind, of seeds 0, 1, ...", minimum=1)
-    num_steps: int | None = option(
-        None, help="Optimiser steps of each run [default: as `advl finetune` does].", minimum=1
-    )
-    margin: float = option(
-        15.0,
-        help="Points that a student with the teachers' features must be above plain for the data to be fit for use.",
-        minimum=0,
-    )

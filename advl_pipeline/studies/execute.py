@@ -5,7 +5,6 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,12 +12,11 @@ from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, remove_left, writing
 from advl_pipeline.datasets.problems import OnError
-from advl_pipeline.datasets.registry import SCENES_PREFIX
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
-from advl_pipeline.students.weight_files import is_on_hub, student_digest, weight_files
+from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.folder import STUDY_FILE, given_values
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
@@ -148,7 +146,6 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
     missing = missing_inits(study)
     if missing:
         path, student = next(iter(missing.items()))
-        ours = student.startswith(SCENES_PREFIX)
         published = (
             f"put the published weights there, or --init hf:ORG/MODEL; what they are: advl students show {student}"
         )
@@ -156,9 +153,7 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
             "The pretrained student does not exist.",
             where=str(path),
             why="init names a folder with a *.safetensors file, or a checkpoint file",
-            next_command=f"advl pretrain --student {student} --output {shlex.quote(str(path))}"
-            if ours
-            else published,
+            next_command=making_command(student, path) or published,
         )
     inits = {setting.init for setting in study.settings if setting.init is not None}
     named = {

@@ -27,7 +27,7 @@ from advl_pipeline.studies.execute import (
 from advl_pipeline.studies.folder import default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
 from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds, timings_beside, timings_here
-from advl_pipeline.teachers.catalogue import CATALOGUE
+from advl_pipeline.teachers.registry import card_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
         estimates = estimate_extraction(config)
     except AdvlError as error:
         num_bytes = None
-        card = CATALOGUE.get(need.teacher.removeprefix("random:").partition("@")[0])
+        card = card_of(need.teacher.removeprefix("random:").partition("@")[0])
         if isinstance(error, WeightsUnavailable) and card is not None:
             with suppress(DatasetError):
                 num_bytes = bytes_by_card(config, card)

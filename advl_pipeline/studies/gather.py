@@ -13,7 +13,7 @@ import numpy as np
 from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.datasets.registry import TASKS
+from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.evaluation.calibration import ScoreKind, reliability, top_confidence
 from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.evaluation.statistics import summarise
@@ -122,7 +122,9 @@ def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[s
             sizes[cell.setting, cell.shots] = cell.shots
         elif cell.cell_id in results:
             # A run of all tasks of its dataset names none.
-            tasks = cell.finetune.task or TASKS.get(cell.finetune.dataset, plan.study.setting(cell.setting).tasks)
+            benchmark = benchmark_of(cell.finetune.dataset)
+            known = benchmark.tasks if benchmark else plan.study.setting(cell.setting).tasks
+            tasks = cell.finetune.task or known
             num_tasks = max(1, len(tasks))
             sizes[cell.setting, None] = int(results[cell.cell_id]["num_labelled"]) // num_tasks
     return sizes

@@ -6,12 +6,17 @@ Dimensions are those of the published weights and are checked against them when 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.packages import read_data
 
-Source = Literal["package", "archive", "transformers", "timm"]
+if TYPE_CHECKING:
+    from advl_pipeline.teachers.interface import Teacher
+    from advl_pipeline.teachers.options import OpenOptions
+
+Source = Literal["transformers", "timm", "plug-in"]
 Modality = Literal["image", "text"]
 
 
@@ -19,9 +24,8 @@ Modality = Literal["image", "text"]
 class TeacherCard:
     """What is known of a teacher before its weights are at hand.
 
-    `source_id` is a Python module, an archive in parts (`archives.py`), a repository ORG/MODEL or a timm model;
-    `model_type` is what transformers calls the family, "" for timm; `install` the pip requirement that
-    brings it, `architecture` the timm model that packaged weights belong to.
+    `source_id` is a repository ORG/MODEL, a timm model, or what a plug-in has the weights from; `model_type` is what
+    transformers calls the family, "" for timm; `architecture` the timm model that weights belong to.
     Widths: `image_dim` and `text_dim` of the global features, `grid_dim` of a cell of the `grid_shape` map,
     `token_dim` of a word piece. `max_length` counts word pieces with special tokens. `megabytes` is the size of the
     download in fp32 or as published.
@@ -43,18 +47,34 @@ class TeacherCard:
     model_type: str = ""
     global_feature: str = ""
     architecture: str = ""
-    install: str = ""
 
 
-def _read_cards() -> dict[str, TeacherCard]:
+@dataclass(frozen=True, kw_only=True)
+class DescribedTeacher:
+    """What the entry point of a teacher may hold in place of a bare opener: one that says what it is before it opens.
+
+    `is_at_hand` tells whether the weights are on this machine; `how_to_get` is the command that brings them.
+    """
+
+    card: TeacherCard
+    open: Callable[[OpenOptions], Teacher]
+    is_at_hand: Callable[[], bool]
+    how_to_get: str
+
+    def __call__(self, options: OpenOptions) -> Teacher:
+        return self.open(options)
+
+
+def read_teacher_cards(text: str) -> dict[str, TeacherCard]:
+    """Return the cards of a TOML file by name, in its order."""
     cards = {}
-    for name, facts in tomllib.loads(read_data("teachers.toml")).items():
+    for name, facts in tomllib.loads(text).items():
         values: dict[str, Any] = {key: tuple(fact) if isinstance(fact, list) else fact for key, fact in facts.items()}
         cards[name] = TeacherCard(name=name, **values)
     return cards
 
 
-CATALOGUE: dict[str, TeacherCard] = _read_cards()
+CATALOGUE: dict[str, TeacherCard] = read_teacher_cards(read_data("teachers.toml"))
 """Cards by name, in the order in which `advl teachers list` shows them."""
 
 DOORS: dict[str, str] = {

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
-from advl_pipeline.teachers.catalogue import CATALOGUE, TeacherCard
+from advl_pipeline.teachers.catalogue import TeacherCard
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.options import CheckTeacherConfig
-from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.registry import card_of, open_teacher
 
 FLOAT16_MAX = 65504.0
 
@@ -77,7 +77,7 @@ def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
         image_tokens=config.image_tokens,
         dtype=config.compute_dtype,
     )
-    card = CATALOGUE.get(config.name)
+    card = card_of(config.name)
     tolerance = BATCH_TOLERANCE[config.compute_dtype]
     towers: list[TowerCheck] = []
     if teacher.image is not None:

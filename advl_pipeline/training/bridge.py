@@ -28,7 +28,7 @@ from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.ordering import inputs_visited
-from advl_pipeline.training.pretrain_objectives import places_of_boxes
+from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
 from advl_pipeline.configuration import Configuration, build_config, option
-from advl_pipeline.datasets.config import DataOptions, DataRootOptions
+from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Location
@@ -237,40 +237,3 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
             )
     known = {name: value for name, value in stored.items() if name not in (*_GONE, *_GONE_OF_COORDINATES)}
     return build_config(FinetuneConfig, known, changes, where=where)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig(DataRootOptions, ComputeConfig):
-    """Configuration of `advl pretrain`."""
-
-    output: Path | None = option(
-        None, help="Folder of the pretrained student [default: students/STUDENT].", identity="none"
-    )
-    dataset: str = option("scenes-captions", help="Image-caption pairs with phrase boxes.")
-    split: str = option("train", help="Split to train on.")
-    student: str = option(
-        "scenes-small",
-        help="Student to pretrain: scenes-small, scenes-small-lm, scenes-uniter, scenes-vilt or scenes-smolvlm.",
-    )
-    seed: int = option(0, help="Chooses initialisation, order and masks.", minimum=0)
-    warmup_steps: int | None = option(
-        None, help="Steps of region-phrase contrast alone [default: what suits the student].", minimum=0
-    )
-    joint_steps: int | None = option(
-        None,
-        help="Steps of all objectives together: contrast, words, matching, naming [default: what suits the student].",
-        minimum=0,
-    )
-    batch_size: int = option(96, help="Pairs per step.", minimum=1)
-    learning_rate: float | None = option(None, help="Peak learning rate [default: what suits the student].", above=0)
-    weight_decay: float = option(0.01, help="AdamW weight decay.", minimum=0)
-    mask_probability: float = option(
-        0.25, help="Share of the words of a caption that is masked.", minimum=0, maximum=1
-    )
-    move_pictures: float | None = option(
-        None,
-        help="How far pictures are zoomed and shifted at random, for a student over patches. 0.25: by a quarter, a "
-        "third of that again by axis, and by an eighth of a side [default: what suits the student].",
-        minimum=0,
-        maximum=1,
-    )

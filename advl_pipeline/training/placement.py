@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.distillation.landmarks import KNOWN, mean_of_words, unplaced_words
 from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
 from advl_pipeline.distillation.readout import Agreement, agreement, mean_by_group
 from advl_pipeline.distillation.relational import some_of
 from advl_pipeline.distillation.signal import shared_words
 from advl_pipeline.students.interface import Student, StudentOutput
+from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
 from advl_pipeline.training.signals import SignalSource
 
@@ -172,3 +174,10 @@ def _region_agreement(parts: list[Nodes]) -> Agreement | None:
 
 def _as_numbers(found: Agreement | None) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
+
+
+def places_of_boxes(student: Student, example: Example, box_index_R: torch.Tensor) -> torch.Tensor:
+    """Return (boxes, R): where each box lies among the visual tokens."""
+    if isinstance(student, PixelStudent):
+        return student.box_shares(example.image)
+    return (box_index_R[None] == torch.arange(len(example.image.boxes_R4))[:, None]).float()

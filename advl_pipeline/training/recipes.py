@@ -1,7 +1,8 @@
 """How the originals were finetuned: one declared recipe per (student, task, size), each number with its source.
 
-The files are `data/recipes/*.toml`. A file has `[common]` and one table per task and size, such as `[vqa.base]`;
-a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another place for single keys.
+The files are `data/recipes/*.toml` and those of plug-ins. A file has `[common]` and one table per task and size, such
+as `[vqa.base]`; a table's `from` says where its numbers come from and `[vqa.base.elsewhere]` names another place for
+single keys.
 Parameter groups follow from a recipe by pure functions.
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
-from advl_pipeline.packages import DATA, read_data
+from advl_pipeline.packages import data_files
 from advl_pipeline.students.catalogue import family_of, size_of
 from advl_pipeline.training.recipe_terms import Optimiser, Schedule, TaskLoss
 
@@ -178,14 +179,11 @@ def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
 
 
 def _students() -> tuple[str, ...]:
-    folder = DATA / "recipes"
-    return tuple(
-        sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    )
+    return tuple(sorted(data_files("recipes")))
 
 
 def _read(student: str) -> dict[str, Any]:
-    return tomllib.loads(read_data(f"recipes/{student}.toml"))
+    return tomllib.loads(data_files("recipes")[student].read_text(encoding="utf-8"))
 
 
 def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from advl_pipeline.configuration import check_ranges, config_to_dict, fallbacks, flag_of
-from advl_pipeline.datasets.registry import TASKS
+from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.recipe_terms import (
@@ -186,7 +186,7 @@ def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_
     # A budget in steps that is not the recipe's keeps the recipe's share of warming up.
     values["warmup"] = recipe.warmup / recipe.num_steps if recipe.warmup >= 1 and recipe.num_steps else recipe.warmup
     # A published budget is one for the dataset that it was published for, not for data of one's own.
-    if config.shots is None and config.dataset in TASKS:
+    if config.shots is None and benchmark_of(config.dataset) is not None:
         if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":

@@ -18,9 +18,9 @@ from small_corpus import SmallCorpus
 from advl_cli.advice import command_of
 from advl_cli.main import group, main
 from advl_cli.reference import commands
+from advl_data.scenes.generator import build as scenes_build
 from advl_pipeline import errors
 from advl_pipeline.configuration import config_to_dict
-from advl_pipeline.datasets.scenes import build as scenes_build
 from advl_pipeline.errors import AdvlError, ConfigError
 from advl_pipeline.training import run as training_run
 
@@ -135,7 +135,7 @@ def test_the_users_command_is_told_with_the_switch_that_is_advised(
         raise ConfigError("It cannot be done.", next_command=advice)
 
     monkeypatch.setattr(scenes_build, "run_build_scenes", fail)
-    given = ["datasets", "build", "scenes", "--seed", "1", "--data-root", "a b"]
+    given = ["scenes", "build", "--seed", "1", "--data-root", "a b"]
     _, told = advl(*given, capsys=capsys)
     assert advised(told) == ["advl", *given, *added]
 

@@ -42,7 +42,7 @@ def test_ctrl_c_while_a_command_starts_exits_with_130(module: str, tmp_path: Pat
 
 
 def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
-    words = ["datasets", "build", "scenes", "--data-root", str(tmp_path), "--workers", "2"]
+    words = ["scenes", "build", "--data-root", str(tmp_path), "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-m", "advl_cli", *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while not any(tmp_path.rglob("*.jpg")):

@@ -39,11 +39,11 @@ SPLITS = ("train", "val", "test", "unseen", "compositional", "shift-inputs")
 
 CUT_DOWN: Mapping[str, Sequence[str]] = {
     "finetune": ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "2", "--confidence-folds", "2"),
-    "pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
+    "scenes pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
     "extract": ("--folds", "2"),
-    "datasets headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),
+    "scenes headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),
     "cache bench": ("--seconds", "0.05"),
-    "datasets build scenes": (
+    "scenes build": (
         *(word for name in SPLITS for word in (f"--num-{name}", "4")),
         *("--num-caption-scenes", "20", "--workers", "1"),
     ),
@@ -143,6 +143,8 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         for cache in small_corpus.caches:
             shutil.copytree(cache, Path("caches") / cache.name / "scenes-vcr" / "train")
         _write_mirrors(Path("datasets"))
+        for teacher in ("minilm-l6", "efficientnet-lite0"):
+            advl(["extract", "--teacher", teacher, "--dataset", "vcr", "--split", "train", "--folds", 2])
         save_student(Path("students/scenes-small"), build_student("scenes-small"), origin={})
         torch.save(build_student("uniter-tiny", overrides={"tokenizer": "minilm-l6"}).state_dict(), "uniter-base.pt")
         torch.save(build_student("vilt-tiny").state_dict(), "vilt.pt")
@@ -258,10 +260,10 @@ def test_every_example_runs(
 
 def _made_by(words: Sequence[str]) -> list[Path]:
     """Return the folders that a command makes and that must not be there yet."""
-    if words[:3] == ["datasets", "build", "scenes"]:
+    if words[:2] == ["scenes", "build"]:
         # What was made of an earlier corpus does not go with a new one.
         return [Path("datasets/scenes"), Path("caches")]
-    if words[0] == "pretrain":
+    if words[:2] == ["scenes", "pretrain"]:
         return [Path("students/scenes-small")]
     if words[0] == "finetune":
         return [Path(words[words.index("--output") + 1])]
@@ -277,8 +279,8 @@ def test_the_recorded_reference_is_readable() -> None:
         "\nInspect, verify, repair, convert or measure a teacher feature cache.\n"
         "\n"
         "```sh\n"
-        "advl cache info caches/minilm-l6/scenes-vcr/train\n"
-        "advl cache verify caches/minilm-l6/scenes-vcr/train --recompute 8\n"
+        "advl cache info caches/minilm-l6/vcr/train\n"
+        "advl cache verify caches/minilm-l6/vcr/train --recompute 8\n"
         "```\n"
     )
     inside = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

@@ -34,10 +34,10 @@ MADE: dict[str, Callable[[Path], Path]] = {
 
 COMMANDS: dict[FolderKind, tuple[str, ...]] = {
     "cache": ("extract", "--teacher", "minilm-l6", "--dataset", "scenes-vcr", "--output", "{folder}"),
-    "corpus": ("datasets", "build", "scenes", "--replace", "--data-root", "{parent}"),
+    "corpus": ("scenes", "build", "--replace", "--data-root", "{parent}"),
     "study": ("study", "demo", "--output", "{folder}"),
     "run": ("finetune", "--dataset", "scenes-vcr", "--method", "plain", "--no-resume", "--output", "{folder}"),
-    "student": ("pretrain", "--output", "{folder}"),
+    "student": ("scenes", "pretrain", "--output", "{folder}"),
 }
 
 

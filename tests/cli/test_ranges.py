@@ -15,8 +15,8 @@ from click.testing import CliRunner
 import advl_pipeline
 from advl_cli.main import group, main
 from advl_cli.options import config_options
+from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.configuration import Configuration, Range, build_config, option
-from advl_pipeline.datasets.scenes.config import ScenesConfig
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.training.config import FinetuneConfig
@@ -111,7 +111,7 @@ def test_help_shows_the_ranges() -> None:
         return " ".join(CliRunner().invoke(group, [*command, "--help"], terminal_width=200).output.split())
 
     assert "and the order. [at least 0; default: 0]" in shown("finetune")
-    assert shown("datasets", "build", "scenes").count("[a multiple of 4, at least 4, at most 999996; default: ") == 6
+    assert shown("scenes", "build").count("[a multiple of 4, at least 4, at most 999996; default: ") == 6
 
 
 def test_ranges_hold_exactly_what_they_say() -> None:

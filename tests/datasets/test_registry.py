@@ -83,7 +83,7 @@ def test_every_dataset_lists_splits_and_every_official_one_has_files() -> None:
 def test_an_unbuilt_corpus_says_how_to_build_it(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         open_dataset("scenes-vqa", split="train", data_root=tmp_path)
-    assert caught.value.next_command == "advl datasets build scenes"
+    assert caught.value.next_command == "advl scenes build"
 
 
 def test_a_path_with_spaces_and_other_letters(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from advl_pipeline.runs.reader import read_readout
 from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.training.pretrain_objectives import places_of_boxes
+from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.run import run_finetune
 
 

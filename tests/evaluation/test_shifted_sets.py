@@ -12,10 +12,10 @@ import pytest
 from commands import advl
 from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
 
-from advl_pipeline.datasets.cards import CARD_NAMES, load_card
+from advl_data.scenes.generator.layout import SPLIT_CODES
+from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.scenes.layout import SPLIT_CODES
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.hypothesis_only import fit, hashed_words
 from advl_pipeline.evaluation.question_match import match_questions, original_of, question_namer
@@ -208,7 +208,7 @@ def test_a_card_names_the_original_of_a_shifted_set() -> None:
 
 def test_cards_say_what_a_shifted_set_shifts_and_compares_with() -> None:
     shifted = 0
-    for name in CARD_NAMES:
+    for name in card_names():
         card = load_card(name)
         for split, facts in card.splits.items():
             if "compare_with" in facts:

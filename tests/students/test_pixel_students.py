@@ -16,6 +16,7 @@ from transformers import (
 )
 from whole_checkpoints import require_complete
 
+from advl_data.scenes.students.vilt import PatchStem
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bridgetower import BridgeTower, bridgetower_config
 from advl_pipeline.students.checkpoints import load_into
@@ -23,7 +24,6 @@ from advl_pipeline.students.meter import Meter
 from advl_pipeline.students.modernvbert import ModernVBert, modernvbert_config
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.scenes_vilt import PatchStem
 from advl_pipeline.students.vilt import Vilt, vilt_config
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}

@@ -71,4 +71,4 @@ def test_what_is_not_here_is_named_and_a_path_is_left_alone(hub: Path, tmp_path:
 def test_only_a_student_of_ours_is_advised_to_be_pretrained(tmp_path: Path, name: str, advised: bool) -> None:
     with pytest.raises(WeightsUnavailable) as caught:
         weights_digest(tmp_path / name)
-    assert ("advl pretrain" in caught.value.next_command) == advised
+    assert ("advl scenes pretrain" in caught.value.next_command) == advised

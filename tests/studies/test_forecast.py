@@ -10,8 +10,9 @@ import pytest
 import synthetic_runs
 from synthetic_runs import write_study_file
 
-from advl_pipeline.datasets.scenes.build import run_build_scenes
-from advl_pipeline.datasets.scenes.config import ScenesConfig
+from advl_data.scenes.generator.build import run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
+from advl_data.scenes.teachers.packaged import EFFICIENTNET_LITE0, MINILM
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction import estimate, run
@@ -25,7 +26,6 @@ from advl_pipeline.studies.forecast import CacheForecast, Forecast, forecast_stu
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
 from advl_pipeline.studies.timings import MEASURED_QUESTIONS, MEASURED_STEPS
-from advl_pipeline.teachers.catalogue import CATALOGUE
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
@@ -78,7 +78,7 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
     path = write_study_file(tmp_path, extra=f'init = "{tmp_path / "student"}"\n')
     asked = StudyRunConfig(study=str(path), output=tmp_path / "study", caches=tmp_path / "caches")
     assert forecast_study(asked).missing_inits == (tmp_path / "student",)
-    with pytest.raises(ConfigError, match="advl pretrain"):
+    with pytest.raises(ConfigError, match="advl scenes pretrain"):
         run_study(asked, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
 
 
@@ -199,10 +199,10 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     planned = run_extract(replace(plan, dry_run=True)).estimates
     assert cache.num_bytes == sum(item.num_bytes for item in planned)
     # Whose weights are not at hand is sized by its stated widths, and by words.
-    assert bytes_by_card(plan, CATALOGUE["minilm-l6"]) == pytest.approx(cache.num_bytes, rel=0.15)
+    assert bytes_by_card(plan, MINILM.card) == pytest.approx(cache.num_bytes, rel=0.15)
     pictures = replace(plan, teacher="efficientnet-lite0", image_tokens="grid")
     exact = sum(item.num_bytes for item in run_extract(replace(pictures, dry_run=True)).estimates)
-    assert bytes_by_card(pictures, CATALOGUE["efficientnet-lite0"]) == exact
+    assert bytes_by_card(pictures, EFFICIENTNET_LITE0.card) == exact
     assert cache.seconds is not None
     assert cache.seconds > 0
     assert not cache.path.exists()

@@ -62,7 +62,7 @@ def test_a_study_without_its_dataset_says_what_is_missing(tmp_path: Path, capsys
     path = write_study_file(tmp_path, num_seeds=2)
     where = ("--output", str(tmp_path / "study"), "--data-root", str(tmp_path / "nowhere"))
     assert call("study", str(path), *where) == 5
-    assert "advl datasets build scenes" in capsys.readouterr().err
+    assert "advl scenes build" in capsys.readouterr().err
     assert call("study", str(path), *where, "--dry-run") == 0
     assert "dataset missing:" in capsys.readouterr().out
 

@@ -21,9 +21,9 @@ from typing import Any, Final
 import numpy as np
 from scipy import sparse
 
-from advl_pipeline.datasets.scenes import layout
-from advl_pipeline.datasets.scenes.snli_ve_items import LABELS
-from advl_pipeline.datasets.scenes.vocabulary import load_vocabulary
+from advl_data.scenes.generator import layout
+from advl_data.scenes.generator.snli_ve_items import LABELS
+from advl_data.scenes.generator.vocabulary import load_vocabulary
 from advl_pipeline.logistic import FloatArray, Likelihood, fit_logistic, of_candidates, of_classes
 
 _MIN_COUNT: Final = 2

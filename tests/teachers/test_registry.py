@@ -15,10 +15,9 @@ from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.packages import package_folder
 from advl_pipeline.teachers import registry
-from advl_pipeline.teachers.catalogue import CATALOGUE
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
-from advl_pipeline.teachers.registry import open_teacher
+from advl_pipeline.teachers.registry import card_of, known_names, open_teacher
 
 DESIGNED = (
     "clip-vit-b clip-vit-l clip-vit-l-336 siglip2-b dinov2-b dinov2-l dinov3 vit-l swin-l convnext roberta-b "
@@ -28,7 +27,7 @@ DESIGNED = (
 
 
 def test_the_catalogue_is_complete() -> None:
-    assert sorted(CATALOGUE) == sorted(DESIGNED)
+    assert sorted(known_names()) == sorted(DESIGNED)
 
 
 def test_an_unknown_name_lists_the_near_ones() -> None:
@@ -169,5 +168,7 @@ def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
         open_teacher("roberta-l", weights=tmp_path / "clip-folder")
     words = caught.value.next_command.split()
     assert open_teacher(words[words.index("--teacher") + 1], weights=Path(words[-1])).aligned
-    for teacher in CATALOGUE.values():
+    for name in known_names():
+        teacher = card_of(name)
+        assert teacher is not None
         assert bool(teacher.model_type) == (not teacher.architecture)

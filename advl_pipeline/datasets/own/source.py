@@ -5,18 +5,17 @@ The words name a file, a folder, a card, the hub, or another package's reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from advl_pipeline.datasets.benchmark import ReadOptions, load_plugin, plugin_entry_points
 from advl_pipeline.datasets.indexed import Source
 from advl_pipeline.datasets.own.dataset import OwnDataset, class_names
 from advl_pipeline.datasets.own.hub import hub_source
 from advl_pipeline.datasets.own.index import OwnIndex, describe, open_index
 from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource, read_card
 from advl_pipeline.datasets.own.tables import read_table
-from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
     CARD_SUFFIX,
@@ -31,8 +30,6 @@ from advl_pipeline.datasets.roots import (
 )
 from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
 
-ENTRY_POINT_GROUP = "advl.datasets"
-
 
 @dataclass(frozen=True)
 class Table:
@@ -40,11 +37,6 @@ class Table:
 
     path: Path
     split: str | None = None
-
-
-def plugin_entry_points() -> dict[str, EntryPoint]:
-    """Return the readers of other packages by name: functions from the folder of the datasets to a `RowSource`."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
@@ -63,7 +55,7 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
     plugins = plugin_entry_points()
     if name in plugins:
         root = resolve_data_root(data_root)
-        source = plugins[name].load()(root)
+        source = load_plugin(plugins[name])(root)
         if not isinstance(source, RowSource):
             raise ConfigError(
                 f"The reader {name!r} is not one.",
@@ -193,13 +185,23 @@ class OwnData:
         """Return the line that tells a user what was made of the columns."""
         return describe(self.index, self.name)
 
-    def open(
-        self, split: str, *, tasks: Sequence[Task], classes: Path | tuple[str, ...] | None, on_error: OnError
-    ) -> OwnDataset:
-        """Open a split, which must be one of `index.splits`.
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks that its columns give."""
+        return self.index.tasks
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that hold rows."""
+        return self.index.splits
+
+    def open(self, split: str, root: Path, options: ReadOptions) -> OwnDataset:
+        """Open a split, which must be one of `splits`.
 
         Args:
-            classes: names of classes or answers, or a file of them; None for those that `class_names` finds.
+            root: not looked at, since the index says where its files lie.
+            options: `answers` holds names of classes or answers, or a file of them; None for those that
+                `class_names` finds.
 
         Raises:
             DatasetError: a row or a picture is malformed, or nothing is usable.
@@ -210,10 +212,10 @@ class OwnData:
             folder=self.rows.pictures,
             pictures=self.rows.pictures,
             index=self.index.folder,
-            on_error=on_error,
+            on_error=options.on_error,
         )
-        found = class_names(self.index, self.rows.card, [split]) if classes is None else classes
-        return OwnDataset(source, self.index, tasks=tasks, classes=found)
+        found = class_names(self.index, self.rows.card, [split]) if options.answers is None else options.answers
+        return OwnDataset(source, self.index, tasks=options.tasks, classes=found)
 
 
 def is_rows(name: str) -> bool:

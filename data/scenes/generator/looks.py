@@ -1,0 +1,94 @@
+"""How a thing and a picture look, beside what they show: style, pose, colours of line art, light.
+
+Every draw is made whether the style needs it or not, so that splits of one plan differ in their styles alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from advl_data.scenes.generator.artwork import LINE_STYLES, Sprite, Style, offered_styles
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.vocabulary import Kind
+
+Colour = tuple[int, int, int]
+
+_INKS: Final[tuple[Colour, ...]] = (
+    (20, 20, 24),
+    (96, 24, 24),
+    (20, 72, 36),
+    (20, 40, 112),
+    (88, 28, 100),
+    (92, 56, 16),
+    (12, 84, 92),
+)
+_PAPERS: Final[tuple[Colour | None, ...]] = (
+    None,
+    (255, 255, 255),
+    (250, 214, 120),
+    (244, 160, 140),
+    (160, 216, 150),
+    (150, 196, 246),
+    (214, 176, 236),
+)
+"""What line art is filled with; None lets the background through."""
+
+_SQUEEZES: Final = (256, 240, 224)
+"""Width or height of a thing in 256ths of its drawing's."""
+
+_CONTRAST: Final = (208, 276)
+_BRIGHTNESS: Final = (-20, 12)
+_TINT: Final = (232, 256)
+"""Ranges of the light: contrast and each channel's gain in 256ths, brightness in steps of a channel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """How one thing is drawn: its style, whether mirrored, its width and height in 256ths, the tint of line art."""
+
+    style: Style
+    mirrored: bool
+    width: int
+    height: int
+    ink: Colour
+    paper: Colour | None
+
+
+def draw_look(kind: Kind, styles: Sequence[Style], draws: Draws) -> Look:
+    """Draw the look of a thing, in one of the styles that are offered for its kind."""
+    squeeze, across = draws.pick(_SQUEEZES), draws.below(2)
+    return Look(
+        style=draws.pick(offered_styles(kind, styles)),
+        mirrored=bool(draws.below(2)),
+        width=squeeze if across else 256,
+        height=256 if across else squeeze,
+        ink=draws.pick(_INKS),
+        paper=draws.pick(_PAPERS),
+    )
+
+
+def coloured(sprite: Sprite, look: Look) -> Sprite:
+    """Return a sprite in red, green, blue, alpha: as it is, or tinted where it is line art."""
+    if look.style not in LINE_STYLES:
+        return sprite
+    ink, filled = (sprite[..., channel, None].astype(np.uint32) for channel in (0, 3))
+    shown = ink * np.array(look.ink, dtype=np.uint32)
+    if look.paper is not None:
+        shown += (filled - ink) * np.array(look.paper, dtype=np.uint32)
+    alpha = ink if look.paper is None else filled
+    tinted: Sprite = np.concatenate([(shown + 127) // 255, alpha], axis=2).astype(np.uint8)
+    return tinted
+
+
+def light(draws: Draws) -> npt.NDArray[np.uint8]:
+    """Draw the light of a picture: (3, 256), what each channel's values become."""
+    contrast, brightness = draws.between(*_CONTRAST), draws.between(*_BRIGHTNESS)
+    lit = ((np.arange(256, dtype=np.int32) - 128) * contrast >> 8) + 128 + brightness
+    gains = np.array([draws.between(*_TINT) for _ in range(3)], dtype=np.int32)
+    tables: npt.NDArray[np.uint8] = np.clip(lit[None, :] * gains[:, None] >> 8, 0, 255).astype(np.uint8)
+    return tables

@@ -1,0 +1,224 @@
+"""Decide what every scene shows: kinds, their parts, counts, places. Pure, and determined by the seed.
+
+Twins (`scene.Twins`) make the texts fair: whatever is said about one scene is said about the other with another
+answer. The combinations of axis and number of things in `HELD_OUT` are what relations are asked about in
+test-compositional alone. Captions, and VQA's questions of an outermost thing, speak of either axis everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.placement import Rule, place
+from advl_data.scenes.generator.relations import ALONG, INVERSE, Axis, Relation, only_one, relation
+from advl_data.scenes.generator.scene import SCENES_PER_GROUP, Group, Scene, TaskScene, Thing, Twins
+from advl_data.scenes.generator.vocabulary import Container, Kind, Vocabulary
+from advl_pipeline.errors import AdvlError
+
+HELD_OUT: Final[dict[Axis, int]] = {"horizontal": 4, "vertical": 5}
+"""Axis of a scene's relations -> number of things that are together in test-compositional alone."""
+
+MIN_THINGS: Final = 2
+MAX_THINGS: Final = 5
+
+_CASTS_PER_RELATIONAL: Final = 5
+"""One pair of twins of so many is asked about by relation, the others by tag."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cast:
+    """Kinds of a pair of twins: for each part, one for the first scene and one of the same family for the second."""
+
+    subjects: tuple[Kind, Kind]
+    partners: tuple[Kind, Kind]
+    references: tuple[Kind, Kind] | None
+    containers: tuple[Container, Container]
+    """One for either scene; the same two for all twins of a group."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (*self.subjects, *self.partners, *(self.references or ()))
+
+
+class _Deck:
+    """Kinds in an order in which each comes up equally often: one shuffled deck after the other."""
+
+    def __init__(self, kinds: Sequence[Kind], *name: str | int) -> None:
+        self._kinds = kinds
+        self._name = name
+        self._rest: list[Kind] = []
+        self._round = 0
+
+    def take(self, fits: Callable[[Kind], bool]) -> Kind:
+        """Remove and return the first kind that fits, from the next deck if need be."""
+        for _ in range(2):
+            for position, kind in enumerate(self._rest):
+                if fits(kind):
+                    return self._rest.pop(position)
+            self._rest += Draws(*self._name, self._round).shuffled(self._kinds)
+            self._round += 1
+        raise AdvlError("No kind of the vocabulary fits a scene.", where=" ".join(map(str, self._name)))
+
+
+def plan_groups(
+    vocabulary: Vocabulary, *, seed: int, split: str, num_scenes: int, unseen: bool, compositional: bool
+) -> Iterator[Group]:
+    """Yield the groups of a split in order.
+
+    Args:
+        seed: the corpus seed.
+        split: names the draws, so that no two splits share them.
+        num_scenes: a multiple of `SCENES_PER_GROUP`.
+        unseen: show kinds that no labelled item ever named, instead of the labelled ones.
+        compositional: show the held-out combinations of axis and number, instead of all the others.
+    """
+    pool = vocabulary.unseen if unseen else vocabulary.labelled
+    deck = _Deck(pool, seed, split, "deck")
+    for number in range(num_scenes // SCENES_PER_GROUP):
+        draws = Draws(seed, split, "group", number)
+        casts = _casts(deck, pool, vocabulary, draws)
+        excluded = _resembled(casts[0].containers).union(*(_kin(kind) for cast in casts for kind in cast.kinds))
+        extras = [kind for kind in pool if kind.family.subcategory not in excluded]
+        first_number = number * SCENES_PER_GROUP
+        one, two = (
+            _twins(cast, extras, draws, first_number + 2 * order, compositional) for order, cast in enumerate(casts)
+        )
+        yield Group(number=number, one=one, two=two)
+
+
+def _casts(deck: _Deck, pool: Sequence[Kind], vocabulary: Vocabulary, draws: Draws) -> tuple[_Cast, _Cast]:
+    """Draw the kinds of a group: a family for each part, and one container for each role of the parts."""
+    siblings = {
+        kind: [other for other in pool if other.family == kind.family and other.code != kind.code] for kind in pool
+    }
+    taken: set[str] = set()
+
+    def pair(fits: Callable[[Kind], bool], *, spare: bool = False) -> tuple[Kind, Kind]:
+        def fit(kind: Kind) -> bool:
+            return kind.family.subcategory not in taken and bool(siblings[kind]) and fits(kind)
+
+        # What is only referred to leaves the deck alone: the deck sees to it that all kinds are asked about alike.
+        first = next(filter(fit, draws.shuffled(pool))) if spare else deck.take(fit)
+        taken.update(_kin(first))
+        return first, draws.pick(siblings[first])
+
+    def hidden_otherwise(kind: Kind) -> bool:
+        """Whether another container hides the kind, and neither container passes for one of the two families."""
+        container = vocabulary.hiding_place(kind)
+        families = {other.family.subcategory for other in (subjects[0], kind)}
+        return container != own and families.isdisjoint(_resembled((own, container)))
+
+    subjects = pair(lambda kind: True)
+    own = vocabulary.hiding_place(subjects[0])
+    partners = pair(hidden_otherwise)
+    containers = (own, vocabulary.hiding_place(partners[0]))
+    taken |= _resembled(containers)
+    other_subjects = pair(lambda kind: vocabulary.hiding_place(kind) == containers[1])
+    other_partners = pair(lambda kind: vocabulary.hiding_place(kind) == containers[0])
+    references = [
+        pair(lambda kind: True, spare=True) if draws.below(_CASTS_PER_RELATIONAL) == 0 else None for _ in range(2)
+    ]
+    return (
+        _Cast(subjects=subjects, partners=partners, references=references[0], containers=containers),
+        _Cast(subjects=other_subjects, partners=other_partners, references=references[1], containers=containers),
+    )
+
+
+def _resembled(containers: Sequence[Container]) -> set[str]:
+    """Return the families that one of the containers may be taken for."""
+    return {subcategory for container in containers for subcategory in container.resembles}
+
+
+def _kin(kind: Kind) -> set[str]:
+    """Return the families that no other thing of a group may have, once it has the kind."""
+    return {kind.family.subcategory, *kind.family.overlaps}
+
+
+def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int, compositional: bool) -> Twins:
+    axis: Axis = draws.pick(("horizontal", "vertical"))
+    containers = draws.shuffled(cast.containers)
+    first, second = (
+        _task_scene(
+            draws,
+            number=first_number + order,
+            subject=cast.subjects[order],
+            partner=cast.partners[order],
+            reference=cast.references[order] if cast.references else None,
+            container=containers[order],
+            extras=extras,
+            axis=axis,
+            compositional=compositional,
+        )
+        for order in range(2)
+    )
+    return Twins(first=first, second=second)
+
+
+def _task_scene(
+    draws: Draws,
+    *,
+    number: int,
+    subject: Kind,
+    partner: Kind,
+    reference: Kind | None,
+    container: Container,
+    extras: Sequence[Kind],
+    axis: Axis,
+    compositional: bool,
+) -> TaskScene:
+    parts = [*([reference] if reference else ()), subject, partner, container]
+    count = _draw_count(draws, len(parts), axis, compositional)
+    kinds = [*parts, *_draw_extras(draws, extras, count - len(parts))]
+    spots = place(draws, count, _rule(draws, axis=axis, relational=reference is not None))
+    things = [Thing(kind=kind, spot=spot) for kind, spot in zip(kinds, spots, strict=True)]
+    return TaskScene(
+        scene=Scene(number=number, things=tuple(draws.shuffled(things))),
+        subject=subject,
+        partner=partner,
+        reference=reference,
+        container=container,
+        axis=axis,
+    )
+
+
+def _draw_count(draws: Draws, least: int, axis: Axis, compositional: bool) -> int:
+    if compositional:
+        return HELD_OUT[axis]
+    return draws.pick([count for count in range(least, MAX_THINGS + 1) if count != HELD_OUT[axis]])
+
+
+def _draw_extras(draws: Draws, extras: Sequence[Kind], count: int) -> list[Kind]:
+    """Draw things that fill the picture, each of another family."""
+    chosen: list[Kind] = []
+    for kind in draws.shuffled(extras):
+        if len(chosen) == count:
+            break
+        if kind.family not in {other.family for other in chosen}:
+            chosen.append(kind)
+    return chosen
+
+
+def _rule(draws: Draws, *, axis: Axis, relational: bool) -> Rule:
+    """Return what a prefix of the centres of [reference], subject, partner, container, extras ... must obey."""
+    side: Relation = draws.pick(ALONG[axis])
+    subject = 1 if relational else 0
+    partner, container = subject + 1, subject + 2
+
+    def rule(centres: Sequence[tuple[int, int]]) -> bool:
+        last = len(centres) - 1
+        if last == partner and relation(centres[subject], centres[partner]) != side:
+            return False
+        if last == container and relation(centres[container], centres[subject]) not in ALONG[axis]:
+            return False
+        if not relational or last == 0:
+            return True
+        if last == subject:
+            return relation(centres[subject], centres[0]) == side
+        if last == partner:
+            return relation(centres[partner], centres[0]) == INVERSE[side]
+        return only_one(subject, 0, side, centres) and only_one(partner, 0, INVERSE[side], centres)
+
+    return rule

@@ -1,0 +1,230 @@
+"""Draw a scene with whole-number arithmetic alone, so that every machine gets the same pixels from the same artwork.
+
+Where arrays are floating, they hold whole numbers below 2**24 (float32) or 2**53 (float64): sums and products are
+exact in any order, so the matrix products are too. Legend: pictures are uint8 (H, W, 3); sprites uint8 (H, W, 4) with
+premultiplied alpha. Coordinates inside sprites are fixed-point with `_FRACTION` bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from advl_data.scenes.generator.artwork import Sprite, Style, load_sprite
+from advl_data.scenes.generator.background import background, draw_bar
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.looks import Look, coloured, draw_look, light
+from advl_data.scenes.generator.placement import OVERLAP, PICTURE_SIDE
+from advl_data.scenes.generator.relations import leaning, relation
+from advl_data.scenes.generator.scene import Thing
+from advl_data.scenes.generator.vocabulary import Kind
+
+Box = tuple[int, int, int, int]
+Owners = npt.NDArray[np.int8]
+"""(PICTURE_SIDE, PICTURE_SIDE): tag of the thing that each pixel shows, -1 for none."""
+
+_FRACTION: Final = 16
+_ONE: Final = 1 << _FRACTION
+_WEIGHT_BITS: Final = 8
+_VISIBLE: Final = 24
+"""Alpha from which a pixel counts as part of a thing when its box is taken."""
+
+_HIDES: Final = 128
+"""Alpha from which a pixel hides another thing."""
+
+_COSINES: Final = {0: 65536, 4: 65376, 8: 64898, 12: 64104, 16: 62997}
+_SINES: Final = {0: 0, 4: 4572, 8: 9121, 12: 13626, 16: 18064}
+"""Degrees -> cosine and sine times 2**16, rounded."""
+
+_LEAST_SEEN: Final = (3, 4)
+"""Share of its pixels that a thing keeps, whatever stands before it."""
+
+_MOST_MOVED: Final = 10
+"""Twice the pixels by which the middle of what is seen of a thing may differ from that of the whole thing."""
+
+_BARRED: Final = 3
+_BAR_TRIES: Final = 4
+"""One picture in so many has a bar, if one of so many tries leaves all things recognisable."""
+
+_BAR_SHADE: Final = (64, 144)
+_JPEG_QUALITY: Final = 90
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A drawn scene: the JPEG file and, per thing, the box (x1, y1, x2, y2) in pixels, x2 and y2 exclusive."""
+
+    jpeg: bytes
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """Artwork ready to be put down: pixels, and where their upper left corner goes relative to a thing's centre."""
+
+    pixels: Sprite
+    corner: tuple[int, int]
+
+    def area(self, thing: Thing) -> tuple[slice, slice]:
+        """Return the rows and columns of the picture that the pixels cover."""
+        left, top = thing.spot.centre[0] + self.corner[0], thing.spot.centre[1] + self.corner[1]
+        height, width = self.pixels.shape[:2]
+        return slice(top, top + height), slice(left, left + width)
+
+
+def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -> Drawing:
+    """Draw things, each in one of the styles; the draws decide on everything else that may vary.
+
+    A thing may hide a little of one other, and a bar a little of several. A box is that of a thing's visible pixels.
+    """
+    picture = background(draws)
+    looks = [draw_look(thing.kind, styles, draws) for thing in things]
+    centres = [thing.spot.centre for thing in things]
+    bars = [draw_bar(draws.pick(centres), draws) for _ in range(_BAR_TRIES)] if not draws.below(_BARRED) else []
+    shade = [draws.between(*_BAR_SHADE) for _ in range(3)]
+    lit = light(draws)
+
+    stamps, order = _arrange(things, looks)
+    owners = _owners(things, stamps, order)
+    for tag in order:
+        _paste(picture[stamps[tag].area(things[tag])], stamps[tag].pixels)
+    for bar in bars:
+        behind = owners.copy()
+        behind[bar.area] = -1
+        if _shows(things, stamps, behind):
+            picture[bar.area], owners = shade, behind
+            break
+    shown = np.stack([lit[channel][picture[..., channel]] for channel in range(3)], axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(shown).save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return Drawing(jpeg=buffer.getvalue(), boxes=tuple(_extent(owners == tag) for tag in range(len(things))))
+
+
+def _arrange(things: Sequence[Thing], looks: Sequence[Look]) -> tuple[list[Stamp], range]:
+    """Return the stamps of things, and the order to put them down in, so that each can be recognised."""
+    stamps = [
+        _stamp(thing.kind, look, thing.spot.size, thing.spot.tilt) for thing, look in zip(things, looks, strict=True)
+    ]
+    tags = range(len(things))
+    for order in (tags, tags[::-1]):
+        if _shows(things, stamps, _owners(things, stamps, order)):
+            return stamps, order
+    # Neither of two things can stand before the other: upright and so much smaller, they do not touch.
+    return [
+        _stamp(thing.kind, look, thing.spot.size - OVERLAP, 0) for thing, look in zip(things, looks, strict=True)
+    ], tags
+
+
+def _owners(things: Sequence[Thing], stamps: Sequence[Stamp], order: Sequence[int]) -> Owners:
+    owners = np.full((PICTURE_SIDE, PICTURE_SIDE), -1, dtype=np.int8)
+    for tag in order:
+        alpha, under = stamps[tag].pixels[..., 3], owners[stamps[tag].area(things[tag])]
+        under[(alpha >= _HIDES) | ((alpha >= _VISIBLE) & (under < 0))] = tag
+    return owners
+
+
+def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> bool:
+    """Tell whether of each thing enough is seen, about where it stands, and on the planned side of every other."""
+    part, whole = _LEAST_SEEN
+    middles = []
+    for tag, (thing, stamp) in enumerate(zip(things, stamps, strict=True)):
+        alone, seen = stamp.pixels[..., 3] >= _VISIBLE, owners == tag
+        if np.count_nonzero(seen) * whole < np.count_nonzero(alone) * part:
+            return False
+        rows, columns = stamp.area(thing)
+        before, after = _extent(alone), _extent(seen)
+        # Twice the centre, to stay with whole numbers.
+        moves = (after[axis] + after[axis + 2] - before[axis] - before[axis + 2] for axis in (0, 1))
+        corner = (columns.start, rows.start)
+        if any(abs(move - 2 * start) > _MOST_MOVED for move, start in zip(moves, corner, strict=True)):
+            return False
+        middles.append((after[0] + after[2], after[1] + after[3]))
+    return all(
+        planned in (None, leaning(middles[one], middles[other]))
+        for one, first in enumerate(things)
+        for other, second in enumerate(things)
+        if one != other
+        for planned in (relation(first.spot.centre, second.spot.centre),)
+    )
+
+
+def _paste(area: npt.NDArray[np.uint8], pixels: Sprite) -> None:
+    # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest whole number for n up to 255 * 255.
+    shown = area * (255 - pixels[..., 3:].astype(np.uint32)) + 128
+    area[...] = pixels[..., :3] + ((shown + (shown >> 8)) >> 8)
+
+
+def _stamp(kind: Kind, look: Look, size: int, tilt: int) -> Stamp:
+    return turned(coloured(_scaled_artwork(kind, look.style, size), look), look, size, tilt)
+
+
+def turned(sprite: Sprite, look: Look, size: int, tilt: int) -> Stamp:
+    """Return a sprite of `size` pixels in the pose of a look, turned clockwise by `tilt` degrees."""
+    height, width = sprite.shape[:2]
+    padded = np.zeros((height + 2, width + 2, 4), dtype=np.int32)
+    padded[1:-1, 1:-1] = sprite[:, ::-1] if look.mirrored else sprite
+    side = -(-size * 5 // 4) // 2 * 2
+    steps = (2 * np.arange(side, dtype=np.int64) + 1 - side) * _ONE // 2
+    cosine, sine = _COSINES[abs(tilt)], _SINES[abs(tilt)] * (1 if tilt >= 0 else -1)
+    x, y = steps[None, :], steps[:, None]
+    # Each pixel is looked up where it was before the thing was turned and squeezed; y grows downwards.
+    source_x = ((x * cosine - y * sine) >> _FRACTION) * 256 // look.width + (width + 1) * _ONE // 2
+    source_y = ((x * sine + y * cosine) >> _FRACTION) * 256 // look.height + (height + 1) * _ONE // 2
+    pixels = _bilinear(padded, source_x.astype(np.int32), source_y.astype(np.int32)).astype(np.uint8)
+    x1, y1, x2, y2 = _extent(pixels[..., 3] > 0)
+    return Stamp(pixels=np.ascontiguousarray(pixels[y1:y2, x1:x2]), corner=(x1 - side // 2, y1 - side // 2))
+
+
+def _extent(seen: npt.NDArray[np.bool_]) -> Box:
+    """Return the box around what is true."""
+    rows, columns = np.nonzero(seen.any(axis=1))[0], np.nonzero(seen.any(axis=0))[0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@functools.lru_cache(maxsize=2048)
+def _scaled_artwork(kind: Kind, style: Style, size: int) -> Sprite:
+    return scaled(load_sprite(kind, style), size)
+
+
+def scaled(sprite: Sprite, size: int) -> Sprite:
+    """Scale a sprite by area so that its longer side has `size` pixels."""
+    height, width = sprite.shape[:2]
+    longer = max(height, width)
+    new_height, new_width = (max(1, side * size // longer) for side in (height, width))
+    rows, columns = _overlaps(new_height, height), _overlaps(new_width, width)
+    channels = np.moveaxis(sprite.astype(np.float64), 2, 0)
+    sums = np.moveaxis(rows @ channels @ columns.T, 0, 2).astype(np.int64)
+    means: Sprite = ((sums + height * width // 2) // (height * width)).astype(np.uint8)
+    return means
+
+
+def _overlaps(new: int, old: int) -> npt.NDArray[np.float64]:
+    """Whole-number overlaps (new, old) of the pixels of two rasters over the same length; each row sums to `old`."""
+    new_start, old_start = np.arange(new)[:, None] * old, np.arange(old)[None, :] * new
+    overlap = np.minimum(new_start + old, old_start + new) - np.maximum(new_start, old_start)
+    return overlap.clip(0).astype(np.float64)
+
+
+def _bilinear(
+    padded: npt.NDArray[np.int32], x: npt.NDArray[np.int32], y: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32]:
+    """Sample at fixed-point positions; the outermost pixels of `padded` are transparent and stand for the outside."""
+    height, width = padded.shape[:2]
+    x = np.clip(x, 0, (width - 1) * _ONE - 1)
+    y = np.clip(y, 0, (height - 1) * _ONE - 1)
+    corner = (y >> _FRACTION) * width + (x >> _FRACTION)
+    right = ((x & (_ONE - 1)) >> (_FRACTION - _WEIGHT_BITS))[..., None]
+    down = ((y & (_ONE - 1)) >> (_FRACTION - _WEIGHT_BITS))[..., None]
+    full = 1 << _WEIGHT_BITS
+    flat = padded.reshape(-1, padded.shape[2])
+    upper = flat[corner] * (full - right) + flat[corner + 1] * right
+    lower = flat[corner + width] * (full - right) + flat[corner + width + 1] * right
+    sampled: npt.NDArray[np.int32] = (upper * (full - down) + lower * down) >> (2 * _WEIGHT_BITS)
+    return sampled

@@ -1,0 +1,145 @@
+"""Hypotheses in the format of SNLI-VE, each under all three labels.
+
+Every picture holds one container, and a stated rule says which coarse groups each kind of container may hide
+(`Container.hides`). What is to be seen is entailed; what is not to be seen is neutral where the container may hide
+it, and contradicted where it may not. Each hypothesis about something being there is put to three pictures of its
+group, one per label. Each picture has the labels of hypotheses about things equally often, and each kind of container
+those of all hypotheses. To know only whether the thing is there gets two of three, and so does to know only the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from advl_data.scenes.generator import layout
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.relations import INVERSE, PHRASES, Relation
+from advl_data.scenes.generator.scene import Group, TaskScene, Twins
+from advl_data.scenes.generator.vocabulary import Kind
+from advl_data.scenes.generator.wording import Voice, draw_manner, indefinite, listing, sentence
+
+LABELS: Final = ("contradiction", "entailment", "neutral")
+
+Label = Literal["contradiction", "entailment", "neutral"]
+QuestionType = Literal["name", "described", "category", "relation"]
+
+_EXISTS: Final = (
+    "there is {thing}",
+    "somewhere there is {thing}",
+    "the picture holds {thing}",
+    "among other things there is {thing}",
+)
+# "The" and not "a": another thing of the kind might always be in the container.
+_RELATES: Final = ("{subject} is {phrase} {partner}", "{subject} can be found {phrase} {partner}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Item:
+    task: TaskScene
+    hypothesis: str
+    label: Label
+    question_type: QuestionType
+
+
+def snli_ve_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a split's JSONL file.
+
+    Besides the official fields each line has `question_type`: "name", "described", "category" or "relation".
+    """
+    for group in groups:
+        draws = voice.draws("snli-ve", group.number)
+        items = [*_things(group, voice, draws), *_categories(group, draws), *_relations(group, voice, draws)]
+        for position, item in enumerate(items):
+            yield _record(item, split=voice.split, position=position, draws=draws)
+
+
+def _things(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
+    """Each subject and partner; where it is not, the twin is one of the two pictures, the hard one."""
+    for twins, others in group.pairs:
+        for own in twins.scenes:
+            for kind in (own.subject, own.partner):
+                manner = draw_manner(draws)
+                thing = voice.something(kind, manner, draws)
+                yield from _three(own, (twins.twin(own), *others.scenes), kind, thing, manner, draws)
+
+
+def _categories(group: Group, draws: Draws) -> Iterator[_Item]:
+    """A family of either pair of twins: it is in both of its scenes, and in neither of the others."""
+    of_subject = draws.below(2)
+    for own, others in _one_scene_of_each_pair(group, draws):
+        kind = own.subject if of_subject else own.partner
+        yield from _three(own, others.scenes, kind, indefinite(kind.family.hypernym), "category", draws)
+
+
+def _three(
+    own: TaskScene,
+    others: Sequence[TaskScene],
+    kind: Kind,
+    thing: str,
+    question_type: QuestionType,
+    draws: Draws,
+) -> Iterator[_Item]:
+    """Say that a thing is there: of the scene that shows it, and of two that do not."""
+    hypothesis = sentence(draws.pick(_EXISTS).format(thing=thing))
+    hiding = next(task for task in others if task.container.may_hide(kind))
+    bare = next(task for task in others if not task.container.may_hide(kind))
+    labelled: tuple[tuple[TaskScene, Label], ...] = (
+        (own, "entailment"),
+        (hiding, "neutral"),
+        (bare, "contradiction"),
+    )
+    for task, label in labelled:
+        yield _Item(task=task, hypothesis=hypothesis, label=label, question_type=question_type)
+
+
+def _relations(group: Group, voice: Voice, draws: Draws) -> Iterator[_Item]:
+    """A subject of either pair at its partner: entailed, contradicted; and where a container stands in its stead.
+
+    That one stands at the subject of its scene, whose group differs from the first subject's as the partner's does.
+    """
+    for own, others in _one_scene_of_each_pair(group, draws):
+        hiding = next(task for task in others.scenes if task.container.may_hide(own.subject))
+        subject = voice.definite(own.subject, draw_manner(draws), draws)
+        template = draws.pick(_RELATES)
+        side = own.side(own.subject, own.partner)
+        labelled: tuple[tuple[TaskScene, Relation, Kind, Label], ...] = (
+            (own, side, own.partner, "entailment"),
+            (own, INVERSE[side], own.partner, "contradiction"),
+            (hiding, hiding.side(hiding.container, hiding.subject), hiding.subject, "neutral"),
+        )
+        for task, claimed, other, label in labelled:
+            hypothesis = template.format(subject=subject, phrase=PHRASES[claimed], partner=f"the {other.name}")
+            yield _Item(task=task, hypothesis=sentence(hypothesis), label=label, question_type="relation")
+
+
+def _one_scene_of_each_pair(group: Group, draws: Draws) -> Iterator[tuple[TaskScene, Twins]]:
+    """Draw one scene of each pair of twins, with different containers, and yield it with the other pair."""
+    first = draws.pick(group.one.scenes)
+    second = next(task for task in group.two.scenes if task.container != first.container)
+    yield first, group.two
+    yield second, group.one
+
+
+def _record(item: _Item, *, split: str, position: int, draws: Draws) -> dict[str, Any]:
+    label = item.label
+    flickr_id = str(layout.picture_number(split, item.task.scene.number))
+    agreeing = draws.between(3, 5)
+    others = [other for other in LABELS if other != label]
+    votes = [label] * agreeing + [draws.pick(others) for _ in range(5 - agreeing)]
+    premise = listing([thing.kind.noun_phrase for thing in item.task.scene.things])
+    return {
+        "annotator_labels": [label, *draws.shuffled(votes[1:])],
+        "captionID": f"{flickr_id}.jpg#0",
+        "gold_label": label,
+        "pairID": f"{flickr_id}.jpg#0r{position}{label[0]}",
+        "sentence1": sentence(premise),
+        "sentence1_binary_parse": "",
+        "sentence1_parse": "",
+        "sentence2": item.hypothesis,
+        "sentence2_binary_parse": "",
+        "sentence2_parse": "",
+        "Flickr30K_ID": flickr_id,
+        "question_type": item.question_type,
+    }

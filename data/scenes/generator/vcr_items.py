@@ -1,0 +1,247 @@
+"""Questions, answers and rationales in the format of VCR.
+
+Four questions share one set of four answers, each right once and wrong three times. So no model of the answers alone
+can beat chance, and as question and answers say nothing about the picture, neither can one that reads both. All four
+speak alike: plain names, categories, or descriptions, and a question names an aspect only where all four answers are
+of that aspect. A pair of twins gives such a set with its subjects and partners; a set of categories takes one part of
+each family of a group, since twins share their families. Of the four rationales two facts are true or false
+independently, and the right answer says nothing about either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from advl_data.scenes.generator import layout
+from advl_data.scenes.generator.descriptions import ASPECTS, Aspect
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.relations import INVERSE, PHRASES
+from advl_data.scenes.generator.render import Box
+from advl_data.scenes.generator.scene import Group, TaskScene
+from advl_data.scenes.generator.vocabulary import Kind
+from advl_data.scenes.generator.wording import Manner, Voice, capitalised, draw_manner, indefinite
+
+OBJECT_CLASS: Final = "object"
+NUM_CHOICES: Final = 4
+
+Topic = Literal["name", "category", "mixed", "does", "used_for", "met", "looks", "belongs"]
+"""What all four answers of a set are: plain names, categories, descriptions of any aspect, or of one aspect."""
+
+AnswerStyle = Literal["name", "category", "described"]
+
+_QUESTIONS: Final[Mapping[Topic, tuple[str, ...]]] = {
+    "name": ("What is {it} ?", "What is {it} called ?", "What do people call {it} ?"),
+    "category": ("What kind of thing is {it} ?", "What sort of thing is {it} ?"),
+    "mixed": ("What is true of {it} ?", "Which of these is true of {it} ?", "What can one say about {it} ?"),
+    "does": ("What does {it} do ?", "What is {it} known to do ?"),
+    "used_for": ("What is {it} good for ?", "What use do people have for {it} ?"),
+    "met": ("Where or when does one meet {it} ?", "Where or when would one come across {it} ?"),
+    "looks": ("What is {it} like to look at , hear or touch ?", "By what does one recognise {it} ?"),
+    "belongs": ("What goes with {it} ?", "What does {it} bring to mind ?"),
+}
+_NAMES: Final = ("It is {own} .", "{own} .", "That is {own} .")
+_DESCRIPTIONS: Final = ("It {d} .", "This one {d} .", "A thing that {d} .")
+_TAG_RATIONALES: Final = (
+    "{it} is {phrase} {neighbour} .",
+    "There is something {phrase} {neighbour} , and that is {it} .",
+    "{it} is {own} , and it is {phrase} {neighbour} .",
+    "I see {own} {phrase} {neighbour} .",
+)
+_RELATION_RATIONALES: Final = (
+    "{it} is {reference} , and {neighbour} is on its other side .",
+    "{reference} , which is {it} , stands between it and {neighbour} .",
+    "{own} is next to {it} , which is {reference} , and {neighbour} is there too .",
+)
+
+_GROUPS_PER_CATEGORY: Final = 10
+"""The questions of one group of so many ask for categories."""
+
+_SETS_PER_MIXED: Final = 3
+"""One described set of so many mixes aspects: the question that fits any description must not be new to a student."""
+
+_TAG: Final = re.compile(r"\[(\d+)\]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A question of a set: its scene, the twin of that, and which part of the scene it is about."""
+
+    task: TaskScene
+    twin: TaskScene
+    target: Kind
+
+
+def vcr_items(groups: Sequence[Group], voice: Voice) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a split's JSONL file.
+
+    Besides the official fields each line has `answer_style`, and `question_type`: the topic of the answers, or for a
+    question by relation "relation" and the style of its answers.
+    """
+    number = 0
+    for group in groups:
+        draws = voice.draws("vcr", group.number)
+        for topic, asked in _sets(group, draws):
+            for item in _set_items(topic, asked, voice, draws):
+                yield _record(item, split=voice.split, number=number, draws=draws)
+                number += 1
+
+
+def metadata(boxes: Sequence[Box], *, width: int, height: int) -> dict[str, Any]:
+    """Return a picture's metadata: one name, box (with a score) and polygon per thing."""
+    return {
+        "names": [OBJECT_CLASS] * len(boxes),
+        "boxes": [[*map(float, box), 1.0] for box in boxes],
+        "segms": [[[[x1, y1], [x2, y1], [x2, y2], [x1, y2]]] for x1, y1, x2, y2 in boxes],
+        "width": width,
+        "height": height,
+    }
+
+
+def tokens(text: str) -> list[str | list[int]]:
+    """Split a sentence into VCR tokens: words, punctuation, the "'s" of a possessive, and lists of tags for `[3]`."""
+    spaced = re.sub(r"(?<=\w)(?=[,;:]|'s\b)", " ", text)
+    return [[int(match[1])] if (match := _TAG.fullmatch(word)) else word for word in spaced.split()]
+
+
+def _sets(group: Group, draws: Draws) -> Iterator[tuple[Topic, list[_Asked]]]:
+    """Yield two sets of four questions, with the topic of their answers."""
+    if draws.below(_GROUPS_PER_CATEGORY) == 0:
+        # Each set takes the subject of one twin and the partner of the other, so that it has four families.
+        choices = [draws.shuffled(twins.scenes) for twins in (group.one, group.two)]
+        for order in range(2):
+            yield (
+                "category",
+                [
+                    _Asked(task=task, twin=twin, target=target)
+                    for scenes in choices
+                    for task, twin, target in (
+                        (scenes[order], scenes[1 - order], scenes[order].subject),
+                        (scenes[1 - order], scenes[order], scenes[1 - order].partner),
+                    )
+                ],
+            )
+        return
+    for twins in (group.one, group.two):
+        asked = [
+            _Asked(task=task, twin=twins.twin(task), target=target)
+            for task in twins.scenes
+            for target in (task.subject, task.partner)
+        ]
+        yield _topic([one.target for one in asked], draws), asked
+
+
+def _topic(targets: Sequence[Kind], draws: Draws) -> Topic:
+    if draw_manner(draws) == "name":
+        return "name"
+    known = [{description.aspect for description in kind.descriptions} for kind in targets]
+    shared = [aspect for aspect in ASPECTS if all(aspect in aspects for aspects in known)]
+    return "mixed" if draws.below(_SETS_PER_MIXED) == 0 or not shared else draws.pick(shared)
+
+
+def _set_items(topic: Topic, asked: Sequence[_Asked], voice: Voice, draws: Draws) -> Iterator[dict[str, Any]]:
+    # One wording for all four, so that their questions differ in tags and sides alone.
+    asked_for: Topic = "mixed" if topic in ASPECTS and voice.phrasing == "held-out" else topic
+    wording = draws.pick(_QUESTIONS[asked_for])
+    style: AnswerStyle = topic if topic in ("name", "category") else "described"
+    answers = {one.target.code: _answer(one.target, topic, voice, draws) for one in asked}
+    for one in asked:
+        yield {
+            "scene": one.task,
+            "question": capitalised(wording.format(it=_it(one.task, one.target))),
+            "answers": [(answer, code == one.target.code) for code, answer in draws.shuffled(list(answers.items()))],
+            "rationales": draws.shuffled(_rationales(one, voice, draws)),
+            "question_type": topic if one.task.reference is None else f"relation {style}",
+            "answer_style": style,
+        }
+
+
+def _answer(kind: Kind, topic: Topic, voice: Voice, draws: Draws) -> str:
+    if topic == "name":
+        return capitalised(draws.pick(_NAMES).format(own=kind.noun_phrase))
+    if topic == "category":
+        return capitalised(draws.pick(_NAMES).format(own=indefinite(kind.family.hypernym)))
+    aspect: Aspect | None = None if topic == "mixed" else topic
+    template = draws.pick(_DESCRIPTIONS)
+    return template.format(d=voice.description(kind, draws, aspect))
+
+
+def _it(task: TaskScene, target: Kind) -> str:
+    """Point at what is asked about: by its tag, or by its side of the reference."""
+    if task.reference is None:
+        return f"[{task.scene.index(target)}]"
+    return f"the thing {PHRASES[task.side(target, task.reference)]} [{task.scene.index(task.reference)}]"
+
+
+def _rationales(one: _Asked, voice: Voice, draws: Draws) -> list[tuple[str, bool]]:
+    """Return four rationales, the right one first: two facts, each true or false."""
+    task, twin, target = one.task, one.twin, one.target
+    neighbours = (task.partner, twin.partner) if target == task.subject else (task.subject, twin.subject)
+    manner: Manner = draws.pick(("name", "described"))
+    called = [voice.definite(kind, manner, draws) for kind in neighbours]
+    if task.reference is None or twin.reference is None:
+        side = task.side(target, neighbours[0])
+        template = draws.pick(_TAG_RATIONALES)
+        return [
+            (
+                _rationale(template, task, target, target, phrase=PHRASES[claimed], neighbour=neighbour),
+                claimed == side and neighbour == called[0],
+            )
+            for claimed in (side, INVERSE[side])
+            for neighbour in called
+        ]
+    template = draws.pick(_RELATION_RATIONALES)
+    return [
+        (
+            _rationale(template, task, target, task.reference, reference=reference.noun_phrase, neighbour=neighbour),
+            reference == task.reference and neighbour == called[0],
+        )
+        for reference in (task.reference, twin.reference)
+        for neighbour in called
+    ]
+
+
+def _rationale(template: str, task: TaskScene, target: Kind, pointed_at: Kind, **parts: str) -> str:
+    return capitalised(template.format(it=f"[{task.scene.index(pointed_at)}]", own=target.noun_phrase, **parts))
+
+
+def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> dict[str, Any]:
+    task: TaskScene = item["scene"]
+    answers, rationales = item["answers"], item["rationales"]
+    answer_label = [right for _, right in answers].index(True)
+    rationale_label = [right for _, right in rationales].index(True)
+    identity = f"{split}-{number}"
+    return {
+        "movie": layout.vcr_movie(split),
+        "objects": [OBJECT_CLASS] * len(task.scene.things),
+        "interesting_scores": [0],
+        "answer_likelihood": "likely",
+        "img_fn": str(layout.vcr_image(split, task.scene.number)),
+        "metadata_fn": str(layout.vcr_metadata(split, task.scene.number)),
+        "answer_orig": _untokenised(answers[answer_label][0]),
+        "question_orig": _untokenised(item["question"]),
+        "rationale_orig": _untokenised(rationales[rationale_label][0]),
+        "question": tokens(item["question"]),
+        "answer_match_iter": draws.shuffled(range(NUM_CHOICES)),
+        "answer_sources": [number] * NUM_CHOICES,
+        "answer_choices": [tokens(text) for text, _ in answers],
+        "answer_label": answer_label,
+        "rationale_choices": [tokens(text) for text, _ in rationales],
+        "rationale_sources": [number] * NUM_CHOICES,
+        "rationale_match_iter": draws.shuffled(range(NUM_CHOICES)),
+        "rationale_label": rationale_label,
+        "img_id": f"{split}-{task.scene.number}",
+        "question_number": number,
+        "annot_id": identity,
+        "match_fold": f"{split}-0",
+        "match_index": number,
+        "question_type": item["question_type"],
+        "answer_style": item["answer_style"],
+    }
+
+
+def _untokenised(text: str) -> str:
+    """Return a sentence as its writer typed it: tags count from 1, no space before punctuation."""
+    return re.sub(r" ([.,:?])", r"\1", _TAG.sub(lambda match: str(int(match[1]) + 1), text))

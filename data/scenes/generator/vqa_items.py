@@ -1,0 +1,305 @@
+"""Questions and ten answers in the format of VQA v2: few answers, each of them right many times.
+
+Yes/no questions about something being there are put to two pictures and are true in one of them. All other answers
+are drawn so that, per question type, they come up equally often, as far as the pictures have them. Most questions
+ask whether something is there, or where it is, and name it or say something about it: what words mean decides. VQA
+cannot ask for a box, so the place is asked for. One in five asks what is at a place, how two things lie, or a number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from advl_data.scenes.generator import layout
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.placement import PICTURE_SIDE
+from advl_data.scenes.generator.relations import (
+    ALONG,
+    INVERSE,
+    PHRASES,
+    RELATIONS,
+    Centre,
+    Relation,
+    only_one,
+    outermost,
+    relation,
+)
+from advl_data.scenes.generator.scene import Group, TaskScene, Twins
+from advl_data.scenes.generator.vocabulary import Kind
+from advl_data.scenes.generator.wording import Manner, Voice, draw_manner, indefinite
+
+NUM_ANSWERS: Final = 10
+QUESTIONS_PER_IMAGE: Final = 1000
+"""question_id = image_id * QUESTIONS_PER_IMAGE + position, as in the official files."""
+
+COUNTED_GROUPS: Final = ("animals", "foods")
+_THINGS: Final = "things"
+
+_SIDES: Final[Mapping[Relation, str]] = {"left": "left", "right": "right", "above": "top", "below": "bottom"}
+"""Relation to the middle of the picture -> answer."""
+
+_EXTREMES: Final[Mapping[Relation, str]] = {
+    "left": "furthest to the left",
+    "right": "furthest to the right",
+    "above": "nearest to the top",
+    "below": "nearest to the bottom",
+}
+_OFF_CENTRE: Final = 32
+"""Pixels from the middle of the picture from which on a thing is at one of its sides."""
+
+QUALITIES: Final[Mapping[str, str]] = {
+    "animals": "an animal",
+    "foods": "something to eat or drink",
+    "vehicles": "a vehicle",
+}
+"""Group -> what everything in it is."""
+
+_ARGUABLE: Final[Mapping[str, tuple[str, ...]]] = {"foods": ("plants",), "vehicles": ("sports things",)}
+"""Group -> other groups of which people might say the same ("sled", "mushroom"): they are not asked about that."""
+
+_THINGS_WHERE: Final = 3
+"""So many things of a picture are asked for their place, at most."""
+_TIMES_WHERE: Final = 2
+"""So often, each time by name or by another description."""
+
+_IS_THERE: Final = ("Is there {something}?", "Can you see {something}?", "Does the picture show {something}?")
+_WHERE: Final = ("Where is {thing}?", "Where in the picture is {thing}?", "On which side of the picture is {thing}?")
+_IS_A: Final = "Is the thing {place} {quality}?"
+_HOW_MANY: Final = ("How many {what} are there?", "How many {what} are in the picture?")
+_WHAT_KIND: Final = ("What kind of thing is {place}?", "What sort of thing is {place}?")
+
+_Used = Counter[tuple[str, str]]
+"""How often an answer was given: by question type, or by question, and answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Question:
+    text: str
+    question_type: str
+    answer_type: str
+    answer: str
+    alternatives: tuple[str, ...] = ()
+    """What some of the ten people say instead."""
+
+
+def vqa_items(groups: Sequence[Group], voice: Voice) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lists `questions` and `annotations` of a split's two files.
+
+    Question types are "name", "described", "category" (is there something?), "where name", "where described",
+    "is it", "what kind", "relation" and "how many".
+    """
+    used: _Used = Counter()
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for group in groups:
+        draws = voice.draws("vqa", group.number)
+        for task, asked in _group_questions(group, voice, draws, used):
+            image_id = layout.picture_number(voice.split, task.scene.number)
+            for position, question in enumerate(asked):
+                question_id = image_id * QUESTIONS_PER_IMAGE + position
+                questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
+                annotations.append(_annotation(question, image_id, question_id, draws))
+    return questions, annotations
+
+
+def header(split: str, *, questions: bool) -> dict[str, Any]:
+    """Return the fields around the list in a questions or annotations file."""
+    common = {
+        "info": {
+            "description": "Scenes, the built-in corpus of ADVL, in the format of VQA v2.",
+            "url": "",
+            "version": "1.0",
+            "year": 2026,
+            "contributor": "ADVL",
+            "date_created": "",
+        },
+        "license": {"name": "Artwork: CC BY 4.0 and CC BY-SA 4.0, see ATTRIBUTION.md", "url": ""},
+        "data_subtype": layout.vqa_subtype(split),
+        "data_type": "mscoco",
+    }
+    return common | {"task_type": "Open-Ended"} if questions else common
+
+
+def _group_questions(
+    group: Group, voice: Voice, draws: Draws, used: _Used
+) -> Iterator[tuple[TaskScene, list[_Question]]]:
+    asked: dict[int, list[_Question]] = {task.scene.number: [] for task in group.task_scenes}
+    for twins, others in group.pairs:
+        for task, question in (*_exists(twins, voice, draws), *_categories(twins, others, draws)):
+            asked[task.scene.number].append(question)
+    for task in group.task_scenes:
+        yield (
+            task,
+            [
+                *asked[task.scene.number],
+                *_where(task, voice, draws, used),
+                *_spatial(task, voice, draws, used),
+            ],
+        )
+
+
+def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
+    """Ask in both scenes for the subjects or for the partners of both: each question is put twice and true once."""
+    of_subject = draws.below(2)
+    for own in twins.scenes:
+        kind = own.subject if of_subject else own.partner
+        manner = draw_manner(draws)
+        text = draws.pick(_IS_THERE).format(something=voice.something(kind, manner, draws))
+        yield own, _yes_no(text, manner, "yes")
+        yield twins.twin(own), _yes_no(text, manner, "no")
+
+
+def _categories(twins: Twins, others: Twins, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
+    """Ask for a family of the twins in one scene, and in a scene of the other twins, which has none of it."""
+    own, wrong = draws.pick(twins.scenes), draws.pick(others.scenes)
+    family = draws.pick((own.subject, own.partner)).family
+    text = draws.pick(_IS_THERE).format(something=indefinite(family.hypernym))
+    yield own, _yes_no(text, "category", "yes")
+    yield wrong, _yes_no(text, "category", "no")
+
+
+def _yes_no(text: str, question_type: str, answer: str) -> _Question:
+    return _Question(text=text, question_type=question_type, answer_type="yes/no", answer=answer)
+
+
+def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask twice where each of some things is; things in the middle of the picture are on no side of it."""
+    sides = {
+        thing.kind: _SIDES[side]
+        for thing in draws.shuffled(task.scene.things)
+        if thing.kind != task.container and (side := _side_of_picture(thing.spot.centre)) is not None
+    }
+    for _ in range(min(_THINGS_WHERE, len(sides))):
+        answer = _rarest(tuple(dict.fromkeys(sides.values())), "where", draws, used)
+        kind = next(kind for kind, side in sides.items() if side == answer)
+        del sides[kind]
+        for template in draws.shuffled(_WHERE)[:_TIMES_WHERE]:
+            manner = draw_manner(draws)
+            yield _Question(
+                text=template.format(thing=voice.definite(kind, manner, draws)),
+                question_type=f"where {manner}",
+                answer_type="other",
+                answer=answer,
+            )
+
+
+def _spatial(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask for the thing at a place, for how two things lie, or for a number: a minority of the questions."""
+    if draws.below(2):
+        yield from _is_a(task, draws, used)
+        yield _relation(task, voice, draws, used)
+    else:
+        yield from _what_kind(task, voice, draws, used)
+        yield _how_many(task, draws, used)
+
+
+def _side_of_picture(centre: Centre) -> Relation | None:
+    middle = PICTURE_SIDE // 2
+    if max(abs(value - middle) for value in centre) < _OFF_CENTRE:
+        return None
+    return relation(centre, (middle, middle))
+
+
+def _is_a(task: TaskScene, draws: Draws, used: _Used) -> Iterator[_Question]:
+    """Ask of an outermost thing whether it is of a group; each question is true as often as false, or once more."""
+    options: list[tuple[str, str]] = []
+    for kind, place in draws.shuffled(_extremes(task)):
+        for group, quality in QUALITIES.items():
+            if kind.family.group in _ARGUABLE.get(group, ()):
+                continue
+            text = _IS_A.format(place=place, quality=quality)
+            answer, other = ("yes", "no") if kind.family.group == group else ("no", "yes")
+            if used[text, answer] <= used[text, other]:
+                options.append((text, answer))
+    if options:
+        text, answer = draws.pick(options)
+        used[text, answer] += 1
+        yield _yes_no(text, "is it", answer)
+
+
+def _extremes(task: TaskScene) -> list[tuple[Kind, str]]:
+    """Return the outermost things with where they are, but no container."""
+    things, centres = task.scene.things, task.scene.centres
+    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
+    found = [(outermost(side, centres, asked), side) for side in RELATIONS]
+    return [(things[index].kind, _EXTREMES[side]) for index, side in found if index is not None]
+
+
+def _what_kind(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
+    places = draws.shuffled([*_extremes(task), *_neighbours(task, voice, draws)])
+    by_answer = {kind.family.group.removesuffix("s"): (kind, place) for kind, place in places}
+    if not by_answer:
+        return
+    answer = _rarest(tuple(by_answer), "what kind", draws, used)
+    kind, place = by_answer[answer]
+    yield _Question(
+        text=draws.pick(_WHAT_KIND).format(place=place),
+        question_type="what kind",
+        answer_type="other",
+        answer=answer,
+        alternatives=(kind.family.hypernym.lower(), kind.name),
+    )
+
+
+def _neighbours(task: TaskScene, voice: Voice, draws: Draws) -> list[tuple[Kind, str]]:
+    """Return things that are alone on one side of another thing, with a phrase that says so."""
+    things, centres = task.scene.things, task.scene.centres
+    asked = [index for index, thing in enumerate(things) if thing.kind != task.container]
+    manner: Manner = draw_manner(draws)
+    return [
+        (things[target].kind, f"{PHRASES[side]} {voice.definite(things[reference].kind, manner, draws)}")
+        for side in ALONG[task.axis]
+        for target in asked
+        for reference in asked
+        if target != reference and only_one(target, reference, side, centres)
+    ]
+
+
+def _relation(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> _Question:
+    side = task.side(task.subject, task.partner)
+    answer = _rarest(("yes", "no"), "relation", draws, used)
+    phrase = PHRASES[side if answer == "yes" else INVERSE[side]]
+    subject = voice.definite(task.subject, draw_manner(draws), draws)
+    return _yes_no(f"Is {subject} {phrase} the {task.partner.name}?", "relation", answer)
+
+
+def _how_many(task: TaskScene, draws: Draws, used: _Used) -> _Question:
+    counts = {group: sum(thing.kind.family.group == group for thing in task.scene.things) for group in COUNTED_GROUPS}
+    counts[_THINGS] = len(task.scene.things)
+    options = [(group, str(count)) for group, count in counts.items()]
+    group, answer = min(draws.shuffled(options), key=lambda option: used[option])
+    used[group, answer] += 1
+    near = tuple(str(value) for value in (int(answer) - 1, int(answer) + 1) if value >= 0)
+    return _Question(
+        text=draws.pick(_HOW_MANY).format(what=group),
+        question_type="how many",
+        answer_type="number",
+        answer=answer,
+        alternatives=near,
+    )
+
+
+def _rarest(options: Sequence[str], question_type: str, draws: Draws, used: _Used) -> str:
+    answer = min(draws.shuffled(options), key=lambda option: used[question_type, option])
+    used[question_type, answer] += 1
+    return answer
+
+
+def _annotation(question: _Question, image_id: int, question_id: int, draws: Draws) -> dict[str, Any]:
+    dissent = draws.below(4) if question.alternatives else 0
+    given = [(draws.pick(question.alternatives), "maybe") for _ in range(dissent)]
+    given += [(question.answer, "yes")] * (NUM_ANSWERS - dissent)
+    return {
+        "question_type": question.question_type,
+        "multiple_choice_answer": question.answer,
+        "answers": [
+            {"answer": answer, "answer_confidence": confidence, "answer_id": position}
+            for position, (answer, confidence) in enumerate(draws.shuffled(given), start=1)
+        ],
+        "image_id": image_id,
+        "answer_type": question.answer_type,
+        "question_id": question_id,
+    }

@@ -1,0 +1,296 @@
+"""`run_headroom`: how much of what the teachers know could help a student on a task at all.
+
+A study of distillation on data where nothing is to be gained shows nothing, whatever the method. The table has the
+floor (chance, or the most frequent answer; the text alone), the student as it is (without labels; finetuned), the
+teachers alone (a linear probe of their features), and the ceiling: the same student with the teachers' features as
+inputs. Runs are ordinary runs of `advl finetune` and `advl evaluate`.
+
+Shapes: N items, C candidates or classes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from advl_data.scenes.config import HeadroomConfig
+from advl_data.scenes.given_features import GIVEN
+from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.confidence.estimate import teacher_answers
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
+from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
+from advl_pipeline.datasets.roots import dataset_label
+from advl_pipeline.datasets.vqa import VqaDataset
+from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels
+from advl_pipeline.evaluation.readout import answers_by_likeness
+from advl_pipeline.evaluation.runner import run_evaluate
+from advl_pipeline.folders import default_cache
+from advl_pipeline.runs.names import evaluation_file
+from advl_pipeline.runs.reader import read_json
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import read_description
+from advl_pipeline.training.compatibility import check_caches
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
+
+TRAIN = "train"
+PROBE_FOLDS = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadroomRow:
+    """Percent right of one kind of answerer, by seed where seeds matter; `runs` names its run folders."""
+
+    name: str
+    per_seed: tuple[float, ...]
+    runs: tuple[Path, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        return sum(self.per_seed) / len(self.per_seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headroom:
+    """The table of one task and split. `headroom` is the student with the teachers' features minus plain, in points.
+
+    `is_fit`: that is at least `margin`.
+    """
+
+    dataset: str
+    task: str
+    split: str
+    shots: int
+    num_items: int
+    rows: tuple[HeadroomRow, ...]
+    headroom: float
+    margin: float
+    is_fit: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Both splits of one task, with the caches of the same teachers, in the same order, of each."""
+
+    train: IndexedDataset
+    scored: IndexedDataset
+    items: Sequence[Example]
+    train_caches: Sequence[TeacherCache]
+    scored_caches: Sequence[TeacherCache]
+
+    @property
+    def is_choice(self) -> bool:
+        return self.items[0].task in MULTIPLE_CHOICE_TASKS
+
+
+def run_headroom(config: HeadroomConfig) -> Headroom:
+    """Measure a task's headroom; finished runs in the output folder are not run again.
+
+    Raises:
+        ConfigError: no such task, caches that are missing for one of the splits, or a student whose inputs take no
+            features. IdentityMismatch: caches of other data, or runs of other settings in the folder.
+        WeightsUnavailable: no student in the folder. DatasetError: data that are missing.
+    """
+    student = read_description(config.init)["student"]
+    data = _open(config)
+    # Built once before anything is written: it says whether it can be given these features.
+    build_student(f"{GIVEN}{student}", weights=config.init, overrides={"caches": list(map(str, config.cache))})
+    output = config.output or Path("runs/headroom") / dataset_label(config.dataset)
+    seeds = range(config.seeds)
+    rows = [HeadroomRow(name=_floor_name(data), per_seed=(_percent(data, _floor(data)),))]
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "text only": ("text-only", {"student": student, "hide_picture": True}),
+        "plain": ("plain", {"student": student}),
+        "given the teachers' features": (
+            "given",
+            {"student": f"{GIVEN}{student}", "student_option": (f"caches={_toml_list(config.cache)}",)},
+        ),
+    }
+    trained = {
+        name: _row(name, [_finetuned(config, data, output, label, seed, options) for seed in seeds])
+        for name, (label, options) in kinds.items()
+    }
+    rows.append(trained["text only"])
+    if data.is_choice:
+        rows.append(HeadroomRow(name="student without labels", per_seed=(_zero_shot(config, student, data),)))
+    rows.append(trained["plain"])
+    probes = tuple(_percent(data, _probe(config, data, seed)) for seed in seeds)
+    rows += [HeadroomRow(name="teachers alone, linear probe", per_seed=probes)]
+    rows.append(trained["given the teachers' features"])
+    headroom = trained["given the teachers' features"].mean - trained["plain"].mean
+    return Headroom(
+        dataset=config.dataset,
+        task=data.items[0].task,
+        split=config.on,
+        shots=config.shots,
+        num_items=len(data.items),
+        rows=tuple(rows),
+        headroom=headroom,
+        margin=config.margin,
+        is_fit=headroom >= config.margin,
+    )
+
+
+def _open(config: HeadroomConfig) -> _Data:
+    if config.on == TRAIN:
+        raise ConfigError(
+            "Headroom is measured on items that nothing is fitted on.", where="--on train", next_command="--on val"
+        )
+    found = open_dataset(config.dataset, split=TRAIN, data_root=config.data_root, tasks=())
+    task = config.task or found.tasks[0]
+    train = open_dataset(config.dataset, split=TRAIN, data_root=config.data_root, tasks=(task,))
+    answers = train.label_names(train.tasks[0]) or None
+    scored = open_dataset(config.dataset, split=config.on, data_root=config.data_root, tasks=(task,), answers=answers)
+    nested_subset(train, config.shots, 0)
+    by_split: dict[str, dict[str, TeacherCache]] = {TRAIN: {}, config.on: {}}
+    for location in config.cache:
+        cache = open_cache(location)
+        split = cache.identity["dataset"]["split"]
+        if split not in by_split:
+            raise ConfigError(
+                "This cache is of a split that is not read.",
+                where=str(location),
+                why=f"it is of {split}; read are {TRAIN} and {config.on}",
+                next_command="leave it out",
+            )
+        by_split[split][cache.teacher_name] = cache
+    names = sorted({name for of_split in by_split.values() for name in of_split}) or ["NAME"]
+    for split, of_split in by_split.items():
+        for name in names:
+            if name not in of_split:
+                raise ConfigError(
+                    f"A cache is missing: of {name}, of {split}.",
+                    where="--cache",
+                    why="features are inputs in training and in evaluation",
+                    next_command=f"advl extract --teacher {name} --dataset {shlex.quote(config.dataset)} "
+                    f"--split {split}, "
+                    "then add --cache " + shlex.quote(str(default_cache(name, dataset_label(config.dataset), split))),
+                )
+    for dataset in (train, scored):
+        check_caches(list(by_split[dataset.split].values()), dataset, data_root=config.data_root)
+    return _Data(
+        train=train,
+        scored=scored,
+        items=[scored[index] for index in range(len(scored))],
+        train_caches=[by_split[TRAIN][name] for name in names],
+        scored_caches=[by_split[config.on][name] for name in names],
+    )
+
+
+def _floor_name(data: _Data) -> str:
+    return "chance" if data.is_choice else "most frequent answer of each question type"
+
+
+def _floor(data: _Data) -> npt.NDArray[np.float64] | None:
+    """Return (N, C) scores that name the most frequent answer of train by question type; None for multiple choice."""
+    if data.is_choice:
+        return None
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for index in range(len(data.train)):
+        example = data.train[index]
+        answers = example.soft_label if example.label is None else ((example.label, 1.0),)
+        for answer, score in answers:
+            for stratum in (example.stratum, ""):
+                counts[stratum][answer] += score  # type: ignore[assignment]
+    scores = np.zeros((len(data.items), len(data.train.label_names(data.items[0].task))))
+    for row, example in enumerate(data.items):
+        known = counts.get(example.stratum) or counts[""]
+        scores[row, max(known, key=lambda answer: (known[answer], -answer))] = 1.0
+    return scores
+
+
+def _percent(data: _Data, scores: npt.NDArray[np.float64] | None) -> float:
+    """Return how often the best-scored answer is right, in percent; by chance where there are no scores."""
+    if scores is None:
+        return 100.0 * float(np.mean([1 / len(example.candidates) for example in data.items]))
+    rows = scores.astype(np.float32)
+    if not isinstance(data.scored, VqaDataset):
+        score = score_soft_labels if head_name(data.items[0].task) == "vqa" else score_items
+        return 100.0 * float(score(data.items, rows).score.mean())
+    answers, mode = data.train.label_names("vqa"), vqa_mode_of(data.scored.name)
+    return 100.0 * float(
+        score_answers(data.items, rows, answers=answers, dataset=data.scored, mode=mode).score.mean()
+    )
+
+
+def _probe(config: HeadroomConfig, data: _Data, seed: int) -> npt.NDArray[np.float64]:
+    return teacher_answers(
+        caches=data.train_caches,
+        dataset=data.train,
+        example_ids=nested_subset(data.train, config.shots, seed),
+        other_caches=data.scored_caches,
+        examples=data.items,
+        folds=PROBE_FOLDS,
+        seed=seed,
+    )
+
+
+def _zero_shot(config: HeadroomConfig, student: str, data: _Data) -> float:
+    texts = (choice.text for index in range(len(data.train)) for choice in data.train[index].candidates)
+    built = build_student(student, weights=config.init).eval()
+    found = answers_by_likeness(built, data.scored, fit_word_prior(texts), device=torch.device("cpu"))
+    return found[""]["percent"]
+
+
+def _finetuned(
+    config: HeadroomConfig, data: _Data, output: Path, label: str, seed: int, options: Mapping[str, Any]
+) -> tuple[Path, float]:
+    """Finetune and evaluate, or read what is there; return the run folder and the percentage."""
+    task = data.items[0].task
+    run = output / f"{task}-{label}-{config.shots}-{seed}"
+    run_finetune(
+        FinetuneConfig(
+            dataset=config.dataset,
+            output=run,
+            data_root=config.data_root,
+            task=(task,),
+            init=config.init,
+            method="plain",
+            shots=config.shots,
+            seed=seed,
+            num_steps=config.num_steps,
+            **options,
+        )
+    )
+    path = evaluation_file(run, config.on, ".json")
+    if not path.exists():
+        run_evaluate(EvaluateConfig(run=run, on=(config.on,), data_root=config.data_root, probe=("none",)))
+    document = read_json(path)
+    if document["content_digest"] != data.scored.content_digest():
+        raise ConfigError(
+            "This run was scored on another content of the split.",
+            where=str(path),
+            why=f"{config.dataset}/{config.on} has changed since",
+            next_command="choose another --output",
+        )
+    return run, float(document["metrics"][METRIC_OF_TASK[task]])
+
+
+def _row(name: str, found: Sequence[tuple[Path, float]]) -> HeadroomRow:
+    return HeadroomRow(name=name, per_seed=tuple(value for _, value in found), runs=tuple(run for run, _ in found))
+
+
+def _toml_list(locations: Sequence[object]) -> str:
+    return "[" + ", ".join(f"'{location}'" for location in locations) + "]"
+
+
+def headroom_as_dict(found: Headroom) -> dict[str, Any]:
+    """Return the table as plain types, with the mean of each row."""
+    document = config_to_dict(found)
+    for row, told in zip(found.rows, document["rows"], strict=True):
+        told["mean"] = row.mean
+    return document

@@ -1,0 +1,312 @@
+"""`run_pretrain`: make a small student a vision-language model pretrained on image-text pairs, and on nothing more.
+
+First region-phrase contrast alone, on states that have not met, then contrast, words, image-text matching and
+naming of regions together: words and matching alone do not ground words in regions at this size. Words are masked
+ones, or of a chat model the whole caption.
+
+The result is stored once and identified by its dataset's content and its settings, as a cache is. With the student
+are stored its naming head, from which multiple choice starts, and the words of the captions, which it may be said to
+know.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from advl_data.scenes.config import PretrainConfig
+from advl_data.scenes.pretraining.moved_pictures import MovedPictures, draw_moves, moved_example
+from advl_data.scenes.pretraining.objectives import (
+    PhraseTargets,
+    PretrainHeads,
+    count_words,
+    mask_words,
+    phrase_targets,
+    region_questions,
+    swap_pictures,
+    without_tags,
+)
+from advl_pipeline.cache.identity import difference_table, differences
+from advl_pipeline.compute import num_threads, precision, resolved
+from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.datasets.interface import Dataset
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
+from advl_pipeline.folders import require_folder
+from advl_pipeline.prefetch import Prefetcher, in_order
+from advl_pipeline.runs import names
+from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.interface import Pretraining, Student, StudentBatch
+from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
+from advl_pipeline.students.pixel_student import PixelStudent
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_description, save_student
+from advl_pipeline.training.batch_order import positions_of_step
+from advl_pipeline.training.heads import save_choice_head
+from advl_pipeline.training.schedule import linear_warmup_decay
+
+FEW = 4
+"""Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
+
+ASKED = 2
+"""A region of one of so many pictures of a batch is asked about."""
+
+SCHEMA = 5
+"""Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainResult:
+    """A pretrained student: its folder, whether it was already there, the last losses, and seconds."""
+
+    output: Path
+    reused: bool
+    losses: dict[str, float]
+    seconds: float
+
+
+def run_pretrain(config: PretrainConfig) -> PretrainResult:
+    """Pretrain a student, or return the stored one when it was made the same way.
+
+    Raises:
+        ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
+        IdentityMismatch: another one lies in the folder, or weights that no longer fit.
+        NotFinite: a loss became so; nothing is written.
+    """
+    config = resolved(config)
+    output = config.output or Path("students") / config.student
+    require_folder(output, "student")
+    dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
+    torch.manual_seed(config.seed)
+    student = build_student(config.student)
+    options = _options(config, student)
+    origin = {"pretraining": pretrain_identity(config, options, dataset)}
+    if (output / DESCRIPTION_FILE).exists():
+        rows = differences(origin, read_description(output)["origin"])
+        if rows:
+            raise IdentityMismatch(
+                f"The folder holds a student that was pretrained otherwise ({len(rows)} settings differ).",
+                where=str(output),
+                why="\n" + difference_table(rows),
+                next_command="choose another --output, or remove the folder",
+            )
+        # Where one is missing, an earlier call was stopped while it wrote them.
+        if all((output / name).exists() for name in (WEIGHTS_FILE, names.HEADS, KNOWN_WORDS_FILE)):
+            # An older version may have built the student otherwise, from the same settings.
+            build_student(config.student, weights=output)
+            return PretrainResult(output=output, reused=True, losses={}, seconds=0.0)
+    began = time.perf_counter()
+    device = torch.device(config.device)
+    student.to(device)
+    if options.move_pictures:
+        if not isinstance(student, PixelStudent):
+            raise ConfigError(
+                f"{config.student} sees what is in a box, wherever that lies.",
+                where="--move-pictures",
+                why="only a student over patches learns anything from moved pictures",
+                next_command="--move-pictures 0",
+            )
+        student.pictures = MovedPictures(student.config.image_size)
+    heads = PretrainHeads(student).to(device)
+    captions = [dataset[position] for position in range(len(dataset))]
+    if several := next((caption for caption in captions if len(caption.candidates) > 1), None):
+        raise ConfigError(
+            "Only captions are pretrained on: one text per picture that says what it shows.",
+            where=several.example_id,
+            why=f"the item has {len(several.candidates)} candidates",
+            next_command="--dataset with captions, such as scenes-captions",
+        )
+    tagged = [position for position, caption in enumerate(captions) if caption.candidates[0].tags]
+    if not tagged:
+        raise ConfigError(
+            "No caption says which box it names.",
+            where=f"{config.dataset}, split {config.split}",
+            why="the pretraining aligns phrases with boxes",
+            next_command="advl scenes build",
+        )
+    losses = _train(config, options, dataset, tagged, student, heads, output)
+    student.to("cpu")
+    heads.to("cpu")
+    save_student(output, student, origin=origin)
+    save_choice_head(output, heads.naming)
+    write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
+    return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
+
+
+def _options(config: PretrainConfig, student: Student) -> Pretraining:
+    """Return what is asked for, and what suits the student where nothing is."""
+    asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
+    return replace(student.pretraining, **{name: value for name, value in asked.items() if value is not None})
+
+
+def pretrain_identity(config: PretrainConfig, options: Pretraining, dataset: Dataset) -> dict[str, Any]:
+    """Return what changes the result of the pretraining, and nothing else."""
+    settings = options_without(PretrainConfig, config_to_dict(config), "beside", "none") | asdict(options)
+    if not options.move_pictures:
+        # Students of release 0.2.0 were made without the option, as one is that does without it.
+        del settings["move_pictures"]
+    return {"schema": SCHEMA, "dataset_digest": dataset.content_digest(), **settings}
+
+
+@dataclass(kw_only=True)
+class _JointBatch:
+    """A few captions with their own pictures and with others; questions about a region of some pictures."""
+
+    few: StudentBatch
+    phrases: PhraseTargets
+    mixed: StudentBatch
+    is_pair: torch.Tensor
+    questions: StudentBatch
+
+    def to(self, device: torch.device) -> _JointBatch:
+        return _JointBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+@dataclass(kw_only=True)
+class _PairBatch:
+    """Captions with their own pictures, and after the warm-up what the joint objectives need besides."""
+
+    captions: StudentBatch
+    phrases: PhraseTargets
+    joint: _JointBatch | None
+
+    def to(self, device: torch.device) -> _PairBatch:
+        return _PairBatch(
+            captions=self.captions.to(device),
+            phrases=self.phrases.to(device),
+            joint=None if self.joint is None else self.joint.to(device),
+        )
+
+
+def _train(
+    config: PretrainConfig,
+    options: Pretraining,
+    dataset: Dataset,
+    positions: Sequence[int],
+    student: Student,
+    heads: PretrainHeads,
+    output: Path,
+) -> dict[str, float]:
+    parameters = [*student.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=config.weight_decay, fused=True)
+    num_steps = options.warmup_steps + options.joint_steps
+    losses: dict[str, float] = {}
+    student.train()
+
+    def read() -> Iterator[tuple[int, list[Example]]]:
+        for step in range(num_steps):
+            chosen = positions_of_step(len(positions), step=step, batch_size=config.batch_size, seed=config.seed)
+            yield step, [dataset[positions[int(index)]] for index in chosen]
+
+    def collate(read_step: tuple[int, list[Example]]) -> _PairBatch:
+        step, examples = read_step
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        if options.move_pictures:
+            moves = draw_moves(len(examples), options.move_pictures, generator)
+            examples = [moved_example(example, move) for example, move in zip(examples, moves, strict=True)]
+        captions = student.collate([without_tags(example) for example in examples])
+        return _PairBatch(
+            captions=captions,
+            phrases=phrase_targets(student, examples, captions),
+            joint=_joint_batch(student, examples, generator) if step >= options.warmup_steps else None,
+        )
+
+    num_workers = num_threads(config.num_workers)
+
+    with (
+        Prefetcher(lambda: in_order(collate, read(), num_workers=num_workers)) as prefetched,
+        tqdm(total=num_steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty()) as bar,
+    ):
+        device = torch.device(config.device)
+        for step, waiting in enumerate(prefetched):
+            batch = waiting.to(device)
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * linear_warmup_decay(
+                    step, num_steps=num_steps, warmup_fraction=0.05
+                )
+            with precision(device, config.mixed_precision):
+                apart = student.encode_unimodal(batch.captions)
+                terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
+                if batch.joint is not None:
+                    terms |= _joint(config, student, heads, batch.joint, generator)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(torch.stack(list(terms.values())).sum())
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 2.0)
+            losses = {name: float(value.detach()) for name, value in terms.items()}
+            _require_finite({**losses, "gradient": float(norm)}, step, output)
+            optimizer.step()
+            bar.update(1)
+            bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)
+    student.eval()
+    return losses
+
+
+def _joint_batch(student: Student, examples: Sequence[Example], generator: torch.Generator) -> _JointBatch:
+    few = examples[: max(2, len(examples) // FEW)]
+    untagged = [without_tags(example) for example in few]
+    picture, is_pair = swap_pictures(len(few), generator)
+    mixed = [
+        replace(example, image=examples[index].image)
+        for example, index in zip(untagged, picture.tolist(), strict=True)
+    ]
+    asked = region_questions(examples, generator, num_asked=max(1, len(examples) // ASKED))
+    own = student.collate(untagged)
+    return _JointBatch(
+        few=own,
+        phrases=phrase_targets(student, few, own),
+        mixed=student.collate(mixed),
+        is_pair=is_pair,
+        questions=student.collate(asked),
+    )
+
+
+def _require_finite(values: dict[str, float], step: int, output: Path) -> None:
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if bad:
+        raise NotFinite(
+            f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
+            where=str(output),
+            why="nothing was written",
+            next_command="lower --learning-rate",
+        )
+
+
+def _joint(
+    config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _JointBatch, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Return the objectives of states in which text and picture have met."""
+    return {
+        "words": _words(config, student, heads, batch.few, generator),
+        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
+        "naming": heads.name(student.encode(batch.questions), batch.questions.num_candidates),
+    }
+
+
+def _words(
+    config: PretrainConfig, student: Student, heads: PretrainHeads, shown: StudentBatch, generator: torch.Generator
+) -> torch.Tensor:
+    """Return what captions' words cost: foretold one by one by a student that answers in words, else masked ones."""
+    if isinstance(student, GenerativeStudent):
+        answered = student.encode(shown).answered
+        assert answered is not None
+        return -answered.log_likelihood_NK.sum() / answered.num_tokens_NK.sum()
+    words, mask_id = student.word_table()
+    masked_ids, targets = mask_words(
+        shown.token_ids_NL,
+        shown.char_spans_NL2[..., 1] > shown.char_spans_NL2[..., 0],
+        probability=config.mask_probability,
+        mask_id=mask_id,
+        generator=generator,
+    )
+    return heads.masked_words(student.encode(replace(shown, token_ids_NL=masked_ids)), words.weight, targets)

@@ -1,0 +1,368 @@
+"""`scenes-small`: the demo's student, a UNITER-style single-stream encoder that fits on a CPU.
+
+A BERT-family encoder over word pieces, one whole-picture token and one token per box. It sees a region only
+through its own trainable patch encoder of a small crop and through seven box coordinates, and its word vectors
+start at random: nothing in it comes from a teacher. (`scenes-small-lm` is the same with word vectors that start from
+a language model, as those of published students do.) A word piece that names an object by tag also receives that
+object's visual state where text and picture meet, in the manner of VL-BERT. Dropout and layer norm follow UNITER.
+
+Three things differ from UNITER because of its size. In the lower layers text and picture attend to themselves, so
+that pretraining can align words and regions before they mix, and a picture is encoded once for all candidates. Word
+vectors are projected, as in ALBERT. And heads also read whether text and region agree (`agreement.py`).
+
+Shapes: B examples (pictures), N sequences, L text tokens, R visual tokens (whole picture first), T = L + R, H width,
+S crop side, P = 3 * S * S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.models.bert.modeling_bert import BertEncoder
+
+from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens, shares_of_tags
+from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option
+from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.students.bert_parts import (
+    attention_bias,
+    attention_mass,
+    bert_config,
+    initialise_bert,
+    kinds_of,
+    padding_bias,
+)
+from advl_pipeline.students.embedded_words import language_model_words
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
+from advl_pipeline.students.region_source import RegionPixels, box_positions
+from advl_pipeline.students.saved import load_student_weights
+from advl_pipeline.students.text_rows import (
+    EMBEDDED_TOKENIZER,
+    OVERLONG_HELP,
+    Part,
+    TextRow,
+    TextTokenizer,
+    fit_parts,
+    load_text_tokenizer,
+    pair_row,
+)
+
+TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
+"""Token types as in UNITER's VCR input: context, region, answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenesSmallConfig(Configuration):
+    """Architecture of `scenes-small`."""
+
+    hidden_size: int = option(128, help="Width H.", minimum=1)
+    word_size: int = option(128, help="Width of the word vectors before they are projected up.", minimum=1)
+    num_separate_layers: int = option(1, help="Lower layers, in which each modality attends to itself.", minimum=1)
+    num_joint_layers: int = option(2, help="Upper layers, in which all attend to all.", minimum=1)
+    num_heads: int = option(4, help="Attention heads.", minimum=1)
+    intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
+    dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
+    max_text_length: int = option(64, help="Word pieces of one sequence.", minimum=5)
+    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
+    crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.", minimum=1)
+
+
+@dataclass(kw_only=True)
+class ScenesSmallBatch(StudentBatch):
+    """Adds token types, tag references, crops and positions to the common batch.
+
+    `types_NL` (int64) is 0 for a context, 2 for what is said of it. `tag_NL` (int64) is the visual token that a word
+    piece refers to by tag, or -1. `picture_N` (int64) is the example that a sequence belongs to. `crops_BRP` (uint8)
+    are crops of the whole picture and of each box with a tenth of its size around it, (S, S, RGB) flattened.
+    `positions_BR7` (float32) are x1, y1, x2, y2, width, height, area of each as shares of the picture. `visible_BR`
+    (bool) says which visual tokens of a picture there are. The last three are there once for each example.
+    """
+
+    picture_field: ClassVar[str] = "crops_BRP"
+    blank_value: ClassVar[int] = 127
+
+    types_NL: torch.Tensor
+    tag_NL: torch.Tensor
+    picture_N: torch.Tensor
+    crops_BRP: torch.Tensor
+    positions_BR7: torch.Tensor
+    visible_BR: torch.Tensor
+
+    def of_sequences(self, states_BRH: torch.Tensor) -> torch.Tensor:
+        """Return (N, R, H): what a picture has, for each of its sequences."""
+        return states_BRH if states_BRH.shape[0] == self.num_sequences else states_BRH[self.picture_N]
+
+
+class ScenesSmall(Student):
+    """The demo's student. `tokenizer` is that of the embedded text model (its vocabulary only)."""
+
+    places = "regions"
+
+    def __init__(self, name: str, config: ScenesSmallConfig, tokenizer: TextTokenizer) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self.hidden_size = self.pooled_size = config.hidden_size
+        self.tokenizer = tokenizer
+        self.pixels = RegionPixels(config.crop_size)
+        width = config.hidden_size
+        bert = bert_config(
+            hidden_size=width,
+            num_layers=config.num_separate_layers + config.num_joint_layers,
+            num_heads=config.num_heads,
+            intermediate_size=config.intermediate_size,
+            dropout=config.dropout,
+        )
+        self.word_embedding = nn.Embedding(tokenizer.vocab_size, config.word_size)
+        self.word_projection = nn.Linear(config.word_size, width)
+        self.position_embedding = nn.Embedding(config.max_text_length, width)
+        self.type_embedding = nn.Embedding(3, width)
+        self.text_norm = nn.LayerNorm(width, eps=1e-12)
+        self.patch_encoder = nn.Sequential(
+            nn.Linear(3 * config.crop_size**2, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.patch_norm = nn.LayerNorm(width, eps=1e-12)
+        self.box_encoder = nn.Linear(7, width)
+        self.box_norm = nn.LayerNorm(width, eps=1e-12)
+        self.visual_norm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = BertEncoder(bert)
+        self.agreement = Agreement(width)
+        initialise_bert(self)
+
+    def collate(self, examples: Sequence[Example]) -> ScenesSmallBatch:
+        sequences = [(example, candidate) for example in examples for candidate in example.candidates]
+        encoded, num_cut = self._encode([candidate for _, candidate in sequences])
+        token_ids, token_mask = _padded(encoded)
+        num_sequences, num_text = token_ids.shape
+        types = torch.zeros(num_sequences, num_text, dtype=torch.long)
+        spans = torch.zeros(num_sequences, num_text, 2, dtype=torch.long)
+        tags = torch.full((num_sequences, num_text), -1, dtype=torch.long)
+        for row, ((_, candidate), item) in enumerate(zip(sequences, encoded, strict=True)):
+            length = len(item.token_ids)
+            types[row, :length] = torch.tensor(item.types)
+            spans[row, :length] = torch.tensor(item.spans)
+            tags[row, :length] = torch.from_numpy(_tagged_visual_tokens(np.array(item.spans), candidate))
+        num_visual = max(len(example.image.boxes_R4) for example in examples) + 1
+        visible = torch.zeros(len(examples), num_visual, dtype=torch.bool)
+        box_index = torch.full((len(examples), num_visual), -1, dtype=torch.long)
+        crops = torch.zeros(len(examples), num_visual, 3 * self.config.crop_size**2, dtype=torch.uint8)
+        positions = torch.zeros(len(examples), num_visual, 7)
+        places = torch.full((len(examples), num_visual, 4), torch.nan)
+        for row, example in enumerate(examples):
+            pixels = self.pixels.crops(example.image)
+            count = len(pixels)
+            visible[row, :count] = True
+            box_index[row, 1:count] = torch.arange(count - 1)
+            crops[row, :count] = torch.from_numpy(pixels.reshape(count, -1))
+            positions[row, :count] = torch.from_numpy(box_positions(example.image))
+            places[row, 1:count] = positions[row, 1:count, :4]
+        num_candidates = tuple(len(example.candidates) for example in examples)
+        picture = torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(num_candidates))
+        return ScenesSmallBatch(
+            num_candidates=num_candidates,
+            num_cut=num_cut,
+            token_ids_NL=token_ids,
+            token_mask_NL=token_mask,
+            char_spans_NL2=spans,
+            visual_mask_NR=visible[picture],
+            box_index_NR=box_index[picture],
+            places_BR4=places,
+            types_NL=types,
+            tag_NL=tags,
+            picture_N=picture,
+            crops_BRP=crops,
+            positions_BR7=positions,
+            visible_BR=visible,
+        )
+
+    def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows, _ = self._encode([candidate for example in examples for candidate in example.candidates])
+        return _padded(rows)
+
+    @property
+    def max_text_length(self) -> int:
+        return self.config.max_text_length
+
+    def num_special_of(self, num_parts: int) -> int:
+        """Return the special tokens that `lay_out` adds to so many parts."""
+        return 1 + min(num_parts, 2)
+
+    def count_cut(self, examples: Sequence[Example]) -> int:
+        if self.config.overlong == "error":
+            return 0
+        _, num_cut = self._encode([candidate for example in examples for candidate in example.candidates])
+        return num_cut
+
+    def cut_texts(self) -> None:
+        self.config = replace(self.config, overlong="cut")
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow:
+        """Put the parts of one candidate between special tokens, in the same way for every task."""
+        row = pair_row(parts, self.tokenizer)
+        num_answer = len(parts[-1].token_ids) + 1
+        row.types[-num_answer:] = [ANSWER_TYPE] * num_answer
+        return row
+
+    def _encode(self, candidates: Sequence[Candidate]) -> tuple[list[TextRow], int]:
+        """Return the rows of the candidates, and how many of them were cut."""
+        rows, num_cut = [], 0
+        for candidate, parts in zip(candidates, self.tokenizer.encode(candidates), strict=True):
+            num_cut += fit_parts(parts, self.num_special_of(len(parts)), self.config, candidate) > 0
+            rows.append(self.lay_out(parts, ""))
+        return rows, num_cut
+
+    def encode(
+        self,
+        batch: StudentBatch,
+        *,
+        perturbation: Perturbation | None = None,
+        mask_visual: bool = False,
+        need_relevance: bool = False,
+    ) -> StudentOutput:
+        assert isinstance(batch, ScenesSmallBatch)
+        text_NLH, visual_NRH = self.text_states(batch, perturbation), self.visual_states(batch, perturbation)
+        num_text = text_NLH.shape[1]
+        tagged_NLH = text_NLH if mask_visual else text_NLH + _tagged_states(batch.tag_NL, visual_NRH)
+        x_NTH = torch.cat([tagged_NLH, visual_NRH], dim=1)
+        kinds_NT = kinds_of(batch.token_mask_NL, batch.visual_mask_NR)
+        bias = attention_bias(kinds_NT, separate=mask_visual, dtype=x_NTH.dtype)
+        *first, last = self.encoder.layer[self.config.num_separate_layers :]
+        for layer in first:
+            x_NTH = layer(x_NTH, bias)
+        relevance = attention_mass(last.attention.self, x_NTH, bias, num_text) if need_relevance else None
+        x_NTH = last(x_NTH, bias)
+        return StudentOutput(
+            text_states_NLH=x_NTH[:, :num_text],
+            visual_states_NRH=x_NTH[:, num_text:],
+            pooled_NP=self._pool(x_NTH[:, 0], batch, text_NLH, visual_NRH, hidden=mask_visual),
+            image_state_NH=x_NTH[:, num_text],
+            relevance_NL=relevance,
+            unmet=Unmet.of(batch, text_NLH, visual_NRH, hidden=mask_visual),
+        )
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        assert isinstance(batch, ScenesSmallBatch)
+        text_NLH, visual_NRH = self.text_states(batch), self.visual_states(batch)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=visual_NRH,
+            pooled_NP=self._pool(text_NLH[:, 0], batch, text_NLH, visual_NRH, hidden=True),
+            image_state_NH=visual_NRH[:, 0],
+        )
+
+    def _pool(
+        self,
+        first_NH: torch.Tensor,
+        batch: ScenesSmallBatch,
+        text_NLH: torch.Tensor,
+        visual_NRH: torch.Tensor,
+        *,
+        hidden: bool,
+    ) -> torch.Tensor:
+        """Return (N, H) from the first token's state and the states below the fusion."""
+        said_NL = said_tokens(batch.types_NL == ANSWER_TYPE, batch.token_mask_NL)
+        place_NR = place_of_tags(shares_of_tags(batch.tag_NL, visual_NRH), hidden=hidden)
+        return self.agreement(first_NH, text_NLH, said_NL, visual_NRH, place_NR)  # type: ignore[no-any-return]
+
+    def text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
+        """Return (N, L, H): the text's states before the modalities meet."""
+        inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
+        return self.once("text", inputs, lambda: self._text_states(batch, perturbation))
+
+    def _text_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None) -> torch.Tensor:
+        words_NLE = (perturbation or Perturbation()).of_words(self.word_embedding(batch.token_ids_NL))
+        positions = self.position_embedding.weight[: words_NLE.shape[1]]
+        embedded = self.word_projection(words_NLE) + positions + self.type_embedding(batch.types_NL)
+        return self._lower_layers(self.text_norm(embedded), batch.token_mask_NL)
+
+    def visual_states(self, batch: ScenesSmallBatch, perturbation: Perturbation | None = None) -> torch.Tensor:
+        """Return (N, R, H): the pictures' states before the modalities meet.
+
+        Each picture is encoded once, unless candidates are perturbed apart.
+        """
+        if perturbation is not None and perturbation.visual_NRF is not None:
+            pixels_NRP = perturbation.of_features(self._pixels(batch)[batch.picture_N])
+            positions_NR7 = batch.positions_BR7[batch.picture_N]
+            return self._lower_layers(self._embed_visual(pixels_NRP, positions_NR7), batch.visual_mask_NR)
+        inputs = (batch.crops_BRP, batch.positions_BR7, batch.visible_BR)
+        return batch.of_sequences(self.once("picture", inputs, lambda: self._picture_states(batch)))
+
+    def _picture_states(self, batch: ScenesSmallBatch) -> torch.Tensor:
+        return self._lower_layers(self._embed_visual(self._pixels(batch), batch.positions_BR7), batch.visible_BR)
+
+    def _pixels(self, batch: ScenesSmallBatch) -> torch.Tensor:
+        return batch.crops_BRP.to(self.type_embedding.weight.dtype) / 127.5 - 1.0
+
+    def input_widths(self) -> tuple[int, int]:
+        return self.config.word_size, 3 * self.config.crop_size**2
+
+    def word_table(self) -> tuple[nn.Embedding, int]:
+        return self.word_embedding, self.tokenizer.mask_id
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        width = self.hidden_size
+        if task in LOOKUP_TASKS:
+            return LookupHead(width, self.word_embedding.num_embeddings, num_classes)
+        return nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width), nn.Linear(2 * width, num_classes)
+        )
+
+    def config_dict(self) -> dict[str, Any]:
+        return config_to_dict(self.config)
+
+    def _embed_visual(self, pixels_XRP: torch.Tensor, positions_XR7: torch.Tensor) -> torch.Tensor:
+        patch = self.patch_norm(self.patch_encoder(pixels_XRP))
+        box = self.box_norm(self.box_encoder(positions_XR7))
+        return self.visual_norm(patch + box + self.type_embedding.weight[VISUAL_TYPE])  # type: ignore[no-any-return]
+
+    def _lower_layers(self, embedded_XTH: torch.Tensor, mask_XT: torch.Tensor) -> torch.Tensor:
+        x_XTH: torch.Tensor = self.dropout(embedded_XTH)
+        bias = padding_bias(mask_XT, x_XTH.dtype)
+        for layer in self.encoder.layer[: self.config.num_separate_layers]:
+            x_XTH = layer(x_XTH, bias)
+        return x_XTH
+
+
+def _padded(encoded: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, (N, L)."""
+    rows = [torch.tensor(item.token_ids) for item in encoded]
+    return pad_sequence(rows, True), pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], True)
+
+
+def _tagged_states(tag_NL: torch.Tensor, visual_NRH: torch.Tensor) -> torch.Tensor:
+    """Return (N, L, H): the visual state that each word piece refers to by tag, 0 for the others."""
+    index = tag_NL.clamp(min=0)[..., None].expand(-1, -1, visual_NRH.shape[-1])
+    return visual_NRH.gather(1, index) * (tag_NL >= 0)[..., None]
+
+
+def _tagged_visual_tokens(char_spans_L2: np.ndarray[Any, Any], candidate: Candidate) -> np.ndarray[Any, Any]:
+    """Return (L,) int64: 1 + box index of the tag that a word piece lies in, else -1 (token 0 is the picture)."""
+    index = np.full(len(char_spans_L2), -1, dtype=np.int64)
+    for tag in candidate.tags:
+        inside = (char_spans_L2[:, 0] >= tag.start) & (char_spans_L2[:, 1] <= tag.end)
+        index[inside & (char_spans_L2[:, 1] > char_spans_L2[:, 0])] = tag.box + 1
+    return index
+
+
+def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> ScenesSmall:
+    """Build the student, from a folder that `save_student` wrote or with random weights.
+
+    The word vectors of `scenes-small-lm` are not random: they start from a language model's.
+    """
+    saved, load = load_student_weights(weights, name) if weights else ({}, None)
+    config = build_config(ScenesSmallConfig, saved, overrides, where=str(weights or name))
+    student = ScenesSmall(name, config, load_text_tokenizer(EMBEDDED_TOKENIZER))
+    if load:
+        load(student)
+    elif name == "scenes-small-lm":
+        with torch.no_grad():
+            student.word_embedding.weight.copy_(language_model_words(config.word_size))
+    return student

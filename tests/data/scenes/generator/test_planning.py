@@ -1,0 +1,540 @@
+"""Draws, relations, placement, plans and texts: what holds for every scene before it is drawn."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advl_data.scenes.generator.caption_items import caption_items, plan_caption_scenes
+from advl_data.scenes.generator.descriptions import ASPECTS, Phrasing
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.placement import OVERLAP, PICTURE_SIDE, Spot, place
+from advl_data.scenes.generator.plan import HELD_OUT, plan_groups
+from advl_data.scenes.generator.relations import (
+    ALONG,
+    INVERSE,
+    PHRASES,
+    Centre,
+    axis_of,
+    leaning,
+    only_one,
+    outermost,
+    relation,
+)
+from advl_data.scenes.generator.scene import Group, TaskScene
+from advl_data.scenes.generator.snli_ve_items import snli_ve_items
+from advl_data.scenes.generator.vcr_items import vcr_items
+from advl_data.scenes.generator.vocabulary import Kind, load_vocabulary
+from advl_data.scenes.generator.vqa_items import QUALITIES, vqa_items
+from advl_data.scenes.generator.wording import Voice
+
+VOCABULARY = load_vocabulary()
+NUM_SCENES = 48
+SEEDS = (5, 6, 7)
+centres = st.tuples(st.integers(0, PICTURE_SIDE), st.integers(0, PICTURE_SIDE))
+Plans = dict[tuple[str, int], list[Group]]
+
+
+def plan(split: str, *, unseen: bool = False, compositional: bool = False, seed: int = 5) -> list[Group]:
+    return list(
+        plan_groups(
+            VOCABULARY, seed=seed, split=split, num_scenes=NUM_SCENES, unseen=unseen, compositional=compositional
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def plans() -> Plans:
+    """Plans by split and seed."""
+    return {
+        (split, seed): plan(
+            split, unseen=split == "test-unseen", compositional=split == "test-compositional", seed=seed
+        )
+        for split in ("train", "test-unseen", "test-compositional")
+        for seed in SEEDS
+    }
+
+
+def voice(split: str, seed: int, phrasing: Phrasing = "open") -> Voice:
+    return Voice(seed=seed, plan_split=split, split=split, phrasing=phrasing)
+
+
+def words(tokens: list[str | list[int]]) -> str:
+    return " ".join(token if isinstance(token, str) else f"[{token[0]}]" for token in tokens)
+
+
+PHRASES_OF_KINDS = [
+    (phrase.text, kind)
+    for kind in (*VOCABULARY.labelled, *VOCABULARY.unseen)
+    for phrase in (*kind.descriptions, *kind.held_out)
+]
+
+
+@functools.cache
+def described(text: str) -> list[Kind]:
+    """Return the kinds that a text describes, in whatever phrasing."""
+    spoken = text.replace(" 's", "'s").replace(" ,", ",")
+    return [kind for phrase, kind in PHRASES_OF_KINDS if phrase in spoken]
+
+
+def scenes_of(groups: list[Group]) -> Iterator[TaskScene]:
+    return (task for group in groups for task in group.task_scenes)
+
+
+@given(st.text(), st.integers(1, 1000))
+def test_draws_stay_below_their_bound_and_repeat(name: str, bound: int) -> None:
+    first, second = Draws(name), Draws(name)
+    drawn = [first.below(bound) for _ in range(20)]
+    assert all(0 <= value < bound for value in drawn)
+    assert drawn == [second.below(bound) for _ in range(20)]
+
+
+def test_draws_are_pinned() -> None:
+    draws = Draws(0, "train", "group", 0)
+    assert [draws.below(1000) for _ in range(6)] == PINNED_DRAWS
+    assert Draws(0, "train").below(2**32) != Draws(0, "val").below(2**32)
+
+
+PINNED_DRAWS = [928, 590, 746, 77, 536, 403]
+
+
+def test_draws_are_even() -> None:
+    draws = Draws("even")
+    counts = Counter(draws.below(5) for _ in range(5000))
+    assert all(abs(counts[value] - 1000) < 150 for value in range(5))
+
+
+@given(st.lists(st.integers(), max_size=30))
+def test_shuffling_keeps_the_items(items: list[int]) -> None:
+    assert Counter(Draws("shuffle", len(items)).shuffled(items)) == Counter(items)
+
+
+@given(centres, centres)
+def test_relations_are_antisymmetric(one: Centre, other: Centre) -> None:
+    forward, backward = relation(one, other), relation(other, one)
+    if one == other or forward is None:
+        assert backward is None or one == other
+    else:
+        assert backward == INVERSE[forward]
+
+
+@given(centres, centres)
+def test_what_is_clear_leans_the_same_way(one: Centre, other: Centre) -> None:
+    assert relation(one, other) in (None, leaning(one, other))
+
+
+def test_relations_by_hand() -> None:
+    assert relation((10, 50), (100, 60)) == "left"
+    assert relation((100, 60), (10, 50)) == "right"
+    assert relation((50, 10), (60, 100)) == "above"
+    assert relation((60, 100), (50, 10)) == "below"
+    assert relation((50, 50), (100, 100)) is None
+
+
+def test_only_one_minds_rivals_and_doubtful_cases() -> None:
+    row = [(20, 100), (100, 100), (180, 100)]
+    assert only_one(0, 1, "left", row)
+    assert not only_one(2, 1, "left", row)
+    assert not only_one(0, 2, "left", row)  # the middle one is left of it as well
+    assert not only_one(0, 1, "left", [*row, (60, 60)])  # up-left, arguable
+    assert only_one(0, 1, "left", [*row, (100, 20)])
+
+
+def test_outermost_needs_a_margin() -> None:
+    assert outermost("left", [(20, 0), (40, 0), (90, 0)], range(3)) == 0
+    assert outermost("left", [(20, 0), (25, 0), (90, 0)], range(3)) is None
+    assert outermost("right", [(20, 0), (25, 0), (90, 0)], [0, 1]) is None
+    assert outermost("below", [(20, 0), (25, 200), (90, 30)], range(3)) == 1
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_things_keep_apart_but_for_two_and_inside(seed: int, count: int) -> None:
+    spots = place(Draws(seed), count, lambda centres: True)
+    assert len(spots) == count
+    for index, spot in enumerate(spots):
+        for axis in (0, 1):
+            assert spot.reach <= spot.centre[axis] <= PICTURE_SIDE - spot.reach
+        assert sum(gap(spot, other) < 0 for other in spots if other is not spot) <= 1
+        assert all(gap(spot, other) >= -OVERLAP for other in spots[:index])
+
+
+def gap(one: Spot, other: Spot) -> int:
+    distance = max(abs(one.centre[0] - other.centre[0]), abs(one.centre[1] - other.centre[1]))
+    return distance - one.reach - other.reach
+
+
+def test_about_half_of_the_scenes_have_two_things_that_may_overlap() -> None:
+    touching = 0
+    for seed in range(400):
+        spots = place(Draws("touching", seed), 2 + seed % 4, lambda centres: True)
+        pairs = [gap(one, other) < 0 for one, other in itertools.combinations(spots, 2)]
+        assert sum(pairs) <= 1
+        touching += any(pairs)
+    assert 0.35 < touching / 400 < 0.65
+
+
+def test_twins_share_families_and_nothing_else(plans: Plans) -> None:
+    for group in (group for groups in plans.values() for group in groups):
+        everyone = [
+            kind for task in group.task_scenes for kind in (task.subject, task.partner, task.reference) if kind
+        ]
+        assert max(Counter(kind.code for kind in everyone).values()) == 1
+        assert max(Counter(kind.family.subcategory for kind in everyone).values()) == 2
+        for twins in (group.one, group.two):
+            one, two = twins.scenes
+            assert one.subject.family == two.subject.family
+            assert one.partner.family == two.partner.family
+            assert (one.reference is None) == (two.reference is None)
+            assert one.axis == two.axis
+
+
+def test_each_pair_of_twins_has_one_container_for_its_subjects_and_one_for_its_partners(plans: Plans) -> None:
+    for group in (group for groups in plans.values() for group in groups):
+        resembled = {family for task in group.task_scenes for family in task.container.resembles}
+        for twins in (group.one, group.two):
+            containers = {task.container for task in twins.scenes}
+            assert len(containers) == 2
+            assert containers == {task.container for task in group.one.scenes}
+            for task in twins.scenes:
+                assert containers == {VOCABULARY.hiding_place(task.subject), VOCABULARY.hiding_place(task.partner)}
+                assert sum(thing.kind in VOCABULARY.containers for thing in task.scene.things) == 1
+                assert resembled.isdisjoint(thing.kind.family.subcategory for thing in task.scene.things)
+        assert VOCABULARY.hiding_place(group.one.first.subject) == VOCABULARY.hiding_place(group.two.first.partner)
+
+
+def test_nothing_else_in_a_group_passes_for_one_of_the_families_that_are_asked_about(plans: Plans) -> None:
+    for group in (group for groups in plans.values() for group in groups):
+        for twins, others in group.pairs:
+            for role in ("subject", "partner"):
+                family = getattr(twins.first, role).family
+                named = {getattr(task, role) for task in twins.scenes}
+                shown = {thing.kind for task in (*twins.scenes, *others.scenes) for thing in task.scene.things}
+                assert {family.subcategory, *family.overlaps}.isdisjoint(
+                    kind.family.subcategory for kind in shown - named
+                )
+
+
+def test_the_stated_relations_hold(plans: Plans) -> None:
+    for task in (task for groups in plans.values() for task in scenes_of(groups)):
+        side = task.side(task.subject, task.partner)
+        assert axis_of(side) == task.axis
+        assert task.side(task.container, task.subject) in ALONG[task.axis]
+        if task.reference is not None:
+            scene = task.scene
+            subject, partner, reference = (scene.index(kind) for kind in (task.subject, task.partner, task.reference))
+            assert only_one(subject, reference, side, scene.centres)
+            assert only_one(partner, reference, INVERSE[side], scene.centres)
+
+
+def test_held_out_combinations_occur_in_the_compositional_split_alone(plans: Plans) -> None:
+    for (name, _), groups in plans.items():
+        for task in scenes_of(groups):
+            held_out = len(task.scene.things) == HELD_OUT[task.axis]
+            assert held_out == (name == "test-compositional")
+
+
+def test_labelled_splits_show_no_unseen_kind(plans: Plans) -> None:
+    unseen = {kind.code for kind in VOCABULARY.unseen}
+    containers = {kind.code for kind in VOCABULARY.containers}
+    for (name, _), groups in plans.items():
+        shown = {thing.kind.code for task in scenes_of(groups) for thing in task.scene.things} - containers
+        assert shown <= unseen if name == "test-unseen" else shown.isdisjoint(unseen)
+
+
+def test_every_vcr_answer_is_of_the_kind_that_the_question_points_at(plans: Plans) -> None:
+    """Recognise kinds in the answers by their descriptions alone and compare with what the item claims."""
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        checked = 0
+        for item in vcr_items(groups, voice(name, seed)):
+            task = tasks[int(item["img_id"].rsplit("-", 1)[1])]
+            if item["answer_style"] != "described":
+                continue
+            checked += 1
+            answers = [described(words(answer)) for answer in item["answer_choices"]]
+            assert all(len(meant) == 1 for meant in answers)
+            (target,) = answers[item["answer_label"]]
+            (tag,) = (token[0] for token in item["question"] if isinstance(token, list))
+            if not item["question_type"].startswith("relation"):
+                assert task.scene.things[tag].kind == target
+            else:
+                assert task.reference is not None
+                assert task.scene.things[tag].kind == task.reference
+                assert PHRASES[task.side(target, task.reference)] in words(item["question"])
+        assert checked > 0.4 * NUM_SCENES
+
+
+def test_every_set_of_vcr_answers_is_right_once_each_under_one_question(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        items = list(vcr_items(groups, voice(name, seed)))
+        assert len(items) == 2 * NUM_SCENES
+        for start in range(0, len(items), 4):
+            batch = items[start : start + 4]
+            texts = [[words(choice) for choice in item["answer_choices"]] for item in batch]
+            assert all(len(set(choices)) == 4 for choices in texts)
+            assert len({frozenset(choices) for choices in texts}) == 1
+            right = {choices[item["answer_label"]] for choices, item in zip(texts, batch, strict=True)}
+            assert len(right) == 4
+            assert len({item["answer_style"] for item in batch}) == 1
+            pointing = re.compile(r"the thing (to the left of|to the right of|above|below) \[\d\]|\[\d\]")
+            assert len({pointing.sub("it", words(item["question"])) for item in batch}) == 1
+
+
+def test_a_vcr_question_names_an_aspect_only_where_all_answers_are_of_it(plans: Plans) -> None:
+    seen = set()
+    for (name, seed), groups in plans.items():
+        for item in vcr_items(groups, voice(name, seed)):
+            aspect = item["question_type"]
+            if aspect in ASPECTS:
+                seen.add(aspect)
+                for answer in item["answer_choices"]:
+                    (kind,) = described(words(answer))
+                    spoken = words(answer).replace(" 's", "'s").replace(" ,", ",")
+                    assert aspect in {phrase.aspect for phrase in kind.descriptions if phrase.text in spoken}
+    assert seen == set(ASPECTS)
+
+
+def test_about_a_fifth_of_the_vcr_questions_go_by_relation_and_two_fifths_name_plainly(plans: Plans) -> None:
+    items = [item for (name, seed), groups in plans.items() for item in vcr_items(groups, voice(name, seed))]
+    shares = Counter(item["question_type"].split()[0] for item in items)
+    styles = Counter(item["answer_style"] for item in items)
+    assert 0.12 < shares["relation"] / len(items) < 0.28
+    assert 0.26 < styles["name"] / len(items) < 0.46
+    assert 0.42 < styles["described"] / len(items) < 0.68
+    assert styles["category"] > 0
+
+
+def test_rationales_vary_two_facts_and_state_the_right_answer_in_all_or_none(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        for item in vcr_items(groups, voice(name, seed)):
+            texts = [words(choice) for choice in item["rationale_choices"]]
+            assert len(set(texts)) == 4
+            assert len({text.count("[") for text in texts}) == 1
+            # Every token of the right rationale is in one of the wrong ones as well, at the same place of two facts.
+            right = texts[item["rationale_label"]]
+            shared = [set(right.split()) & set(text.split()) for text in texts if text != right]
+            assert set(right.split()) <= set.union(*shared)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_held_out_phrasing_says_the_same_of_the_same_in_other_words(plans: Plans, seed: int) -> None:
+    groups = plans["train", seed]
+    pairs = [
+        (list(vcr_items(groups, voice("train", seed))), list(vcr_items(groups, voice("train", seed, "held-out")))),
+        (
+            list(snli_ve_items(groups, voice("train", seed))),
+            list(snli_ve_items(groups, voice("train", seed, "held-out"))),
+        ),
+        (vqa_items(groups, voice("train", seed))[1], vqa_items(groups, voice("train", seed, "held-out"))[1]),
+    ]
+    texts = {"answer_choices", "rationale_choices", "question", "sentence2"}
+    texts |= {"answer_orig", "question_orig", "rationale_orig"}
+    for here, there in pairs:
+        for one, other in zip(here, there, strict=True):
+            assert {k: v for k, v in one.items() if k not in texts} == {
+                k: v for k, v in other.items() if k not in texts
+            }
+            if one.get("answer_style") in ("name", "category"):
+                assert one["answer_choices"] == other["answer_choices"]
+                assert one["question"] == other["question"]
+    spoken = [
+        json.dumps([pairs[0][side], pairs[1][side], vqa_items(groups, voice("train", seed, phrasing))[0]])
+        for side, phrasing in enumerate(get_args(Phrasing))
+    ]
+    for kind in VOCABULARY.labelled:
+        assert not any(phrase.text in spoken[0] for phrase in kind.held_out)
+        assert not any(phrase.text in spoken[1] for phrase in kind.descriptions)
+    asked_of_it = {words(item["question"]) for item in pairs[0][1] if item["answer_style"] == "described"}
+    assert all("true of" in question or "say about" in question for question in asked_of_it)
+
+
+def test_each_hypothesis_about_something_being_there_has_all_three_labels(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        labels: dict[tuple[str, int], list[str]] = {}
+        totals: Counter[str] = Counter()
+        for item in snli_ve_items(groups, voice(name, seed)):
+            totals[item["gold_label"]] += 1
+            if item["question_type"] != "relation":
+                group = int(item["Flickr30K_ID"]) % 1_000_000 // 4
+                labels.setdefault((item["sentence2"], group), []).append(item["gold_label"])
+        assert all(sorted(found) == ["contradiction", "entailment", "neutral"] for found in labels.values())
+        assert len(set(totals.values())) == 1
+        assert sum(totals.values()) == 9 * NUM_SCENES
+
+
+def test_every_snli_ve_picture_has_every_label_equally_often(plans: Plans) -> None:
+    """So no cue of the picture alone tells anything: container, number of things, places, kinds that are shown."""
+    for (name, seed), groups in plans.items():
+        by_picture: dict[str, Counter[str]] = {}
+        by_container: dict[tuple[str, str], Counter[str]] = {}
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        for item in snli_ve_items(groups, voice(name, seed)):
+            if item["question_type"] in ("name", "described"):
+                by_picture.setdefault(item["Flickr30K_ID"], Counter())[item["gold_label"]] += 1
+            container = tasks[int(item["Flickr30K_ID"]) % 1_000_000].container
+            by_container.setdefault((container.name, item["question_type"]), Counter())[item["gold_label"]] += 1
+        assert len(by_picture) == NUM_SCENES
+        assert all(sorted(counts.values()) == [2, 2, 2] for counts in by_picture.values())
+        for (_, question_type), counts in by_container.items():
+            if question_type in ("category", "relation"):
+                assert len(set(counts.values())) == 1, question_type
+
+
+def test_entailed_things_are_hidden_by_half_of_the_containers_beside_them(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        compatible: Counter[bool] = Counter()
+        for task in tasks.values():
+            compatible.update(task.container.may_hide(kind) for kind in (task.subject, task.partner))
+        assert compatible[True] == compatible[False]
+        # Whoever knows the rule and does not look gets two of three, and whoever looks and knows no rule as well.
+        right_by_rule = right_by_looking = total = 0
+        for item in snli_ve_items(groups, voice(name, seed)):
+            meant = described(item["sentence2"])
+            if item["question_type"] != "described":
+                continue
+            (kind,) = meant
+            task = tasks[int(item["Flickr30K_ID"]) % 1_000_000]
+            shown = kind in {thing.kind for thing in task.scene.things}
+            hidden = task.container.may_hide(kind)
+            assert item["gold_label"] == ("entailment" if shown else "neutral" if hidden else "contradiction")
+            total += 1
+            right_by_rule += item["gold_label"] == ("neutral" if hidden else "contradiction")
+            right_by_looking += item["gold_label"] == ("entailment" if shown else "neutral")
+        assert right_by_rule * 3 == right_by_looking * 3 == total * 2
+
+
+def test_snli_ve_relations_are_true_and_their_words_alike_under_all_labels(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        names = {kind.name: kind for task in tasks.values() for kind in (task.subject, task.partner)}
+        for item in snli_ve_items(groups, voice(name, seed)):
+            if item["question_type"] != "relation":
+                continue
+            sides = "|".join(PHRASES.values())
+            parts = re.fullmatch(rf"(.*) ({sides}) the (.*)\.", item["sentence2"])
+            assert parts is not None
+            said, phrase, other = parts.groups()
+            told = described(said)
+            subject = told[0] if told else names[re.sub("^The | is$| can be found$", "", said)]
+            anchor = names[other]
+            # Which groups are spoken of beside each other says nothing about the label.
+            assert VOCABULARY.hiding_place(subject) != VOCABULARY.hiding_place(anchor)
+            task = tasks[int(item["Flickr30K_ID"]) % 1_000_000]
+            if item["gold_label"] == "neutral":
+                assert subject not in {thing.kind for thing in task.scene.things}
+                assert task.container.may_hide(subject)
+                assert PHRASES[task.side(task.container, anchor)] == phrase
+            else:
+                assert (PHRASES[task.side(subject, anchor)] == phrase) == (item["gold_label"] == "entailment")
+
+
+def test_vqa_answers_are_true(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        tasks = {task.scene.number: task for task in scenes_of(groups)}
+        questions, annotations = vqa_items(groups, voice(name, seed))
+        found = set()
+        for question, annotation in zip(questions, annotations, strict=True):
+            text, answer = question["question"], annotation["multiple_choice_answer"]
+            question_type = annotation["question_type"]
+            found.add(question_type)
+            task = tasks[question["image_id"] % 1_000_000]
+            things = {thing.kind: thing for thing in task.scene.things}
+            meant = described(text)
+            if question_type == "described":
+                assert (answer == "yes") == (meant[0] in things)
+            elif question_type == "name":
+                phrases = {kind.noun_phrase for kind in things}
+                assert (answer == "yes") == any(text.endswith(f" {phrase}?") for phrase in phrases)
+            elif question_type == "category":
+                hypernyms = {kind.family.hypernym for kind in things}
+                assert (answer == "yes") == any(text.endswith(f" {hypernym}?") for hypernym in hypernyms)
+            elif question_type == "where described":
+                x, y = (value - PICTURE_SIDE // 2 for value in things[meant[0]].spot.centre)
+                sideways = abs(x) > abs(y)
+                assert answer == (("left", "right")[x > 0] if sideways else ("top", "bottom")[y > 0])
+            elif question_type == "is it":
+                direction = next(word for word in ("left", "right", "top", "bottom") if word in text)
+                axis, sign = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}[direction]
+                outer = min(things, key=lambda kind: sign * things[kind].spot.centre[axis])
+                group = next(group for group, quality in QUALITIES.items() if quality in text)
+                assert (answer == "yes") == (outer.family.group == group)
+            elif question_type == "what kind":
+                assert f"{answer}s" in {kind.family.group for kind in things}
+            elif question_type == "how many":
+                wanted = text.split()[2]
+                assert int(answer) == sum(wanted in ("things", kind.family.group) for kind in things)
+            votes = Counter(given["answer"] for given in annotation["answers"])
+            assert votes[answer] >= 7
+            assert sum(votes.values()) == 10
+        assert len(found) == 9
+
+
+def test_vqa_answers_are_balanced(plans: Plans) -> None:
+    for (name, seed), groups in plans.items():
+        questions, annotations = vqa_items(groups, voice(name, seed))
+        counts: dict[str, Counter[str]] = {}
+        by_text: dict[tuple[int, str], Counter[str]] = {}
+        for question, annotation in zip(questions, annotations, strict=True):
+            answer, question_type = annotation["multiple_choice_answer"], annotation["question_type"]
+            counts.setdefault(question_type, Counter())[answer] += 1
+            if question_type in ("name", "described", "category"):
+                group = question["image_id"] % 1_000_000 // 4
+                by_text.setdefault((group, question["question"]), Counter())[answer] += 1
+            elif question_type == "is it":
+                by_text.setdefault((0, question["question"]), Counter())[answer] += 1
+        for question_type in ("name", "described", "category"):
+            assert counts[question_type]["yes"] == counts[question_type]["no"]
+        for (_, text), answers in by_text.items():
+            slack = 1 if text.startswith("Is the thing") else 0
+            assert abs(answers["yes"] - answers["no"]) <= slack
+        assert abs(counts["relation"]["yes"] - counts["relation"]["no"]) <= 1
+        for question_type in ("where name", "where described"):
+            assert set(counts[question_type]) == {"left", "right", "top", "bottom"}
+            assert max(counts[question_type].values()) <= 0.35 * counts[question_type].total() + 4
+
+
+def test_caption_scenes_show_every_kind_alike() -> None:
+    num_scenes = 120
+    shown = Counter(
+        thing.kind.code
+        for scene in plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=num_scenes)
+        for thing in scene.things
+    )
+    assert set(shown) == {kind.code for kind in VOCABULARY.kinds}
+    assert max(shown.values()) - min(shown.values()) <= 2
+
+
+def test_caption_scenes_have_two_kinds_to_name_and_nothing_that_shares_a_hypernym_with_an_unnamed_one() -> None:
+    for scene in plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=120):
+        kinds = [thing.kind for thing in scene.things]
+        assert sum(kind.named for kind in kinds) >= 2
+        for kind in kinds:
+            assert kind.named or sum(other.family == kind.family for other in kinds) == 1
+
+
+def test_unnamed_kinds_are_mentioned_by_hypernym_in_half_of_their_pictures() -> None:
+    scenes = list(plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=400))
+    shown = mentioned = 0
+    for scene in scenes:
+        boxes = [(0, 0, 1, 1)] * len(scene.things)
+        _, listing = caption_items(scene, boxes, seed=1, split="train")
+        said = {phrase["box"]: listing["caption"][phrase["start"] : phrase["end"]] for phrase in listing["phrases"]}
+        for tag, thing in enumerate(scene.things):
+            if thing.kind.named:
+                assert said[tag] == thing.kind.name
+            else:
+                shown += 1
+                mentioned += tag in said
+                assert said.get(tag, thing.kind.family.hypernym) == thing.kind.family.hypernym
+    assert shown > 150
+    assert abs(mentioned / shown - 0.5) < 0.12

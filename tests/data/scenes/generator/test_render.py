@@ -1,0 +1,253 @@
+"""Drawing: whole-number arithmetic, so pixels can be pinned; boxes tight around what is visible."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from advl_data.scenes.generator import render
+from advl_data.scenes.generator.artwork import LINE_STYLES, SEEN_STYLES, SHIFTED_STYLES, Style, load_sprite
+from advl_data.scenes.generator.background import background, draw_bar
+from advl_data.scenes.generator.caption_items import plan_caption_scenes
+from advl_data.scenes.generator.draws import Draws
+from advl_data.scenes.generator.looks import Look, coloured, draw_look, light
+from advl_data.scenes.generator.placement import PICTURE_SIDE, SIZES, TILTS, Spot
+from advl_data.scenes.generator.render import Stamp, draw_scene, scaled, turned
+from advl_data.scenes.generator.scene import Thing
+from advl_data.scenes.generator.vocabulary import Kind, load_vocabulary
+
+VOCABULARY = load_vocabulary()
+KINDS = VOCABULARY.labelled
+PINNED_BACKGROUNDS = "64dd398cfbaa5f9e20f82f49907713cac18f086b7c300b757862e45d06076040"
+PINNED_STAMPS = "fe204de2bb984543a77a5dc3751021a2862cf05df799403b6f3cfeb512475dd5"
+PLAIN = Look(style="twemoji", mirrored=False, width=256, height=256, ink=(0, 0, 0), paper=None)
+
+
+def stamp(kind: Kind, size: int, tilt: int, **look: object) -> Stamp:
+    """Return a kind's stamp, plain but for what is named."""
+    wanted = dataclasses.replace(PLAIN, **look)  # type: ignore[arg-type]
+    return turned(coloured(scaled(load_sprite(kind, wanted.style), size), wanted), wanted, size, tilt)
+
+
+def named(name: str) -> Kind:
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+def read(jpeg: bytes) -> npt.NDArray[np.int64]:
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(np.int64)
+
+
+def test_backgrounds_are_pinned_pale_and_of_two_surfaces_at_most() -> None:
+    state = hashlib.sha256()
+    breaks = Counter[int]()
+    for number in range(40):
+        picture = background(Draws("background", number))
+        state.update(picture.tobytes())
+        assert picture.shape == (PICTURE_SIDE, PICTURE_SIDE, 3)
+        assert picture.min() >= 130
+        steps = [np.abs(np.diff(picture.astype(int), axis=axis)).max(axis=(1 - axis, 2)) for axis in (0, 1)]
+        # Soft but where one surface ends; surfaces end along rows or along columns.
+        sharp = [int((step > 3).sum()) for step in steps]
+        assert min(sharp) == 0
+        breaks[min(max(sharp), 2)] += 1
+    assert min(breaks[0], breaks[1] + breaks[2]) >= 10
+    assert state.hexdigest() == PINNED_BACKGROUNDS
+
+
+def test_stamps_are_pinned() -> None:
+    """The pixels of Twemoji depend on PNG files and whole numbers alone: equal on every machine."""
+    state = hashlib.sha256()
+    for kind in KINDS[:12]:
+        for size, tilt in ((SIZES[0], TILTS[0]), (SIZES[3], 0), (SIZES[-1], TILTS[-1])):
+            drawn = stamp(kind, size, tilt, mirrored=tilt == 0, width=256 if tilt else 224)
+            state.update(drawn.pixels.tobytes() + repr(drawn.corner).encode())
+    assert state.hexdigest() == PINNED_STAMPS
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_upright_thing_has_the_size_asked_for(size: int) -> None:
+    for kind in KINDS[:20]:
+        drawn = stamp(kind, size, 0)
+        height, width = drawn.pixels.shape[:2]
+        assert size - 2 <= max(height, width) <= size
+        # Centred, to a pixel or two.
+        assert abs(2 * drawn.corner[0] + width) <= 3
+        assert abs(2 * drawn.corner[1] + height) <= 3
+
+
+def test_turning_is_clockwise() -> None:
+    pixels = stamp(named("door"), SIZES[-1], TILTS[-1]).pixels
+    top, bottom = pixels[2, :, 3].nonzero()[0].mean(), pixels[-3, :, 3].nonzero()[0].mean()
+    assert top > bottom + 5
+
+
+def test_poses_mirror_and_squeeze() -> None:
+    door = named("door")
+    upright, squeezed = stamp(door, 64, 0).pixels, stamp(door, 64, 0, height=224).pixels
+    assert abs(len(squeezed) - len(upright) * 224 / 256) <= 2
+    assert abs(squeezed.shape[1] - upright.shape[1]) <= 1
+    mirrored = stamp(named("car"), 64, 0, mirrored=True).pixels
+    assert np.array_equal(mirrored[:, ::-1], stamp(named("car"), 64, 0).pixels)
+    assert not np.array_equal(mirrored, stamp(named("car"), 64, 0).pixels)
+
+
+@pytest.mark.parametrize("tilt", TILTS)
+def test_a_turned_thing_stays_within_its_reach(tilt: int) -> None:
+    for style in (*SEEN_STYLES, *SHIFTED_STYLES):
+        for size in SIZES[::3]:
+            reach = Spot(centre=(0, 0), size=size, tilt=tilt).reach
+            for kind in KINDS[::15]:
+                drawn = stamp(kind, size, tilt, style=style)
+                height, width = drawn.pixels.shape[:2]
+                left, top = drawn.corner
+                assert min(left, top) >= -reach
+                assert max(left + width, top + height) <= reach
+
+
+def test_scaling_keeps_flat_colours_and_shares() -> None:
+    flat = np.full((70, 35, 4), 200, dtype=np.uint8)
+    assert (scaled(flat, 48) == 200).all()
+    assert scaled(flat, 48).shape == (48, 24, 4)
+    half = flat.copy()
+    half[:35] = 0
+    assert abs(scaled(half, 48).astype(float).mean() - 100) < 1
+
+
+@pytest.mark.parametrize("style", SEEN_STYLES)
+@pytest.mark.parametrize("paper", [None, (250, 214, 120)])
+def test_premultiplied_colours_never_exceed_alpha(style: Style, paper: tuple[int, int, int] | None) -> None:
+    for kind in KINDS[::10]:
+        pixels = stamp(kind, SIZES[2], TILTS[0], style=style, ink=(20, 40, 112), paper=paper).pixels
+        assert (pixels[..., :3] <= pixels[..., 3:]).all()
+
+
+@pytest.mark.parametrize("style", sorted(LINE_STYLES))
+def test_line_art_is_ink_and_paper_or_lets_the_background_through(style: Style) -> None:
+    sprite = load_sprite(named("door"), style)
+    ink, paper = (96, 24, 24), (150, 196, 246)
+    filled = coloured(sprite, dataclasses.replace(PLAIN, style=style, ink=ink, paper=paper))
+    opaque = filled[filled[..., 3] == 255][:, :3].astype(int)
+    # Every opaque pixel lies between the two colours.
+    assert (opaque >= np.minimum(ink, paper)).all()
+    assert (opaque <= np.maximum(ink, paper)).all()
+    assert (opaque == paper).all(axis=1).mean() > 0.3
+    hollow = coloured(sprite, dataclasses.replace(PLAIN, style=style, ink=ink))
+    assert np.array_equal(hollow[..., 3], sprite[..., 0])
+    assert (hollow[..., 3] == 0).mean() > (filled[..., 3] == 0).mean() + 0.2
+
+
+def test_things_are_drawn_in_all_styles_that_are_offered_and_in_many_poses() -> None:
+    styles = Counter(draw_look(named("cat"), SEEN_STYLES, Draws("look", n)).style for n in range(600))
+    assert styles.keys() == set(SEEN_STYLES)
+    assert all(abs(count - 200) < 60 for count in styles.values())
+    lettuce = next(kind for kind in VOCABULARY.unseen if kind.name == "lettuce")
+    assert {draw_look(lettuce, SEEN_STYLES, Draws("look", n)).style for n in range(60)} == {"twemoji", "noto-line"}
+
+
+def test_plans_in_other_styles_differ_in_style_alone() -> None:
+    for number in range(50):
+        seen = draw_look(KINDS[number], SEEN_STYLES, Draws("look", number))
+        shifted = draw_look(KINDS[number], SHIFTED_STYLES, Draws("look", number))
+        assert shifted == dataclasses.replace(seen, style="openmoji")
+
+
+def test_light_keeps_order_and_stays_readable() -> None:
+    tables = [light(Draws("light", number)) for number in range(200)]
+    assert len({table.tobytes() for table in tables}) == len(tables)
+    for table in tables:
+        assert table.shape == (3, 256)
+        assert (np.diff(table.astype(int), axis=1) >= 0).all()
+        assert (table[:, 255].astype(int) - table[:, 0] > 150).all()
+
+
+def test_a_bar_crosses_the_thing_that_it_is_drawn_for() -> None:
+    bars = [draw_bar((100, 60), Draws("bar", number)) for number in range(50)]
+    assert {bar.upright for bar in bars} == {True, False}
+    for bar in bars:
+        area = np.zeros((PICTURE_SIDE, PICTURE_SIDE), dtype=bool)
+        area[bar.area] = True
+        assert area.sum() == bar.width * PICTURE_SIDE
+        assert area[60 - 17 : 60 + 17, 100 - 17 : 100 + 17].any()
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bars, and a light that changes nothing."""
+    monkeypatch.setattr(render, "_BAR_TRIES", 0)
+    monkeypatch.setattr(render, "light", lambda draws: np.tile(np.arange(256, dtype=np.uint8), (3, 1)))
+
+
+def things_at(*spots: Spot) -> list[Thing]:
+    return [Thing(kind=kind, spot=spot) for kind, spot in zip(KINDS[3:], spots, strict=False)]
+
+
+@pytest.mark.usefixtures("bare")
+def test_boxes_hold_what_differs_from_the_background() -> None:
+    things = things_at(Spot(centre=(60, 60), size=64, tilt=8), Spot(centre=(160, 150), size=48, tilt=-12))
+    drawing = draw_scene(things, ("twemoji",), Draws("scene"))
+    difference = np.abs(read(drawing.jpeg) - background(Draws("scene")).astype(int)).max(axis=2)
+    inside = np.zeros(difference.shape, dtype=bool)
+    for x1, y1, x2, y2 in drawing.boxes:
+        inside[y1:y2, x1:x2] = True
+        assert (difference[y1:y2, x1:x2] > 20).mean() > 0.2
+        for edge in (difference[y1 : y1 + 3, x1:x2], difference[y2 - 3 : y2, x1:x2]):
+            assert edge.max() > 12
+    # JPEG rings a little around things.
+    assert difference[~inside].max() < 40
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_box_is_that_of_what_a_neighbour_leaves_to_be_seen() -> None:
+    first, second = Spot(centre=(60, 100), size=64, tilt=0), Spot(centre=(114, 100), size=64, tilt=0)
+    door = named("door")
+    both = [Thing(kind=named("pizza"), spot=first), Thing(kind=door, spot=second)]
+    together = draw_scene(both, ("twemoji",), Draws("scene")).boxes
+    alone = [draw_scene([thing], ("twemoji",), Draws("scene")).boxes[0] for thing in both]
+    cut = [one != other for one, other in zip(together, alone, strict=True)]
+    assert cut == [False, False] or cut.count(True) == 1
+    near = [both[0], Thing(kind=door, spot=dataclasses.replace(second, centre=(104, 100)))]
+    x1, y1, x2, y2 = draw_scene(near, ("twemoji",), Draws("scene")).boxes[0]
+    assert (x1, y1, y2) == (alone[0][0], alone[0][1], alone[0][3])
+    assert 0 < alone[0][2] - x2 <= 10
+
+
+@pytest.mark.usefixtures("bare")
+def test_where_neither_of_two_things_can_stand_before_the_other_they_are_drawn_smaller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    near = things_at(Spot(centre=(60, 100), size=64, tilt=4), Spot(centre=(104, 100), size=64, tilt=-4))
+    before = draw_scene(near, ("twemoji",), Draws("scene")).boxes
+    monkeypatch.setattr(render, "_LEAST_SEEN", (1, 1))
+    after = draw_scene(near, ("twemoji",), Draws("scene")).boxes
+    for box, (x1, y1, x2, y2) in zip(before, after, strict=True):
+        assert max(x2 - x1, y2 - y1) < max(box[2] - box[0], box[3] - box[1]) - 10
+    assert after[0][2] <= after[1][0]
+
+
+def test_bars_hide_a_little_of_some_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = list(plan_caption_scenes(VOCABULARY, seed=1, split="captions-train", num_scenes=60))
+    drawn = [draw_scene(scene.things, SEEN_STYLES, Draws("bars", scene.number)) for scene in scenes]
+    monkeypatch.setattr(render, "_BAR_TRIES", 0)
+    barred = 0
+    for scene, with_bar in zip(scenes, drawn, strict=True):
+        boxes = draw_scene(scene.things, SEEN_STYLES, Draws("bars", scene.number)).boxes
+        for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(boxes, with_bar.boxes, strict=True):
+            # What a bar hides can only make a box smaller, and never by much.
+            assert x1 <= u1 < u2 <= x2
+            assert y1 <= v1 < v2 <= y2
+            assert (u2 - u1) * (v2 - v1) > 0.5 * (x2 - x1) * (y2 - y1)
+        barred += has_bar(with_bar)
+    assert 6 <= barred <= 36
+
+
+def has_bar(drawing: render.Drawing) -> bool:
+    """Look for dark rows or columns from edge to edge."""
+    channels = read(drawing.jpeg).max(axis=2)
+    return any(bool((channels.max(axis=axis) < 175).any()) for axis in (0, 1))

@@ -1,0 +1,131 @@
+"""The frozen vocabulary: regenerated from its sources, clean, and drawn by both art styles."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tomllib
+from collections import Counter
+
+import numpy as np
+import pytest
+from scenes_vocabulary import make_vocabulary
+
+from advl_data.scenes.generator.artwork import (
+    LINE_STYLES,
+    SEEN_STYLES,
+    SHIFTED_STYLES,
+    STYLES_FILE,
+    Style,
+    load_sprite,
+    offered_styles,
+)
+from advl_data.scenes.generator.packages import require_package
+from advl_data.scenes.generator.vocabulary import VOCABULARY_FILE, load_vocabulary
+from advl_pipeline.errors import DatasetError
+from advl_pipeline.packages import read_data
+
+VOCABULARY = load_vocabulary()
+UNNAMED = [kind for kind in VOCABULARY.labelled if not kind.named]
+
+
+def test_frozen_file_is_what_the_sources_give() -> None:
+    frozen = json.loads(read_data(VOCABULARY_FILE))
+    assert frozen["provenance"] == {name: importlib.metadata.version(name) for name in frozen["provenance"]}
+    assert make_vocabulary() == frozen
+
+
+def test_numbers_are_those_of_the_card() -> None:
+    assert (len(VOCABULARY.labelled), len(VOCABULARY.unseen), len(VOCABULARY.containers)) == (136, 43, 4)
+
+
+def test_a_quarter_of_the_labelled_kinds_is_unnamed_and_every_family_keeps_named_ones() -> None:
+    assert len(UNNAMED) == 33
+    assert all(kind.named for kind in (*VOCABULARY.unseen, *VOCABULARY.containers))
+    for family in {kind.family for kind in VOCABULARY.labelled}:
+        members = [kind for kind in VOCABULARY.labelled if kind.family == family]
+        assert sum(kind.named for kind in members) >= 2
+
+
+def test_no_other_name_and_no_hypernym_says_a_word_of_an_unnamed_kind() -> None:
+    said = {word for kind in VOCABULARY.kinds for word in kind.family.hypernym.split()}
+    for kind in UNNAMED:
+        others = {word for other in VOCABULARY.kinds if other != kind for word in other.name.split()}
+        assert not set(kind.name.split()) & (said | others)
+
+
+def test_kinds_are_distinct() -> None:
+    for values in ([kind.code for kind in VOCABULARY.kinds], [kind.name for kind in VOCABULARY.kinds]):
+        assert max(Counter(values).values()) == 1
+
+
+def test_nearly_every_kind_has_a_sibling_to_be_confused_with() -> None:
+    for pool in (VOCABULARY.labelled, VOCABULARY.unseen):
+        families = Counter(kind.family.subcategory for kind in pool)
+        assert sum(families[kind.family.subcategory] > 1 for kind in pool) >= 0.97 * len(pool)
+
+
+def test_every_kind_has_one_container_that_may_hide_it_and_is_not_taken_for_its_like() -> None:
+    for kind in (*VOCABULARY.labelled, *VOCABULARY.unseen):
+        hiding = [container for container in VOCABULARY.containers if container.may_hide(kind)]
+        assert hiding == [VOCABULARY.hiding_place(kind)]
+        assert kind.family.subcategory not in hiding[0].resembles
+    assert len(VOCABULARY.containers) >= 3
+    asked_about = {kind.family for kind in (*VOCABULARY.labelled, *VOCABULARY.unseen)}
+    assert asked_about.isdisjoint(container.family for container in VOCABULARY.containers)
+
+
+def test_unseen_families_are_those_of_labelled_kinds() -> None:
+    assert {kind.family for kind in VOCABULARY.unseen} <= {kind.family for kind in VOCABULARY.labelled}
+
+
+def test_articles() -> None:
+    phrases = {kind.name: kind.noun_phrase for kind in VOCABULARY.kinds}
+    assert phrases["owl"] == "an owl"
+    assert phrases["hourglass"] == "an hourglass"
+    assert phrases["bread"] == "some bread"
+    assert phrases["cat"] == "a cat"
+
+
+@pytest.mark.parametrize("style", [*SEEN_STYLES, *SHIFTED_STYLES])
+def test_every_style_draws_every_kind_and_none_alike(style: Style) -> None:
+    seen = set()
+    for kind in VOCABULARY.kinds:
+        sprite = load_sprite(kind, style)
+        alpha = sprite[..., 3]
+        assert alpha.max() == 255, kind.name
+        assert (alpha > 0).mean() > 0.1, kind.name
+        if style in LINE_STYLES:
+            assert (sprite[..., 0] <= alpha).all(), kind.name
+            assert not sprite[..., 1:3].any(), kind.name
+            assert (sprite[..., 0] > 128).mean() > 0.05, kind.name
+        else:
+            assert (sprite[..., :3] <= alpha[..., None]).all(), kind.name
+        # Trimmed: something is visible on every side.
+        assert all(side.any() for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])), kind.name
+        seen.add(np.ascontiguousarray(sprite).tobytes())
+    assert len(seen) == len(VOCABULARY.kinds)
+
+
+def test_most_line_art_holds_paper_in() -> None:
+    for style in sorted(LINE_STYLES):
+        sprites = [load_sprite(kind, style) for kind in VOCABULARY.kinds]
+        assert np.mean([(sprite[..., 3] - sprite[..., 0] > 128).mean() > 0.05 for sprite in sprites]) > 0.7
+
+
+def test_drawings_that_nobody_recognises_are_left_out_by_name() -> None:
+    unrecognised = tomllib.loads(read_data(STYLES_FILE))["unrecognised"]
+    assert unrecognised.keys() <= set(SEEN_STYLES)
+    assert {name for names in unrecognised.values() for name in names} <= {kind.name for kind in VOCABULARY.kinds}
+    for kind in VOCABULARY.kinds:
+        offered = offered_styles(kind, SEEN_STYLES)
+        assert len(offered) >= 2
+        assert not [style for style in offered if kind.name in unrecognised.get(style, ())]
+        assert offered_styles(kind, SHIFTED_STYLES) == SHIFTED_STYLES
+
+
+def test_a_missing_package_is_named_with_the_way_out() -> None:
+    with pytest.raises(DatasetError, match="not installed") as caught:
+        require_package("no_such_package_of_emoji")
+    assert "no_such_package_of_emoji" in str(caught.value)
+    assert "demo" in caught.value.next_command

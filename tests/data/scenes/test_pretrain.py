@@ -1,0 +1,235 @@
+"""Pretraining of the small students: what is learned, what is kept beside the student, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from advl_data.scenes.config import PretrainConfig
+from advl_data.scenes.pretraining.objectives import PretrainHeads, phrase_targets, region_questions
+from advl_data.scenes.pretraining.pretrain import pretrain_identity, run_pretrain
+from advl_data.scenes.students.vilt import ScenesVilt
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import word_spans
+from advl_pipeline.errors import ConfigError, IdentityMismatch, WeightsUnavailable
+from advl_pipeline.students.interface import Pretraining, StudentOutput
+from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, known_words, read_known_words
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.saved import read_description
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.run_signals import _known_words
+
+STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
+
+
+def settings(small_corpus: Any, output: Path, **changes: Any) -> PretrainConfig:
+    short = {"warmup_steps": 2, "joint_steps": 3, "batch_size": 8}
+    return PretrainConfig(**{"data_root": small_corpus.data_root, "output": output, **short, **changes})
+
+
+@pytest.fixture(scope="module")
+def pretrained(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("students") / "scenes-small"
+    run_pretrain(settings(small_corpus, folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_small_student_is_pretrained_by_all_objectives(small_corpus: Any, tmp_path: Path, name: str) -> None:
+    config = settings(small_corpus, tmp_path, student=name)
+    result = run_pretrain(config)
+    assert set(result.losses) == {"contrast", "words", "matching", "naming"}
+    assert all(0 < value < 20 for value in result.losses.values())
+    torch.manual_seed(0)
+    before, after = build_student(name).state_dict(), build_student(name, weights=tmp_path).state_dict()
+    assert any(not torch.equal(before[key], value) for key, value in after.items())
+    assert run_pretrain(config).reused
+    with pytest.raises(IdentityMismatch, match="pretrained otherwise"):
+        run_pretrain(settings(small_corpus, tmp_path, student=name, seed=1))
+
+
+def test_a_student_of_a_shape_that_is_no_longer_built_is_not_taken_for_a_newer_one(
+    small_corpus: Any, pretrained: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scenes-small"
+    shutil.copytree(pretrained, output)
+    tensors = load_file(output / "model.safetensors")
+    tensors["an.older.layer"] = tensors.pop("box_encoder.weight")
+    save_file(tensors, output / "model.safetensors")
+    with pytest.raises(IdentityMismatch, match="do not fit the student") as caught:
+        run_pretrain(settings(small_corpus, output))
+    assert "make the student again" in caught.value.next_command
+    assert "an.older.layer" in load_file(output / "model.safetensors")
+    weights = (output / "model.safetensors").read_bytes()
+    (output / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(WeightsUnavailable, match="weights file is damaged"):
+        run_pretrain(settings(small_corpus, output))
+
+
+def test_a_student_is_made_as_suits_it_where_nothing_else_is_asked(small_corpus: Any, tmp_path: Path) -> None:
+    config = settings(small_corpus, tmp_path, student="scenes-vilt", warmup_steps=1, joint_steps=None)
+    few = {"warmup_steps": 2, "joint_steps": 1, "learning_rate": 2e-3, "move_pictures": 0.1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScenesVilt, "pretraining", Pretraining(**few))
+        run_pretrain(config)
+    made = read_description(tmp_path)["origin"]["pretraining"]
+    assert {name: made[name] for name in few} == few | {"warmup_steps": 1}
+
+
+def test_where_and_how_a_student_is_pretrained_is_not_in_its_identity(small_corpus: Any, tmp_path: Path) -> None:
+    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    options = Pretraining(warmup_steps=2, joint_steps=3)
+    found = pretrain_identity(settings(small_corpus, tmp_path), options, dataset)
+    elsewhere = {"data_root": tmp_path, "device": "cpu", "num_workers": 3}
+    assert pretrain_identity(settings(small_corpus, tmp_path / "other", **elsewhere), options, dataset) == found
+    assert list(found) == [
+        "schema", "dataset_digest", "mixed_precision", "dataset", "split", "student", "seed", "warmup_steps",
+        "joint_steps", "batch_size", "learning_rate", "weight_decay", "mask_probability",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_phrase_is_placed_at_its_own_box(small_corpus: Any, name: str) -> None:
+    student = build_student(name)
+    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    examples = [dataset[index] for index in range(6)]
+    batch = student.collate(examples)
+    phrases = phrase_targets(student, examples, batch)
+    torch.testing.assert_close(phrases.place_QR.sum(1), torch.ones(len(phrases.place_QR)))
+    tags = [(example, tag) for example in examples for tag in example.candidates[0].tags]
+    for (example, tag), caption, place_R in zip(tags, phrases.caption_Q, phrases.place_QR, strict=True):
+        if name == "scenes-vilt":
+            x1, y1, x2, y2 = example.image.boxes_R4[tag.box].tolist()
+            rows, columns = place_R[1:].view(7, 7).sum(1), place_R[1:].view(7, 7).sum(0)
+            centre = torch.arange(7) + 0.5
+            for shares, low, high, side in (
+                (columns, x1, x2, example.image.width),
+                (rows, y1, y2, example.image.height),
+            ):
+                assert float(shares @ centre) / 7 == pytest.approx((low + high) / 2 / side, abs=0.5 / 7)
+        else:
+            assert int(batch.box_index_NR[caption, int(place_R.argmax())]) == tag.box
+
+
+def test_the_phrase_that_names_its_box_is_to_have_the_highest_logit() -> None:
+    student = build_student("scenes-small")
+    heads = PretrainHeads(student)
+    pooled_NP = torch.randn(9, student.pooled_size)
+    output = StudentOutput(text_states_NLH=pooled_NP, visual_states_NRH=pooled_NP, pooled_NP=pooled_NP)
+    optimizer = torch.optim.Adam(heads.naming.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        heads.name(output, (4, 2, 3)).backward()
+        optimizer.step()
+    logits = heads.naming(pooled_NP)[:, 0].split([4, 2, 3])
+    assert [int(of_example.argmax()) for of_example in logits] == [0, 0, 0]
+    assert float(heads.name(output, (4, 2, 3)).detach()) < 0.1
+
+
+def test_regions_are_asked_about_in_the_language_of_captions(small_corpus: Any) -> None:
+    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    captions = [dataset[index] for index in range(24)]
+    asked = region_questions(captions, torch.Generator().manual_seed(0))
+    num_own = 0
+    for caption, question in zip(captions, asked, strict=True):
+        texts = [candidate.text[candidate.context_length :] for candidate in question.candidates]
+        assert 2 <= len(texts) <= 4
+        assert len(set(texts)) == len(texts)
+        (tag,) = question.candidates[0].tags
+        names = [caption.candidates[0].text[one.start : one.end] for one in caption.candidates[0].tags]
+        boxes = [one.box for one in caption.candidates[0].tags]
+        assert names[boxes.index(tag.box)] in texts[0]
+        num_own += any(name in text for name in names for text in texts[1:])
+    assert num_own > 4
+
+
+@pytest.mark.parametrize(("method", "fresh"), [("plain", False), ("advl", False), ("plain", True)])
+def test_the_choice_head_starts_from_the_head_that_named_regions(
+    small_corpus: Any, pretrained: Path, tmp_path: Path, method: str, fresh: bool
+) -> None:
+    run_finetune(
+        small_corpus.config(
+            tmp_path,
+            method=method,
+            cache=small_corpus.caches if method == "advl" else (),
+            task=("vcr-q2a", "vcr-qa2r"),
+            init=pretrained,
+            fresh_heads=fresh,
+            learning_rate=1e-12,
+        )
+    )
+    head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["vcr"]
+    why = "--fresh-heads" if fresh else "naming regions in pretraining"
+    assert head == {"origin": "fresh" if fresh else "checkpoint", "why": why}
+    started, learned = (load_file(folder / "heads.safetensors") for folder in (tmp_path, pretrained))
+    for key in ("vcr.0.weight", "vcr.3.weight"):
+        assert torch.allclose(started[key], learned[key], atol=1e-6) != fresh
+
+
+def test_another_tasks_head_starts_anew(small_corpus: Any, pretrained: Path, tmp_path: Path) -> None:
+    run_finetune(
+        small_corpus.config(tmp_path, method="plain", cache=(), dataset="scenes-snli-ve", task=(), init=pretrained)
+    )
+    head = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["heads"]["snli-ve"]
+    assert head == {"origin": "fresh", "why": "the folder has heads for vcr"}
+
+
+def test_the_words_of_the_captions_are_kept_with_their_counts(small_corpus: Any, pretrained: Path) -> None:
+    dataset = open_dataset("scenes-captions", split="train", data_root=small_corpus.data_root)
+    texts = [dataset[index].candidates[0].text for index in range(len(dataset))]
+    expected = Counter(text[start:end].lower() for text in texts for start, end in word_spans(text))
+    assert known_words(pretrained) == expected
+    assert expected["a"] > 1
+
+
+def test_known_words_are_read_from_json_and_from_tab_separated_lines(tmp_path: Path) -> None:
+    assert known_words(tmp_path) is None
+    assert known_words(tmp_path / "uniter-base.pt") is None
+    table, lines = tmp_path / "words.json", tmp_path / "words.tsv"
+    table.write_text('{"Cat": 2, "cat": 1, "café": 0}', encoding="utf-8")
+    lines.write_text("Cat\t2\ncat\t1\ncafé\t0\n", encoding="utf-8")
+    assert read_known_words(table) == read_known_words(lines) == {"cat": 3, "café": 0}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"cat": "two"}', '{"cat": -1}', '{"cat": true}', '{"cat"', "cat 3\n", "cat\tthree\n"]
+)
+def test_a_damaged_list_of_words_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / KNOWN_WORDS_FILE
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="known words") as refused:
+        known_words(tmp_path)
+    assert refused.value.where == str(path)
+
+
+def test_a_published_student_is_not_pretrained_here(small_corpus: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="brings its own pretraining"):
+        run_pretrain(settings(small_corpus, tmp_path / "out", student="lxmert-tiny"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_that_name_no_box_are_refused(small_corpus: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No caption says which box"):
+        run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-snli-ve"))
+    with pytest.raises(ConfigError, match="Only captions are pretrained on"):
+        run_pretrain(settings(small_corpus, tmp_path / "out", dataset="scenes-vcr"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_known_words_wins_over_what_pretraining_recorded(tmp_path: Path) -> None:
+    recorded, given = tmp_path / KNOWN_WORDS_FILE, tmp_path / "given.tsv"
+    recorded.write_text('{"cat": 1}', encoding="utf-8")
+    given.write_text("dog\t3\n", encoding="utf-8")
+    config = FinetuneConfig(dataset="scenes-vcr", output=tmp_path / "run", init=tmp_path)
+    assert _known_words(config) == {"cat": 1}
+    assert _known_words(replace(config, known_words=given)) == {"dog": 3}
+    assert _known_words(replace(config, init=None)) is None
