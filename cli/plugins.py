@@ -7,6 +7,7 @@ An entry point is called as a user types it, words joined by dots: `mine` is `ad
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 import click
 
@@ -40,12 +41,7 @@ class PluginGroup(click.Group):
         try:
             command: click.Command = point.load()
         except ImportError as error:
-            raise ConfigError(
-                f"The command {cmd_name!r} of a plug-in cannot be imported.",
-                where=f"entry point {point.value}",
-                why=str(error),
-                next_command="install what it needs, then give the same command again",
-            ) from error
+            return _Broken(cmd_name, point, error)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,3 +60,19 @@ class PluginGroup(click.Group):
             (name, f"From the package {point.dist.name if point.dist else point.value}.")
             for name, point in self.plugins().items()
         ]
+
+
+class _Broken(click.Command):
+    """A command that cannot be imported, which it says when it is called, however it is called."""
+
+    def __init__(self, name: str, point: EntryPoint, error: ImportError) -> None:
+        super().__init__(name, help="Not usable: it cannot be imported.", add_help_option=False)
+        self.obstacle = ConfigError(
+            f"The command {name!r} of a plug-in cannot be imported.",
+            where=f"entry point {point.value}",
+            why=str(error),
+            next_command="install what it needs, then give the same command again",
+        )
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        raise self.obstacle
