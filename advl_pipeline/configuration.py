@@ -155,6 +155,20 @@ def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identi
     return {name: value for name, value in values.items() if told.get(name) not in left_out}
 
 
+def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values but those at the default of their option.
+
+    Args:
+        values: field name -> value, as `config_to_dict` has them; names that are no fields stay.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in defaults or defaults[name] is dataclasses.MISSING or value != _to_plain(defaults[name])
+    }
+
+
 def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of options that a step of the work may take another time for; other names stay."""
     told = {field.name: field.metadata.get("paces", True) for field in dataclasses.fields(cls)}

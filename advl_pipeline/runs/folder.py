@@ -79,6 +79,13 @@ class RunFolder:
                 why=str(error),
                 next_command="choose another --output, or pass --no-resume to start over in this one",
             ) from None
+        if found.get("schema") != identity.get("schema"):
+            raise IdentityMismatch(
+                "The run folder holds a run of another version, which this one cannot go on with.",
+                where=str(self.path),
+                why=f"its record has schema {found.get('schema')}, and this version's is {identity.get('schema')}",
+                next_command="choose another --output; a finished run can still be evaluated and predicted with",
+            )
         if rows := differences(identity, found):
             # What is named first is what people know: a teacher's name before the settings of its layers.
             rows = tuple(sorted(rows, key=lambda row: (row.path.count("."), row.path)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -24,7 +24,6 @@ from advl_pipeline.studies.config import Setting, StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.variants import SHIPPED, Variant
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
-from advl_pipeline.training.resolved import run_identity
 
 _OF_PLACE = frozenset({"method", "dataset", "student", "task", "shots", "seed", "cache"})
 """Options that say where a run stands, which method and seed it is of, or where the features of its teachers lie."""
@@ -61,7 +60,7 @@ class _Run:
     @property
     def choices(self) -> dict[str, str]:
         """What of its options, in words, tells it from runs of the same method at its place; and its teachers."""
-        options = run_identity(config_to_dict(self.config))
+        options = options_without(FinetuneConfig, config_to_dict(self.config), "beside", "none")
         told = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
         return {**told, _TEACHERS: " and ".join(self.teachers) or "none", _FEATURES: self.features}
 

@@ -29,7 +29,7 @@ from advl_pipeline.studies.variants import Variant
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import takes_two_steps
-from advl_pipeline.training.resolved import NAMED_FILES, resolve_run, run_identity
+from advl_pipeline.training.resolved import NAMED_FILES, SCHEMA, recipe_identity, resolve_run, run_identity
 
 CELLS_FOLDER = "cells"
 ID_LENGTH = 12
@@ -253,7 +253,8 @@ def cell_identity(
     described = options_without(FinetuneConfig, run_identity(config_to_dict(config)), "content")
     # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
     described |= {"dataset": None if is_own_data(config.dataset) else config.dataset, "ids": None}
-    described["decided"] = {kind: _decided(config, kind) for kind in kinds}
+    described["schema"] = SCHEMA
+    described["recipe"] = {kind: _recipe(config, kind) for kind in kinds}
     described["init"] = digests.get(config.init, str(config.init)) if config.init else None
     named = {option: str(value) for option in NAMED_FILES if (value := getattr(config, option)) is not None}
     described |= {option: digests.get(Path(value), value) for option, value in named.items()}
@@ -266,15 +267,10 @@ def cell_identity(
     return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
 
 
-def _decided(config: FinetuneConfig, kind: str) -> dict[str, Any]:
-    """Return the numbers that a run on a kind of task follows, whoever decided them: recipe, options or defaults."""
+def _recipe(config: FinetuneConfig, kind: str) -> dict[str, Any]:
+    """Return what the recipe of a run on a kind of task states; options that contradict it are refused here."""
     run = resolve_run(config, kind=kind, num_labelled=config.shots or _ANY_NUMBER_OF_EXAMPLES)
-    recipe = run.chosen.recipe
-    return {
-        "settings": config_to_dict(replace(run.settings, note="", sources={})),
-        "method": config_to_dict(run.method),
-        "recipe": None if recipe is None else config_to_dict(replace(recipe, sources={})),
-    }
+    return recipe_identity(run.chosen)
 
 
 def _kinds(setting: Setting) -> tuple[str, ...]:

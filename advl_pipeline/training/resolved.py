@@ -8,7 +8,7 @@ from typing import Any
 
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.reader import TeacherCache
-from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.configuration import changed_options, config_to_dict, options_without
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.weight_files import file_digest, student_digest, tokenizer_digest
 from advl_pipeline.training.compatibility import dataset_identity
@@ -61,12 +61,27 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     return Run(config=config, chosen=chosen, settings=settings, method=method)
 
 
-def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's plain configuration says about its numbers.
+SCHEMA = 3
+"""Raised whenever the same options would give other numbers: by another default, or another method behind its name.
 
-    Options at their default are in it too: another version's default may be another.
-    """
-    return options_without(FinetuneConfig, config, "beside", "none")
+Runs and cells are told apart by what differs from the defaults, so that a new option re-keys none of them.
+`tests/assets/run_defaults.json` holds the defaults that go with this number.
+"""
+
+
+def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's plain configuration says about its numbers: the options that are not at their default."""
+    return changed_options(FinetuneConfig, options_without(FinetuneConfig, config, "beside", "none"))
+
+
+def recipe_identity(chosen: ChosenRecipe) -> dict[str, Any]:
+    """Return what the files of a run's recipe state: the one that it follows, or the one whose rates it borrows."""
+    return {
+        name: {"student": recipe.student, "task": recipe.task, "size": recipe.size}
+        | {key: value for key, value in config_to_dict(recipe).items() if key in recipe.sources}
+        for name, recipe in (("followed", chosen.recipe), ("rates_of", chosen.rates_of))
+        if recipe is not None
+    }
 
 
 NAMED_FILES: Mapping[str, Callable[[str], str | None]] = {
@@ -99,15 +114,10 @@ def describe_run(run: Run, inputs: Inputs, caches: Sequence[TeacherCache]) -> di
     config, dataset = run.config, inputs.dataset
     splits = [dataset_identity(split) for split in inputs.splits]
     options = run_identity(config_to_dict(config))
-    # How a step is split over processes may change when a run resumes.
-    decided = {
-        key: entry["value"] for key, entry in run.settings.to_dict()["settings"].items() if key != "accumulate"
-    }
-    published = None if run.chosen.recipe is None else config_to_dict(run.chosen.recipe)
     return {
+        "schema": SCHEMA,
         "options": options_without(FinetuneConfig, options, "content"),
-        "settings": decided,
-        "recipe": published and {key: value for key, value in published.items() if key != "sources"},
+        "recipe": recipe_identity(run.chosen),
         "init": None if config.init is None else student_digest(config.init),
         "files": named_files(options),
         "dataset": splits[0],

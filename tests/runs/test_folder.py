@@ -47,6 +47,13 @@ def test_a_folder_takes_the_same_run_again_and_no_other(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_run_of_another_version_is_told_apart_from_one_of_other_settings(tmp_path: Path) -> None:
+    begin(tmp_path, {"options": {"method": "advl"}})
+    with pytest.raises(IdentityMismatch, match="another version") as refusal:
+        begin(tmp_path, {"options": {"method": "advl"}, "schema": 3})
+    assert "schema None" in refusal.value.why
+
+
 def test_a_damaged_record_is_no_leave_to_go_on(tmp_path: Path) -> None:
     begin(tmp_path, {"options": {}})
     for content in ("{", "[1]", "3"):

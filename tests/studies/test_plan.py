@@ -9,9 +9,8 @@ import pytest
 from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
-import advl_pipeline.training.methods as methods_module
 import advl_pipeline.training.resolved as resolved_module
-import advl_pipeline.training.settings as settings_module
+from advl_pipeline.configuration import config_to_dict, option
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
@@ -93,33 +92,35 @@ def test_another_recipe_makes_other_cells(tmp_path: Path) -> None:
     assert not found[0] & found[1]
 
 
-def test_an_id_holds_every_option_at_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_holds_what_differs_from_the_defaults_and_the_number_that_they_go_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = ids(plan_of(tmp_path))
     described: list[dict[str, object]] = []
 
-    def changed(config: dict[str, object]) -> dict[str, object]:
-        described.append(run_identity(config) | {"adapt_steps": 2})
+    def noted(config: dict[str, object]) -> dict[str, object]:
+        described.append(run_identity(config))
         return described[-1]
 
-    monkeypatch.setattr(plan_module, "run_identity", changed)
+    monkeypatch.setattr(plan_module, "run_identity", noted)
+    assert ids(plan_of(tmp_path)) == before
+    defaults = config_to_dict(FinetuneConfig(dataset="any", output=Path("any")))
+    assert all(value != defaults[name] for one in described for name, value in one.items())
+    monkeypatch.setattr(plan_module, "SCHEMA", plan_module.SCHEMA + 1)
     assert not before & ids(plan_of(tmp_path))
-    options = {item.name: item.metadata["identity"] for item in dataclasses.fields(FinetuneConfig)}
-    assert set(described[0]) == {name for name, stands in options.items() if stands in ("value", "content")}
 
 
-@pytest.mark.parametrize("recipe", ["none", "auto"])
-def test_an_id_holds_what_stands_for_options_that_are_not_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
-) -> None:
-    extra = f"[training]\nrecipe = {recipe!r}\n"
-    before = ids(plan_of(tmp_path, extra=extra))
-    monkeypatch.setattr(settings_module, "PLAIN", {**settings_module.PLAIN, "weight_decay": 0.02})
-    assert (not before & ids(plan_of(tmp_path, extra=extra))) == (recipe == "none")
-    monkeypatch.undo()
-    others = {**methods_module._DEFAULTS["advl"], "weighting": "uniform"}
-    monkeypatch.setitem(methods_module._DEFAULTS, "advl", others)
-    changed = {cell.method for cell in plan_of(tmp_path, extra=extra).cells if cell.cell_id not in before}
-    assert changed == {"advl", "advl-shuffled"}
+def test_a_new_option_at_its_default_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(FinetuneConfig):
+        brightness: float = option(1.0, help="An option of a later version.")
+
+    now = FinetuneConfig(dataset="any", output=Path("any"), num_steps=7)
+    before = run_identity(config_to_dict(now))
+    monkeypatch.setattr(resolved_module, "FinetuneConfig", Later)
+    assert run_identity(config_to_dict(Later(dataset="any", output=Path("any"), num_steps=7))) == before
+    dimmed = Later(dataset="any", output=Path("any"), num_steps=7, brightness=0.5)
+    assert run_identity(config_to_dict(dimmed)) == before | {"brightness": 0.5}
 
 
 def test_a_recipe_of_another_kind_of_task_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
