@@ -160,12 +160,12 @@ def _visualbert(student: Any, task: str, num_classes: int) -> PreTrainedModel:
     )
 
 
-def _smolvlm(student: Any, task: str, num_classes: int) -> PreTrainedModel:
+def _chat_model(student: Any, task: str, num_classes: int) -> PreTrainedModel:
     model: PreTrainedModel = type(student.model)(student.model.config)
     return model
 
 
-def _smolvlm_call(student: Any, task: str) -> str:
+def _chat_call(student: Any, task: str) -> str:
     closing = "".join(f"\n{line}" for line in [student.instruction(task)] if line)
     normalised = student.config.length_normalised
     summed = normalised == "none" or (normalised == "choices" and task != "vcr")
@@ -224,6 +224,6 @@ logits = model(**inputs).logits
         call=REGION_CALL
         + "logits = model(**inputs, visual_feats=features, visual_pos=places).question_answering_score\n",
     ),
-    "smolvlm": Family(build=_smolvlm, body="", head={}, call=_smolvlm_call),
+    **dict.fromkeys(("smolvlm", "qwen3-vl"), Family(build=_chat_model, body="", head={}, call=_chat_call)),
 }
 """Family of students -> how it becomes a model of transformers. One more family is one more entry."""

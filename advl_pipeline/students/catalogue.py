@@ -13,7 +13,7 @@ from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import read_tables
 from advl_pipeline.students.registry import door_of, student_names
 
-SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b")
+SIZES = ("tiny", "small", "base", "large", "vcr", "256m", "500m", "2.2b", "2b", "4b", "8b")
 """What may follow a family's name; a name without a size has the size "base" in recipes."""
 
 

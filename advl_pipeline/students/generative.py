@@ -82,6 +82,8 @@ class GenerativeStudent(Student):
 
     config: GenerativeConfig
     config_class: ClassVar[type[GenerativeConfig]]
+    smaller_pictures: ClassVar[str]
+    """The student option that gives a picture fewer tokens, with a value."""
     places: PlaceKind | None = "patches"
 
     def __init__(self, name: str, config: GenerativeConfig) -> None:
@@ -137,7 +139,19 @@ class GenerativeStudent(Student):
 
     @abstractmethod
     def picture_features(self, batch: ChatBatch) -> torch.Tensor:
-        """Return (V, H): what stands for the tokens of all pictures, one picture after the other."""
+        """Return (V, D, H) for the V tokens of all pictures, one picture after the other.
+
+        The first of the D features stands in the token's place. What a family does with others is its own.
+        """
+
+    def decoder_inputs(self, picture_NS: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
+        """Return what else the decoder takes: nothing by default.
+
+        Args:
+            picture_NS: bool, the tokens of pictures, their markers included; S counts answers behind, too.
+            shown_MDH: features of the M picture tokens of all sequences in order.
+        """
+        return {}
 
     def positions(self, batch: ChatBatch) -> torch.Tensor:
         """Return (N, S) int64, or (3, N, S) of a family whose positions have three axes."""
@@ -226,11 +240,12 @@ class GenerativeStudent(Student):
         # Attention to the picture is spread over markers and sinks; no relevance is given.
         assert isinstance(batch, ChatBatch)
         self.refuse_perturbation(perturbation)
-        x_NSH = self.embed(batch, mask_visual=mask_visual)
+        shown_MDH = self.shown(batch)
+        x_NSH = self.embed(batch, shown_MDH, mask_visual=mask_visual)
         states_NSH: torch.Tensor | None = None
         total: list[tuple[torch.Tensor, torch.Tensor]] = []
         for answers in batch.answers or (None,):
-            states, final = self._run(x_NSH, batch, answers, mask_visual)
+            states, final = self._run(x_NSH, shown_MDH, batch, answers, mask_visual)
             states_NSH = states if states_NSH is None else states_NSH
             if answers is not None:
                 total.append(sum_likelihoods(answers, final, self.model.lm_head, batch.num_answers))
@@ -260,29 +275,45 @@ class GenerativeStudent(Student):
         # Generation goes on where a row ends, so that rows end together.
         place_NS = torch.arange(size, device=batch.length_N.device) - (size - batch.length_N[:, None])
         shown_NS = place_NS >= 0
+        asked = self.prompts(batch, place_NS.clamp(min=0), shown_NS)
         found = self.model.generate(
-            inputs_embeds=gathered(self.embed(batch), place_NS.clamp(min=0)),
-            attention_mask=shown_NS.long(),
+            **asked,
             max_new_tokens=self.config.max_new_tokens,
             do_sample=False,
             eos_token_id=self.chat.end_id,
             pad_token_id=self.chat.pad_id,
         )
-        return [self.chat.decode(row) for row in found.tolist()]
+        # What is asked by ids comes back in front of the answer.
+        start = size if "input_ids" in asked else 0
+        return [self.chat.decode(row) for row in found[:, start:].tolist()]
 
-    def embed(self, batch: ChatBatch, *, mask_visual: bool = False) -> torch.Tensor:
+    def prompts(self, batch: ChatBatch, place_NS: torch.Tensor, shown_NS: torch.Tensor) -> dict[str, Any]:
+        """Return what transformers generates from, rows padded on the left.
+
+        Args:
+            place_NS: where each token of the padded rows lies in the batch's.
+            shown_NS: bool, False for padding.
+        """
+        x_NSH = self.embed(batch, self.shown(batch))
+        return {"inputs_embeds": gathered(x_NSH, place_NS), "attention_mask": shown_NS.long()}
+
+    def shown(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (M, D, H): features of the picture tokens of all sequences, one sequence after the other."""
+        first = np.cumsum([0, *batch.num_candidates])[:-1].tolist()
+        counts = batch.visual_mask_NR[first].sum(1).tolist()
+        features_VDH = self.once("pictures", [batch.pixels], lambda: self.picture_features(batch))
+        features_BRDH = pad_sequence(list(torch.split(features_VDH, counts)), batch_first=True)
+        shown_MDH: torch.Tensor = batch.per_sequence(features_BRDH)[batch.visual_mask_NR]
+        return shown_MDH
+
+    def embed(self, batch: ChatBatch, shown_MDH: torch.Tensor, *, mask_visual: bool = False) -> torch.Tensor:
         """Return (N, S, H): words, and the pictures' features in the places of their tokens.
 
         With `mask_visual` no word may hold anything of the picture.
         """
         words_NSH = self.model.get_input_embeddings()(batch.sequence_ids_NS)
-        first = np.cumsum([0, *batch.num_candidates])[:-1].tolist()
-        counts = batch.visual_mask_NR[first].sum(1).tolist()
-        features_VH = self.once("pictures", [batch.pixels], lambda: self.picture_features(batch))
-        features_BRH = pad_sequence(list(torch.split(features_VH, counts)), batch_first=True)
-        shown = batch.per_sequence(features_BRH)[batch.visual_mask_NR]
         is_picture = batch.sequence_ids_NS == self.chat.image_token_id
-        embedded: torch.Tensor = words_NSH.masked_scatter(is_picture[..., None], shown.to(words_NSH.dtype))
+        embedded: torch.Tensor = words_NSH.masked_scatter(is_picture[..., None], shown_MDH[:, 0].to(words_NSH.dtype))
         return embedded
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
@@ -309,11 +340,16 @@ class GenerativeStudent(Student):
         if num_tokens > most:
             raise DatasetError(
                 f"A picture and its text have {num_tokens} tokens; {self.name} has {most} positions.",
-                next_command="--student-option image_splitting=false gives a picture fewer tokens",
+                next_command=f"--student-option {self.smaller_pictures} gives a picture fewer tokens",
             )
 
     def _run(
-        self, x_NSH: torch.Tensor, batch: ChatBatch, answers: Answers | None, mask_visual: bool
+        self,
+        x_NSH: torch.Tensor,
+        shown_MDH: torch.Tensor,
+        batch: ChatBatch,
+        answers: Answers | None,
+        mask_visual: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states of the aligned layer, and the last ones, of sequences and answers."""
         positions = self.positions(batch)
@@ -339,6 +375,7 @@ class GenerativeStudent(Student):
             position_ids=positions,
             use_cache=False,
             output_hidden_states=True,
+            **self.decoder_inputs(picture, shown_MDH),
         )
         return output.hidden_states[self.align_layer], output.last_hidden_state
 

@@ -28,6 +28,7 @@ BUILDERS: dict[str, str] = {
         for size in ("", "-tiny")
     },
     **{f"smolvlm-{size}": "advl_pipeline.students.smolvlm:build" for size in ("256m", "500m", "2.2b", "tiny")},
+    **{f"qwen3-vl-{size}": "advl_pipeline.students.qwen_vl:build" for size in ("2b", "4b", "8b", "tiny")},
     **dict.fromkeys(("clip-vil", "clip-vil-tiny"), "advl_pipeline.students.clip_vil:build"),
 }
 """Name -> "module:function". The function takes (name, weights, overrides) and returns a `Student`."""

@@ -104,6 +104,7 @@ class SmolVlm(GenerativeStudent):
     config: SmolVlmConfig
     config_class: ClassVar[type[GenerativeConfig]] = SmolVlmConfig
     settings_beside = staticmethod(settings_beside)
+    smaller_pictures: ClassVar[str] = "image_splitting=false"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smolvlm-256m": {
             "architecture": architecture(SMALL_TEXT, BASE_VISION, image_token_id=49190, scale_factor=4),
@@ -201,7 +202,7 @@ class SmolVlm(GenerativeStudent):
         std = pixels_U3EE.new_tensor(pictures.image_std)[:, None, None]
         patches = parts.vision_model(pixel_values=(pixels_U3EE - mean) / std).last_hidden_state
         features: torch.Tensor = parts.connector(patches)
-        return features.flatten(0, 1)
+        return features.flatten(0, 1)[:, None]
 
 
 def tile_places(rows: int, columns: int, side: int) -> npt.NDArray[np.float32]:

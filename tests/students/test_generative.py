@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conversations import labels_on_answers, pairs_of, picture, processed, question, theirs, turns
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    Idefics3ImageProcessor,
-    Idefics3Processor,
-    PreTrainedTokenizerFast,
-)
+from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
-from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Task, text_unit
+from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.students import answers as answers_module
 from advl_pipeline.students.chat_batch import ChatBatch
-from advl_pipeline.students.generative import GenerativeStudent, model_config
+from advl_pipeline.students.generative import GenerativeStudent
+from advl_pipeline.students.qwen_vl import QwenVl
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.smolvlm import CHAT_TEMPLATE, MAX_SPLITS, SmolVlm
 from advl_pipeline.training.targets import TaskTargets, score_task
@@ -40,20 +36,6 @@ PUBLISHED_TEMPLATE = (
 """As SmolVLM's processor has it."""
 
 LABELS = ("contradiction", "entailment", "it is neutral")
-
-
-def picture(path: Path, width: int = 160, height: int = 120, seed: int = 1) -> ImageUnit:
-    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST).save(path)
-    boxes = np.zeros((0, 4), dtype=np.float32)
-    return ImageUnit(unit_id=f"{path}{seed}", path=path, width=width, height=height, boxes_R4=boxes)
-
-
-def question(unit: ImageUnit, text: str, task: Task, answers: Sequence[str] = ()) -> Example:
-    candidates = tuple(
-        Candidate(text_unit=text_unit(f"{text} {answer}"), context_length=len(text)) for answer in answers
-    ) or (Candidate(text_unit=text_unit(text)),)
-    return Example(example_id=text, task=task, image=unit, candidates=candidates, label=1)
 
 
 @pytest.fixture
@@ -129,66 +111,31 @@ def tiny(folder: Path | None = None, **overrides: Any) -> SmolVlm:
     return student
 
 
-KINDS = ["words", "bytes", "bytes, split"]
+def tiny_qwen(**overrides: Any) -> QwenVl:
+    """Return a Qwen3-VL with weights far enough from zero to tell answers apart."""
+    preset = QwenVl.presets["qwen3-vl-tiny"]["architecture"]
+    table = {**preset, "text_config": {**preset["text_config"], "initializer_range": 0.2}}
+    torch.manual_seed(0)
+    student = build_student("qwen3-vl-tiny", overrides={"architecture": table, **overrides}).eval()
+    assert isinstance(student, QwenVl)
+    return student
+
+
+KINDS = ["words", "bytes", "bytes, split", "qwen"]
 
 
 @pytest.fixture(params=KINDS)
-def student(request: pytest.FixtureRequest, tmp_path: Path) -> SmolVlm:
-    """Over the embedded vocabulary; over byte-level pieces; and with pictures cut into tiles."""
+def student(request: pytest.FixtureRequest, tmp_path: Path) -> GenerativeStudent:
+    """SmolVLM over the embedded vocabulary, over byte-level pieces, with pictures cut into tiles; and Qwen3-VL."""
+    if request.param == "qwen":
+        return tiny_qwen()
     if request.param == "words":
         return tiny()
     splitting = {"image_splitting": True, "longest_edge": 128} if "split" in request.param else {}
     return tiny(byte_level_processor(tmp_path / "processor"), **{"image_splitting": False, **splitting})
 
 
-def turns(student: SmolVlm, example: Example, candidate: Candidate, answer: str | None) -> list[dict[str, Any]]:
-    """Return the conversation as a user of transformers writes it."""
-    is_choice = example.task == "vcr-q2a"
-    asked = candidate.text[: candidate.context_length] if is_choice else candidate.text
-    if instruction := student.instruction(example.task):
-        asked = f"{asked}\n{instruction}"
-    if is_choice:
-        answer = candidate.text[candidate.answer_start :]
-    found = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]}]
-    if answer is not None:
-        found.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return found
-
-
-def processed(student: SmolVlm, pairs: list[tuple[Example, Candidate, str | None]], side: str = "right") -> Any:
-    """Return what transformers' processor makes of conversations."""
-    processor = student.processor
-    texts = [
-        processor.apply_chat_template(
-            turns(student, *pair), add_generation_prompt=len(turns(student, *pair)) == 1, tokenize=False
-        )
-        for pair in pairs
-    ]
-    pictures = [[Image.open(example.image.path).convert("RGB")] for example, _, _ in pairs]
-    return processor(text=texts, images=pictures, padding=True, padding_side=side, return_tensors="pt")
-
-
-def theirs(student: SmolVlm) -> Any:
-    """Return transformers' model with the student's weights."""
-    model = AutoModelForImageTextToText.from_config(model_config(student.config)).eval()
-    model.load_state_dict(student.model.state_dict())
-    return model
-
-
-def pairs_of(examples: list[Example]) -> list[tuple[Example, Candidate, str | None]]:
-    return [(example, candidate, None) for example in examples for candidate in example.candidates]
-
-
-def labels_on_answers(student: SmolVlm, inputs: Any, prompts: list[int]) -> torch.Tensor:
-    """Return labels on the answers and the token that ends them, -100 elsewhere; rows are padded on the right."""
-    labels = torch.full_like(inputs["input_ids"], -100)
-    for row, (ids, start) in enumerate(zip(inputs["input_ids"].tolist(), prompts, strict=True)):
-        end = ids.index(student.chat.end_id, start) + 1
-        labels[row, start:end] = inputs["input_ids"][row, start:end]
-    return labels
-
-
-def test_rows_have_the_processors_tokens_and_pictures(student: SmolVlm, choices: list[Example]) -> None:
+def test_rows_have_the_processors_tokens_and_pictures(student: GenerativeStudent, choices: list[Example]) -> None:
     batch = student.collate(choices)
     expected = processed(student, pairs_of(choices))
     for row, ids in enumerate(expected["input_ids"]):
@@ -196,6 +143,11 @@ def test_rows_have_the_processors_tokens_and_pictures(student: SmolVlm, choices:
         assert torch.equal(batch.sequence_ids_NS[row, :length], ids[:length])
         # The template's last line break is no part of what is learned.
         assert student.chat.end_id not in ids[length:].tolist()
+    if isinstance(student, QwenVl):
+        # One picture after the other, as often as there are candidates.
+        wide, tall = expected["pixel_values"].split([2 * 48 + 48, 2 * 40])
+        torch.testing.assert_close((batch.pixels / 255 - 0.5) / 0.5, torch.cat([wide[:48], tall[:40]]), **TOLERANCE)
+        return
     first = [0, len(choices[0].candidates)]
     tiles = [pixels[mask.flatten(1).any(1)] for pixels, mask in zip(
         expected["pixel_values"][first], expected["pixel_attention_mask"][first], strict=True
@@ -220,8 +172,11 @@ def test_the_built_in_template_renders_as_the_published_one(choices: list[Exampl
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_states_are_those_of_the_chosen_layer(choices: list[Example], layer: int) -> None:
-    student = tiny(image_splitting=True, longest_edge=128, align_layer=layer)
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3-vl"])
+def test_states_are_those_of_the_chosen_layer(choices: list[Example], layer: int, family: str) -> None:
+    student: GenerativeStudent = tiny(image_splitting=True, longest_edge=128, align_layer=layer)
+    if family == "qwen3-vl":
+        student = tiny_qwen(align_layer=layer)
     batch = student.collate(choices)
     with torch.no_grad():
         ours = student.encode(batch)
@@ -238,7 +193,7 @@ def test_states_are_those_of_the_chosen_layer(choices: list[Example], layer: int
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_candidates_have_transformers_likelihoods_and_loss(
-    student: SmolVlm, choices: list[Example], side: str
+    student: GenerativeStudent, choices: list[Example], side: str
 ) -> None:
     batch = student.collate(choices)
     output = student.encode(batch)
@@ -269,7 +224,9 @@ def test_candidates_have_transformers_likelihoods_and_loss(
         torch.testing.assert_close(loss, expected, **TOLERANCE)
 
 
-def test_labels_behind_a_sequence_score_as_if_each_were_alone(student: SmolVlm, hypotheses: list[Example]) -> None:
+def test_labels_behind_a_sequence_score_as_if_each_were_alone(
+    student: GenerativeStudent, hypotheses: list[Example]
+) -> None:
     asked = student.collate(hypotheses)
     batch = student.with_answers(asked, "snli-ve", LABELS)
     output = student.encode(batch)
@@ -323,7 +280,7 @@ def test_training_scores_the_answers_that_annotators_gave(hypotheses: list[Examp
     torch.testing.assert_close(scored.loss, -(share * likelihood).sum() / (share * number).sum())
 
 
-def test_generated_tokens_are_transformers(student: SmolVlm, hypotheses: list[Example]) -> None:
+def test_generated_tokens_are_transformers(student: GenerativeStudent, hypotheses: list[Example]) -> None:
     batch = student.collate(hypotheses)
     inputs = processed(student, pairs_of(hypotheses), "left")
     settings = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": student.chat.pad_id}

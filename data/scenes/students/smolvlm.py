@@ -86,9 +86,9 @@ class ScenesSmolVlm(SmolVlm):
         tag_NS = nothing_NS.scatter(1, batch.text_place_NL, tagged_regions(batch, examples))
         return TaggedChatBatch(**vars(batch), tag_NS=tag_NS)
 
-    def embed(self, batch: ChatBatch, *, mask_visual: bool = False) -> torch.Tensor:
+    def embed(self, batch: ChatBatch, shown_MDH: torch.Tensor, *, mask_visual: bool = False) -> torch.Tensor:
         assert isinstance(batch, TaggedChatBatch)
-        x_NSH = functional.dropout(super().embed(batch), self.config.dropout, self.training)
+        x_NSH = functional.dropout(super().embed(batch, shown_MDH), self.config.dropout, self.training)
         if mask_visual:
             return x_NSH
         shown_NRH = gathered(x_NSH, batch.visual_place_NR)

@@ -1,0 +1,303 @@
+"""Qwen3-VL as a student, on transformers' modules: patches at the picture's resolution in a causal language model.
+
+A picture is scaled so that its sides are multiples of a token's cell, and keeps its proportions nearly. Cells of four
+patches become one token each, row by row. Features of inner layers of the vision encoder are added to the tokens'
+states after the first layers of the language model (DeepStack). Positions have three axes: time, height, width.
+
+Shapes: B pictures, U patches, F values of a patch, V tokens of all pictures, D features of a token, N sequences,
+S tokens of a sequence, M picture tokens of all sequences, R of one, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
+
+from advl_pipeline.configuration import option
+from advl_pipeline.datasets.pictures import read_rgb
+from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.geometry import grid_rectangles
+from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.students.building import builder
+from advl_pipeline.students.chat_batch import ChatBatch, Picture
+from advl_pipeline.students.embedded_words import embedded_tokenizer_file
+from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, settings_beside
+from advl_pipeline.students.interface import LoraSettings
+from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Renders what the published template does for pictures and texts; for the size that has no published processor."""
+
+_USUAL_PICTURE = 1 << 19
+"""Pixels of a usual picture, from which the number of pictures that are kept in memory follows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QwenVlConfig(GenerativeConfig):
+    """Settings of Qwen3-VL."""
+
+    min_pixels: int | None = option(
+        None, help="Pixels to which a smaller picture is scaled up [default: as the processor is set].", minimum=1
+    )
+    max_pixels: int | None = option(
+        None, help="Pixels to which a larger picture is scaled down [default: as the processor is set].", minimum=1
+    )
+
+
+def architecture(text: Mapping[str, Any], vision: Mapping[str, Any], **settings: Any) -> Mapping[str, Any]:
+    """Return a config.json of the family."""
+    rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    text = {
+        "model_type": "qwen3_vl_text", "max_position_embeddings": 262144, "head_dim": 128, "rope_parameters": rope,
+        "vocab_size": 151936, "num_key_value_heads": 8, **text,
+    }  # fmt: skip
+    vision = {"model_type": "qwen3_vl_vision", "out_hidden_size": text["hidden_size"], **vision}
+    return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, **settings}
+
+
+SMALL_VISION = {
+    "hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "num_heads": 16,
+    "deepstack_visual_indexes": [5, 11, 17],
+}  # fmt: skip
+LARGE_VISION = {
+    "hidden_size": 1152, "intermediate_size": 4304, "depth": 27, "num_heads": 16,
+    "deepstack_visual_indexes": [8, 16, 24],
+}  # fmt: skip
+TEXT_2B = {
+    "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+}  # fmt: skip
+TEXT_4B = {
+    "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+}  # fmt: skip
+TEXT_8B = {
+    "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+}  # fmt: skip
+TINY_TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16,
+    "num_key_value_heads": 2, "vocab_size": 30528, "pad_token_id": 0, "max_position_embeddings": 1024,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+    },
+}  # fmt: skip
+TINY_VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4, "patch_size": 8,
+    "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+}  # fmt: skip
+TINY_PIXELS = (32 * 32, 64 * 64)
+
+
+class QwenVl(GenerativeStudent):
+    """The student. By `--init` with a config.json beside it, any dense size of the family."""
+
+    config: QwenVlConfig
+    config_class: ClassVar[type[GenerativeConfig]] = QwenVlConfig
+    settings_beside = staticmethod(settings_beside)
+    smaller_pictures: ClassVar[str] = "max_pixels=262144"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "qwen3-vl-2b": {
+            "architecture": architecture(TEXT_2B, SMALL_VISION, tie_word_embeddings=True),
+            "tokenizer": "Qwen/Qwen3-VL-2B-Instruct",
+        },
+        "qwen3-vl-4b": {
+            "architecture": architecture(TEXT_4B, SMALL_VISION, tie_word_embeddings=True),
+            "tokenizer": "Qwen/Qwen3-VL-4B-Instruct",
+        },
+        "qwen3-vl-8b": {
+            "architecture": architecture(TEXT_8B, LARGE_VISION),
+            "tokenizer": "Qwen/Qwen3-VL-8B-Instruct",
+        },
+        "qwen3-vl-tiny": {
+            "architecture": architecture(TINY_TEXT, TINY_VISION, image_token_id=30526, video_token_id=30527),
+            "tokenizer": EMBEDDED_TOKENIZER,
+        },
+    }
+    lora: LoraSettings | None = LoraSettings(
+        rank=64,
+        alpha=16.0,
+        targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def picture_bytes(self) -> int:
+        return 3 * int(self.model.config.vision_config.temporal_patch_size) * _USUAL_PICTURE
+
+    def load_processor(self) -> Any:
+        name = self.config.tokenizer
+        if name == EMBEDDED_TOKENIZER:
+            processor = embedded_processor(self.model.config.vision_config)
+        else:
+            processor = read_processor(name)
+        pictures = processor.image_processor
+        size = {"shortest_edge": pictures.size.shortest_edge, "longest_edge": pictures.size.longest_edge}
+        if self.config.min_pixels is not None:
+            size["shortest_edge"] = self.config.min_pixels
+        if self.config.max_pixels is not None:
+            size["longest_edge"] = self.config.max_pixels
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise ConfigError(
+                "Pictures cannot be scaled to what is asked.",
+                where=name,
+                why=f"at least {size['shortest_edge']} pixels and at most {size['longest_edge']}",
+                next_command=f"--student-option min_pixels={size['longest_edge']}",
+            )
+        pictures.size = size
+        return processor
+
+    def require_inputs(self) -> None:
+        super().require_inputs()
+        pictures, vision = self.processor.image_processor, self.model.config.vision_config
+        made = (pictures.patch_size, pictures.temporal_patch_size, pictures.merge_size)
+        taken = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        if made != taken:
+            raise ConfigError(
+                "The processor does not belong to these weights.",
+                where=self.config.tokenizer,
+                why=f"edge, frames and merged edge of its patches are {made}, {self.name} takes {taken}",
+                next_command="--tokenizer FOLDER that holds the processor of the same model",
+            )
+
+    def read_picture(self, unit: ImageUnit) -> Picture:
+        # Scaling of the values is left to the device, which is sent a quarter of the bytes.
+        try:
+            read = self.processor.image_processor(
+                [read_rgb(unit.path)], do_rescale=False, do_normalize=False, return_tensors="pt"
+            )
+        except ValueError as error:
+            raise DatasetError(
+                "The picture cannot be cut into patches.",
+                where=str(unit.path),
+                why=str(error).split("\n", maxsplit=1)[0],
+                next_command="--on-error skip, or crop the picture",
+            ) from None
+        merge = self.processor.image_processor.merge_size
+        rows, columns = (int(size) // merge for size in read["image_grid_thw"][0, 1:])
+        return Picture(
+            token_ids=(self.chat.image_token_id,) * (rows * columns),
+            pixels=read["pixel_values"].to(torch.uint8),
+            places_R4=grid_rectangles(rows, columns),
+        )
+
+    def picture_features(self, batch: ChatBatch) -> torch.Tensor:
+        found = self.model.model.visual(self._patches(batch.pixels), grid_thw=self._patch_grids(batch))
+        return torch.stack([found.pooler_output, *found.deepstack_features], dim=1)
+
+    def decoder_inputs(self, picture_NS: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
+        return {"visual_pos_masks": picture_NS, "deepstack_visual_embeds": list(shown_MDH[:, 1:].unbind(1))}
+
+    def positions(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (3, N, S), as transformers' `get_rope_index` gives them for conversations with one picture."""
+        rows_N1, columns_N1 = (batch.per_sequence(size)[:, None] for size in self._token_grid(batch).unbind(1))
+        picture_NS = batch.sequence_ids_NS == self.chat.image_token_id
+        place_NS = torch.arange(picture_NS.shape[1], device=picture_NS.device).expand_as(picture_NS)
+        start_N1 = picture_NS.int().argmax(1, keepdim=True)
+        token_NS = (place_NS - start_N1).clamp(min=0)
+        # The text goes on behind the longer side of the picture.
+        behind_NS = place_NS - rows_N1 * columns_N1 + torch.maximum(rows_N1, columns_N1)
+        text_NS = torch.where(place_NS < start_N1, place_NS, behind_NS)
+        axes = (start_N1, start_N1 + token_NS // columns_N1, start_N1 + token_NS % columns_N1)
+        return torch.stack([torch.where(picture_NS, axis, text_NS) for axis in axes])
+
+    def prompts(self, batch: ChatBatch, place_NS: torch.Tensor, shown_NS: torch.Tensor) -> dict[str, Any]:
+        # transformers computes positions and inner features of pictures from the ids.
+        ids_NS = batch.sequence_ids_NS.gather(1, place_NS).where(shown_NS, self.chat.pad_id)
+        patches = torch.split(self._patches(batch.pixels), list(batch.num_pixels))
+        repeated = [part for part, number in zip(patches, batch.num_candidates, strict=True) for _ in range(number)]
+        return {
+            "input_ids": ids_NS,
+            "attention_mask": shown_NS.long(),
+            "pixel_values": torch.cat(repeated),
+            "image_grid_thw": batch.per_sequence(self._patch_grids(batch)),
+            "mm_token_type_ids": (ids_NS == self.chat.image_token_id).int(),
+        }
+
+    def _patches(self, pixels_UF: torch.Tensor) -> torch.Tensor:
+        """Return the patches' values as the processor normalises them; a patch has one colour after the other."""
+        pictures = self.processor.image_processor
+        values_U3P = (pixels_UF.to(next(self.parameters()).dtype) * pictures.rescale_factor).unflatten(1, (3, -1))
+        mean, std = (values_U3P.new_tensor(value)[:, None] for value in (pictures.image_mean, pictures.image_std))
+        normalised: torch.Tensor = (values_U3P - mean) / std
+        return normalised.flatten(1)
+
+    def _token_grid(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (B, 2) int64: rows and columns of each picture's tokens, which lie row by row."""
+        assert batch.places_BR4 is not None
+        top_BR = batch.places_BR4[..., 1]
+        columns_B = (top_BR == top_BR[:, :1]).sum(1)
+        return torch.stack([(~top_BR.isnan()).sum(1) // columns_B, columns_B], dim=1)
+
+    def _patch_grids(self, batch: ChatBatch) -> torch.Tensor:
+        """Return (B, 3) int64: frames, rows and columns of each picture's patches."""
+        grid_B2 = self._token_grid(batch) * int(self.model.config.vision_config.spatial_merge_size)
+        return torch.cat([torch.ones_like(grid_B2[:, :1]), grid_B2], dim=1)
+
+
+def read_processor(name: str) -> Any:
+    """Load a processor from a folder, or by its name on the hub.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    is_folder = Path(name).is_dir()
+    obstacle = "" if is_folder else hub_obstacle()
+    try:
+        return Qwen3VLProcessor.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsUnavailable(
+            "The student's processor is not at hand.",
+            where=name,
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
+        ) from None
+
+
+def embedded_processor(vision: Any) -> Any:
+    """Return a processor over the embedded vocabulary, with the published one's marks and a template like it.
+
+    Args:
+        vision: transformers' configuration of the vision encoder.
+    """
+    words = Tokenizer.from_file(str(embedded_tokenizer_file()))
+    words.no_padding()
+    words.no_truncation()
+    # A conversation has the template's marks and no others.
+    words.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<|im_end|>", pad_token="[PAD]", additional_special_tokens=marks
+    )
+    sizes = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "size": {"shortest_edge": TINY_PIXELS[0], "longest_edge": TINY_PIXELS[1]},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    return Qwen3VLProcessor(
+        Qwen2VLImageProcessor(**sizes), tokenizer, Qwen3VLVideoProcessor(**sizes), chat_template=CHAT_TEMPLATE
+    )
+
+
+build = builder(QwenVl)

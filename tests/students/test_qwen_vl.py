@@ -1,0 +1,147 @@
+"""What is Qwen3-VL's own: positions on three axes, a grid at the picture's resolution, published sizes, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conversations import picture, question, theirs
+from PIL import Image
+from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+from advl_pipeline.datasets.records import Example
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.students.generative import model_config
+from advl_pipeline.students.qwen_vl import QwenVl
+from advl_pipeline.students.registry import build_student
+
+
+def tiny(**overrides: Any) -> QwenVl:
+    torch.manual_seed(0)
+    student = build_student("qwen3-vl-tiny", overrides=overrides).eval()
+    assert isinstance(student, QwenVl)
+    return student
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[Example]:
+    wide, tall = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 90, 200, seed=2)
+    return [
+        question(wide, "Why is person1 pointing?", "vcr-q2a", ["It rains.", "A dog runs away."]),
+        question(tall, "What is it?", "vcr-q2a", ["A", "B", "It is lost."]),
+    ]
+
+
+def test_positions_are_transformers_of_pictures_of_any_proportions(asked: list[Example]) -> None:
+    student = tiny()
+    batch = student.collate(asked)
+    ids_NS = batch.sequence_ids_NS
+    real_NS = torch.arange(ids_NS.shape[1]) < batch.length_N[:, None]
+    expected, _ = student.model.model.get_rope_index(
+        ids_NS,
+        mm_token_type_ids=(ids_NS == student.chat.image_token_id).int(),
+        image_grid_thw=torch.tensor([[1, 6, 8]] * 2 + [[1, 10, 4]] * 3),
+        attention_mask=real_NS.long(),
+    )
+    assert torch.equal(student.positions(batch)[:, real_NS], expected[:, real_NS])
+
+
+@pytest.mark.parametrize(("name", "number"), [("2b", 2127532032), ("4b", 4437815808), ("8b", 8767123696)])
+def test_sizes_have_the_published_number_of_parameters(name: str, number: int) -> None:
+    preset = QwenVl.presets[f"qwen3-vl-{name}"]
+    config = dataclasses.replace(tiny().config, architecture=preset["architecture"])
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(model_config(config))
+    assert sum(parameter.numel() for parameter in model.parameters()) == number
+
+
+def test_every_token_lies_where_its_patches_show(tmp_path: Path) -> None:
+    """A place that is painted over changes the features of the token there most."""
+    student = tiny()
+    unit = picture(tmp_path / "a.png", 128, 96)
+    batch = student.collate([question(unit, "Is it so?", "vqa")])
+    assert batch.places_BR4 is not None
+    places = batch.places_BR4[0]
+    assert places.shape == (12, 4)
+    before = student.model.model.visual.patch_embed(student._patches(batch.pixels)).unflatten(0, (12, 4))
+    for token in (0, 5, 11):
+        left, top, right, bottom = (places[token].numpy() * np.array([128, 96, 128, 96])).round().astype(int)
+        with Image.open(unit.path) as file:
+            shown = np.array(file)
+        shown[top:bottom, left:right] = 255 - shown[top:bottom, left:right]
+        Image.fromarray(shown).save(tmp_path / f"{token}.png")
+        other = dataclasses.replace(unit, unit_id=str(token), path=tmp_path / f"{token}.png")
+        again = student.collate([question(other, "Is it so?", "vqa")])
+        after = student.model.model.visual.patch_embed(student._patches(again.pixels)).unflatten(0, (12, 4))
+        assert int((after - before).norm(dim=(1, 2)).argmax()) == token
+
+
+def test_inner_features_reach_the_picture_and_no_hidden_text(asked: list[Example]) -> None:
+    # States of a layer are recorded before features are added to them.
+    student = tiny(align_layer=2)
+    batch = student.collate(asked)
+    shown = student.shown(batch)
+    assert shown.shape[1] == 2
+    with torch.no_grad():
+        output, hidden = student.encode(batch), student.encode_unimodal(batch)
+        student.model.model.visual.deepstack_merger_list[0].linear_fc2.bias.add_(1.0)
+        changed, still = student.encode(batch), student.encode_unimodal(batch)
+    assert not torch.allclose(output.visual_states_NRH, changed.visual_states_NRH)
+    assert torch.equal(hidden.text_states_NLH, still.text_states_NLH)
+    torch.testing.assert_close(hidden.visual_states_NRH, output.visual_states_NRH, atol=1e-5, rtol=0.0)
+
+
+def test_published_files_fill_the_student(tmp_path: Path, asked: list[Example]) -> None:
+    """A folder as the hub has it: config, weights under transformers' names, processor."""
+    source = tiny()
+    theirs(source).save_pretrained(tmp_path)
+    source.processor.save_pretrained(tmp_path)
+    found = build_student("qwen3-vl-2b", weights=tmp_path).eval()
+    with torch.no_grad():
+        ours, expected = (one.encode(one.collate(asked)) for one in (found, source))
+    assert torch.equal(ours.pooled_NP, expected.pooled_NP)
+
+
+def test_pixels_are_bounded_as_asked(tmp_path: Path) -> None:
+    unit = picture(tmp_path / "a.png", 320, 240)
+    sizes = {most: len(tiny(max_pixels=most).read_picture(unit).token_ids) for most in (2048, 4096, 16384)}
+    assert sizes == {2048: 6, 4096: 12, 16384: 54}
+    with pytest.raises(ConfigError, match="cannot be scaled"):
+        tiny(max_pixels=512).require_inputs()
+
+
+def test_a_processor_of_other_patches_is_refused(tmp_path: Path) -> None:
+    mine = tiny().processor
+    Qwen3VLProcessor(
+        Qwen2VLImageProcessor(patch_size=14),
+        mine.tokenizer,
+        Qwen3VLVideoProcessor(),
+        chat_template=mine.chat_template,
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="does not belong to these weights") as refused:
+        tiny(tokenizer=str(tmp_path)).require_inputs()
+    assert refused.value.where == str(tmp_path)
+
+
+def test_a_folder_without_a_processor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable) as missing:
+        tiny(tokenizer=str(tmp_path)).require_inputs()
+    assert missing.value.where == str(tmp_path)
+
+
+def test_a_picture_that_no_grid_covers_is_an_error_of_the_data(tmp_path: Path) -> None:
+    strip = picture(tmp_path / "strip.png", 2010, 10)
+    with pytest.raises(DatasetError) as refused:
+        tiny().collate([question(strip, "What is it?", "vqa")])
+    assert refused.value.where == str(strip.path)
+
+
+def test_a_picture_of_too_many_tokens_says_which_option_gives_fewer(tmp_path: Path) -> None:
+    student = tiny(max_pixels=1 << 19)
+    with pytest.raises(DatasetError, match="has 1024 positions") as refused:
+        student.collate([question(picture(tmp_path / "a.png", 900, 700), "What is it?", "vqa")])
+    assert "max_pixels" in (refused.value.next_command or "")
