@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from advl_pipeline.errors import ConfigError, StorageError
@@ -82,6 +82,28 @@ def require_no_folder(path: Path) -> None:
         )
 
 
+@contextmanager
+def replacing(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """Yield a name beside a path to write to, a file or a folder; it takes the path's place when the block has ended.
+
+    Args:
+        failures: as `writing` takes them.
+
+    Raises:
+        StorageError: the disk is full or failed. Then, and whatever else ends the block, nothing is left of it.
+    """
+    partial = partial_beside(path)
+    try:
+        with writing(path, *failures):
+            yield partial
+            partial.replace(path)
+    except BaseException:
+        # A disk that refuses to write may refuse to remove as well; what it said first is what counts.
+        with suppress(OSError):
+            remove_left(partial)
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically and durably; readers see the old content or the new, never a part.
 
@@ -90,18 +112,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         StorageError: the disk is full or failed; the part that was written is removed.
     """
     require_no_folder(path)
-    partial = partial_beside(path)
-    try:
-        with writing(path):
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            sync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    with writing(path):
+        sync_folder(path.parent)
 
 
 def give_usual_mode(path: Path) -> None:

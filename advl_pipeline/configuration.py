@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.folders import FolderKind
 from advl_pipeline.locations import Url, local_folder, parse_location
 
 ConfigT = TypeVar("ConfigT")
@@ -58,6 +59,21 @@ class Range:
         return ", ".join(told)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What a command makes of the path that an option names; `outputs.require_outputs` refuses the rest.
+
+    `makes`: a folder of ours of that kind; `folders`, such folders below the path; `new`, a file or a folder where
+    nothing is; `file`, one file; `lines`, lines that are appended to one file. `begins` is a regular expression that
+    the beginning of each file matches which the command writes, in whichever of its forms. `home` is the option that
+    names a folder of ours in which such files lie, and the pattern of their names in it.
+    """
+
+    makes: FolderKind | Literal["folders", "new", "file", "lines"]
+    begins: bytes = rb"\Z."
+    home: tuple[str, str] | None = None
+
+
 def option(
     default: Any = dataclasses.MISSING,
     *,
@@ -75,6 +91,7 @@ def option(
     identity: Identity = "value",
     paces: bool = True,
     otherwise: Any = None,
+    output: Output | None = None,
 ) -> Any:
     """Declare a field of a command's configuration: the help of its flag, and all that follows from an option.
 
@@ -97,6 +114,7 @@ def option(
         identity: how the option stands in what a result is; see `Identity`.
         paces: another value may make a step of the work take another time.
         otherwise: what stands for an option that neither the user nor a recipe gives; `{otherwise}` in the help.
+        output: what the command makes of the path, where the option names an output; every other path is an input.
     """
     if isinstance(default, (list, dict)):
         raise TypeError("defaults of configuration fields are immutable")
@@ -116,6 +134,7 @@ def option(
             "identity": identity,
             "paces": paces,
             "otherwise": otherwise,
+            "output": output,
         },
     )
 

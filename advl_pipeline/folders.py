@@ -39,9 +39,6 @@ MARKERS: Mapping[FolderKind, Marker] = {
 _CACHE_PLAN = "records/plan.json"
 """Tells a cache that lost its identity, which `advl cache repair` writes anew."""
 
-_OWNS_ALL: tuple[FolderKind, ...] = ("cache", "corpus")
-"""Every file below such a folder is checked, and a foreign one removed when the folder is mended or replaced."""
-
 _MAX_MARKER_BYTES = 1 << 28
 
 
@@ -67,8 +64,8 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
         option: that named the folder.
 
     Raises:
-        ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside a
-            cache or a corpus.
+        ConfigError: a folder of another kind, one with files that ADVL did not write, a file, or a place inside
+            another folder of ours; runs may lie in studies.
     """
     found = folder_kind(folder)
     if found == kind:
@@ -81,22 +78,27 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
         raise _refusal(folder, kind, why, option)
-    require_outside(folder, option=option)
+    require_outside(folder, option=option, home="study" if kind == "run" else None)
 
 
-def require_outside(path: Path, *, option: str = "--output") -> None:
-    """Refuse to write a file or a folder inside a cache or a corpus, where nothing but its own files may lie.
+def require_outside(path: Path, *, option: str = "--output", home: FolderKind | None = None) -> None:
+    """Refuse to write a file or a folder inside a folder of ours that it is no part of.
+
+    Args:
+        path: need not exist.
+        option: that named it.
+        home: a kind of folder in which it may lie: runs lie in studies.
 
     Raises:
         ConfigError: as said.
     """
     for parent in path.resolve().parents:
         found = folder_kind(parent)
-        if found in _OWNS_ALL:
+        if found is not None and found != home:
             raise ConfigError(
-                f"Nothing may be written inside {MARKERS[found].name}.",
+                f"Nothing else may be written inside {MARKERS[found].name}.",
                 where=str(path),
-                why=f"{parent} is one; mending or replacing it removes what is not its own",
+                why=f"{parent} is one",
                 next_command=f"give another {option}",
             )
 

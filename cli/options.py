@@ -16,6 +16,7 @@ import click
 from advl_pipeline.configuration import build_config, flag_of, read_toml, renamed, say_renamed, sections
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
+from advl_pipeline.outputs import require_outputs
 
 from .advice import Invocation
 
@@ -183,7 +184,10 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collec
     for parameter in context.command.params:
         if parameter.name in positional and parameter.name not in told:
             raise click.MissingParameter(ctx=context, param=parameter)
-    return build_config(cls, *layers, given, where=str(file) if file else "command line")
+    config = build_config(cls, *layers, given, where=str(file) if file else "command line")
+    # Before the command opens anything; what it does itself asks again, for callers from Python.
+    require_outputs(config)
+    return config
 
 
 def _by_field(table: Mapping[str, Any], also: Mapping[str, str], file: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.locations import Location
 
 ENVIRONMENT_VARIABLE = "ADVL_DISK_CACHE"
@@ -39,7 +39,11 @@ class DiskCacheOptions(Configuration):
     title: ClassVar[str] = "Remote caches"
 
     disk_cache: Path | None = option(
-        None, help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].", identity="none", rare=True
+        None,
+        help="Where files of remote caches are kept [default: $ADVL_DISK_CACHE].",
+        identity="none",
+        rare=True,
+        output=Output(makes="folders"),
     )
     disk_cache_gb: float = option(
         DEFAULT_GB, help="How much the disk cache may hold.", above=0, identity="none", rare=True
@@ -67,7 +71,9 @@ class ExportConfig(Configuration):
     cache: Path = option(help="Folder of the cache.")
     to: Literal["hdf5", "safetensors", "parquet"] = option("hdf5", help="Format to write.")
     output: Path = option(
-        help="File (hdf5) or folder (safetensors, parquet) to write; must not exist.", such_as="features.h5"
+        help="File (hdf5) or folder (safetensors, parquet) to write; must not exist.",
+        such_as="features.h5",
+        output=Output(makes="new"),
     )
 
 

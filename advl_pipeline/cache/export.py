@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 
-from advl_pipeline.atomic import give_usual_mode, partial_beside, remove_left, writing
+from advl_pipeline.atomic import give_usual_mode, make_folder, replacing
 from advl_pipeline.cache.config import ExportConfig
 from advl_pipeline.cache.identity import canonical_json
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache, open_cache
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.folders import require_outside
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.packages import install_extra
 
 _UNITS_AT_ONCE = 4096
@@ -47,22 +47,12 @@ def run_export(config: ExportConfig) -> ExportResult:
         ConfigError: the output exists, or the format needs a library that is not installed.
         CorruptCache: the cache cannot be read. StorageError: the disk is full or failed; no output is left.
     """
+    require_outputs(config)
     cache = open_cache(config.cache)
-    require_outside(config.output)
-    if config.output.exists():
-        raise ConfigError(
-            "The output exists already.", where=str(config.output), next_command="give another --output"
-        )
     writers = {"hdf5": _to_hdf5, "safetensors": _to_safetensors, "parquet": _to_parquet}
-    partial = partial_beside(config.output)
-    try:
-        with writing(config.output, SafetensorError):
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            writers[config.to](cache, partial)
-            partial.replace(config.output)
-    except BaseException:
-        remove_left(partial)
-        raise
+    make_folder(config.output.parent)
+    with replacing(config.output, SafetensorError) as partial:
+        writers[config.to](cache, partial)
     files = [config.output] if config.output.is_file() else sorted(config.output.iterdir())
     return ExportResult(
         output=config.output,

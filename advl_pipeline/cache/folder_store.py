@@ -140,10 +140,11 @@ class FolderStore(Store):
     def delete(self, *names: str) -> None:
         for name in filter(is_inside, names):
             path = self._root / name
-            self._clear_the_way(path)
-            # A folder with a file's name above it has nothing of that name.
-            with suppress(FileNotFoundError, NotADirectoryError):
-                path.unlink()
+            with storing(path):
+                self._clear_the_way(path)
+                # A folder with a file's name above it has nothing of that name.
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    path.unlink()
             self._remove_empty(path.parent)
 
     def delete_under(self, folder: str = "") -> None:

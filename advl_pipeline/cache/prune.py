@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from advl_pipeline.atomic import writing
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import committed_keys, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import PruneConfig
@@ -74,8 +75,9 @@ def _remove_all(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> 
         store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
         store.delete_under()
         if store.folder is not None:
-            for beside in (journal_path, vouched_path):
-                beside(store.folder).unlink(missing_ok=True)
+            for beside in (journal_path(store.folder), vouched_path(store.folder)):
+                with writing(beside):
+                    beside.unlink(missing_ok=True)
         if left := store.list():
             raise StorageError(
                 "The cache could not be removed whole.",

@@ -22,6 +22,7 @@ from advl_pipeline.datasets.roots import DatasetMissing, resolve_data_root
 from advl_pipeline.datasets.snli_ve import STORED_ORDER, SnliVeDataset
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
+from advl_pipeline.outputs import require_outputs
 
 Status = Literal["ok", "differs", "missing", "malformed"]
 
@@ -81,8 +82,10 @@ def run_subset(config: SubsetConfig) -> IdList:
     """Draw a low-shot subset and write its ids.
 
     Raises:
-        ConfigError: the split holds fewer questions. DatasetError: it is missing or malformed.
+        ConfigError: the split holds fewer questions, or a file that is no such list lies there.
+        DatasetError: the split is missing or malformed.
     """
+    require_outputs(config)
     dataset = open_dataset(config.name, split=config.split, data_root=config.data_root)
     subset = IdList(
         dataset=dataset.identity_name,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.roots import DATASET_HELP
 from advl_pipeline.datasets.vcr_text import TextStyle
+from advl_pipeline.outputs import ReplaceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +86,17 @@ class CheckConfig(DataRootOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SubsetConfig(DataRootOptions):
+class SubsetConfig(DataRootOptions, ReplaceOptions):
     """Configuration of `advl datasets subset`."""
 
     name: str = option(help=DATASET_HELP)
-    output: Path = option(help="JSON file for the ids.", such_as="subset.json")
+    output: Path = option(
+        help="JSON file for the ids.",
+        such_as="subset.json",
+        output=Output(
+            makes="file", begins=rb'\{\n "dataset": ".*",\n "split": ".*",\n "shots": \d+,\n "seed": \d+,\n'
+        ),
+    )
     shots: int = option(help="Number of questions.", such_as="100", minimum=1)
     split: str = option("train", help="Split to draw from.")
     seed: int = option(0, help="Chooses the subset; subsets of one seed are nested.", minimum=0)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from advl_pipeline.compute import ComputeConfig, DeviceConfig
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.locations import Location
+from advl_pipeline.outputs import ReplaceOptions
 from advl_pipeline.students.options import PictureOptions
 
 Probe = Literal["swapped", "blanked", "removed", "none"]
@@ -65,13 +66,18 @@ class EvaluateConfig(AnswerOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HardSubsetConfig(DataRootOptions):
+class HardSubsetConfig(DataRootOptions, ReplaceOptions):
     """Which split is sifted by a model that sees hypotheses alone."""
 
     name: str = option(help="Dataset of hypotheses: snli-ve, or one in its format.")
     split: str = option("test", help="Split whose hard pairs are listed.")
     output: Path | None = option(
-        None, help="JSON file for the list [default: where the dataset's card looks for it]."
+        None,
+        help="JSON file for the list [default: where the dataset's card looks for it].",
+        output=Output(
+            makes="file",
+            begins=rb'\{\n "dataset": ".*",\n "split": ".*",\n "model": \{\n  "kind": "hypothesis-only ',
+        ),
     )
     penalty: float = option(1e-6, help="Strength of the squared norm of the model's weights.", minimum=0)
 
@@ -140,12 +146,20 @@ class ScoreShiftConfig(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictConfig(AnswerOptions):
+class PredictConfig(AnswerOptions, ReplaceOptions):
     """Configuration of `advl predict`."""
 
     run: Path = option(help="Run folder of a finished finetuning.", such_as="runs/mine")
     on: str = option("test", help="Split of the run's dataset, or DATASET/SPLIT.", was="--split")
-    output: Path | None = option(None, help="File to write [default: RUN/predictions/SPLIT.csv or .json].")
+    output: Path | None = option(
+        None,
+        help="File to write [default: RUN/predictions/SPLIT.csv or .json].",
+        output=Output(
+            makes="file",
+            begins=rb'annot_id,answer_0,|pairID,label\n|id,index,prediction\n|\[\{"question_id": ',
+            home=("run", "predictions/*"),
+        ),
+    )
     generate: bool = option(
         False, help="Write the answers to VQA that a student generates, not the likeliest ones of the run's list."
     )

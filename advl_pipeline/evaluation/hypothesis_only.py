@@ -28,6 +28,7 @@ from advl_pipeline.datasets.snli_ve import SnliVeDataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import HardSubsetConfig
 from advl_pipeline.logistic import FloatArray, fit_logistic, of_classes
+from advl_pipeline.outputs import require_outputs
 
 NUM_FEATURES = 1 << 18
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -47,11 +48,14 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     """Fit the hypothesis-only model on train and list the pairs of a split that it gets wrong.
 
     Raises:
-        ConfigError: the dataset is not of hypotheses, or the split is the one that the model is fitted on.
+        ConfigError: the dataset is not of hypotheses, the split is the one that the model is fitted on, or a
+            file that is no such list lies there.
         DatasetError: a split is missing or malformed.
     """
     if config.split == "train":
         raise ConfigError("The hard subset of train would be chosen by a model that was fitted on it.")
+    path = config.output or _default_path(config)
+    require_outputs(config, output=path)
     train, split = _open(config, "train"), _open(config, config.split)
     texts, labels_N = train.hypotheses_and_labels()
     weights_DC = fit(texts, labels_N, num_classes=len(train.label_names("snli-ve")), penalty=config.penalty)
@@ -59,7 +63,6 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     called_N = np.asarray(hashed_words(texts) @ weights_DC).argmax(axis=1)
     hard = [pair_id for pair_id, wrong in zip(split.example_ids, called_N != labels_N, strict=True) if wrong]
     accuracy = 100.0 * (len(texts) - len(hard)) / len(texts)
-    path = config.output or _default_path(config)
     make_folder(path.parent)
     document = {
         "dataset": config.name,

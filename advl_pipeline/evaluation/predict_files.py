@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.atomic import make_folder, require_no_folder
+from advl_pipeline.atomic import make_folder
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Example
@@ -30,6 +30,7 @@ from advl_pipeline.evaluation.submission import (
     write_vcr_submission,
     write_vqa_submission,
 )
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import moved_to, read_config
 
@@ -49,14 +50,19 @@ def run_predict(config: PredictConfig) -> PredictResult:
     """Predict a split and write the file; it is read back and checked before this returns.
 
     Raises:
-        ConfigError: no such run or split, or the run lacks one of VCR's two tasks.
+        ConfigError: no such run or split, the run lacks one of VCR's two tasks, or a file that holds no predictions
+            lies there.
         WeightsUnavailable: the run is not finished. DatasetError: the split is missing or malformed.
     """
+    require_outputs(config)
     config = resolved(config)
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))
     name, split = set_name(config.on, trained_on["dataset"])
     tasks = tasks_of(name, config.data_root)
+    usual = f"{config.on.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
+    path = config.output or config.run / names.PREDICTIONS / usual
+    require_outputs(config, reads=(name, str(trained_on["dataset"])), output=path)
     is_vcr = "vcr-q2a" in tasks
     untrained = set(tasks) - set(trained_on["task"] or tasks)
     if is_vcr and untrained:
@@ -76,10 +82,6 @@ def run_predict(config: PredictConfig) -> PredictResult:
         config, finished, trained_on, dataset=name, split=split, conditioning=conditioning, tasks=learned
     )
     predict = _predict_vcr if is_vcr else _predict_classes if is_benchmark else _predict_own
-    folder = config.run / names.PREDICTIONS
-    path = config.output or folder / f"{config.on.replace('/', '--')}{'.json' if tasks == ('vqa',) else '.csv'}"
-    # Before the work, not after it.
-    require_no_folder(path)
     make_folder(path.parent)
     num_items = predict(config, finished, dataset, path)
     num_cut = sum(finished.student.count_cut(part) for part in example_parts(dataset))

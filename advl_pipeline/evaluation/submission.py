@@ -25,7 +25,6 @@ from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.prediction_files import (
     malformed,
     read_csv_rows,
-    read_pair_labels,
     read_vqa_results,
     require_same_ids,
 )
@@ -116,17 +115,21 @@ def write_snli_ve_predictions(path: Path, labels: Mapping[str, str]) -> None:
         DatasetError: it does not read back as it was meant.
     """
     _write_csv(path, ("pairID", "label"), labels.items())
-    require_same_ids(path, read_pair_labels(path), labels)
+    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], labels)
 
 
 def write_own_predictions(path: Path, rows: Mapping[str, tuple[int, str]]) -> None:
     """Write a CSV of id, position of the answer among choices or classes, and its text, and check it.
 
+    A text that a spreadsheet would run as a formula begins with an apostrophe. The official forms take ids and labels
+    as they are, so that nothing is put before those.
+
     Raises:
         DatasetError: it does not read back as it was meant.
     """
-    _write_csv(path, ("id", "index", "prediction"), ([name, place, text] for name, (place, text) in rows.items()))
-    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], rows)
+    written = [(_as_text(name), place, _as_text(text)) for name, (place, text) in rows.items()]
+    _write_csv(path, ("id", "index", "prediction"), written)
+    require_same_ids(path, [cells[0] for _, cells in list(read_csv_rows(path))[1:]], [name for name, _, _ in written])
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -135,6 +138,11 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[objec
     writer.writerow(columns)
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+
+
+def _as_text(cell: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula; numbers stay as they are."""
+    return "'" + cell if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_finite(cell) else cell
 
 
 def _number_of(annot_id: str) -> tuple[int, str]:

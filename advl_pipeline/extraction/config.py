@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import DATASET_HELP, dataset_label
 from advl_pipeline.datasets.vcr_text import TextStyle
@@ -52,6 +52,7 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Folder of the cache, or s3://BUCKET/PREFIX or gs://... [default: caches/TEACHER/DATASET/SPLIT, and the "
         "subset in the name where one is asked for].",
         identity="none",
+        output=Output(makes="cache"),
     )
     text_style: TextStyle | None = option(None, help="How VCR's object tags become words [default: the dataset's].")
     text_units: TextUnits = option(
@@ -101,7 +102,13 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
     weights: Path | None = option(
         None, help="Local weights of the teacher instead of the known source.", identity="beside"
     )
-    progress_file: Path | None = option(None, help="Append progress here as JSON lines.", identity="none", rare=True)
+    progress_file: Path | None = option(
+        None,
+        help="Append progress here as JSON lines.",
+        identity="none",
+        rare=True,
+        output=Output(makes="lines", begins=rb'\{"event": "progress", '),
+    )
     dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.", identity="none")
     engine: Literal["local", "ray"] = option(
         "local",
@@ -154,7 +161,9 @@ class PrepareConfig(DataRootOptions):
         None, help="Side of the stored squares in pixels [default: the student's].", minimum=1, maximum=4096
     )
     output: Location | None = option(
-        None, help="Folder or URL of the cache of pictures [default: caches/pictures-SIZE/DATASET/SPLIT]."
+        None,
+        help="Folder or URL of the cache of pictures [default: caches/pictures-SIZE/DATASET/SPLIT].",
+        output=Output(makes="cache"),
     )
     on_error: Literal["fail", "skip"] = option("fail", help="What to do about pictures that cannot be read.")
     num_workers: int | None = option(
@@ -196,7 +205,9 @@ class ImportConfig(DataRootOptions):
     name: str = option(help="Name for the teacher that the features came from.", such_as="vinvl")
     dataset: str = option(help=DATASET_HELP, also="--data", such_as="mine.jsonl")
     split: str = option("train", help="Split of the dataset.")
-    output: Path | None = option(None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].")
+    output: Path | None = option(
+        None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].", output=Output(makes="cache")
+    )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
 
 

@@ -28,6 +28,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, default_output
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.run import ExtractResult, extract
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 _SUFFIXES = (".npy", ".pt")
@@ -199,6 +200,7 @@ def run_import(config: ImportConfig) -> ExtractResult:
     """
     from advl_pipeline.datasets.registry import open_dataset
 
+    require_outputs(config, output=_output_of(config))
     with interruptible():
         dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
         return import_features(config, dataset)
@@ -219,7 +221,7 @@ def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
             "teacher": IMPORTED + config.name,
             "dataset": config.dataset,
             "split": config.split,
-            "output": config.output or default_output(IMPORTED + config.name, config.dataset, config.split),
+            "output": _output_of(config),
             "modality": "image",
             "image_tokens": tokens,
             "dtype": config.dtype,
@@ -229,6 +231,10 @@ def import_features(config: ImportConfig, dataset: Dataset) -> ExtractResult:
         }
         extraction = build_config(ExtractConfig, settings)
         return extract(extraction, Teacher(name=extraction.teacher, image=tower), dataset)
+
+
+def _output_of(config: ImportConfig) -> Path:
+    return config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
 
 
 def _checked(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float32]:

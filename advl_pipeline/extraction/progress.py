@@ -17,6 +17,7 @@ from typing import Literal, Self, TextIO
 
 from tqdm import tqdm
 
+from advl_pipeline.atomic import make_folder, writing
 from advl_pipeline.cache.files import journal_path
 from advl_pipeline.errors import CorruptCache
 
@@ -39,8 +40,9 @@ class Progress:
         self._already = done
         self._handle: TextIO | None = None
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = file.open("a", encoding="utf-8")
+            make_folder(file.parent)
+            with writing(file):
+                self._handle = file.open("a", encoding="utf-8")
         between = _SECONDS_BETWEEN_BARS if sys.stderr.isatty() else _SECONDS_BETWEEN_BARS_IN_A_FILE
         self._bar = tqdm(
             total=total,
@@ -103,8 +105,9 @@ class Progress:
             "eta_seconds": round((self._total - self._done) / rate, 1) if rate else None,
             "shares": {name: round(share, 3) for name, share in self.shares().items()},
         }
-        self._handle.write(json.dumps(line) + "\n")
-        self._handle.flush()
+        with writing(Path(self._handle.name)):
+            self._handle.write(json.dumps(line) + "\n")
+            self._handle.flush()
 
 
 def record_extraction(cache: Path, *, seconds: float, num_units: int, device: str) -> None:

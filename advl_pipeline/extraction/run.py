@@ -41,6 +41,7 @@ from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.ray_engine import run_on_ray
 from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.locations import Location
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -75,7 +76,8 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
     """Run a frozen teacher over a dataset split and write its cache.
 
     Raises:
-        ConfigError: unknown names, a tower that the teacher lacks, an output that holds something else.
+        ConfigError: unknown names, a tower that the teacher lacks, an output or a --progress-file that holds
+            something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
         WeightsUnavailable: the teacher's weights are not at hand.
         IdentityMismatch: the folder holds a cache of other settings.
@@ -83,6 +85,7 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
+    require_outputs(config, output=location_of(config))
     with interruptible():
         # Before the teacher loads; the extraction itself checks again.
         with cache_of(config) as store:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.folders import require_outside
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
@@ -32,9 +32,11 @@ def run_report(config: ReportConfig) -> ReportResult:
     """Gather a study and write it in the form asked for.
 
     Raises:
-        ConfigError: a folder holds neither a study nor evaluated runs, or damaged ones; a study is among several.
+        ConfigError: a folder holds neither a study nor evaluated runs, or damaged ones; a study is among several; a
+            file that is no report lies in the place of this one.
         StorageError: the file cannot be written.
     """
+    require_outputs(config)
     studies = [folder for folder in config.run if (folder / STUDY_FILE).exists()]
     if studies and len(config.run) > 1:
         raise ConfigError(
@@ -45,7 +47,7 @@ def run_report(config: ReportConfig) -> ReportResult:
         )
     result = gather_study(studies[0]) if studies else gather_runs(*config.run)
     output = config.output or result.folder / f"report.{_EXTENSIONS[config.to]}"
-    require_outside(output)
+    require_outputs(config, output=output)
     content = _render(result, config)
     make_folder(output.parent)
     write_text(output, content)

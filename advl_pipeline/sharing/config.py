@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.configuration import Configuration, option
+from advl_pipeline.configuration import Configuration, Output, option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +19,7 @@ class ExportRunConfig(Configuration):
         help="transformers: a folder for its from_pretrained. "
         "torch: a program and its weights, for any student but SmolVLM.",
     )
-    output: Path = option(help="Folder to write; must not exist.", such_as="shared/mine")
+    output: Path = option(help="Folder to write; must not exist.", such_as="shared/mine", output=Output(makes="new"))
     push_to_hub: str | None = option(
         None, help="Also upload it, to this repository of the hub; an earlier push is replaced.", metavar="ORG/NAME"
     )
@@ -43,5 +43,6 @@ class PullConfig(Configuration):
     output: Path = option(
         help="Folder of the cache; must not exist. The same command goes on after an interruption.",
         such_as="caches/pulled",
+        output=Output(makes="new"),
     )
     revision: str | None = option(None, help="Commit, branch or tag [default: main].")

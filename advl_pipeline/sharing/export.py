@@ -19,7 +19,7 @@ from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
-from advl_pipeline.folders import require_outside
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
@@ -72,11 +72,7 @@ def run_export(config: ExportRunConfig) -> ExportRunResult:
         ConfigError: no run, an output that exists, or a student without such a form.
         WeightsUnavailable: the run is not finished. StorageError: the disk or the hub refuses.
     """
-    require_outside(config.output)
-    if config.output.exists():
-        raise ConfigError(
-            "The output exists already.", where=str(config.output), next_command="give another --output"
-        )
+    require_outputs(config)
     finished = _load(config.run)
     (name,) = finished.heads
     task: Task = read_json(config.run / names.HEADS)[name]["task"]

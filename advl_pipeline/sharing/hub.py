@@ -23,8 +23,8 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError
-from advl_pipeline.folders import require_outside
 from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 
 CARD_FILE = "README.md"
@@ -147,9 +147,7 @@ def run_pull(config: PullConfig) -> PulledCache:
         sound. StorageError: the hub cannot be reached or refuses, or the disk failed; the same command goes on.
     """
     output = config.output
-    require_outside(output)
-    if output.exists():
-        raise ConfigError("The output exists already.", where=str(output), next_command="give another --output")
+    require_outputs(config)
     api = _api(config.repository)
     with _told(config.repository):
         info = api.repo_info(config.repository, repo_type="dataset", revision=config.revision)

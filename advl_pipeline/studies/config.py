@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
-from advl_pipeline.configuration import Configuration, build_config, config_to_dict, option, read_toml
+from advl_pipeline.configuration import Configuration, Output, build_config, config_to_dict, option, read_toml
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError, suggest_names
@@ -47,8 +47,10 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
     """Configuration of `advl study`."""
 
     study: str = option(help="Name of a shipped study, or a study file.")
-    output: Path | None = option(None, help="Study folder [default: runs/studies/NAME].")
-    caches: Path = option(Path("caches"), help="Folder of the teacher caches.")
+    output: Path | None = option(
+        None, help="Study folder [default: runs/studies/NAME].", output=Output(makes="study")
+    )
+    caches: Path = option(Path("caches"), help="Folder of the teacher caches.", output=Output(makes="folders"))
     regions: Path | None = option(
         None,
         help="Region features, as `advl finetune` takes them, {dataset} in the path standing for the dataset; the "

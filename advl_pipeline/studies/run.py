@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.configuration import command_words, config_to_dict
-from advl_pipeline.folders import require_folder
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study
 from advl_pipeline.studies.execute import (
@@ -75,7 +75,7 @@ def run_study(
     """
     study = asked_study(config)
     folder = config.output or default_folder(study)
-    require_folder(folder, "study")
+    require_outputs(config, output=folder)
     digests = init_digests(study)
     read_digest = partial(digest_dataset, on_error=study.training.get("on_error", "fail"))
     recipes, copies = read_recipes(folder, study)

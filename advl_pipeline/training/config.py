@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Configuration, build_config, option
+from advl_pipeline.configuration import Configuration, Output, build_config, option
 from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
 from advl_pipeline.errors import ConfigError
@@ -136,7 +136,12 @@ class RunOptions(Configuration):
 
     title: ClassVar[str] = "Run"
 
-    output: Path = option(help="Run folder; an interrupted run in it resumes.", such_as="runs/mine", identity="none")
+    output: Path = option(
+        help="Run folder; an interrupted run in it resumes.",
+        such_as="runs/mine",
+        identity="none",
+        output=Output(makes="run"),
+    )
     method: Method = option("advl", help="What is done with the teachers.")
     hide_picture: bool = option(
         False,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from advl_pipeline.compute import device_name, num_threads, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.folders import require_folder
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
@@ -80,7 +80,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
     trackers_named(config.log_with)
     folder = RunFolder(config.output)
-    require_folder(config.output, "run")
+    require_outputs(config)
     began = time.perf_counter()
     forget_peak_memory()
     given = config

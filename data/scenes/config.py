@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import option
+from advl_pipeline.configuration import Output, option
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.locations import Location
 
@@ -16,7 +16,10 @@ class PretrainConfig(DataRootOptions, ComputeConfig):
     """Configuration of `advl scenes pretrain`."""
 
     output: Path | None = option(
-        None, help="Folder of the pretrained student [default: students/STUDENT].", identity="none"
+        None,
+        help="Folder of the pretrained student [default: students/STUDENT].",
+        identity="none",
+        output=Output(makes="student"),
     )
     dataset: str = option("scenes-captions", help="Image-caption pairs with phrase boxes.")
     split: str = option("train", help="Split to train on.")
@@ -60,7 +63,9 @@ class HeadroomConfig(DataRootOptions):
         (), help="Teacher cache; repeatable: of each teacher one of train and one of the split that is scored."
     )
     output: Path | None = option(
-        None, help="Folder of the runs, which resume in it [default: runs/headroom/DATASET]."
+        None,
+        help="Folder of the runs, which resume in it [default: runs/headroom/DATASET].",
+        output=Output(makes="folders"),
     )
     task: str | None = option(None, help="The task that is measured [default: the dataset's first].")
     on: str = option("val", help="Labelled split that is scored.")

@@ -39,6 +39,7 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_
 from advl_pipeline.evaluation.readout import answers_by_likeness
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.folders import default_cache
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.registry import build_student
@@ -105,11 +106,12 @@ def run_headroom(config: HeadroomConfig) -> Headroom:
             features. IdentityMismatch: caches of other data, or runs of other settings in the folder.
         WeightsUnavailable: no student in the folder. DatasetError: data that are missing.
     """
+    output = config.output or Path("runs/headroom") / dataset_label(config.dataset)
+    require_outputs(config, output=output)
     student = read_description(config.init)["student"]
     data = _open(config)
     # Built once before anything is written: it says whether it can be given these features.
     build_student(f"{GIVEN}{student}", weights=config.init, overrides={"caches": list(map(str, config.cache))})
-    output = config.output or Path("runs/headroom") / dataset_label(config.dataset)
     seeds = range(config.seeds)
     rows = [HeadroomRow(name=_floor_name(data), per_seed=(_percent(data, _floor(data)),))]
     kinds: dict[str, tuple[str, dict[str, Any]]] = {

@@ -117,8 +117,12 @@ def test_hard_pairs_are_those_that_the_hypothesis_gives_away_wrongly(
         record["pairID"] for number, record in enumerate(biased_records(24)) if number % 4 == 0
     )
     first = Path(result["path"]).read_bytes()
-    advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path)
+    assert advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path)[0] == 0
     assert Path(result["path"]).read_bytes() == first
+    Path(result["path"]).write_text('["a published list"]', encoding="utf-8")
+    code, _, err = advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path)
+    assert (code, Path(result["path"]).read_text(encoding="utf-8")) == (2, '["a published list"]'), err
+    Path(result["path"]).write_bytes(first)
     for arguments in (["--split", "train"], ["--split", "e-test"]):
         code, _, err = advl(capsys, "datasets", "hard-subset", "snli-ve", "--data-root", tmp_path, *arguments)
         assert code in (2, 5), err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from advl_pipeline.evaluation.submission import (
     VCR_COLUMNS,
     check_vcr_submission,
     check_vqa_submission,
+    write_own_predictions,
     write_snli_ve_predictions,
     write_vcr_submission,
     write_vqa_submission,
@@ -100,6 +103,15 @@ def test_snli_ve_file_survives_awkward_ids(tmp_path: Path) -> None:
     file = tmp_path / "snli.csv"
     write_snli_ve_predictions(file, {'1.jpg#0r1n,"x"': "neutral", "2.jpg#0r1n": "entailment"})
     assert file.read_text().splitlines()[0] == "pairID,label"
+
+
+def test_no_cell_of_ones_own_predictions_is_a_formula(tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    answers = ["=cmd|' /C calc'!A0", '=HYPERLINK("http://x")', "@SUM(1)", "+a", "-b", "-3", "red"]
+    write_own_predictions(file, {f"{'=' * (row == 0)}{row}": (row, text) for row, text in enumerate(answers)})
+    cells = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"))))[1:]
+    assert [row[2] for row in cells] == ["'" + text for text in answers[:5]] + answers[5:]
+    assert [row[0] for row in cells] == ["'=0", *map(str, range(1, 7))]
 
 
 def untrained() -> FinishedRun:

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from page_reader import Element, read_page
@@ -19,7 +20,7 @@ from synthetic_study import make_study
 from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.config import ReportConfig
+from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.figure import looks
 from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
 from advl_pipeline.reporting.formats import as_markdown, as_text
@@ -416,6 +417,22 @@ def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResul
 def test_reports_are_reproducible(vcr: tuple[StudyResult, Path], page_text: str, tmp_path: Path) -> None:
     again = run_report(ReportConfig(run=(vcr[0].folder,), data_root=vcr[1], output=tmp_path / "again.html"))
     assert again.output.read_text(encoding="utf-8") == page_text
+
+
+def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(
+    vcr: tuple[StudyResult, Path], tmp_path: Path
+) -> None:
+    written = tmp_path / "page"
+    for form in get_args(ReportFormat):
+        for _ in range(2):
+            run_report(ReportConfig(run=(vcr[0].folder,), data_root=vcr[1], to=form, output=written))
+    mine = tmp_path / "mine.html"
+    mine.write_text("<!doctype html>\n<html lang='en'>mine", encoding="utf-8")
+    for output in (mine, vcr[0].folder / "study.json", vcr[0].folder / "mine.html"):
+        with pytest.raises(ConfigError, match=r"did not write|inside a study"):
+            run_report(ReportConfig(run=(vcr[0].folder,), to="csv", output=output))
+    run_report(ReportConfig(run=(vcr[0].folder,), to="csv", output=mine, replace=True))
+    assert mine.read_text(encoding="utf-8").startswith("setting,")
 
 
 def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) -> None:

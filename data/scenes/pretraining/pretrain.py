@@ -41,7 +41,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
-from advl_pipeline.folders import require_folder
+from advl_pipeline.outputs import require_outputs
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.runs import names
 from advl_pipeline.students.generative import GenerativeStudent
@@ -84,7 +84,7 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     """
     config = resolved(config)
     output = config.output or Path("students") / config.student
-    require_folder(output, "student")
+    require_outputs(config, output=output)
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
     torch.manual_seed(config.seed)
     student = build_student(config.student)

@@ -1,0 +1,147 @@
+"""The door of every output: whether a command may write where its options say, asked before it does anything.
+
+An option that names an output declares what the command makes of the path (`configuration.option(output=...)`). From
+that alone the door knows every output of a command, and that all its other paths are inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.atomic import require_no_folder, writing
+from advl_pipeline.configuration import Configuration, Output, flag_of, option
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.folders import require_folder, require_outside
+from advl_pipeline.locations import Location
+
+_HEAD_BYTES = 4096
+"""How much of a file is read to tell what wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaceOptions(Configuration):
+    """Whether a file that lies in the place of the output may go."""
+
+    replace: bool = option(
+        False, help="Replace a file that lies there and that this command did not write.", identity="none"
+    )
+
+
+def require_outputs(config: Any, *, reads: Iterable[str | Path] = (), **places: Location) -> None:
+    """Refuse a command whose outputs would take the place of something else. Nothing is written.
+
+    An output lies in no folder of ours of another kind and over no input of the same command. A file that is there is
+    replaced, or appended to, only where it begins as this command's own do, or is replaced with `--replace`.
+
+    Args:
+        config: the command's configuration.
+        reads: inputs beside those that the configuration names.
+        places: option -> its path, for outputs that nobody named.
+
+    Raises:
+        ConfigError: as said. StorageError: the folder of a file cannot be written.
+    """
+    outputs: dict[str, tuple[Path, Output]] = {}
+    inputs = list(_paths(tuple(reads)))
+    for field in dataclasses.fields(config):
+        value, output = places.get(field.name, getattr(config, field.name)), field.metadata.get("output")
+        if output is None:
+            inputs += _paths(value)
+        elif isinstance(value, Path):
+            outputs[field.name] = value, output
+    for name, (path, output) in outputs.items():
+        with writing(path):
+            match output.makes:
+                case "folders":
+                    require_outside(path / "any", option=flag_of(name))
+                case "new" | "file" | "lines":
+                    others = [other for other_name, (other, _) in outputs.items() if other_name != name]
+                    _require_file(config, name, path, output, inputs=inputs, others=others)
+                case kind:
+                    require_folder(path, kind, option=flag_of(name))
+
+
+def _is_at_home(path: Path, output: Output, config: Any) -> bool:
+    """Whether a file lies where a folder of ours, which the command was given, has such files."""
+    if output.home is None:
+        return False
+    option_name, pattern = output.home
+    resolved = path.resolve()
+    homes = [folder.resolve() for folder in _paths(getattr(config, option_name))]
+    return any(
+        resolved.is_relative_to(home) and fnmatch(resolved.relative_to(home).as_posix(), pattern) for home in homes
+    )
+
+
+def _require_file(
+    config: Any, name: str, path: Path, output: Output, *, inputs: Sequence[Path], others: Sequence[Path]
+) -> None:
+    def refusal(what: str, why: str = "", also: str = "") -> ConfigError:
+        return ConfigError(what, where=str(path), why=why, next_command=f"give another {flag_of(name)}{also}")
+
+    is_at_home = _is_at_home(path, output, config)
+    if not is_at_home:
+        require_outside(path, option=flag_of(name))
+    resolved = path.resolve()
+    if output.makes == "new" and (path.exists() or path.is_symlink()):
+        raise refusal("The output exists already.")
+    if path.exists() and any(map(path.samefile, inputs)):
+        raise refusal("The output would take the place of an input.", "the command reads it")
+    if any(resolved.is_relative_to(other.resolve()) for other in others):
+        raise refusal("One output would lie in another one.", "the command writes both")
+    require_no_folder(path)
+    _require_writable(path)
+    if not path.exists() or _begins(path, output):
+        return
+    if not path.is_file():
+        raise refusal("The output is no plain file.", "a device or a pipe lies there")
+    if output.makes == "lines":
+        raise refusal("A file lies there that this command did not write.", "lines are appended to its own files")
+    if not is_at_home and any(resolved.is_relative_to(folder.resolve()) for folder in inputs if folder.is_dir()):
+        raise refusal("The output would take the place of an input.", "it lies in a folder that the command reads")
+    if not getattr(config, "replace", False):
+        raise refusal(
+            "A file lies there that this command did not write.",
+            "it does not begin as this command's files do",
+            ", or the same command with --replace",
+        )
+
+
+def _begins(path: Path, output: Output) -> bool:
+    """Whether a file is one that the command itself wrote; an empty one may be appended to."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return re.match(output.begins, head) is not None or (output.makes == "lines" and not head)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise what the disk would say of a place that can take no file."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(above, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number))
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Yield what a value may name on this machine: a dataset is a name or a file."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, Path) or (isinstance(value, str) and value and "\0" not in value):
+        with suppress(OSError):
+            # A text too long for a name is none.
+            if Path(value).exists():
+                yield Path(value)

@@ -1,0 +1,291 @@
+"""No command writes over what it did not make: every option that names an output is aimed at things of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from commands import advl, complaint
+from own_rows import choice_row, write_json_lines
+from tiny_extraction import tiny_extract, tree_bytes
+
+from advl_cli.reference import commands
+from advl_pipeline.configuration import Output, flag_of
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.evaluation import submission
+from advl_pipeline.evaluation.config import PredictConfig
+from advl_pipeline.folders import MARKERS
+from advl_pipeline.outputs import require_outputs
+
+INPUTS = frozenset(
+    "answers annotations cache data_root descriptions ground_truth_regions head_answers ids init known_words "
+    "pictures questions rationales regions results run source student weights".split()
+)
+"""Options with a path that commands read, and folders of ours that a command completes or mends."""
+
+FILES = ("file", "lines", "new")
+
+
+class OutputOption(typing.NamedTuple):
+    """An option that names an output, as a command line has it."""
+
+    command: str
+    config: type[typing.Any]
+    name: str
+    output: Output
+
+    def __str__(self) -> str:
+        return f"{self.command} {flag_of(self.name)}"
+
+
+def configurations() -> Iterator[tuple[str, type[typing.Any]]]:
+    """Yield each command that has a configuration, with its class."""
+    for name, command in commands():
+        hints = typing.get_type_hints(inspect.unwrap(command.callback)) if command.callback is not None else {}
+        if dataclasses.is_dataclass(cls := hints.get("config")):
+            yield name.removeprefix("advl "), typing.cast(type[typing.Any], cls)
+
+
+def is_path(hint: typing.Any) -> bool:
+    return hint is Path or any(map(is_path, typing.get_args(hint)))
+
+
+OUTPUTS = [
+    OutputOption(command, cls, field.name, field.metadata["output"])
+    for command, cls in configurations()
+    for field in dataclasses.fields(cls)
+    if field.metadata.get("output") is not None
+]
+
+
+def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> None:
+    told = {(command, field.name) for command, cls in configurations() for field in dataclasses.fields(cls)}
+    unknown = [
+        f"{command} {field.name}"
+        for command, cls in configurations()
+        for field in dataclasses.fields(cls)
+        if is_path(typing.get_type_hints(cls)[field.name])
+        and field.metadata.get("output") is None
+        and field.name not in INPUTS
+    ]
+    assert not unknown, "say what the command makes of the path: configuration.option(output=...)"
+    for name, command in commands():
+        for item in command.params:
+            name_now = (item.name or "").removeprefix("earlier_")
+            if isinstance(item.type, click.Path) and (name.removeprefix("advl "), name_now) not in told:
+                assert item.name in INPUTS | {"config_file", "checkpoint"}, f"{name} {item.name}"
+    assert len(OUTPUTS) > 15
+
+
+def words_of(option: OutputOption, path: Path, *more: str) -> list[str]:
+    """Return a command line whose inputs are not there."""
+    command = dict(commands())[f"advl {option.command}"]
+    arguments = {item.name for item in command.params if isinstance(item, click.Argument)}
+    words = option.command.split()
+    for field in dataclasses.fields(option.config):
+        if field.name != option.name and field.default is dataclasses.MISSING:
+            words += [] if field.name in arguments else [flag_of(field.name)]
+            words.append(field.metadata["such_as"] or "nothing")
+    return [*words, flag_of(option.name), str(path), *more]
+
+
+def write(folder: Path, **files: object) -> Path:
+    folder.mkdir(parents=True)
+    for stem, content in files.items():
+        (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one thing of each kind, in which the command is given."""
+    folder = tmp_path / "things"
+    folder.mkdir()
+    shutil.copytree(CACHE, folder / "cache")
+    write(folder / "scenes", corpus={"corpus": "scenes"})
+    write(folder / "study", study={"study": {}})
+    write(folder / "run", run={"options": {}}, student={"student": "scenes-small"}, result={})
+    write(folder / "student", student={"student": "scenes-small"})
+    write_json_lines(folder / "data.jsonl", [choice_row(number) for number in range(20)])
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    (folder / "results.csv").write_text("name,score\na,1\n", encoding="utf-8")
+    (folder / "empty.json").touch()
+    (folder / "into-cache").symlink_to(folder / "cache")
+    (folder / "linked.json").symlink_to(folder / "cache" / "identity.json")
+    os.mkfifo(folder / "pipe")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+CACHE = Path()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    global CACHE
+    folder = tmp_path_factory.mktemp("made")
+    CACHE = Path(str(tiny_extract(folder / "data", folder / "cache").path))
+
+
+OF_OURS = (
+    *("cache/identity.json", "cache/new.json", "into-cache/new.json", "linked.json"),
+    *("scenes/corpus.json", "scenes/new.json", "study/study.json", "study/new.json", "study/cells/new.json"),
+    *("run/run.json", "run/result.json", "run/checkpoint.safetensors", "run/model.safetensors", "run/new.csv"),
+    *("student/model.safetensors", "student/new.json"),
+)
+"""Never written, whatever is asked for."""
+OF_OTHERS = ("data.jsonl", "pictures/red.png", "notes.txt", "results.csv", "empty.json")
+"""Replaced by those who ask for it."""
+
+
+@pytest.mark.parametrize("option", [one for one in OUTPUTS if one.output.makes in FILES], ids=str)
+def test_no_file_of_others_is_written_over(
+    option: OutputOption, things: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree_bytes(things)
+    is_replaced = any(field.name == "replace" for field in dataclasses.fields(option.config))
+    for name in (*OF_OURS, *OF_OTHERS, "pipe"):
+        if name == "empty.json" and option.output.makes == "lines":
+            continue
+        code, said = complaint(capsys, *words_of(option, things / name))
+        assert code == 2, f"{name}: {said}"
+        assert f"give another {flag_of(option.name)}" in said, said
+        assert ("--replace" in said.partition("next:")[2]) == (is_replaced and name in OF_OTHERS)
+    for name in (*OF_OURS, "pipe") if is_replaced else ():
+        code, said = complaint(capsys, *words_of(option, things / name, "--replace"))
+        assert code == 2, f"{name}: {said}"
+        assert f"give another {flag_of(option.name)}" in said, said
+    assert tree_bytes(things) == before
+
+
+@pytest.mark.parametrize("option", [one for one in OUTPUTS if one.output.makes not in FILES], ids=str)
+def test_no_folder_is_made_in_or_of_a_folder_of_another_kind(
+    option: OutputOption, things: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree_bytes(things)
+    folders = {"cache": "cache", "corpus": "scenes", "study": "study", "run": "run", "student": "student"}
+    for kind, name in folders.items():
+        for place in (things / name, things / name / "new"):
+            own = option.output.makes == kind and place.name == name
+            if own or (kind, option.output.makes) == ("study", "run"):
+                continue
+            code, said = complaint(capsys, *words_of(option, place))
+            assert code == 2, said
+            assert f"give another {flag_of(option.name)}" in said, said
+            assert MARKERS[typing.cast(typing.Any, kind)].name in said
+    assert tree_bytes(things) == before
+
+
+def test_an_input_is_never_the_output(things: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree_bytes(things)
+    draw = ("datasets", "subset", "data.jsonl", "--shots", 4)
+    for words in (
+        (*draw, "--output", "data.jsonl", "--replace"),
+        (*draw, "--data-root", "pictures", "--output", "pictures/red.png", "--replace"),
+        ("extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--progress-file", "data.jsonl"),
+        ("extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--output", "c", "--progress-file", "c/lines"),
+    ):
+        code, said = complaint(capsys, *words)
+        assert code == 2, said
+        assert "take the place of an input" in said or "lie in another one" in said
+    assert tree_bytes(things) == before
+
+
+def test_a_list_is_drawn_again_over_its_own_and_over_others_on_request(
+    things: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = ("datasets", "subset", "data.jsonl", "--shots")
+    for shots in (4, 8):
+        code, _, said = advl(capsys, *draw, shots, "--output", "lists/mine.json")
+        assert code == 0, said
+        assert json.loads((things / "lists" / "mine.json").read_bytes())["shots"] == shots
+    code, said = complaint(capsys, *draw, 4, "--output", "notes.txt")
+    assert code == 2
+    assert "advl datasets subset data.jsonl --shots 4 --output notes.txt --replace" in said
+    assert complaint(capsys, *draw, 4, "--output", "notes.txt", "--replace")[0] == 0
+    assert json.loads((things / "notes.txt").read_bytes())["shots"] == 4
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "vcr": lambda path: submission.write_vcr_submission(path, ["test-1"], np.zeros((1, 4)), np.zeros((1, 4, 4))),
+    "vqa": lambda path: submission.write_vqa_submission(path, {7: "red"}),
+    "snli-ve": lambda path: submission.write_snli_ve_predictions(path, {"a#0": "neutral"}),
+    "own": lambda path: submission.write_own_predictions(path, {"a": (0, "red")}),
+}
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_predictions_take_the_place_of_predictions(form: str, things: Path) -> None:
+    path = things / "predicted"
+    WRITERS[form](path)
+    require_outputs(PredictConfig(run=things / "run", output=path))
+    for output in ("run/predictions/test.csv", "run/predictions/again/test.csv"):
+        require_outputs(PredictConfig(run=things / "run", output=things / output))
+    with pytest.raises(ConfigError, match="inside a finetuning run"):
+        require_outputs(PredictConfig(run=things / "run", output=things / "run" / "test.csv"))
+    path.write_text("x" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="did not write"):
+        require_outputs(PredictConfig(run=things / "run", output=path))
+    require_outputs(PredictConfig(run=things / "run", output=path, replace=True))
+
+
+def test_progress_is_appended_to_its_own_lines(tmp_path: Path) -> None:
+    lines = tmp_path / "new" / "lines.jsonl"
+    for number in range(2):
+        tiny_extract(tmp_path / "data", tmp_path / f"cache-{number}", progress_file=lines)
+    found = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    assert {line["event"] for line in found} == {"progress"}
+    assert sum(line["done"] == line["total"] for line in found) >= 4
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(things: Path) -> None:
+    """On a file system that is mounted to be read, as root or not."""
+    given = [
+        ["datasets", "subset", "data.jsonl", "--shots", "4", "--output", "locked/list.json"],
+        ["report", "run", "--output", "locked/page.html"],
+        ["cache", "export", "cache", "--output", "locked/features.h5"],
+        ["cache", "prune", "locked/cache", "--all"],
+        ["predict", "run", "--output", "locked/predictions.csv"],
+        ["extract", "--data", "data.jsonl", "--teacher", "minilm-l6", "--progress-file", "locked/lines.jsonl"],
+    ]
+    shutil.copytree(things / "cache", things / "locked" / "cache")
+    program = (
+        "import json, sys\n"
+        "from advl_cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: print(json.dumps(stop.code))\n"
+    )
+    mount = "mount --bind locked locked && mount -o remount,ro,bind locked"
+    done = subprocess.run(
+        [
+            "unshare",
+            "-rm",
+            "sh",
+            "-c",
+            f'{mount} && exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            program,
+            json.dumps(given),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr.partition("\n")[0]:
+        pytest.skip(f"no mount of one's own here: {done.stderr}")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [7] * len(given), done.stderr
