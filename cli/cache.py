@@ -101,6 +101,9 @@ def repair(config: RepairConfig, as_json: bool) -> None:
     advl cache repair caches/minilm-l6/vcr/train
     advl cache repair s3://bucket/caches/clip-vit-l
     """
+    from advl_pipeline.extraction.given import require_cache_there
+
+    require_cache_there(config.cache)
     from advl_pipeline.extraction.repair import run_repair
 
     result = run_repair(config)

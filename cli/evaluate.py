@@ -24,6 +24,9 @@ def command(config: EvaluateConfig, as_json: bool) -> None:
     \b
     advl evaluate runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
+    from advl_pipeline.evaluation.given import require_given
+
+    require_given(config.run, config.on, config.data_root)
     from advl_pipeline.evaluation.runner import run_evaluate
 
     result = run_evaluate(config)

@@ -22,6 +22,9 @@ def command(config: ExportRunConfig, as_json: bool) -> None:
     advl export runs/advl-100-0 --to torch --output shared/advl-100-0
     advl export runs/vilt --output shared/vilt --push-to-hub ORG/NAME
     """
+    from advl_pipeline.evaluation.given import require_finished
+
+    require_finished(config.run)
     from advl_pipeline.sharing.export import run_export
 
     result = run_export(config)

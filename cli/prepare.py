@@ -26,7 +26,13 @@ def command(config: PrepareConfig, as_json: bool) -> None:
     advl prepare --dataset vcr --split train --student vilt
     advl prepare --dataset vcr --split val --size 112 --dry-run
     """
+    from advl_pipeline.datasets.registry import require_names
+    from advl_pipeline.students.registry import require_student
+
     say_what_it_is([config.dataset], config.data_root)
+    require_names(config.dataset, split=config.split, data_root=config.data_root)
+    if config.student is not None:
+        require_student(config.student)
     from advl_pipeline.extraction.run import run_extract
     from advl_pipeline.training.stored_pictures import picture_size
 

@@ -22,6 +22,9 @@ def command(config: ReadoutConfig, as_json: bool) -> None:
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train --answer-on val
     """
+    from advl_pipeline.evaluation.given import require_readable
+
+    require_readable(config)
     from advl_pipeline.evaluation.readout import run_readout
 
     result = run_readout(config)

@@ -89,6 +89,9 @@ def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
     advl teachers check roberta-b
     advl teachers check hf:ORG/MODEL --weights FOLDER
     """
+    from advl_pipeline.teachers.registry import require_teacher
+
+    require_teacher(config.name)
     from advl_pipeline.teachers.check import run_check_teacher
 
     result = run_check_teacher(config)

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from advl_pipeline.cache.files import WORK_FOLDER, Files, entry_of
 from advl_pipeline.cache.records import IDENTITY_FILE
 from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store
-from advl_pipeline.errors import ConfigError, CorruptCache
+from advl_pipeline.errors import ConfigError, CorruptCache, Suggestion
 
 
 def require_cache(store: Store) -> dict[str, int]:
     """Return the sizes of all files; raises `ConfigError` where there is neither a cache nor a started one."""
     sizes = store.list()
     if IDENTITY_FILE not in sizes and not any(name.startswith("records/") for name in sizes):
+        below = sorted(name.removesuffix(f"/{IDENTITY_FILE}") for name in sizes if name.endswith(f"/{IDENTITY_FILE}"))
+        if below:
+            here = str(store.location)
+            told = Suggestion(f"there {'is one' if len(below) == 1 else 'are some'} below it: {', '.join(below[:4])}")
+            told.wanted, told.nearest = here, f"{here.rstrip('/')}/{below[0]}"
+            raise ConfigError("There is no cache here.", where=here, why=told)
         raise ConfigError(
             "There is no cache here.",
             where=str(store.location),

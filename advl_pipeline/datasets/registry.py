@@ -61,6 +61,20 @@ def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
     return benchmark.splits if benchmark else open_own(name, data_root).index.splits
 
 
+def require_names(name: str, *, split: str, tasks: Sequence[str] = (), data_root: Path | None = None) -> None:
+    """Refuse a dataset, a split or a task that does not exist, before a file of a known dataset is read.
+
+    Args:
+        split: of the dataset, or several that are joined by +.
+
+    Raises:
+        ConfigError: as said. DatasetError: data of one's own that cannot be read.
+    """
+    _tasks_of(name, tasks_of(name, data_root), tasks)
+    for part in split.split(JOIN):
+        _require_split(name, part, splits_of(name, data_root))
+
+
 def vqa_mode_of(name: str) -> Literal["2021", "2017", "vqa-vs"]:
     """Return the evaluator that a VQA dataset is scored by: its card's, else the official one of 2021."""
     if name not in card_names():

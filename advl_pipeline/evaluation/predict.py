@@ -5,7 +5,6 @@ Shapes: B examples, C candidates, K classes.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -19,18 +18,15 @@ import torch
 from torch import nn
 
 from advl_pipeline.compute import ComputeConfig, MixedPrecision, num_threads, open_device, precision
-from advl_pipeline.configuration import command_words
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, head_name
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import AnswerOptions
+from advl_pipeline.evaluation.given import require_finished
 from advl_pipeline.evaluation.use_of_vision import with_picture
 from advl_pipeline.prefetch import Prefetcher, in_order
-from advl_pipeline.runs.names import is_finished
-from advl_pipeline.runs.reader import read_config
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.heads import load_heads
 from advl_pipeline.training.student_options import student_options
 from advl_pipeline.training.targets import shape_logits
@@ -145,15 +141,7 @@ def load_run(
     Raises:
         ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
     """
-    config = read_config(folder)
-    if not is_finished(folder):
-        resume = command_words(FinetuneConfig, config | {"output": str(folder)})
-        raise WeightsUnavailable(
-            "The run is not finished.",
-            where=str(folder),
-            why="there is no result.json, which comes last",
-            next_command=shlex.join(["advl", "finetune", *resume]),
-        )
+    config = require_finished(folder)
     student = build_student(read_description(folder)["student"], weights=folder, overrides=overrides)
     student.require_inputs()  # Loads what threads that collate would each load at first.
     heads, label_names = load_heads(folder, student)

@@ -23,6 +23,7 @@ from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior, 
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import ReadoutConfig
+from advl_pipeline.evaluation.given import require_readable
 from advl_pipeline.runs.reader import moved_to
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words
@@ -50,12 +51,7 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
         ConfigError: no cache, caches of different splits, or a split without multiple choice to answer.
         WeightsUnavailable: no student in the folder. IdentityMismatch: a cache of another dataset's content.
     """
-    if not config.cache:
-        raise ConfigError(
-            "A readout needs a teacher cache to compare with.",
-            where="--cache",
-            next_command="advl extract --teacher NAME --dataset NAME --split train, then --cache DIR",
-        )
+    require_readable(config)
     student = build_student(read_description(config.student)["student"], weights=config.student)
     student.cut_texts()
     caches = [open_cache(path) for path in config.cache]

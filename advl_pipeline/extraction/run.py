@@ -33,6 +33,7 @@ from advl_pipeline.errors import CorruptCache
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate_confidences
+from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.identity import as_begun, build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
@@ -41,7 +42,6 @@ from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.ray_engine import run_on_ray
 from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.locations import Location
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.interface import Teacher
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -85,8 +85,8 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
-    require_outputs(config, output=location_of(config))
     with interruptible():
+        require_given(config)
         # Before the teacher loads; the extraction itself checks again.
         with cache_of(config) as store:
             store.require_place()

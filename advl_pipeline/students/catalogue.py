@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import read_tables
 from advl_pipeline.students.registry import door_of, student_names
 
@@ -41,9 +40,9 @@ def show_student(name: str, *, tokenizer: str | None = None) -> dict[str, Any]:
         ConfigError: unknown name. WeightsUnavailable: the tokenizer is not at hand, for students whose architecture
             names its padding.
     """
-    from advl_pipeline.students.registry import build_student
+    from advl_pipeline.students.registry import build_student, require_student
 
-    _require_known(name)
+    require_student(name)
     student = build_student(name, overrides=_with_tokenizer(tokenizer))
     family = family_of(name)
     return {
@@ -68,9 +67,9 @@ def check_checkpoint(name: str, checkpoint: Path, *, tokenizer: str | None = Non
         ConfigError: unknown name, or nothing in the file fits. WeightsUnavailable: the file is not there or damaged.
     """
     from advl_pipeline.students.checkpoints import KeyRules, load_file
-    from advl_pipeline.students.registry import build_student
+    from advl_pipeline.students.registry import build_student, require_student
 
-    _require_known(name)
+    require_student(name)
     student = build_student(name, overrides=_with_tokenizer(tokenizer))
     rules: KeyRules = getattr(student, "rules", KeyRules())
     return {"student": name, **load_file(student, checkpoint, rules).to_dict()}
@@ -107,10 +106,3 @@ def student_table() -> str:
 
 def _with_tokenizer(tokenizer: str | None) -> dict[str, Any]:
     return {} if tokenizer is None else {"tokenizer": tokenizer}
-
-
-def _require_known(name: str) -> None:
-    if name not in student_names():
-        raise ConfigError(
-            f"Unknown student {name!r}.", why=suggest_names(name, student_names()), next_command="advl students list"
-        )

@@ -51,6 +51,20 @@ def door_of(name: str) -> str:
     return door + colon if colon else ""
 
 
+def require_student(name: str) -> None:
+    """Refuse a name that is none of `student_names()`, before anything is loaded.
+
+    Raises:
+        ConfigError: as said.
+    """
+    door = door_of(name)
+    doors = {point.name for point in entry_points(group="advl.students")} if door else set()
+    if (door not in doors) if door else (name not in student_names()):
+        raise ConfigError(
+            f"Unknown student {name!r}.", why=suggest_names(name, student_names()), next_command="advl students list"
+        )
+
+
 def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Student:
     """Build a student by name.
 
@@ -63,13 +77,11 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
     Raises:
         ConfigError: unknown name or setting. WeightsUnavailable: the weights are not there.
     """
+    require_student(name)
     if name in BUILDERS:
         module, _, function = BUILDERS[name].partition(":")
         builder: Builder = getattr(importlib.import_module(module), function)
     else:
-        points = {point.name: point for point in entry_points(group="advl.students")}
-        opener = door_of(name) or name
-        if opener not in points:
-            raise ConfigError(f"Unknown student {name!r}.", why=suggest_names(name, student_names()))
-        builder = points[opener].load()
+        (point,) = entry_points(group="advl.students", name=door_of(name) or name)
+        builder = point.load()
     return builder(name, weights, overrides or {})

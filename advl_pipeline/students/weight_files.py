@@ -49,7 +49,7 @@ def weights_digest(path: Path) -> str:
         WeightsUnavailable: there are none.
     """
     state = hashlib.sha256()
-    for file in _required_weights(path):
+    for file in required_weights(path):
         state.update(_hash(file))
     return state.hexdigest()
 
@@ -62,7 +62,7 @@ def student_digest(path: Path) -> str:
     Raises:
         WeightsUnavailable: there are no weights.
     """
-    weights = _required_weights(path)
+    weights = required_weights(path)
     folder = path if path.is_dir() else path.parent
     beside = _OF_OUR_FOLDERS if (folder / names.STUDENT).is_file() else _OF_PUBLISHED_FOLDERS
     found = {*weights, *_lying_in(folder, (*_TOKENIZER_FILES, *beside))}
@@ -84,7 +84,12 @@ def file_digest(path: str) -> str | None:
     return _hash(Path(path)).hex() if Path(path).is_file() else None
 
 
-def _required_weights(path: Path) -> list[Path]:
+def required_weights(path: Path) -> list[Path]:
+    """Return the files that hold a pretrained student.
+
+    Raises:
+        WeightsUnavailable: there are none.
+    """
     files = weight_files(path)
     if not files:
         raise WeightsUnavailable(

@@ -85,7 +85,24 @@ def _open(name: str, options: OpenOptions) -> Teacher:
     plugins = plugin_entry_points()
     if name in plugins:
         return _open_plugin(plugins[name], options)
-    raise ConfigError(
+    raise _unknown(name)
+
+
+def require_teacher(name: str) -> None:
+    """Refuse a name that opens no teacher, before anything is loaded; what stands behind `hf:` is not looked up.
+
+    Raises:
+        ConfigError: as said.
+    """
+    door, _, rest = name.partition(":")
+    if rest and door == "random":
+        require_teacher(rest if rest.startswith("hf:") else rest.partition("@")[0])
+    elif not (rest and door in ("hf", "timm", "pictures")) and name not in known_names():
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(
         f"There is no teacher {name!r}.",
         where="--teacher",
         why=suggest_names(name, [*known_names(), *DOORS]),

@@ -238,7 +238,7 @@ def config_of_run(stored: Mapping[str, Any], *, where: str = "", **changes: Any)
                 "This run was made with an option that is gone, so it cannot stand beside others.",
                 where=where,
                 why=f"{name} = {value!r} went with version 0.3",
-                next_command="leave this run out; advl evaluate and advl predict read it as before",
+                next_command="leave this run out; it is evaluated as before",
             )
     known = {name: value for name, value in stored.items() if name not in (*_GONE, *_GONE_OF_COORDINATES)}
     return build_config(FinetuneConfig, known, changes, where=where)

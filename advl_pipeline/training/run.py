@@ -19,7 +19,6 @@ from tqdm import tqdm
 from advl_pipeline.compute import device_name, num_threads, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
@@ -32,6 +31,7 @@ from advl_pipeline.training.building import build_finetune_model, build_finetune
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
+from advl_pipeline.training.given import open_caches, require_given
 from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs
 from advl_pipeline.training.landmarks import find_landmarks
@@ -46,7 +46,6 @@ from advl_pipeline.training.run_end import end_run
 from advl_pipeline.training.run_signals import (
     Signals,
     find_confidences,
-    open_caches,
     open_signals,
     remember_confidences,
 )
@@ -77,10 +76,9 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder of another run. NotFinite: a loss, a gradient or a weight. DatasetError, CorruptCache,
         WeightsUnavailable: as they say.
     """
+    require_given(config)
     uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
-    trackers_named(config.log_with)
     folder = RunFolder(config.output)
-    require_outputs(config)
     began = time.perf_counter()
     forget_peak_memory()
     given = config

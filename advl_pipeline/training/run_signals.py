@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
-from advl_pipeline.cache.reader import TeacherCache, open_cache
+from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
@@ -19,11 +18,10 @@ from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions
-from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.adapt_inputs import cache_of_split
 from advl_pipeline.training.bridge import bridge_confidence
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
-from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
@@ -42,23 +40,6 @@ class Signals:
 
     source: SignalSource
     judge: SignalSource
-
-
-def open_caches(config: TeacherOptions) -> list[TeacherCache]:
-    """Open the caches that the options name, through the disk cache where they lie in an object store.
-
-    Raises:
-        ConfigError: one holds pictures and not what a teacher says of them.
-    """
-    caches = [open_cache(path, disk_cache=config.disk_cache_config) for path in config.cache]
-    for cache in caches:
-        if cache.teacher_name.startswith(PICTURES):
-            raise ConfigError(
-                "This cache holds pictures, and no teacher's features.",
-                where=str(cache.path),
-                next_command=f"give it as --pictures {shlex.quote(str(cache.path))}",
-            )
-    return caches
 
 
 def open_signals(

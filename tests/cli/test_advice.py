@@ -22,7 +22,7 @@ from advl_data.scenes.generator import build as scenes_build
 from advl_pipeline import errors
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.errors import AdvlError, ConfigError
-from advl_pipeline.training import run as training_run
+from advl_pipeline.training import given as training_given
 
 PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, AdvlError)]
@@ -104,7 +104,7 @@ def test_every_kind_of_error_advises_with_what_was_given(
     def fail(config: object) -> None:
         raise cls("It cannot be done.", next_command=own)
 
-    monkeypatch.setattr(training_run, "run_finetune", fail)
+    monkeypatch.setattr(training_given, "require_given", fail)
     given = ["finetune", "--dataset", "scenes-vcr", "--output", "runs/a b", "--cache", "caches/x"]
     code, told = advl(*given, "--data-root", "/da ta", capsys=capsys)
     assert code == cls.exit_code

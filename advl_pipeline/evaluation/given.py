@@ -1,0 +1,69 @@
+"""What is refused before torch loads: runs that are not there or not finished, test sets that do not exist."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.configuration import command_words
+from advl_pipeline.datasets.registry import require_names
+from advl_pipeline.datasets.roots import set_name
+from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.evaluation.config import ReadoutConfig
+from advl_pipeline.runs.names import is_finished
+from advl_pipeline.runs.reader import moved_to, read_config
+from advl_pipeline.training.config import FinetuneConfig
+
+
+def require_finished(run: Path) -> dict[str, Any]:
+    """Return the configuration that a finished run was made with.
+
+    Raises:
+        ConfigError: the folder holds no run. WeightsUnavailable: the run is not finished.
+    """
+    config = read_config(run)
+    if is_finished(run):
+        return config
+    resume = command_words(FinetuneConfig, config | {"output": str(run)})
+    raise WeightsUnavailable(
+        "The run is not finished.",
+        where=str(run),
+        why="there is no result.json, which comes last",
+        next_command=shlex.join(["advl", "finetune", *resume]),
+    )
+
+
+def require_readable(config: ReadoutConfig) -> None:
+    """Refuse a readout without caches, or with ones that are not there.
+
+    Raises:
+        ConfigError, CorruptCache: as they say.
+    """
+    if not config.cache:
+        raise ConfigError(
+            "A readout needs a teacher cache to compare with.",
+            where="--cache",
+            next_command="advl extract --teacher NAME --dataset NAME --split train, then --cache DIR",
+        )
+    for location in config.cache:
+        if isinstance(location, Path):
+            open_cache(location)
+
+
+def require_given(run: Path, test_sets: Sequence[str], data_root: Path | None) -> None:
+    """Refuse a run that cannot answer, and test sets that do not exist, in well under a second.
+
+    Args:
+        test_sets: each a split of the run's dataset, or DATASET/SPLIT.
+
+    Raises:
+        ConfigError: no such run or set. WeightsUnavailable: the run is not finished. DatasetError: data of one's own
+            that cannot be read.
+    """
+    trained_on = require_finished(run)
+    for test_set in test_sets:
+        name, split = set_name(test_set, trained_on["dataset"])
+        require_names(name, split=split, data_root=moved_to(data_root, trained_on))
