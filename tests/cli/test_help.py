@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from advl_cli.main import COMMANDS, group, main
 from advl_pipeline.configuration import sections
-from advl_pipeline.training import run as training_run
+from advl_pipeline.training import given as training_given
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -134,7 +134,7 @@ def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
         asked.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_run, "run_finetune", note)
+    monkeypatch.setattr(training_given, "require_given", note)
     file = tmp_path / "run.toml"
     file.write_text("align-layer = 3\nselection-rho = 0.5\n")
     given = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--align-layer", "2"]
