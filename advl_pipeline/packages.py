@@ -96,7 +96,7 @@ DISTRIBUTION = "advl-pipeline"
 _SECRET = re.compile(r"://[^/\s]*@")
 
 EXTRA_OF = {
-    **dict.fromkeys(("numcodecs", "zarr"), "zarr"),
+    "zarr": "zarr",
     **dict.fromkeys(
         "accelerate h5py huggingface_hub jinja2 loky markupsafe orjson PIL scipy timm tokenizers torch torchvision "
         "transformers".split(),
@@ -114,6 +114,6 @@ def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
     return ConfigError(
         "This needs a package that is not installed.",
         where=f"Python package {module}",
-        why="the bare package reads and verifies caches that are not compressed, and exports them to safetensors",
+        why="the bare package reads and verifies caches, and exports them to safetensors",
         next_command=install_extra(EXTRA_OF[module]),
     )

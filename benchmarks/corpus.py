@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.index import ids_to_bytes
 from advl_pipeline.cache.quantise import StoredDtype
@@ -59,9 +58,7 @@ def pictures(num_units: int) -> Corpus:
     return Corpus(name="pictures", lengths_N=np.full(num_units, 50, np.int32))
 
 
-def build_cache(
-    folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16", compression: Compression = "none"
-) -> None:
+def build_cache(folder: Path, corpus: Corpus, *, stored_dtype: StoredDtype = "float16") -> None:
     """Write the corpus as a cache of texts, if it is not there."""
     if folder.exists():
         return
@@ -78,7 +75,6 @@ def build_cache(
         stored_dtype=stored_dtype,
         shard_rows=65536,
         modalities={"text": plan},
-        compression=compression,
     )
     writer = CacheWriter(store)
     units = corpus.units()

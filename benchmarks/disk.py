@@ -1,7 +1,7 @@
 """What the features of the real benchmarks take on disk, by teachers and options: the store's own arithmetic.
 
-The arithmetic is checked against caches of VCR-like texts, which also tell what the compressed and the selected ones
-save. Numbers of items and pictures are the official ones; what else is assumed is said below.
+The arithmetic is checked against caches of VCR-like texts, which also tell what the selected ones save. Numbers of
+items and pictures are the official ones; what else is assumed is said below.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ _SHARD_ROWS = 32768
 _OPTIONS: dict[str, dict[str, Any]] = {
     "float16": {},
     "int8": {"dtype": "int8"},
-    "int8 and zstd": {"dtype": "int8", "compression": "zstd"},
     "int8 and 30 % of the words": {"dtype": "int8", "select_tokens": 0.3},
 }
 _RECOMMENDED = ("vcr", _PAIRS[0])
@@ -73,11 +72,11 @@ def measure_disk(folder: Path, quick: bool) -> list[Row]:
             of_pictures, of_texts = _pair_bytes(dataset, split, pair, "float16")
             said = [f"float16 {(of_pictures + of_texts) / 1e9:.0f}"]
             of_pictures, of_texts = _pair_bytes(dataset, split, pair, "int8")
-            for name in list(_OPTIONS)[2:]:
-                saved = sizes[name] / sizes["int8"]
-                # Words are selected of texts alone.
-                whole = of_texts * saved + of_pictures * (saved if "compression" in _OPTIONS[name] else 1.0)
-                said.append(f"{name} {whole / 1e9:.0f}")
+            # Words are selected of texts alone.
+            said += [
+                f"{name} {(of_texts * sizes[name] / sizes['int8'] + of_pictures) / 1e9:.0f}"
+                for name in list(_OPTIONS)[2:]
+            ]
             rows.append(
                 Row(
                     name=f"{dataset}, {' and '.join(pair)}, int8, GB",

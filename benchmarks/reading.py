@@ -11,7 +11,6 @@ Shapes: N units, B units of a batch, M tokens of the longest of them, D feature 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from advl_pipeline.cache.order import epoch_order
+from advl_pipeline.cache.quantise import dequantise
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.training.batch_order import epoch_order
 from benchmarks.corpus import DIM, Corpus, build_cache, pictures, texts
 from benchmarks.rows import Row, median_ratio, thousands
 
@@ -30,16 +31,12 @@ BATCH_SIZE = 64
 _STORED: dict[str, dict[str, Any]] = {
     "float16": {},
     "int8": {"stored_dtype": "int8"},
-    "zstd": {"compression": "zstd"},
 }
-_ZSTD_SHARE_BEFORE = 6.6 / 119.7
-"""Of float16's texts per second, when one thread decoded each chunk anew; the goal is three times that."""
-
 _MANY = 10_000
 _NARROW_KIB = 128
 """The read-ahead of a kernel as it comes; this machine's may be wider."""
 
-_AHEAD = 64 << 20
+_BATCHES_ANNOUNCED = 16
 
 Clock = Callable[[], float]
 Epoch = Callable[[int], Iterator[int]]
@@ -68,15 +65,12 @@ def measure_reading(folder: Path, quick: bool) -> list[Row]:
 
 
 def _stored_forms(folder: Path, *, rounds: int, seconds: float) -> list[Row]:
-    """int8 and zstd against float16. An int8 batch is codes and scales; `dequantised` turns it into float16, too."""
-    in_line: dict[str, Reader] = {name: _ours(folder / name) for name in ("float16", "int8")}
-    in_line["dequantised"] = _ours(folder / "int8", touch=True)
+    """int8 against float16. An int8 batch is codes and scales; `dequantised` turns it into float16, too."""
+    in_line: dict[str, Reader] = {name: read_cache(folder / name) for name in ("float16", "int8")}
+    in_line["dequantised"] = read_cache(folder / "int8", dequantised=True)
     warm = _warm(in_line, folder, rounds=rounds, seconds=seconds, clock=time.process_time)
-    streamed = {name: _ours(folder / name, bytes_in_flight=_AHEAD) for name in _STORED}
-    cold = _cold({name: streamed[name] for name in ("float16", "int8")}, folder, rounds=rounds)
-    threaded = _warm({name: streamed[name] for name in ("float16", "zstd")}, folder, rounds=rounds, seconds=seconds)
+    cold = _cold({name: read_cache(folder / name) for name in _STORED}, folder, rounds=rounds)
     sizes = {name: _num_bytes(folder / name) / 1e6 for name in _STORED}
-    zstd = median_ratio(threaded["zstd"], threaded["float16"])
     return [
         Row(
             name="int8 reading, warm, against float16",
@@ -92,43 +86,33 @@ def _stored_forms(folder: Path, *, rounds: int, seconds: float) -> list[Row]:
             goal=0.8,
             detail=f"{thousands(cold['int8'])} of {thousands(cold['float16'])} thousand texts/s",
         ),
-        Row(
-            name="zstd reading, as a multiple of one thread that decodes anew",
-            value=zstd / _ZSTD_SHARE_BEFORE,
-            goal=3.0,
-            detail=f"{thousands(threaded['zstd'])} thousand texts/s, {zstd:.3f} of float16 (before: "
-            f"{_ZSTD_SHARE_BEFORE:.3f}); {sizes['zstd']:.0f} MB",
-        ),
     ]
 
 
 def _against_memmap(folder: Path, corpus: Corpus, *, rounds: int, seconds: float) -> list[Row]:
-    """Our reading against np.memmap; cold the faster of our two ways, and `dd` of our files."""
-    ours = {"in line": _ours(folder / "float16")}
+    """Our reading against np.memmap; cold also `dd` of our files."""
+    ours = {"ours": read_cache(folder / "float16")}
     by_hand = {"np.memmap": _memmap(folder / "flat", corpus)}
     warm = _warm(ours | by_hand, folder, rounds=rounds, seconds=seconds, clock=time.process_time)
-    ours["streamed"] = _ours(folder / "float16", bytes_in_flight=_AHEAD)
     cold = _cold(ours | by_hand | {"dd": _dd(folder / "float16", len(corpus))}, folder, rounds=rounds)
     rows = [
-        _best_row(f"{corpus.name} warm, against np.memmap doing the same", warm, "np.memmap", 0.95),
-        _best_row(f"{corpus.name} cold, against dd", cold, "dd", 0.95),
+        _row(f"{corpus.name} warm, against np.memmap doing the same", warm, "np.memmap", 0.95),
+        _row(f"{corpus.name} cold, against dd", cold, "dd", 0.95),
     ]
     name = f"{corpus.name} cold, against np.memmap with {_NARROW_KIB} kB of read-ahead"
     try:
         with _read_ahead(folder, _NARROW_KIB):
             narrow = _cold(ours | by_hand, folder, rounds=rounds)
-        rows.append(_best_row(name, narrow, "np.memmap", 1.4))
+        rows.append(_row(name, narrow, "np.memmap", 1.4))
     except OSError as error:
         rows.append(Row(name=name, value=None, goal=1.4, detail=f"the read-ahead of the disk cannot be set: {error}"))
     return rows
 
 
-def _best_row(name: str, rates: Mapping[str, list[float]], other: str, goal: float) -> Row:
-    ours = [way for way in ("streamed", "in line") if way in rates]
-    best = max(ours, key=lambda way: statistics.median(rates[way]))
+def _row(name: str, rates: Mapping[str, list[float]], other: str, goal: float) -> Row:
     said = ", ".join(f"{way} {thousands(found)}" for way, found in rates.items())
     return Row(
-        name=name, value=median_ratio(rates[best], rates[other]), goal=goal, detail=f"thousand units/s: {said}"
+        name=name, value=median_ratio(rates["ours"], rates[other]), goal=goal, detail=f"thousand units/s: {said}"
     )
 
 
@@ -164,15 +148,30 @@ def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Cloc
     return units / (clock() - begin)
 
 
-def _ours(path: Path, *, bytes_in_flight: int = 0, touch: bool = False) -> Reader:
+def read_cache(path: Path, *, dequantised: bool = False) -> Reader:
+    """Padded batches as training reads them: those further on are announced to the kernel."""
+
     def opened() -> Epoch:
         store = open_cache(path).stores()["text"]
 
         def read(seed: int) -> Iterator[int]:
-            for batch in store.batches(BATCH_SIZE, seed=seed, bytes_in_flight=bytes_in_flight):
-                if touch:
-                    assert batch.token_BMD is not None
-                yield len(batch.ids)
+            order = epoch_order(len(store), seed=seed, epoch=0)
+            batches = [order[first : first + BATCH_SIZE] for first in range(0, len(order), BATCH_SIZE)]
+            store.begin_epoch()
+            for number, position_B in enumerate(batches):
+                if number % _BATCHES_ANNOUNCED == 0:
+                    store.announce_positions(np.concatenate(batches[number : number + 2 * _BATCHES_ANNOUNCED]))
+                stored_BMD, length_B = store.padded_tokens(position_B)
+                scale_BM = store.padded_scales(position_B)
+                if dequantised:
+                    assert scale_BM is not None
+                    dequantise(torch.from_numpy(stored_BMD), torch.from_numpy(scale_BM))
+                batch = (
+                    store.global_rows(position_B),
+                    stored_BMD,
+                    np.arange(stored_BMD.shape[1]) < length_B[:, None],
+                )
+                yield len(batch[0])
 
         return read
 

@@ -6,8 +6,8 @@ import multiprocessing
 import shutil
 from pathlib import Path
 
-from advl_pipeline.cache.reader import open_cache
 from benchmarks.corpus import build_cache, texts
+from benchmarks.reading import read_cache
 from benchmarks.rows import Row
 
 
@@ -39,12 +39,9 @@ def streaming_memory(folder: Path, *, num_units: int) -> tuple[int, int]:
 
 
 def _stream_and_report(target: Path, num_epochs: int, queue: multiprocessing.Queue[int]) -> None:
-    store = open_cache(target).text
-    if store is None:
-        raise ValueError(f"{target} holds no texts")
-    peak = 0
+    read, peak = read_cache(target)(), 0
     for epoch in range(num_epochs):
-        for _ in store.batches(64, epoch=epoch):
+        for _ in read(epoch):
             peak = max(peak, anonymous_bytes())
     queue.put(peak)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from advl_pipeline.cache.config import CacheBenchConfig, ExportConfig, InfoConfig, PruneConfig
+from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 
@@ -39,8 +39,7 @@ def info(config: InfoConfig, as_json: bool) -> None:
         return
     state = "complete" if result.is_complete else "not finished: the command that began it resumes"
     teacher, dataset = result.identity["teacher"], result.identity["dataset"]
-    stored = result.stored_dtype + (f", {result.compression}" if result.compression != "none" else "")
-    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {stored}")
+    click.echo(f"{result.path}: {state}, {result.num_bytes / 1e6:.1f} MB, {result.stored_dtype}")
     called = name_in_records(result.identity, result.provenance)
     click.echo(f"teacher {teacher['name']}, dataset {called}, split {dataset['split']}")
     for name, item in result.modalities.items():
@@ -208,26 +207,3 @@ def prune(config: PruneConfig, as_json: bool) -> None:
     verb = "would remove" if config.dry_run else "removed"
     removed = [str(config.cache) if name == "." else name for name in result.removed]
     click.echo(f"{verb} {', '.join(removed) or 'nothing'} ({result.num_bytes / 1e6:.1f} MB)")
-
-
-@command.command("bench")
-@config_options(CacheBenchConfig, arguments=("cache",))
-@json_option
-def bench(config: CacheBenchConfig, as_json: bool) -> None:
-    """Measure how fast a cache is opened and read on this machine.
-
-    \b
-    advl cache bench caches/minilm-l6/vcr/train
-    """
-    from advl_pipeline.cache.bench import run_cache_bench
-
-    result = run_cache_bench(config)
-    if as_json:
-        print_json(result)
-        return
-    click.echo(f"opened in {result.open_seconds * 1e3:.1f} ms")
-    for rate in result.rates:
-        click.echo(
-            f"{rate.modality:<6} {rate.way:<8} {rate.units_per_second:>10.0f} units/s "
-            f"{rate.bytes_per_second / 1e6:>8.0f} MB/s"
-        )

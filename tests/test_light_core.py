@@ -96,7 +96,6 @@ def test_commands_of_a_cache_work_without_torch(folder: Path, arguments: list[st
         ["extract", "--teacher", "minilm-l6", "--dataset", "scenes-vcr"],
         ["finetune", "--dataset", "scenes-vcr", "--method", "plain", "--output", "run"],
         ["cache", "verify", "cache", "--recompute", "2"],
-        ["cache", "bench", "cache"],
     ],
 )
 def test_what_needs_more_says_what_to_install(folder: Path, arguments: list[str]) -> None:
@@ -105,13 +104,6 @@ def test_what_needs_more_says_what_to_install(folder: Path, arguments: list[str]
     assert install_extra("train") in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "run").exists()
-
-
-def test_a_compressed_cache_says_what_to_install(folder: Path) -> None:
-    tiny_extract(folder / "data", folder / "small", confidence=False, compression="zstd")
-    done = bare(folder, "main(['cache', 'export', 'small', '--to', 'safetensors', '--output', 's.safetensors'])")
-    assert done.returncode == 2, done.stderr
-    assert install_extra("zarr") in done.stderr
 
 
 def test_the_extras_are_what_the_project_declares() -> None:

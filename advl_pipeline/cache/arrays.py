@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any
 
@@ -27,11 +26,12 @@ BLOCK_BYTES = 1 << 20
 _BLOCKS_PER_SHARD = 1 << 17
 
 
-class CacheArray(ABC):
-    """One array of a cache, read-only. Nothing is opened before it is asked for.
+class MappedArray:
+    """One array of a cache, read-only: a shard's payload is one block of rows, and rows are views of it.
 
-    Mapping a shard checks its length and its index first, so a file that was cut short is an error and never a bus
-    error or rows of zeros. Whether it is the file that was written, `trust.require_trustworthy` and `verify` say.
+    Nothing is opened before it is asked for. Mapping a shard checks its length and its index first, so a file that
+    was cut short is an error and never a bus error or rows of zeros. Whether it is the file that was written,
+    `trust.require_trustworthy` and `verify` say.
     """
 
     def __init__(self, store: Readable, spec: ArraySpec) -> None:
@@ -40,26 +40,50 @@ class CacheArray(ABC):
         self.spec = spec
         self._store = store
         self._maps: dict[int, mmap.mmap] = {}
+        self._views: dict[int, Rows] = {}
         self._announced: set[int] = set()
 
     def __len__(self) -> int:
         return self.spec.shape[0]
 
-    @abstractmethod
     def shard(self, shard: int) -> Rows:
-        """Return the rows that a shard file holds."""
+        """Return the rows that a shard file holds, as a view."""
+        while (view := self._views.get(shard)) is None:
+            self._map(shard)
+        return view
 
-    @abstractmethod
     def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """Return rows [first, first + length) for each pair; each stretch must lie in one shard."""
+        """Return rows [first, first + length) for each pair, each within a shard; copies where files come and go."""
+        if self._store.reads_whole:
+            return self._copies(first_Q, length_Q)
+        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
+        views = {shard: self.shard(shard) for shard in set(shard_Q.tolist())}
+        return [
+            views[shard][first:after]
+            for shard, first, after in zip(
+                shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
+            )
+        ]
 
-    @abstractmethod
-    def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
-        """Return where in a shard's file the rows [first, after) of that shard begin and end."""
+    def _copies(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
+        # Shard by shard, and no view kept, so that no more than one file has to be here at once.
+        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
+        copies: dict[int, Rows] = {}
+        for place in np.argsort(shard_Q, kind="stable").tolist():
+            first = int(offset_Q[place])
+            copies[place] = self.shard(int(shard_Q[place]))[first : first + int(length_Q[place])].copy()
+        return [copies[place] for place in range(len(copies))]
 
-    @abstractmethod
-    def _accept(self, shard: int, mapped: mmap.mmap) -> None:
-        """Take a newly mapped file, or raise `CorruptCache`."""
+    def gather(self, positions_Q: Positions) -> Rows:
+        """Return a copy of the rows at the given positions."""
+        if self.spec.num_shards == 1:
+            return self.shard(0)[positions_Q]
+        shard_Q, offset_Q = np.divmod(positions_Q, self.spec.shard_rows)
+        gathered = np.empty((len(positions_Q), *self.spec.shape[1:]), DTYPES[self.spec.dtype])
+        for shard in np.unique(shard_Q):
+            here = shard_Q == shard
+            gathered[here] = self.shard(int(shard))[offset_Q[here]]
+        return gathered
 
     def whole(self) -> Rows:
         """Return all rows: a view when the array lies in one shard, else a copy."""
@@ -106,9 +130,8 @@ class CacheArray(ABC):
 
     def _stretch_bytes(self, shard: int, first_Q: Positions, length_Q: Positions) -> tuple[list[int], list[int]]:
         self._map(shard)
-        offset_Q = first_Q - shard * self.spec.shard_rows
-        begin_Q, end_Q = self._bytes_of(shard, offset_Q, offset_Q + length_Q)
-        return begin_Q.tolist(), end_Q.tolist()
+        begin_Q = (first_Q - shard * self.spec.shard_rows) * self.spec.row_bytes
+        return begin_Q.tolist(), (begin_Q + length_Q * self.spec.row_bytes).tolist()
 
     def _advise(self, shard: int, begin: int, end: int) -> None:
         mapped = self._maps[shard]
@@ -130,80 +153,21 @@ class CacheArray(ABC):
 
     def map_shard(self, shard: int, descriptor: int) -> mmap.mmap:
         """Take a shard from a file that is open already; raises `CorruptCache`."""
-        size = os.fstat(descriptor).st_size
-        if size < self.spec.footer_bytes:
-            raise self._bad_shard("A shard has the wrong length.", shard, f"{size} bytes")
-        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        self._accept(shard, mapped)
-        self._maps[shard] = mapped
-        return mapped
-
-    def forget(self, shard: int) -> None:
-        """Let go of a mapped file; what was handed out of it stays valid."""
-        self._maps.pop(shard, None)
-
-
-class MappedArray(CacheArray):
-    """An uncompressed array: a shard's payload is one block of rows, and rows are views of it."""
-
-    def __init__(self, store: Readable, spec: ArraySpec) -> None:
-        super().__init__(store, spec)
-        self._views: dict[int, Rows] = {}
-
-    def shard(self, shard: int) -> Rows:
-        """Return the rows that a shard file holds, as a view."""
-        while (view := self._views.get(shard)) is None:
-            self._map(shard)
-        return view
-
-    def stretches(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        """As the base says; views, or copies of files that come and go."""
-        if self._store.reads_whole:
-            return self._copies(first_Q, length_Q)
-        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
-        views = {shard: self.shard(shard) for shard in set(shard_Q.tolist())}
-        return [
-            views[shard][first:after]
-            for shard, first, after in zip(
-                shard_Q.tolist(), offset_Q.tolist(), (offset_Q + length_Q).tolist(), strict=True
-            )
-        ]
-
-    def _copies(self, first_Q: Positions, length_Q: Positions) -> list[Rows]:
-        # Shard by shard, and no view kept, so that no more than one file has to be here at once.
-        shard_Q, offset_Q = np.divmod(first_Q, self.spec.shard_rows)
-        copies: dict[int, Rows] = {}
-        for place in np.argsort(shard_Q, kind="stable").tolist():
-            first = int(offset_Q[place])
-            copies[place] = self.shard(int(shard_Q[place]))[first : first + int(length_Q[place])].copy()
-        return [copies[place] for place in range(len(copies))]
-
-    def forget(self, shard: int) -> None:
-        self._views.pop(shard, None)
-        super().forget(shard)
-
-    def gather(self, positions_Q: Positions) -> Rows:
-        """Return a copy of the rows at the given positions."""
-        if self.spec.num_shards == 1:
-            return self.shard(0)[positions_Q]
-        shard_Q, offset_Q = np.divmod(positions_Q, self.spec.shard_rows)
-        gathered = np.empty((len(positions_Q), *self.spec.shape[1:]), DTYPES[self.spec.dtype])
-        for shard in np.unique(shard_Q):
-            here = shard_Q == shard
-            gathered[here] = self.shard(int(shard))[offset_Q[here]]
-        return gathered
-
-    def _bytes_of(self, shard: int, first_Q: Positions, after_Q: Positions) -> tuple[Positions, Positions]:
-        return first_Q * self.spec.row_bytes, after_Q * self.spec.row_bytes
-
-    def _accept(self, shard: int, mapped: mmap.mmap) -> None:
-        spec = self.spec
-        if len(mapped) != spec.file_bytes(shard):
+        spec, size = self.spec, os.fstat(descriptor).st_size
+        if size != spec.file_bytes(shard):
             raise self._bad_shard(
-                "A shard has the wrong length.", shard, f"{len(mapped)} bytes instead of {spec.file_bytes(shard)}"
+                "A shard has the wrong length.", shard, f"{size} bytes instead of {spec.file_bytes(shard)}"
             )
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
             raise self._bad_shard("The index of a shard is damaged.", shard, "")
         count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
         view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
         self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])
+        self._maps[shard] = mapped
+        return mapped
+
+    def forget(self, shard: int) -> None:
+        """Let go of a mapped file; what was handed out of it stays valid."""
+        self._views.pop(shard, None)
+        self._maps.pop(shard, None)

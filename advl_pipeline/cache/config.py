@@ -86,12 +86,3 @@ class PruneConfig(Configuration):
     all_confidences: bool = option(False, help="Remove every set of confidences.")
     all: bool = option(False, help="Remove the whole cache.")
     dry_run: bool = option(False, help="Only say what would be removed.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheBenchConfig(Configuration):
-    """Configuration of `advl cache bench`."""
-
-    cache: Path = option(help="Folder of the cache.")
-    batch_size: int = option(64, help="Units per batch.", minimum=1)
-    seconds: float = option(5.0, help="How long to read, per modality and way of reading.", above=0)

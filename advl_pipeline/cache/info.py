@@ -9,10 +9,10 @@ from typing import Any
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import list_confidence
 from advl_pipeline.cache.config import InfoConfig
+from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
-    PROVENANCE_FILE,
     committed_shards,
     load_complete,
 )
@@ -44,7 +44,6 @@ class CacheInfo:
     is_complete: bool
     num_bytes: int
     stored_dtype: str
-    compression: str
     shard_rows: int
     modalities: Mapping[str, ModalityInfo]
     confidences: tuple[Mapping[str, Any], ...]
@@ -83,7 +82,6 @@ def run_info(config: InfoConfig) -> CacheInfo:
         is_complete=complete is not None,
         num_bytes=sum(max(0, size) for size in sizes.values()),
         stored_dtype=writer.stored,
-        compression=writer.plan.compression,
         shard_rows=writer.plan.shard_rows,
         modalities=modalities,
         confidences=tuple(list_confidence(config.cache)),

@@ -1,9 +1,8 @@
 """Layout of one array of a cache: Zarr v3 metadata, file names, and the shape of a shard file.
 
 Every array uses the standard sharding codec with inner chunks that span all columns. A shard file is its inner chunks
-in order, followed by the codec's index: 16 bytes (offset, length) for each inner chunk and a CRC-32C. Uncompressed,
-that is one contiguous row-major block of rows. Inner chunks wholly beyond the end of the array are absent from the
-last shard.
+in order, which is one contiguous row-major block of rows, followed by the codec's index: 16 bytes (offset, length)
+for each inner chunk and a CRC-32C. Inner chunks wholly beyond the end of the array are absent from the last shard.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
-
-from advl_pipeline.cache.compression import ZSTD_CODEC, Compression
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
@@ -40,7 +36,6 @@ class ArraySpec:
     dtype: str
     shard_rows: int
     inner_rows: int
-    compression: Compression = "none"
 
     def is_plausible(self) -> bool:
         """Whether a cache could have such an array; asked before anything is allocated or mapped by its sizes."""
@@ -85,32 +80,20 @@ class ArraySpec:
         return self.stored_rows(shard) * self.row_bytes
 
     @property
-    def chunk_bytes(self) -> int:
-        """Bytes of an inner chunk, uncompressed."""
-        return self.inner_rows * self.row_bytes
-
-    def stored_chunks(self, shard: int) -> int:
-        """Inner chunks that a shard file holds."""
-        return self.stored_rows(shard) // self.inner_rows
-
-    @property
     def footer_bytes(self) -> int:
         return self.shard_rows // self.inner_rows * 16 + 4
 
-    def footer(self, shard: int, lengths_C: npt.NDArray[np.uint64] | None = None) -> bytes:
-        """The sharding codec's index of a shard file, with its checksum; `lengths_C`: of compressed chunks."""
-        present = self.stored_chunks(shard)
-        if lengths_C is None:
-            lengths_C = np.full(present, self.chunk_bytes, np.uint64)
+    def footer(self, shard: int) -> bytes:
+        """The sharding codec's index of a shard file, with its checksum."""
+        present, chunk_bytes = self.stored_rows(shard) // self.inner_rows, self.inner_rows * self.row_bytes
         index = np.full((self.shard_rows // self.inner_rows, 2), ABSENT_CHUNK, "<u8")
-        index[0, 0] = 0
-        index[1:present, 0] = np.cumsum(lengths_C[:-1])
-        index[:present, 1] = lengths_C
+        index[:present, 0] = np.arange(present, dtype=np.uint64) * chunk_bytes
+        index[:present, 1] = chunk_bytes
         body = index.tobytes()
         return body + int(google_crc32c.value(body)).to_bytes(4, "little")
 
     def file_bytes(self, shard: int) -> int:
-        """Size of an uncompressed shard file."""
+        """Size of a shard file."""
         return self.payload_bytes(shard) + self.footer_bytes
 
     def metadata(self) -> bytes:
@@ -130,7 +113,7 @@ class ArraySpec:
                         "name": "sharding_indexed",
                         "configuration": {
                             "chunk_shape": [self.inner_rows, *columns],
-                            "codecs": [_LITTLE_ENDIAN, *([ZSTD_CODEC] if self.compression == "zstd" else [])],
+                            "codecs": [_LITTLE_ENDIAN],
                             "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
                             "index_location": "end",
                         },

@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from advl_pipeline.cache.records import PROVENANCE_FILE
 from advl_pipeline.cache.store import Readable, read_json
 from advl_pipeline.locations import Location
+
+PROVENANCE_FILE = "records/provenance.json"
 
 IMPORTED = "import:"
 """Begins the name of a teacher whose features were imported."""
 
 _IMPORT_OPTIONS = ("dataset", "split", "dtype", "data_root")
 _EXTRACT_OPTIONS = (
-    *("teacher", "dataset", "split", "modality", "image_tokens", "grid_side", "dtype", "compression"),
+    *("teacher", "dataset", "split", "modality", "image_tokens", "grid_side", "dtype"),
     *("select_tokens", "mixed_precision", "text_style", "text_units", "shard_rows", "on_error", "weights"),
     *("data_root", "shots", "seed", "ids"),
 )
@@ -26,7 +27,6 @@ _UNSAID = {
     "seed": [0],
     "text_units": "question",
     "ids": [],
-    "compression": "none",
     "shard_rows": 32768,
     "on_error": "fail",
 }

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.compression import compress
 from advl_pipeline.cache.files import Buffer, FileEntry
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.store import Store
@@ -27,19 +26,10 @@ def publish_array(store: Store, spec: ArraySpec, rows: Array, *, lease: str = ""
 
 
 def publish_shard(store: Store, spec: ArraySpec, shard: int, rows: Array, *, lease: str = "") -> FileEntry:
-    """Write one shard file: its rows, zeros up to a whole inner chunk, the index; compressed where it says so."""
+    """Write one shard file: its rows, zeros up to a whole inner chunk, the index."""
     payload = np.ascontiguousarray(rows, DTYPES[spec.dtype])
     slack = spec.payload_bytes(shard) - payload.nbytes
     if slack < 0 or payload.shape[1:] != spec.shape[1:]:
         raise ValueError(f"{spec.path}: {payload.shape} is not shard {shard} of {spec}")
     parts: list[Buffer] = [payload.reshape(-1).view(np.uint8).data, bytes(slack), spec.footer(shard)]
-    if spec.compression != "none":
-        parts = _compressed(spec, shard, payload)
     return store.put(spec.shard_path(shard), parts, lease=lease)
-
-
-def _compressed(spec: ArraySpec, shard: int, payload: Array) -> list[Buffer]:
-    whole = np.zeros(spec.payload_bytes(shard), np.uint8)
-    whole[: payload.nbytes] = payload.reshape(-1).view(np.uint8)
-    frames = [compress(chunk) for chunk in whole.reshape(-1, spec.chunk_bytes)]
-    return [*frames, spec.footer(shard, np.array([len(frame) for frame in frames], np.uint64))]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from advl_pipeline.cache.arrays import CacheArray
+from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.token_rows import Positions, TokenRows
 
 _SAMPLED_UNITS = 32
@@ -19,7 +19,7 @@ _SAMPLED_UNITS = 32
 class Readahead:
     """Announcements for one feature store; `num_bytes` is its size on disk."""
 
-    def __init__(self, table: CacheArray, tokens: TokenRows, *, num_units: int, num_bytes: int) -> None:
+    def __init__(self, table: MappedArray, tokens: TokenRows, *, num_units: int, num_bytes: int) -> None:
         self._table = table
         self._tokens = tokens
         self._values = tokens.arrays.get("values")

@@ -10,7 +10,7 @@ import resource
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +18,16 @@ import numpy.typing as npt
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_cache, require_recorded
-from advl_pipeline.cache.compressed import open_array
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
 from advl_pipeline.cache.layout import ArraySpec
-from advl_pipeline.cache.provenance import extract_command
+from advl_pipeline.cache.provenance import PROVENANCE_FILE, extract_command
 from advl_pipeline.cache.readahead import Readahead
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
-    PROVENANCE_FILE,
     CompleteRecord,
     PlanRecord,
     load_complete,
@@ -37,15 +35,12 @@ from advl_pipeline.cache.records import (
 )
 from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.token_rows import Allocate, TokenRows, are_spans
+from advl_pipeline.cache.token_rows import TokenRows, are_spans
 from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
 from advl_pipeline.locations import Location, parse_location
 
 _HASHED_AT_OPENING = 1 << 20
 """Tables up to this size, in bytes, are hashed when a cache is opened: a millisecond."""
-
-if TYPE_CHECKING:
-    from advl_pipeline.cache.stream import BatchStream
 
 Features = npt.NDArray[Any]
 
@@ -200,7 +195,7 @@ class FeatureStore:
         num_rows = int(starts_N[-1]) + max(1, int(lengths_N[-1]))
         self._tokens = TokenRows(
             {
-                name: open_array(files, self._sound(spec))
+                name: MappedArray(files, self._sound(spec))
                 for name, spec in schema.token_specs(modality, plan, num_rows).items()
             },
             starts_N=starts_N,
@@ -273,15 +268,12 @@ class FeatureStore:
         """As `global_features`, by position."""
         return self._global.gather(positions_Q)
 
-    def padded_tokens(
-        self, positions_Q: npt.NDArray[np.int64], allocate: Allocate = np.empty
-    ) -> tuple[Features, npt.NDArray[np.int32]]:
+    def padded_tokens(self, positions_Q: npt.NDArray[np.int64]) -> tuple[Features, npt.NDArray[np.int32]]:
         """Return stored token rows by position, zero-padded to the longest unit, (Q, M, D), and the lengths, (Q,).
 
-        `allocate(shape, dtype)` gives the memory that they are written into. Rows stored as int8 are codes, to be
-        multiplied by their `padded_scales`.
+        Rows stored as int8 are codes, to be multiplied by their `padded_scales`.
         """
-        return self._tokens.padded(positions_Q, allocate)
+        return self._tokens.padded(positions_Q)
 
     def padded_scales(self, positions_Q: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
         """Return the scales of the rows of `padded_tokens`, (Q, M) float32; None where they are not codes."""
@@ -353,12 +345,6 @@ class FeatureStore:
     def begin_epoch(self) -> None:
         """Look anew at how the store relates to memory, and forget what was announced."""
         self._readahead.begin_epoch()
-
-    def batches(self, batch_size: int, **options: Any) -> BatchStream:
-        """Stream padded torch batches of all units; see `stream.BatchStream`."""
-        from advl_pipeline.cache.stream import BatchStream
-
-        return BatchStream(self, batch_size=batch_size, **options)
 
     def positions(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return where units lie, (Q,); raises `UnknownUnit` for an id that is not there."""

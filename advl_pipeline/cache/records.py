@@ -13,18 +13,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.layout import render_json
+from advl_pipeline.cache.provenance import renew_command
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.store import Readable
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.folders import MARKERS
 
 PLAN_RECORD = "records/plan.json"
 COMPLETE_RECORD = "records/complete.json"
-PROVENANCE_FILE = "records/provenance.json"
 IDENTITY_FILE = MARKERS["cache"].file
 ROOT_METADATA = "zarr.json"
 
@@ -67,7 +66,6 @@ class PlanRecord:
     shard_rows: int
     modalities: Mapping[str, ModalityRecord]
     files: Files
-    compression: Compression = "none"
     provenance: Mapping[str, Any] | None = None
 
     def is_plausible(self) -> bool:
@@ -75,7 +73,6 @@ class PlanRecord:
         return (
             all(name in MODALITIES and shape.is_plausible() for name, shape in self.modalities.items())
             and self.stored_dtype in get_args(StoredDtype)
-            and self.compression in get_args(Compression)
             and type(self.shard_rows) is int
             and self.shard_rows > 0
         )
@@ -159,7 +156,7 @@ def render(record: PlanRecord | ShardRecord | CompleteRecord) -> bytes:
         content["schema_version"] = SCHEMA_VERSION
     if isinstance(record, PlanRecord):
         # What was added to the format later is left out where it says nothing.
-        content = {key: value for key, value in content.items() if value not in ("none", None)}
+        content = {key: value for key, value in content.items() if value is not None}
         content["modalities"] = {
             name: {key: value for key, value in asdict(shape).items() if key != "kept" or value}
             for name, shape in record.modalities.items()
@@ -172,7 +169,12 @@ def render_tables(modality: str, files: Files) -> bytes:
 
 
 def load_plan(store: Readable) -> PlanRecord:
-    """Read `records/plan.json`; raises `CorruptCache`."""
+    """Read `records/plan.json`.
+
+    Raises:
+        CorruptCache: it is damaged, or of another format version.
+        IdentityMismatch: the cache is a compressed one of version 0.2.
+    """
     content = unseal(store, PLAN_RECORD)
     with _reading(store, PLAN_RECORD):
         version = content.pop("schema_version")
@@ -181,6 +183,14 @@ def load_plan(store: Readable) -> PlanRecord:
                 "The cache has another format version.",
                 where=str(store.location),
                 why=f"it is {version}, this program reads {SCHEMA_VERSION}",
+            )
+        if content.pop("compression", "none") != "none":
+            config = (content.get("provenance") or {}).get("config", {})
+            raise IdentityMismatch(
+                "Compressed caches are not read any more.",
+                where=str(store.location),
+                why="its token features are compressed by zstd, which saved 8 % of the bytes for most of the speed",
+                next_command=renew_command(config, store.location) if config else "extract it again",
             )
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})

@@ -18,12 +18,11 @@ from advl_pipeline.cache.confidence import clear_away
 from advl_pipeline.cache.files import WORK_FOLDER, entry_of
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.layout import ArraySpec, render_json
-from advl_pipeline.cache.provenance import renew_command
+from advl_pipeline.cache.provenance import PROVENANCE_FILE, renew_command
 from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
-    PROVENANCE_FILE,
     ROOT_METADATA,
     load_complete,
     load_plan,

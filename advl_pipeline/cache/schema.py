@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from advl_pipeline.cache.index import ID_BYTES
 from advl_pipeline.cache.layout import ArraySpec, single_shard
 from advl_pipeline.cache.quantise import wide_dtype
@@ -13,9 +11,6 @@ TABLE_ROWS = 65536
 """Most units per shard file of `global`."""
 
 _TARGET_INNER_BYTES = 1 << 19
-
-_COMPRESSED_INNER_BYTES = 1 << 15
-"""A unit is read by decoding whole inner chunks, so compressed ones are small."""
 
 
 def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
@@ -28,10 +23,7 @@ def plan_specs(modality: str, num_units: int) -> dict[str, ArraySpec]:
 
 
 def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, ArraySpec]:
-    """Arrays with one row per token, all cut into the same shards; only the values are ever compressed.
-
-    None where there are no token features.
-    """
+    """Arrays with one row per token, all cut into the same shards; none where there are no token features."""
     shape = plan.modalities[modality]
     if shape.token_dim is None:
         return {}
@@ -43,7 +35,7 @@ def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, Arr
     if shape.kept:
         columns["kept"] = ((), "int32")
     inner = _inner_rows(shape.token_dim, plan.shard_rows, num_rows)
-    specs = {
+    return {
         name: ArraySpec(
             path=f"{modality}/tokens/{name}",
             shape=(num_rows, *width),
@@ -53,10 +45,6 @@ def token_specs(modality: str, plan: PlanRecord, num_rows: int) -> dict[str, Arr
         )
         for name, (width, dtype) in columns.items()
     }
-    if plan.compression != "none":
-        small = _inner_rows(shape.token_dim, plan.shard_rows, num_rows, target=_COMPRESSED_INNER_BYTES)
-        specs["values"] = replace(specs["values"], inner_rows=small, compression=plan.compression)
-    return specs
 
 
 def global_spec(modality: str, plan: PlanRecord) -> ArraySpec:
@@ -98,9 +86,9 @@ def index_specs(modality: str, num_readable: int) -> dict[str, ArraySpec]:
     }
 
 
-def _inner_rows(width: int, shard_rows: int, num_rows: int, *, target: int = _TARGET_INNER_BYTES) -> int:
+def _inner_rows(width: int, shard_rows: int, num_rows: int) -> int:
     # The largest power of two that divides the shard, of about the target size and no more than hold all rows.
     inner = 1
-    while shard_rows % (inner * 2) == 0 and inner * width * 2 < target and inner < num_rows:
+    while shard_rows % (inner * 2) == 0 and inner * width * 2 < _TARGET_INNER_BYTES and inner < num_rows:
         inner *= 2
     return inner

@@ -5,20 +5,19 @@ Shapes: N units, Q units asked for, M token rows, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.arrays import CacheArray
+from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.layout import DTYPES
 from advl_pipeline.cache.quantise import from_int8
 from advl_pipeline.errors import ConfigError, CorruptCache
 
 Rows = npt.NDArray[Any]
 Positions = npt.NDArray[np.int64]
-Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Rows]
 
 
 class TokenRows:
@@ -26,7 +25,7 @@ class TokenRows:
 
     def __init__(
         self,
-        arrays: Mapping[str, CacheArray],
+        arrays: Mapping[str, MappedArray],
         *,
         starts_N: npt.NDArray[np.int64],
         lengths_N: npt.NDArray[np.int32],
@@ -57,7 +56,7 @@ class TokenRows:
         return self._lengths_N[positions_Q]
 
     def collect(self, name: str, positions_Q: Positions) -> Rows:
-        """Return the rows of units one after another; of one unit a view where the array is not compressed."""
+        """Return the rows of units one after another; of one unit a view."""
         return self._joined(name, *self.bounds(positions_Q))
 
     def values(self, positions_Q: Positions) -> Rows:
@@ -66,12 +65,12 @@ class TokenRows:
         values = self._joined("values", start_Q, length_Q)
         return from_int8(values, self._joined("scales", start_Q, length_Q)) if "scales" in self.arrays else values
 
-    def padded(self, positions_Q: Positions, allocate: Allocate) -> tuple[Rows, npt.NDArray[np.int32]]:
-        """Return stored rows zero-padded to the longest unit, (Q, M, D), written once into what `allocate` gives."""
+    def padded(self, positions_Q: Positions) -> tuple[Rows, npt.NDArray[np.int32]]:
+        """Return stored rows zero-padded to the longest unit, (Q, M, D)."""
         array = self._array("values")
         start_Q, length_Q = self.bounds(positions_Q)
         longest = int(length_Q.max(initial=0))
-        padded_QMD = allocate((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
+        padded_QMD = np.empty((len(positions_Q), longest, array.spec.shape[1]), DTYPES[array.spec.dtype])
         rows = array.stretches(start_Q, length_Q)
         for target_MD, rows_MD, length in zip(padded_QMD, rows, length_Q.tolist(), strict=True):
             target_MD[:length] = rows_MD
@@ -96,7 +95,7 @@ class TokenRows:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, *array.spec.shape[1:]), DTYPES[array.spec.dtype])
 
-    def _array(self, name: str) -> CacheArray:
+    def _array(self, name: str) -> MappedArray:
         if not self.arrays:
             raise ConfigError(
                 "This cache holds no token features of this modality.",

@@ -6,6 +6,7 @@ Shapes: N units, Q units looked at, M token rows, D feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.arrays import CacheArray, MappedArray
+from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_cache, size_problem
-from advl_pipeline.cache.compressed import open_array
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
 from advl_pipeline.cache.files import FileEntry, Files, hash_file
 from advl_pipeline.cache.identity import digest
@@ -90,10 +90,13 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
 
     Raises:
         ConfigError: there is no cache.
+        IdentityMismatch: the cache is a compressed one of version 0.2.
         StorageError: the store refuses access or cannot be reached.
     """
     store = open_store(location)
     sizes = require_cache(store)
+    with suppress(CorruptCache):
+        load_plan(store)  # A cache of a form that is not read any more is refused, not mended.
     findings: list[Finding] = []
     files = recorded_files(store, sizes, findings)
     numbers: StoredNumbers | None = None
@@ -222,14 +225,14 @@ class StoredNumbers:
     def __init__(self, store: Store) -> None:
         self._writer = CacheWriter(store)
         self._clipped = load_complete(store).clipped
-        self._shards: dict[str, tuple[CacheArray, int]] = {}
+        self._shards: dict[str, tuple[MappedArray, int]] = {}
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
         self._norms: dict[str, npt.NDArray[np.float32]] = {}
         for modality, shape in self._writer.plan.modalities.items():
             norm = schema.stat_spec(modality, "norm", shape.num_units)
             self._norms[modality] = MappedArray(store, norm).whole()
             for spec in self._writer.row_specs(modality):
-                array = open_array(store, spec)
+                array = MappedArray(store, spec)
                 self._shards |= {spec.shard_path(shard): (array, shard) for shard in range(spec.num_shards)}
 
     def problem(self, name: str, descriptor: int) -> str | None:

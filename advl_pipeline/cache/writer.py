@@ -17,12 +17,11 @@ import numpy.typing as npt
 
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
-from advl_pipeline.cache.compressed import open_array
-from advl_pipeline.cache.compression import Compression
 from advl_pipeline.cache.files import CONFIDENCE, WORK_FOLDER, FileEntry, entry_of
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
+from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.cache.publishing import publish_array, publish_shard
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement, place
@@ -30,7 +29,6 @@ from advl_pipeline.cache.records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
-    PROVENANCE_FILE,
     ROOT_METADATA,
     CompleteRecord,
     ModalityRecord,
@@ -75,7 +73,6 @@ def begin_cache(
     stored_dtype: StoredDtype,
     shard_rows: int,
     modalities: Mapping[str, ModalityPlan],
-    compression: Compression = "none",
     dry_run: bool = False,
 ) -> None:
     """Write everything that is known before encoding, under the claim `PLAN`; the plan record comes last.
@@ -95,7 +92,6 @@ def begin_cache(
         shard_rows=shard_rows,
         modalities={name: modality.shape for name, modality in modalities.items()},
         files={},
-        compression=compression,
         provenance=provenance,
     )
     placements = {name: place(modality.lengths_N, shard_rows=shard_rows) for name, modality in modalities.items()}
@@ -240,7 +236,7 @@ class CacheWriter:
         placement, table = self.placement(modality), schema.global_spec(modality, self.plan)
         position_N = np.array(placement.units_of(shard), np.int64)
         rows = {
-            name: open_array(self.store, spec).shard(shard)[: int(placement.rows_used_S[shard])]
+            name: MappedArray(self.store, spec).shard(shard)[: int(placement.rows_used_S[shard])]
             for name, spec in self.token_specs(modality).items()
         }
         own = {name: self._table(spec).gather(position_N) for name, spec in stats.items()}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
@@ -74,9 +74,6 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         rare=True,
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
-    compression: Literal["none", "zstd"] = option(
-        "none", help="Codec of stored token features; zstd is slower to read.", rare=True
-    )
     select_tokens: float | None = option(
         None,
         help="Store only the tokens of this share of each text's words, the rarest in the split (0.3: 30 %).",
@@ -209,6 +206,11 @@ class ImportConfig(DataRootOptions):
         None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].", output=Output(makes="cache")
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
+
+
+def recorded_options(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options under which a cache was made, without those of version 0.2 that are no more."""
+    return {name: value for name, value in provenance["config"].items() if name != "compression"}
 
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from advl_pipeline.cache.identity import SCHEMA_VERSION
+from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.records import COMPLETE_RECORD, PROVENANCE_FILE
+from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import AUTO
@@ -41,9 +42,7 @@ def build_identity(
             "compute_dtype": config.compute_dtype,
         },
         "dataset": describe_dataset(dataset),
-        # What is off is left out, so that a new option leaves the identities of caches without it alone.
-        "storage": {"dtype": config.stored_dtype}
-        | ({"compression": config.compression} if config.compression != "none" else {}),
+        "storage": {"dtype": config.stored_dtype},
     }
 
 

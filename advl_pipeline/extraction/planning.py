@@ -116,7 +116,6 @@ def make_plan(
         stored_dtype=config.stored_dtype,
         shard_rows=config.shard_rows,
         modalities=modalities,
-        compression=config.compression,
     )
     begin(dry_run=True)
     # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.

@@ -17,7 +17,7 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config
-from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
+from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig, recorded_options
 
 if TYPE_CHECKING:
     # Bytes are checked where no teacher can run.
@@ -55,7 +55,7 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
     from advl_pipeline.extraction.run import open_inputs
 
-    settings = open_cache(config.cache).provenance["config"]
+    settings = recorded_options(open_cache(config.cache).provenance)
     given = {"weights": config.weights, "data_root": config.data_root, "device": config.device}
     extraction = build_config(
         ExtractConfig, settings, {key: value for key, value in given.items() if value is not None}

@@ -10,7 +10,7 @@ from advl_pipeline.compute import resolved
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
+from advl_pipeline.extraction.config import ExtractConfig, RepairConfig, recorded_options
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.planning import make_plan
@@ -31,7 +31,7 @@ def run_repair(config: RepairConfig) -> RepairResult:
         store = open_store(config.cache)
         require_cache(store)
         require_own_records(store)
-        settings = recover_provenance(store)["config"]
+        settings = recorded_options(recover_provenance(store))
         if str(settings.get("teacher", "")).startswith(IMPORTED):
             raise ConfigError(
                 "An imported cache has no teacher that could encode anything again.",

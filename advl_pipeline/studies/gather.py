@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from advl_pipeline.cache.records import PROVENANCE_FILE
+from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import benchmark_of

@@ -15,7 +15,6 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.order import epoch_order
 from advl_pipeline.errors import ConfigError
 
 BUCKET_SIZE = 8192
@@ -122,6 +121,12 @@ class TokenOrder:
 
 BatchOrder = ExampleOrder | TokenOrder
 """Gives the micro-batches of an optimiser step."""
+
+
+def epoch_order(num_items: int, *, seed: int, epoch: int) -> Positions:
+    """Return the permutation of all of range(num_items) that epoch number `epoch` follows."""
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    return generator.permutation(num_items).astype(np.int64)
 
 
 def positions_of_step(num_examples: int, *, step: int, batch_size: int, seed: int) -> Positions:

@@ -42,7 +42,6 @@ CUT_DOWN: Mapping[str, Sequence[str]] = {
     "scenes pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
     "extract": ("--folds", "2"),
     "scenes headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),
-    "cache bench": ("--seconds", "0.05"),
     "scenes build": (
         *(word for name in SPLITS for word in (f"--num-{name}", "4")),
         *("--num-caption-scenes", "20", "--workers", "1"),

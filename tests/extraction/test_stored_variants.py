@@ -1,121 +1,90 @@
-"""Variants of the store: compressed token features, and caches with some of the tokens."""
+"""Variants of the store: caches with some of the tokens, and what version 0.2 wrote."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
+from commands import complaint
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
-from advl_pipeline.cache.compression import compress, declared_size, decompress_into
-from advl_pipeline.cache.config import InfoConfig
-from advl_pipeline.cache.info import run_info
+from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.records import seal
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
-from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
+from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.extraction import repair as repair_module
+from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.recompute import recompute
-from advl_pipeline.extraction.repair import repair
+from advl_pipeline.extraction.repair import run_repair
 from advl_pipeline.teachers.selected_words import fit_split_prior
 
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `data` and the caches `plain`, `zstd` and `selected`; never to be changed."""
+    """Folder with `data` and the caches `plain` and `selected`; never to be changed."""
     folder = tmp_path_factory.mktemp("variants")
     tiny_extract(folder / "data", folder / "plain")
-    tiny_extract(folder / "data", folder / "zstd", compression="zstd")
     tiny_extract(folder / "data", folder / "selected", select_tokens=0.4)
     return folder
 
 
-def damaged_copy(source: Path, target: Path) -> Path:
-    for name, content in tree_bytes(source).items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(content)
+def compressed_in_0_2(source: Path, target: Path) -> Path:
+    """Copy a cache with the records that version 0.2 wrote of one under `--compression zstd`."""
+    shutil.copytree(source, target)
+    plan = json.loads((target / "records/plan.json").read_text(encoding="utf-8"))
+    del plan["record_sha256"]
+    plan["compression"] = plan["provenance"]["config"]["compression"] = "zstd"
+    (target / "records/plan.json").write_bytes(seal(plan))
+    complete = json.loads((target / "records/complete.json").read_text(encoding="utf-8"))
+    del complete["record_sha256"]
+    complete["files"]["records/plan.json"] = [len(seal(plan)), hashlib.sha256(seal(plan)).hexdigest()]
+    (target / "records/complete.json").write_bytes(seal(complete))
     return target
 
 
-def test_compressed_features_are_the_same_numbers(variants: Path) -> None:
-    plain, packed = open_cache(variants / "plain"), open_cache(variants / "zstd")
-    for name, store in plain.stores().items():
-        other, ids = packed.stores()[name], list(store.ids)
-        np.testing.assert_array_equal(other.token_features(ids)[0], store.token_features(ids)[0])
-        np.testing.assert_array_equal(other.global_features(ids), store.global_features(ids))
-        for unit in ids[:5]:
-            np.testing.assert_array_equal(other.token_features([unit])[0], store.token_features([unit])[0])
-        pairs = zip(store.batches(7, seed=3), other.batches(7, seed=3, bytes_in_flight=0), strict=True)
-        for left, right in pairs:
-            assert left.token_BMD is not None
-            assert right.token_BMD is not None
-            np.testing.assert_array_equal(left.token_BMD.numpy(), right.token_BMD.numpy())
+def test_compressed_caches_of_version_0_2_are_refused_with_the_way_out(
+    variants: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = compressed_in_0_2(variants / "plain", tmp_path / "cache")
+    before = tree_bytes(cache)
+    for words in (
+        ["verify", cache],
+        ["info", cache],
+        ["repair", cache],
+        ["export", cache, "--output", tmp_path / "o"],
+    ):
+        code, told = complaint(capsys, "cache", *words)
+        assert code == IdentityMismatch.exit_code, words
+        assert "Compressed caches are not read any more" in told
+        assert f"advl cache prune {cache} --all && advl extract --teacher tiny" in told
+        assert "--compression" not in told
+    with pytest.raises(IdentityMismatch):
+        open_cache(cache)
+    assert tree_bytes(cache) == before
+    assert complaint(capsys, "cache", "prune", cache, "--all")[0] == 0
 
 
-def test_plain_zarr_decodes_them(variants: Path) -> None:
-    plain, packed = (zarr.open_group(variants / name, mode="r") for name in ("plain", "zstd"))
-    for name in ("image/tokens/values", "text/tokens/values", "text/tokens/char_spans"):
-        np.testing.assert_array_equal(packed[name][:], plain[name][:])
-    assert b'"zstd"' in (variants / "zstd/text/tokens/values/zarr.json").read_bytes()
-
-
-def test_compression_is_part_of_the_identity(variants: Path) -> None:
-    before = tree_bytes(variants / "zstd")
-    assert tiny_extract(variants / "data", variants / "zstd", compression="zstd").encoded_units == 0
-    with pytest.raises(IdentityMismatch, match=r"storage\.compression"):
-        tiny_extract(variants / "data", variants / "zstd")
-    assert tree_bytes(variants / "zstd") == before
-    assert run_info(InfoConfig(cache=variants / "zstd")).compression == "zstd"
-
-
-def test_damage_in_a_compressed_shard_is_named_and_mended(variants: Path, tmp_path: Path) -> None:
-    cache = damaged_copy(variants / "zstd", tmp_path / "cache")
-    name = "text/tokens/values/c/0/0"
-    content = bytearray((cache / name).read_bytes())
-    content[0] ^= 0xFF  # The first frame's magic number.
-    (cache / name).write_bytes(content)
-    assert verify_cache(cache).bad_paths() == {name}
-    store = open_cache(cache).text
-    assert store is not None
-    with pytest.raises(CorruptCache, match="compressed chunk") as caught:
-        store.token_features(list(store.ids))
-    assert name in caught.value.where
-    content[-6] ^= 0xFF  # The index.
-    (cache / name).write_bytes(content)
-    store = open_cache(cache).text
-    assert store is not None
-    with pytest.raises(CorruptCache, match="index of a shard"):
-        store.token_features(list(store.ids))
-    config = tiny_config(cache, compression="zstd")
-    assert repair(config, tiny_teacher(), TinyDataset(variants / "data")).is_identical
-    assert tree_bytes(cache) == tree_bytes(variants / "zstd")
-
-
-@pytest.mark.parametrize("size", [1, 255, 256, 300, 70_000])
-def test_frames_declare_their_size(size: int) -> None:
-    content = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8)
-    frame = compress(content)
-    assert declared_size(frame) == size
-    out = np.empty(size, np.uint8)
-    decompress_into(frame, out)
-    np.testing.assert_array_equal(out, content)
-    for wrong in (size - 1, size + 1):
-        with pytest.raises(ValueError, match="size of its chunk"):
-            decompress_into(frame, np.empty(wrong, np.uint8))
-
-
-@pytest.mark.parametrize("frame", [b"", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd" + b"\xff" * 30, b"0123456789"])
-def test_what_is_no_frame_is_refused(frame: bytes) -> None:
-    with pytest.raises(ValueError, match="size of its chunk"):
-        decompress_into(frame, np.empty(64, np.uint8))
-
-
-def test_cut_frame_is_refused() -> None:
-    frame = compress(np.arange(4096, dtype=np.int64).view(np.uint8))
-    with pytest.raises(ValueError, match=r"\w"):
-        decompress_into(frame[:-9], np.empty(4096 * 8, np.uint8))
+def test_what_version_0_2_noted_of_a_cache_that_is_not_compressed_is_no_option_any_more(
+    variants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Path(shutil.copytree(variants / "plain", tmp_path / "cache"))
+    for name in ("records/plan.json", "records/provenance.json", "zarr.json"):
+        (cache / name).unlink()
+    opened = (tiny_teacher(), TinyDataset(variants / "data"))
+    monkeypatch.setattr(repair_module, "open_inputs", lambda config: opened)
+    made = open_cache(variants / "plain").provenance
+    old = {**made, "config": {**made["config"], "compression": "none"}}
+    (cache / "records/provenance.json").write_bytes(render_json(old))
+    assert not run_repair(RepairConfig(cache=cache)).is_identical
+    assert verify_cache(cache).is_sound
+    assert open_cache(cache).provenance == old
 
 
 def test_kept_rows_are_those_of_the_rarest_words(variants: Path) -> None:

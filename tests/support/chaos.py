@@ -170,9 +170,8 @@ def reference_run(folder: Path) -> tuple[dict[str, bytes], float]:
 
 CACHES: dict[str, dict[str, Any]] = {
     "text": {"modality": "text"},
-    "text, zstd, int8, selected": {
+    "text, int8, selected": {
         "modality": "text",
-        "compression": "zstd",
         "dtype": "int8",
         "select_tokens": 0.4,
     },

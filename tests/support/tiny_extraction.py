@@ -275,7 +275,7 @@ def run_command(arguments: Sequence[str], path: str, log: str) -> None:
 
 def sum_tokens(cache: TeacherCache, queue: Any) -> None:
     """Put the sum of all text token features into a queue, from whatever process this runs in."""
-    queue.put(float(sum(batch.token_BMD.float().sum() for batch in cache.text.batches(8))))
+    queue.put(float(cache.text.token_features(cache.text.ids)[0].astype(np.float64).sum()))
 
 
 def run_settings(path: str, log: str) -> None:

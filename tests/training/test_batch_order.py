@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.training.batch_order import BatchOrder, ExampleOrder, TokenOrder
+from advl_pipeline.training.batch_order import BatchOrder, ExampleOrder, TokenOrder, epoch_order
 
 seeds, world_sizes = st.integers(0, 1000), st.integers(1, 5)
 Make = Callable[[int, int], BatchOrder]
@@ -66,3 +68,17 @@ def test_batches_of_tokens(sizes: list[int], accumulate: int, seed: int, world_s
         while len(epoch) < len(sizes):
             epoch += stream.pop(0)
         assert sorted(epoch) == list(range(len(sizes)))
+
+
+@given(seeds, st.integers(0, 50), st.integers(2, 5))
+def test_epochs_and_seeds_have_orders_of_their_own(seed: int, epoch: int, distance: int) -> None:
+    order = epoch_order(200, seed=seed, epoch=epoch)
+    assert sorted(order.tolist()) == list(range(200))
+    for other in (epoch_order(200, seed=seed, epoch=epoch + distance), epoch_order(200, seed=seed + 1, epoch=epoch)):
+        assert (order == other).mean() < 0.1
+
+
+def test_orders_mix_globally() -> None:
+    order = epoch_order(10_000, seed=0, epoch=0)
+    # The mean distance between where an item lies and where it is read is a third of the data for a full shuffle.
+    assert np.abs(order - np.arange(10_000)).mean() == pytest.approx(10_000 / 3, rel=0.03)

@@ -1,0 +1,73 @@
+"""Features are found by id, padded on request, from any process."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_extraction import sum_tokens
+
+from advl_pipeline.cache.reader import FeatureStore, UnknownUnit, open_cache
+
+
+@pytest.fixture
+def store(pristine: Path) -> FeatureStore:
+    found = open_cache(pristine / "cache").text
+    assert found is not None
+    return found
+
+
+def test_padded_rows_are_those_of_the_units(store: FeatureStore) -> None:
+    ids = list(store.ids)[3:10]
+    values, lengths = store.token_features(ids)
+    padded_QMD, length_Q = store.padded_tokens(store.positions(ids))
+    assert length_Q.tolist() == lengths.tolist()
+    assert padded_QMD.shape == (7, lengths.max(), store.token_dim)
+    is_row_QM = np.arange(padded_QMD.shape[1]) < lengths[:, None]
+    np.testing.assert_array_equal(padded_QMD[is_row_QM], values)
+    assert not padded_QMD[~is_row_QM].any()
+    np.testing.assert_array_equal(store.global_rows(store.positions(ids)), store.global_features(ids))
+
+
+def test_unknown_ids_raise(store: FeatureStore) -> None:
+    known = store.ids[0]
+    for ids in (["0" * 32], [known, "f" * 32], ["not an id"], ["z" * 32]):
+        with pytest.raises(UnknownUnit):
+            store.token_features(ids)
+    assert store.contains([known, "0" * 32]).tolist() == [True, False]
+    values, lengths = store.token_features([])
+    assert values.shape == (0, store.token_dim)
+    assert lengths.shape == (0,)
+
+
+def test_one_unit_is_a_view(store: FeatureStore) -> None:
+    values, _ = store.token_features([store.ids[3]])
+    assert values.base is not None
+    assert not values.flags.writeable
+    many, _ = store.token_features(store.ids[:2])
+    assert many.flags.writeable
+
+
+def test_announcing_changes_nothing(store: FeatureStore) -> None:
+    ids = list(store.ids)
+    before = store.token_features(ids)[0].copy()
+    store.announce(ids)
+    np.testing.assert_array_equal(store.token_features(ids)[0], before)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")
+def test_caches_travel_to_other_processes(pristine: Path, method: str) -> None:
+    cache = open_cache(pristine / "cache")
+    assert cache.text is not None
+    expected = float(cache.text.token_features(list(cache.text.ids))[0].astype(np.float64).sum())
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    worker = context.Process(target=sum_tokens, args=(cache, queue))
+    worker.start()
+    found = queue.get(timeout=120)
+    worker.join()
+    assert found == expected
