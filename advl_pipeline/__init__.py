@@ -3,6 +3,169 @@
 Data flows one way: datasets -> teachers -> extraction -> cache -> training -> evaluation -> reporting.
 Phase 1 (`extraction`) runs each frozen teacher once over a dataset; phase 2 (`training`) streams what it wrote.
 The two meet in the cache alone, which any Zarr v3 reader opens without this package.
+
+The functions here are the Python interface (`docs/python.md`); modules below are private. Keywords are the names of
+the command line, `lora_rank` for `--lora-rank`. Nothing heavy is imported before it is used.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from advl_pipeline.errors import AdvlError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from advl_pipeline.cache.reader import TeacherCache
+    from advl_pipeline.evaluation.answering import AnsweringRun
+    from advl_pipeline.evaluation.predict_files import PredictResult
+    from advl_pipeline.evaluation.runner import EvaluateResult
+    from advl_pipeline.extraction.run import ExtractResult
+    from advl_pipeline.training.run import FinetuneResult
+
 __version__ = "0.2.0"
+__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "open_cache", "predict"]
+
+Rows: TypeAlias = Iterable[Mapping[str, Any]]
+Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]
+"""A dataset's name, a file or folder, rows, or split -> rows; a `datasets.Dataset` holds rows."""
+
+ConfigT = TypeVar("ConfigT")
+
+
+def extract(*, teacher: str, data: Data, **options: Any) -> ExtractResult:
+    """Run a frozen teacher once over a split and write its cache; an interrupted one goes on (`advl extract`).
+
+    Args:
+        teacher: its name; `advl teachers list` names them.
+        data: the name of a dataset, a path, rows, or split -> rows.
+        options: others of `advl extract`, such as `split` or `output`.
+
+    Returns:
+        `path` of the cache, and what was encoded.
+
+    Raises:
+        AdvlError: says what is wrong, where, why, and what to do next.
+    """
+    from advl_pipeline.extraction.config import ExtractConfig
+    from advl_pipeline.extraction.run import run_extract
+
+    return run_extract(_configured(ExtractConfig, options | {"teacher": teacher}, data))
+
+
+def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> FinetuneResult:
+    """Finetune a student while streaming teacher caches; an interrupted run goes on (`advl finetune`).
+
+    Args:
+        data: the name of a dataset, a path, rows, or split -> rows.
+        output: the run folder.
+        options: others of `advl finetune`, such as `cache`, `student`, `init`, `method` or `shots`.
+
+    Returns:
+        `output`, the run folder, and `summary`, what its result.json holds.
+
+    Raises:
+        AdvlError: says what is wrong, where, why, and what to do next.
+    """
+    from advl_pipeline.errors import ConfigError
+    from advl_pipeline.training.config import FinetuneConfig
+    from advl_pipeline.training.run import run_finetune
+
+    config = _configured(FinetuneConfig, options | {"output": output}, data)
+    if config.dry_run:
+        raise ConfigError(
+            "A dry run trains nothing, so it gives no result.",
+            where="dry_run",
+            next_command="advl finetune --dry-run",
+        )
+    return run_finetune(config)
+
+
+def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
+    """Score a finished run on test and shifted sets (`advl evaluate`).
+
+    Args:
+        run: the run folder.
+        options: others of `advl evaluate`, such as `on` or `probe`.
+
+    Returns:
+        `sets`: test set -> its metrics and all that its file holds.
+
+    Raises:
+        AdvlError: says what is wrong, where, why, and what to do next.
+    """
+    from advl_pipeline.evaluation.config import EvaluateConfig
+    from advl_pipeline.evaluation.runner import run_evaluate
+
+    return run_evaluate(_configured(EvaluateConfig, options | {"run": run}))
+
+
+def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
+    """Write a finished run's answers to a split into a file (`advl predict`).
+
+    Args:
+        run: the run folder.
+        options: others of `advl predict`, such as `on` or `output`.
+
+    Returns:
+        `path` of the file, and how many questions it answers.
+
+    Raises:
+        AdvlError: says what is wrong, where, why, and what to do next.
+    """
+    from advl_pipeline.evaluation.config import PredictConfig
+    from advl_pipeline.evaluation.predict_files import run_predict
+
+    return run_predict(_configured(PredictConfig, options | {"run": run}))
+
+
+def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> AnsweringRun:
+    """Load a finished run to ask it questions: `load_run(path).answer(picture, question, choices)`.
+
+    Args:
+        path: the run folder.
+        device: where it computes, such as cpu or cuda:0.
+
+    Raises:
+        AdvlError: there is no finished run, or it learned several tasks.
+    """
+    from pathlib import Path
+
+    from advl_pipeline.evaluation.answering import open_run
+
+    return open_run(Path(path), device=device)
+
+
+def open_cache(path: str | os.PathLike[str]) -> TeacherCache:
+    """Open a complete cache: features by the id of a picture or of a text, as memory-mapped arrays.
+
+    Args:
+        path: its folder, or its URL.
+
+    Raises:
+        AdvlError: it is not complete, or damaged.
+    """
+    from advl_pipeline.cache.reader import open_cache
+
+    return open_cache(path)
+
+
+def _configured(cls: type[ConfigT], options: Mapping[str, Any], data: Data | None = None) -> ConfigT:
+    from pathlib import Path
+
+    from advl_pipeline.configuration import build_config
+
+    told = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    if data is None:
+        return build_config(cls, told)
+    if isinstance(data, (str, os.PathLike)):
+        return build_config(cls, told, {"dataset": os.fspath(data)})
+    # Rows are written once all else is known to be sound.
+    build_config(cls, told, {"dataset": "given"})
+    from advl_pipeline.datasets.own.given import keep_rows
+
+    root = told.get("data_root")
+    return build_config(cls, told, {"dataset": str(keep_rows(data, pictures=Path(root) if root else None))})

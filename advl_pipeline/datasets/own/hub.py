@@ -62,9 +62,26 @@ def hub_source(name: str, card: DataCard) -> RowSource:
         ) from None
     if not isinstance(found, Mapping):
         raise DatasetError("The dataset has no splits.", where=f"hf:{name}")
-    splits = {str(split): _prepared(part, datasets.Image) for split, part in found.items()}
-    first = next(iter(splits.values()))
-    label = first.features.get(card.columns.get("label", "label"))
+    return library_source(
+        {str(split): part for split, part in found.items()}, card, name=f"hf:{name}", pictures=Path(path)
+    )
+
+
+def library_source(splits: Mapping[str | None, Any], card: DataCard, *, name: str, pictures: Path) -> RowSource:
+    """Return the rows of opened datasets of the library.
+
+    Args:
+        splits: split -> `datasets.Dataset`; None for one whose rows say their split.
+        card: what the user said beside the columns; classes of a label column are added to it.
+        name: of the whole, for messages.
+        pictures: folder that names of pictures are relative to; passed over where it is none.
+    """
+    import datasets
+
+    # Training comes first, as for files.
+    ordered = sorted(splits.items(), key=lambda item: (item[0] or "train") != "train")
+    ordered = [(split, _prepared(part, datasets.Image)) for split, part in ordered]
+    label = ordered[0][1].features.get(card.columns.get("label", "label"))
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else ()
     positions: Sequence[int] = range(len(names))
     if names:
@@ -72,11 +89,9 @@ def hub_source(name: str, card: DataCard) -> RowSource:
         if set(names) <= set(card.labels):
             positions = [card.labels.index(name) for name in names]
         card = replace(card, labels=card.labels or names, label_is="index")
-    # Training comes first, as for files.
-    ordered = sorted(splits.items(), key=lambda item: item[0] != "train")
     return RowSource(
         rows=lambda: _rows(name, ordered, card.columns.get("label", "label") if names else "", positions),
-        pictures=Path(path) if Path(path).is_dir() else Path(),
+        pictures=pictures if pictures.is_dir() else Path(),
         version=repr([(split, part._fingerprint) for split, part in ordered]),
         card=card,
     )
@@ -90,13 +105,13 @@ def _prepared(part: Any, image_feature: type) -> Any:
     return part
 
 
-def _rows(name: str, splits: list[tuple[str, Any]], label: str, positions: Sequence[int]) -> Iterator[Row]:
+def _rows(name: str, splits: list[tuple[str | None, Any]], label: str, positions: Sequence[int]) -> Iterator[Row]:
     for split, part in splits:
         for number, record in enumerate(part, start=1):
             told = {column: _bytes_of(value) for column, value in record.items()}
             if isinstance(place := told.get(label), int):
                 told[label] = None if place == UNKNOWN_CLASS else positions[place]
-            yield Row(told, name=str(number), split=split, file=f"hf:{name} {split}", line=number)
+            yield Row(told, name=str(number), split=split, file=f"{name} {split or ''}".strip(), line=number)
 
 
 def _bytes_of(value: Any) -> Any:

@@ -136,7 +136,7 @@ def describe(index: OwnIndex, name: str) -> str:
     return "; ".join(parts)
 
 
-def _keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes) -> None:
     """Write a file unless it is there; it appears as a whole, since its name says what is in it."""
     if path.is_file():
         return
@@ -284,7 +284,7 @@ class _Builder:
         name = item.image
         if isinstance(name, bytes):
             digest = hashlib.sha256(name).hexdigest()
-            _keep(self._pictures / digest, name)
+            keep(self._pictures / digest, name)
             name = f"/{digest}"
         return f"{name}\n{json.dumps([item.boxes, item.box_labels])}"
 

@@ -1,0 +1,143 @@
+"""Rows that Python hands over become data of one's own in files: whatever names files can name them, ever after.
+
+They lie below the folder of the datasets as `given/rows-DIGEST.jsonl`, with a card and the pictures that came in
+memory. The digest is of what the rows say, so that the same rows are the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.datasets.own.hub import library_source
+from advl_pipeline.datasets.own.index import PICTURES_FOLDER, keep
+from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource
+from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.roots import resolve_data_root
+from advl_pipeline.errors import DatasetError
+
+Rows = Iterable[Mapping[str, Any]]
+
+FOLDER = "given"
+"""Below the folder of the datasets."""
+
+
+def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path:
+    """Write rows as data of one's own; return the card that names them.
+
+    Args:
+        rows: dictionaries of the columns in `docs/adding-a-dataset.md`, or a `datasets.Dataset`; or split -> such
+            rows, as in a `datasets.DatasetDict`. A picture is the name of a file, a path, its bytes, or an image of
+            Pillow.
+        pictures: folder that names of pictures are relative to; None for the current one. A path is read as it is.
+
+    Raises:
+        DatasetError: no rows, a value that no file can hold, or names of pictures beside pictures in memory.
+        StorageError: the folder of the datasets cannot be written.
+    """
+    home = resolve_data_root(None) / FOLDER
+    source = _source(rows)
+    lines: list[str] = []
+    kinds: dict[bool, str] = {}
+    for row in source.rows():
+        place = f"data, {f'split {row.split}, ' if row.split else ''}row {row.line}"
+        record = {} if isinstance(row.record, Malformed) else dict(row.record)
+        picture = _bytes_of(record.get("image"))
+        kinds.setdefault(picture is None, place)
+        if picture is not None:
+            record["image"] = hashlib.sha256(picture).hexdigest()
+            keep(home / PICTURES_FOLDER / record["image"], picture)
+        if row.split is not None:
+            record.setdefault("split", row.split)
+        lines.append(json.dumps(dict(_storable(record, place)), ensure_ascii=False, sort_keys=True) + "\n")
+    if not lines:
+        raise DatasetError("The data hold no row.", where="data", next_command="give at least one row")
+    if len(kinds) > 1:
+        raise DatasetError(
+            "Some pictures are names, others are in memory.",
+            where=", ".join(kinds.values()),
+            why="names are relative to one folder, and pictures in memory are kept in another",
+            next_command="give all pictures as names, or all as paths, bytes or images",
+        )
+    folder = str((pictures or Path()).absolute()) if True in kinds else PICTURES_FOLDER
+    labels = "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+        for key, value in (("labels", list(source.card.labels)), ("label_is", source.card.label_is))
+        if value
+    )
+    content, said = "".join(lines), f"pictures = {json.dumps(folder, ensure_ascii=False)}\n{labels}"
+    name = f"rows-{hashlib.sha256((said + content).encode()).hexdigest()[:12]}"
+    card = home / f"{name}.toml"
+    if not card.is_file():
+        make_folder(home)
+        write_text(home / f"{name}.jsonl", content)
+        # The card names the rows, so it comes last.
+        write_text(card, f'files = "{name}.jsonl"\n{said}')
+    return card
+
+
+def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
+    parts: dict[str | None, Any] = dict(rows) if isinstance(rows, Mapping) else {None: rows}
+    if parts and all(hasattr(part, "cast_column") for part in parts.values()):
+        return library_source(parts, DataCard(), name="data", pictures=Path())
+
+    def listed() -> Iterator[Row]:
+        for split, part in parts.items():
+            for number, record in enumerate(part, start=1):
+                if not isinstance(record, Mapping):
+                    raise DatasetError(
+                        "A row is no dictionary.",
+                        where=f"data, row {number}",
+                        why=f"got {type(record).__name__}",
+                        next_command="give rows such as {'image': 'red.png', 'question': ..., 'choices': [...]}",
+                    )
+                yield Row(record, name=str(number), split=split, line=number)
+
+    return RowSource(rows=listed, pictures=Path())
+
+
+def _bytes_of(picture: Any) -> bytes | None:
+    """Return the bytes of a picture that came in memory or as a path; None for a name."""
+    if isinstance(picture, Mapping):
+        picture = picture.get("bytes")
+    if isinstance(picture, Image.Image):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+    if isinstance(picture, os.PathLike):
+        try:
+            return Path(picture).read_bytes()
+        except OSError as error:
+            raise DatasetError(
+                "A picture cannot be read.",
+                where=os.fspath(picture),
+                why=error.strerror or str(error),
+                next_command="look at the path of the picture",
+            ) from None
+    return bytes(picture) if isinstance(picture, (bytes, bytearray)) else None
+
+
+def _storable(record: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]]:
+    """Yield the columns that a line of JSON can hold, arrays as lists; other pictures in a row are left alone."""
+    for column, value in record.items():
+        if isinstance(value, (bytes, bytearray, Image.Image)):
+            continue
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            json.dumps(plain)
+        except (TypeError, ValueError) as error:
+            raise DatasetError(
+                "A value of a row cannot be kept.",
+                where=f"{place}, column {column!r}",
+                why=str(error),
+                next_command="leave out the column, or give texts, numbers and lists of them",
+            ) from None
+        yield column, plain

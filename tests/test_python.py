@@ -1,0 +1,143 @@
+"""The Python interface: every function as a user calls it, and the page that documents it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
+from PIL import Image
+
+import advl_pipeline as advl
+
+REPOSITORY = Path(__file__).parents[1]
+SMALL: dict[str, Any] = {"num_steps": 2, "adapt_steps": 2, "batch_size": 4, "confidence_folds": 2}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVL_DATA", raising=False)
+    write_pictures(tmp_path / "pictures")
+    return tmp_path
+
+
+def shown(path: Path, kind: str) -> Any:
+    """Return a picture in one of the forms in which Python holds it."""
+    with Image.open(path) as image:
+        return {"bytes": path.read_bytes(), "path": path, "image": image.copy()}[kind]
+
+
+def test_a_list_of_rows_goes_the_whole_way(here: Path) -> None:
+    rows = [choice_row(number) for number in range(20)]
+    cache = advl.extract(teacher="minilm-l6", data=rows, folds=2).path
+    run = advl.finetune(data=rows, cache=cache, output=here / "run", **SMALL)
+    assert run.summary["num_labelled"] == 15
+    scores = advl.evaluate(run.output, on="test", probe="none").sets["test"]["metrics"]
+    assert 0 <= scores["choice"] <= 100
+    assert advl.predict(run.output, on="test").num_items == 5
+    loaded = advl.load_run(run.output)
+    answer = loaded.answer("pictures/red.png", "Which colour is it?", ["red", "blue"])
+    assert answer.text in answer.logits.keys() == {"red", "blue"}
+    assert answer.text == max(answer.logits, key=answer.logits.__getitem__)
+    for kind in ("bytes", "path", "image"):
+        picture = shown(here / "pictures" / "red.png", kind)
+        assert loaded.answer(picture, "Which colour is it?", ["red", "blue"]) == answer
+    with pytest.raises(advl.AdvlError, match="chooses among choices"):
+        loaded.answer("pictures/red.png", "Which colour is it?")
+    opened = advl.open_cache(cache)
+    assert opened.text is not None
+
+
+def test_an_answer_is_what_evaluation_scores(here: Path) -> None:
+    """One question of the file, asked by hand, has the same answer as in the file of predictions."""
+    data = write_json_lines(here / "mine.jsonl", [class_row(number) for number in range(20)])
+    run = advl.finetune(data=data, method="plain", output="run", num_steps=2, batch_size=4)
+    lines = advl.predict(run.output, on="test").path.read_text(encoding="utf-8").splitlines()[1:]
+    loaded = advl.load_run(run.output)
+    assert set(loaded.answers) == {"yes", "no"}
+    asked = [row for row in map(class_row, range(20)) if row["split"] == "test"]
+    answers = [loaded.answer(row["image"], row["text"]).text for row in asked]
+    assert [line.split(",")[-1] for line in lines] == answers
+    with pytest.raises(advl.AdvlError, match="not with choices"):
+        loaded.answer("pictures/red.png", "It is red.", ["yes", "no"])
+
+
+@pytest.mark.parametrize("kind", ["bytes", "path", "image"])
+def test_pictures_in_memory_are_kept_once(here: Path, kind: str) -> None:
+    rows = [row | {"image": shown(here / row["image"], kind)} for row in map(answer_row, range(20))]
+    first = advl.extract(teacher="minilm-l6", data=rows, confidence=False)
+    again = advl.extract(teacher="minilm-l6", data=iter(rows), confidence=False)
+    assert (again.path, again.encoded_units) == (first.path, 0)
+    assert len([*Path("datasets/given/pictures").iterdir()]) == len(COLOURS)
+    assert len([*Path("datasets/given").glob("*.toml")]) == 1
+
+
+def test_a_dataset_of_the_library_is_read_with_its_classes(here: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"image": datasets.Image(), "text": datasets.Value("string"), "label": datasets.ClassLabel(names=["yes", "no"])}
+    )
+
+    def part(wanted: str) -> Any:
+        rows = [row for row in map(class_row, range(20)) if row.pop("split") == wanted]
+        return datasets.Dataset.from_list(rows, features=features)
+
+    data = datasets.DatasetDict({"test": part("test"), "train": part("train")})
+    run = advl.finetune(data=data, method="plain", output="run", num_steps=1, batch_size=4)
+    # In the library's order, not in that of the alphabet.
+    assert advl.load_run(run.output).answers == ("yes", "no")
+    assert advl.evaluate(run.output, on="test", probe="none").sets["test"]["num_items"] == {"classes": 5}
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(here: Path) -> None:
+    row = choice_row(0)
+    mixed = [row, row | {"image": here / row["image"]}]
+    for data, why in (([], "no row"), ([row | {"more": object()}], "column 'more'"), (mixed, "others are in memory")):
+        with pytest.raises(advl.AdvlError, match=why):
+            advl.extract(teacher="minilm-l6", data=data)
+    assert not [*Path().glob("datasets/given/rows*")]
+    with pytest.raises(advl.AdvlError, match="lora_rnak"):
+        advl.finetune(data=[row], output="run", lora_rnak=8)
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    program = "import sys, advl_pipeline; print(sorted({'torch', 'numpy', 'zarr', 'PIL', 'click'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "[]"
+
+
+def test_users_with_strict_types_can_call_it(tmp_path: Path) -> None:
+    """Blocks of the page type-check under `mypy --strict`, and a wrong argument does not."""
+    code = "\n".join(blocks(REPOSITORY / "docs" / "python.md"))
+    for name, text in (("good.py", code), ("bad.py", "import advl_pipeline as advl\nadvl.extract(teacher=1, data=2)\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    call = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
+    environment = os.environ | {"MYPYPATH": str(REPOSITORY)}
+    config = ["--config-file", str(REPOSITORY / "pyproject.toml")]
+    runs = {
+        name: subprocess.run([*call, *config, name], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        for name in ("good.py", "bad.py")
+    }
+    assert runs["good.py"].returncode == 0, runs["good.py"].stdout
+    assert runs["bad.py"].stdout.count("arg-type") == 2
+
+
+def blocks(page: Path) -> list[str]:
+    """Return the Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["docs/python.md", "README.md"])
+def test_the_code_of_the_page_runs(here: Path, page: str) -> None:
+    write_json_lines(here / "mine.jsonl", [choice_row(number) for number in range(20)])
+    found = blocks(REPOSITORY / page)
+    assert found
+    code = re.sub(r"(num_steps|adapt_steps)=\d+", r"\1=2", "\n".join(found))
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})
