@@ -10,6 +10,7 @@ the command line, `lora_rank` for `--lora-rank`. Nothing heavy is imported befor
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -17,17 +18,54 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from advl_pipeline.errors import AdvlError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from advl_pipeline.cache.reader import TeacherCache
+    from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
+    from advl_pipeline.datasets.records import picture_unit_id, text_unit_id
+    from advl_pipeline.distillation.distance import distance
     from advl_pipeline.evaluation.answering import AnsweringRun
     from advl_pipeline.evaluation.predict_files import PredictResult
     from advl_pipeline.evaluation.runner import EvaluateResult
     from advl_pipeline.extraction.run import ExtractResult
+    from advl_pipeline.teachers.image_tower import PixelImageTower
+    from advl_pipeline.teachers.interface import Teacher
+    from advl_pipeline.teachers.options import OpenOptions
+    from advl_pipeline.teachers.pixels import PixelSettings
+    from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
     from advl_pipeline.training.run import FinetuneResult
 
 __version__ = "0.2.0"
-__all__ = ["AdvlError", "evaluate", "extract", "finetune", "load_run", "open_cache", "predict"]
+__all__ = [
+    "AdvlError",
+    "CachedFeatures",
+    "FeatureCollator",
+    "ImageFeatures",
+    "OpenOptions",
+    "PixelImageTower",
+    "PixelSettings",
+    "Teacher",
+    "VisionBackbone",
+    "distance",
+    "evaluate",
+    "extract",
+    "finetune",
+    "load_run",
+    "open_cache",
+    "picture_unit_id",
+    "predict",
+    "text_unit_id",
+]
+
+_MODULE_OF = {
+    **dict.fromkeys(("CachedFeatures", "FeatureCollator"), "cache.torch_dataset"),
+    **dict.fromkeys(("picture_unit_id", "text_unit_id"), "datasets.records"),
+    "distance": "distillation.distance",
+    "PixelImageTower": "teachers.image_tower",
+    "Teacher": "teachers.interface",
+    "OpenOptions": "teachers.options",
+    "PixelSettings": "teachers.pixels",
+    **dict.fromkeys(("ImageFeatures", "VisionBackbone"), "teachers.vision_backbone"),
+}
+"""Names for loops and teachers of one's own -> the module that has them, imported when they are first asked for."""
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]
@@ -36,11 +74,17 @@ Data: TypeAlias = str | os.PathLike[str] | Rows | Mapping[str, Rows]
 ConfigT = TypeVar("ConfigT")
 
 
-def extract(*, teacher: str, data: Data, **options: Any) -> ExtractResult:
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractResult:
     """Run a frozen teacher once over a split and write its cache; an interrupted one goes on (`advl extract`).
 
     Args:
-        teacher: its name; `advl teachers list` names them.
+        teacher: its name, as `advl teachers list` has it; or a teacher of your own, opened.
         data: the name of a dataset, a path, rows, or split -> rows.
         options: others of `advl extract`, such as `split` or `output`.
 
@@ -53,7 +97,9 @@ def extract(*, teacher: str, data: Data, **options: Any) -> ExtractResult:
     from advl_pipeline.extraction.config import ExtractConfig
     from advl_pipeline.extraction.run import run_extract
 
-    return run_extract(_configured(ExtractConfig, options | {"teacher": teacher}, data))
+    name = teacher if isinstance(teacher, str) else teacher.name
+    config = _configured(ExtractConfig, options | {"teacher": name}, data)
+    return run_extract(config, None if isinstance(teacher, str) else teacher)
 
 
 def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> FinetuneResult:

@@ -8,9 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.records import text_unit_id
-from advl_pipeline.distillation.distance import distance
+from advl_pipeline import CachedFeatures, FeatureCollator, distance, text_unit_id
 
 accelerator = Accelerator(cpu=not torch.cuda.is_available())
 texts = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.records import text_unit_id
-from advl_pipeline.distillation.distance import distance
+from advl_pipeline import CachedFeatures, FeatureCollator, distance, text_unit_id
 
 if __name__ == "__main__":  # Spawned workers import this file.
     texts = Path(sys.argv[2]).read_text(encoding="utf-8").splitlines()

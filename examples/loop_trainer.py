@@ -6,9 +6,7 @@ from pathlib import Path
 from torch import nn, tensor
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from advl_pipeline.cache.torch_dataset import CachedFeatures, FeatureCollator
-from advl_pipeline.datasets.records import text_unit_id
-from advl_pipeline.distillation.distance import distance
+from advl_pipeline import CachedFeatures, FeatureCollator, distance, text_unit_id
 
 
 class FollowsTeacher:

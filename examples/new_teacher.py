@@ -12,16 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.run import extract
-from advl_pipeline.teachers.image_tower import PixelImageTower
-from advl_pipeline.teachers.interface import Teacher
-from advl_pipeline.teachers.options import OpenOptions
-from advl_pipeline.teachers.pixels import PixelSettings
-from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
+import advl_pipeline as advl
 
-SETTINGS = PixelSettings(
+SETTINGS = advl.PixelSettings(
     height=64,
     width=64,
     fit="squash",
@@ -32,17 +25,17 @@ SETTINGS = PixelSettings(
 )
 
 
-class Colours(VisionBackbone):
+class Colours(advl.VisionBackbone):
     """Mean and standard deviation of each channel; the grid has 4 x 4 cells."""
 
-    def features(self, pixels_NCHW: torch.Tensor) -> ImageFeatures:
+    def features(self, pixels_NCHW: torch.Tensor) -> advl.ImageFeatures:
         """Return (N, 6) of the picture and (N, 4, 4, 6) of its cells."""
         mean, square = (functional.adaptive_avg_pool2d(values, 4) for values in (pixels_NCHW, pixels_NCHW.square()))
         grid_NDhw = torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)
-        return ImageFeatures(global_ND=grid_NDhw.mean(dim=(2, 3)), grid_NhwD=grid_NDhw.permute(0, 2, 3, 1))
+        return advl.ImageFeatures(global_ND=grid_NDhw.mean(dim=(2, 3)), grid_NhwD=grid_NDhw.permute(0, 2, 3, 1))
 
 
-def open_colours(options: OpenOptions) -> Teacher:
+def open_colours(options: advl.OpenOptions) -> advl.Teacher:
     """Open the teacher, as its entry point does."""
     backbone = Colours(
         nn.Identity(),
@@ -51,15 +44,16 @@ def open_colours(options: OpenOptions) -> Teacher:
         device=options.torch_device,
         dtype=options.torch_dtype,
     )
-    return Teacher(name=options.name, image=PixelImageTower(backbone, options.image_tokens, options.grid_side))
+    return advl.Teacher(
+        name=options.name, image=advl.PixelImageTower(backbone, options.image_tokens, options.grid_side)
+    )
 
 
 def main(data_root: Path, output: Path) -> None:
     """Extract the teacher over the pictures of the built-in corpus."""
-    config = ExtractConfig(teacher="colours", dataset="scenes-vcr", data_root=data_root, output=output, folds=2)
-    teacher = open_colours(OpenOptions(name=config.teacher, image_tokens="boxes"))
-    result = extract(config, teacher, open_dataset(config.dataset, split=config.split, data_root=data_root))
-    print(f"{result.encoded_units} pictures encoded into {output}")
+    teacher = open_colours(advl.OpenOptions(name="colours", image_tokens="boxes"))
+    made = advl.extract(teacher=teacher, data="scenes-vcr", data_root=data_root, output=output, folds=2)
+    print(f"{made.encoded_units} pictures encoded into {made.path}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ def test_no_folder_imports_a_later_one() -> None:
     order = folders_in_order()
     wrong = []
     for path in PACKAGE.rglob("*.py"):
+        if path == PACKAGE / "__init__.py":
+            # The Python interface opens every folder, and nothing of the package imports it.
+            continue
         own = path.relative_to(PACKAGE).parts[0]
         # Modules beside the folders serve all of them.
         place = order.index(own) if own in order else -1

@@ -72,8 +72,12 @@ class ExtractResult:
     skipped: int = 0
 
 
-def run_extract(config: ExtractConfig) -> ExtractResult:
+def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> ExtractResult:
     """Run a frozen teacher over a dataset split and write its cache.
+
+    Args:
+        config: what is extracted, and whereto.
+        teacher: one that is open already; None to open the configuration's by its name.
 
     Raises:
         ConfigError: unknown names, a tower that the teacher lacks, an output or a --progress-file that holds
@@ -91,9 +95,10 @@ def run_extract(config: ExtractConfig) -> ExtractResult:
         with cache_of(config) as store:
             store.require_place()
         config = resolved(as_begun(without_network(config)))
+        opener = open_inputs if teacher is None else lambda config: (teacher, open_part(config))
         if config.engine == "ray" and not config.dry_run:
-            return extract_on_ray(config, open_inputs)
-        return _extract_opened(config, open_inputs)
+            return extract_on_ray(config, opener)
+        return _extract_opened(config, opener)
 
 
 def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:

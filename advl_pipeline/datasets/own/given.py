@@ -85,7 +85,9 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
 
 
 def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
-    parts: dict[str | None, Any] = dict(rows) if isinstance(rows, Mapping) else {None: rows}
+    parts: dict[str | None, Any] = {None: rows}
+    if isinstance(rows, Mapping):
+        parts = {**rows}
     if parts and all(hasattr(part, "cast_column") for part in parts.values()):
         return library_source(parts, DataCard(), name="data", pictures=Path())
 
