@@ -85,14 +85,12 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
 
 
 def _source(rows: Rows | Mapping[str, Rows]) -> RowSource:
-    parts: dict[str | None, Any] = {None: rows}
-    if isinstance(rows, Mapping):
-        parts = {**rows}
-    if parts and all(hasattr(part, "cast_column") for part in parts.values()):
-        return library_source(parts, DataCard(), name="data", pictures=Path())
+    parts: list[tuple[str | None, Any]] = [*rows.items()] if isinstance(rows, Mapping) else [(None, rows)]
+    if parts and all(hasattr(part, "cast_column") for _, part in parts):
+        return library_source(dict(parts), DataCard(), name="data", pictures=Path())
 
     def listed() -> Iterator[Row]:
-        for split, part in parts.items():
+        for split, part in parts:
             for number, record in enumerate(part, start=1):
                 if not isinstance(record, Mapping):
                     raise DatasetError(
