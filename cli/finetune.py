@@ -49,6 +49,8 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
     )
     if summary["num_texts_cut"]:
         click.echo(f"{summary['num_texts_cut']} of {summary['num_texts']} texts were cut to the student's length")
+    if start := summary.get("student_start"):
+        click.echo(start)
     for caveat in summary["caveats"]:
         click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")

@@ -65,9 +65,12 @@ class TeacherAnswers:
         found = {} if self.separation is None else asdict(self.separation)
         return {"learned": bool(self.shares), "why": self.why, **found}
 
-    def line(self) -> str:
-        """Return one line for people."""
-        return f"answers of the text teacher: {'' if self.shares else 'not '}learned in the adapt step, {self.why}"
+    def lines(self) -> list[str]:
+        """Return what people are told; nothing where this run had no such answers to learn."""
+        if self.separation is None:
+            return []
+        learned = "learns" if self.shares else "does not learn"
+        return [f"the adapt step {learned} how the text teacher would answer: {self.why}"]
 
 
 def find_answers(

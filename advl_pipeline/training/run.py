@@ -141,7 +141,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        found_lines = [one.line() for several in (vision, checked, answers) for one in several]
+        found_lines = [one.line() for several in (vision, checked) for one in several]
+        found_lines += [line for one in answers for line in one.lines()]
         _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
     accelerator.wait_for_everyone()
     first_step = _train(run, model, accelerator, folder, inputs, signals)

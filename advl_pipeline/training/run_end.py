@@ -77,6 +77,7 @@ def end_run(
     earlier = phase_totals([record for record in records if record["step"] < first_step])
     seconds = time.perf_counter() - began + sum(totals.seconds for totals in earlier.values())
     summary = _summary(run, model, inputs, phase_totals(records), seconds) | parts
+    summary["student_start"] = reads.start
     summary["caveats"] = list(reads.caveats)
     folder.write_json(names.RESULT, summary)
     folder.checkpoint.unlink(missing_ok=True)

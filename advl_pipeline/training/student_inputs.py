@@ -24,8 +24,10 @@ SAMPLED_TEXTS = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudentInputs:
-    """What a student reads: its tokenizer where it lies with the weights, and sampled texts that it cuts."""
+    """What a student starts from and reads: its weights, its tokenizer where it lies with them, sampled texts that it
+    cuts."""
 
+    start: str
     tokenizer: str
     num_texts: int
     num_cut: int
@@ -34,7 +36,9 @@ class StudentInputs:
 
     def lines(self) -> list[str]:
         """Return one line for people about each thing that may surprise."""
-        lines = [f"tokenizer: {self.tokenizer}, which lies with the weights"] if self.tokenizer else []
+        lines = [self.start]
+        if self.tokenizer:
+            lines.append(f"tokenizer: {self.tokenizer}, which lies with the weights")
         if self.num_cut:
             share = 100 * self.num_cut / self.num_texts
             lines.append(
@@ -64,6 +68,10 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
     max_tokens = student.max_text_length or 0
     cut = (f"texts of more than {max_tokens} tokens are cut",) if num_cut else ()
     return StudentInputs(
+        start=f"The student {student.name} starts from random weights: it knows no words and no pictures before this "
+        "run, and --init would give it pretrained ones."
+        if init is None
+        else f"The student {student.name} starts from pretrained weights (--init).",
         tokenizer=str(beside) if beside is not None and used == str(beside) else "",
         num_texts=sum(len(example.candidates) for example in examples),
         num_cut=num_cut,

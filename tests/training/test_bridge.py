@@ -195,17 +195,20 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     (kept,) = json.loads((tmp_path / "run/settings.json").read_text(encoding="utf-8"))["answers"]
     assert kept["learned"] == (outranked == 1.0)
     assert kept["auc"] == outranked
-    said = "learned in the adapt step, AUC 1.00" if outranked == 1.0 else "not learned in the adapt step, AUC 0.50"
-    assert said in capsys.readouterr().err
+    said = "learns how" if outranked == 1.0 else "does not learn how"
+    assert f"the adapt step {said} the text teacher would answer: AUC {outranked:.2f}" in capsys.readouterr().err
     logged = [one for one in losses(tmp_path / "run") if "raw/answers" in one]
     assert len(logged) == (2 if outranked == 1.0 else 0)
 
 
-def test_without_a_bridge_a_run_says_that_it_learns_no_answers(
+def test_without_a_bridge_a_run_says_what_its_student_starts_from_and_nothing_of_answers(
     small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_finetune(small_corpus.config(tmp_path / "run"))
-    assert "answers of the text teacher: not learned in the adapt step, no known words" in capsys.readouterr().err
+    result = run_finetune(small_corpus.config(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "text teacher" not in said
+    assert "starts from random weights" in said
+    assert "starts from random weights" in result.summary["student_start"]
 
 
 def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
