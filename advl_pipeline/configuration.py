@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import sys
 import tomllib
 import types
@@ -24,6 +25,13 @@ from advl_pipeline.folders import FolderKind
 from advl_pipeline.locations import Url, local_folder, parse_location
 
 ConfigT = TypeVar("ConfigT")
+
+_MOST_BITS = 63
+"""What the libraries behind the options hold of a whole number."""
+
+_MOST_KEY_PARTS = 64
+_LONG_NUMBER = re.compile(r"\b0[box]\w{1000}")
+_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{_MOST_KEY_PARTS}}}""")
 
 Identity = Literal["value", "content", "beside", "none"]
 """How an option stands in the identity of a result. `value`: by its value. `content`: by the content of what it
@@ -43,7 +51,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.minimum is None or value >= self.minimum)
             and (self.maximum is None or value <= self.maximum)
             and (self.above is None or value > self.above)
@@ -159,6 +167,9 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
     for field in dataclasses.fields(cls):
         allowed: Range | None = field.metadata.get("range")
         for value in _numbers(values.get(field.name)):
+            if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+                why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
+                raise ConfigError(f"{flag_of(field.name)} is too large a number.", where=where, why=why)
             if allowed is not None and value not in allowed:
                 raise ConfigError(f"{flag_of(field.name)} must be {allowed}.", where=where, why=f"got {value!r}")
 
@@ -240,17 +251,34 @@ def _numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML that anyone may have written.
+
+    Raises:
+        ValueError: it is none, is nested too deep, has a key of more parts than the parser ends on in good time, or a
+            number of more digits than Python prints.
+    """
+    if _LONG_NUMBER.search(text):
+        raise ValueError("a number has too many digits")
+    if _LONG_KEY.search(text):
+        raise ValueError(f"a key has more than {_MOST_KEY_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, naming file and position when it does not parse."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("The configuration file does not exist.", where=str(path)) from None
     except OSError as error:
         raise ConfigError(
             "The configuration file cannot be read.", where=str(path), why=error.strerror or ""
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError("The configuration file is not valid TOML.", where=str(path), why=str(error)) from None
 
 
@@ -373,7 +401,7 @@ def _coerce(value: Any, hint: Any, *, key: str, where: str) -> Any:
     if hint is Path and isinstance(value, (str, Path)):
         return local_folder(parse_location(value), what=key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if value.bit_length() <= _MOST_BITS else value
     if hint is Any or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
     raise ConfigError(

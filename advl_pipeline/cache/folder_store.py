@@ -111,6 +111,7 @@ class FolderStore(Store):
     def _publish(self, name: str, parts: Sequence[Buffer]) -> None:
         temporary = self._root / _TEMPORARY / f"{os.getpid()}-{name.replace('/', '_')}"
         target = self._root / name
+        self._clear_the_way(temporary)
         try:
             with _open_new(temporary) as handle:
                 for part in parts:
@@ -164,8 +165,10 @@ class FolderStore(Store):
     @contextmanager
     def claim(self, name: str, *, wait: bool = False, once: bool = False) -> Iterator[bool]:
         path, descriptor, ours = self._root / _CLAIMS / name, None, False
+        missing = [folder for folder in path.parents if not folder.exists()]
         # Another process may complete the cache and remove the work folder between the two calls.
         with storing(f"{_CLAIMS}/{name}"), suppress(FileNotFoundError):
+            self._clear_the_way(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         if descriptor is None:
@@ -181,6 +184,14 @@ class FolderStore(Store):
                 path.unlink(missing_ok=True)
                 self._remove_empty(self._root / _TEMPORARY)
                 self._remove_empty(path.parent)
+        except BaseException:
+            # A command that is refused leaves no trace where nothing was before.
+            if ours and missing:
+                with suppress(OSError):
+                    path.unlink()
+                    for folder in missing:
+                        folder.rmdir()
+            raise
         finally:
             os.close(descriptor)
 

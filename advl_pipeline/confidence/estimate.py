@@ -77,6 +77,7 @@ def load_or_estimate_confidence(
     estimator: str,
     folds: int,
     seed: int,
+    must_store: bool = False,
 ) -> dict[str, TruthConfidence]:
     """Return the probability that the teachers give to the ground truth, and what of the wrong it outranks.
 
@@ -89,6 +90,7 @@ def load_or_estimate_confidence(
         example_ids: n distinct ids; heads are fitted on these alone.
         estimator: one of `ESTIMATORS`.
         folds: folds of the cross-fitting, at least 2; fewer when there are fewer pictures, and chance for one.
+        must_store: what is estimated here is of use only where others find it.
 
     Returns:
         Modality ("vision", "text", "joint") -> confidence in the order of `example_ids`. `probe` gives
@@ -96,7 +98,7 @@ def load_or_estimate_confidence(
 
     Raises:
         ConfigError: an unknown estimator, or one that these caches or tasks do not allow.
-        DatasetError: an example without a label.
+        DatasetError: an example without a label. StorageError: with `must_store`, a cache that cannot be written to.
     """
     found: dict[str, TruthConfidence] = {}
     for view in confidence_views(caches, estimator):
@@ -121,7 +123,9 @@ def load_or_estimate_confidence(
         found[view] = _estimate_view(caches, dataset, example_ids, estimator, view, folds, seed)
         try:
             write_confidence(used[0].path, identity, example_ids, found[view].probability_N, found[view].outranked_N)
-        except (StorageError, PermissionError) as error:
+        except StorageError as error:
+            if must_store:
+                raise
             _log.warning("Confidences were estimated but could not be stored in %s: %s", used[0].path, error)
     return found
 

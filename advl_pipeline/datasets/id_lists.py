@@ -54,7 +54,7 @@ def _union(source: Source, names: Sequence[str]) -> frozenset[int]:
 def _read(path: Path) -> frozenset[int]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError("The list of question ids is not JSON.", where=str(path), why=str(error)) from None
     items: list[Any] = value if isinstance(value, list) else [None]
     ids: list[Any] = [item.get("question_id") if isinstance(item, Mapping) else item for item in items]
@@ -82,7 +82,7 @@ def read_pair_ids(source: Source, name: str) -> frozenset[str]:
         )
     try:
         return frozenset(str(pair_id) for pair_id in json.loads(path.read_text(encoding="utf-8"))["pair_ids"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise DatasetError("The list of pairs is malformed.", where=str(path), why=why) from None
 
@@ -98,7 +98,7 @@ def read_pairs(path: Path) -> npt.NDArray[np.int64]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError("The list of pairs cannot be read.", where=str(path), why=str(error)) from None
     pairs: list[Any] = value if isinstance(value, list) else [None]
     for pair in pairs:

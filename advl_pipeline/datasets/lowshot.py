@@ -125,6 +125,6 @@ def read_id_list(path: Path) -> IdList:
         )
     except OSError as error:
         raise DatasetError("The list of ids cannot be read.", where=str(path), why=str(error.strerror)) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise DatasetError("The list of ids is malformed.", where=str(path), why=why) from None

@@ -65,7 +65,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError("The answer vocabulary cannot be read.", where=str(path), why=str(error)) from None
     answers: list[Any] = value if isinstance(value, list) else []
     answers = [answer.get("ans") if isinstance(answer, dict) else answer for answer in answers]

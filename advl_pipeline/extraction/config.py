@@ -174,8 +174,12 @@ class RecomputeOptions(Configuration):
     """What encodes units of a cache again: the teacher and the data that it was made from."""
 
     cache: Location = option(help="Folder or URL of the cache.")
-    weights: Path | None = option(None, help="Local weights of the teacher, where they have moved.")
-    data_root: Path | None = option(None, help="Folder of the datasets, where it has moved.")
+    weights: Path | None = option(None, help="Local weights of the teacher, where it was made from such.")
+    data_root: Path | None = option(
+        None, help="Folder of the datasets, where it was made from other than the usual one."
+    )
+    dataset: str | None = option(None, help="Data of your own that it was made from.", also="--data")
+    ids: tuple[Path, ...] = option((), help="List of examples that it was made for; repeatable.")
     device: str | None = option(None, help="Where the teacher computes [default: where it did].")
 
 

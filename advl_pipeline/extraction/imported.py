@@ -80,7 +80,7 @@ class FeatureFolder:
         path = self._files[name]
         try:
             if path.suffix == ".npy":
-                return _checked(np.load(path, allow_pickle=False), path)
+                return _checked(np.load(path, allow_pickle=False), str(path))
             tensor = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise DatasetError(
@@ -88,7 +88,7 @@ class FeatureFolder:
             ) from None
         if not isinstance(tensor, torch.Tensor):
             raise DatasetError("A feature file does not hold one tensor.", where=str(path))
-        return _checked(tensor.float().numpy(), path)
+        return _checked(tensor.float().numpy(), str(path))
 
 
 class FeatureHdf5:
@@ -111,7 +111,7 @@ class FeatureHdf5:
         item = item["features"] if hasattr(item, "keys") and "features" in item else item
         if not hasattr(item, "shape"):
             raise DatasetError("A group has no data set `features`.", where=f"{self._path}:{name}")
-        return _checked(item[()], self._path)
+        return _checked(item[()], f"{self._path}:{name}")
 
 
 FeatureFiles = FeatureFolder | FeatureHdf5
@@ -237,13 +237,22 @@ def _output_of(config: ImportConfig) -> Path:
     return config.output or default_output(IMPORTED + config.name, config.dataset, config.split)
 
 
-def _checked(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.float32]:
+def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
     if values.ndim == 3 and values.shape[0] == 1:
         values = values[0]
     if values.ndim not in (1, 2) or values.shape[-1] == 0 or values.dtype.kind not in "fiu":
         raise DatasetError(
             "Features must be numbers of shape (rows, width) or (width,).",
-            where=str(path),
+            where=where,
             why=f"{values.dtype} of shape {values.shape}",
         )
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        features = values.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise DatasetError(
+            "Features must be finite numbers.",
+            where=where,
+            why="some are NaN or infinite, or beyond the range of float32",
+            next_command="make them anew by the program that wrote them, then give the same command again",
+        )
+    return features

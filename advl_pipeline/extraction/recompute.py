@@ -16,7 +16,6 @@ from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
-from advl_pipeline.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig, recorded_options
 
 if TYPE_CHECKING:
@@ -45,7 +44,8 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
     """Check a cache.
 
     Raises:
-        ConfigError: there is no cache.
+        ConfigError: there is no cache, or units are to be computed again and its record names paths that were not
+            given.
         WeightsUnavailable: units are to be computed again, and the teacher is not at hand.
     """
     total = sum(open_store(config.cache).list().values())
@@ -53,14 +53,11 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
         report = verify_cache(config.cache, progress=bar.update)
     if not config.recompute or not report.is_sound:
         return VerifyResult(report=report, recomputed=0, worst=0.0)
+    from advl_pipeline.extraction.recorded import recorded_extraction
     from advl_pipeline.extraction.run import open_inputs
 
     settings = recorded_options(open_cache(config.cache).provenance)
-    given = {"weights": config.weights, "data_root": config.data_root, "device": config.device}
-    extraction = build_config(
-        ExtractConfig, settings, {key: value for key, value in given.items() if value is not None}
-    )
-    extraction = resolved(extraction)
+    extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
     teacher, dataset = open_inputs(extraction)
     return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.provenance import IMPORTED, renew_command
 from advl_pipeline.cache.repair import RepairResult, recover_provenance, repair_cache, require_own_records
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import resolved
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig, recorded_options
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.planning import make_plan
+from advl_pipeline.extraction.recorded import recorded_extraction
 from advl_pipeline.extraction.run import cache_of, extract, open_inputs
 from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.teachers.interface import Teacher
@@ -23,7 +25,8 @@ def run_repair(config: RepairConfig) -> RepairResult:
     """Restore a damaged or unfinished cache with the teacher and the dataset that it came from.
 
     Raises:
-        ConfigError: there is no cache, or too little is left of it to know how it was made.
+        ConfigError: there is no cache, too little is left of it to know how it was made, or its record names paths
+            that were not given.
         IdentityMismatch: the teacher or the dataset is not what it was.
         CorruptCache: the cache is still not sound afterwards.
     """
@@ -38,17 +41,8 @@ def run_repair(config: RepairConfig) -> RepairResult:
                 where=str(config.cache),
                 next_command=renew_command(settings, config.cache),
             )
-        overrides = {
-            "output": config.cache,
-            "weights": config.weights,
-            "data_root": config.data_root,
-            "device": config.device,
-            "disk_cache": config.disk_cache,
-            "disk_cache_gb": config.disk_cache_gb,
-        }
-        given = {key: value for key, value in overrides.items() if value is not None}
-        where = f"{config.cache}/records/provenance.json"
-        extraction = resolved(build_config(ExtractConfig, settings, given, where=where))
+        extraction = recorded_extraction(settings, config, command="cache repair")
+        extraction = resolved(replace(extraction, output=config.cache))
         teacher, dataset = open_inputs(extraction)
         return repair(extraction, teacher, dataset)
 

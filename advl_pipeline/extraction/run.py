@@ -300,6 +300,7 @@ def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: D
             estimator="probe",
             folds=config.folds,
             seed=seed,
+            must_store=True,
         )
         estimated.update(example_ids)
     return len(estimated)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.configuration import parse_toml
 from advl_pipeline.datasets.cards import picture_splits
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.saved import DESCRIPTION_FILE
@@ -55,6 +55,6 @@ def recipe_options(chosen: ChosenRecipe, init: Path | None) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text

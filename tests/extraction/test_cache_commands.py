@@ -108,6 +108,57 @@ def test_repair(
     assert tree_bytes(cache) == tree_bytes(pristine / "cache")
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"progress_file": "run.json"},
+        {"disk_cache": "kept", "output": "elsewhere"},
+        {"dataset": "mine/data.jsonl"},
+        {"dataset": "hf:mine"},
+        {"data_root": "mine", "weights": "mine/weights", "ids": ["mine/list.json"]},
+        {"teacher": "random:hf:mine"},
+    ],
+    ids=str,
+)
+def test_no_path_of_a_record_is_opened_or_written_to(
+    named: dict[str, Any],
+    pristine: Path,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[ExtractConfig] = []
+
+    def open_inputs(config: ExtractConfig) -> tuple[Any, Any]:
+        opened.append(config)
+        return tiny_teacher(), TinyDataset(pristine / "data")
+
+    monkeypatch.setattr(repair_module, "open_inputs", open_inputs)
+    monkeypatch.setattr(run_module, "open_inputs", open_inputs)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    before = tree_bytes(tmp_path / "mine") | {"run.json": b"{}"}
+    # Whoever makes a cache makes all of its records; the one that is left is taken for it.
+    record = json.loads((cache / "records/provenance.json").read_bytes())
+    record["config"] |= named
+    (cache / "records/provenance.json").write_text(json.dumps(record), encoding="utf-8")
+    for name in ("records/complete.json", "records/plan.json", "zarr.json"):
+        (cache / name).unlink()
+    code, _, said = advl(capsys, "cache", "repair", cache)
+    if {"progress_file", "disk_cache"} & named.keys():
+        assert code == 0, said
+        assert (opened[0].progress_file, opened[0].disk_cache, opened[0].output) == (None, None, cache)
+    else:
+        assert (code, opened) == (2, [])
+        assert "only paths that you give are opened" in said
+        assert f"advl cache repair {cache} --" in said.partition("next:")[2]
+    assert tree_bytes(tmp_path / "mine") | {"run.json": (tmp_path / "run.json").read_bytes()} == before
+    assert not (tmp_path / "kept").exists()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_prune(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [{"seed": seed} for seed in range(3)]
     for identity in sets:
@@ -168,16 +219,6 @@ def test_a_cache_of_more_shards_than_the_usual_limit_of_open_files_is_read(tmp_p
     )
     assert "StorageError" in done.stdout
     assert "ulimit -n" in done.stdout
-
-
-def test_bench(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = advl(capsys, "cache", "bench", cache, "--seconds", 0.05, "--json")
-    assert code == 0
-    rates = json.loads(out)["rates"]
-    assert {(rate["modality"], rate["way"]) for rate in rates} == {
-        (modality, way) for modality in ("image", "text") for way in ("thread", "inline", "look-up")
-    }
-    assert all(rate["units_per_second"] > 0 for rate in rates)
 
 
 def test_export_to_hdf5(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,8 +198,31 @@ def test_nothing_to_extract_is_an_error(tmp_path: Path) -> None:
 
 def test_full_disk_is_seen_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(StorageError, match="not enough room"):
-        tiny_extract(tmp_path / "data", tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    for output in (tmp_path / "caches" / "tiny" / "train", tmp_path / "mine"):
+        with pytest.raises(StorageError, match="not enough room"):
+            tiny_extract(tmp_path / "data", output)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "mine"}
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_link_in_the_place_of_the_work_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "claims").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "claims" / "plan").write_text("mine", encoding="utf-8")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".work").symlink_to(tmp_path / "elsewhere")
+    before = tree_bytes(tmp_path / "elsewhere")
+    tiny_extract(tmp_path / "data", tmp_path / "cache")
+    assert tree_bytes(tmp_path / "elsewhere") == before
+    tiny_extract(tmp_path / "data", tmp_path / "other")
+    assert tree_bytes(tmp_path / "cache") == tree_bytes(tmp_path / "other")
+
+
+def test_confidences_that_cannot_be_written_are_an_error_of_the_extraction(tmp_path: Path) -> None:
+    tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=False)
+    (tmp_path / "cache" / "confidence").write_text("in the way", encoding="utf-8")
+    with pytest.raises(StorageError, match="could not be written"):
+        tiny_extract(tmp_path / "data", tmp_path / "cache", confidence=True)
 
 
 def test_progress_lines(tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """A disk that is full or fails in mid-write: the kernel's own ENOSPC and EIO, for both modalities.
 
-A file that is about to be written is a link to a device whose writes fail: `/dev/full` has no space left, and the
-first bytes of a process's own memory give an input/output error.
+A file that is about to be written is a device whose writes fail: `/dev/full` has no space left, and the first bytes
+of a process's own memory give an input/output error.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
 from tiny_extraction import tiny_extract, tree_bytes
 
+from advl_pipeline.cache import folder_store
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.errors import StorageError
 
@@ -21,15 +23,26 @@ FAILING = {"/dev/full": "no space is left on the disk", "/proc/self/mem": "input
 @pytest.mark.parametrize("name", ["tokens/values/c/1/0", "unit_id/c/0/0", "global/c/0/0"])
 @pytest.mark.parametrize("modality", ["image", "text"])
 @pytest.mark.parametrize("device", sorted(FAILING))
-def test_the_same_call_resumes_to_the_same_bytes(tmp_path: Path, device: str, modality: str, name: str) -> None:
+def test_the_same_call_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, modality: str, name: str
+) -> None:
     tiny_extract(tmp_path / "data", tmp_path / "reference")
     cache = tmp_path / "cache"
     target = f"{modality}/{name}"
     temporary = cache / ".work/tmp" / f"{os.getpid()}-{target.replace('/', '_')}"
-    temporary.parent.mkdir(parents=True)
-    temporary.symlink_to(device)
+    open_new = folder_store._open_new
+
+    def open_failing(path: Path) -> io.FileIO:
+        file = open_new(path)
+        if path != temporary:
+            return file
+        file.close()
+        return io.FileIO(device, "r+b")
+
+    monkeypatch.setattr(folder_store, "_open_new", open_failing)
     with pytest.raises(StorageError) as caught:
         tiny_extract(tmp_path / "data", cache)
+    monkeypatch.undo()
     assert caught.value.exit_code == 7
     assert FAILING[device] in caught.value.why
     assert caught.value.where == target

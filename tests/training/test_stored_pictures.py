@@ -114,14 +114,15 @@ def test_they_are_a_cache_like_any_other(
     small_corpus: SmallCorpus, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree_bytes(stored)
-    assert advl("cache", "verify", stored, "--recompute", "2") == 0
+    found_in = ("--data-root", small_corpus.data_root)
+    assert advl("cache", "verify", stored, "--recompute", "2", *found_in) == 0
     # A shard that is damaged is found, and written again as it was.
     shard = next(path for path in (stored / "image" / "tokens" / "values" / "c").rglob("*") if path.is_file())
     damaged = bytearray(shard.read_bytes())
     damaged[100] ^= 1
     shard.write_bytes(damaged)
     assert advl("cache", "verify", stored) == 4
-    assert advl("cache", "repair", stored) == 0
+    assert advl("cache", "repair", stored, *found_in) == 0
     assert tree_bytes(stored) == before
     # It is no teacher, and a student of another size does not take it.
     run = ("finetune", "--dataset", "scenes-vcr", "--data-root", small_corpus.data_root, "--task", "vcr-q2a")

@@ -49,7 +49,7 @@ def test_a_changed_payload_stops_the_command_and_is_mended(small_corpus: Any, ca
     assert f"next:  advl cache repair {cache}" in done.stderr
     assert not (tmp_path / "run/metrics.jsonl").exists()
     (cache / "identity.json").unlink()
-    repaired = advl("cache", "repair", cache)
+    repaired = advl("cache", "repair", cache, "--data-root", small_corpus.data_root)
     assert repaired.returncode == 0, repaired.stderr
     assert tree_bytes(cache) == tree_bytes(small_corpus.caches[0])
     store = open_cache(cache).text

@@ -74,7 +74,7 @@ def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
         if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
             try:
                 found[name] = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
     return found
 
