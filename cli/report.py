@@ -29,8 +29,10 @@ def command(config: ReportConfig, as_json: bool) -> None:
 
     result = run_report(config)
     if as_json:
-        print_json({"output": str(result.output), "verdicts": result.verdicts})
+        print_json({"output": str(result.output), "answers": result.answers, "verdicts": result.verdicts})
         return
+    for answer in result.answers:
+        click.echo(str(answer))
     for verdict in result.verdicts:
         click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")
     click.echo(f"report: {result.output}")

@@ -57,6 +57,13 @@ class Spread:
     interval: Interval | None
     count: int
 
+    def negated(self) -> Spread:
+        """Return the spread of the same values with the other sign: of a change, where this one is of a loss."""
+        flipped = self.interval and Interval(
+            low=-self.interval.high, high=-self.interval.low, level=self.interval.level
+        )
+        return Spread(mean=-self.mean, deviation=self.deviation, interval=flipped, count=self.count)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Significance:

@@ -17,9 +17,9 @@ _BEGINS = b"|".join(
         rb'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" .*>\n'
         rb'<meta name="color-scheme" content="light dark">\n<meta http-equiv="Content-Security-Policy" ',
         rb"setting,metric,test_set,shots,method,role,num_seeds,",
-        rb'\{\n  "verdicts": \[',
-        rb"% .*mean \xc2\xb1 standard deviation over seeds; in brackets the change|\n\Z",
-        rb"# .*\n\n\| claim \| setting \| verdict \| why \|\n",
+        rb'\{\n  "(answers|verdicts)": \[',
+        rb"% .*mean \xc2\xb1 standard deviation over seeds|\n\Z",
+        rb"# .*\n\n(.* answers \d+ of 100 |Nothing is told yet|\| claim \| setting \| verdict \| why \|\n)",
     )
 )
 """How reports of each format begin."""

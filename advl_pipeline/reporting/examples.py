@@ -1,4 +1,5 @@
-"""Examples where two students of one seed answer differently: picture, candidates, both answers.
+"""Examples where two students of one seed answer differently: picture, candidates, both answers. Of a single run,
+examples that it answers rightly and wrongly.
 
 They are drawn by a hash of their ids, half of them won and half of them lost by the focus method, so that nobody
 chose them. The words that the focus method would distil are marked, as its evaluation stored them; training examples
@@ -83,11 +84,13 @@ class ShownExample:
 class ExampleSet:
     """Examples of one setting, how they were found, and why there are none if so.
 
+    `compares`: two students are compared; else one is shown where it is right (won) and where it is wrong (lost).
     `marks_words`: the words that the focus run would distil are marked; `unmarked_because`: why they cannot be.
     """
 
     setting: str
     where: str
+    compares: bool
     runs: tuple[str, ...]
     num_won: int
     num_lost: int
@@ -142,44 +145,45 @@ def collect_examples(
     result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int
 ) -> ExampleSet | None:
     """Find and render examples of the smallest size; None when no pair of runs is finished or none are wanted."""
-    pair = _pair(result, setting)
-    if pair is None or limit == 0:
-        return None
-    baseline_cell, focus_cell = pair
+    cells = _shown_runs(result, setting)
     test_set = setting.reference
-    baseline = read_evaluation(result.folder / baseline_cell.run, test_set)
-    focus = read_evaluation(result.folder / focus_cell.run, test_set)
-    task = next((name for name in setting.tasks if focus and name in focus.scores), None)
-    if baseline is None or focus is None or task is None or task not in baseline.scores:
+    found = [read_evaluation(result.folder / cell.run, test_set) for cell in cells]
+    evaluations = [one for one in found if one is not None]
+    if not cells or limit == 0 or len(evaluations) < len(found):
+        return None
+    focus = evaluations[-1]
+    task = next((name for name in setting.tasks if all(name in one.scores for one in evaluations)), None)
+    if task is None:
         return None
     metric = METRIC_OF_TASK[task]
-    order = _order(baseline, focus, metric)
-    focus_right, baseline_right = focus.items[metric], baseline.items[metric][order]
-    chosen_focus = focus.scores[task].argmax(axis=1)
-    chosen_baseline = baseline.scores[task].argmax(axis=1)[order]
-    won = np.flatnonzero(focus_right > baseline_right)
-    lost = np.flatnonzero(focus_right < baseline_right)
-    tied = np.flatnonzero((chosen_focus != chosen_baseline) & (focus_right == baseline_right))
+    orders = [_order(one, focus, metric) for one in evaluations]
+    right = [one.items[metric][order] for one, order in zip(evaluations, orders, strict=True)]
+    chosen = [one.scores[task].argmax(axis=1)[order] for one, order in zip(evaluations, orders, strict=True)]
+    # Without another student, one that is right half of the time is met by nobody better.
+    other = right[0] if len(cells) > 1 else np.full_like(right[0], 0.5)
+    won, lost = np.flatnonzero(right[-1] > other), np.flatnonzero(right[-1] < other)
+    tied = np.flatnonzero((chosen[0] != chosen[-1]) & (right[0] == right[-1]))
     ids = focus.ids[metric]
     shown = [*_draw(won, ids, (limit + 1) // 2), *_draw(lost, ids, limit // 2)]
-    words_file = evaluation_file(result.folder / focus_cell.run, test_set, names.ITEM_WORDS_SUFFIX)
+    runs = [result.folder / cell.run for cell in cells]
+    words_file = evaluation_file(runs[-1], test_set, names.ITEM_WORDS_SUFFIX)
     marked: dict[str, list[list[list[int]]]] = read_json(words_file) if words_file.exists() else {}
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
         name, split = set_name(test_set, setting.dataset)
-        runs = [result.folder / cell.run for cell in pair]
-        config = read_json(runs[1] / names.CONFIG)
+        config = read_json(runs[-1] / names.CONFIG)
         dataset = _open(config, name, split, (task,), data_root)
         classes = [_answers_of(run, task) if dataset.label_names(dataset.tasks[0]) else () for run in runs]
+        said = [[_answer(int(place), own) for place in one] for one, own in zip(chosen, classes, strict=True)]
         examples = tuple(
             _render(
                 example := _find(dataset, ids[row], task),
                 _truth_name(dataset, example),
-                _answer(int(chosen_baseline[row]), classes[0]),
-                _answer(int(chosen_focus[row]), classes[1]),
+                said[0][row] if len(cells) > 1 else None,
+                said[-1][row],
                 marked.get(example.example_id, []),
-                focus_is_right=bool(focus_right[row] > baseline_right[row]),
+                focus_is_right=bool(right[-1][row] > other[row]),
             )
             for row in shown
         )
@@ -187,15 +191,16 @@ def collect_examples(
         missing = error.what + (f" ({error.where})" if error.where else "")
     return ExampleSet(
         setting=setting.name,
-        where=f"{test_set}, {wording.shots_text(focus_cell.shots)}, seed {focus_cell.seed}",
-        runs=(baseline_cell.run, focus_cell.run),
+        where=f"{test_set}, {wording.shots_text(cells[-1].shots)}, seed {cells[-1].seed}",
+        compares=len(cells) > 1,
+        runs=tuple(cell.run for cell in cells),
         num_won=len(won),
         num_lost=len(lost),
         num_both_wrong=len(tied),
         examples=examples,
         missing=missing,
         marks_words=bool(marked),
-        unmarked_because="" if marked else _obstacle(result.folder / focus_cell.run),
+        unmarked_because="" if marked else _obstacle(runs[-1]),
     )
 
 
@@ -205,16 +210,18 @@ def _obstacle(run: Path) -> str:
     return str(read_json(path).get("obstacle", "")) if path.exists() else ""
 
 
-def _pair(result: StudyResult, setting: Setting) -> tuple[CellRecord, CellRecord] | None:
-    """Baseline and focus run of the smallest size and the first seed that finished both."""
+def _shown_runs(result: StudyResult, setting: Setting) -> list[CellRecord]:
+    """Return baseline and focus run of the smallest size and the first seed that finished both, or the only run."""
     done = _finished(result, setting)
+    if len(result.study.methods) == 1:
+        return done[:1]
     for focus in done:
         if focus.method != result.study.focus:
             continue
         for other in done:
             if (other.method, other.shots, other.seed) == (result.study.baseline, focus.shots, focus.seed):
-                return other, focus
-    return None
+                return [other, focus]
+    return []
 
 
 def _finished(result: StudyResult, setting: Setting) -> list[CellRecord]:

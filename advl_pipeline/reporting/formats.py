@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.reporting import wording
+from advl_pipeline.reporting.answer import answers, nothing_yet
 from advl_pipeline.reporting.tables import (
     LONG_COLUMNS,
     ReadoutTable,
@@ -33,24 +34,36 @@ _LATEX_SPECIAL = str.maketrans(
 
 _LEGEND = (
     "mean ± standard deviation over seeds; in brackets the change in points against the baseline and Holm's p over "
-    "seeds (paired t) and over items (sign flips)"
+    "seeds (paired t) and over items (sign flips), then that against the best control"
 )
 
 
 def as_text(result: StudyResult) -> str:
-    """Render verdicts and tables for a terminal."""
-    lines = []
-    for verdict in judge_claims(result):
-        prefix = f"{verdict.setting}: " if len(result.study.settings) > 1 else ""
-        lines.append(f"{verdict.claim}  {verdict.outcome.upper():<23} {prefix}{verdict.statement} {verdict.reason}")
+    """Render the answer, the tables and the verdicts for a terminal."""
+    lines = _answer_lines(result)
+    for table in wide_tables(result):
+        lines += ["", table.title, *_aligned(_grid(table))]
+    lines += ["", _legend(result)]
     readouts = readout_tables(result)
     if readouts:
         lines += ["", f"{wording.READOUT_QUESTION} {wording.READOUT_EXPLAINED}"]
     for readout in readouts:
         lines += ["", readout.title, *_aligned(_readout_grid(readout))]
-    for table in wide_tables(result):
-        lines += ["", table.title, *_aligned(_grid(table))]
-    return "\n".join([*lines, "", _LEGEND, *_unfinished(result)])
+    verdicts = judge_claims(result)
+    lines += [""] if verdicts else []
+    for verdict in verdicts:
+        prefix = f"{verdict.setting}: " if len(result.study.settings) > 1 else ""
+        lines.append(f"{verdict.claim}  {verdict.outcome.upper():<23} {prefix}{verdict.statement} {verdict.reason}")
+    return "\n".join([*lines, *_unfinished(result)])
+
+
+def _answer_lines(result: StudyResult) -> list[str]:
+    found = answers(result)
+    return [str(answer) for answer in found] or [nothing_yet(result)]
+
+
+def _legend(result: StudyResult) -> str:
+    return _LEGEND if len(result.study.methods) > 1 else "mean ± standard deviation over seeds"
 
 
 def _unfinished(result: StudyResult) -> list[str]:
@@ -58,26 +71,27 @@ def _unfinished(result: StudyResult) -> list[str]:
     return [f"{number} of {len(result.cells)} cells are not finished; the same command goes on."] if number else []
 
 
-def as_markdown(result: StudyResult) -> str:
-    """Render verdicts and tables as Markdown."""
-    lines = [
-        f"# {_md(result.study.title or result.study.name)}",
-        "",
-        "| claim | setting | verdict | why |",
-        "|---|---|---|---|",
-    ]
-    lines += [
-        "| " + " | ".join(map(_md, (f"{v.claim} {v.statement}", v.setting, v.outcome, v.reason))) + " |"
-        for v in judge_claims(result)
-    ]
+def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
+    """Render the answer, the tables and the verdicts as Markdown; without verdicts where a title is given."""
+    heading = result.study.title or result.study.name if title is None else title
+    lines = [f"# {_md(heading)}"]
+    for line in _answer_lines(result):
+        lines += ["", _md(line)]
+    for table in wide_tables(result):
+        lines += ["", f"## {_md(table.title)}", "", *_md_table(_grid(table))]
+    lines += ["", _legend(result)]
     readouts = readout_tables(result)
     if readouts:
         lines += ["", f"## {wording.READOUT_QUESTION}", "", wording.READOUT_EXPLAINED]
     for readout in readouts:
         lines += ["", f"### {_md(readout.title)}", "", *_md_table(_readout_grid(readout))]
-    for table in wide_tables(result):
-        lines += ["", f"## {_md(table.title)}", "", *_md_table(_grid(table))]
-    return "\n".join([*lines, "", "\n\n".join([_LEGEND, *_unfinished(result)]), ""])
+    verdicts = judge_claims(result) if title is None else ()
+    if verdicts:
+        lines += ["", "## Claims", "", "| claim | setting | verdict | why |", "|---|---|---|---|"]
+    for verdict in verdicts:
+        cells = (f"{verdict.claim} {verdict.statement}", verdict.setting, verdict.outcome, verdict.reason)
+        lines.append("| " + " | ".join(map(_md, cells)) + " |")
+    return "\n".join([*lines, *(f"\n{line}" for line in _unfinished(result)), ""])
 
 
 def as_latex(result: StudyResult) -> str:
@@ -86,7 +100,7 @@ def as_latex(result: StudyResult) -> str:
     for table in wide_tables(result):
         header, *rows = _grid(table)
         lines = [
-            f"% {'; '.join([table.title, _LEGEND, *_unfinished(result)])}".replace("\n", " "),
+            f"% {'; '.join([table.title, _legend(result), *_unfinished(result)])}".replace("\n", " "),
             r"\begin{tabular}{ll" + "r" * len(table.test_sets) + "}",
             r"\toprule",
             " & ".join(_tex(item) for item in header) + r" \\",
@@ -116,15 +130,21 @@ def as_csv(result: StudyResult) -> str:
 def as_json(result: StudyResult) -> str:
     """Render everything that was gathered as JSON."""
     document = {
+        "answers": [config_to_dict(answer) for answer in answers(result)],
         "verdicts": [config_to_dict(verdict) for verdict in judge_claims(result)],
         "table": long_rows(result),
         **config_to_dict(result),
+        "trivial": [
+            {"setting": setting, "metric": metric, "test_set": test_set, **found}
+            for (setting, metric, test_set), found in result.trivial.items()
+        ],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _grid(table: WideTable) -> list[list[str]]:
     rows = [["shots", "method", *table.test_sets]]
+    rows += [["", name, *values] for name, values in table.trivial.items()]
     rows += [[shots_label(row.shots), row.label, *(_cell_text(cell) for cell in row.cells)] for row in table.rows]
     return rows
 
@@ -146,7 +166,8 @@ def _readout_grid(table: ReadoutTable) -> list[list[str]]:
 def _cell_text(cell: WideCell | None) -> str:
     if cell is None:
         return ""
-    return f"{cell.accuracy} ({cell.gain}; {cell.p_seed}, {cell.p_item})" if cell.gain else cell.accuracy
+    best = f"; best control {cell.over_best}" if cell.over_best else ""
+    return f"{cell.accuracy} ({cell.gain}; {cell.p_seed}, {cell.p_item}{best})" if cell.gain else cell.accuracy
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

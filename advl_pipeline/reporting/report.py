@@ -9,6 +9,7 @@ from pathlib import Path
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.outputs import require_outputs
+from advl_pipeline.reporting.answer import Answer, answers
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
 from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
@@ -21,10 +22,11 @@ _EXTENSIONS: dict[ReportFormat, str] = {"html": "html", "csv": "csv", "json": "j
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportResult:
-    """Where the report lies, what was in it, and the verdicts."""
+    """Where the report lies, what was in it, what it opens with, and the verdicts."""
 
     output: Path
     study: StudyResult
+    answers: tuple[Answer, ...]
     verdicts: tuple[Verdict, ...]
 
 
@@ -51,7 +53,7 @@ def run_report(config: ReportConfig) -> ReportResult:
     content = _render(result, config)
     make_folder(output.parent)
     write_text(output, content)
-    return ReportResult(output=output, study=result, verdicts=judge_claims(result))
+    return ReportResult(output=output, study=result, answers=answers(result), verdicts=judge_claims(result))
 
 
 def _render(result: StudyResult, config: ReportConfig) -> str:

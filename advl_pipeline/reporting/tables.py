@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,18 @@ _RANDOM = "random:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WideCell:
-    """A method on one test set; `contrast` is None for the baseline and where seeds are missing."""
+    """A method on one test set; `contrast` is None for the baseline and where seeds are missing.
+
+    `over_best` is what the focus method gains over the best control, with that one's name; "" for other methods.
+    """
 
     accuracy: str
     gain: str
     p_seed: str
     p_item: str
     contrast: Contrast | None
+    over_best: str = ""
+    best: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +50,8 @@ class WideTable:
     test_sets: tuple[str, ...]
     rows: tuple[WideRow, ...]
     caveats: tuple[str, ...]
+    trivial: Mapping[str, tuple[str, ...]]
+    """Chance and majority answer: name -> percent on each test set; empty where no evaluation told."""
 
     @property
     def title(self) -> str:
@@ -161,9 +168,19 @@ def wide_tables(result: StudyResult) -> tuple[WideTable, ...]:
                         test_sets=setting.test_sets,
                         rows=rows,
                         caveats=result.caveats.get(setting.name, ()),
+                        trivial=_trivial(result, setting.name, metric, setting.test_sets),
                     )
                 )
     return tuple(tables)
+
+
+def _trivial(result: StudyResult, setting: str, metric: str, test_sets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found = [result.trivial.get((setting, metric, name), {}) for name in test_sets]
+    if not any(found):
+        return {}
+    majority = (f"{wording.percent(one['majority'])} ({one['answer']})" if one else "" for one in found)
+    chance = (wording.percent(one["chance"]) if one else "" for one in found)
+    return {"majority answer": tuple(majority), "chance": tuple(chance)}
 
 
 def _row(
@@ -196,19 +213,25 @@ def _cell(result: StudyResult, place: Place, method: str) -> WideCell | None:
         return None
     contrast = result.contrast(place, method, result.study.baseline_of(method))
     missing = len(result.study.seeds) - len(standing.seeds)
+    best = result.best_control(place) if method == result.study.focus else None
+    over = result.contrast(place, method, best.method) if best else None
     return WideCell(
         accuracy=wording.spread(standing.accuracy) + (f", {wording.seeds(len(standing.seeds))}" if missing else ""),
         gain=wording.signed(contrast.comparison.effect.points) if contrast else "",
         p_seed=wording.p_value(contrast.seed_p_adjusted) if contrast else "",
         p_item=wording.p_value(contrast.item_p_adjusted) if contrast else "",
         contrast=contrast,
+        over_best=wording.signed(over.comparison.effect.points) if over else "",
+        best=wording.method_label(result.study, best.method) if best and over else "",
     )
 
 
 LONG_COLUMNS = (
     "setting", "metric", "test_set", "shots", "method", "role", "num_seeds", "num_items", "accuracy_percent",
     "deviation_points", "baseline", "gain_points", "gain_low_points", "gain_high_points", "gain_relative_percent",
-    "p_seed", "p_seed_holm", "p_item", "p_item_holm", "runs", "caveats",
+    "p_seed", "p_seed_holm", "p_item", "p_item_holm", "best_control", "gain_over_best_points",
+    "gain_over_best_low_points", "gain_over_best_high_points",
+    "majority_percent", "majority_answer", "chance_percent", "runs", "caveats",
 )  # fmt: skip
 
 
@@ -219,6 +242,9 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
         baseline = result.study.baseline_of(standing.method)
         contrast = result.contrast(standing.place, standing.method, baseline)
         comparison = contrast.comparison if contrast else None
+        best = result.best_control(standing.place) if standing.method == result.study.focus else None
+        over = result.contrast(standing.place, standing.method, best.method) if best else None
+        trivial = result.trivial_of(standing.place)
         values = (
             standing.place.setting,
             standing.place.metric,
@@ -239,6 +265,13 @@ def long_rows(result: StudyResult) -> list[dict[str, Any]]:
             contrast.seed_p_adjusted if contrast else None,
             comparison.item_test.p_value if comparison else None,
             contrast.item_p_adjusted if contrast else None,
+            over.baseline if over else None,
+            over.comparison.effect.points if over else None,
+            over.comparison.joint_interval.low if over else None,
+            over.comparison.joint_interval.high if over else None,
+            trivial.get("majority"),
+            trivial.get("answer"),
+            trivial.get("chance"),
             " ".join(standing.runs),
             "; ".join(result.caveats.get(standing.place.setting, ())),
         )

@@ -74,6 +74,16 @@ def spread(value: Spread) -> str:
     return mean if value.deviation is None else f"{mean} ± {value.deviation:.1f}"
 
 
+def spread_of_change(value: Spread) -> str:
+    """Write the mean of a change with its sign, and its standard deviation over seeds."""
+    return signed(value.mean) + ("" if value.deviation is None else f" ± {value.deviation:.1f}")
+
+
+def quoted(text: str) -> str:
+    """Write an answer as a text quotes it."""
+    return f"“{text}”"
+
+
 def signed_tick(value: float) -> str:
     """Write the number of a tick, such as +2.5."""
     return f"{value:+g}".replace("-", MINUS) if value else "0"

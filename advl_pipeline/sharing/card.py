@@ -15,12 +15,14 @@ from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import MARKERS
+from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.formats import as_markdown
+from advl_pipeline.reporting.run_view import scores_of
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.interface import Student
-from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study
+from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.teachers.inspection import show_teacher
 from advl_pipeline.training.config import config_of_run
 
@@ -36,7 +38,8 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         model: what loads it: a class of transformers, or a loader.
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
-    scores, seeds = _scores(run)
+    study, seeds = _in_its_study(run)
+    documents = _evaluations(run)
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_torch = model.endswith(".py")
     environment = read_json(run / names.ENVIRONMENT)
@@ -59,8 +62,9 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         method=config["method"],
         recipe=result["recipe"],
         command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),
-        scores=scores,
-        use_of_vision=_use_of_vision(run),
+        scores=scores_of(documents),
+        by_type=_by_type(documents),
+        study=study,
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
     )
 
@@ -87,24 +91,29 @@ def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:
     return {"name": name, "licence": licence, "split": split, "identity": digest(identity)}
 
 
-def _scores(run: Path) -> tuple[str, list[int]]:
-    """Return a table of scores, with the rows of the study that the run belongs to, and the seeds behind it."""
-    if not any((run / names.EVALUATION).glob("*.json")):
-        return "The run was not evaluated.", []
+def _in_its_study(run: Path) -> tuple[str, list[int]]:
+    """Return the table of the study that a run belongs to, with its controls and its seeds; else nothing."""
     study = run.absolute().parent.parent
-    result = gather_study(study) if (study / MARKERS["study"].file).is_file() else gather_runs(run)
+    if not (study / MARKERS["study"].file).is_file():
+        return "", []
+    result = gather_study(study)
     seeds = sorted({cell.seed for cell in result.cells if cell.state == "finished"})
     # Its headings stand below one of the card's.
-    return re.sub("^#", "###", as_markdown(result).strip(), flags=re.MULTILINE), seeds
+    text = as_markdown(result, title=f"In the study {result.study.name}")
+    return re.sub("^#", "###", text.strip(), flags=re.MULTILINE), seeds
 
 
-def _use_of_vision(run: Path) -> str:
-    rows = []
-    for path in sorted((run / names.EVALUATION).glob("*.json")):
-        found = {} if path.name.endswith(names.ITEM_WORDS_SUFFIX) else read_json(path).get("use_of_vision", {})
-        rows += [
-            f"- {path.stem}, {metric}, picture {kind}: {spoilt['drop']:+.1f}"
-            for metric, kinds in found.items()
-            for kind, spoilt in kinds.items()
-        ]
-    return "\n".join(rows)
+def _evaluations(run: Path) -> dict[str, Mapping[str, Any]]:
+    files = sorted((run / names.EVALUATION).glob("*.json"))
+    return {path.stem: read_json(path) for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)}
+
+
+def _by_type(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say how a run scores by question type, one line for each metric on each set that has several types."""
+    return [
+        f"{test_set}, {wording.metric_name(metric)}: "
+        + ", ".join(f"{kind or 'others'} {one['accuracy']:.1f} of {one['num_items']}" for kind, one in kinds.items())
+        for test_set, document in documents.items()
+        for metric, kinds in document.get("by_question_type", {}).items()
+        if len(kinds) > 1
+    ]

@@ -37,8 +37,9 @@ from advl_pipeline.studies.claim_tests import (
     untried,
     why_open,
 )
-from advl_pipeline.studies.config import StudyConfig
+from advl_pipeline.studies.config import Setting, StudyConfig
 from advl_pipeline.studies.result import ClaimQuantity, Contrast, MeanContrast, Place, StudyResult
+from advl_pipeline.studies.table import USE_KIND
 from advl_pipeline.studies.variants import PARTS
 
 _NOTHING_FINISHED = "no cell of this comparison is finished"
@@ -68,12 +69,37 @@ class Verdict:
 
 
 def judge_claims(result: StudyResult) -> tuple[Verdict, ...]:
-    """Judge all claims in every setting of a study."""
-    drafts = [_Draft(claim=claim, setting=setting.name) for setting in result.study.settings for claim in _STATEMENTS]
+    """Judge the claims that a study could test, in every setting; runs that no study asked for claim nothing.
+
+    A test that is a contrast of the table has the p of the table. The other tests are one family.
+    """
+    if result.of_runs:
+        return ()
+    drafts = [
+        _Draft(claim=claim, setting=setting.name)
+        for setting in result.study.settings
+        for claim in _STATEMENTS
+        if _could_test(claim, result.study, setting)
+    ]
     for draft in drafts:
         _collect(draft, result)
-    adjusted = iter(holm([test.p_value for draft in drafts for test in draft.tests]))
-    return tuple(_judge(draft, result.study, [next(adjusted) for _ in draft.tests]) for draft in drafts)
+    own = [test for draft in drafts for test in draft.tests if test not in draft.of_table]
+    adjusted = dict(zip(own, holm([test.p_value for test in own]), strict=True))
+    return tuple(
+        _judge(draft, result.study, [(adjusted | draft.of_table)[test] for test in draft.tests]) for draft in drafts
+    )
+
+
+def _could_test(claim: str, study: StudyConfig, setting: Setting) -> bool:
+    """Whether the grid of a study holds what a claim is about, however much of it is finished."""
+    parts = [name for name in study.methods if study.variant(name).part]
+    return {
+        "C1": None in study.shots,
+        "C2": len(study.shots) > 1,
+        "C3": len(setting.test_sets) > 1,
+        "C4": USE_KIND in study.evaluation.get("probe", (USE_KIND,)),
+        "C5": "naive-kd" in study.methods and bool(parts),
+    }[claim]
 
 
 @dataclass(kw_only=True)
@@ -81,6 +107,7 @@ class _Draft:
     """A claim while its tests are collected.
 
     `lacks` says why it cannot be supported whatever the numbers say, `not_reached` why it cannot be judged at all.
+    `of_table` holds the adjusted p of the tests that are contrasts of the table.
     """
 
     claim: str
@@ -89,6 +116,7 @@ class _Draft:
     notes: list[str] = dataclasses.field(default_factory=list)
     lacks: list[str] = dataclasses.field(default_factory=list)
     not_reached: list[str] = dataclasses.field(default_factory=list)
+    of_table: dict[ClaimTest, float | None] = dataclasses.field(default_factory=dict)
 
     def add(self, name: str, unit: str, per_seed: Sequence[float], joint: Interval) -> None:
         self.tests.append(untried(name=name, unit=unit, per_seed=per_seed, joint_interval=joint))
@@ -172,17 +200,12 @@ def _vision(draft: _Draft, result: StudyResult) -> None:
 
 def _parts(draft: _Draft, result: StudyResult) -> None:
     study = result.study
-    kd = [name for name in study.methods if name == "naive-kd"]
-    if not kd:
-        draft.lacks.append("the study does not run naive-kd")
     parts = {name: study.variant(name).part for name in study.methods if study.variant(name).part}
-    if not parts:
-        draft.lacks.append("the study leaves out no part, so it can only compare the whole with naive KD")
-    elif missing := PARTS - set(parts.values()):
+    if missing := PARTS - set(parts.values()):
         draft.lacks.append(f"the study does not leave out {', '.join(sorted(missing))}")
     reference = study.setting(draft.setting).reference
     baseline = [found for found in _against_baseline(draft, result, "accuracy") if found.test_set == reference]
-    for other, like in itertools.product((*kd, *parts), baseline):
+    for other, like in itertools.product(("naive-kd", *parts), baseline):
         name = f"{parts[other]} (against {other})" if other in parts else f"whole method against {other}"
         _add_mean(draft, result, "accuracy", other, like, f"{like.metric}: {name}")
 
@@ -228,6 +251,7 @@ def _add_contrast(draft: _Draft, result: StudyResult, place: Place, baseline: st
         contrast.comparison.per_seed,
         contrast.comparison.joint_interval,
     )
+    draft.of_table[draft.tests[-1]] = contrast.seed_p_adjusted
     return True
 
 

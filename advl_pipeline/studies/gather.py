@@ -106,6 +106,8 @@ def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
         caches=_caches(folder, done),
         environments=_environments(done),
         caveats=_caveats(done, results),
+        trivial=_trivial(plan, evaluations),
+        of_runs=plan.of_runs,
     )
 
 
@@ -149,6 +151,19 @@ def _caveats(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) ->
     for cell in cells:
         found.setdefault(cell.setting, {}).update(dict.fromkeys(results[cell.cell_id].get("caveats", ())))
     return {setting: tuple(caveats) for setting, caveats in found.items() if caveats}
+
+
+def _trivial(
+    plan: Plan, evaluations: Mapping[tuple[str, str], Evaluation]
+) -> dict[tuple[str, str, str], Mapping[str, Any]]:
+    """Return chance and majority answer of each set and metric: what is of the set is the same for every run."""
+    found: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for cell in plan.cells:
+        for test_set in cell.test_sets:
+            evaluation = evaluations.get((cell.cell_id, test_set))
+            for metric, summary in evaluation.summary.get("trivial", {}).items() if evaluation else ():
+                found.setdefault((cell.setting, metric, test_set), summary)
+    return found
 
 
 def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, int | None], list[Cell]]:

@@ -279,6 +279,10 @@ class StudyResult:
     environments: tuple[Mapping[str, Any], ...]
     caveats: Mapping[str, tuple[str, ...]]
     """Setting -> what a reader of its numbers must know of what the students saw; none for most."""
+    trivial: Mapping[tuple[str, str, str], Mapping[str, Any]]
+    """(setting, metric, test set) -> chance and majority answer, as `AnswerTally.summary` gives them."""
+    of_runs: bool = False
+    """Gathered from runs that no study asked for, which claim nothing."""
 
     @property
     def num_finished(self) -> int:
@@ -294,6 +298,27 @@ class StudyResult:
 
     def standing(self, place: Place, method: str) -> Standing | None:
         return _first(self.standings, place=place, method=method)
+
+    def trivial_of(self, place: Place) -> Mapping[str, Any]:
+        """Return what is right at a place without a student; nothing where its evaluations did not tell."""
+        return self.trivial.get((place.setting, place.metric, place.test_set), {})
+
+    def best_control(self, place: Place) -> Standing | None:
+        """Return the best of the baseline and the controls at a place, over the seeds of the focus method.
+
+        A gain that is no gain over this one does not come from what a teacher knows.
+        """
+        focus, roles = self.standing(place, self.study.focus), ("baseline", "control")
+        rivals = [
+            item
+            for item in self.standings
+            if item.place == place
+            and item.method != self.study.focus
+            and (item.method == self.study.baseline or self.study.variant(item.method).role in roles)
+            and focus is not None
+            and set(item.seeds) >= set(focus.seeds)
+        ]
+        return max(rivals, key=lambda item: item.accuracy.mean, default=None)
 
     def contrast(self, place: Place, treated: str, baseline: str) -> Contrast | None:
         """Return the comparison of two methods at a place, if it was made."""

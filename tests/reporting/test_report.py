@@ -21,8 +21,7 @@ from advl_pipeline.errors import ConfigError, StorageError
 from advl_pipeline.evaluation.statistics import Interval, summarise
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
-from advl_pipeline.reporting.figure import looks
-from advl_pipeline.reporting.figures_accuracy import accuracy_figure, gain_figure
+from advl_pipeline.reporting.figures import accuracy_figure, gain_figure, looks
 from advl_pipeline.reporting.formats import as_markdown, as_text
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
@@ -73,7 +72,7 @@ def test_regions_that_scroll_are_named_and_in_reach_of_a_keyboard(page: Element)
     for region in regions:
         assert region.attributes["tabindex"] == "0"
         assert region.attributes["aria-label"]
-    assert page.find("body")[0].children[0].attributes == {"class": "skip", "href": "#verdicts"}
+    assert page.find("body")[0].children[0].attributes == {"class": "skip", "href": "#answer"}
 
 
 def test_nothing_is_loaded_from_anywhere(page: Element, page_text: str) -> None:
@@ -99,18 +98,83 @@ def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[Study
         assert all((vcr[0].folder / run / "result.json").exists() for run in runs)
 
 
-def test_sections_come_in_order_with_verdicts_first(page: Element) -> None:
+def test_sections_come_in_order_with_the_answer_first_and_claims_late(page: Element) -> None:
     headings = [section.attributes["id"] for section in page.find("main")[0].find("section")]
     assert headings == [
-        "verdicts", "readout", "table", "accuracy", "gain", "shift", "vision", "weights", "calibration", "examples",
-        "words", "cost", "repeat",
+        "answer", "table", "shots", "shift", "vision", "examples", "words", "readout", "weights", "calibration",
+        "claims", "cost", "repeat",
     ]  # fmt: skip
+
+
+def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+    result = vcr[0]
+    section = page.find("section", id="answer")[0]
+    place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", 100))
+    percent = {name: result.standing(place, name).accuracy.mean for name in result.study.methods}  # type: ignore[union-attr]
+    assert section.find("p", class_="lead")[0].text == (
+        f"ADVL answers {percent['advl']:.0f} of 100 questions rightly, plain {percent['plain']:.0f}; "
+        f"with shuffled teachers {percent['advl-shuffled']:.0f}."
+    )
+    best = result.best_control(place)
+    assert best is not None
+    assert best.method == max(("plain", "advl-shuffled"), key=percent.__getitem__)
+    contrast = result.contrast(place, "advl", best.method)
+    assert contrast is not None
+    tiles = {
+        tile.find("dt")[0].text: [item.text for item in tile.find("dd")]
+        for tile in section.find("div")
+        if tile.find("dt")
+    }
+    (value, note) = tiles[f"over the best control, {result.study.variant(best.method).label}"]
+    assert value == wording.signed(contrast.comparison.effect.points)
+    assert wording.interval(contrast.comparison.joint_interval) in note
+    assert tiles["always “choice 3”"][0] == "28"
+    # Every method stands in the figure, on every test set.
+    (figure,) = section.find("figure")
+    rows = [[cell.text for cell in row.find("td")] for row in figure.find("tbody")[0].find("tr")]
+    assert len(rows) == 8
+    assert ["val", "ADVL", wording.percent(percent["advl"])] in [row[:3] for row in rows]
+    for picture in figure.find("svg"):
+        assert {"chance", "majority", "ADVL", "plain"} <= {text.text for text in picture.find("text")}
+
+
+def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
+    result, data_root = vcr
+    cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
+    shutil.copytree(result.folder / cell.run, tmp_path / "mine")
+    (tmp_path / "mine" / "run.json").write_text('{"options": {}}', encoding="utf-8")
+    report = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
+    page = read_page(report.output.read_text(encoding="utf-8"))
+    sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]
+    assert sections == ["answer", "table", "losses", "errors", "examples", "words", "readout", "cost", "repeat"]
+    assert report.verdicts == ()
+    assert page.find("h1")[0].text == "scenes-small on vcr"
+    scores = page.find("table", class_="scores")[0].find("tbody")[0].find("tr")
+    shown = [[item.text for item in (*row.find("th"), *row.find("td"))] for row in scores]
+    evaluated = json.loads((tmp_path / "mine/evaluation/val.json").read_text(encoding="utf-8"))
+    accuracy = evaluated["metrics"]["q2a"]
+    assert shown[0][:7] == [
+        "val", "Q→A accuracy", "240", wording.percent(accuracy), f"[{accuracy - 5:.1f}, {accuracy + 5:.1f}]",
+        "27.5 (choice 3)", "25.0",
+    ]  # fmt: skip
+    assert shown[0][7] == wording.signed(30.0 - accuracy)
+    assert "68 times of 100 it answers “choice 1”." in page.find("section", id="answer")[0].text
+    losses = page.find("figure", id="loss")[0]
+    assert [title.text for title in losses.find("p", class_="panel-title")] == ["task"]
+    assert {"why (120)", "what (120)"} <= {text.text for text in page.find("section", id="errors")[0].find("text")}
+    examples = page.find("section", id="examples")[0].find("article", class_="example")
+    assert [example.find("p", class_="outcome")[0].text for example in examples] == ["right"] * 3 + ["wrong"] * 3
+    assert not page.find("article", class_="verdict")
+    markdown = run_report(ReportConfig(run=(tmp_path / "mine",), to="md")).output.read_text(encoding="utf-8")
+    assert "claim" not in markdown
 
 
 def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     shown = page.find("article", class_="verdict")
     verdicts = judge_claims(vcr[0])
-    assert len(shown) == len(verdicts) == 5
+    # No full data was run and no part was left out, so nothing is claimed of them.
+    assert [verdict.claim for verdict in verdicts] == ["C2", "C3", "C4"]
+    assert len(shown) == 3
     for article, verdict in zip(shown, verdicts, strict=True):
         assert article.find("p", class_="badge")[0].text == verdict.outcome
         assert article.find("span", class_="claim")[0].text == verdict.claim
@@ -120,7 +184,7 @@ def test_verdicts_on_the_page_are_those_of_the_claims(page: Element, vcr: tuple[
             assert wording.interval(test.interval) in numbers.text
 
 
-def test_the_readout_stands_before_the_table_with_its_controls(page: Element, vcr: tuple[StudyResult, Path]) -> None:
+def test_the_readout_stands_behind_the_table_with_its_controls(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     section = page.find("section", id="readout")[0]
     assert section.find("h2")[0].text == "Does the student place words as the teacher does?"
     (table,) = section.find("table")
@@ -138,7 +202,7 @@ def test_the_readout_stands_before_the_table_with_its_controls(page: Element, vc
     text, markdown = as_text(vcr[0]), as_markdown(vcr[0])
     for told in (text, markdown):
         assert "Does the student place words as the teacher does?" in told
-        assert told.index("30.0 → 32.0 ± 1.6") < told.index("accuracy in percent")
+        assert told.index("accuracy in percent") < told.index("30.0 → 32.0 ± 1.6")
     assert "| 100 | ADVL, shuffled teacher | 30.0 → 32.0 ± 1.6 | 30.0 → 32.0 ± 1.6 | 5 |" in markdown
 
 
@@ -169,6 +233,10 @@ def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyR
     shots, seen = 0, 0
     for row in table.find("tbody")[0].find("tr"):
         heading = row.find("th")[0].text
+        if "trivial" in row.attributes["class"].split():
+            told = {"majority answer": "27.5 (choice 3)", "chance": "25.0"}[heading]
+            assert [cell.text for cell in row.find("td")] == [told, told]
+            continue
         if "size" in row.attributes["class"].split():
             shots = int(heading.split()[0])
             continue
@@ -208,10 +276,10 @@ def test_a_drop_to_other_questions_is_marked_so(page: Element) -> None:
 
 
 def test_the_page_says_what_a_verdict_rests_on(page: Element) -> None:
-    text = page.find("section", id="verdicts")[0].find("p", class_="read")[0].text
+    text = page.find("section", id="claims")[0].find("p", class_="read")[0].text
     assert "interval over seeds and items excludes zero" in text
     assert "C1 to C4 are tested against each shuffled or random teacher" in text
-    assert "data that the study did not run" in text
+    assert "claims that this study could test" in text
 
 
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be(tmp_path: Path) -> None:
@@ -346,7 +414,8 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
         shutil.rmtree(result.folder / cell.run)
     page = read_page(run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8"))
     assert not page.find("table", class_="main")
-    assert len(page.find("article", class_="verdict")) == 5
+    assert len(page.find("article", class_="verdict")) == 3
+    assert page.find("p", class_="lead")[0].text.startswith("Nothing is told yet")
 
 
 def test_several_settings_and_metrics_each_get_their_figures(tmp_path: Path) -> None:

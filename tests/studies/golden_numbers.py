@@ -43,6 +43,11 @@ name = "one teacher"
 teachers = ["minilm-l6"]
 test_sets = ["test", "test-unseen"]
 """
+COLUMNS = (
+    "setting", "metric", "test_set", "shots", "method", "role", "num_seeds", "num_items", "accuracy_percent",
+    "deviation_points", "baseline", "gain_points", "gain_low_points", "gain_high_points", "gain_relative_percent",
+    "p_seed", "p_seed_holm", "p_item", "p_item_holm",
+)  # fmt: skip
 METHODS = '["plain", "plain-two-step", "plain-no-picture", "naive-kd", "advl", "advl-shuffled", "no-vision"]'
 
 
@@ -62,7 +67,7 @@ def golden_numbers(result: StudyResult) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in json.loads(as_json(result))["table"]:
         name = _name("table", row["setting"], row["metric"], row["test_set"], row["shots"], row["method"])
-        found[name] = {key: row[key] for key in row if key not in ("runs", "caveats")}
+        found[name] = {key: row[key] for key in COLUMNS}
     for item in result.contrasts:
         place, compared = item.place, item.comparison
         name = _name("contrast", item.family, *_place(place), item.treated, item.baseline)

@@ -28,6 +28,8 @@ NUM_ITEMS = 240
 GAINS = {"plain": 0.0, "plain-two-step": 0.3, "naive-kd": 2.5, "advl": 6.0, "advl-shuffled": 0.5}
 BASE = {"test": 62.0, "test-shift": 47.0, "test-unseen": 52.0, "val": 60.0}
 SWAPPED_CHANCE = 27.0
+BY_TYPE = {"why": {"accuracy": 70.5, "num_items": 120}, "what": {"accuracy": 50.5, "num_items": 120}}
+TRIVIAL = {"chance": 25.0, "majority": 27.5, "answer": "choice 3", "given": 68.0, "given_answer": "choice 1"}
 
 
 def generator(*parts: object) -> np.random.Generator:
@@ -150,9 +152,16 @@ def evaluate(cell: Cell, study: StudyConfig, test_set: str, gains: Mapping[str, 
         "split": test_set,
         "metrics": metrics,
         "milliseconds_per_item": 1.5,
+        "num_items": dict.fromkeys(metrics, NUM_ITEMS),
+        "intervals": {metric: {"low": value - 5.0, "high": value + 5.0} for metric, value in metrics.items()},
+        "by_question_type": dict.fromkeys(metrics, BY_TYPE),
+        "trivial": dict.fromkeys(metrics, TRIVIAL),
     }
     if test_set in cell.evaluate.probe_on:
-        document["use_of_vision"] = {metric: {kind: {} for kind in cell.evaluate.probe} for metric in metrics}
+        document["use_of_vision"] = {
+            metric: {kind: {"accuracy": 30.0, "drop": value - 30.0} for kind in cell.evaluate.probe}
+            for metric, value in metrics.items()
+        }
     write_json(folder / f"{test_set}.json", document)
 
 
