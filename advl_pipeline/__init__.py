@@ -118,6 +118,7 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
     """
     from advl_pipeline.errors import ConfigError
     from advl_pipeline.training.config import FinetuneConfig
+    from advl_pipeline.training.given import require_effect, require_given
     from advl_pipeline.training.run import run_finetune
 
     config = _configured(FinetuneConfig, options | {"output": output}, data)
@@ -127,6 +128,8 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
             where="dry_run",
             next_command="advl finetune --dry-run",
         )
+    require_given(config)
+    require_effect(config)
     return run_finetune(config)
 
 

@@ -24,9 +24,10 @@ def command(config: EvaluateConfig, as_json: bool) -> None:
     \b
     advl evaluate runs/advl-100-0 --on test --on test-shift --on test-unseen
     """
-    from advl_pipeline.evaluation.given import require_given
+    from advl_pipeline.evaluation.given import require_effect, require_given
 
     require_given(config.run, config.on, config.data_root)
+    require_effect(config)
     from advl_pipeline.evaluation.runner import run_evaluate
 
     result = run_evaluate(config)

@@ -29,10 +29,11 @@ def command(config: ExtractConfig, as_json: bool) -> None:
     advl extract --teacher minilm-l6 --dataset vcr --split train
     advl extract --teacher efficientnet-lite0 --dataset vcr --dry-run
     """
-    from advl_pipeline.extraction.given import require_given
+    from advl_pipeline.extraction.given import require_effect, require_given
 
     say_what_it_is([config.dataset], config.data_root)
     require_given(config)
+    require_effect(config)
     from advl_pipeline.extraction.run import run_extract
 
     result = run_extract(config)

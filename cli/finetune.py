@@ -26,10 +26,11 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
         --cache caches/efficientnet-lite0/vcr/train \\
         --cache caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.training.given import require_given
+    from advl_pipeline.training.given import require_effect, require_given
 
     say_what_it_is([config.dataset], config.data_root)
     require_given(config)
+    require_effect(config)
     if config.dry_run:
         _say_forecast(config, as_json=as_json)
         return

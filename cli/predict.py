@@ -21,9 +21,10 @@ def command(config: PredictConfig, as_json: bool) -> None:
     advl predict runs/vcr-advl --on test
     advl predict runs/vqa-advl --on test --output vqa_test2015.json
     """
-    from advl_pipeline.evaluation.given import require_given
+    from advl_pipeline.evaluation.given import require_effect, require_given
 
     require_given(config.run, (config.on,), config.data_root)
+    require_effect(config)
     from advl_pipeline.evaluation.predict_files import run_predict
 
     result = run_predict(config)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.configuration import command_words
-from advl_pipeline.datasets.registry import require_names
+from advl_pipeline.configuration import command_words, flag_of
+from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.evaluation.config import ReadoutConfig
+from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.reader import moved_to, read_config
 from advl_pipeline.training.config import FinetuneConfig
@@ -67,3 +67,35 @@ def require_given(run: Path, test_sets: Sequence[str], data_root: Path | None) -
     for test_set in test_sets:
         name, split = set_name(test_set, trained_on["dataset"])
         require_names(name, split=split, data_root=moved_to(data_root, trained_on))
+
+
+def require_effect(config: EvaluateConfig | PredictConfig) -> None:
+    """Refuse options that would change nothing on these test sets.
+
+    Raises:
+        ConfigError: as said.
+    """
+    trained_on = read_config(config.run)
+    sets = config.on if isinstance(config, EvaluateConfig) else (config.on,)
+    tasks: set[str] = set()
+    for test_set in sets:
+        name, _ = set_name(test_set, trained_on["dataset"])
+        tasks.update(tasks_of(name, moved_to(config.data_root, trained_on)))
+    found: dict[str, str] = {}
+    if config.generate and "vqa" not in tasks:
+        found["generate"] = f"answers to VQA are generated, and the task is {', '.join(sorted(tasks))}"
+    if isinstance(config, EvaluateConfig):
+        if config.vqa_mode is not None and not tasks & {"vqa", "answers"}:
+            found["vqa_mode"] = f"the task is {', '.join(sorted(tasks))}"
+        if beside := sorted(set(config.probe_on) - set(sets)):
+            found["probe_on"] = f"{beside[0]} is not evaluated (--on)"
+        elif config.probe_on and set(config.probe) <= {"none"}:
+            found["probe_on"] = "--probe none spoils no picture"
+    if found:
+        flags = list(map(flag_of, found))
+        raise ConfigError(
+            f"{' and '.join(flags)} would change nothing here.",
+            where=flags[0],
+            why="; ".join(found.values()),
+            next_command=f"leave out {' and '.join(flags)}",
+        )

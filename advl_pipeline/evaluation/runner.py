@@ -25,7 +25,7 @@ from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe
-from advl_pipeline.evaluation.given import require_given
+from advl_pipeline.evaluation.given import require_effect, require_given
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
     GENERATED,
@@ -79,6 +79,7 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         DatasetError: a test set that is missing or has no labels.
     """
     require_given(config.run, config.on, config.data_root)
+    require_effect(config)
     config = resolved(config)
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))

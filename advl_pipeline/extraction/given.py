@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.datasets.registry import require_names
+from advl_pipeline.configuration import flag_of
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
+from advl_pipeline.datasets.registry import require_names, tasks_of
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
@@ -21,6 +25,39 @@ def require_cache_there(location: Location) -> None:
     """
     if isinstance(location, Path):
         require_cache(open_store(location))
+
+
+def require_effect(config: ExtractConfig) -> None:
+    """Refuse options that would change nothing in this extraction.
+
+    Raises:
+        ConfigError: as said.
+    """
+    tasks = set(tasks_of(config.dataset, config.data_root))
+    needs = {
+        "text_style": (bool(tasks & {"vcr-q2a", "vcr-qa2r"}), "the data are not in the format of vcr"),
+        "text_units": (bool(tasks & MULTIPLE_CHOICE_TASKS) and config.modality != "image", "no choices are read"),
+        "select_tokens": (config.modality != "image", "no text is read"),
+        "image_tokens": (config.modality != "text", "no picture is read"),
+        "grid_side": (
+            config.modality != "text" and config.image_tokens not in ("boxes", "none"),
+            "no grid is stored",
+        ),
+        "folds": (config.confidence, "no confidence is estimated"),
+        "ray_tasks": (config.engine == "ray", "--engine is not ray"),
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    found = {
+        name: why for name, (is_met, why) in needs.items() if not is_met and getattr(config, name) != defaults[name]
+    }
+    if found:
+        flags = list(map(flag_of, found))
+        raise ConfigError(
+            f"{' and '.join(flags)} would change nothing in this extraction.",
+            where=flags[0],
+            why="; ".join(dict.fromkeys(found.values())),
+            next_command=f"leave out {' and '.join(flags)}",
+        )
 
 
 def require_given(config: ExtractConfig) -> None:

@@ -48,6 +48,8 @@ from advl_pipeline.studies.result import (
 )
 from advl_pipeline.studies.table import build_table, place_of, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.methods import finetune_steps, resolve_method
+from advl_pipeline.training.without_effect import without_effect
 
 _WEIGHT_BINS = 20
 
@@ -112,8 +114,12 @@ def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
 
 
 def finetune_command(config: FinetuneConfig) -> str:
-    """Return the `advl finetune` command that repeats a run."""
-    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, config_to_dict(config))])
+    """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
+    method = resolve_method(config, num_steps=finetune_steps(config))
+    told = {
+        name: value for name, value in config_to_dict(config).items() if name not in without_effect(config, method)
+    }
+    return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, told)])
 
 
 def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, int | None], int]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.configuration import read_toml
-from advl_pipeline.datasets.registry import require_names
+from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.outputs import require_outputs
+from advl_pipeline.runs import names
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.registry import require_student
 from advl_pipeline.students.weight_files import is_on_hub, required_weights
@@ -18,6 +19,7 @@ from advl_pipeline.teachers.options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.recipes import AUTO, NONE
+from advl_pipeline.training.without_effect import refuse_without_effect
 
 
 def require_given(config: FinetuneConfig) -> None:
@@ -38,6 +40,18 @@ def require_given(config: FinetuneConfig) -> None:
     require_names(config.dataset, split=config.split, tasks=config.task, data_root=config.data_root)
     here = tuple(location for location in config.cache if isinstance(location, Path))
     open_caches(dataclasses.replace(config, cache=here))
+
+
+def require_effect(config: FinetuneConfig) -> None:
+    """Refuse options of a new run that would change nothing; what was begun goes on as it was.
+
+    Raises:
+        ConfigError: as said. DatasetError: data of one's own that cannot be read.
+    """
+    if (config.output / names.CONFIG).is_file():
+        return
+    method = resolve_method(config, num_steps=finetune_steps(config))
+    refuse_without_effect(config, method, config.task or tasks_of(config.dataset, config.data_root))
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:

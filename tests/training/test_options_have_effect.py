@@ -1,0 +1,146 @@
+"""An option that was given is obeyed or refused: all options of a run, over kinds of data, methods and starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.datasets.records import head_name
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.methods import finetune_steps, resolve_method
+from advl_pipeline.training.resolved import resolve_run
+from advl_pipeline.training.student_options import student_options
+from advl_pipeline.training.without_effect import without_effect
+
+PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
+KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}
+METHODS = ("plain", "plain-two-step", "naive-kd", "advl")
+
+HINTS = typing.get_type_hints(FinetuneConfig)
+FIELDS = {field.name: field for field in dataclasses.fields(FinetuneConfig)}
+
+BY_DESIGN = {
+    **dict.fromkeys(("data_root", "output"), "where things lie"),
+    **dict.fromkeys(("num_workers", "disk_cache", "disk_cache_gb", "pictures"), "how fast things are read"),
+    **dict.fromkeys(("checkpoint_every", "resume", "log_with"), "what is kept on the way"),
+    **dict.fromkeys(("dry_run", "step_ms", "disk_mb_s"), "of the forecast"),
+    "verify_caches": "how much is checked",
+    "dataset": "the data themselves",
+}
+"""Options that change no number of a run."""
+
+READ_AT = {
+    **dict.fromkeys(("device", "mixed_precision", "method", "cache"), "training/run.py"),
+    **dict.fromkeys(("split", "task", "shots", "ids", "pool"), "training/inputs.py"),
+    **dict.fromkeys(("init", "hide_picture", "compile", "gradient_checkpointing"), "training/building.py"),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target"), "students/memory.py"),
+    **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/initial_heads.py"),
+    **dict.fromkeys(
+        "known_words target_norm confidence confidence_folds confidence_check student_confidence teacher_control "
+        "live live_weights".split(),
+        "training/run_signals.py",
+    ),
+    "seed": "training/run_signals.py",
+    "adapt_on": "training/inputs.py",
+    "adapt_texts": "training/ordering.py",
+    "distill_weight": "training/loop.py",
+    "distill_decay": "training/loop.py",
+    "adapt_lr_scale": "training/settings.py",
+    "ground_truth_regions": "training/student_options.py",
+}
+"""Options that are read where they act -> the module."""
+
+VALUES: dict[str, Any] = {
+    "adapt_on": ("subset",),
+    "cache": (Path("caches/b"),),
+    "answer_weight": 0.5,
+    "student": "uniter-base",
+    "dataset": "other.jsonl",
+    "student_option": ("num_layers=3",),
+    "teacher_weight": ("a=2",),
+    "student_temperature": 0.2,
+    "recipe": "none",
+    "warmup_fraction": 0.5,
+    "split": "val",
+    "regions": Path("img_db/train"),
+}
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    **{name: {"adversarial": "text"} for name in FIELDS if name.startswith("adversarial_")},
+    **{name: {"regions": Path("regions.h5")} for name in ("ground_truth_regions", "region_naming", "region_split")},
+    **{name: {"dry_run": True} for name in ("step_ms", "disk_mb_s")},
+    "live_weights": {"live": True},
+}
+"""Option -> others without which it is refused."""
+
+
+def another(field: dataclasses.Field[Any], hint: Any) -> Any:
+    """Return a value of an option that is not its default."""
+    if field.name in VALUES:
+        return VALUES[field.name]
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(argument for argument in get_args(hint) if argument is not type(None))
+    if get_origin(hint) is Literal:
+        return next(value for value in reversed(get_args(hint)) if value != field.default)
+    if get_origin(hint) is tuple:
+        return (another(field, get_args(hint)[0]),)
+    if hint is bool:
+        return not field.default
+    if hint in (int, float):
+        return hint(2) if field.default is None or field.default == 1 else hint(field.default) / hint(2) or hint(1)
+    return hint("given")
+
+
+def fingerprint(config: FinetuneConfig, kind: str) -> list[Any]:
+    """Return what is decided of a run before its data are opened."""
+    run = resolve_run(config, kind=head_name(KINDS[kind][0]), num_labelled=1000)
+    options = student_options(config_to_dict(config), dataset=config.dataset, split=config.split)
+    return [run.method, run.settings.to_dict(), options, config.reading, config.student]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
+    value = another(FIELDS[name], HINTS[name])
+    outcomes = set()
+    for kind, method, init in itertools.product(KINDS, METHODS, (None, Path("weights"))):
+        base = FinetuneConfig(
+            dataset=kind,
+            output=Path("runs/a"),
+            method=typing.cast(Any, method),
+            cache=(Path("caches/a"),),
+            init=init,
+            **BESIDE.get(name, {}),
+        )
+        try:
+            given = dataclasses.replace(base, **{name: value})
+            decided = resolve_method(given, num_steps=finetune_steps(given))
+            if name in without_effect(given, decided, KINDS[kind]):
+                outcomes.add("refused")
+                continue
+            usual = resolve_method(base, num_steps=finetune_steps(base))
+            # The method's own choice, said aloud.
+            changed = value in (getattr(usual.settings, name, None), getattr(usual, name, None))
+            changed |= name in BY_DESIGN or name in READ_AT or fingerprint(given, kind) != fingerprint(base, kind)
+        except ConfigError:
+            outcomes.add("refused")
+            continue
+        assert changed, f"--{name} {value} does nothing on {kind} with {method} and --init {init}"
+        outcomes.add("obeyed")
+    assert "obeyed" in outcomes, f"--{name} is never obeyed"
+
+
+def test_what_is_said_to_be_read_somewhere_is_read_there() -> None:
+    for name, module in READ_AT.items():
+        assert re.search(rf"\b{name}\b", (PACKAGE / module).read_text(encoding="utf-8")), f"{module} reads no {name}"
+    assert set(BY_DESIGN) | set(READ_AT) <= set(FIELDS)
+    assert not set(BY_DESIGN) & set(READ_AT)
