@@ -21,7 +21,7 @@ STUDIES ?= scenes-vcr-lowshot scenes-controls scenes-ablation scenes-vqa-lowshot
 STUDY_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel light site bench chaos rehearsal clean
+.PHONY: golden docs help install lock demo demo-caches demo-student test-cluster scenes-inputs vcr-lowshot study test lint format types unit wheel walk light figure site bench chaos rehearsal clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -39,6 +39,8 @@ lock: ## Write constraints.txt anew: the newest versions that pyproject.toml all
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet '.[$(EXTRAS)]'
+	@# What building left in the checkout would be taken for an installed package.
+	rm -rf advl_pipeline.egg-info build/lib build/bdist.*
 	@# A build of torch for a processor or a GPU is of the same version; what torch for a GPU brings is its own affair.
 	{ echo '# What `make install` installs. Written by `make lock`; do not edit.'; \
 		build/lock/bin/python -m pip freeze --exclude advl-pipeline | sed -E 's/\+[a-z0-9.]+$$//; /^(nvidia|triton|cuda)/d'; \
@@ -99,14 +101,20 @@ unit: $(STAMP)
 test-cluster: $(STAMP) ## Stop and resume an extraction on a local Ray cluster
 	$(BIN)/python -m pytest -m cluster
 
-wheel: $(STAMP)
-	$(BIN)/python tests/check_wheel.py
+wheel: $(STAMP) ## Use the wheel outside the tree: README's example of one's own data, in a bare environment
+	OMP_NUM_THREADS=1 $(BIN)/python tests/check_wheel.py
+
+walk: $(STAMP) ## The same in a fresh clone and a fresh environment, which pip fills (minutes)
+	$(BIN)/python tests/check_wheel.py --fresh
 
 light: $(STAMP) ## Install the core that reads caches into an environment of its own, and weigh it
 	$(BIN)/python tests/check_wheel.py --light
 
 docs: $(STAMP) ## Write the command reference from the commands
 	$(BIN)/python -m advl_cli.reference
+
+figure: $(STAMP) ## Draw README's picture from its table
+	$(BIN)/python docs/figure.py
 
 site: $(STAMP) ## Write the documentation as a site into build/site; a broken link is an error
 	@# Not --quiet: what is not said is not counted, and a broken link would pass.

@@ -14,7 +14,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():
-        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](").replace('="docs/', '="')
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -1,78 +1,210 @@
-"""Build the wheel and run `advl --help` and `--version` from it, outside the tree.
+"""Build the wheel and use it outside the tree: its help, and README's example of own data in a bare environment.
 
-The wheel is unpacked beside nothing else of the project; its dependencies come from this environment. It proves that
-the packages, their data files and the entry point are in the wheel.
+The environment holds what the install line of README declares and nothing else, linked from this one, so that it
+takes a second to make. The example has twenty pictures and is what README says, word for word.
 
-With `--light` it is installed with its core dependencies into an environment of its own, which is weighed.
+With `--light` the wheel is installed with its core dependencies alone into an environment of its own, which is
+weighed. With `--fresh` the example runs in a clone with a new environment that pip fills, as a stranger would do it.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import itertools
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
 PROBE = """
 import sys
-sys.path.insert(0, {site!r})
 from importlib.resources import files
 import advl_cli.main, advl_pipeline
-assert advl_pipeline.__file__.startswith({site!r}), advl_pipeline.__file__
 assert any(path.name.endswith(".toml") for path in files("advl_data").iterdir()), "no dataset card in the wheel"
 try:
     advl_cli.main.main(["--help"])
 finally:
-    loaded = {{"torch", "zarr", "transformers", "timm"}} & set(sys.modules)
-    assert not loaded, f"advl --help imported {{loaded}}"
+    loaded = {"torch", "zarr", "transformers", "timm"} & set(sys.modules)
+    assert not loaded, f"advl --help imported {loaded}"
 """
-
 
 LIGHT_MB = 100
 """What an environment that reads caches may take, without pip."""
 
+COLOURS = ("red", "blue", "green", "yellow", "white")
+
+
+def run(words: list[str | Path], **options: object) -> str:
+    """Run a command that must succeed; return what it prints."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, words))} exits with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return str(done.stdout)
+
+
+def new_environment(folder: Path) -> Path:
+    """Make an empty environment; return its interpreter."""
+    run([sys.executable, "-m", "venv", "--without-pip", folder])
+    return folder / "bin" / "python"
+
+
+def pip_install(python: Path, *words: str | Path) -> None:
+    run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile", *words])
+
+
+def build_wheel(scratch: Path) -> Path:
+    """Build the wheel from a copy: what building leaves in a checkout would be taken for an installed package."""
+    source = scratch / "source"
+    for name in ("advl_pipeline", "cli", "data"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, source])
+    (wheel,) = scratch.glob("*.whl")
+    return wheel
+
+
+def megabytes(folder: Path) -> float:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+def link_what_is_declared(python: Path, extras: Iterable[str]) -> None:
+    """Link the packages that the installed wheel requires with some extras, and what those require in turn."""
+    site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+    (ours,) = importlib.metadata.distributions(name="advl-pipeline", path=[str(site)])
+    left = [(ours, frozenset({"", *extras}))]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while left:
+        distribution, wanted = left.pop()
+        for requirement in map(Requirement, distribution.requires or ()):
+            marker = requirement.marker
+            if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in wanted):
+                continue
+            asked = frozenset({"", *requirement.extras})
+            if (requirement.name, asked) in seen:
+                continue
+            seen.add((requirement.name, asked))
+            if requirement.name == "advl-pipeline":
+                left.append((ours, asked))
+                continue
+            found = importlib.metadata.distribution(requirement.name)
+            left.append((found, asked))
+            for name in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
+                _link(Path(str(found.locate_file(name))), site / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a package; two that share a folder share a real one with links inside."""
+    if target.is_symlink() and source.is_dir() and target.resolve() != source.resolve():
+        first = target.resolve()
+        target.unlink()
+        target.mkdir()
+        for path in first.iterdir():
+            (target / path.name).symlink_to(path)
+    if target.is_dir() and not target.is_symlink():
+        for path in source.iterdir():
+            _link(path, target / path.name)
+    elif not target.exists():
+        target.symlink_to(source)
+
+
+def blocks(language: str) -> list[str]:
+    """Return the blocks of a language in README's section about one's own data."""
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Your own data\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def write_data(folder: Path) -> None:
+    """Write twenty questions about pictures, with the columns of README's row."""
+    (row,) = map(json.loads, blocks("json"))
+    (folder / "pictures").mkdir(parents=True)
+    with (folder / "mine.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(20):
+            colour, other = COLOURS[number % 5], COLOURS[(number + 1 + number // 5) % 5]
+            picture = folder / "pictures" / f"{colour if number < 5 else number}.png"
+            Image.new("RGB", (64 + number, 48), colour).save(picture)
+            choices = [colour, other] if number % 2 else [other, colour]
+            told = {"image": f"pictures/{picture.name}", "choices": choices, "label": choices.index(colour)}
+            file.write(json.dumps(row | told | {"split": "train" if number < 14 else "test"}) + "\n")
+
+
+def walk(python: Path, folder: Path, lines: Iterable[str]) -> None:
+    """Give README's commands and its Python in a folder with nothing but the data; print what each took."""
+    write_data(folder)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ADVL_", "PYTHON"))}
+    environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
+    programs: list[list[str | Path]] = [["bash", "-ec", line] for line in lines]
+    for program in (*programs, [python, "-c", "\n".join(blocks("python"))]):
+        begun = time.monotonic()
+        run(program, cwd=folder, env=environment)
+        print(f"  {time.monotonic() - begun:5.1f} s  {str(program[-1]).strip().splitlines()[0][:100]}")
+    if not (folder / "runs" / "mine" / "report.html").is_file():
+        sys.exit("README's commands left no page")
+
+
+def install_line() -> tuple[str, list[str]]:
+    """Return the install line of README, and the commands after it."""
+    install, *commands = re.sub(r"\\\n\s*", "", "".join(blocks("sh"))).strip().splitlines()
+    if not install.startswith("pip install '.["):
+        sys.exit(f"README's first command does not install the project: {install}")
+    return install, commands
+
+
+def check_fresh(scratch: Path) -> None:
+    """Clone, make an environment, and walk with README's own install line."""
+    clone, begun = scratch / "clone", time.monotonic()
+    run(["git", "clone", "--quiet", ROOT, clone])
+    run([sys.executable, "-m", "venv", scratch / "fresh"])
+    python = scratch / "fresh" / "bin" / "python"
+    install, commands = install_line()
+    run(["bash", "-ec", f"{python} -m {install}"], cwd=clone)
+    print(f"  {time.monotonic() - begun:5.1f} s  {install}    ({megabytes(scratch / 'fresh'):.0f} MB)")
+    walk(python, scratch / "mine", commands)
+
 
 def check_light(wheel: Path, scratch: Path) -> None:
     """Install the wheel without extras into a fresh environment, weigh it, and read its help."""
-    environment = scratch / "light"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    python = environment / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", str(wheel)]
-    subprocess.run(install, check=True)
-    size = (
-        sum(path.stat().st_size for path in environment.rglob("*") if path.is_file() and not path.is_symlink()) / 1e6
-    )
-    subprocess.run([python, "-c", "import advl_pipeline.cache.reader"], cwd=scratch, check=True)
-    subprocess.run([environment / "bin" / "advl", "cache", "info", "--help"], cwd=scratch, check=True)
+    python = new_environment(scratch / "light")
+    pip_install(python, wheel)
+    size = megabytes(scratch / "light")
+    run([python, "-c", "import advl_pipeline.cache.reader"], cwd=scratch)
+    run([python.parent / "advl", "cache", "info", "--help"], cwd=scratch)
     print(f"light core: {size:.0f} MB (at most {LIGHT_MB})")
     if size > LIGHT_MB:
         sys.exit("the core is too heavy")
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, str(ROOT)]
-        subprocess.run(build, check=True)
-        (wheel,) = Path(scratch).glob("*.whl")
-        site = Path(scratch) / "site"
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
-        subprocess.run(install, check=True)
-        probe = subprocess.run(
-            [sys.executable, "-c", PROBE.format(site=str(site))],
-            cwd=scratch,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        if "extract" not in probe.stdout:
-            sys.exit(f"the wheel's help lists no command extract:\n{probe.stdout}")
-        if not (site / "bin" / "advl").exists():
-            sys.exit("the wheel installs no command advl")
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if "--fresh" in sys.argv:
+            check_fresh(scratch)
+            return
+        wheel = build_wheel(scratch)
         if "--light" in sys.argv:
-            check_light(wheel, Path(scratch))
-    print("wheel: builds, installs and answers --help from outside the tree")
+            check_light(wheel, scratch)
+            return
+        python = new_environment(scratch / "bare")
+        pip_install(python, "--no-deps", wheel)
+        install, commands = install_line()
+        extras = itertools.chain.from_iterable(found.split(",") for found in re.findall(r"\[([\w,]+)\]", install))
+        link_what_is_declared(python, extras)
+        if "extract" not in run([python, "-c", PROBE], cwd=scratch):
+            sys.exit("the wheel's help lists no command extract")
+        print("wheel: builds, installs and answers --help from outside the tree; README's example of one's own data:")
+        walk(python, scratch / "mine", commands)
 
 
 if __name__ == "__main__":
