@@ -1,6 +1,6 @@
 """`make chaos`: what the next command makes of killed extractions, damaged caches and killed finetunes, to the byte.
 
-python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--finetunes N] [--seed S]
+python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--seed S]
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="Extractions to kill.")
     parser.add_argument("--damages", type=int, default=200, help="Caches to damage.")
     parser.add_argument("--records", type=int, default=20, help="Caches that get records of another one.")
+    parser.add_argument("--outputs", type=int, default=100, help="Outputs to aim at files of others.")
     parser.add_argument("--finetunes", type=int, default=20, help="Finetunes to kill.")
     parser.add_argument("--seed", type=int, default=0, help="Chooses moments, files and damages.")
     options = parser.parse_args()
@@ -48,6 +49,7 @@ def main() -> None:
             count_kills(chaos, folder / "kills", range(first, first + options.kills)),
             count_damages(chaos, folder / "damages", range(first, first + options.damages)),
             count_foreign_records(chaos, folder / "records", range(first, first + options.records)),
+            count_aimed_outputs(chaos, folder / "outputs", range(first, first + options.outputs)),
             count_finetunes(folder / "finetunes", range(first, first + options.finetunes)),
         ]
     print("\n".join(count.line() for count in counts))
@@ -93,6 +95,17 @@ def count_foreign_records(chaos: Any, folder: Path, seeds: range) -> Count:
         return f"{chaos.refuse_foreign_records(*jobs, f'mixed-{seed}', seed=seed)} records: refused"
 
     return _count("repairs with records of another cache were refused, and nothing changed", "records", mix, seeds)
+
+
+def count_aimed_outputs(chaos: Any, folder: Path, seeds: range) -> Count:
+    """Aim any output of any command at a file that is not its own, or at a new one in a folder of another kind."""
+    what = "outputs aimed at files of others were refused, and nothing changed"
+    if not seeds:
+        return Count(what=what, good=0, tries=0)
+    aimed = importlib.import_module("aimed_outputs")
+    cache = chaos.cache_to_damage(folder / "made", {"modality": "both"}).output
+    things = aimed.make_things(folder / "things", cache=cache)
+    return _count(what, "output", lambda seed: f"{aimed.aim(things, seed=seed)}: refused", seeds)
 
 
 def count_finetunes(folder: Path, seeds: range) -> Count:

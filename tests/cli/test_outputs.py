@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
-import os
 import shutil
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
+from aimed_outputs import FILES, OUTPUTS, OutputOption, configurations, make_things, words_of
 from commands import advl, complaint
-from own_rows import choice_row, write_json_lines
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_cli.reference import commands
-from advl_pipeline.configuration import Output, flag_of
+from advl_pipeline.configuration import flag_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation import submission
 from advl_pipeline.evaluation.config import PredictConfig
@@ -34,39 +32,9 @@ INPUTS = frozenset(
 )
 """Options with a path that commands read, and folders of ours that a command completes or mends."""
 
-FILES = ("file", "lines", "new")
-
-
-class OutputOption(typing.NamedTuple):
-    """An option that names an output, as a command line has it."""
-
-    command: str
-    config: type[typing.Any]
-    name: str
-    output: Output
-
-    def __str__(self) -> str:
-        return f"{self.command} {flag_of(self.name)}"
-
-
-def configurations() -> Iterator[tuple[str, type[typing.Any]]]:
-    """Yield each command that has a configuration, with its class."""
-    for name, command in commands():
-        hints = typing.get_type_hints(inspect.unwrap(command.callback)) if command.callback is not None else {}
-        if dataclasses.is_dataclass(cls := hints.get("config")):
-            yield name.removeprefix("advl "), typing.cast(type[typing.Any], cls)
-
 
 def is_path(hint: typing.Any) -> bool:
     return hint is Path or any(map(is_path, typing.get_args(hint)))
-
-
-OUTPUTS = [
-    OutputOption(command, cls, field.name, field.metadata["output"])
-    for command, cls in configurations()
-    for field in dataclasses.fields(cls)
-    if field.metadata.get("output") is not None
-]
 
 
 def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> None:
@@ -88,43 +56,10 @@ def test_every_path_of_every_command_is_known_as_an_input_or_as_an_output() -> N
     assert len(OUTPUTS) > 15
 
 
-def words_of(option: OutputOption, path: Path, *more: str) -> list[str]:
-    """Return a command line whose inputs are not there."""
-    command = dict(commands())[f"advl {option.command}"]
-    arguments = {item.name for item in command.params if isinstance(item, click.Argument)}
-    words = option.command.split()
-    for field in dataclasses.fields(option.config):
-        if field.name != option.name and field.default is dataclasses.MISSING:
-            words += [] if field.name in arguments else [flag_of(field.name)]
-            words.append(field.metadata["such_as"] or "nothing")
-    return [*words, flag_of(option.name), str(path), *more]
-
-
-def write(folder: Path, **files: object) -> Path:
-    folder.mkdir(parents=True)
-    for stem, content in files.items():
-        (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
-
-
 @pytest.fixture
 def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one thing of each kind, in which the command is given."""
-    folder = tmp_path / "things"
-    folder.mkdir()
-    shutil.copytree(CACHE, folder / "cache")
-    write(folder / "scenes", corpus={"corpus": "scenes"})
-    write(folder / "study", study={"study": {}})
-    write(folder / "run", run={"options": {}}, student={"student": "scenes-small"}, result={})
-    write(folder / "student", student={"student": "scenes-small"})
-    write_json_lines(folder / "data.jsonl", [choice_row(number) for number in range(20)])
-    (folder / "notes.txt").write_text("mine", encoding="utf-8")
-    (folder / "results.csv").write_text("name,score\na,1\n", encoding="utf-8")
-    (folder / "empty.json").touch()
-    (folder / "into-cache").symlink_to(folder / "cache")
-    (folder / "linked.json").symlink_to(folder / "cache" / "identity.json")
-    os.mkfifo(folder / "pipe")
+    folder = make_things(tmp_path / "things", cache=CACHE)
     monkeypatch.chdir(folder)
     return folder
 

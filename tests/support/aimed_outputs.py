@@ -1,0 +1,118 @@
+"""Every option of every command that names an output, and a folder of things that none of them may write over."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import os
+import random
+import shutil
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from commands import exit_code
+from own_rows import choice_row, write_json_lines
+from tiny_extraction import tree_bytes
+
+from advl_cli.reference import commands
+from advl_pipeline.configuration import Output, flag_of
+
+FILES = ("file", "lines", "new")
+"""What outputs are made of that are no folders of ours."""
+
+
+class OutputOption(typing.NamedTuple):
+    """An option that names an output, as a command line has it."""
+
+    command: str
+    config: type[typing.Any]
+    name: str
+    output: Output
+
+    def __str__(self) -> str:
+        return f"{self.command} {flag_of(self.name)}"
+
+
+def configurations() -> Iterator[tuple[str, type[typing.Any]]]:
+    """Yield each command that has a configuration, with its class."""
+    for name, command in commands():
+        hints = typing.get_type_hints(inspect.unwrap(command.callback)) if command.callback is not None else {}
+        if dataclasses.is_dataclass(cls := hints.get("config")):
+            yield name.removeprefix("advl "), typing.cast(type[typing.Any], cls)
+
+
+OUTPUTS = [
+    OutputOption(command, cls, field.name, field.metadata["output"])
+    for command, cls in configurations()
+    for field in dataclasses.fields(cls)
+    if field.metadata.get("output") is not None
+]
+
+
+def words_of(option: OutputOption, path: Path, *more: str) -> list[str]:
+    """Return a command line whose inputs are not there."""
+    command = dict(commands())[f"advl {option.command}"]
+    arguments = {item.name for item in command.params if isinstance(item, click.Argument)}
+    words = option.command.split()
+    for field in dataclasses.fields(option.config):
+        if field.name != option.name and field.default is dataclasses.MISSING:
+            words += [] if field.name in arguments else [flag_of(field.name)]
+            words.append(field.metadata["such_as"] or "nothing")
+    return [*words, flag_of(option.name), str(path), *more]
+
+
+def _write(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True)
+    for stem, content in files.items():
+        (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def make_things(folder: Path, *, cache: Path) -> Path:
+    """Make a folder with one thing of each kind: folders of ours, files of others, links, a pipe."""
+    folder.mkdir()
+    shutil.copytree(cache, folder / "cache")
+    _write(folder / "scenes", corpus={"corpus": "scenes"})
+    _write(folder / "study", study={"study": {}})
+    _write(folder / "run", run={"options": {}}, student={"student": "scenes-small"}, result={})
+    _write(folder / "student", student={"student": "scenes-small"})
+    write_json_lines(folder / "data.jsonl", [choice_row(number) for number in range(20)])
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    (folder / "results.csv").write_text("name,score\na,1\n", encoding="utf-8")
+    (folder / "empty.json").touch()
+    (folder / "into-cache").symlink_to(folder / "cache")
+    (folder / "linked.json").symlink_to(folder / "cache" / "identity.json")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def aim(things: Path, *, seed: int) -> str:
+    """Aim an output at a file of others, or at a new one in a folder of ours; raises AssertionError where it is hit.
+
+    Returns:
+        What was aimed at what.
+    """
+    draw = random.Random(seed)
+    option = draw.choice([one for one in OUTPUTS if one.output.makes in FILES])
+    thing = draw.choice(sorted(things.iterdir()))
+    files = sorted(path for path in thing.rglob("*") if path.is_file()) or [thing]
+    path = draw.choice(files)
+    if draw.random() < 0.3 and thing.is_dir() and thing.name != "pictures":
+        path = path.parent / f"new-{seed}"
+    is_of_others = path.parent in (things, things / "pictures") and path.is_file() and not path.is_symlink()
+    is_replacing = any(field.name == "replace" for field in dataclasses.fields(option.config)) and not is_of_others
+    # What lies there already may have been begun for the progress of another command.
+    if option.output.makes == "lines" and path.is_file() and not path.stat().st_size:
+        path = things / "notes.txt"
+    words = words_of(option, path, *(["--replace"] if is_replacing else []))
+    before, said = tree_bytes(things), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = exit_code(*words)
+    assert code == 2, f"{words}: exit code {code}: {said.getvalue()}"
+    assert tree_bytes(things) == before, f"{words} changed what was there"
+    return f"{option} {path.relative_to(things)}"
