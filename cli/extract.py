@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(config: ExtractConfig, as_json: bool) -> None:
     """Run a frozen teacher once over a dataset split and write its cache.
 
-    The same command resumes an interrupted run, and several processes that give it share the work.
+    The same command resumes an interrupted run. Several processes share the work, each with a --part of its own.
 
     \b
     advl extract --teacher minilm-l6 --dataset vcr --split train
@@ -74,4 +74,6 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
         )
     if result.clipped:
         click.echo(f"{result.clipped} values lay beyond the stored range and were clipped")
+    if result.shards_left:
+        click.echo(f"part {config.part} is done; {result.shards_left} shards of other parts are missing yet")
     click.echo(f"cache: {result.path}")

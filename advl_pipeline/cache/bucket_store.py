@@ -1,9 +1,8 @@
-"""A cache under a prefix of an object store; leases claim, conditions on writes fence.
+"""A cache under a prefix of an object store.
 
-Every object is written under its final name by one PUT, and a record after what it lists. An object is created on the
-condition that it is not there. Where a dead holder left it, it is kept if it is the same to the byte, and otherwise
-replaced on the condition of being the one that was compared. So a holder that lost its lease without knowing can
-neither overwrite what its successor wrote nor commit a second time.
+Every object is written under its final name by one PUT, and a record after what it lists. A record is created on the
+condition that there is none, so nothing is committed twice. An object that is there already is kept if it is the same
+to the byte, and otherwise replaced.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ from advl_pipeline.cache.checks import require_sizes
 from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storing
-from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import ObjectStore, require_conditional_writes
 from advl_pipeline.cache.records import IDENTITY_FILE
-from advl_pipeline.cache.store import LeaseLost, Readable, Stamp, Store
+from advl_pipeline.cache.store import Readable, Stamp, Store
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 
@@ -47,9 +45,9 @@ class BucketStore(Store):
     def __init__(self, url: Url, disk_cache: DiskCacheConfig | None = None) -> None:
         self.location = url
         self._objects = ObjectStore(url)
-        self._leases = Leases(self._objects)
         self._disk_cache = disk_cache or DiskCacheOptions().disk_cache_config
-        self._has_claimed = False
+        key = hashlib.sha256(str(url).encode()).hexdigest()[:_KEY_DIGITS]
+        self.locks = self._disk_cache.folder / "locks" / key
 
     def get(self, name: str) -> bytes:
         return self._objects.get(name)
@@ -69,25 +67,18 @@ class BucketStore(Store):
     def list(self, folder: str = "") -> dict[str, int]:
         return self._objects.list(folder)
 
-    def put(self, name: str, parts: Sequence[Buffer], *, lease: str = "") -> FileEntry:
+    def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if not self._objects.settle(name, body, may_replace=lambda: not lease or self._leases.is_held(lease)):
-            raise self._lost(name)
+        if not self._objects.create(name, body) and self._objects.get(name) != body:
+            self._objects.replace(name, body)
         return entry_of(body)
 
-    def commit(self, name: str, content: bytes, *, lease: str = "") -> FileEntry:
-        if lease and not self._leases.is_held(lease):
-            raise self._lost(name)
-        if self._objects.create(name, content) is None and self._objects.get(name) != content:
-            raise self._lost(name)
-        return entry_of(content)
+    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+        body = b"".join(parts)
+        return entry_of(body if self._objects.create(name, body) else self._objects.get(name))
 
-    def _lost(self, name: str) -> LeaseLost:
-        return LeaseLost(
-            "Another process took over what this one was writing.",
-            where=self.where(name),
-            next_command="give the same command again",
-        )
+    def prepare_writing(self) -> None:
+        require_conditional_writes(self._objects, f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}")
 
     def delete(self, *names: str) -> None:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -95,16 +86,6 @@ class BucketStore(Store):
 
     def delete_under(self, folder: str = "") -> None:
         self.delete(*self.list(folder))
-
-    @contextmanager
-    def claim(self, name: str, *, wait: bool = False, once: bool = False) -> Iterator[bool]:
-        if not self._has_claimed:
-            require_conditional_writes(self._objects, f"{WORK_FOLDER}/probe-{secrets.token_hex(8)}")
-            self._has_claimed = True
-        with self._leases.claim(name, wait=wait) as ours:
-            yield ours
-            if ours and once:
-                self._leases.retire(name)
 
     def require_place(self) -> None:
         names = [name for name in self.list() if not name.startswith(f"{WORK_FOLDER}/")]
@@ -138,6 +119,3 @@ class BucketStore(Store):
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             list(pool.map(cached.get, (name for name in files if name.endswith("/zarr.json"))))
         return cached
-
-    def close(self) -> None:
-        self._leases.close()

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.checks import require_recorded
-from advl_pipeline.cache.files import CONFIDENCE, FileEntry, Files
+from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
-from advl_pipeline.cache.publishing import publish_array
+from advl_pipeline.cache.publishing import shard_content
 from advl_pipeline.cache.records import files_from_json, files_to_json, seal, unseal
-from advl_pipeline.cache.store import MissingFile, Store
+from advl_pipeline.cache.store import MissingFile, Overtaken, Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import CorruptCache
 from advl_pipeline.locations import Location
@@ -71,7 +72,7 @@ def write_confidence(
         outranked: (n,) float32 in [0, 1] or NaN.
 
     Raises:
-        StorageError: the store failed, or another process took the work over.
+        StorageError: the store failed.
     """
     probability, outranked = (np.ascontiguousarray(values, np.float32) for values in (probability, outranked))
     shapes = {probability.shape, outranked.shape, (len(set(example_ids)),)}
@@ -81,23 +82,14 @@ def write_confidence(
         raise ValueError("probabilities lie in [0, 1]")
     if not ((outranked >= 0) & (outranked <= 1) | np.isnan(outranked)).all():
         raise ValueError("shares lie in [0, 1]")
-    lease, is_done = f"{CONFIDENCE}{confidence_key(identity)}", False
-    store = open_store(location)
+    store, key = open_store(location), confidence_key(identity)
     try:
-        while not is_done:
-            # Not ours only where a writer that ends removes the folder of claims at this moment.
-            with store.claim(lease, wait=True, once=True) as is_done:
-                if is_done and not _is_there(store, identity):
-                    _write(store, identity, example_ids, probability, outranked, lease)
-    finally:
-        store.close()
-
-
-def _is_there(store: Store, identity: Mapping[str, Any]) -> bool:
-    try:
-        return _read(store, identity) is not None
+        if _read(store, identity) is not None:
+            return
     except CorruptCache:
-        return False
+        store.delete(confidence_record_path(key))
+        store.delete_under(f"{_FOLDER}/{key}")
+    _write(store, identity, example_ids, probability, outranked)
 
 
 def _write(
@@ -106,10 +98,8 @@ def _write(
     example_ids: Sequence[str],
     probability: npt.NDArray[np.float32],
     outranked: npt.NDArray[np.float32],
-    lease: str,
 ) -> None:
     key = confidence_key(identity)
-    store.delete(confidence_record_path(key))
     encoded = [example_id.encode() for example_id in example_ids]
     text = np.frombuffer(b"".join(encoded), np.uint8)
     content: dict[str, npt.NDArray[Any]] = {
@@ -121,17 +111,20 @@ def _write(
     files: dict[str, FileEntry] = {}
     for name, values in content.items():
         spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
-        files |= publish_array(store, spec, values, lease=lease)
-    files[_GROUP] = store.put(_GROUP, [group_metadata()], lease=lease)
+        files[spec.metadata_path] = store.put(spec.metadata_path, [spec.metadata()])
+        # The numbers of whoever wrote them first stand: those of another processor may differ in their last bits.
+        files[spec.shard_path(0)] = store.settle(spec.shard_path(0), shard_content(spec, 0, values))
+    files[_GROUP] = store.put(_GROUP, [group_metadata()])
     own_group = f"{_FOLDER}/{key}/zarr.json"
-    files[own_group] = store.put(own_group, [group_metadata({"identity": dict(identity)})], lease=lease)
+    files[own_group] = store.put(own_group, [group_metadata({"identity": dict(identity)})])
     record = {
         "identity": dict(identity),
         "num_examples": len(example_ids),
         "num_bytes": len(text),
         "files": files_to_json(files),
     }
-    store.commit(confidence_record_path(key), seal(record), lease=lease)
+    with suppress(Overtaken):
+        store.commit(confidence_record_path(key), seal(record))
 
 
 def read_confidence(location: Location, identity: Mapping[str, Any]) -> ConfidenceSet | None:

@@ -15,8 +15,8 @@ from advl_pipeline.errors import CorruptCache, StorageError
 WORK_FOLDER = ".work"
 """Work in progress, inside the cache so that renames stay on one file system; gone once the cache is complete."""
 
-CONFIDENCE = "confidence-"
-"""Begins the claims under which sets of confidences are written."""
+LOCKS = f"{WORK_FOLDER}/locks"
+"""Locks of the processes that write a cache in a folder."""
 
 Buffer = bytes | bytearray | memoryview
 

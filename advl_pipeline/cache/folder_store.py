@@ -1,12 +1,8 @@
-"""A cache in a folder: files written whole in the work folder, flushed, shown by rename; kernel locks claim.
-
-A lock ends with the process that holds it. So a dead claimer's work is free at once, and no claim is judged stale.
-"""
+"""A cache in a folder: files written whole in the work folder, flushed, shown by a rename or a link."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -18,6 +14,7 @@ from pathlib import Path
 from advl_pipeline.atomic import sync_folder, write_text
 from advl_pipeline.cache.checks import require_sizes
 from advl_pipeline.cache.files import (
+    LOCKS,
     WORK_FOLDER,
     Buffer,
     FileEntry,
@@ -34,9 +31,8 @@ from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Stamp, S
 from advl_pipeline.errors import ConfigError, CorruptCache, StorageError
 from advl_pipeline.folders import require_folder
 
-_OPEN_ATTEMPTS = 8
+_ATTEMPTS = 8
 _SMALL_FILE_BYTES = 1 << 28
-_CLAIMS = f"{WORK_FOLDER}/claims"
 _TEMPORARY = f"{WORK_FOLDER}/tmp"
 
 
@@ -47,6 +43,7 @@ class FolderStore(Store):
 
     def __init__(self, root: Path) -> None:
         self.location = self.folder = self._root = root
+        self.locks = root / LOCKS
 
     def get(self, name: str) -> bytes:
         with self.opened(name) as descriptor:
@@ -96,19 +93,34 @@ class FolderStore(Store):
                 raise self._unreadable(self._root / here, error) from error
         return dict(sorted(found.items()))
 
-    def put(self, name: str, parts: Sequence[Buffer], *, lease: str = "") -> FileEntry:
+    def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
         target = self._root / name
         entry = entry_of(*parts)
         with storing(name):
             self._clear_the_way(target)
             if not (target.is_file() and target.stat().st_size == entry.num_bytes and hash_file(target) == entry):
-                self._publish(name, parts)
+                self._publish(name, parts, replace=True)
         return entry
 
-    def commit(self, name: str, content: bytes, *, lease: str = "") -> FileEntry:
-        return self.put(name, [content])
+    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+        target = self._root / name
+        with storing(name):
+            self._clear_the_way(target)
+            if not target.is_file():
+                self._publish(name, parts, replace=False)
+            return hash_file(target)
 
-    def _publish(self, name: str, parts: Sequence[Buffer]) -> None:
+    def _publish(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
+        """Write a file and show it, anew where another process cleared the work folder away meanwhile."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._write_and_show(name, parts, replace=replace)
+                return
+            except FileNotFoundError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+
+    def _write_and_show(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
         temporary = self._root / _TEMPORARY / f"{os.getpid()}-{name.replace('/', '_')}"
         target = self._root / name
         self._clear_the_way(temporary)
@@ -121,12 +133,13 @@ class FolderStore(Store):
                 os.fsync(handle.fileno())
             missing = [folder for folder in target.parents if not folder.exists()]
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.replace(target)
+            if replace or not _link(temporary, target):
+                temporary.replace(target)
             for folder in {target.parent, *(folder.parent for folder in missing)}:
                 sync_folder(folder)
-        except BaseException:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
+            self._remove_empty(temporary.parent)
 
     def _clear_the_way(self, target: Path) -> None:
         """Remove links, and a folder, that stand where a plain file is to be."""
@@ -162,38 +175,9 @@ class FolderStore(Store):
                 folder.rmdir()
                 folder = folder.parent
 
-    @contextmanager
-    def claim(self, name: str, *, wait: bool = False, once: bool = False) -> Iterator[bool]:
-        path, descriptor, ours = self._root / _CLAIMS / name, None, False
-        missing = [folder for folder in path.parents if not folder.exists()]
-        # Another process may complete the cache and remove the work folder between the two calls.
-        with storing(f"{_CLAIMS}/{name}"), suppress(FileNotFoundError):
-            self._clear_the_way(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        if descriptor is None:
-            yield False
-            return
-        try:
-            # An error tells of a folder shared between machines whose file system knows no locks.
-            with storing(f"{_CLAIMS}/{name}"), suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                ours = True
-            yield ours
-            if ours and once:
-                path.unlink(missing_ok=True)
-                self._remove_empty(self._root / _TEMPORARY)
-                self._remove_empty(path.parent)
-        except BaseException:
-            # A command that is refused leaves no trace where nothing was before.
-            if ours and missing:
-                with suppress(OSError):
-                    path.unlink()
-                    for folder in missing:
-                        folder.rmdir()
-            raise
-        finally:
-            os.close(descriptor)
+    def prepare_writing(self) -> None:
+        with storing(LOCKS):
+            self._clear_the_way(self.locks / "lock")
 
     def require_place(self) -> None:
         require_folder(self._root, "cache")
@@ -240,9 +224,18 @@ class FolderStore(Store):
 
 
 def _open_new(path: Path) -> io.FileIO:
-    # Another process that finishes may remove the empty work folder between the two calls.
-    for _ in range(_OPEN_ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            return io.FileIO(path, "wb")
-    raise FileNotFoundError(errno.ENOENT, "the work folder keeps disappearing", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return io.FileIO(path, "wb")
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Give a file a second name if nothing has that name; False where the file system has no such links."""
+    try:
+        target.hardlink_to(path)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            return False
+        raise
+    return True

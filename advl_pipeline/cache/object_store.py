@@ -1,7 +1,7 @@
 """Objects under a URL, through `obstore`: read, list, and written whole or not at all.
 
 What the rest relies on, and S3, GCS and their like give: a PUT shows the whole object or nothing, a later GET sees
-it, and a PUT may be made conditional on there being no object yet, or the very one that was seen.
+it, and a PUT may be made conditional on there being no object yet.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from advl_pipeline.cache.files import Buffer
 from advl_pipeline.cache.store import MissingFile, repair_command
@@ -45,14 +44,6 @@ _CUT_SHORT = {"IncompleteBody": "an answer was cut short", "source: TimedOut": "
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Version:
-    """What tells one content of an object from another; opaque."""
-
-    e_tag: str | None
-    version: str | None
-
-
 class _CutShort(StorageError):
     """An answer ended, or stopped coming, before it was whole."""
 
@@ -78,17 +69,9 @@ class ObjectStore:
 
     def get(self, name: str) -> bytes:
         """Return an object's content; raises `MissingFile`."""
-        return self.get_versioned(name)[0]
-
-    def get_versioned(self, name: str) -> tuple[bytes, Version]:
-        """Return an object's content and which version it is; raises `MissingFile`."""
         import obstore
 
-        def request() -> tuple[bytes, Version]:
-            found = obstore.get(self._store, self._key(name))
-            return bytes(found.bytes()), _version_of(found.meta)
-
-        return self._ask(name, request)
+        return self._ask(name, lambda: bytes(obstore.get(self._store, self._key(name)).bytes()))
 
     def stream(self, name: str) -> Iterator[Buffer]:
         """Yield an object's content in blocks; raises `MissingFile`."""
@@ -107,47 +90,22 @@ class ObjectStore:
         items = (item for page in pages for item in page)
         return {item["path"][base:]: item["size"] for item in items if item["path"].startswith(whole)}
 
-    def create(self, name: str, content: Buffer) -> Version | None:
-        """Write an object that is not there yet, in one request; None when it is there already."""
+    def create(self, name: str, content: Buffer) -> bool:
+        """Write an object that is not there yet, in one request; False when it is there already.
+
+        A write whose answer was lost is repeated, and then refused for what it has written itself.
+        """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
-            return self._put(name, content, "create")
+            self._put(name, content, "create")
         except (AlreadyExistsError, PreconditionError):
-            return None
-        except MissingFile:
-            raise self._no_bucket(f"{self.url}/{name}") from None
+            return False
+        return True
 
-    def replace(self, name: str, content: Buffer, seen: Version) -> Version | None:
-        """Write over the version of an object that was seen; None when it is another by now, or gone.
-
-        Where it holds this very content by now, that is taken for having been written here.
-        """
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-        try:
-            known = {"e_tag": seen.e_tag, "version": seen.version}
-            return self._put(name, content, {key: value for key, value in known.items() if value is not None})
-        except (AlreadyExistsError, PreconditionError, MissingFile):
-            # A write is repeated where its answer was lost. If it had been carried out, the repetition is refused for
-            # what it has written itself.
-            with suppress(MissingFile):
-                raw, seen = self.get_versioned(name)
-                return seen if raw == content else None
-            return None
-
-    def settle(self, name: str, content: Buffer, *, may_replace: Callable[[], bool]) -> bool:
-        """Have an object hold this content, whatever was there; returns whether it does.
-
-        What is there already is kept if it is the same to the byte, and else replaced if `may_replace` says so and
-        nobody else does so meanwhile.
-        """
-        if self.create(name, content) is not None:
-            return True
-        with suppress(MissingFile):
-            raw, seen = self.get_versioned(name)
-            return raw == content or (may_replace() and self.replace(name, content, seen) is not None)
-        return False
+    def replace(self, name: str, content: Buffer) -> None:
+        """Write an object, whatever is there, in one request."""
+        self._put(name, content, "overwrite")
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -156,15 +114,16 @@ class ObjectStore:
         with suppress(MissingFile):
             self._ask(name, lambda: obstore.delete(self._store, self._key(name)))
 
-    def _put(self, name: str, content: Buffer, mode: Any) -> Version:
+    def _put(self, name: str, content: Buffer, mode: Literal["create", "overwrite"]) -> None:
         import obstore
 
         # One request, never in parts: the object is there whole or not at all, and so is the condition.
-        return _version_of(
+        try:
             self._ask(
                 name, lambda: obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
             )
-        )
+        except MissingFile:
+            raise self._no_bucket(f"{self.url}/{name}") from None
 
     def _ask(self, name: str, request: Callable[[], Answer]) -> Answer:
         """Make a request, again where its answer was cut short, which the library does for objects alone.
@@ -238,26 +197,19 @@ class ObjectStore:
 
 
 def require_conditional_writes(store: ObjectStore, name: str) -> None:
-    """Write an object on conditions that hold and on others that do not, and remove it.
+    """Create an object twice, which must fail, and remove it.
 
     Raises:
-        ConfigError: the store does not go by them, so that processes could not tell whose work is whose.
+        ConfigError: the store does not go by conditions, so that what one process committed another could replace.
     """
-    first = store.create(name, b"first")
-    why = ""
-    if store.create(name, b"second") is not None:
-        why = "it accepted a second write of an object that had to be new (If-None-Match)"
-    elif first is not None:
-        if store.replace(name, b"third", first) is None:
-            why = "it refused to replace the version of an object that was there (If-Match)"
-        elif store.replace(name, b"fourth", first) is not None:
-            why = "it replaced an object that had changed since it was seen (If-Match)"
+    store.create(name, b"first")
+    is_refused = not store.create(name, b"second")
     store.delete(name)
-    if why:
+    if not is_refused:
         raise ConfigError(
             "The object store does not go by conditions on writes, so processes cannot share the work safely.",
             where=str(store.url),
-            why=why,
+            why="it accepted a second write of an object that had to be new (If-None-Match)",
             next_command="extract into a folder, then copy it there",
         )
 
@@ -294,10 +246,6 @@ def _open(url: Url) -> S3Store | GCSStore:
         return S3Store(url.bucket, **options) if url.scheme == "s3" else GCSStore(url.bucket, **options)
     except (BaseError, ValueError) as error:
         raise ConfigError("The object store cannot be opened.", where=str(url), why=_reason(error)) from None
-
-
-def _version_of(result: Any) -> Version:
-    return Version(e_tag=result.get("e_tag"), version=result.get("version"))
 
 
 def _reason(error: BaseException) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from advl_pipeline.atomic import writing
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.confidence import committed_keys, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.files import WORK_FOLDER, journal_path, vouched_path
+from advl_pipeline.cache.parts import holding
 from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import FINALISE, clear_work
+from advl_pipeline.cache.writer import clear_work
 from advl_pipeline.errors import ConfigError, StorageError, suggest_names
 from advl_pipeline.locations import Location
 
@@ -32,16 +32,19 @@ def run_prune(config: PruneConfig) -> PruneResult:
 
     Raises:
         ConfigError: there is no cache, or no set of that key.
+        InUse: an extraction writes the cache at this moment.
     """
     store = open_store(config.cache)
-    try:
-        sizes = require_cache(store)
-        if config.all:
-            # A folder with some records/ is not ours to remove.
-            store.require_place()
-        return _remove_all(store, sizes, config) if config.all else _remove_parts(store, sizes, config)
-    finally:
-        store.close()
+    sizes = require_cache(store)
+    if not config.all:
+        return _remove_parts(store, sizes, config)
+    # A folder with some records/ is not ours to remove.
+    store.require_place()
+    if not config.dry_run:
+        # What an extraction that runs would go on to write could be resumed by nothing.
+        with holding(store):
+            _remove_all(store, sizes)
+    return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
 
 
 def _remove_parts(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> PruneResult:
@@ -59,7 +62,7 @@ def _remove_parts(store: Store, sizes: Mapping[str, int], config: PruneConfig) -
         for key in keys:
             remove_confidence(store, key)
         if has_leftovers:
-            with store.claim(FINALISE, wait=True):
+            with holding(store):
                 clear_work(store)
     size = _size(
         {name: size for name, size in sizes.items() if name.startswith(tuple(f"{item}/" for item in folders))}
@@ -67,24 +70,21 @@ def _remove_parts(store: Store, sizes: Mapping[str, int], config: PruneConfig) -
     return PruneResult(path=config.cache, removed=tuple(folders), num_bytes=size)
 
 
-def _remove_all(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> PruneResult:
-    if not config.dry_run:
-        # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last what
-        # makes it a cache at all, so that the removal can be given again.
-        store.delete(COMPLETE_RECORD)
-        store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
-        store.delete_under()
-        if store.folder is not None:
-            for beside in (journal_path(store.folder), vouched_path(store.folder)):
-                with writing(beside):
-                    beside.unlink(missing_ok=True)
-        if left := store.list():
-            raise StorageError(
-                "The cache could not be removed whole.",
-                where=store.where(min(left)),
-                next_command="see who may write there, then give the same command again",
-            )
-    return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
+def _remove_all(store: Store, sizes: Mapping[str, int]) -> None:
+    # First what makes it a complete cache, so that a removal cut short leaves none that looks whole; last what makes
+    # it a cache at all, so that the removal can be given again.
+    store.delete(COMPLETE_RECORD)
+    store.delete(*(name for name in sizes if not name.startswith("records/") and name != IDENTITY_FILE))
+    store.delete_under()
+    if store.folder is not None:
+        for beside in (journal_path, vouched_path):
+            beside(store.folder).unlink(missing_ok=True)
+    if left := store.list():
+        raise StorageError(
+            "The cache could not be removed whole.",
+            where=store.where(min(left)),
+            next_command="see who may write there, then give the same command again",
+        )
 
 
 def _size(sizes: Mapping[str, int]) -> int:

@@ -14,22 +14,24 @@ from advl_pipeline.cache.store import Store
 Array = npt.NDArray[Any]
 
 
-def publish_array(store: Store, spec: ArraySpec, rows: Array, *, lease: str = "") -> dict[str, FileEntry]:
+def publish_array(store: Store, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:
     """Write an array's metadata and shards, leaving files alone that already hold the same; returns their entries."""
-    files = {spec.metadata_path: store.put(spec.metadata_path, [spec.metadata()], lease=lease)}
+    files = {spec.metadata_path: store.put(spec.metadata_path, [spec.metadata()])}
     for shard in range(spec.num_shards):
         first = shard * spec.shard_rows
-        files[spec.shard_path(shard)] = publish_shard(
-            store, spec, shard, rows[first : first + spec.shard_rows], lease=lease
-        )
+        files[spec.shard_path(shard)] = publish_shard(store, spec, shard, rows[first : first + spec.shard_rows])
     return files
 
 
-def publish_shard(store: Store, spec: ArraySpec, shard: int, rows: Array, *, lease: str = "") -> FileEntry:
-    """Write one shard file: its rows, zeros up to a whole inner chunk, the index."""
+def publish_shard(store: Store, spec: ArraySpec, shard: int, rows: Array) -> FileEntry:
+    """Write one shard file."""
+    return store.put(spec.shard_path(shard), shard_content(spec, shard, rows))
+
+
+def shard_content(spec: ArraySpec, shard: int, rows: Array) -> list[Buffer]:
+    """Return what a shard file consists of: its rows, zeros up to a whole inner chunk, the index."""
     payload = np.ascontiguousarray(rows, DTYPES[spec.dtype])
     slack = spec.payload_bytes(shard) - payload.nbytes
     if slack < 0 or payload.shape[1:] != spec.shape[1:]:
         raise ValueError(f"{spec.path}: {payload.shape} is not shard {shard} of {spec}")
-    parts: list[Buffer] = [payload.reshape(-1).view(np.uint8).data, bytes(slack), spec.footer(shard)]
-    return store.put(spec.shard_path(shard), parts, lease=lease)
+    return [payload.reshape(-1).view(np.uint8).data, bytes(slack), spec.footer(shard)]

@@ -106,7 +106,7 @@ class CompleteRecord:
 
 
 def shard_name(modality: str, shard: int) -> str:
-    """Return what a shard's claim, its record and its work in progress are called."""
+    """Return what a shard's record and its work in progress are called."""
     return f"{modality}-{shard:05d}"
 
 

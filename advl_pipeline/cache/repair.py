@@ -31,7 +31,7 @@ from advl_pipeline.cache.records import (
 from advl_pipeline.cache.staged import load_staged, stage
 from advl_pipeline.cache.store import Readable, Store, read_json
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
-from advl_pipeline.cache.writer import PLAN, CacheWriter
+from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.locations import Location
 
@@ -57,12 +57,12 @@ def repair_cache(
     plan: Callable[[Mapping[str, Any]], object],
     extract: Callable[[], int],
 ) -> RepairResult:
-    """Restore a damaged or unfinished cache.
+    """Restore a damaged or unfinished cache, which this process holds.
 
     Args:
         identity: of what can be extracted again.
         num_units: per modality, of the same.
-        plan: writes the plan anew, given the provenance; the claim on it is held.
+        plan: writes the plan anew, given the provenance.
         extract: resumes the extraction; returns how many units it encoded.
 
     Raises:
@@ -78,8 +78,7 @@ def repair_cache(
             break
         _require_origin(store, identity)
         provenance = recover_provenance(store)
-        with store.claim(PLAN, wait=True):
-            _take_back(store, report, num_units, partial(plan, provenance))
+        _take_back(store, report, num_units, partial(plan, provenance))
         encoded += extract()
         report = verify_cache(store.location)
     if not report.is_sound:
@@ -136,7 +135,7 @@ def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) 
         if record in damaged or not all(map(is_sound, own_files)):
             store.delete(record)
         elif stats_sound and all(map(is_sound, table_files)):
-            stage(store, modality, shard, writer.content_from_tables(modality, shard, stats), lease=PLAN)
+            stage(store, modality, shard, writer.content_from_tables(modality, shard, stats))
         else:
             try:
                 load_staged(store, modality, shard)

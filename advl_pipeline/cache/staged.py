@@ -31,10 +31,10 @@ def staged_path(modality: str, shard: int) -> str:
     return f"{STAGED_FOLDER}/{shard_name(modality, shard)}.safetensors"
 
 
-def stage(store: Store, modality: str, shard: int, content: Mapping[str, Array], *, lease: str = "") -> None:
+def stage(store: Store, modality: str, shard: int, content: Mapping[str, Array]) -> None:
     """Keep what a shard adds; raises `StorageError`."""
     body = save({name: np.ascontiguousarray(values) for name, values in content.items()})
-    store.put(staged_path(modality, shard), [hashlib.sha256(body).digest(), body], lease=lease)
+    store.put(staged_path(modality, shard), [hashlib.sha256(body).digest(), body])
 
 
 def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:

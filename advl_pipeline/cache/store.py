@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.cache.files import Buffer, FileEntry, Files
+from advl_pipeline.cache.files import Buffer, FileEntry, Files, entry_of
 from advl_pipeline.errors import CorruptCache, StorageError
 from advl_pipeline.locations import Location
 
@@ -30,8 +30,8 @@ class MissingFile(CorruptCache):
     """There is no file of that name."""
 
 
-class LeaseLost(StorageError):
-    """Another process has taken over what was being written."""
+class Overtaken(StorageError):
+    """Another process has written what this one was writing."""
 
 
 class Readable(ABC):
@@ -77,6 +77,8 @@ class Store(Readable):
     """The folder of this machine that the cache lies in, if it does."""
     max_file_bytes: int | None = None
     """The largest file that the store takes."""
+    locks: Path
+    """The folder of the locks of processes that write the cache."""
 
     @abstractmethod
     def list(self, folder: str = "") -> dict[str, int]:
@@ -87,21 +89,27 @@ class Store(Readable):
         """
 
     @abstractmethod
-    def put(self, name: str, parts: Sequence[Buffer], *, lease: str = "") -> FileEntry:
-        """Have a file hold this content; one that does is left alone.
-
-        Args:
-            parts: its content, one after another.
-            lease: the claim under which it is written; "" where nobody else can be writing it.
+    def put(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+        """Have a file hold this content, its parts one after another; one that does is left alone.
 
         Raises:
-            LeaseLost: it holds something else, and the claim is not ours any more.
             StorageError: the store or the disk failed.
         """
 
     @abstractmethod
-    def commit(self, name: str, content: bytes, *, lease: str = "") -> FileEntry:
-        """Write a record; where another process's stands, raises `LeaseLost`. Arguments as of `put`."""
+    def settle(self, name: str, parts: Sequence[Buffer]) -> FileEntry:
+        """Write a file where there is none; returns what stands there then, written by this process or another."""
+
+    def commit(self, name: str, content: bytes) -> FileEntry:
+        """Write a record; raises `Overtaken` where another one stands."""
+        entry = self.settle(name, [content])
+        if entry != entry_of(content):
+            raise Overtaken(
+                "Another process has written what this one was writing.",
+                where=self.where(name),
+                next_command="give the same command again",
+            )
+        return entry
 
     @abstractmethod
     def delete(self, *names: str) -> None:
@@ -112,14 +120,11 @@ class Store(Readable):
         """Remove a folder, or all of the cache, with everything below; several processes may do so at once."""
 
     @abstractmethod
-    def claim(self, name: str, *, wait: bool = False, once: bool = False) -> AbstractContextManager[bool]:
-        """Try to claim a piece of work; yields whether it is ours until the block ends.
+    def prepare_writing(self) -> None:
+        """See that a process may write here.
 
-        Args:
-            name: what is claimed, such as "text-00003".
-            wait: wait for another holder to finish or die instead of yielding False. It may still be False where
-                the cache was completed meanwhile.
-            once: leave nothing of the claim behind: whoever waits for it finds the work done.
+        Raises:
+            ConfigError: a file cannot be written on the condition that there is none.
         """
 
     @abstractmethod
@@ -147,10 +152,6 @@ class Store(Readable):
         Raises:
             CorruptCache: a file that it lists is missing or of another size.
         """
-
-    def close(self) -> None:
-        """Let go of what keeps claims alive."""
-        return
 
 
 def read_json(store: Readable, name: str) -> Any:

@@ -17,7 +17,7 @@ from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_cache, size_problem
 from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
-from advl_pipeline.cache.files import FileEntry, Files, hash_file
+from advl_pipeline.cache.files import LOCKS, FileEntry, Files, hash_file
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.index import UnitIds, build_index
 from advl_pipeline.cache.quantise import is_finite
@@ -112,7 +112,9 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
         progress(files[name].num_bytes)
     if COMPLETE_RECORD not in {finding.path for finding in findings}:
         known = {*files, COMPLETE_RECORD, *map(confidence_record_path, committed_keys(sizes))}
-        findings += [Finding(path=name, problem="it belongs to no record") for name in sizes if name not in known]
+        # Locks are of who writes, such as a repair that verifies first.
+        found = (name for name in sizes if name not in known and not name.startswith(f"{LOCKS}/"))
+        findings += [Finding(path=name, problem="it belongs to no record") for name in found]
     if not findings:
         findings += _senseless(store)
     if not findings and numbers is not None:

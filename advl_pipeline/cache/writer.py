@@ -8,7 +8,6 @@ Shapes: N units, M token rows, D feature width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +16,11 @@ import numpy.typing as npt
 
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
-from advl_pipeline.cache.files import CONFIDENCE, WORK_FOLDER, FileEntry, entry_of
+from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, entry_of
 from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
 from advl_pipeline.cache.index import build_index
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
+from advl_pipeline.cache.parts import remove_dead_locks
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.cache.publishing import publish_array, publish_shard
 from advl_pipeline.cache.quantise import StoredDtype
@@ -39,17 +39,13 @@ from advl_pipeline.cache.records import (
     load_shard,
     render,
     render_tables,
-    shard_name,
     shard_record_path,
     tables_record_path,
 )
 from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
 from advl_pipeline.cache.staged import STAGED_FOLDER, load_staged, stage
-from advl_pipeline.cache.store import LeaseLost, Store, read_json
+from advl_pipeline.cache.store import Overtaken, Store, read_json
 from advl_pipeline.errors import ConfigError
-
-PLAN, FINALISE = "plan", "finalise"
-"""Claims under which the plan and the tables are written; a shard's is `records.shard_name`."""
 
 _STATISTIC = "stat-"
 
@@ -73,18 +69,23 @@ def begin_cache(
     stored_dtype: StoredDtype,
     shard_rows: int,
     modalities: Mapping[str, ModalityPlan],
+    anew: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Write everything that is known before encoding, under the claim `PLAN`; the plan record comes last.
+    """Write everything that is known before encoding; the plan record comes last.
+
+    Processes that begin at once write one plan: the provenance is that of the first, and the rest follows from it.
 
     Args:
         identity: what the numbers depend on.
         modalities: what each will hold.
+        anew: replace an identity and a provenance that stand there.
         dry_run: only see whether the plan is possible.
 
     Raises:
-        ConfigError: shards that no reader opens, or the store does not take.
-        LeaseLost: another process has made the plan meanwhile.
+        ConfigError: shards that no reader opens, or the store does not take; another process began the cache with
+            shards of another size.
+        Overtaken: another process has begun another cache here.
     """
     plan = PlanRecord(
         identity_sha256=digest(identity),
@@ -100,19 +101,29 @@ def begin_cache(
     if dry_run:
         return
     # The identity comes first: it is what tells other commands that this place is a cache.
-    files = {
-        name: store.put(name, [render_json(content)], lease=PLAN)
-        for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance))
-    }
+    if anew:
+        for name, content in ((IDENTITY_FILE, identity), (PROVENANCE_FILE, provenance)):
+            store.put(name, [render_json(content)])
+    store.commit(IDENTITY_FILE, render_json(identity))
+    store.settle(PROVENANCE_FILE, [render_json(provenance)])
+    provenance = read_json(store, PROVENANCE_FILE)
+    if (begun := provenance.get("config", {}).get("shard_rows", shard_rows)) != shard_rows:
+        raise ConfigError(
+            "This cache was begun with shards of another size.",
+            where=str(store.location),
+            why=f"--shard-rows {begun}",
+            next_command=f"give the same command with --shard-rows {begun}",
+        )
+    files = {name: entry_of(store.get(name)) for name in (IDENTITY_FILE, PROVENANCE_FILE)}
     for name, placement in placements.items():
-        content: dict[str, Array] = {
+        arrays: dict[str, Array] = {
             "starts": placement.starts_N,
             "lengths": placement.lengths_N,
             "unit_id": modalities[name].unit_ids_N16,
         }
         for array, spec in schema.plan_specs(name, placement.num_units).items():
-            files |= publish_array(store, spec, content[array], lease=PLAN)
-    store.commit(PLAN_RECORD, render(replace(plan, files=files)), lease=PLAN)
+            files |= publish_array(store, spec, arrays[array])
+    store.commit(PLAN_RECORD, render(replace(plan, provenance=provenance, files=files)))
 
 
 def _require_possible_shards(store: Store, plan: PlanRecord, modality: str, placement: Placement) -> None:
@@ -182,9 +193,9 @@ class CacheWriter:
         )
 
     def commit_shard(self, modality: str, buffer: ShardBuffer) -> None:
-        """Write what a shard adds to the tables, its files, and last its record, under its claim.
+        """Write what a shard adds to the tables, its files, and last its record.
 
-        A shard that another process has taken over meanwhile is left to that.
+        A shard that another process has committed meanwhile is left to that.
         """
         buffer.require_filled()
         self.commit_rows(
@@ -207,10 +218,10 @@ class CacheWriter:
         quarantined: Mapping[str, str] | None = None,
     ) -> None:
         """As `commit_shard`, from arrays in stored form: `shard_buffer.staged_content`, and rows per token array."""
-        lease, placement = shard_name(modality, shard), self.placement(modality)
+        placement = self.placement(modality)
         units = placement.units_of(shard)
         try:
-            stage(self.store, modality, shard, tables, lease=lease)
+            stage(self.store, modality, shard, tables)
             record = ShardRecord(
                 modality=modality,
                 shard=shard,
@@ -220,12 +231,12 @@ class CacheWriter:
                 clipped=clipped,
                 quarantined=quarantined or {},
                 files={
-                    spec.shard_path(shard): publish_shard(self.store, spec, shard, token_rows[name], lease=lease)
+                    spec.shard_path(shard): publish_shard(self.store, spec, shard, token_rows[name])
                     for name, spec in self.token_specs(modality).items()
                 },
             )
-            self.store.commit(shard_record_path(modality, shard), render(record), lease=lease)
-        except LeaseLost:
+            self.store.commit(shard_record_path(modality, shard), render(record))
+        except Overtaken:
             return
 
     def content_from_tables(self, modality: str, shard: int, stats: Mapping[str, ArraySpec]) -> dict[str, Array]:
@@ -246,13 +257,13 @@ class CacheWriter:
         return self._tables.setdefault(spec.path, MappedArray(self.store, spec))
 
     def finalise(self) -> None:
-        """Write the tables and the record that makes the cache complete, under the claim `FINALISE`.
+        """Write the tables and the record that makes the cache complete. All shards must be committed.
 
-        All shards must be committed.
+        Processes that do so at once write the same bytes.
 
         Raises:
             CorruptCache: what a shard adds to the tables is missing or damaged.
-            LeaseLost: another process has completed the cache meanwhile.
+            Overtaken: another process has completed another cache here.
         """
         files = {**self.plan.files, PLAN_RECORD: entry_of(self.store.get(PLAN_RECORD))}
         quarantined: dict[str, dict[str, str]] = {}
@@ -276,7 +287,7 @@ class CacheWriter:
             clipped[modality] = sum(record.clipped for record in records)
         files |= self._put(self._groups())
         complete = CompleteRecord(files=files, quarantined=quarantined, clipped=clipped)
-        self.store.commit(COMPLETE_RECORD, render(complete), lease=FINALISE)
+        self.store.commit(COMPLETE_RECORD, render(complete))
 
     def _publish_tables(self, modality: str, records: Sequence[ShardRecord]) -> dict[str, FileEntry]:
         shape, placement = self.plan.modalities[modality], self.placement(modality)
@@ -286,7 +297,7 @@ class CacheWriter:
         files = self._put({spec.metadata_path: spec.metadata() for spec in self.row_specs(modality)})
         content: dict[str, Array] = {}
         for table, part in enumerate(self._gather(modality, rows.shard_rows, content)):
-            files[rows.shard_path(table)] = publish_shard(self.store, rows, table, part, lease=FINALISE)
+            files[rows.shard_path(table)] = publish_shard(self.store, rows, table, part)
         specs = schema.moment_specs(modality, self.plan)
         counts = {"global": int(readable_N.sum()), "token": int(placement.lengths_N[readable_N].sum(dtype=np.int64))}
         for kind in ("global", "token"):
@@ -301,7 +312,7 @@ class CacheWriter:
         content["prefix"], content["unit"] = build_index(self.unit_ids(modality), readable_N)
         specs |= schema.index_specs(modality, len(content["unit"]))
         for name, spec in specs.items():
-            files |= publish_array(self.store, spec, content[name], lease=FINALISE)
+            files |= publish_array(self.store, spec, content[name])
         return files
 
     def _gather(self, modality: str, rows_per_table: int, content: dict[str, Array]) -> Iterator[Array]:
@@ -345,15 +356,11 @@ class CacheWriter:
         return {**groups, ROOT_METADATA: group_metadata(root)}
 
     def _put(self, content: Mapping[str, bytes]) -> dict[str, FileEntry]:
-        return {name: self.store.put(name, [raw], lease=FINALISE) for name, raw in content.items()}
+        return {name: self.store.put(name, [raw]) for name, raw in content.items()}
 
 
 def clear_work(store: Store) -> None:
-    """Remove what runs left of their work; of claims and unfinished files only where nobody writes confidences."""
-    names = [name.rpartition("/")[2] for name in store.list(WORK_FOLDER)]
-    with ExitStack() as held:
-        claims = {name for name in names if name.startswith(CONFIDENCE)}
-        if all(held.enter_context(store.claim(name)) for name in sorted(claims)):
-            store.delete_under(WORK_FOLDER)
-        else:
-            store.delete_under(STAGED_FOLDER)
+    """Remove what runs left of their work, version 0.2 included; not the locks of those that still run."""
+    for below in (STAGED_FOLDER, *(f"{WORK_FOLDER}/{name}" for name in ("tmp", "claims"))):
+        store.delete_under(below)
+    remove_dead_locks(store)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
+from advl_pipeline.cache.parts import WHOLE, Part, parse_part
 from advl_pipeline.compute import MOST_WORKERS, ComputeConfig
 from advl_pipeline.configuration import Configuration, Output, option
 from advl_pipeline.datasets.config import DataRootOptions
@@ -112,6 +113,13 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here).",
         identity="none",
     )
+    part: str | None = option(
+        None,
+        help="Encode part I of N of the shards: each process of a job array is given another part of the same N. The "
+        "one that commits the last shard completes the cache [default: all].",
+        metavar="I/N",
+        identity="none",
+    )
     ray_tasks: int | None = option(
         None,
         help="Ray tasks that share the work [default: one per GPU for a cuda device, else one per CPU].",
@@ -119,6 +127,11 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         identity="none",
         rare=True,
     )
+
+    @property
+    def own_part(self) -> Part:
+        """The part of the shards that this process encodes; raises `ConfigError` where `part` says none."""
+        return WHOLE if self.part is None else parse_part(self.part)
 
     @property
     def stored_dtype(self) -> StoredDtype:
@@ -210,11 +223,6 @@ class ImportConfig(DataRootOptions):
         None, help="Folder of the cache [default: caches/import-NAME/DATASET/SPLIT].", output=Output(makes="cache")
     )
     dtype: Literal["float16", "float32", "int8"] = option("float16", help="How features are stored.")
-
-
-def recorded_options(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options under which a cache was made, without those of version 0.2 that are no more."""
-    return {name: value for name, value in provenance["config"].items() if name != "compression"}
 
 
 def default_output(teacher: str, dataset: str, split: str, *, part: str = "") -> Path:

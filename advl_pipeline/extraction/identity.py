@@ -66,12 +66,9 @@ def as_begun(config: ExtractConfig) -> ExtractConfig:
     if config.mixed_precision != AUTO:
         return config
     store = open_store(location_of(config), config.disk_cache_config)
-    try:
-        if PROVENANCE_FILE not in store.list("records"):
-            return config
-        begun = read_json(store, PROVENANCE_FILE).get("config", {})
-    finally:
-        store.close()
+    if PROVENANCE_FILE not in store.list("records"):
+        return config
+    begun = read_json(store, PROVENANCE_FILE).get("config", {})
     return replace(config, mixed_precision=begun.get("mixed_precision", AUTO))
 
 

@@ -14,10 +14,10 @@ from advl_pipeline.datasets.selected import SelectedExamples, listed_ids, refuse
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 
-Part = IndexedDataset | UnionOfSplits | SelectedExamples
+Selection = IndexedDataset | UnionOfSplits | SelectedExamples
 
 
-def open_part(config: ExtractConfig) -> Part:
+def open_part(config: ExtractConfig) -> Selection:
     """Open the split that is to be extracted, or the union of the subsets that are named of it.
 
     Raises:

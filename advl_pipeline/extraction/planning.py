@@ -13,8 +13,8 @@ from tqdm import tqdm
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
 from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord
-from advl_pipeline.cache.store import LeaseLost, MissingFile, Store, read_json
-from advl_pipeline.cache.writer import PLAN, ModalityPlan, begin_cache
+from advl_pipeline.cache.store import MissingFile, Overtaken, Store, read_json
+from advl_pipeline.cache.writer import ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
@@ -59,18 +59,14 @@ def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], 
         return make_plan(config, store, sources, identity, provenance=provenance)
     if is_planned():
         return Plan(estimates=(), free_bytes=None)
-    # One process counts; the others wait for its plan.
-    with store.claim(PLAN, wait=True):
-        if is_planned():
-            return Plan(estimates=(), free_bytes=None)
-        plan = Plan(estimates=(), free_bytes=None)
-        with suppress(LeaseLost):
-            plan = make_plan(config, store, sources, identity, provenance=provenance)
+    plan = Plan(estimates=(), free_bytes=None)
+    with suppress(Overtaken):
+        plan = make_plan(config, store, sources, identity, provenance=provenance)
     if not is_planned():
         raise StorageError(
             "The plan that was just written is not there.",
             where=str(store.location),
-            why="another process took the work over, or removed the cache",
+            why="another process removed the cache",
             next_command="give the same command again",
         )
     return plan
@@ -87,9 +83,10 @@ def make_plan(
 ) -> Plan:
     """Count tokens, place units, check the room, and write the plan unless this is a dry run.
 
-    The caller holds the claim on it, or is alone. Of a cache that is begun most is there: no room is asked for.
+    Of a cache that is begun, and repaired, most is there: no room is asked for.
 
     Raises:
+        Overtaken: another process made another plan at the same time.
         StorageError: the cache would not fit on the disk.
     """
     counts = count_tokens(sources, forecast=config.dry_run)
@@ -116,6 +113,7 @@ def make_plan(
         stored_dtype=config.stored_dtype,
         shard_rows=config.shard_rows,
         modalities=modalities,
+        anew=is_begun,
     )
     begin(dry_run=True)
     # Who is about to encode sees the speed from the first shard on; a trial would make a small job much longer.

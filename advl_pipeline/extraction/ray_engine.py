@@ -1,7 +1,7 @@
-"""The same work in several tasks of a Ray cluster, as if a command had been given once per task.
+"""Parts of one work in the tasks of a Ray cluster, as if a command had been given once per part.
 
-There is no scheduler here: what the tasks do shares itself out, and a task may die at any moment. The driver starts
-them, lets the caller watch, and passes on the first error in words.
+There is no scheduler here: which part is whose is decided before the start, and a task that dies is started again.
+The driver starts them, lets the caller watch, and passes on the first error in words.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from advl_pipeline.cache.parts import Part
 from advl_pipeline.errors import AdvlError, ClusterError, ConfigError
 from advl_pipeline.packages import install_extra
 
@@ -31,12 +32,12 @@ Result = TypeVar("Result")
 
 
 def run_on_ray(
-    work: Callable[[], Result], *, resource: str, num_tasks: int | None, watch: Callable[[], object]
+    work: Callable[[Part], Result], *, resource: str, num_tasks: int | None, watch: Callable[[], object]
 ) -> list[Result]:
     """Run work in the tasks of a Ray cluster: the one at $RAY_ADDRESS or running here, else one started here.
 
     Args:
-        work: of each task; it must be importable there.
+        work: of a task, given its part; it must be importable there.
         resource: CPU or GPU, of which a task takes one.
         num_tasks: how many; None for one per CPU or GPU of the cluster.
         watch: called now and then while they run, in another thread.
@@ -89,7 +90,7 @@ def _open(ray: Any) -> None:
 
 def _drive(
     ray: Any,
-    task: Callable[[], Any],
+    task: Callable[[Part], Any],
     resource: str,
     num_tasks: int | None,
     watch: Callable[[], object],
@@ -98,8 +99,9 @@ def _drive(
     available = int(ray.cluster_resources().get(resource, 0))
     if available < 1:
         raise ClusterError(f"The Ray cluster has no {resource}.", next_command="give another --device")
-    remote = ray.remote(**{f"num_{resource.lower()}s": 1})(lambda: task())
-    waiting, results = [remote.remote() for _ in range(num_tasks or available)], []
+    remote = ray.remote(**{f"num_{resource.lower()}s": 1})(lambda part: task(part))
+    count = num_tasks or available
+    waiting, results = [remote.remote(Part(number, count)) for number in range(1, count + 1)], []
     try:
         while waiting and not stop.is_set():
             done, waiting = ray.wait(waiting, timeout=_SECONDS_BETWEEN_LOOKS)
@@ -115,14 +117,16 @@ def _drive(
             next_command="give the same command again: it resumes; with fewer --ray-tasks if memory ran out",
         ) from error
     finally:
-        # A task that is cut off is taken over like any process that was killed.
+        # A task that is cut off leaves what it committed, like any process that was killed.
         for reference in waiting:
             with suppress(Exception):
                 ray.cancel(reference, force=True)
     return results
 
 
-def run_task(work: Callable[[], Result], folder: str, environment: dict[str, str]) -> Result | AdvlError:
+def run_task(
+    work: Callable[[Part], Result], folder: str, environment: dict[str, str], part: Part
+) -> Result | AdvlError:
     """Work in this process as in the driver's folder; an error comes back as a value, so that it stays in words."""
     os.environ.update(environment, TQDM_DISABLE="1")
     try:
@@ -133,6 +137,6 @@ def run_task(work: Callable[[], Result], folder: str, environment: dict[str, str
                 next_command="give it in a folder that all nodes share",
             )
         os.chdir(folder)
-        return work()
+        return work(part)
     except AdvlError as error:
         return error

@@ -16,7 +16,7 @@ from advl_pipeline.cache.reader import FeatureStore, open_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
-from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig, recorded_options
+from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
 
 if TYPE_CHECKING:
     # Bytes are checked where no teacher can run.
@@ -56,7 +56,7 @@ def run_verify(config: VerifyConfig) -> VerifyResult:
     from advl_pipeline.extraction.recorded import recorded_extraction
     from advl_pipeline.extraction.run import open_inputs
 
-    settings = recorded_options(open_cache(config.cache).provenance)
+    settings = open_cache(config.cache).provenance["config"]
     extraction = resolved(recorded_extraction(settings, config, command="cache verify"))
     teacher, dataset = open_inputs(extraction)
     return recompute(report, extraction, teacher, dataset, count=config.recompute, seed=config.seed)

@@ -32,6 +32,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
     typed = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     given = {name: value for name, value in typed.items() if value is not None and value != ()}
     recorded = options_without(ExtractConfig, settings, "none")
+    recorded.pop("compression", None)  # Of version 0.2; caches that were compressed are refused before.
     missing = {name: value for name, value in _paths(recorded).items() if name not in given}
     if missing:
         words = command_words(type(config), {**given, **missing, "cache": None})

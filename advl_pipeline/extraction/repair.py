@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from advl_pipeline.cache.checks import require_cache
+from advl_pipeline.cache.parts import holding
 from advl_pipeline.cache.provenance import IMPORTED, renew_command
 from advl_pipeline.cache.repair import RepairResult, recover_provenance, repair_cache, require_own_records
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.extraction.config import ExtractConfig, RepairConfig, recorded_options
+from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.identity import build_identity
 from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.planning import make_plan
 from advl_pipeline.extraction.recorded import recorded_extraction
-from advl_pipeline.extraction.run import cache_of, extract, open_inputs
+from advl_pipeline.extraction.run import extract_held, open_inputs, store_of
 from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.teachers.interface import Teacher
 
@@ -29,12 +30,13 @@ def run_repair(config: RepairConfig) -> RepairResult:
             that were not given.
         IdentityMismatch: the teacher or the dataset is not what it was.
         CorruptCache: the cache is still not sound afterwards.
+        InUse: another process writes the cache.
     """
     with interruptible():
         store = open_store(config.cache)
         require_cache(store)
         require_own_records(store)
-        settings = recorded_options(recover_provenance(store))
+        settings = recover_provenance(store)["config"]
         if str(settings.get("teacher", "")).startswith(IMPORTED):
             raise ConfigError(
                 "An imported cache has no teacher that could encode anything again.",
@@ -51,11 +53,12 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
     """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    with cache_of(config) as store:
+    store = store_of(config)
+    with holding(store):
         return repair_cache(
             store,
             identity,
             {source.modality: len(source.unit_ids()) for source in sources},
             plan=lambda provenance: make_plan(config, store, sources, identity, provenance=provenance, is_begun=True),
-            extract=lambda: extract(config, teacher, dataset).encoded_units,
+            extract=lambda: extract_held(config, store, sources, identity, dataset).encoded_units,
         )

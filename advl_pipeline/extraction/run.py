@@ -1,42 +1,38 @@
 """Phase 1 as one call: plan, encode what is not committed, finalise, estimate confidences.
 
-Every step first looks at what is there, so the same call resumes an interrupted run, shares the work with other
-processes that make the same call, and does nothing to a complete cache.
+Every step first looks at what is there, so the same call resumes an interrupted run and does nothing to a complete
+cache. Several processes share the work by parts: each encodes its own shards, and the last one goes on.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
+from advl_pipeline.cache.parts import Part, holding, parse_part
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.records import (
-    PLAN_RECORD,
-    committed_shards,
-    load_complete,
-    shard_name,
-)
-from advl_pipeline.cache.store import LeaseLost, Store
+from advl_pipeline.cache.records import PLAN_RECORD, committed_shards, load_complete
+from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.writer import FINALISE, CacheWriter, clear_work
+from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate_confidences
 from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.identity import as_begun, build_identity
 from advl_pipeline.extraction.interruption import interruptible
-from advl_pipeline.extraction.part import Part, open_part, require_class_names, subsets_of
+from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.planning import count_tokens, estimates_of, settle_plan
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.ray_engine import run_on_ray
@@ -44,9 +40,7 @@ from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sourc
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
-_SECONDS_BETWEEN_LOOKS = 0.5
-
-OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Part]]
+OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +50,8 @@ class ExtractResult:
     `estimates` and `free_bytes` are filled when the plan was made by this call or only asked for. `encoded_units`
     counts units that this call encoded, `stage_seconds` where its time went. `quarantined` counts pictures that
     could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples,
-    `skipped` what the dataset left out as malformed (`advl datasets check` lists it).
+    `skipped` what the dataset left out as malformed (`advl datasets check` lists it). `shards_left` counts shards of
+    other parts that are not committed yet; the cache is complete where there are none.
     """
 
     path: Location
@@ -70,6 +65,7 @@ class ExtractResult:
     clipped: int = 0
     confidences: int = 0
     skipped: int = 0
+    shards_left: int = 0
 
 
 def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> ExtractResult:
@@ -86,14 +82,16 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         WeightsUnavailable: the teacher's weights are not at hand.
         IdentityMismatch: the folder holds a cache of other settings.
         StorageError: the disk or the object store is full or failed; the same call resumes.
+        InUse: another process writes this cache, or the same part of it.
         ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
     with interruptible():
+        if config.part is not None:
+            parse_part(config.part)
         require_given(config)
         # Before the teacher loads; the extraction itself checks again.
-        with cache_of(config) as store:
-            store.require_place()
+        store_of(config).require_place()
         config = resolved(as_begun(without_network(config)))
         opener = open_inputs if teacher is None else lambda config: (teacher, open_part(config))
         if config.engine == "ray" and not config.dry_run:
@@ -101,7 +99,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         return _extract_opened(config, opener)
 
 
-def open_inputs(config: ExtractConfig) -> tuple[Teacher, Part]:
+def open_inputs(config: ExtractConfig) -> tuple[Teacher, Selection]:
     """Open the teacher and what of the dataset is to be extracted, by their names.
 
     Class names are read before anything is encoded: VQA's come from another split's files, which may be missing.
@@ -128,24 +126,30 @@ def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
 
 
 def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
-    """As `run_extract`, in several tasks of a Ray cluster, which claim shards as processes on one machine do.
+    """As `run_extract`, in several tasks of a Ray cluster, each of which encodes a part.
 
     Args:
         config: resolved; the output must be a folder that all nodes share, or a URL.
         opener: opens the teacher and the dataset in a task; must be importable there.
     """
-    work = partial(_extract_opened, replace(config, engine="local", ray_tasks=None), opener)
+    if config.part is not None:
+        raise ConfigError("--part and --engine ray exclude each other.", why="Ray's tasks are given the parts")
+    work = partial(_extract_part, replace(config, engine="local", ray_tasks=None), opener)
     resource = "GPU" if config.device.startswith("cuda") else "CPU"
-    with tqdm(desc="Ray tasks", unit="shard") as bar, cache_of(config) as store:
-        watch = partial(_show_committed, bar, store)
+    with tqdm(desc="Ray tasks", unit="shard") as bar:
+        watch = partial(_show_committed, bar, store_of(config))
         results = run_on_ray(work, resource=resource, num_tasks=config.ray_tasks, watch=watch)
     seconds = {stage: math.fsum(one.stage_seconds[stage] for one in results) for stage in results[0].stage_seconds}
     return replace(
-        max(results, key=lambda result: len(result.estimates)),
+        min(results, key=lambda result: (result.shards_left, -len(result.estimates))),
         encoded_units=sum(result.encoded_units for result in results),
         seconds=max(result.seconds for result in results),
         stage_seconds=seconds,
     )
+
+
+def _extract_part(config: ExtractConfig, opener: OpenInputs, part: Part) -> ExtractResult:
+    return _extract_opened(replace(config, part=str(part)), opener)
 
 
 def _show_committed(bar: Any, store: Store) -> None:
@@ -174,22 +178,35 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
     """As `run_extract`, with a teacher and a dataset that are open already."""
-    begun = time.perf_counter()
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
-    with cache_of(config) as store:
-        store.require_place()
+    store = store_of(config)
+    store.require_place()
+    if config.dry_run:
         plan = settle_plan(config, store, sources, identity)
-        if config.dry_run:
-            estimates = (*plan.estimates, *estimate_confidences(config, sources, dataset))
-            return ExtractResult(path=store.location, dry_run=True, estimates=estimates, free_bytes=plan.free_bytes)
-        writer = CacheWriter(store)
-        encoded, stage_seconds = _encode_pending(config, writer, sources)
-        with store.claim(FINALISE, wait=True):
-            _finalise(writer)
-            cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
-            confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
-            clear_work(store)
+        estimates = (*plan.estimates, *estimate_confidences(config, sources, dataset))
+        return ExtractResult(path=store.location, dry_run=True, estimates=estimates, free_bytes=plan.free_bytes)
+    with holding(store, config.own_part):
+        return extract_held(config, store, sources, identity, dataset)
+
+
+def extract_held(
+    config: ExtractConfig, store: Store, sources: Sequence[Source], identity: Mapping[str, Any], dataset: Dataset
+) -> ExtractResult:
+    """As `extract`, of a part that this process holds."""
+    begun = time.perf_counter()
+    plan = settle_plan(config, store, sources, identity)
+    writer = CacheWriter(store)
+    encoded, stage_seconds = _encode_own(config, writer, sources)
+    shards_left = 0
+    if not writer.is_complete():
+        shards_left = sum(len(writer.pending(modality)) for modality in writer.plan.modalities)
+    confidences, complete = 0, None
+    if not shards_left:
+        _finalise(writer)
+        cache = open_cache(store.location, identity, disk_cache=config.disk_cache_config)
+        confidences = _estimate_confidences(config, cache, dataset) if config.confidence else 0
+        clear_work(store)
         complete = load_complete(store)
     seconds = time.perf_counter() - begun
     if encoded and store.folder is not None:
@@ -201,76 +218,63 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
         encoded_units=encoded,
         seconds=seconds,
         stage_seconds={str(stage): seconds for stage, seconds in stage_seconds.items()},
-        quarantined=sum(map(len, complete.quarantined.values())),
-        clipped=sum(complete.clipped.values()),
+        quarantined=sum(map(len, complete.quarantined.values())) if complete else 0,
+        clipped=sum(complete.clipped.values()) if complete else 0,
         confidences=confidences,
+        shards_left=shards_left,
     )
 
 
-@contextmanager
-def cache_of(config: ExtractConfig) -> Iterator[Store]:
-    """Open the place that a cache is written to."""
-    store = open_store(location_of(config), config.disk_cache_config)
-    try:
-        yield store
-    finally:
-        store.close()
+def store_of(config: ExtractConfig) -> Store:
+    """Return the place that a cache is written to."""
+    return open_store(location_of(config), config.disk_cache_config)
 
 
 def _finalise(writer: CacheWriter) -> None:
     try:
         if not writer.is_complete():
             writer.finalise()
-            files = load_complete(writer.store).files
-            writer.store.vouch(writer.store.changed(files))
-    except (CorruptCache, LeaseLost):
-        # Another process that held the claim has completed the cache, and removed its work in progress since.
+            writer.store.vouch(writer.store.changed(load_complete(writer.store).files))
+    except (CorruptCache, StorageError):
+        # The process of another part has completed the cache at the same time, and removed the work in progress.
         if not writer.is_complete():
             raise
 
 
-def _encode_pending(
+def _encode_own(
     config: ExtractConfig, writer: CacheWriter, sources: Sequence[Source]
 ) -> tuple[int, dict[Stage, float]]:
-    encoded = 0
+    """Encode the shards of this process's part that are not committed; returns their units and the time spent."""
+    encoded = num_before = 0
     seconds: dict[Stage, float] = {"read": 0.0, "encode": 0.0, "write": 0.0}
     for source in sources:
-        while not writer.is_complete() and (pending := writer.pending(source.modality)):
-            count, spent = _encode_claimed(config, writer, source, pending)
+        pending = [] if writer.is_complete() else writer.pending(source.modality)
+        if own := [shard for shard in pending if config.own_part.holds(num_before + shard)]:
+            count, spent = _encode_shards(config, writer, source, own)
             encoded += count
             seconds = {stage: seconds[stage] + spent[stage] for stage in seconds}
-            if count == 0:
-                # Other processes hold all that is left; should one die, its claim is free at the next look.
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        num_before += writer.placement(source.modality).num_shards
     return encoded, seconds
 
 
-def _encode_claimed(
-    config: ExtractConfig, writer: CacheWriter, source: Source, pending: Sequence[int]
+def _encode_shards(
+    config: ExtractConfig, writer: CacheWriter, source: Source, shards: Sequence[int]
 ) -> tuple[int, dict[Stage, float]]:
-    """Encode those of the pending shards that this process can claim; returns their units and the time spent."""
     placement = writer.placement(source.modality)
-    encoded = 0
-    left = sum(len(placement.units_of(shard)) for shard in pending)
+    wanted = sum(len(placement.units_of(shard)) for shard in shards)
     progress = Progress(
         label=source.modality,
         total=placement.num_units,
-        done=placement.num_units - left,
+        done=placement.num_units - wanted,
         file=config.progress_file,
     )
     behind = WriteBehind()
     with ExitStack() as stack:
-        claims = stack.enter_context(ExitStack())
         stack.enter_context(progress)
         stack.callback(behind.close)
         readers = min(num_threads(config.num_workers), source.prepare_threads)
         pool = stack.enter_context(ThreadPoolExecutor(readers, thread_name_prefix="advl-read"))
-        for shard in pending:
-            held = claims.enter_context(ExitStack())
-            ours = held.enter_context(writer.store.claim(shard_name(source.modality, shard)))
-            if not ours or writer.is_committed(source.modality, shard):
-                held.close()
-                continue
+        for shard in shards:
             encode_shard(
                 source,
                 writer,
@@ -281,11 +285,9 @@ def _encode_claimed(
                 behind=behind,
                 progress=progress,
             )
-            behind.submit(held.close)
-            encoded += len(placement.units_of(shard))
         with progress.stage("write"):
             behind.drain()
-    return encoded, progress.seconds
+    return wanted, progress.seconds
 
 
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:

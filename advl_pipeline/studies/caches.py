@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.errors import InUse, WeightsUnavailable
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.studies.config import StudyConfig, published_name
 from advl_pipeline.studies.plan import CacheNeed
+
+_SECONDS_BETWEEN_LOOKS = 10.0
 
 CachePreparer = Callable[[CacheNeed, StudyConfig, Path | None], float | None]
 """Makes sure that a cache exists. Returns the seconds that extracting took, now or earlier, None if unknown."""
 
 
 def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> float | None:
-    """Extract a cache; several processes that need the same one share its shards.
+    """Extract a cache; where another process is at it, that one's end is waited for.
 
     A finished cache of the same options needs no teacher: one whose weights are no longer at hand is taken as it is.
     """
@@ -26,12 +32,17 @@ def prepare_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -
     from advl_pipeline.extraction.run import run_extract
 
     config = extraction_config(need, study, data_root)
-    if not is_extracted(config, same_weights=True):
+    while not is_extracted(config, same_weights=True):
         try:
             run_extract(config)
+            break
         except WeightsUnavailable:
-            if not is_extracted(config, same_weights=False):
-                raise
+            if is_extracted(config, same_weights=False):
+                break
+            raise
+        except InUse as error:
+            tqdm.write(f"{need.path}: waiting for {error.why}", file=sys.stderr)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
     return extraction_seconds(need.path)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.configuration import command_words, config_to_dict
+from advl_pipeline.errors import InUse
 from advl_pipeline.outputs import require_outputs
+from advl_pipeline.process_lock import process_lock
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
 from advl_pipeline.studies.config import StudyRunConfig, asked_study, load_study
 from advl_pipeline.studies.execute import (
@@ -154,9 +156,13 @@ def _run_cells(
 
 
 def _run_cell(study: str, folder: Path, execute: CellExecutor, cell: Cell) -> None:
-    with FolderStore(folder).claim(f"cell-{cell.cell_id}") as ours:
-        # Another process may have finished the cell between our look at it and the claim.
-        if not ours or is_finished(cell):
+    with ExitStack() as held:
+        try:
+            held.enter_context(process_lock(folder / f".work/claims/cell-{cell.cell_id}", "this cell"))
+        except InUse:
+            return
+        # Another process may have finished the cell between our look at it and the lock.
+        if is_finished(cell):
             return
         asked = load_study(study)
         if not take_finished(cell, asked, folder):

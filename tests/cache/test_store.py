@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from advl_pipeline.cache.files import entry_of
-from advl_pipeline.cache.store import LeaseLost, MissingFile, Store
+from advl_pipeline.cache.store import MissingFile, Overtaken, Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.errors import ConfigError, CorruptCache
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened = open_store(tmp_path / "cache" if request.param == "folder" else request.getfixturevalue("url"))
-    yield opened
-    opened.close()
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(tmp_path / "cache" if request.param == "folder" else request.getfixturevalue("url"))
 
 
 def test_files_are_put_read_listed_and_deleted(store: Store) -> None:
@@ -63,43 +61,38 @@ def test_what_holds_the_content_already_is_left_alone(store: Store, tmp_path: Pa
         assert (tmp_path / "cache/a").stat() == before
 
 
-def test_one_claims_and_another_waits(store: Store) -> None:
-    other, order = open_store(store.location), []
-
-    def wait() -> None:
-        with other.claim("work", wait=True) as ours:
-            order.append(("other", ours))
-
-    with store.claim("work") as ours, other.claim("work") as theirs, other.claim("else") as elses:
-        assert (ours, theirs, elses) == (True, False, True)
-        waiting = threading.Thread(target=wait, daemon=True)
-        waiting.start()
-        order.append(("first", True))
-    waiting.join(60)
-    assert order == [("first", True), ("other", True)]
-    with store.claim("once", once=True) as ours:
-        assert ours
-    assert not any(name.endswith("/once") for name in store.list())
-    other.close()
-
-
-def test_who_lost_a_claim_cannot_write_over_its_successor(store: Store) -> None:
-    if store.folder is not None:
-        pytest.skip("a kernel lock cannot be lost")
-    with store.claim("work") as ours:
-        assert ours
-        store.put("a", [b"mine"], lease="work")
-        store.put("a", [b"mine, again"], lease="work")
-        store.delete(".work/claims/work")
-        store.put("a", [b"mine, again"], lease="work")
-        with pytest.raises(LeaseLost):
-            store.put("a", [b"too late"], lease="work")
-        with pytest.raises(LeaseLost):
-            store.commit("records/a.json", b"too late", lease="work")
+def test_a_record_is_written_where_there_is_none(store: Store) -> None:
+    assert store.settle("a", [b"fi", b"rst"]) == entry_of(b"first")
+    assert store.settle("a", [b"second"]) == entry_of(b"first")
     store.commit("records/b.json", b"first")
-    with pytest.raises(LeaseLost):
+    store.commit("records/b.json", b"first")
+    with pytest.raises(Overtaken):
         store.commit("records/b.json", b"second")
-    assert store.get("a") == b"mine, again"
+    assert store.get("a") == store.get("records/b.json") == b"first"
+    assert not any(name.startswith(".work/tmp/") for name in store.list())
+
+
+def test_of_many_who_write_at_once_one_is_first_and_all_are_told_who(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda number: store.settle("records/a.json", [b"%d" % number]), range(8)))
+    assert found == {entry_of(store.get("records/a.json"))}
+
+
+def test_a_file_is_written_though_the_work_folder_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, cleared = os.fsync, iter([True])
+
+    def clear_once(descriptor: int) -> None:
+        if next(cleared, False):
+            shutil.rmtree(tmp_path / "cache/.work")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", clear_once)
+    store = open_store(tmp_path / "cache")
+    store.put("a", [b"x"])
+    assert store.list() == {"a": 1}
+    assert not (tmp_path / "cache/.work").exists()
 
 
 def test_a_place_with_other_content_takes_no_cache(store: Store) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from chaos import kill_and_resume, make_job, reference_run, started_writing
-from tiny_extraction import tree_bytes
+from tiny_extraction import tiny_config, tree_bytes
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.verify import verify_cache
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.extraction.run import run_extract
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +63,65 @@ def test_stopped_by_a_signal(reference: tuple[Path, dict[str, bytes], float], nu
     assert tree_bytes(folder / number.name) == files
 
 
-def test_two_processes_share_one_cache(reference: tuple[Path, dict[str, bytes], float]) -> None:
+def test_processes_that_are_given_parts_make_one_cache(reference: tuple[Path, dict[str, bytes], float]) -> None:
     folder, files, _ = reference
-    job = make_job(folder, "shared", progress_file=str(folder / "shared.jsonl"))
-    for running in [job.start() for _ in range(2)]:
+    jobs = [make_job(folder, "shared", part=f"{number}/3") for number in (1, 2, 3)]
+    for running in [job.start() for job in jobs]:
         assert running.wait() == 0, running.messages()
     assert tree_bytes(folder / "shared") == files
+    assert not (folder / "shared/.work").exists()
 
 
-def test_dead_claimer_is_taken_over(reference: tuple[Path, dict[str, bytes], float]) -> None:
-    folder, files, span = reference
-    job = make_job(folder, "widow")
-    first = job.start()
-    assert started_writing(first, folder / "widow")
-    second = job.start()
-    time.sleep(span / 2)
-    first.send(signal.SIGKILL)
-    first.wait()
-    assert second.wait() == 0, second.messages()
+def test_a_part_whose_process_dies_is_done_by_the_same_command(
+    reference: tuple[Path, dict[str, bytes], float],
+) -> None:
+    folder, files, _ = reference
+    slow, first, second = (
+        make_job(folder, "widow", delay=delay, part=part) for delay, part in ((0.3, "1/2"), (0, "1/2"), (0, "2/2"))
+    )
+    dying, other = slow.start(), second.start()
+    assert started_writing(dying, folder / "widow/records/plan.json")
+    dying.send(signal.SIGKILL)
+    dying.wait()
+    assert other.wait() == 0, other.messages()
+    assert not (folder / "widow/records/complete.json").exists()
+    first.finish()
     assert tree_bytes(folder / "widow") == files
+
+
+@pytest.mark.parametrize("second", [{}, {"part": "1/2"}], ids=["same", "other parts"])
+def test_a_second_process_on_the_same_shards_is_refused(
+    reference: tuple[Path, dict[str, bytes], float], second: dict[str, str]
+) -> None:
+    folder, files, _ = reference
+    output = f"twice-{len(second)}"
+    running = make_job(folder, output, delay=1.0).start()
+    assert started_writing(running, folder / output / "records/plan.json")
+    refused = make_job(folder, output, **second).start()
+    assert refused.wait() == 7, refused.messages()
+    assert re.search(
+        rf"Another process is writing this cache(?s:.)*process {running.process.pid} on", refused.messages()
+    )
+    code, said = prune_all(folder / output)
+    assert code == 7
+    assert "Another process is writing this cache" in said
+    running.send(signal.SIGKILL)
+    running.wait()
+    make_job(folder, output, delay=0).finish()
+    assert tree_bytes(folder / output) == files
+
+
+def prune_all(cache: Path) -> tuple[int, str]:
+    command = [sys.executable, "-m", "advl_cli", "cache", "prune", str(cache), "--all"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"])
+def test_what_is_no_part_is_refused(tmp_path: Path, part: str) -> None:
+    with pytest.raises(ConfigError, match="no part of a cache"):
+        run_extract(tiny_config(tmp_path / "cache", part=part))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_file_size_limit_in_mid_write(reference: tuple[Path, dict[str, bytes], float]) -> None:

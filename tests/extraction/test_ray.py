@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from tiny_extraction import open_tiny, tiny_config, tree_bytes
 
+from advl_pipeline.cache.parts import Part
 from advl_pipeline.errors import ClusterError, StorageError
 from advl_pipeline.extraction.ray_engine import run_task
-from advl_pipeline.extraction.run import _extract_opened, extract
+from advl_pipeline.extraction.run import _extract_part, extract
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DRIVER = """
@@ -80,10 +81,10 @@ def test_same_bytes_and_resumed_after_a_stop(tmp_path: Path) -> None:
 def test_error_of_a_task_comes_back_in_words(tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("in the way")
     config = tiny_config(tmp_path / "blocked/cache", data_root=str(tmp_path / "data"))
-    work = partial(_extract_opened, config, open_tiny)
+    work = partial(_extract_part, config, open_tiny)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker:
-        outcome = worker.submit(run_task, work, str(tmp_path), {}).result()
-        elsewhere = worker.submit(run_task, work, str(tmp_path / "absent"), {}).result()
+        outcome = worker.submit(run_task, work, str(tmp_path), {}, Part(1, 2)).result()
+        elsewhere = worker.submit(run_task, work, str(tmp_path / "absent"), {}, Part(1, 2)).result()
     assert isinstance(outcome, StorageError)
     assert outcome.next_command
     assert isinstance(elsewhere, ClusterError)

@@ -16,10 +16,8 @@ from objects import objects, spoil
 from s3_server import ACCESS_KEY, SECRET_KEY, S3Server, client_environment, environment_of
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.cache import leases
 from advl_pipeline.cache.config import DiskCacheConfig, InfoConfig, PruneConfig
 from advl_pipeline.cache.info import run_info
-from advl_pipeline.cache.leases import Leases
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.prune import run_prune
 from advl_pipeline.cache.reader import open_cache
@@ -178,7 +176,7 @@ def test_killed_and_shared(url: Url, tmp_path: Path, s3_server: S3Server) -> Non
     reference.finish()
     job = make_job(tmp_path, "remote")
     job.settings["config"]["output"] = str(url)
-    job.settings.update({"lease_seconds": 2.0, "environment": s3_server.environment})
+    job.settings.update({"environment": s3_server.environment})
     killed = 0
     for moment in (0.3, 1.0):
         running = job.start()
@@ -190,30 +188,14 @@ def test_killed_and_shared(url: Url, tmp_path: Path, s3_server: S3Server) -> Non
         running.send(signal.SIGKILL)
         running.wait()
     assert killed
-    for running in [job.start() for _ in range(2)]:
+    parts = []
+    for number in (1, 2):
+        job.settings["config"]["part"] = f"{number}/2"
+        parts.append(job.start())
+    for running in parts:
         assert running.wait() == 0, running.messages()
     assert objects(url) == tree_bytes(tmp_path / "folder")
     assert verify_cache(url).is_sound
-
-
-def test_lease_is_taken_over_once_and_fences_its_old_holder(url: Url, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.3)
-    first, second = Leases(ObjectStore(url)), Leases(ObjectStore(url))
-    with first.claim("text-00000") as ours:
-        assert ours
-        assert first.is_held("text-00000")
-        with second.claim("text-00000") as theirs:
-            assert not theirs
-        time.sleep(0.6)
-        with second.claim("text-00000") as theirs:
-            assert not theirs  # Its holder lives.
-        first.close()
-        with second.claim("text-00000", wait=True) as theirs:
-            assert theirs
-            assert not first.is_held("text-00000")
-    with second.claim("text-00000") as ours:
-        assert ours
-    second.close()
 
 
 @pytest.mark.parametrize("cause", ["secret", "bucket", "endpoint"])

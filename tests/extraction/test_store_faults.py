@@ -135,6 +135,5 @@ def test_extraction_stops_with_a_message_and_resumes(
         assert "the same command resumes" in running.messages()
         assert "Traceback" not in running.messages()
         store.every = 4
-        job.settings["lease_seconds"] = 1.0
         job.finish()
     assert objects(url) == tree_bytes(folder / "cache")

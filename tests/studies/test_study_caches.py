@@ -12,8 +12,13 @@ from small_clip import save_small_clip
 from small_roberta import save_small_roberta
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, InUse
+from advl_pipeline.extraction import identity as extraction_identity
+from advl_pipeline.extraction import run as extraction_run
+from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.studies import caches
 from advl_pipeline.studies.config import read_study
+from advl_pipeline.studies.plan import CacheNeed
 
 STUDY = """
 name = "trial"
@@ -83,3 +88,22 @@ def test_places_of_weights_that_cannot_be_meant_are_refused(tmp_path: Path, weig
     with pytest.raises(ConfigError, match=what) as caught:
         read_study(write_study(tmp_path, weights=weights))
     assert "[extraction]" in caught.value.where
+
+
+def test_a_cache_that_another_process_extracts_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = read_study(write_study(tmp_path, weights="{ clip-vit-l = 'clip', roberta-l = 'roberta' }"))
+    tries = iter([InUse("Another process is writing this cache.", why="process 7 on host"), None])
+
+    def extract(config: ExtractConfig) -> None:
+        if (error := next(tries)) is not None:
+            raise error
+
+    monkeypatch.setattr(extraction_identity, "is_extracted", lambda config, *, same_weights: False)
+    monkeypatch.setattr(extraction_run, "run_extract", extract)
+    monkeypatch.setattr(caches, "_SECONDS_BETWEEN_LOOKS", 0.0)
+    need = CacheNeed(teacher="roberta-l", dataset="vcr", split="train", path=tmp_path / "cache")
+    assert caches.prepare_cache(need, study, None) is None
+    assert next(tries, "none left") == "none left"
+    assert "waiting for process 7 on host" in capsys.readouterr().err

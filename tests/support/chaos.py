@@ -78,11 +78,8 @@ class Job:
 
     def _start(self, target: Callable[..., None], *arguments: Any) -> Running:
         number = len(list(self.folder.glob("*.log")))
-        path, log = self.folder / f"{self.output.name}.json", self.folder / f"{self.output.name}-{number}.log"
-        content = json.dumps(self.settings)
-        if not path.exists() or path.read_text(encoding="utf-8") != content:
-            # A process started before may be reading it at this moment.
-            path.write_text(content, encoding="utf-8")
+        path, log = (self.folder / f"{self.output.name}-{number}.{ending}" for ending in ("json", "log"))
+        path.write_text(json.dumps(self.settings), encoding="utf-8")
         log.touch()
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         process = _CONTEXT.Process(target=target, args=(*arguments, str(path), str(log)), daemon=True)

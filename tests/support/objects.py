@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advl_pipeline.cache.confidence import write_confidence
-from advl_pipeline.cache.object_store import ObjectStore, Version
+from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.locations import Url
 
 
@@ -35,4 +35,4 @@ def spoil(url: Url, name: str, content: bytes) -> None:
     """Put other content in an object's place."""
     store = ObjectStore(url)
     store.delete(name)
-    assert isinstance(store.create(name, content), Version)
+    assert store.create(name, content)

@@ -1,0 +1,105 @@
+"""Who writes a cache: one process alone, or each of several a part of its shards, which it holds by a lock.
+
+Parts are disjoint by arithmetic, so the processes of a job array need not speak to one another: the one that commits
+the last shard completes the cache. A lock keeps the same part from being written twice on one machine, or in one
+folder that several see. It is no part of the cache, and ends with its process.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from advl_pipeline.cache.store import Store
+from advl_pipeline.errors import ConfigError, InUse
+from advl_pipeline.process_lock import process_lock
+
+_SECONDS_TO_DIE = 3.0
+"""A process that was killed this moment may hold its lock a little longer."""
+
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part `number` of `count`, from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def holds(self, shard: int) -> bool:
+        """Whether the shard of this number, counted over all modalities, belongs to the part."""
+        return shard % self.count == self.number - 1
+
+
+WHOLE = Part()
+
+
+def parse_part(text: str) -> Part:
+    """Read "I/N"; raises `ConfigError`."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    part = Part(int(found[1]), int(found[2])) if found else Part(0, 0)
+    if not 1 <= part.number <= part.count:
+        raise ConfigError(
+            f"{text!r} is no part of a cache.",
+            where="--part",
+            why="a part is I/N, with I from 1 to N",
+            next_command="of four processes, give one --part 1/4, the next --part 2/4, and so on",
+        )
+    return part
+
+
+@contextmanager
+def holding(store: Store, part: Part = WHOLE) -> Iterator[None]:
+    """Hold a part of a cache for this process until the block ends.
+
+    Raises:
+        InUse: another process of this machine, or of those that see the folder, holds it or shards of it.
+        ConfigError: the object store takes no conditions on writes.
+    """
+    store.prepare_writing()
+    folders = [store.locks, *store.locks.parents]
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        with _locked(store.locks / f"part-{part.number}-of-{part.count}", f"this cache, part {part}"):
+            for path in store.locks.glob("part-*-of-*"):
+                if not path.name.endswith(f"-of-{part.count}"):
+                    # Shards of another division are also ours. Of a process that died, only the file is left.
+                    with _locked(path, "this cache, in other parts"):
+                        pass
+            yield
+    finally:
+        # Nothing is left behind where nothing was written.
+        with suppress(OSError):
+            for folder in dict.fromkeys([*folders[:2], *made]):
+                folder.rmdir()
+
+
+@contextmanager
+def _locked(path: Path, what: str) -> Iterator[None]:
+    deadline = time.monotonic() + _SECONDS_TO_DIE
+    with ExitStack() as held:
+        while True:
+            try:
+                share = "wait until it ends, or stop it; processes that share the work are each given a --part"
+                held.enter_context(process_lock(path, what, next_command=share))
+                break
+            except InUse:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        yield
+
+
+def remove_dead_locks(store: Store) -> None:
+    """Remove the files of locks that nobody holds any more."""
+    for path in store.locks.glob("part-*-of-*"):
+        with suppress(InUse), process_lock(path, "this cache"):
+            pass
