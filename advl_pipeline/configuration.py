@@ -147,6 +147,52 @@ def option(
     )
 
 
+def component(kind: type[Any]) -> Any:
+    """Declare a part of a configuration; its options are the whole's, by their names, in files and as flags."""
+    return dataclasses.field(default=kind(), metadata={"component": kind})
+
+
+def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Return name -> field of each option of a configuration, those of its components among them."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    for field in dataclasses.fields(cls):
+        part = field.metadata.get("component")
+        found |= {field.name: field} if part is None else options_of(part)
+    return found
+
+
+def option_types(cls: type[Any]) -> dict[str, Any]:
+    """Return name -> type of each option of a configuration, those of its components among them."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        part = field.metadata.get("component")
+        found |= {field.name: hints[field.name]} if part is None else option_types(part)
+    return found
+
+
+def option_values(config: Any) -> dict[str, Any]:
+    """Return name -> value of each option of a configuration, those of its components among them."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        found |= option_values(value) if "component" in field.metadata else {field.name: value}
+    return found
+
+
+def with_options(config: ConfigT, **changes: Any) -> ConfigT:
+    """Return a configuration with other values of some options, by their names."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        part = field.metadata.get("component")
+        if part is None and field.name in changes:
+            given[field.name] = changes.pop(field.name)
+        elif part is not None:
+            inside = {name: changes.pop(name) for name in options_of(part) if name in changes}
+            given[field.name] = with_options(getattr(config, field.name), **inside)
+    return dataclasses.replace(config, **given, **changes)  # type: ignore[type-var]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
     """Base of all configurations: a number outside the range of its option is refused, however it came there."""
@@ -164,14 +210,14 @@ def check_ranges(cls: type[Configuration], values: Mapping[str, Any], *, where: 
     Raises:
         ConfigError: with the option, its range and the number.
     """
-    for field in dataclasses.fields(cls):
+    for name, field in options_of(cls).items():
         allowed: Range | None = field.metadata.get("range")
-        for value in _numbers(values.get(field.name)):
+        for value in _numbers(values.get(name)):
             if isinstance(value, int) and value.bit_length() > _MOST_BITS:
                 why = f"it takes {value.bit_length()} bits; at most {_MOST_BITS} are held"
-                raise ConfigError(f"{flag_of(field.name)} is too large a number.", where=where, why=why)
+                raise ConfigError(f"{flag_of(name)} is too large a number.", where=where, why=why)
             if allowed is not None and value not in allowed:
-                raise ConfigError(f"{flag_of(field.name)} must be {allowed}.", where=where, why=f"got {value!r}")
+                raise ConfigError(f"{flag_of(name)} must be {allowed}.", where=where, why=f"got {value!r}")
 
 
 def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identity) -> dict[str, Any]:
@@ -181,7 +227,7 @@ def options_without(cls: type[Any], values: Mapping[str, Any], *left_out: Identi
         values: field name -> value; names that are no fields stay.
         left_out: ways.
     """
-    told = {field.name: field.metadata.get("identity") for field in dataclasses.fields(cls)}
+    told = {name: field.metadata.get("identity") for name, field in options_of(cls).items()}
     return {name: value for name, value in values.items() if told.get(name) not in left_out}
 
 
@@ -191,7 +237,7 @@ def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]
     Args:
         values: field name -> value, as `config_to_dict` has them; names that are no fields stay.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    defaults = {name: field.default for name, field in options_of(cls).items()}
     return {
         name: value
         for name, value in values.items()
@@ -201,24 +247,32 @@ def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]
 
 def pacing_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of options that a step of the work may take another time for; other names stay."""
-    told = {field.name: field.metadata.get("paces", True) for field in dataclasses.fields(cls)}
+    told = {name: field.metadata.get("paces", True) for name, field in options_of(cls).items()}
     return {name: value for name, value in values.items() if told.get(name, True)}
 
 
 def fallbacks(cls: type[Any]) -> dict[str, Any]:
     """Return what stands for options that nobody gives: field name -> `otherwise` of its declaration."""
-    found = {field.name: field.metadata.get("otherwise") for field in dataclasses.fields(cls)}
+    found = {name: field.metadata.get("otherwise") for name, field in options_of(cls).items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def sections(cls: type[Any]) -> dict[str, str]:
-    """Return field name -> title of the section of the help that it belongs to, sections in the order of the bases.
+    """Return option -> title of the section of the help that it belongs to: of the bases, then of the components.
 
     A configuration may be made of several; each has its own `title`, "" for none.
     """
     own = {name: part for part in reversed(cls.__mro__) for name in inspect.get_annotations(part)}
-    fields = [field.name for field in dataclasses.fields(cls)]
-    return {name: own[name].__dict__.get("title", "") for part in cls.__mro__ for name in fields if own[name] is part}
+    parts = {field.name: field.metadata.get("component") for field in dataclasses.fields(cls)}
+    found = {
+        name: own[name].__dict__.get("title", "")
+        for part in cls.__mro__
+        for name in parts
+        if own[name] is part and parts[name] is None
+    }
+    for part in parts.values():
+        found |= {} if part is None else sections(part)
+    return found
 
 
 def flag_of(name: str) -> str:
@@ -233,7 +287,7 @@ def name_of(flag: str) -> str:
 
 def renamed(cls: type[Any]) -> dict[str, str]:
     """Return the names that options had in an earlier release -> those of their fields."""
-    found = {field.name: field.metadata.get("was") for field in dataclasses.fields(cls)}
+    found = {name: field.metadata.get("was") for name, field in options_of(cls).items()}
     return {name_of(was): name for name, was in found.items() if was is not None}
 
 
@@ -292,8 +346,7 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
     Raises:
         ConfigError: an unknown key, a missing field, or a value of the wrong type or outside its range.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints, fields = option_types(cls), options_of(cls)
     earlier = renamed(cls)
     values: dict[str, Any] = {}
     for layer in layers:
@@ -322,15 +375,27 @@ def build_config(cls: type[ConfigT], *layers: Mapping[str, Any], where: str = ""
             why=f"such as {such_as}" if such_as else "",
         )
     try:
-        return cls(**values)
+        return _assembled(cls, values)
     except ConfigError as error:
         error.where = error.where or where
         raise
 
 
+def _assembled(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Return a configuration whose options have these values, each in the component that declares it."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        part = field.metadata.get("component")
+        if part is not None:
+            given[field.name] = _assembled(part, values)
+        elif field.name in values:
+            given[field.name] = values[field.name]
+    return cls(**given)
+
+
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Return the configuration as plain JSON types (paths as strings, tuples as lists)."""
-    return {field.name: _to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {name: _to_plain(value) for name, value in option_values(config).items()}
 
 
 def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
@@ -340,7 +405,7 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
         values: field name -> value, as `config_to_dict` has them; other keys are passed over.
     """
     words: list[str] = []
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = options_of(cls)
     for field in (fields[name] for name in sections(cls)):
         value = values.get(field.name)
         if value is None or value == _to_plain(field.default):

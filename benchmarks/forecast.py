@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advl_pipeline.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
@@ -56,7 +57,9 @@ def measure_forecasts(folder: Path, quick: bool) -> list[Row]:
 def _row(name: str, settings: Mapping[str, Any], output: Path, *, rounds: int) -> Row:
     told, took, limits = [], [], []
     for number in range(rounds):
-        config = FinetuneConfig(recipe="none", num_steps=_STEPS, output=output / str(number), **settings)
+        config = build_config(
+            FinetuneConfig, settings, {"recipe": "none", "num_steps": _STEPS, "output": output / str(number)}
+        )
         forecast = forecast_epoch(config)
         told.append(forecast.seconds_per_step)
         limits.append(forecast.bottleneck)

@@ -14,6 +14,7 @@ import torch
 
 from advl_data.scenes.generator.build import run_build_scenes
 from advl_data.scenes.generator.config import ScenesConfig
+from advl_pipeline.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
@@ -43,7 +44,7 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
         output = folder / "run"
         shutil.rmtree(output, ignore_errors=True)
         base = {"dataset": "scenes-vcr", "data_root": data_root, "task": ("vcr-q2a",), "output": output}
-        return run_finetune(FinetuneConfig(**{**base, "checkpoint_every": 10_000, **changes})).summary
+        return run_finetune(build_config(FinetuneConfig, base, {"checkpoint_every": 10_000}, changes)).summary
 
     advl: dict[str, Any] = {"method": "advl", "cache": caches}
     plain: list[float] = []

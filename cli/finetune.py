@@ -31,7 +31,7 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
     say_what_it_is([config.dataset], config.data_root)
     require_given(config)
     require_effect(config)
-    if config.dry_run:
+    if config.forecast.dry_run:
         _say_forecast(config, as_json=as_json)
         return
     from advl_pipeline.training.run import run_finetune

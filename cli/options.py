@@ -13,7 +13,16 @@ from typing import Any, Literal, TypeVar, Union
 
 import click
 
-from advl_pipeline.configuration import build_config, flag_of, read_toml, renamed, say_renamed, sections
+from advl_pipeline.configuration import (
+    build_config,
+    flag_of,
+    option_types,
+    options_of,
+    read_toml,
+    renamed,
+    say_renamed,
+    sections,
+)
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url
 from advl_pipeline.outputs import require_outputs
@@ -93,8 +102,7 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
     positional = set(arguments)
 
     def decorate(function: Function) -> Function:
-        hints = typing.get_type_hints(cls)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        hints, fields = option_types(cls), options_of(cls)
 
         @functools.wraps(function)
         def run(**flags: Any) -> Any:
@@ -173,7 +181,7 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collec
     """
     file: Path | None = flags.pop("config_file", None)
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
-    fields = [field for field in dataclasses.fields(cls) if field.metadata.get("also")]
+    fields = [field for field in options_of(cls).values() if field.metadata.get("also")]
     also = {str(field.metadata["also"]).lstrip("-"): field.name for field in fields}
     layers = [_by_field(read_toml(file), also, file)] if file else []
     told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}

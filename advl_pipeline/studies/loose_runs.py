@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import config_to_dict, options_without
+from advl_pipeline.configuration import config_to_dict, option_values, options_without
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -228,7 +228,8 @@ def _rows(runs: Sequence[_Run]) -> dict[Path, _Row]:
 
 
 def _row(run: _Run, told: Sequence[str]) -> _Row:
-    options = {name: getattr(run.config, name) for name in told if name not in (_TEACHERS, _FEATURES)}
+    values = option_values(run.config)
+    options = {name: values[name] for name in told if name not in (_TEACHERS, _FEATURES)}
     spoilt = {name: value for name, value in options.items() if name in _SPOILT}
     prefix, suffix = _RANDOM if run.is_random else "", _draw(run) if run.is_random else ""
     shipped = next(

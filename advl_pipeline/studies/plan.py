@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.configuration import build_config, config_to_dict, options_without
+from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.roots import is_own_data
 from advl_pipeline.errors import ConfigError
@@ -189,9 +189,9 @@ def _cell(
         },
         where=study.source,
     )
-    config = replace(
+    config = with_options(
         config,
-        recipe=str(places.recipes.get(config.recipe, config.recipe)),
+        recipe=str(places.recipes.get(config.optimisation.recipe, config.optimisation.recipe)),
         cache=tuple(
             _cache_path(places.caches, teacher, dataset, split, config)
             for dataset, split in distilled_splits(config)
@@ -286,7 +286,7 @@ def trained_on(config: FinetuneConfig) -> str:
 
 def distilled_splits(config: FinetuneConfig) -> list[tuple[str, str]]:
     """Return (dataset, split) of all inputs that a run's teachers are asked about."""
-    others = other_splits(config.adapt_on) if takes_two_steps(config) else []
+    others = other_splits(config.adapt.adapt_on) if takes_two_steps(config) else []
     return [(config.dataset, config.split), *others]
 
 

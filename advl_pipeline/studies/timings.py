@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advl_pipeline.configuration import config_to_dict, pacing_options
+from advl_pipeline.configuration import config_to_dict, pacing_options, with_options
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
@@ -147,9 +147,9 @@ def measure_kinds(cells: Sequence[Cell]) -> list[Timing]:
     for cell in by_kind.values():
         with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
             # The adapt step keeps its share: its steps cost something else.
-            share = cell.finetune.adapt_steps / finetune_steps(cell.finetune)
+            share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
             run_finetune(
-                replace(
+                with_options(
                     cell.finetune,
                     num_steps=MEASURED_STEPS,
                     adapt_steps=max(1, round(MEASURED_STEPS * share)),

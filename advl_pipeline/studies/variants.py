@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from advl_pipeline.configuration import build_config, option, read_toml
+from advl_pipeline.configuration import build_config, option, options_of, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -57,7 +57,7 @@ def variant_table(name: str, table: Mapping[str, Any], *, where: str) -> dict[st
         ConfigError: a key of neither.
     """
     own = {item.name for item in fields(Variant)} - {"training"}
-    training = {item.name for item in fields(FinetuneConfig)} - SET_BY_THE_STUDY
+    training = {*options_of(FinetuneConfig)} - SET_BY_THE_STUDY
     found: dict[str, Any] = {"training": {}, "label": name}
     for key, value in table.items():
         field_name = key.replace("-", "_")

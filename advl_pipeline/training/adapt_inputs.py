@@ -51,7 +51,7 @@ def open_other_inputs(config: FinetuneConfig, dataset: Dataset) -> list[Dataset]
         ConfigError: a split whose tasks are of another kind. DatasetError: it is not there.
     """
     found: list[Dataset] = []
-    for name, split in other_splits(config.adapt_on):
+    for name, split in other_splits(config.adapt.adapt_on):
         tasks = config.task if name == config.dataset else ()
         other = open_dataset(name, split=split, tasks=tasks, **config.reading)
         kinds = {head_name(task) for task in dataset.tasks}

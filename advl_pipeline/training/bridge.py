@@ -94,7 +94,7 @@ def find_answers(
     """
     if run.method.settings.answer_weight == 0:
         return []
-    is_asked = run.config.answer_weight is not None
+    is_asked = run.config.adapt.answer_weight is not None
     if why := _why_no_bridge(model, inputs.adapt_dataset, source):
         if is_asked:
             raise _no_bridge("--answer-weight", why)

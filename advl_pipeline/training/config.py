@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
-from advl_pipeline.configuration import Configuration, Output, build_config, option
+from advl_pipeline.configuration import Configuration, Output, build_config, component, option
 from advl_pipeline.datasets.config import DataOptions
 from advl_pipeline.distillation.settings import AdaptTerms, DistillationOptions, StrengthOptions
 from advl_pipeline.errors import ConfigError
@@ -90,6 +90,11 @@ class TeacherOptions(DiskCacheOptions):
         identity="beside",
         rare=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(StrengthOptions, DistillationOptions):
+    """What is distilled, and how strongly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,21 +201,14 @@ class DryRunOptions(Configuration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(
-    RunOptions,
-    DataOptions,
-    StudentOptions,
-    PictureOptions,
-    TeacherOptions,
-    StrengthOptions,
-    DistillationOptions,
-    AdaptOptions,
-    OptimiserOptions,
-    AdversarialOptions,
-    ComputeConfig,
-    DryRunOptions,
-):
-    """Configuration of `advl finetune`. Fields set to None by default follow `method` (`methods.py`)."""
+class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, TeacherOptions, ComputeConfig):
+    """Configuration of `advl finetune`; options that are None by default follow `method` or a recipe."""
+
+    distill: DistillOptions = component(DistillOptions)
+    adapt: AdaptOptions = component(AdaptOptions)
+    optimisation: OptimiserOptions = component(OptimiserOptions)
+    adversary: AdversarialOptions = component(AdversarialOptions)
+    forecast: DryRunOptions = component(DryRunOptions)
 
 
 _GONE = {"relational_nodes": "both", "weight_normalise": "none"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import num_cores, num_threads, resolved
+from advl_pipeline.configuration import with_options
 from advl_pipeline.runs.reader import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
@@ -90,7 +91,7 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         As `run_finetune`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(
+        trial = with_options(
             config,
             output=Path(folder) / "run",
             num_steps=TRIAL_STEPS,
@@ -107,14 +108,14 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         for clock in ("seconds", "seconds_of_processor")
     )
     phase = summary["phases"]["finetune"]
-    on_cpu = config.step_ms is None and torch.device(resolved(config).device).type == "cpu"
+    on_cpu = config.forecast.step_ms is None and torch.device(resolved(config).device).type == "cpu"
     # An epoch reads no more of a cache than all of it.
     num_steps = math.ceil(summary["num_labelled"] * phase["num_steps"] / phase["num_examples"])
     num_bytes = sum(sum(open_store(place).list().values()) for place in (*config.cache, *config.pictures))
     return Forecast(
         num_steps=num_steps,
         costs=StepCosts(
-            model=measured if config.step_ms is None else config.step_ms / 1e3,
+            model=measured if config.forecast.step_ms is None else config.forecast.step_ms / 1e3,
             model_on_cores=on_core * min(torch.get_num_threads(), num_cores()) if on_cpu else 0.0,
             preparing=summary["seconds_preparing"],
             num_bytes=num_bytes / num_steps,
@@ -122,6 +123,6 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         machine=Machine(
             cores=num_cores(),
             workers=1 if config.live else num_threads(config.num_workers),
-            bytes_per_second=None if config.disk_mb_s is None else config.disk_mb_s * 1e6,
+            bytes_per_second=None if config.forecast.disk_mb_s is None else config.forecast.disk_mb_s * 1e6,
         ),
     )

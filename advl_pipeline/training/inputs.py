@@ -78,7 +78,7 @@ def open_inputs(config: FinetuneConfig, caches: Sequence[TeacherCache]) -> Input
         seen = labelled
     others = open_other_inputs(config, dataset) if takes_two_steps(config) else []
     joined = JoinedDataset([dataset, *others]) if others else dataset
-    own = seen if "inputs" in config.adapt_on else labelled if "subset" in config.adapt_on else []
+    own = seen if "inputs" in config.adapt.adapt_on else labelled if "subset" in config.adapt.adapt_on else []
     return Inputs(
         dataset=dataset,
         labelled=labelled,

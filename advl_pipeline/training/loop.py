@@ -87,7 +87,10 @@ def run_phase(
             for group, rate in zip(optimizer.param_groups, peak, strict=True):
                 group["lr"] = rate * factor
             strength = distillation_strength(
-                step, num_steps=plan.num_steps, start=config.distill_weight, decay=config.distill_decay
+                step,
+                num_steps=plan.num_steps,
+                start=config.distill.distill_weight,
+                decay=config.distill.distill_decay,
             )
             seed_step(config.seed, plan.phase, step, accelerator.process_index)
             logged_step = plan.first_logged_step + step

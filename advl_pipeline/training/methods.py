@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advl_pipeline.configuration import fallbacks
+from advl_pipeline.configuration import fallbacks, option_values
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.errors import ConfigError
@@ -73,14 +73,14 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             where="--live-weights",
             next_command="add --live, or leave out --live-weights",
         )
-    objective = config.adapt_objective or defaults["adapt_objective"]
+    objective = config.adapt.adapt_objective or defaults["adapt_objective"]
     if steps == "two" and not defaults["teachers"] and objective != "contrastive":
         raise ConfigError(
             f"The adapt step of {config.method} has nothing to learn.",
             why=f"adapt-objective is {objective}, which learns from teachers alone",
         )
     learns_answers = steps == "two" and defaults["teachers"]
-    if config.answer_weight and not learns_answers:
+    if config.adapt.answer_weight and not learns_answers:
         raise ConfigError(
             "Nobody learns to answer as a teacher would here.",
             where="--answer-weight",
@@ -88,16 +88,18 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             next_command="leave out --answer-weight, or use --method advl",
         )
     names = {field.name for field in dataclasses.fields(DistillationSettings)}
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name in names}
+    options = {name: value for name, value in option_values(config).items() if name in names}
     decided = {name: options[name] or defaults[name] for name in ("selection", "weighting", "adapt_objective")}
-    if config.answer_weight is None:
-        decided["answer_weight"] = float(learns_answers and config.pathway != "vision" and not config.hide_picture)
+    if config.adapt.answer_weight is None:
+        decided["answer_weight"] = float(
+            learns_answers and config.distill.pathway != "vision" and not config.hide_picture
+        )
     weights = teacher_weights(config.teacher_weight)
     method = ResolvedMethod(
         uses_teachers=defaults["teachers"],
         steps=steps,
         settings=DistillationSettings(**{**options, **decided, "teacher_weights": weights}),
-        num_adapt_steps=config.adapt_steps if steps == "two" else 0,
+        num_adapt_steps=config.adapt.adapt_steps if steps == "two" else 0,
         num_finetune_steps=num_steps,
     )
     if config.hide_picture:
@@ -107,17 +109,21 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
 
 def planned_steps(config: FinetuneConfig) -> int:
     """Return the optimiser steps that a run is planned for; a recipe's own number is known only with its data."""
-    return finetune_steps(config) + (config.adapt_steps if takes_two_steps(config) else 0)
+    return finetune_steps(config) + (config.adapt.adapt_steps if takes_two_steps(config) else 0)
 
 
 def takes_two_steps(config: FinetuneConfig) -> bool:
     """Return whether a run has an adapt step."""
-    return (config.steps or _DEFAULTS[config.method]["steps"]) == "two"
+    return (config.adapt.steps or _DEFAULTS[config.method]["steps"]) == "two"
 
 
 def finetune_steps(config: FinetuneConfig) -> int:
     """Return the steps of the finetune step alone, as far as the options tell."""
-    return int(fallbacks(FinetuneConfig)["num_steps"]) if config.num_steps is None else config.num_steps
+    return (
+        int(fallbacks(FinetuneConfig)["num_steps"])
+        if config.optimisation.num_steps is None
+        else config.optimisation.num_steps
+    )
 
 
 def _check_hidden_picture(method: ResolvedMethod, *, confidence: str) -> None:

@@ -119,7 +119,7 @@ def order_inputs(config: FinetuneConfig, inputs: Inputs, *, rank: int, world_siz
     texts_each = len(inputs.adapt_dataset[inputs.adapt[0]].candidates)
     return ExampleOrder(
         len(inputs.adapt),
-        batch_size=max(2 * world_size, round(config.adapt_texts / texts_each)),
+        batch_size=max(2 * world_size, round(config.adapt.adapt_texts / texts_each)),
         accumulate=1,
         seed=config.seed,
         rank=rank,

@@ -47,7 +47,7 @@ def resolve_run(config: FinetuneConfig, *, kind: str, num_labelled: int, world_s
     Raises:
         ConfigError: options or a recipe that contradict each other.
     """
-    chosen = choose_recipe(config.student, kind, config.recipe)
+    chosen = choose_recipe(config.student, kind, config.optimisation.recipe)
     settings = resolve_settings(config, chosen, task=kind, num_labelled=num_labelled, world_size=world_size)
     method = resolve_method(config, num_steps=settings.num_steps)
     num_together = settings.batch_size // (settings.accumulate * world_size)

@@ -105,7 +105,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     stored = use_stored_pictures(
         student,
         config.pictures,
-        [(config.dataset, config.split), *other_splits(config.adapt_on)],
+        [(config.dataset, config.split), *other_splits(config.adapt.adapt_on)],
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )

@@ -113,7 +113,7 @@ def _controlled(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeat
         return teacher
     if config.teacher_control == "shuffle":
         return shuffled_teacher(teacher, seed=config.seed)
-    if config.vision_target == "image" or config.pathway == "text":
+    if config.distill.vision_target == "image" or config.distill.pathway == "text":
         raise ConfigError(
             "The cells of a grid that no loss reads cannot be a control.",
             where=f"--teacher-control {config.teacher_control}",

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from advl_pipeline.configuration import check_ranges, config_to_dict, fallbacks, flag_of
+from advl_pipeline.configuration import (
+    check_ranges,
+    config_to_dict,
+    fallbacks,
+    flag_of,
+    option_values,
+    with_options,
+)
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig
@@ -121,11 +128,11 @@ def resolve_settings(
     Raises:
         ConfigError: options that contradict each other, or a number of the recipe outside the range of its option.
     """
-    asked = config.batch_size
+    asked = config.optimisation.batch_size
     if asked is not None:
         # More examples than there are would be the same ones again, in memory and in time.
-        most = max(num_labelled, (config.accumulate or 1) * world_size)
-        config = dataclasses.replace(config, batch_size=min(asked, most))
+        most = max(num_labelled, (config.optimisation.accumulate or 1) * world_size)
+        config = with_options(config, batch_size=min(asked, most))
     values: dict[str, Any] = {
         **{key: value for key, value in PLAIN.items() if key != "warmup_fraction"},
         "warmup": PLAIN["warmup_fraction"],
@@ -155,10 +162,10 @@ def resolve_settings(
     given = _of_options(config, chosen.recipe)
     values |= {key: value for key, (value, _) in given.items()}
     sources |= {key: source for key, (_, source) in given.items()}
-    if config.batch_size != asked:
-        cut = f"--batch-size {asked}, cut to the {config.batch_size} examples there are"
+    if config.optimisation.batch_size != asked:
+        cut = f"--batch-size {asked}, cut to the {config.optimisation.batch_size} examples there are"
         sources = {key: cut if source == "--batch-size" else source for key, source in sources.items()}
-    values["adversarial"], sources["adversarial"] = _adversarial(config, chosen.recipe)
+    values["adversarial"], sources["adversarial"] = _adversarial(config.adversary, chosen.recipe)
     if values["schedule"] == "steps" and not values["milestones"]:
         raise ConfigError(
             "The schedule of steps needs milestones.",
@@ -190,7 +197,7 @@ def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_
         if recipe.num_steps:
             values["num_steps"] = recipe.num_steps
         elif recipe.num_epochs and recipe.batch_unit == "examples":
-            batch_size = config.batch_size or values.get("batch_size", PLAIN["batch_size"])
+            batch_size = config.optimisation.batch_size or values.get("batch_size", PLAIN["batch_size"])
             values["num_steps"] = math.ceil(recipe.num_epochs * num_labelled / batch_size)
     return values
 
@@ -207,17 +214,17 @@ def _source_of(key: str, recipe: Recipe) -> str:
 def _of_options(config: FinetuneConfig, recipe: Recipe | None) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
     decided = {field.name for field in dataclasses.fields(TrainingSettings)} - {"batch_size", "adversarial"}
-    for name in (field.name for field in dataclasses.fields(config) if field.name in decided):
-        if (value := getattr(config, name)) is not None:
+    for name, value in option_values(config).items():
+        if name in decided and value is not None:
             found[name] = (value, flag_of(name))
-    if config.warmup_fraction is not None:
-        found["warmup"] = (config.warmup_fraction, "--warmup-fraction")
-    if config.batch_size is not None and config.batch_tokens is not None:
+    if config.optimisation.warmup_fraction is not None:
+        found["warmup"] = (config.optimisation.warmup_fraction, "--warmup-fraction")
+    if config.optimisation.batch_size is not None and config.optimisation.batch_tokens is not None:
         raise ConfigError("--batch-size and --batch-tokens exclude each other.")
     for option, unit in (("batch_size", "examples"), ("batch_tokens", "tokens")):
-        if (value := getattr(config, option)) is not None:
+        if (value := getattr(config.optimisation, option)) is not None:
             source = flag_of(option)
-            accumulate = config.accumulate or 1
+            accumulate = config.optimisation.accumulate or 1
             found |= {"batch_size": (value, source), "batch_unit": (unit, source)}
             found.setdefault("accumulate", (accumulate, source))
             if unit == "examples":

@@ -25,7 +25,7 @@ from advl_data.scenes.config import HeadroomConfig
 from advl_data.scenes.given_features import GIVEN
 from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.confidence.estimate import teacher_answers
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
@@ -255,17 +255,11 @@ def _finetuned(
     task = data.items[0].task
     run = output / f"{task}-{label}-{config.shots}-{seed}"
     run_finetune(
-        FinetuneConfig(
-            dataset=config.dataset,
-            output=run,
-            data_root=config.data_root,
-            task=(task,),
-            init=config.init,
-            method="plain",
-            shots=config.shots,
-            seed=seed,
-            num_steps=config.num_steps,
-            **options,
+        build_config(
+            FinetuneConfig,
+            {name: getattr(config, name) for name in ("dataset", "data_root", "init", "shots", "num_steps")},
+            {"output": run, "task": (task,), "method": "plain", "seed": seed},
+            options,
         )
     )
     path = evaluation_file(run, config.on, ".json")

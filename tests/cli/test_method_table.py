@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from advl_pipeline.configuration import sections
+from advl_pipeline.configuration import option_types, option_values, sections
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method
@@ -31,7 +31,7 @@ METHOD_OPTIONS = {"method", "hide_picture"} | {
 def default_of(name: str) -> object:
     """Return the default that `advl` runs with."""
     config = FinetuneConfig(dataset="any", output=Path("any"), cache=(Path("any"),))
-    value = getattr(config, name)
+    value = option_values(config)[name]
     if value is not None:
         return value
     method = resolve_method(config, num_steps=300)
@@ -39,7 +39,7 @@ def default_of(name: str) -> object:
 
 
 def choices_of(name: str) -> set[str]:
-    hint = typing.get_type_hints(FinetuneConfig)[name]
+    hint = option_types(FinetuneConfig)[name]
     literals = [item for item in (hint, *typing.get_args(hint)) if typing.get_origin(item) is typing.Literal]
     return {str(value) for literal in literals for value in typing.get_args(literal)}
 

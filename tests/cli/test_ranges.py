@@ -16,10 +16,18 @@ import advl_pipeline
 from advl_cli.main import group, main
 from advl_cli.options import config_options
 from advl_data.scenes.generator.config import ScenesConfig
-from advl_pipeline.configuration import Configuration, Range, build_config, option
+from advl_pipeline.configuration import (
+    Configuration,
+    Range,
+    build_config,
+    option,
+    option_types,
+    options_of,
+    with_options,
+)
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import DistillOptions, FinetuneConfig
 from advl_pipeline.training.recipes import ChosenRecipe, load_recipe
 from advl_pipeline.training.settings import resolve_settings
 
@@ -46,9 +54,9 @@ def is_number(hint: typing.Any) -> bool:
 
 @pytest.mark.parametrize("cls", configurations(), ids=lambda cls: cls.__name__)
 def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
-    hints = typing.get_type_hints(cls)
+    hints = option_types(cls)
     numeric = {
-        field.name for field in dataclasses.fields(cls) if "range" in field.metadata and is_number(hints[field.name])
+        field.name for field in options_of(cls).values() if "range" in field.metadata and is_number(hints[field.name])
     }
     assert {name for name in numeric if cls.__dataclass_fields__[name].metadata["range"] is None} == set()
     assert not numeric or issubclass(cls, Configuration)
@@ -84,10 +92,10 @@ def test_finetune_refuses_a_number_outside_its_range(
 
 def test_a_configuration_made_in_python_keeps_the_ranges_too() -> None:
     with pytest.raises(ConfigError, match="--selection-rho must be above 0, at most 1"):
-        FinetuneConfig(dataset="any", output=Path("any"), selection_rho=0.0)
+        DistillOptions(selection_rho=0.0)
     config = EvaluateConfig(run=Path("any"))
     with pytest.raises(ConfigError, match="--batch-size must be at least 1"):
-        dataclasses.replace(config, batch_size=0)
+        with_options(config, batch_size=0)
 
 
 def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> None:

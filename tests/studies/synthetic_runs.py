@@ -49,7 +49,8 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
     run = cell.run
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", config_to_dict(cell.finetune))
-    loss = cell.finetune.task_loss or ("soft-target-bce" if "vqa" in cell.finetune.task else "softmax-choice")
+    task_loss = cell.finetune.optimisation.task_loss
+    loss = task_loss or ("soft-target-bce" if "vqa" in cell.finetune.task else "softmax-choice")
     write_json(run / "settings.json", {"settings": {"task_loss": {"value": loss, "source": "the test's"}}})
     write_json(
         run / "environment.json",

@@ -37,9 +37,9 @@ def test_the_study_of_the_docs_is_one(tmp_path: Path) -> None:
     study = read_study(file)
     cells = build_plan(study, folder=tmp_path).cells
     assert len(cells) == len(study.methods) * 2 * 5 == 60
-    steps = {cell.shots: cell.finetune.num_steps for cell in cells}
+    steps = {cell.shots: cell.finetune.optimisation.num_steps for cell in cells}
     assert steps == {100: 150, None: 300}
-    assert {cell.finetune.pathway for cell in cells if cell.method == "advl-texts"} == {"text"}
+    assert {cell.finetune.distill.pathway for cell in cells if cell.method == "advl-texts"} == {"text"}
     controls = {name for name in study.methods if is_teacher_control(study, name)}
     assert controls == {"advl-shuffled", "advl-random"}
 

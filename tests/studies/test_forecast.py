@@ -139,7 +139,7 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypat
 
     def finetune(short: FinetuneConfig) -> None:
         ran.append(short)
-        summary = {"seconds_per_step": 0.5, "seconds": 8.0, "num_steps": short.num_steps}
+        summary = {"seconds_per_step": 0.5, "seconds": 8.0, "num_steps": short.optimisation.num_steps}
         (short.output / "result.json").write_text(json.dumps(summary), encoding="utf-8")
 
     def score(short: EvaluateConfig) -> None:
@@ -158,7 +158,9 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypat
     path = write_study_file(tmp_path, num_seeds=2)
     before = told(path)
     # Those with teachers have no caches to be run with.
-    assert [(short.method, short.shots, short.num_steps) for short in ran] == [("plain", 100, MEASURED_STEPS)]
+    assert [(short.method, short.shots, short.optimisation.num_steps) for short in ran] == [
+        ("plain", 100, MEASURED_STEPS)
+    ]
     assert (before.cell_seconds, before.num_unmeasured) == (None, 12)
     assert "once the caches are extracted" in forecast_as_text(before)
     for name in ("efficientnet-lite0", "minilm-l6"):
@@ -168,7 +170,7 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypat
     assert [short.method for short in ran] == ["plain", "naive-kd", "advl", "advl"]
     # 0.5 s a step, and 8 s - 10 * 0.5 s around them.
     assert after.cell_seconds == pytest.approx(8 * (150.0 + 3.0) + 8 * (350.0 + 3.0))
-    assert {short.method: short.adapt_steps for short in ran}["advl"] == round(MEASURED_STEPS * 400 / 300)
+    assert {short.method: short.adapt.adapt_steps for short in ran}["advl"] == round(MEASURED_STEPS * 400 / 300)
     assert after.scoring_seconds == pytest.approx(16 * 2 * 30.0)
     assert f"scoring {16 * 2 * 30 // 60} min" in forecast_as_text(after)
     assert f"on {after.device} (" in forecast_as_text(after)

@@ -10,7 +10,7 @@ from synthetic_runs import write_study_file
 
 import advl_pipeline.studies.plan as plan_module
 import advl_pipeline.training.resolved as resolved_module
-from advl_pipeline.configuration import config_to_dict, option
+from advl_pipeline.configuration import build_config, config_to_dict, option, option_values, with_options
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.studies.config import StudyConfig, read_study
 from advl_pipeline.studies.plan import Plan, build_plan
@@ -115,11 +115,12 @@ def test_a_new_option_at_its_default_changes_no_id(monkeypatch: pytest.MonkeyPat
     class Later(FinetuneConfig):
         brightness: float = option(1.0, help="An option of a later version.")
 
-    now = FinetuneConfig(dataset="any", output=Path("any"), num_steps=7)
+    now = build_config(FinetuneConfig, {"dataset": "any", "output": "any", "num_steps": 7})
     before = run_identity(config_to_dict(now))
     monkeypatch.setattr(resolved_module, "FinetuneConfig", Later)
-    assert run_identity(config_to_dict(Later(dataset="any", output=Path("any"), num_steps=7))) == before
-    dimmed = Later(dataset="any", output=Path("any"), num_steps=7, brightness=0.5)
+    later = build_config(Later, {"dataset": "any", "output": "any", "num_steps": 7})
+    assert run_identity(config_to_dict(later)) == before
+    dimmed = with_options(later, brightness=0.5)
     assert run_identity(config_to_dict(dimmed)) == before | {"brightness": 0.5}
 
 
@@ -144,8 +145,8 @@ def test_variants_win_over_general_overrides(tmp_path: Path) -> None:
     )
     plan = plan_of(tmp_path, extra=extra, methods='["plain", "mine"]')
     by_place = {(cell.method, cell.shots): cell.finetune for cell in plan.cells}
-    assert (by_place["mine", 100].num_steps, by_place["mine", 400].num_steps) == (50, 90)
-    assert (by_place["mine", 100].selection, by_place["plain", 100].selection) == ("all", "prior")
+    assert (by_place["mine", 100].optimisation.num_steps, by_place["mine", 400].optimisation.num_steps) == (50, 90)
+    assert (by_place["mine", 100].distill.selection, by_place["plain", 100].distill.selection) == ("all", "prior")
     assert by_place["mine", 100].cache == (Path("caches/minilm-l6/scenes-vcr/train"),)
     assert by_place["plain", 100].cache == ()
 
@@ -156,11 +157,8 @@ def test_controls_differ_from_their_method_in_one_thing_only(tmp_path: Path) -> 
     cells = {cell.method: cell for cell in plan.cells}
     free = {"output", "cache"}
     for name in names:
-        differing = {
-            item.name
-            for item in dataclasses.fields(FinetuneConfig)
-            if getattr(cells[name].finetune, item.name) != getattr(cells["advl"].finetune, item.name)
-        }
+        values, usual = option_values(cells[name].finetune), option_values(cells["advl"].finetune)
+        differing = {option for option in values if values[option] != usual[option]}
         expected = set(SHIPPED[name].training)
         assert differing - free == expected, name
     assert cells["advl-random"].teachers == ("random:efficientnet-lite0", "random:minilm-l6")

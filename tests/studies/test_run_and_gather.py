@@ -26,6 +26,7 @@ from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
 from advl_cli.options import config_options
+from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.evaluation.calibration import top_confidence
 from advl_pipeline.reporting.forecast_text import forecast_as_text
@@ -624,7 +625,7 @@ def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypa
 
     first = again()
     plan, _ = read_study_folder(first.folder)
-    assert {Path(cell.finetune.recipe).read_text(encoding="utf-8") for cell in plan.cells} == {
+    assert {Path(cell.finetune.optimisation.recipe).read_text(encoding="utf-8") for cell in plan.cells} == {
         "learning_rate = 3e-4\n"
     }
     recipe.unlink()
@@ -667,7 +668,7 @@ def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -
 def loose_run(folder: Path, study: StudyConfig, cell: Cell, **options: Any) -> Path:
     """Write the run of a cell beside others, with other options, as if no study had asked for it."""
     teachers = options.pop("teachers", cell.teachers)
-    finetune = replace(cell.finetune, output=folder, **options)
+    finetune = with_options(cell.finetune, output=folder, **options)
     moved = replace(cell, teachers=teachers, finetune=finetune)
     synthetic_runs.execute(moved, study)
     (folder / "run.json").write_text('{"options": {}}', encoding="utf-8")

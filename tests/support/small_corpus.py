@@ -8,6 +8,7 @@ from typing import Any
 
 from advl_data.scenes.generator.build import run_build_scenes
 from advl_data.scenes.generator.config import ScenesConfig
+from advl_pipeline.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
@@ -37,7 +38,7 @@ class SmallCorpus:
             # Sixteen questions tell no AUC from chance.
             "confidence_check": "none",
         }
-        return FinetuneConfig(**{**settings, **changes})
+        return build_config(FinetuneConfig, settings, changes)
 
 
 def build_small_corpus(folder: Path) -> SmallCorpus:

@@ -11,6 +11,7 @@ import torch
 from run_logs import losses
 
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
@@ -71,18 +72,21 @@ def test_a_run_learns_from_it_and_a_live_teacher_reads_the_same(
     extract(small_corpus, tmp_path / "cache", reads, shots=4)
     found = []
     for live in (False, True):
-        config = FinetuneConfig(
-            dataset="scenes-vcr",
-            data_root=small_corpus.data_root,
-            cache=(tmp_path / "cache",),
-            output=tmp_path / f"run-{live}",
-            shots=4,
-            num_steps=2,
-            adapt_steps=2,
-            adapt_texts=8,
-            batch_size=2,
-            weighting="uniform",
-            live=live,
+        config = build_config(
+            FinetuneConfig,
+            {
+                "dataset": "scenes-vcr",
+                "data_root": small_corpus.data_root,
+                "cache": (tmp_path / "cache",),
+                "output": tmp_path / f"run-{live}",
+                "shots": 4,
+                "num_steps": 2,
+                "adapt_steps": 2,
+                "adapt_texts": 8,
+                "batch_size": 2,
+                "weighting": "uniform",
+                "live": live,
+            },
         )
         run_finetune(config)
         found.append([record["raw/text"] for record in losses(config.output)])

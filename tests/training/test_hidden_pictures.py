@@ -12,6 +12,7 @@ from altered_dataset import AlteredDataset
 from run_logs import losses
 from safetensors.torch import load_file
 
+from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
@@ -77,7 +78,7 @@ def test_other_pictures_change_nothing_in_training(
 
 def hidden(**changes: Any) -> FinetuneConfig:
     common: dict[str, Any] = {"dataset": "scenes-vcr", "output": Path("run"), "cache": (Path("cache"),)}
-    return FinetuneConfig(**{**common, "hide_picture": True, **changes})
+    return build_config(FinetuneConfig, common, {"hide_picture": True}, changes)
 
 
 @pytest.mark.parametrize(

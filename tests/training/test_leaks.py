@@ -17,6 +17,7 @@ from run_logs import losses
 from safetensors.torch import load_file
 
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
@@ -170,7 +171,9 @@ def test_the_answers_of_val_influence_nothing_in_training_unless_asked_for(
             "batch_size": 8,
             "confidence_folds": 2,
         }
-        run_finetune(FinetuneConfig(dataset="vqa-v2", data_root=root, output=run, **{**settings, **changes}))
+        run_finetune(
+            build_config(FinetuneConfig, {"dataset": "vqa-v2", "data_root": root, "output": run}, settings, changes)
+        )
         heads = json.loads((run / "heads.json").read_text(encoding="utf-8"))
         return losses(run), load_file(run / "model.safetensors"), heads["vqa"]["label_names"]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from run_logs import losses
 
-from advl_pipeline.configuration import sections
+from advl_pipeline.configuration import option_types, options_of, sections, with_options
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
@@ -88,8 +87,8 @@ COVERED_ELSEWHERE = {
 def test_every_choice_of_every_option_of_the_method_is_tried() -> None:
     tried = {(name, value) for change in CHANGES.values() for name, value in change.items()}
     names = {name for name, _ in tried}
-    hints = typing.get_type_hints(FinetuneConfig)
-    for field in fields(FinetuneConfig):
+    hints = option_types(FinetuneConfig)
+    for field in options_of(FinetuneConfig).values():
         if field.name not in METHOD_OPTIONS:
             continue
         followed = None if field.default is None else field.default
@@ -152,7 +151,7 @@ def test_several_teachers_share_a_pathway_as_asked(
         config = small_corpus.config(
             tmp_path / name, cache=two_readers, teacher_balance=name, distance="mse", **changes
         )
-        run_finetune(replace(config, weighting="uniform", checkpoint_every=1))
+        run_finetune(with_options(config, weighting="uniform", checkpoint_every=1))
     found = {name: losses(tmp_path / name) for name in ("equal", "fixed")}
     assert found["equal"] != found["fixed"]
     teachers = ("minilm-l6", "random:minilm-l6")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs.folder import RunFolder
@@ -30,13 +30,13 @@ from advl_pipeline.training.settings import TrainingSettings, resolve_settings
 
 
 def config(student: str = "uniter-base", **changes: Any) -> FinetuneConfig:
-    return FinetuneConfig(**{"dataset": "vcr", "output": Path("run"), "student": student, **changes})
+    return build_config(FinetuneConfig, {"dataset": "vcr", "output": "run", "student": student}, changes)
 
 
 def settle(student: str, task: str, *, num_labelled: int = 425_846, **changes: Any) -> TrainingSettings:
     options = config(student, **changes)
     return resolve_settings(
-        options, choose_recipe(student, task, options.recipe), task=task, num_labelled=num_labelled
+        options, choose_recipe(student, task, options.optimisation.recipe), task=task, num_labelled=num_labelled
     )
 
 

@@ -19,6 +19,7 @@ from altered_dataset import AlteredDataset
 from run_logs import losses, metrics
 from safetensors.torch import load_file
 
+from advl_pipeline.configuration import with_options
 from advl_pipeline.datasets.registry import open_splits
 from advl_pipeline.errors import ConfigError, DatasetError, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig
@@ -164,10 +165,10 @@ def test_selections_that_need_all_tokens_refuse_some(
 ) -> None:
     config = small_corpus.config(tmp_path / "run", cache=(selected_cache,), num_steps=2)
     with pytest.raises(ConfigError, match="cannot serve") as caught:
-        run_finetune(replace(config, selection=selection))
+        run_finetune(with_options(config, selection=selection))
     assert "advl extract" in caught.value.next_command
     with pytest.raises(ConfigError, match="fewer words"):
-        run_finetune(replace(config, output=tmp_path / "more", selection_rho=0.6))
+        run_finetune(with_options(config, output=tmp_path / "more", selection_rho=0.6))
 
 
 def test_a_split_without_labels_is_refused_before_anything_is_written(
@@ -245,8 +246,9 @@ def test_refusals(small_corpus: Any, tmp_path: Path) -> None:
 
 def test_defaults_of_the_configuration_are_the_methods() -> None:
     config = FinetuneConfig(dataset="any", output=Path("any"))
-    assert (config.distance, config.target_norm, config.vision_target) == ("relational", "standardise", "auto")
-    assert (config.selection_alpha, config.selection_rho, config.weight_max) == (0.5, 0.3, 2.0)
-    assert (config.distill_weight, config.distill_decay) == (0.01, "none")
-    assert (config.adapt_steps, config.adapt_objective, config.adapt_on) == (400, None, ("inputs",))
-    assert (config.distill_layer, config.anchor_weight) == ("unimodal", 20.0)
+    distill, adapt = config.distill, config.adapt
+    assert (distill.distance, config.target_norm, distill.vision_target) == ("relational", "standardise", "auto")
+    assert (distill.selection_alpha, distill.selection_rho, distill.weight_max) == (0.5, 0.3, 2.0)
+    assert (distill.distill_weight, distill.distill_decay) == (0.01, "none")
+    assert (adapt.adapt_steps, adapt.adapt_objective, adapt.adapt_on) == (400, None, ("inputs",))
+    assert (distill.distill_layer, adapt.anchor_weight) == ("unimodal", 20.0)

@@ -15,6 +15,7 @@ from small_corpus import SmallCorpus
 
 from advl_cli.main import main
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.settings import DistillationSettings
@@ -216,19 +217,22 @@ def test_pictures_without_boxes_teach_patches_by_default(
     assert open_cache(cache).identity["teacher"]["image_tokens"] == "grid"
     for name, live in (("cached", False), ("live", True)):
         run_finetune(
-            FinetuneConfig(
-                dataset=dataset,
-                data_root=tmp_path / "data",
-                output=tmp_path / name,
-                cache=(cache,),
-                student="vilt-tiny",
-                pathway="vision",
-                confidence="none",
-                num_steps=2,
-                adapt_steps=1,
-                adapt_texts=8,
-                batch_size=4,
-                live=live,
+            build_config(
+                FinetuneConfig,
+                {
+                    "dataset": dataset,
+                    "data_root": tmp_path / "data",
+                    "output": tmp_path / name,
+                    "cache": (cache,),
+                    "student": "vilt-tiny",
+                    "pathway": "vision",
+                    "confidence": "none",
+                    "num_steps": 2,
+                    "adapt_steps": 1,
+                    "adapt_texts": 8,
+                    "batch_size": 4,
+                    "live": live,
+                },
             )
         )
     assert "vision target of efficientnet-lite0: patches;" in capsys.readouterr().err
