@@ -1,4 +1,4 @@
-"""What the loss sees of the teachers. Whether it comes from a cache or from a live teacher is invisible here.
+"""What the loss sees of the teachers. Whether it comes from a cache or a teacher that runs is invisible here.
 
 Shapes: B examples, N sequences, S regions, R visual tokens of the student, W words, D teacher width (per teacher).
 """

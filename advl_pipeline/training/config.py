@@ -81,15 +81,6 @@ class TeacherOptions(DiskCacheOptions):
         "is another one.",
         rare=True,
     )
-    live: bool = option(False, help="Run the teachers instead of reading caches, for checking.", rare=True)
-    live_weights: tuple[str, ...] = option(
-        (),
-        help="With --live, the local weights of a teacher whose cache was made with `advl extract --weights`; once "
-        "for each.",
-        metavar="NAME=PATH",
-        identity="beside",
-        rare=True,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +202,7 @@ class FinetuneConfig(RunOptions, DataOptions, StudentOptions, PictureOptions, Te
     forecast: DryRunOptions = component(DryRunOptions)
 
 
-_GONE = {"relational_nodes": "both", "weight_normalise": "none"}
+_GONE = {"relational_nodes": "both", "weight_normalise": "none", "live": False, "live_weights": []}
 _GONE_OF_COORDINATES = ("projection_start", "target_check")
 """Options of 0.2: the values that every run now computes as, and those that only coordinate distances read."""
 

@@ -122,7 +122,7 @@ def forecast_epoch(config: FinetuneConfig) -> Forecast:
         ),
         machine=Machine(
             cores=num_cores(),
-            workers=1 if config.live else num_threads(config.num_workers),
+            workers=num_threads(config.num_workers),
             bytes_per_second=None if config.forecast.disk_mb_s is None else config.forecast.disk_mb_s * 1e6,
         ),
     )

@@ -79,7 +79,7 @@ def joined_teacher(cached: Sequence[TeacherFeatures], features: Sequence[Teacher
 
     Args:
         cached: as the caches hold it, the split that is trained on first.
-        features: as it is to be read: the same, or a control or a live teacher in its place.
+        features: as it is to be read: the same, or a control in its place.
     """
     first = features[0]
     if len(features) == 1:

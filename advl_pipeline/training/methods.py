@@ -67,12 +67,6 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
             f"--split {config.split}, then the same command with --cache "
             + shlex.quote(f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"),
         )
-    if config.live_weights and not config.live:
-        raise ConfigError(
-            "Weights of a live teacher are given, but teachers are read from caches.",
-            where="--live-weights",
-            next_command="add --live, or leave out --live-weights",
-        )
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
     if steps == "two" and not defaults["teachers"] and objective != "contrastive":
         raise ConfigError(

@@ -109,7 +109,7 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )
-    signals = open_signals(run, caches, inputs, device=accelerator.device)
+    signals = open_signals(run, caches, inputs)
     source = None if signals is None else signals.source
     model, heads, vision = build_finetune_model(run, student, inputs, source)
     if source is not None:
@@ -253,8 +253,7 @@ def _batch_maker(
 ) -> Callable[[range], Iterator[list[TrainingBatch]]]:
     config = run.config
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    # Teachers that run on the way compute on all cores themselves, and their tokenizers serve one thread at a time.
-    num_workers = 1 if config.live else num_threads(config.num_workers)
+    num_workers = num_threads(config.num_workers)
     if plan.phase == "finetune":
         indices, order = order_examples(
             run.settings, student, inputs.dataset, inputs.labelled, seed=config.seed, rank=rank, world_size=world_size

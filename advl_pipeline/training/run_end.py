@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,13 +13,11 @@ from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.reader import read_log
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
-from advl_pipeline.training.batch_order import GROUP_SIZE
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel, Phase
 from advl_pipeline.training.finite import StepPlace, require_finite_weights
 from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs
-from advl_pipeline.training.part_costs import measure_parts, num_repeats
 from advl_pipeline.training.process_memory import peak_memory_bytes
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
@@ -72,45 +69,14 @@ def end_run(
         words = selected_words(model, inputs.dataset, inputs.labelled, source, device=accelerator.device)
         folder.write_json(names.SELECTED_WORDS, words)
         folder.write_json(names.WORD_SELECTION, describe_selection(model, source))
-    parts = _measure_parts(run, model, inputs, source, accelerator)
     records = read_log(folder.path)
     earlier = phase_totals([record for record in records if record["step"] < first_step])
     seconds = time.perf_counter() - began + sum(totals.seconds for totals in earlier.values())
-    summary = _summary(run, model, inputs, phase_totals(records), seconds) | parts
+    summary = _summary(run, model, inputs, phase_totals(records), seconds)
     summary["student_start"] = reads.start
     summary["caveats"] = list(reads.caveats)
     folder.write_json(names.RESULT, summary)
     folder.checkpoint.unlink(missing_ok=True)
-
-
-def _measure_parts(
-    run: Run,
-    model: FinetuneModel,
-    inputs: Inputs,
-    source: SignalSource | None,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Return what is added to the summary: the cost of each part, or nothing for a very short run."""
-    settings, method = run.settings, run.method
-    repeats = num_repeats(settings.num_steps)
-    if repeats == 0:
-        return {}
-    size = GROUP_SIZE
-    if settings.batch_unit == "examples":
-        size = max(1, settings.batch_size // (settings.accumulate * accelerator.num_processes))
-    task = inputs.dataset[inputs.labelled[0]].task
-    examples = [inputs.dataset[position] for position in inputs.labelled[: 2 * size]]
-    with accelerator.autocast():
-        costs = measure_parts(
-            model,
-            inputs.dataset,
-            [example for example in examples if example.task == task][:size],
-            source,
-            device=accelerator.device,
-            repeats=repeats,
-            contrasts=method.num_adapt_steps > 0 and method.settings.adapt_objective == "contrastive",
-        )
-    return {"parts": asdict(costs)}
 
 
 def _summary(

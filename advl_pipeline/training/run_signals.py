@@ -13,7 +13,6 @@ from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.confidence.estimate import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
-from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
@@ -25,7 +24,6 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
-from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.moved_cells import MovedCells, with_shifted_grid, with_shuffled_cells
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.shuffled_teacher import shuffled_teacher
@@ -46,10 +44,8 @@ def open_signals(
     run: Run,
     caches: Sequence[TeacherCache],
     inputs: Inputs,
-    *,
-    device: torch.device,
 ) -> Signals | None:
-    """Return the teachers' signals, from caches or live, checked against the inputs; None where none is needed.
+    """Return the teachers' signals, checked against the inputs; None where none is needed.
 
     Raises:
         IdentityMismatch: a cache of another dataset, split or setting. CorruptCache: one that cannot be trusted.
@@ -69,20 +65,8 @@ def open_signals(
             check_part(of_split, split, range(len(split)), config)
         for cache in of_split:
             require_trustworthy(cache, hash_all=config.verify_caches)
-    if config.teacher_control != "none" and config.live:
-        raise ConfigError("A live teacher cannot be shuffled.", next_command="leave out --live")
-    weights = live_weights(config.live_weights, [cache.teacher_name for cache in by_split[0]])
-
-    def features(cache: TeacherCache, split: Dataset) -> TeacherFeatures:
-        if config.live:
-            return live_teacher(cache, split, weights=weights.get(cache.teacher_name), device=str(device))
-        return _controlled(cached_teacher(cache), config)
-
     cached = [[cached_teacher(cache) for cache in of_split] for of_split in by_split]
-    read = [
-        [features(cache, split) for cache in of_split]
-        for of_split, split in zip(by_split, inputs.splits, strict=True)
-    ]
+    read = [[_controlled(teacher, config) for teacher in of_split] for of_split in cached]
     _require_moved(read[0], config)
     teachers = [
         joined_teacher(of_teacher, as_read)

@@ -72,12 +72,12 @@ class StandIn:
 
 
 UnitFeatures = FeatureStore | StandIn
-"""Features of units by id: a cache's, or what stands in for them, such as a live tower or a control."""
+"""Features of units by id: a cache's, or what stands in for them, such as a control."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFeatures:
-    """One teacher's features of one split, from a cache or live.
+    """One teacher's features of one split, from a cache or what stands in for it.
 
     `image_places` says what its token features of a picture are of: the dataset's boxes, or a grid; None where there
     are none, or where nothing says where they lie. Of words it may have only those with the highest prior, or only

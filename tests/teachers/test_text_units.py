@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from live_teacher import teachers_run
 from run_logs import losses
 
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 
 
@@ -70,28 +70,23 @@ def test_a_run_learns_from_it_and_a_live_teacher_reads_the_same(
     small_corpus: Any, tmp_path: Path, reads: str
 ) -> None:
     extract(small_corpus, tmp_path / "cache", reads, shots=4)
-    found = []
-    for live in (False, True):
-        config = build_config(
-            FinetuneConfig,
-            {
-                "dataset": "scenes-vcr",
-                "data_root": small_corpus.data_root,
-                "cache": (tmp_path / "cache",),
-                "output": tmp_path / f"run-{live}",
-                "shots": 4,
-                "num_steps": 2,
-                "adapt_steps": 2,
-                "adapt_texts": 8,
-                "batch_size": 2,
-                "weighting": "uniform",
-                "live": live,
-            },
-        )
-        run_finetune(config)
-        found.append([record["raw/text"] for record in losses(config.output)])
-    assert min(found[0]) > 0
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    config = small_corpus.config(
+        tmp_path / "cached",
+        cache=(tmp_path / "cache",),
+        task=(),
+        shots=4,
+        num_steps=2,
+        adapt_texts=8,
+        batch_size=2,
+        weighting="uniform",
+        num_workers=1,
+    )
+    run_finetune(config)
+    with teachers_run(open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)):
+        run_finetune(replace(config, output=tmp_path / "live"))
+    cached, live = ([record["raw/text"] for record in losses(tmp_path / name)] for name in ("cached", "live"))
+    assert min(cached) > 0
+    assert live == pytest.approx(cached, rel=1e-3)
 
 
 def test_texts_without_a_question_are_read_whole(small_corpus: Any, tmp_path: Path) -> None:

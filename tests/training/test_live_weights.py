@@ -1,23 +1,23 @@
-"""Live teachers from local weights: the same losses as from the caches made with them, on the device of the run."""
+"""Live teachers from local weights: the same losses as from the caches made with them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
+from live_teacher import live_teacher, teachers_run
 from run_logs import losses
 from tiny_tokenizers import build_tokenizer
 
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import AdvlError, ConfigError, IdentityMismatch
+from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training import run, run_signals
-from advl_pipeline.training.live_teacher import live_teacher, live_weights
 from advl_pipeline.training.run import run_finetune
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -67,66 +67,23 @@ def caches(small_corpus: Any, weights: dict[str, Path], tmp_path_factory: pytest
     return tuple(made)
 
 
-def test_local_weights_give_the_losses_of_their_caches_on_the_device_of_the_run(
-    small_corpus: Any,
-    caches: tuple[Path, ...],
-    weights: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_local_weights_give_the_losses_of_their_caches(
+    small_corpus: Any, caches: tuple[Path, ...], weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    devices: list[str] = []
-
-    def open_live(*arguments: Any, device: str, **options: Any) -> Any:
-        devices.append(device)
-        return live_teacher(*arguments, device=device, **options)
-
-    monkeypatch.setattr(run_signals, "live_teacher", open_live)
-    places = tuple(f"{name}={folder}" for name, folder in weights.items())
-    for name, changes in (("cached", {}), ("live", {"live": True, "live_weights": places})):
-        run_finetune(small_corpus.config(tmp_path / name, cache=caches, num_steps=3, **changes))
+    config = small_corpus.config(tmp_path / "cached", cache=caches, num_steps=3, num_workers=1)
+    run_finetune(config)
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    with teachers_run(dataset, weights.get):
+        run_finetune(replace(config, output=tmp_path / "live"))
     for cached, live in zip(losses(tmp_path / "cached"), losses(tmp_path / "live"), strict=True):
         assert {"raw/vision", "raw/text"} <= set(cached)
         for key in (key for key in cached if key.startswith(("raw/", "weighted/"))):
             assert cached[key] == pytest.approx(live[key], rel=1e-3), key
-    assert devices == [str(run.Accelerator().device)] * 2
 
 
-def test_the_teacher_is_opened_where_it_is_told(
-    small_corpus: Any, caches: tuple[Path, ...], weights: dict[str, Path]
-) -> None:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
-    with pytest.raises(ConfigError, match="cuda:99"):
-        live_teacher(open_cache(caches[0]), dataset, weights=weights[READER], device="cuda:99")
-
-
-def test_other_weights_than_the_caches_are_refused(
+def test_a_cache_of_other_weights_is_told_from_the_teacher(
     small_corpus: Any, caches: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    config = small_corpus.config(
-        tmp_path / "run",
-        cache=caches[:1],
-        live=True,
-        live_weights=(f"{READER}={save_reader(tmp_path / 'other', seed=1)}",),
-    )
-    with pytest.raises(IdentityMismatch, match="not the one of the cache") as caught:
-        run_finetune(config)
-    assert f"--live-weights {READER}=" in caught.value.next_command
-    with pytest.raises(AdvlError):
-        run_finetune(small_corpus.config(tmp_path / "none", cache=caches[:1], live=True))
-    with pytest.raises(ConfigError, match="read from caches") as refused:
-        run_finetune(small_corpus.config(tmp_path / "cached", cache=caches[:1], live_weights=config.live_weights))
-    assert "--live" in refused.value.next_command
-
-
-def test_names_of_the_teachers_tell_names_and_paths_apart() -> None:
-    teachers = ("hf:local/a", "hf:local/a=b", "minilm-l6")
-    assert live_weights(("hf:local/a=b=c/d=e", "minilm-l6=x", "hf:local/a=y"), teachers) == {
-        "hf:local/a=b": Path("c/d=e"),
-        "minilm-l6": Path("x"),
-        "hf:local/a": Path("y"),
-    }
-    for wrong in ("minilm-l6", "minilm-l6=", "minilm=x", "=x", ""):
-        with pytest.raises(ConfigError, match="NAME=PATH"):
-            live_weights((wrong,), teachers)
-    with pytest.raises(ConfigError, match="two places"):
-        live_weights(("minilm-l6=x", "minilm-l6=y"), teachers)
+    dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root)
+    with pytest.raises(IdentityMismatch, match="not the one of the cache"):
+        live_teacher(open_cache(caches[0]), dataset, weights=save_reader(tmp_path / "other", seed=1))

@@ -77,8 +77,6 @@ COVERED_ELSEWHERE = {
     ("teacher_control", "shift-grid"): "likewise",
     ("landmarks", "all"): "needs a record of pretraining: tests/training/test_landmarks.py",
     ("hide_picture", True): "not with the defaults of advl: tests/training/test_hidden_pictures.py",
-    ("live", True): "test_cached_and_live_teachers_give_the_same_loss",
-    ("live_weights", None): "needs a teacher with local weights: tests/training/test_live_weights.py",
     ("teacher_balance", "fixed"): "needs two teachers of a pathway: test_several_teachers_share_a_pathway_as_asked",
     ("teacher_weight", None): "likewise",
 }

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from altered_dataset import AlteredDataset
+from live_teacher import teachers_run
 from run_logs import losses, metrics
 from safetensors.torch import load_file
 
@@ -96,8 +97,10 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
 def test_cached_and_live_teachers_give_the_same_loss(
     changes: dict[str, str], small_corpus: Any, tmp_path: Path
 ) -> None:
-    for name, live in (("cached", False), ("live", True)):
-        run_finetune(small_corpus.config(tmp_path / name, num_steps=3, live=live, **changes))
+    config = small_corpus.config(tmp_path / "cached", num_steps=3, num_workers=1, **changes)
+    run_finetune(config)
+    with teachers_run(open_splits("scenes-vcr", split="train", data_root=small_corpus.data_root)):
+        run_finetune(replace(config, output=tmp_path / "live"))
     for cached, live in zip(losses(tmp_path / "cached"), losses(tmp_path / "live"), strict=True):
         found = {key for key in cached if key.startswith(("raw/", "weighted/"))}
         assert {"raw/vision", "raw/text", "weighted/vision", "weighted/text"} <= found
@@ -148,12 +151,10 @@ def test_selected_tokens_give_the_loss_of_the_same_selection(
     # Moments are of what is stored, so only unscaled targets can agree.
     # Relations are to all words that a cache holds.
     options = {"num_steps": 3, "selection": "prior", "target_norm": "none", "method": "advl", "distance": "mse"}
-    for name, cache, live in (
-        ("full", small_corpus.caches[0], False),
-        ("selected", selected_cache, False),
-        ("live", selected_cache, True),
-    ):
-        run_finetune(small_corpus.config(tmp_path / name, cache=(cache,), live=live, **options))
+    for name, cache in (("full", small_corpus.caches[0]), ("selected", selected_cache)):
+        run_finetune(small_corpus.config(tmp_path / name, cache=(cache,), **options))
+    with teachers_run(open_splits("scenes-vcr", split="train", data_root=small_corpus.data_root)):
+        run_finetune(small_corpus.config(tmp_path / "live", cache=(selected_cache,), num_workers=1, **options))
     for full, selected, live in zip(*(losses(tmp_path / n) for n in ("full", "selected", "live")), strict=True):
         assert selected["raw/text"] == pytest.approx(full["raw/text"], rel=1e-3)
         assert selected["raw/text"] == pytest.approx(live["raw/text"], rel=5e-3)

@@ -25,7 +25,6 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.training.part_costs import num_repeats
 from advl_pipeline.training.run import run_finetune
 
 
@@ -87,27 +86,6 @@ def test_confidences_behind_the_weights_are_logged(small_corpus: Any, tmp_path: 
             assert sum(histogram["counts"]) == 4
             assert 0 < histogram["mean"] <= histogram["max"] <= 1
             assert histogram["bin_width"] == pytest.approx(0.05)
-
-
-def test_the_cost_of_each_part_is_measured_and_changes_nothing(
-    small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert [num_repeats(steps) for steps in (6, 49, 50, 100, 1000)] == [0, 0, 1, 2, 5]
-    without = run_finetune(small_corpus.config(tmp_path / "without", adapt_objective="contrastive")).summary
-    assert "parts" not in without
-    monkeypatch.setattr("advl_pipeline.training.run_end.num_repeats", lambda num_steps: 1)
-    options = {"adapt_objective": "contrastive"}
-    parts = run_finetune(small_corpus.config(tmp_path / "with", **options)).summary["parts"]
-    assert set(parts["milliseconds"]) == {"reading", "student", "vision", "text", "contrast"}
-    assert all(value > 0 for value in parts["milliseconds"].values())
-    assert parts["num_examples"] == 4
-    # One picture's vector and its boxes' rows (1280 wide, two bytes) at least; four texts of 384 at least.
-    assert parts["bytes_per_example"]["efficientnet-lite0"] >= 2 * 1280
-    assert parts["bytes_per_example"]["minilm-l6"] >= 4 * 2 * 384
-    plain = run_finetune(small_corpus.config(tmp_path / "plain", method="plain", cache=())).summary["parts"]
-    assert (set(plain["milliseconds"]), plain["bytes_per_example"]) == ({"student"}, {})
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("without", "with"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def tensorboard_of(folder: Path) -> EventAccumulator:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from dataset_mirrors import write_snli_ve, write_vqa
+from live_teacher import teachers_run
 from run_logs import metrics
 from small_corpus import SmallCorpus
 
@@ -175,7 +176,6 @@ def test_controls_of_cells_need_a_grid_that_is_read(
     for changes, message in (
         ({"cache": small_corpus.caches}, "no grid whose cells"),
         ({"cache": (grid_cache,), "vision_target": "image"}, "no loss reads"),
-        ({"cache": (grid_cache,), "live": True}, "live teacher"),
         ({"cache": small_corpus.caches[:1]}, "the method itself"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -215,26 +215,26 @@ def test_pictures_without_boxes_teach_patches_by_default(
         )
     )
     assert open_cache(cache).identity["teacher"]["image_tokens"] == "grid"
-    for name, live in (("cached", False), ("live", True)):
-        run_finetune(
-            build_config(
-                FinetuneConfig,
-                {
-                    "dataset": dataset,
-                    "data_root": tmp_path / "data",
-                    "output": tmp_path / name,
-                    "cache": (cache,),
-                    "student": "vilt-tiny",
-                    "pathway": "vision",
-                    "confidence": "none",
-                    "num_steps": 2,
-                    "adapt_steps": 1,
-                    "adapt_texts": 8,
-                    "batch_size": 4,
-                    "live": live,
-                },
-            )
-        )
+    config = build_config(
+        FinetuneConfig,
+        {
+            "dataset": dataset,
+            "data_root": tmp_path / "data",
+            "output": tmp_path / "cached",
+            "cache": (cache,),
+            "student": "vilt-tiny",
+            "pathway": "vision",
+            "confidence": "none",
+            "num_steps": 2,
+            "adapt_steps": 1,
+            "adapt_texts": 8,
+            "batch_size": 4,
+            "num_workers": 1,
+        },
+    )
+    run_finetune(config)
+    with teachers_run(open_dataset(dataset, split="train", data_root=tmp_path / "data")):
+        run_finetune(replace(config, output=tmp_path / "live"))
     assert "vision target of efficientnet-lite0: patches;" in capsys.readouterr().err
     for cached, live_step in zip(metrics(tmp_path / "cached"), metrics(tmp_path / "live"), strict=True):
         assert cached["raw/vision"] > 0

@@ -1,4 +1,4 @@
-"""A live teacher behind the same face as a cache: for checking that both give the same loss.
+"""A live teacher behind the same face as a cache, for tests that both give the same loss.
 
 The teacher runs on the units of each batch as they come. Standardisation still takes the cache's moments, which need
 a pass over the whole split.
@@ -6,9 +6,11 @@ a pass over the whole split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
-from advl_pipeline.errors import ConfigError, IdentityMismatch, suggest_names
+from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
 from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
@@ -68,32 +70,6 @@ class LiveFeatures(StandIn):
         return texts.prepare([unit for unit in units if isinstance(unit, TextUnit)])
 
 
-def live_weights(texts: Sequence[str], teachers: Sequence[str]) -> dict[str, Path]:
-    """Read where the weights of live teachers lie, given as NAME=PATH.
-
-    Args:
-        texts: as given. A name may hold an equals sign and a path too, so the names of the teachers tell them apart.
-        teachers: names of all teachers of the run.
-
-    Raises:
-        ConfigError: another form, the name of no teacher of the run, or one teacher twice.
-    """
-    found: dict[str, Path] = {}
-    for text in texts:
-        fitting = [name for name in teachers if text.startswith(f"{name}=") and text != f"{name}="]
-        if not fitting:
-            raise ConfigError(
-                "Weights of a live teacher are not NAME=PATH, with the name of a teacher of the run.",
-                where="--live-weights",
-                why=f"got {text!r}; {suggest_names(text.partition('=')[0], teachers)}",
-            )
-        name = max(fitting, key=len)
-        if name in found:
-            raise ConfigError("A live teacher has two places of its weights.", where=name)
-        found[name] = Path(text.removeprefix(f"{name}="))
-    return found
-
-
 def live_teacher(
     cache: TeacherCache, dataset: Dataset, *, weights: Path | None = None, device: str = "cpu"
 ) -> TeacherFeatures:
@@ -127,8 +103,6 @@ def live_teacher(
             raise IdentityMismatch(
                 f"The {modality} tower of {teacher.name} on this machine is not the one of the cache.",
                 where=str(cache.path),
-                next_command="train from the cache without --live, extract again, or say where the weights of the "
-                f"cache lie: --live-weights {teacher.name}=PATH",
             )
     image = text = None
     if cache.image is not None and teacher.image is not None:
@@ -136,6 +110,22 @@ def live_teacher(
     if cache.text is not None and teacher.text is not None:
         text = LiveFeatures(cache.text, teacher.text, {unit.unit_id: unit for unit in dataset.text_units()})
     return replace(cached_teacher(cache), image=image, text=text)
+
+
+@contextmanager
+def teachers_run(dataset: Dataset, weights: Callable[[str], Path | None] = lambda _: None) -> Iterator[None]:
+    """Have runs read live teachers in place of caches; give them one worker, since a tokenizer serves one thread.
+
+    Args:
+        dataset: the split that the caches are of.
+        weights: of a teacher by its name, local ones.
+    """
+
+    def live(cache: TeacherCache) -> TeacherFeatures:
+        return live_teacher(cache, dataset, weights=weights(cache.teacher_name))
+
+    with patch("advl_pipeline.training.run_signals.cached_teacher", live):
+        yield
 
 
 def _unique(ids: Sequence[str]) -> tuple[list[str], list[int]]:
