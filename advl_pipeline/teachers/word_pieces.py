@@ -1,12 +1,15 @@
 """A tokenizer as a teacher uses it: ids and character spans of the content, special tokens kept apart.
 
-Shapes: M content tokens of one text.
+Which characters a piece covers comes from the tokenizer's offsets, or is found by alignment.
+
+Shapes: M content tokens of one text, 2 = (start, end), end exclusive.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +17,112 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.teachers.char_spans import align_pieces, trim_spans
+_WORD_MARKS = ("##", "▁", "Ġ", "</w>", "@@")
+"""How WordPiece, SentencePiece, byte-level BPE, CLIP's and fairseq's BPE mark where words begin or end."""
+
+
+def trim_spans(text: str, spans_M2: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Leave white space at the ends out of every span; some tokenizers count the space before a word to it."""
+    trimmed_M2 = spans_M2.copy()
+    for row, (first, after) in enumerate(spans_M2.tolist()):
+        start, end = first, after
+        while start < end and text[start].isspace():
+            start += 1
+        while end > start and text[end - 1].isspace():
+            end -= 1
+        # Setting an item of an array costs more than all else here, and hardly any span has space at an end.
+        if (start, end) != (first, after):
+            trimmed_M2[row] = start, end
+    return trimmed_M2
+
+
+def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
+    """Find the characters of each piece when the tokenizer does not say; (M, 2) int32.
+
+    Pieces are read from left to right over the text, both without case, accents, compatibility forms, white space
+    and word marks. A piece that is not found next within a short distance (an unknown token, a special token) is
+    given what lies between its found neighbours; pieces sharing such a gap share its span. A piece of white space or
+    of a word mark alone covers nothing. The bytes of the text, one a piece (ByT5), are followed exactly.
+
+    Args:
+        pieces: the tokens of it, in order, as `convert_ids_to_tokens` gives them.
+    """
+    if (bytes_M2 := _byte_spans(text, pieces)) is not None:
+        return trim_spans(text, bytes_M2)
+    folded, origin = _fold_with_origin(text)
+    starts_M = np.full(len(pieces), -1, dtype=np.int32)
+    ends_M = np.full(len(pieces), -1, dtype=np.int32)
+    position = 0
+    pending = 0
+    for row, piece in enumerate(pieces):
+        wanted = _fold(_strip_marks(piece))
+        # An unknown piece may stand for a whole word, so the next one may lie further on by that much.
+        reach = position + len(wanted) + (64 * pending if pending else 0)
+        found = folded.find(wanted, position, reach) if wanted else -1
+        if found < 0:
+            pending += 1
+            continue
+        starts_M[row] = origin[found]
+        ends_M[row] = origin[found + len(wanted) - 1] + 1
+        position = found + len(wanted)
+        pending = 0
+    spans_M2 = trim_spans(text, _fill_gaps(len(text), starts_M, ends_M))
+    blank_M = np.array([not _strip_marks(piece).strip() for piece in pieces], dtype=np.bool_)
+    spans_M2[blank_M, 1] = spans_M2[blank_M, 0]
+    return spans_M2
+
+
+def _byte_spans(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32] | None:
+    """Return the character that each byte belongs to, or None where the pieces are not the text's bytes."""
+    if not pieces or any(len(piece) != 1 or ord(piece) > 255 for piece in pieces):
+        return None
+    if bytes(map(ord, pieces)) != text.encode("utf-8"):
+        return None
+    widths = [len(character.encode("utf-8")) for character in text]
+    starts_M = np.repeat(np.arange(len(text), dtype=np.int32), widths)
+    return np.stack([starts_M, starts_M + 1], axis=1)
+
+
+def _fill_gaps(length: int, starts_M: npt.NDArray[np.int32], ends_M: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    spans_M2 = np.stack([starts_M, ends_M], axis=1)
+    before = 0
+    row = 0
+    while row < len(spans_M2):
+        if starts_M[row] >= 0:
+            before = int(ends_M[row])
+            row += 1
+            continue
+        stop = row
+        while stop < len(spans_M2) and starts_M[stop] < 0:
+            stop += 1
+        after = int(starts_M[stop]) if stop < len(spans_M2) else length
+        spans_M2[row:stop] = before, max(before, after)
+        row = stop
+    return spans_M2.astype(np.int32)
+
+
+def _fold_with_origin(text: str) -> tuple[str, list[int]]:
+    folded: list[str] = []
+    origin: list[int] = []
+    for index, character in enumerate(text):
+        kept = _fold(character)
+        folded.append(kept)
+        origin.extend([index] * len(kept))
+    return "".join(folded), origin
+
+
+def _fold(text: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(
+        character for character in decomposed if not (unicodedata.combining(character) or character.isspace())
+    )
+
+
+def _strip_marks(piece: str) -> str:
+    for mark in _WORD_MARKS:
+        piece = piece.removeprefix(mark) if mark in ("##", "▁", "Ġ") else piece.removesuffix(mark)
+    return piece
+
 
 PROBE_TEXTS = (
     "A dog's bone, 3 naïve cafés & an émigré's e-mail!",
@@ -33,7 +141,7 @@ class Pieces:
 
 
 class WordPieces:
-    """A transformers tokenizer, fast or not; without offsets its pieces are aligned to the text (`char_spans.py`)."""
+    """A transformers tokenizer, fast or not; without offsets its pieces are aligned to the text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -32,10 +32,9 @@ from advl_pipeline.training.finite import (
     require_finite_terms,
     require_finite_weights,
 )
-from advl_pipeline.training.optimiser import build_optimizer, rate_factor
+from advl_pipeline.training.optimiser import build_optimizer, distillation_strength, rate_factor
 from advl_pipeline.training.processes import add_gradients, align_parameters, everywhere
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.schedule import distillation_strength
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
 

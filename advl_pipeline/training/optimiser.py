@@ -1,18 +1,155 @@
-"""Optimiser, parameter groups and learning rate of a run, from its settings."""
+"""Optimiser, parameter groups, learning rate and strength of the distillation over a run, from its settings."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from advl_pipeline.training.bert_optimisers import BertAdam, BertAdamW
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.recipes import group_parameters
-from advl_pipeline.training.schedule import learning_rate_at, linear_warmup_decay
+from advl_pipeline.training.recipes import Recipe, group_parameters
 from advl_pipeline.training.settings import TrainingSettings
+
+
+def learning_rate_at(step: int, recipe: Recipe | TrainingSettings, *, num_steps: int) -> float:
+    """Return the base learning rate of optimiser step `step`, counted from 0.
+
+    Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of
+    all steps). Never below `lr_floor`, which step 0 of a warm-up therefore gets (UNITER: 1e-8).
+    """
+    warmup = recipe.warmup if recipe.warmup >= 1 else recipe.warmup * num_steps
+    if step < warmup:
+        factor = step / warmup
+    elif recipe.schedule == "linear":
+        factor = max(0.0, (num_steps - step) / max(1.0, num_steps - warmup))
+    elif recipe.schedule == "steps":
+        factor = 0.1 ** sum(step >= milestone * num_steps for milestone in recipe.milestones)
+    else:
+        factor = 1.0
+    value = recipe.learning_rate * factor
+    return value if value > 0 else recipe.lr_floor
+
+
+def linear_warmup_decay(step: int, *, num_steps: int, warmup_fraction: float) -> float:
+    """Return the factor of the peak learning rate at a step (from 0): linear up, then linear to 0.
+
+    The first step already learns, and the last one is not wasted at 0.
+    """
+    num_warmup = max(1, round(num_steps * warmup_fraction))
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    return (num_steps - step) / (num_steps - num_warmup + 1)
+
+
+def distillation_strength(
+    step: int, *, num_steps: int, start: float, decay: Literal["none", "linear", "cosine"]
+) -> float:
+    """Return lambda at a step (from 0) of the finetune step: constant, or down to 0 at its end."""
+    progress = step / max(1, num_steps - 1)
+    if decay == "linear":
+        return start * (1.0 - progress)
+    if decay == "cosine":
+        return start * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return start
+
+
+Tensors = list[torch.Tensor]
+
+
+class BertMoments(torch.optim.Optimizer):
+    """m <- b1 * m + (1 - b1) * g and v <- b2 * v + (1 - b2) * g^2; how parameters move is the subclass's."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Make one update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            # A parameter that had no gradient in some step has made fewer updates than the others of its group.
+            by_count: dict[int, Tensors] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_count.setdefault(self._count(parameter), []).append(parameter)
+            for count, parameters in by_count.items():
+                self._update(parameters, group, count)
+        return loss
+
+    @abstractmethod
+    def move(self, parameters: Tensors, first: Tensors, second: Tensors, group: dict[str, Any], count: int) -> None:
+        """Move parameters in place by their moments.
+
+        Args:
+            parameters: of one group.
+            first: m of each.
+            second: v of each.
+            group: with `lr`, `betas`, `eps` and `weight_decay`.
+            count: t, the number of updates of each, this one included.
+        """
+
+    def _count(self, parameter: torch.Tensor) -> int:
+        """Count one more update of a parameter, whose moments start at zero, and return the number."""
+        state = self.state[parameter]
+        if not state:
+            state["first"] = torch.zeros_like(parameter)
+            state["second"] = torch.zeros_like(parameter)
+        # A checkpoint gives the count back as a tensor, whose powers would be rounded to float32.
+        count: int = int(state.get("step", 0)) + 1
+        state["step"] = count
+        return count
+
+    def _update(self, parameters: Tensors, group: dict[str, Any], count: int) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        first = [self.state[parameter]["first"] for parameter in parameters]
+        second = [self.state[parameter]["second"] for parameter in parameters]
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, gradients, alpha=1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, value=1.0 - beta2)
+        self.move(parameters, first, second, group, count)
+
+
+class BertAdam(BertMoments):
+    """p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p), with the moments as they are, uncorrected."""
+
+    def move(self, parameters: Tensors, first: Tensors, second: Tensors, group: dict[str, Any], count: int) -> None:
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_add_(denominators, group["eps"])
+        updates = torch._foreach_div(first, denominators)
+        torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+
+class BertAdamW(BertMoments):
+    """p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps), then p <- p - lr * weight_decay * p."""
+
+    def move(self, parameters: Tensors, first: Tensors, second: Tensors, group: dict[str, Any], count: int) -> None:
+        beta1, beta2 = group["betas"]
+        correction = math.sqrt(1.0 - beta2**count) / (1.0 - beta1**count)
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_addcdiv_(parameters, first, denominators, value=-group["lr"] * correction)
+        if group["weight_decay"]:
+            torch._foreach_add_(parameters, parameters, alpha=-group["lr"] * group["weight_decay"])
+
 
 LONGEST_WARMUP = 0.1
 """Share of a budget that a warm-up counted in steps may take where its recipe counts epochs: our choice."""

@@ -13,7 +13,7 @@ TaskLoss = Literal[
 """Losses of `targets.py`."""
 
 Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]
-"""torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`bert_optimisers.py`)."""
+"""torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`optimiser.py`)."""
 
 Schedule = Literal["linear", "steps", "constant"]
 """Learning rate after warming up, as the originals have it."""

@@ -24,11 +24,15 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
-from advl_pipeline.training.moved_cells import MovedCells, with_shifted_grid, with_shuffled_cells
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.shuffled_teacher import shuffled_teacher
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher
 from advl_pipeline.training.student_confidence import StudentConfidence
+from advl_pipeline.training.teacher_controls import (
+    MovedCells,
+    shuffled_teacher,
+    with_shifted_grid,
+    with_shuffled_cells,
+)
 from advl_pipeline.training.vision_signals import TeacherGrid
 
 

@@ -54,11 +54,9 @@ def is_number(hint: typing.Any) -> bool:
 
 @pytest.mark.parametrize("cls", configurations(), ids=lambda cls: cls.__name__)
 def test_every_numeric_option_declares_its_range(cls: type[typing.Any]) -> None:
-    hints = option_types(cls)
-    numeric = {
-        field.name for field in options_of(cls).values() if "range" in field.metadata and is_number(hints[field.name])
-    }
-    assert {name for name in numeric if cls.__dataclass_fields__[name].metadata["range"] is None} == set()
+    hints, options = option_types(cls), options_of(cls)
+    numeric = {name for name, field in options.items() if "range" in field.metadata and is_number(hints[name])}
+    assert {name for name in numeric if options[name].metadata["range"] is None} == set()
     assert not numeric or issubclass(cls, Configuration)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from advl_pipeline.distillation.balance import (
+from advl_pipeline.distillation.distiller import (
     check_balance,
     weighted_teachers,
 )

@@ -18,7 +18,7 @@ from whole_checkpoints import require_complete
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.single_stream import TokenGrid, one_row_attention, run_layers
-from advl_pipeline.students.uniter_core import TwoWayChoiceHead, UniterModel, head_rules, uniter_head
+from advl_pipeline.students.uniter import TwoWayChoiceHead, UniterModel, head_rules, uniter_head
 from advl_pipeline.training.targets import soft_target_bce, two_way_choice
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}

@@ -15,10 +15,9 @@ from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.students.uniter_core import UniterModel, uniter_head
-from advl_pipeline.training.bert_optimisers import BertAdamW
+from advl_pipeline.students.uniter import UniterModel, uniter_head
+from advl_pipeline.training.optimiser import BertAdamW, learning_rate_at
 from advl_pipeline.training.recipes import Recipe, group_parameters, load_recipe
-from advl_pipeline.training.schedule import learning_rate_at
 from advl_pipeline.training.targets import soft_target_bce
 
 Reference = Mapping[str, torch.Tensor]

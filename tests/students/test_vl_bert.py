@@ -14,12 +14,13 @@ from whole_checkpoints import require_complete
 
 from advl_pipeline.students.bert_parts import attention_bias, kinds_of
 from advl_pipeline.students.checkpoints import KeyRules, load_into
-from advl_pipeline.students.vl_bert import VlBert, vl_bert_head
-from advl_pipeline.students.vl_bert_core import (
+from advl_pipeline.students.vl_bert import (
     ObjectDownsample,
+    VlBert,
     VlBertModel,
     collect_objects,
     coordinate_embedding,
+    vl_bert_head,
 )
 from advl_pipeline.training.targets import sigmoid_choice, soft_target_bce
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advl_pipeline.teachers.boxes import crop_rectangle, relative_boxes, roi_align_mean
-from advl_pipeline.teachers.char_spans import align_pieces
+from advl_pipeline.teachers.image_tower import crop_rectangle, relative_boxes, roi_align_mean
 from advl_pipeline.teachers.text_tower import plan_windows
+from advl_pipeline.teachers.word_pieces import align_pieces
 from advl_pipeline.tensor_files import parameter_digest
 
 edges = st.floats(-50, 250, width=32)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advl_pipeline.training.bert_optimisers import BertAdam, BertAdamW, BertMoments
+from advl_pipeline.training.optimiser import BertAdam, BertAdamW, BertMoments
 
 BETAS, EPS, RATE = (0.9, 0.98), 1e-6, 0.01
 NUM_PARAMETERS = 210

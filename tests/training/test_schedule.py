@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from advl_pipeline.training.optimiser import distillation_strength, linear_warmup_decay
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.schedule import distillation_strength, linear_warmup_decay
 
 
 def test_lambda_stays_or_falls_to_nothing() -> None:

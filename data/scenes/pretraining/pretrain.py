@@ -52,7 +52,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_description, save_student
 from advl_pipeline.training.batch_order import positions_of_step
 from advl_pipeline.training.heads import save_choice_head
-from advl_pipeline.training.schedule import linear_warmup_decay
+from advl_pipeline.training.optimiser import linear_warmup_decay
 
 FEW = 4
 """Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
