@@ -122,7 +122,7 @@ def finetune(*, data: Data, output: str | os.PathLike[str], **options: Any) -> F
     from advl_pipeline.training.run import run_finetune
 
     config = _configured(FinetuneConfig, options | {"output": output}, data)
-    if config.dry_run:
+    if config.forecast.dry_run:
         raise ConfigError(
             "A dry run trains nothing, so it gives no result.",
             where="dry_run",

@@ -35,8 +35,8 @@ def require_given(config: FinetuneConfig) -> None:
     require_outputs(config)
     if config.init is not None and not is_on_hub(config.init):
         required_weights(config.init)
-    if config.recipe not in (AUTO, NONE):
-        read_toml(Path(config.recipe))
+    if config.optimisation.recipe not in (AUTO, NONE):
+        read_toml(Path(config.optimisation.recipe))
     require_names(config.dataset, split=config.split, tasks=config.task, data_root=config.data_root)
     here = tuple(location for location in config.cache if isinstance(location, Path))
     open_caches(dataclasses.replace(config, cache=here))
