@@ -11,7 +11,7 @@ import torch
 
 from advl_pipeline.datasets.words import NO_WORD
 from advl_pipeline.distillation.pooling import example_of_sequence, first_sequences
-from advl_pipeline.distillation.relational import Everywhere
+from advl_pipeline.distillation.relational import Gather
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -24,7 +24,7 @@ def anchor_loss(
     known: Mapping[str, torch.Tensor],
     anchored_B: torch.Tensor | None = None,
     *,
-    everywhere: Everywhere,
+    gather: Gather,
 ) -> torch.Tensor:
     """Return how far text that pretraining taught, and what pictures show, have moved from where it left them.
 
@@ -37,9 +37,9 @@ def anchor_loss(
         signal: with how well pretraining knew each word, and the teachers' regions.
         known: of `Distiller.known_regions`.
         anchored_B: bool, whose pictures count; None for all.
-        everywhere: where the rest of the batch is.
+        gather: of the processes that share the batch.
     """
-    rows, words = everywhere.rows, signal.words
+    words = signal.words
     assert words is not None
     held_NW = torch.where(words.frequent_NW, 1.0, words.known_NW)
     word_NL = words.word_of_token_NL
@@ -48,14 +48,14 @@ def anchor_loss(
     visible_NR = batch.visual_mask_NR & ~_placed_tokens(signal, known, batch)
     if anchored_B is not None:
         visible_NR = visible_NR & anchored_B[example_of_sequence(batch.num_candidates, anchored_B.device)][:, None]
-    visual_XH = rows(states.visual_states_NRH[visible_NR])
+    visual_XH = gather(states.visual_states_NRH[visible_NR])
     return drift(
-        rows(states.text_states_NLH[shown_NL]),
-        rows(reference.text_states_NLH[shown_NL]),
-        rows(held_NL[shown_NL]),
+        gather(states.text_states_NLH[shown_NL]),
+        gather(reference.text_states_NLH[shown_NL]),
+        gather(held_NL[shown_NL]),
     ) + drift(
         visual_XH,
-        rows(reference.visual_states_NRH[visible_NR]),
+        gather(reference.visual_states_NRH[visible_NR]),
         torch.ones(len(visual_XH), device=visual_XH.device),
     )
 

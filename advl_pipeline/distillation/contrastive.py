@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from advl_pipeline.distillation.pooling import example_of_sequence, first_sequences
-from advl_pipeline.distillation.relational import Everywhere
+from advl_pipeline.distillation.relational import Gather
 
 
 def image_text_contrast(
@@ -56,7 +56,7 @@ def batch_contrast(
     num_candidates: tuple[int, ...],
     known_B: torch.Tensor | None,
     temperature: torch.Tensor,
-    everywhere: Everywhere,
+    gather: Gather,
 ) -> torch.Tensor:
     """Return the contrast of a batch that several processes may share; see `Distiller.contrast`.
 
@@ -64,20 +64,19 @@ def batch_contrast(
         own_image_BE: what the right candidate's pass shows of the picture.
         num_candidates: of each example.
     """
-    rows = everywhere.rows
     starts_B = first_sequences(num_candidates, right_B.device)
-    counts = tuple(rows(torch.tensor(num_candidates, device=right_B.device)).tolist())
-    right_B = first_sequences(counts, right_B.device) + rows(right_B - starts_B)
-    image_ids_B = rows(image_ids_B)
+    counts = tuple(gather(torch.tensor(num_candidates, device=right_B.device)).tolist())
+    right_B = first_sequences(counts, right_B.device) + gather(right_B - starts_B)
+    image_ids_B = gather(image_ids_B)
     example_N = example_of_sequence(counts, right_B.device)
     pulled_BN = torch.arange(len(example_N), device=right_B.device)[None, :] == right_B[:, None]
     if known_B is not None:
         is_own_BN = example_N[None, :] == torch.arange(len(right_B), device=right_B.device)[:, None]
-        pulled_BN = torch.where(rows(known_B)[:, None], pulled_BN, is_own_BN)
+        pulled_BN = torch.where(gather(known_B)[:, None], pulled_BN, is_own_BN)
     same_picture_BN = image_ids_B[:, None] == image_ids_B[example_N][None, :]
     return image_text_contrast(
-        rows(own_image_BE),
-        rows(text_NE),
+        gather(own_image_BE),
+        gather(text_NE),
         pulled_BN,
         left_out_BN=same_picture_BN & ~pulled_BN,
         temperature=temperature,

@@ -32,9 +32,9 @@ from advl_pipeline.distillation.pooling import (
 )
 from advl_pipeline.distillation.projected import Projections, projected_text, projected_vision
 from advl_pipeline.distillation.relational import (
-    ALONE,
-    Everywhere,
+    Gather,
     divergences,
+    gather_alone,
     related_texts,
     related_vision,
     require_relations,
@@ -155,8 +155,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.settings = settings
         self.vision_targets = dict(vision_targets or {})
-        self.everywhere: Everywhere = ALONE
-        """Where the rest of a batch is that several processes share; set for as long as they do."""
+        self.gather: Gather = gather_alone
+        """Of the processes that share a batch; set for as long as they do."""
         self.teachers: dict[str, list[str]] = {
             "vision": [name for name, widths in teachers.items() if widths.image_global],
             "text": [name for name, widths in teachers.items() if widths.text_global],
@@ -271,7 +271,7 @@ class Distiller(nn.Module):
             num_candidates=batch.num_candidates,
             known_B=known_B,
             temperature=self.log_temperature.exp().clamp(min=0.01),
-            everywhere=self.everywhere,
+            gather=self.gather,
         )
 
     def known_regions(
@@ -317,7 +317,7 @@ class Distiller(nn.Module):
                     landmarks=self.region_landmarks.get(name),
                     known_BS=known.get(name),
                     generator=generator,
-                    everywhere=self.everywhere,
+                    gather=self.gather,
                 )[example_N]
                 continue
             projections = self.vision[module_key(name)]
@@ -354,7 +354,7 @@ class Distiller(nn.Module):
                 # Function words are like everything and like nothing.
                 mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
                 if landmarks is None:
-                    require_relations(mask_NW, words.form_NW, name, self.everywhere)
+                    require_relations(mask_NW, words.form_NW, name, self.gather)
                 else:
                     mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
             elif one.words_NWD is None:
@@ -372,7 +372,7 @@ class Distiller(nn.Module):
             if self.settings.distance == "relational":
                 each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks)
                 losses[name] = masked_mean(each_NW, selected_NW) + (
-                    related_texts(self.settings, words_NWH, one, mask_NW, words, self.everywhere)
+                    related_texts(self.settings, words_NWH, one, mask_NW, words, self.gather)
                     if landmarks is None
                     else placed_texts(self.settings, words_NWH, one, mask_NW, landmarks)
                 )
@@ -403,7 +403,7 @@ class Distiller(nn.Module):
                 node_NW,
                 words.form_NW,
                 asked_NW=asked_NW,
-                everywhere=self.everywhere,
+                gather=self.gather,
             )
         return placed_nodes(self.settings, words_NWH, one.words_NWD, asked_NW, landmarks)
 

@@ -8,10 +8,12 @@ do. The family is known: Park et al. 2019, Tung and Mori 2019, affinity mimickin
 Shapes: X nodes (words or regions of a batch), B examples, N sequences, S regions, W words, H student width, D teacher
 width.
 
-Relations need the items of all processes that share a batch: the loss code asks `Everywhere` for them.
+Relations need the items of all processes that share a batch: the loss code gathers them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -24,24 +26,17 @@ from advl_pipeline.distillation.signal import TextSignal, VisionSignal, WordAlig
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
+Gather = Callable[[torch.Tensor], torch.Tensor]
+"""Returns the rows of all processes that share a batch, in order, with gradients to the process that each is of.
 
-class Everywhere:
-    """Gives each process the rows of all of them: here one process, whose rows are all there are."""
-
-    def rows(self, values_X: torch.Tensor) -> torch.Tensor:
-        """Return the rows of all processes, in their order, with gradients to the process that each is of.
-
-        Gradients of what the processes compute of them are added up. The rows may be of another number in each
-        process; their other axes, and the type of the values, are alike.
-        """
-        return values_X
-
-    def own(self, values_Y: torch.Tensor, like_X: torch.Tensor) -> torch.Tensor:
-        """Return this process's part of rows of all processes, of as many as its `like_X` has."""
-        return values_Y
+Gradients of what the processes compute of them are added up. The rows may be of another number in each process; their
+other axes, and the type of the values, are alike.
+"""
 
 
-ALONE = Everywhere()
+def gather_alone(values_X: torch.Tensor) -> torch.Tensor:
+    """Return the rows of the one process that there is: its own."""
+    return values_X
 
 
 MAX_RELATED = 1024
@@ -91,7 +86,7 @@ def relational_divergence(
     student_temperature: float,
     teacher_temperature: float,
     asked_X: torch.Tensor | None = None,
-    everywhere: Everywhere = ALONE,
+    gather: Gather = gather_alone,
 ) -> torch.Tensor:
     """Return, of each node asked for, how far the student's likenesses to the others are from the teacher's, in nats.
 
@@ -101,16 +96,16 @@ def relational_divergence(
         student_temperature: tau_S.
         teacher_temperature: tau_T.
         asked_X: bool, the nodes whose divergence is returned, in order; None for all.
-        everywhere: where the other nodes of the batch are.
+        gather: of the processes that share the batch.
 
     A node that is compared with nothing has divergence 0.
     """
 
     def likenesses(values_X: torch.Tensor, temperature: float) -> torch.Tensor:
         own = values_X if asked_X is None else values_X[asked_X]
-        return log_likenesses(own, everywhere.rows(values_X), left_out_XY, temperature=temperature)
+        return log_likenesses(own, gather(values_X), left_out_XY, temperature=temperature)
 
-    left_out_XY = (group_X if asked_X is None else group_X[asked_X])[:, None] == everywhere.rows(group_X)[None, :]
+    left_out_XY = (group_X if asked_X is None else group_X[asked_X])[:, None] == gather(group_X)[None, :]
     log_p_XY = likenesses(teacher_XD.detach(), teacher_temperature)
     log_q_XY = likenesses(student_XH, student_temperature)
     return (log_p_XY.exp() * (log_p_XY - log_q_XY)).sum(1)
@@ -127,7 +122,7 @@ def related_vision(
     landmarks: Landmarks | None = None,
     known_BS: torch.Tensor | None = None,
     generator: torch.Generator | None,
-    everywhere: Everywhere = ALONE,
+    gather: Gather = gather_alone,
 ) -> torch.Tensor:
     """Return (B,): relational divergence of each picture's regions, and of the whole picture.
 
@@ -151,13 +146,13 @@ def related_vision(
             node_BS = some_of(node_BS, MAX_RELATED, generator)
             place_S = torch.arange(num_regions, device=image_ids_B.device)
             group_BS = image_ids_B[:, None] * MOST_REGIONS + place_S
-            each_BS = divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, everywhere=everywhere)
+            each_BS = divergences(settings, regions_BSH, one.regions_BSD, node_BS, group_BS, gather=gather)
         loss_B = loss_B + masked_mean(each_BS, node_BS)
     if target in ("image", "both"):
         image_B1H = image_state(distilled, batch)[first_B][:, None]
         node_B1 = torch.ones(len(first_B), 1, dtype=torch.bool, device=image_ids_B.device)
         loss_B = loss_B + divergences(
-            settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None], everywhere=everywhere
+            settings, image_B1H, one.global_BD[:, None], node_B1, image_ids_B[:, None], gather=gather
         ).squeeze(1)
     return loss_B
 
@@ -170,7 +165,7 @@ def divergences(
     group_NW: torch.Tensor,
     *,
     asked_NW: torch.Tensor | None = None,
-    everywhere: Everywhere = ALONE,
+    gather: Gather = gather_alone,
 ) -> torch.Tensor:
     """Return (N, W): the divergence of each node asked for among all nodes of the batch, 0 elsewhere.
 
@@ -178,7 +173,7 @@ def divergences(
         node_NW: bool, what is compared: words with a meaning that both sides have, or common regions.
         group_NW: int64, nodes of one group are not compared.
         asked_NW: bool, the nodes whose divergence is wanted; None for all.
-        everywhere: where the rest of the batch is.
+        gather: of the processes that share the batch.
     """
     asked_NW = node_NW if asked_NW is None else node_NW & asked_NW
     each_X = relational_divergence(
@@ -188,20 +183,18 @@ def divergences(
         student_temperature=settings.student_temperature,
         teacher_temperature=settings.teacher_temperature,
         asked_X=asked_NW[node_NW],
-        everywhere=everywhere,
+        gather=gather,
     )
     return torch.zeros(node_NW.shape, device=each_X.device).masked_scatter(asked_NW, each_X)
 
 
-def require_relations(
-    node_NW: torch.Tensor, form_NW: torch.Tensor, name: str, everywhere: Everywhere = ALONE
-) -> None:
+def require_relations(node_NW: torch.Tensor, form_NW: torch.Tensor, name: str, gather: Gather = gather_alone) -> None:
     """Refuse a batch whose words cannot be related.
 
     Raises:
         ConfigError: as said. What is only looked at may be one short text; what is learned from may not.
     """
-    forms_X = everywhere.rows(form_NW[node_NW])
+    forms_X = gather(form_NW[node_NW])
     if torch.is_grad_enabled() and (len(forms_X) < 2 or bool((forms_X == forms_X[0]).all())):
         raise ConfigError(
             "A batch has fewer than two words with a meaning, so there is nothing to relate.",
@@ -217,7 +210,7 @@ def related_texts(
     one: TextSignal,
     node_NW: torch.Tensor,
     words: WordAlignment,
-    everywhere: Everywhere = ALONE,
+    gather: Gather = gather_alone,
 ) -> torch.Tensor:
     """Return (N,): relational divergence of each text among the texts of the batch.
 
@@ -233,4 +226,4 @@ def related_texts(
     )
     same_N1 = torch.where(node_NW, words.form_NW, 0).sum(1, keepdim=True)
     node_N1 = node_NW.any(1, keepdim=True)
-    return divergences(settings, states_N1H, features_N1D, node_N1, same_N1, everywhere=everywhere)[:, 0]
+    return divergences(settings, states_N1H, features_N1D, node_N1, same_N1, gather=gather)[:, 0]

@@ -54,7 +54,7 @@ def lost_in_part(
         (part.values_SN[:, more] * (-len(more) / num_part), part.groups, more),
     )
     return tuple(
-        Contribution(values_SN=values, groups=None if groups is None else groups.of(held))
+        Contribution(values_SN=values, groups=None if groups is None else groups.subset(held))
         for values, groups, held in sets
         if len(held)
     )

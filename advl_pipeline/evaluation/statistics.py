@@ -93,7 +93,7 @@ class ItemGroups:
     group_N: npt.NDArray[np.int64]
     stratum_N: npt.NDArray[np.int64]
 
-    def of(self, rows_n: npt.NDArray[np.int64]) -> ItemGroups:
+    def subset(self, rows_n: npt.NDArray[np.int64]) -> ItemGroups:
         """Return the groups of some of the items, in the order of their rows."""
         _, group_n = np.unique(self.group_N[rows_n], return_inverse=True)
         _, stratum_n = np.unique(self.stratum_N[rows_n], return_inverse=True)

@@ -109,8 +109,8 @@ class Answered:
 
 
 @dataclass(kw_only=True)
-class Unmet:
-    """Text and picture of N sequences before they meet, for heads that look things up (`lookup.py`).
+class UnimodalStates:
+    """States of text and picture of N sequences before their fusion, for heads that look things up (`lookup.py`).
 
     `place_NR4` says where visual tokens lie, as `StudentBatch.places_BR4` does; NaN throughout where the picture is
     hidden.
@@ -123,7 +123,9 @@ class Unmet:
     place_NR4: torch.Tensor
 
     @classmethod
-    def of(cls, batch: StudentBatch, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool) -> Self:
+    def from_batch(
+        cls, batch: StudentBatch, text_NLH: torch.Tensor, visual_NRH: torch.Tensor, *, hidden: bool
+    ) -> Self:
         """Gather what a batch says and shows."""
         assert batch.places_BR4 is not None
         place_NR4 = batch.per_sequence(batch.places_BR4)
@@ -143,7 +145,7 @@ class StudentOutput:
     `image_state_NH` is the student's whole-image token where it has one, else None (the mean of the visual states
     serves). `relevance_NL` is the attention mass from each text token to the visual tokens, detached, where the
     student can give it. `answered` is of a student that answers in words, where the batch holds answers: no head is
-    asked then. `unmet` is of students whose heads look things up.
+    asked then. `unimodal` is of students whose heads look things up.
     """
 
     text_states_NLH: torch.Tensor
@@ -152,7 +154,7 @@ class StudentOutput:
     image_state_NH: torch.Tensor | None = None
     relevance_NL: torch.Tensor | None = None
     answered: Answered | None = None
-    unmet: Unmet | None = None
+    unimodal: UnimodalStates | None = None
 
     def class_logits(self, head: nn.Module) -> torch.Tensor:
         """Return (N, K): a head's logits, or the scores of answers in words."""
@@ -345,7 +347,7 @@ class Student(nn.Module, ABC):
     def encode_pooled(
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
-        """Return what heads read of `encode`: `pooled_NP`, `unmet` or `answered`; other states may be missing."""
+        """Return what heads read of `encode`: `pooled_NP`, `unimodal` or `answered`; other states may be missing."""
         return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
 
     def class_logits(self, head: nn.Module, batch: StudentBatch, *, mask_visual: bool = False) -> torch.Tensor:

@@ -162,7 +162,7 @@ class Table:
         before, after = found
         if match.questions == "same":
             # Grouped by the pictures of the in-domain set.
-            groups = before.groups.of(match.original_n) if before.groups else None
+            groups = before.groups.subset(match.original_n) if before.groups else None
             before, after = before.at(match.original_n, groups), after.at(match.shifted_n, groups)
         return _sides(before, after, match)
 

@@ -177,9 +177,7 @@ class FinetuneModel(nn.Module):
             assert known is not None
             if self.hide_picture:
                 anchored_B = torch.zeros_like(image_ids_B, dtype=torch.bool)
-            drift = anchor_loss(
-                apart, reference, batch, signal, known, anchored_B, everywhere=self.distiller.everywhere
-            )
+            drift = anchor_loss(apart, reference, batch, signal, known, anchored_B, gather=self.distiller.gather)
             terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
             terms.raw["drift"] = drift.detach()
         return terms
@@ -229,7 +227,7 @@ class FinetuneModel(nn.Module):
             return terms
         confidence_B = student_confidence(self.task_loss, logits, targets)
         if self.remembered is not None:
-            confidence_B = self.remembered.of(example_ids)
+            confidence_B = self.remembered.look_up(example_ids)
         terms.confidence = {"student": confidence_B, **signal.confidence}
         for name, term in self.distilled(batch, targets, signal, image_ids_B, output, None, generator).items():
             weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=generator)

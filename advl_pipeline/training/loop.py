@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from advl_pipeline.distillation.relational import ALONE
+from advl_pipeline.distillation.relational import gather_alone
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.folder import RunFolder
@@ -33,7 +33,7 @@ from advl_pipeline.training.finite import (
     require_finite_weights,
 )
 from advl_pipeline.training.optimiser import build_optimizer, distillation_strength, rate_factor
-from advl_pipeline.training.processes import add_gradients, align_parameters, everywhere
+from advl_pipeline.training.processes import add_gradients, align_parameters, gather_rows
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
@@ -136,7 +136,7 @@ def run_phase(
                 seconds_saving = time.perf_counter() - saving_began
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
-    model.distiller.everywhere = ALONE
+    model.distiller.gather = gather_alone
 
 
 def _prepared(
@@ -157,7 +157,7 @@ def _prepared(
     align_parameters(model.to(accelerator.device), accelerator)
     # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
     shares_batches = phase == "adapt" or settings.batch_unit == "examples"
-    model.distiller.everywhere = everywhere(accelerator.num_processes if shares_batches else 1)
+    model.distiller.gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
     # Not as accelerate shares a model among processes: see `processes.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     return wrapped, accelerator.prepare_optimizer(optimizer)

@@ -18,7 +18,6 @@ from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from advl_pipeline.compute import MixedPrecision
-from advl_pipeline.distillation.relational import ALONE, Everywhere
 from advl_pipeline.errors import ConfigError
 
 PATIENCE = timedelta(hours=2)
@@ -61,42 +60,23 @@ def start_processes(device: str, mixed_precision: MixedPrecision) -> Accelerator
     )
 
 
-class Together(Everywhere):
-    """The rows of all processes of the group."""
-
-    def __init__(self) -> None:
-        self._rank = distributed.get_rank()
-        self._num_processes = distributed.get_world_size()
-
-    def rows(self, values_X: torch.Tensor) -> torch.Tensor:
-        counts = self._counts(values_X)
-        padded = nn.functional.pad(
-            values_X.to(torch.uint8) if values_X.dtype == torch.bool else values_X,
-            (0, 0) * (values_X.dim() - 1) + (0, max(counts) - len(values_X)),
-        ).contiguous()
-        if values_X.requires_grad or (torch.is_grad_enabled() and values_X.is_floating_point()):
-            parts = all_gather(padded)  # type: ignore[no-untyped-call]
-        else:
-            parts = [torch.empty_like(padded) for _ in counts]
-            distributed.all_gather(parts, padded)
-        joined = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-        return joined.to(values_X.dtype)
-
-    def own(self, values_Y: torch.Tensor, like_X: torch.Tensor) -> torch.Tensor:
-        counts = self._counts(like_X)
-        start = sum(counts[: self._rank])
-        return values_Y[start : start + len(like_X)]
-
-    def _counts(self, values_X: torch.Tensor) -> list[int]:
-        own = torch.tensor([len(values_X)], device=values_X.device)
-        found = [torch.empty_like(own) for _ in range(self._num_processes)]
-        distributed.all_gather(found, own)
-        return [int(count) for count in found]
-
-
-def everywhere(num_processes: int) -> Everywhere:
-    """Return what gives the rows of a batch that as many processes share."""
-    return ALONE if num_processes == 1 else Together()
+def gather_rows(values_X: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes of the group, as `distillation.relational.Gather` says."""
+    own = torch.tensor([len(values_X)], device=values_X.device)
+    found = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, own)
+    counts = [int(count) for count in found]
+    padded = nn.functional.pad(
+        values_X.to(torch.uint8) if values_X.dtype == torch.bool else values_X,
+        (0, 0) * (values_X.dim() - 1) + (0, max(counts) - len(values_X)),
+    ).contiguous()
+    if values_X.requires_grad or (torch.is_grad_enabled() and values_X.is_floating_point()):
+        parts = all_gather(padded)  # type: ignore[no-untyped-call]
+    else:
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded)
+    joined = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return joined.to(values_X.dtype)
 
 
 def align_parameters(model: nn.Module, accelerator: Accelerator) -> None:

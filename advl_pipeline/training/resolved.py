@@ -70,8 +70,12 @@ Runs and cells are told apart by what differs from the defaults, so that a new o
 
 
 def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's plain configuration says about its numbers: the options that are not at their default."""
-    return changed_options(FinetuneConfig, options_without(FinetuneConfig, config, "beside", "none"))
+    """Return what a run's plain configuration says about its numbers: the options that are not at their default.
+
+    The student always stands in it: its default is what a plug-in says.
+    """
+    options = options_without(FinetuneConfig, config, "beside", "none")
+    return {"student": options["student"]} | changed_options(FinetuneConfig, options)
 
 
 def recipe_identity(chosen: ChosenRecipe) -> dict[str, Any]:

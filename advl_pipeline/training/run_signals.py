@@ -88,7 +88,7 @@ def open_signals(
         target_norm=config.target_norm,
     )
     judges = [joined_teacher(of_teacher, of_teacher) for of_teacher in zip(*cached, strict=True)]
-    return Signals(source=source, judge=source.of(judges))
+    return Signals(source=source, judge=source.with_teachers(judges))
 
 
 def _controlled(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:

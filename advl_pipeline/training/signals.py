@@ -149,7 +149,7 @@ class SignalSource:
         """Modality -> example id -> probability of the ground truth."""
         self._standardise = target_norm == "standardise"
 
-    def of(self, teachers: Sequence[TeacherFeatures]) -> SignalSource:
+    def with_teachers(self, teachers: Sequence[TeacherFeatures]) -> SignalSource:
         """Return the same with other teachers and no confidences."""
         norm = "standardise" if self._standardise else "none"
         return SignalSource(teachers, prior=self.prior, known=self.known, target_norm=norm)

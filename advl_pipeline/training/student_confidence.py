@@ -47,7 +47,7 @@ class StudentConfidence(nn.Module):
         """Take the values that step 2 begins with, in the order of the ids."""
         self.value_M.copy_(value_M)
 
-    def of(self, example_ids: Sequence[str]) -> torch.Tensor:
+    def look_up(self, example_ids: Sequence[str]) -> torch.Tensor:
         """Return (B,) the confidences that weigh a visit."""
         rows_B = torch.tensor([self._row[name] for name in example_ids], device=self.value_M.device)
         return self.value_M[rows_B]

@@ -15,7 +15,7 @@ from torch import nn
 from advl_pipeline.distillation.anchor import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller
 from advl_pipeline.distillation.landmarks import Landmarks, RegionLandmarks
-from advl_pipeline.distillation.relational import ALONE, some_of
+from advl_pipeline.distillation.relational import gather_alone, some_of
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, VisionSignal, WordAlignment
 from advl_pipeline.errors import ConfigError
@@ -445,7 +445,7 @@ def test_regions_that_the_student_names_are_held_and_the_others_are_placed() -> 
     known = distiller.known_regions(left, batch, signal)
     for moved, is_free in ((is_region_NR & ~is_known_NR, True), (is_region_NR & is_known_NR, False)):
         shifted = replace(left, visual_states_NRH=torch.where(moved[..., None], 2 * visual.detach(), visual.detach()))
-        assert (float(anchor_loss(shifted, left, batch, signal, known, everywhere=ALONE)) == 0.0) == is_free
+        assert (float(anchor_loss(shifted, left, batch, signal, known, gather=gather_alone)) == 0.0) == is_free
 
 
 def test_relations_without_partners_or_features_are_refused() -> None:

@@ -99,6 +99,6 @@ def test_nothing_to_resample_is_refused() -> None:
 
 
 def test_groups_of_some_items_are_numbered_without_gaps() -> None:
-    groups = item_groups(["a", "b", "b", "c", "d"], ["x", "y", "y", "x", "z"]).of(np.array([4, 1, 2]))
+    groups = item_groups(["a", "b", "b", "c", "d"], ["x", "y", "y", "x", "z"]).subset(np.array([4, 1, 2]))
     assert groups.group_N.tolist() == [1, 0, 0]
     assert groups.stratum_N.tolist() == [1, 0, 0]

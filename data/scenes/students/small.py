@@ -39,7 +39,7 @@ from advl_pipeline.students.bert_parts import (
     padding_bias,
 )
 from advl_pipeline.students.embedded_words import language_model_words
-from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
@@ -245,7 +245,7 @@ class ScenesSmall(Student):
             pooled_NP=self._pool(x_NTH[:, 0], batch, text_NLH, visual_NRH, hidden=mask_visual),
             image_state_NH=x_NTH[:, num_text],
             relevance_NL=relevance,
-            unmet=Unmet.of(batch, text_NLH, visual_NRH, hidden=mask_visual),
+            unimodal=UnimodalStates.from_batch(batch, text_NLH, visual_NRH, hidden=mask_visual),
         )
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:

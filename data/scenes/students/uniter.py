@@ -23,7 +23,7 @@ from advl_data.scenes.students.agreement import Agreement, place_of_tags, said_t
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import kinds_of
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.region_student import RegionBatch, tagged_regions
 from advl_pipeline.students.single_stream import run_layers
@@ -109,8 +109,8 @@ class ScenesUniter(Uniter):
         said_NL = said_tokens(is_answer_NL, batch.token_mask_NL)
         place_NR = place_of_tags(tags_NLR, hidden=mask_visual)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, said_NL, regions_NRH, place_NR)
-        unmet = Unmet.of(batch, text_NLH, regions_NRH, hidden=mask_visual)
-        return dataclasses.replace(output, pooled_NP=pooled_NP, unmet=unmet)
+        unimodal = UnimodalStates.from_batch(batch, text_NLH, regions_NRH, hidden=mask_visual)
+        return dataclasses.replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, RegionBatch)

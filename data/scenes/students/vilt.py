@@ -26,7 +26,7 @@ from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bert_parts import padding_bias
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput, Unmet
+from advl_pipeline.students.interface import Pretraining, Student, StudentBatch, StudentOutput, UnimodalStates
 from advl_pipeline.students.lookup import LOOKUP_TASKS, LookupHead
 from advl_pipeline.students.pixel_student import PixelBatch
 from advl_pipeline.students.vilt import Vilt, ViltConfig
@@ -147,8 +147,8 @@ class ScenesVilt(Vilt):
         output = super().fuse(batch, tagged_NLH, image_NRH, mask_visual=mask_visual, need_relevance=need_relevance)
         place_NR = place_of_tags(batch.tags_NLR, hidden=mask_visual)
         pooled_NP = self.agreement(output.pooled_NP, text_NLH, batch.said_NL, image_NRH, place_NR)
-        unmet = Unmet.of(batch, text_NLH, image_NRH, hidden=mask_visual)
-        return dataclasses.replace(output, pooled_NP=pooled_NP, unmet=unmet)
+        unimodal = UnimodalStates.from_batch(batch, text_NLH, image_NRH, hidden=mask_visual)
+        return dataclasses.replace(output, pooled_NP=pooled_NP, unimodal=unimodal)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, PixelBatch)
