@@ -21,7 +21,7 @@ from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.meter_core import IMAGE_STREAM, TEXT_STREAM
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.text_rows import OVERLONG_HELP
+from advl_pipeline.students.text_rows import longer_texts, text_length
 from advl_pipeline.students.text_student import TINY, TwoStreams
 
 
@@ -38,8 +38,8 @@ class BridgeTowerConfig(PixelStudentConfig):
     tokenizer: str = option("roberta-base", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(50265, help="Rows of the word table.", minimum=1)
     max_positions: int = option(514, help="Rows of the position table; two of them stand for padding.", minimum=1)
-    max_text_length: int = option(50, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
+    max_text_length: int = text_length(50)
+    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class BridgeTower(TwoStreams, PixelStudent):

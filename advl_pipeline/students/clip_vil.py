@@ -31,15 +31,15 @@ from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_source import PixelGrid, RegionSource
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.text_rows import OVERLONG_HELP
+from advl_pipeline.students.text_rows import longer_texts, text_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipVilConfig(RegionStudentConfig):
     """Architecture of CLIP-ViL_p; the defaults are those of its RN50 model."""
 
-    max_text_length: int = option(20, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
+    max_text_length: int = text_length(20)
+    overlong: Literal["error", "cut"] = longer_texts("cut")
     grid_side: int = option(12, help="Rows and columns of the grid.", minimum=1)
     num_grid_positions: int = option(25, help="Rows of the tables of row and column embeddings.", minimum=1)
 

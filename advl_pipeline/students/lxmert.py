@@ -20,7 +20,7 @@ from advl_pipeline.students.building import builder
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
-from advl_pipeline.students.text_rows import OVERLONG_HELP
+from advl_pipeline.students.text_rows import longer_texts, text_length
 from advl_pipeline.students.text_student import TwoStreams
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -35,8 +35,8 @@ class LxmertConfig(RegionStudentConfig):
     num_layers: int = option(9, help="Language layers.", minimum=1)
     num_relation_layers: int = option(5, help="Layers over the regions alone.", minimum=1)
     num_cross_layers: int = option(5, help="Layers in which the streams meet.", minimum=1)
-    max_text_length: int = option(64, help="Tokens of one row; the original takes 20 for VQA.", minimum=5)
-    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
+    max_text_length: int = text_length(64)
+    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class Lxmert(TwoStreams, RegionStudent):

@@ -22,7 +22,7 @@ from advl_pipeline.students.checkpoints import KeyRules, interpolate_grid
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.meter_core import RENAMES, CrossModalStack, split_in_projections
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent, PixelStudentConfig
-from advl_pipeline.students.text_rows import OVERLONG_HELP
+from advl_pipeline.students.text_rows import longer_texts, text_length
 from advl_pipeline.students.text_student import TINY, TwoStreams
 
 
@@ -39,8 +39,8 @@ class MeterConfig(PixelStudentConfig):
     max_positions: int = option(
         514, help="Rows of RoBERTa's position table; two of them stand for padding.", minimum=1
     )
-    max_text_length: int = option(50, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
+    max_text_length: int = text_length(50)
+    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class Meter(TwoStreams, PixelStudent):

@@ -27,7 +27,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import OVERLONG_HELP, TextTokenizer
+from advl_pipeline.students.text_rows import TextTokenizer, longer_texts, text_length
 from advl_pipeline.students.text_student import TINY
 
 
@@ -47,8 +47,8 @@ class ModernVBertConfig(PixelStudentConfig):
     tokenizer: str = option("ModernVBERT/modernvbert", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(50408, help="Rows of the word table, the picture's token last.", minimum=1)
     max_positions: int = option(8192, help="Positions that the rotary embedding covers.", minimum=1)
-    max_text_length: int = option(512, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
+    max_text_length: int = text_length(512)
+    overlong: Literal["error", "cut"] = longer_texts("error")
 
 
 class ModernVBert(PixelStudent):

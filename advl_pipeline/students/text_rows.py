@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 from tokenizers import Tokenizer
 
 from advl_pipeline.atomic import write_text
+from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import DatasetError, WeightsUnavailable
 from advl_pipeline.hub import hub_obstacle
@@ -35,8 +36,18 @@ EMBEDDED_VOCABULARY = ("bert-base-uncased", "google-bert/bert-base-uncased")
 VOCABULARY_FILE = "vocab.txt"
 """BERT's vocabulary, one token a line."""
 
-OVERLONG_HELP = "Longer texts to learn from are an error, or the longer part is cut; those to score are always cut."
-"""Of the option of every student that reads rows of a tokenizer."""
+
+def text_length(tokens: int) -> Any:
+    """Declare how many tokens a student's row of text has at most."""
+    return option(tokens, help="Tokens of one row of text.", minimum=5)
+
+
+def longer_texts(what: Literal["error", "cut"]) -> Any:
+    """Declare what becomes of texts that are longer than a student's row."""
+    return option(
+        what,
+        help="Longer texts to learn from are an error, or the longer part is cut; those to score are always cut.",
+    )
 
 
 class RowLength(Protocol):

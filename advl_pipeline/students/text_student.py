@@ -21,14 +21,15 @@ from advl_pipeline.runs import names
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.text_rows import (
     EMBEDDED_TOKENIZER,
-    OVERLONG_HELP,
     Part,
     ReplacedSpan,
     TextRow,
     TextTokenizer,
     fit_parts,
     load_text_tokenizer,
+    longer_texts,
     pair_row,
+    text_length,
 )
 
 TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "tokenizer": EMBEDDED_TOKENIZER}
@@ -47,8 +48,8 @@ class TextStudentConfig(Configuration):
     tokenizer: str = option("bert-base-uncased", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(30522, help="Rows of the word table that the tokenizer fills.", minimum=1)
     max_positions: int = option(512, help="Rows of the position table.", minimum=1)
-    max_text_length: int = option(128, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
+    max_text_length: int = text_length(128)
+    overlong: Literal["error", "cut"] = longer_texts("error")
 
     @property
     def bert_sizes(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from advl_pipeline.students.region_student import (
     RegionStudentConfig,
 )
 from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
-from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow
+from advl_pipeline.students.text_rows import Part, ReplacedSpan, TextRow, text_length
 
 Repeat = Callable[[torch.Tensor], torch.Tensor]
 
@@ -200,7 +200,7 @@ class UniterConfig(RegionStudentConfig):
 
     tokenizer: str = option("bert-base-cased", help="Folder or hub name of the tokenizer, or minilm-l6.")
     vocab_size: int = option(28996, help="Rows of the word table before the person tokens.", minimum=1)
-    max_text_length: int = option(220, help="Tokens of one row.", minimum=5)
+    max_text_length: int = text_length(220)
     num_types: int = option(4, help="Token types: question, region, answer, rationale.", minimum=1)
 
 

@@ -28,7 +28,7 @@ from advl_pipeline.students.pixel_student import (
     PixelStudent,
     PixelStudentConfig,
 )
-from advl_pipeline.students.text_rows import OVERLONG_HELP
+from advl_pipeline.students.text_rows import longer_texts, text_length
 from advl_pipeline.students.text_student import TINY
 
 IMAGE_TYPE = 1
@@ -39,8 +39,8 @@ class ViltConfig(PixelStudentConfig):
     """Architecture of ViLT-B/32."""
 
     max_positions: int = option(40, help="Rows of the text's position table.", minimum=1)
-    max_text_length: int = option(40, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
+    max_text_length: int = text_length(40)
+    overlong: Literal["error", "cut"] = longer_texts("cut")
 
 
 class Vilt(PixelStudent):

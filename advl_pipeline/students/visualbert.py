@@ -19,7 +19,6 @@ from transformers import VisualBertConfig as HfVisualBertConfig
 from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 from transformers.models.visual_bert.modeling_visual_bert import VisualBertEmbeddings
 
-from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.students.bert_parts import bert_config, initialise_bert, kinds_of
 from advl_pipeline.students.building import builder
@@ -27,7 +26,7 @@ from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import Perturbation, StudentBatch, StudentOutput
 from advl_pipeline.students.region_student import TINY_REGIONS, RegionBatch, RegionStudent, RegionStudentConfig
 from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
-from advl_pipeline.students.text_rows import Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, text_length
 from advl_pipeline.students.vl_bert import pool
 
 HEAD_DROPOUT = 0.1
@@ -37,7 +36,7 @@ HEAD_DROPOUT = 0.1
 class VisualBertConfig(RegionStudentConfig):
     """Architecture of VisualBERT; the defaults are those of its VQA checkpoints (2048-wide features)."""
 
-    max_text_length: int = option(128, help="Tokens of one row.", minimum=5)
+    max_text_length: int = text_length(128)
 
 
 @dataclass(kw_only=True)

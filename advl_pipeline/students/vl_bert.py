@@ -35,7 +35,7 @@ from advl_pipeline.students.region_student import (
     tagged_regions,
 )
 from advl_pipeline.students.single_stream import ATTENTION, COMPILE_REFUSAL, run_layers
-from advl_pipeline.students.text_rows import OVERLONG_HELP, Part, TextRow
+from advl_pipeline.students.text_rows import Part, TextRow, longer_texts, text_length
 
 OBJECT_TYPE = 2
 COORDINATE_SIZE = 2048
@@ -143,8 +143,8 @@ EMPTY_TEXT_LENGTH = 2
 class VlBertConfig(RegionStudentConfig):
     """Architecture of VL-BERT; the defaults are vl-bert-base."""
 
-    max_text_length: int = option(64, help="Tokens of one row.", minimum=5)
-    overlong: Literal["error", "cut"] = option("cut", help=OVERLONG_HELP)
+    max_text_length: int = text_length(64)
+    overlong: Literal["error", "cut"] = longer_texts("cut")
     visual_scale_init: float = option(0.0, help="Initial weight of the norms of visual embeddings.", minimum=0)
 
 

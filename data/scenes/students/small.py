@@ -45,13 +45,14 @@ from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.saved import load_student_weights
 from advl_pipeline.students.text_rows import (
     EMBEDDED_TOKENIZER,
-    OVERLONG_HELP,
     Part,
     TextRow,
     TextTokenizer,
     fit_parts,
     load_text_tokenizer,
+    longer_texts,
     pair_row,
+    text_length,
 )
 
 TEXT_TYPE, VISUAL_TYPE, ANSWER_TYPE = 0, 1, 2
@@ -69,8 +70,8 @@ class ScenesSmallConfig(Configuration):
     num_heads: int = option(4, help="Attention heads.", minimum=1)
     intermediate_size: int = option(256, help="Width of the feed-forward layers.", minimum=1)
     dropout: float = option(0.1, help="Dropout of states and attention.", minimum=0, below=1)
-    max_text_length: int = option(64, help="Word pieces of one sequence.", minimum=5)
-    overlong: Literal["error", "cut"] = option("error", help=OVERLONG_HELP)
+    max_text_length: int = text_length(64)
+    overlong: Literal["error", "cut"] = longer_texts("error")
     crop_size: int = option(12, help="Side S of the crops that the patch encoder sees, in pixels.", minimum=1)
 
 
