@@ -95,14 +95,11 @@ def bag_of_words(words: Sequence[str]) -> Array:
     """Return the sum of the words' sign vectors over the root of their number, (S,) float32; no words give zeros."""
     if not words:
         return np.zeros(SKETCH_DIM, np.float32)
-    bags = np.frombuffer(b"".join(_word_digest(word) for word in words), np.uint8).reshape(len(words), -1)
+    digests = [hashlib.blake2b(word.encode(), digest_size=SKETCH_DIM // 8).digest() for word in words]
+    bags = np.frombuffer(b"".join(digests), np.uint8).reshape(len(words), -1)
     signs = np.unpackbits(bags, axis=1).astype(np.float32) * 2 - 1
     total: Array = signs.sum(axis=0) / np.float32(np.sqrt(len(words)))
     return total
-
-
-def _word_digest(word: str) -> bytes:
-    return hashlib.blake2b(word.encode(), digest_size=SKETCH_DIM // 8).digest()
 
 
 def _words_of(candidate: Candidate, answer_only: bool) -> list[str]:

@@ -118,7 +118,10 @@ def _evaluate_set(
             items.setdefault(kind, {})[METRIC_OF_TASK[task]] = concatenate_items(parts)
         if one.generated:
             items[_TRUE_PICTURE][GENERATED] = concatenate_items(one.generated)
-        arrays[f"scores/{task}"] = _concatenate_scores(one.shown)
+        # -inf fills the places of candidates that a part does not have.
+        width = max(part.shape[1] for part in one.shown)
+        wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in one.shown]
+        arrays[f"scores/{task}"] = np.concatenate(wide)
         arrays[f"example_ids/{task}"] = np.array(one.example_ids)
         if head_name(task) != "vqa":
             arrays[f"labels/{task}"] = np.array(one.labels, dtype=np.int64)
@@ -185,7 +188,12 @@ def _evaluate_set(
             for metric in metrics
             if metric != GENERATED
         }
-    _write(config.run, name, document, arrays)
+    make_folder(evaluation_file(config.run, name, "").parent)
+    partial = evaluation_file(config.run, name, ".partial.npz")
+    with writing(partial):
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
+        partial.replace(evaluation_file(config.run, name, ".npz"))
+    write_text(evaluation_file(config.run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
     return document
 
 
@@ -284,13 +292,6 @@ def example_parts(
     positions = range(len(dataset)) if positions is None else positions
     for start in range(0, len(positions), size):
         yield [dataset[index] for index in positions[start : start + size]]
-
-
-def _concatenate_scores(parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return all rows; -inf fills the places of candidates that a part does not have."""
-    width = max(part.shape[1] for part in parts)
-    wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-np.inf) for part in parts]
-    return np.concatenate(wide)
 
 
 def _probes(config: EvaluateConfig, finished: FinishedRun, name: str) -> tuple[Probe, ...]:
@@ -410,12 +411,3 @@ def _require_same_labels(dataset: Dataset, finished: FinishedRun) -> None:
                 where=f"{dataset.name}/{dataset.split}",
                 why=f"heads of the run: {', '.join(finished.label_names)}",
             )
-
-
-def _write(run: Path, name: str, document: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
-    make_folder(evaluation_file(run, name, "").parent)
-    partial = evaluation_file(run, name, ".partial.npz")
-    with writing(partial):
-        np.savez_compressed(partial, allow_pickle=False, **arrays)
-        partial.replace(evaluation_file(run, name, ".npz"))
-    write_text(evaluation_file(run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")

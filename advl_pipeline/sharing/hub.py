@@ -155,7 +155,13 @@ def run_pull(config: PullConfig) -> PulledCache:
     files = [item.rfilename for item in info.siblings if item.rfilename not in OF_THE_HUB]
     _require_cache_files(config.repository, files)
     partial = output.with_name(f"{output.name}.partial")
-    _require_own(partial)
+    left = (partial / ".cache" / "huggingface").is_dir() or (partial / IDENTITY_FILE).is_file()
+    if partial.exists() and not left and (partial.is_file() or any(partial.iterdir())):
+        raise ConfigError(
+            "Something else lies where the download would be kept.",
+            where=str(partial),
+            next_command="move it away, or give another --output",
+        )
     with writing(output):
         partial.mkdir(parents=True, exist_ok=True)
     with _told(config.repository):
@@ -167,7 +173,12 @@ def run_pull(config: PullConfig) -> PulledCache:
             local_dir=partial,
             ignore_patterns=list(OF_THE_HUB),
         )
-    _remove_foreign(partial, files)
+    # What is no part of the cache goes: the hub's notes, and files of a state that is gone.
+    with writing(partial):
+        shutil.rmtree(partial / ".cache", ignore_errors=True)
+        for path in partial.rglob("*"):
+            if path.is_file() and path.relative_to(partial).as_posix() not in files:
+                path.unlink()
     report = verify_cache(partial)
     if not report.is_sound:
         found = describe_findings(report)
@@ -181,26 +192,6 @@ def run_pull(config: PullConfig) -> PulledCache:
     with writing(output):
         partial.replace(output)
     return PulledCache(path=output, num_files=len(report.files), num_bytes=report.num_bytes)
-
-
-def _require_own(partial: Path) -> None:
-    """Refuse to download into a folder that no broken pull left, whose other files would be removed."""
-    left = (partial / ".cache" / "huggingface").is_dir() or (partial / IDENTITY_FILE).is_file()
-    if partial.exists() and not left and (partial.is_file() or any(partial.iterdir())):
-        raise ConfigError(
-            "Something else lies where the download would be kept.",
-            where=str(partial),
-            next_command="move it away, or give another --output",
-        )
-
-
-def _remove_foreign(partial: Path, files: list[str]) -> None:
-    """Remove what is no part of the cache: the hub's notes, and files of a state that is gone."""
-    with writing(partial):
-        shutil.rmtree(partial / ".cache", ignore_errors=True)
-        for path in partial.rglob("*"):
-            if path.is_file() and path.relative_to(partial).as_posix() not in files:
-                path.unlink()
 
 
 def _require_cache_files(repository: str, files: list[str]) -> None:

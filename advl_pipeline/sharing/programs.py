@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -99,11 +99,7 @@ class _Program(nn.Module):
 
     def forward(self, weights: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> Any:
         scores, batch = self._parts[0]
-        return functional_call(scores, weights, (_with_tensors(batch, tensors),))
-
-
-def _with_tensors(batch: StudentBatch, tensors: Mapping[str, Any]) -> StudentBatch:
-    return dataclasses.replace(batch, **tensors)
+        return functional_call(scores, weights, (dataclasses.replace(batch, **cast(dict[str, Any], tensors)),))
 
 
 def trace_student(student: Student, head: nn.Module, task: Task) -> StudentProgram:

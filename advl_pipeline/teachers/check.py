@@ -15,7 +15,7 @@ from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.teachers.catalogue import TeacherCard
-from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
+from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower
 from advl_pipeline.teachers.options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
 
@@ -85,7 +85,8 @@ def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
         towers.append(_try("image", teacher.image, _pictures(teacher.image), expected, tolerance))
     if teacher.text is not None:
         expected = (card.text_dim, card.token_dim) if card else None
-        towers.append(_try("text", teacher.text, _texts(teacher.text), expected, tolerance))
+        texts = teacher.text.prepare([text_unit(text) for text in TEXTS])
+        towers.append(_try("text", teacher.text, texts, expected, tolerance))
     return TeacherCheck(name=config.name, aligned=teacher.aligned, towers=tuple(towers))
 
 
@@ -151,7 +152,3 @@ def _pictures(tower: ImageTower) -> list[PreparedUnit]:
             unit = ImageUnit(unit_id=str(number), path=path, width=200, height=150, boxes_R4=boxes)
             prepared.append(tower.prepare(unit))
     return prepared
-
-
-def _texts(tower: TextTower) -> list[PreparedUnit]:
-    return tower.prepare([text_unit(text) for text in TEXTS])

@@ -81,7 +81,14 @@ def _open(name: str, options: OpenOptions) -> Teacher:
 
         return open_squares(rest)
     if name in CATALOGUE:
-        return _open_card(CATALOGUE[name], options)
+        card = CATALOGUE[name]
+        if card.source == "timm":
+            from advl_pipeline.teachers.timm_family import open_timm
+
+            return open_timm(card.architecture, options, weights=options.weights)
+        from advl_pipeline.teachers.transformers_family import open_transformers
+
+        return open_transformers(card.source_id, options, model_type=card.model_type)
     plugins = plugin_entry_points()
     if name in plugins:
         return _open_plugin(plugins[name], options)
@@ -178,13 +185,3 @@ def _open_plugin(point: EntryPoint, options: OpenOptions) -> Teacher:
 def _numbers_of(teacher: Teacher) -> list[dict[str, Any]]:
     """Return everything that changes a teacher's numbers."""
     return [tower.describe() for tower in (teacher.image, teacher.text) if tower is not None]
-
-
-def _open_card(card: TeacherCard, options: OpenOptions) -> Teacher:
-    if card.source == "timm":
-        from advl_pipeline.teachers.timm_family import open_timm
-
-        return open_timm(card.architecture, options, weights=options.weights)
-    from advl_pipeline.teachers.transformers_family import open_transformers
-
-    return open_transformers(card.source_id, options, model_type=card.model_type)

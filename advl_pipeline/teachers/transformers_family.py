@@ -65,7 +65,8 @@ def _open_vision(source: TransformersSource, config: Any, options: OpenOptions) 
     backbone = TransformersVisionBackbone(
         load_model(transformers.AutoModel, config, source, options, keep_pooler=kind == "pooled map"),
         kind,
-        num_prefix_tokens=_num_prefix_tokens(config) if kind == "class token" else 0,
+        # The class token, and register tokens where there are some.
+        num_prefix_tokens=1 + int(getattr(config, "num_register_tokens", 0) or 0) if kind == "class token" else 0,
         settings=_pixel_settings(source, options),
         device=options.torch_device,
         dtype=options.torch_dtype,
@@ -103,8 +104,3 @@ def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSe
         raise ConfigError(
             "The preprocessing of this vision model is not supported.", where=source.place, why=str(error)
         ) from None
-
-
-def _num_prefix_tokens(config: Any) -> int:
-    """Class token and register tokens."""
-    return 1 + int(getattr(config, "num_register_tokens", 0) or 0)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.datasets.records import Example
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.region_student import RegionStudent
@@ -61,7 +60,10 @@ def read_inputs(student: Student, dataset: Dataset, positions: Sequence[int], in
     """
     student.require_inputs()
     require_meaningful_regions(student, init)
-    examples = _sample(dataset, positions)
+    each = len(dataset[positions[0]].candidates)
+    wanted = max(1, SAMPLED_TEXTS // each)
+    stride = max(1, len(positions) // wanted)
+    examples = [dataset[position] for position in positions[::stride][:wanted]]
     num_cut = student.count_cut(examples)
     beside = None if init is None else tokenizer_folder(init)
     used = student.config.tokenizer if isinstance(student, TextStudent) else None
@@ -99,10 +101,3 @@ def require_meaningful_regions(student: Student, init: Path | None) -> None:
         next_command="--regions FILE of such features; or a student that sees pixels, such as --student vilt; or "
         "--regions pixels for the crops all the same",
     )
-
-
-def _sample(dataset: Dataset, positions: Sequence[int]) -> list[Example]:
-    each = len(dataset[positions[0]].candidates)
-    wanted = max(1, SAMPLED_TEXTS // each)
-    stride = max(1, len(positions) // wanted)
-    return [dataset[position] for position in positions[::stride][:wanted]]
