@@ -10,10 +10,10 @@ from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
 from advl_pipeline.teachers.options import OpenOptions
 from advl_pipeline.teachers.pixels import PixelSettings
-from advl_pipeline.teachers.text_families import open_text_tower
 from advl_pipeline.teachers.text_tower import WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import TransformersSource, load_model, load_part, transformers_source
 from advl_pipeline.teachers.transformers_pair import PAIR_TYPES, PairTextBackbone, PairVisionBackbone
+from advl_pipeline.teachers.transformers_text import open_text_tower
 from advl_pipeline.teachers.transformers_vision import (
     VISION_TYPES,
     TransformersVisionBackbone,

@@ -21,7 +21,7 @@ from tiny_extraction import tiny_extract, tree_bytes
 from advl_cli.reference import commands
 from advl_pipeline.configuration import flag_of
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation import submission
+from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.outputs import require_outputs
@@ -154,10 +154,10 @@ def test_a_list_is_drawn_again_over_its_own_and_over_others_on_request(
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "vcr": lambda path: submission.write_vcr_submission(path, ["test-1"], np.zeros((1, 4)), np.zeros((1, 4, 4))),
-    "vqa": lambda path: submission.write_vqa_submission(path, {7: "red"}),
-    "snli-ve": lambda path: submission.write_snli_ve_predictions(path, {"a#0": "neutral"}),
-    "own": lambda path: submission.write_own_predictions(path, {"a": (0, "red")}),
+    "vcr": lambda path: predict_files.write_vcr_submission(path, ["test-1"], np.zeros((1, 4)), np.zeros((1, 4, 4))),
+    "vqa": lambda path: predict_files.write_vqa_submission(path, {7: "red"}),
+    "snli-ve": lambda path: predict_files.write_snli_ve_predictions(path, {"a#0": "neutral"}),
+    "own": lambda path: predict_files.write_own_predictions(path, {"a": (0, "red")}),
 }
 
 

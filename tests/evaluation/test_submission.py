@@ -20,8 +20,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation import predict_files
 from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.predict import FinishedRun
-from advl_pipeline.evaluation.runner import open_as_trained
-from advl_pipeline.evaluation.submission import (
+from advl_pipeline.evaluation.predict_files import (
     VCR_COLUMNS,
     check_vcr_submission,
     check_vqa_submission,
@@ -30,6 +29,7 @@ from advl_pipeline.evaluation.submission import (
     write_vcr_submission,
     write_vqa_submission,
 )
+from advl_pipeline.evaluation.runner import open_as_trained
 from advl_pipeline.students.registry import build_student
 
 ASSETS = Path(__file__).parents[1] / "assets" / "vcr"

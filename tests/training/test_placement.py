@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advl_pipeline.distillation.readout import agreement, mean_by_group
+from advl_pipeline.training.placement import agreement, mean_by_group
 
 
 def nodes(count: int = 300, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
