@@ -15,11 +15,9 @@ TaskLoss = Literal[
 Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]
 """torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`optimiser.py`)."""
 
-Schedule = Literal["linear", "steps", "constant"]
-"""Learning rate after warming up, as the originals have it."""
-
 LearningRateSchedule = Literal["linear", "steps", "constant", "linear-nonzero"]
-"""`linear-nonzero` is ADVL's own: linear up and down, with neither the first nor the last step at rate 0."""
+"""Learning rate after warming up: three as the originals have it, and `linear-nonzero`, which is ADVL's own: linear up
+and down, with neither the first nor the last step at rate 0."""
 
 PRETRAINED_LEARNING_RATE = 5e-5
 """Rate of a student with pretrained weights of whose family no recipe is known: the highest that BERT's authors

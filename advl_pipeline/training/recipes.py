@@ -13,16 +13,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.catalogue import family_of, size_of
-from advl_pipeline.training.recipe_terms import Optimiser, Schedule, TaskLoss
-
-if TYPE_CHECKING:
-    from advl_pipeline.training.settings import TrainingSettings
+from advl_pipeline.training.recipe_terms import LearningRateSchedule, Optimiser, TaskLoss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,23 +31,18 @@ class ScaleRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """One recipe. `batch_size` counts what `batch_unit` says, on one device, before accumulation.
+class Hyperparameters:
+    """The numbers that a student is finetuned by: a recipe states some of them, and a run decides all.
 
-    `warmup` is in optimiser steps when at least 1, else a share of all steps. Exactly one of `num_steps` and
-    `num_epochs` is positive. `clip_norm` bounds the norm of all gradients together, `clip_each` that of each
-    parameter's. `no_decay` is searched in parameter names. `accumulation` says whether the gradients of a device's
-    micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each key to its
-    origin. `adversarial` holds VILLA's numbers, empty elsewhere.
+    `warmup` is in optimiser steps when at least 1, else a share of all steps. `clip_norm` bounds the norm of all
+    gradients together, `clip_each` that of each parameter's; 0 for neither. `no_decay` is searched in parameter
+    names; None spares biases and norms by kind of module. How batches are counted, a recipe and a run say themselves.
     """
 
-    student: str
-    task: str
-    size: str
     optimiser: Optimiser
     learning_rate: float
     weight_decay: float
-    no_decay: str = ""
+    no_decay: str | None = ""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
@@ -59,15 +51,29 @@ class Recipe:
     lr_scales: tuple[ScaleRule, ...] = ()
     clip_norm: float = 0.0
     clip_each: float = 0.0
-    schedule: Schedule = "linear"
+    schedule: LearningRateSchedule = "linear"
     milestones: tuple[float, ...] = ()
     lr_floor: float = 0.0
     warmup: float = 0.0
     num_steps: int = 0
-    num_epochs: int = 0
     batch_size: int = 0
     batch_unit: Literal["tokens", "examples"] = "examples"
     accumulate: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe(Hyperparameters):
+    """What the files of a recipe state. `batch_size` counts on one device, before accumulation.
+
+    Exactly one of `num_steps` and `num_epochs` is positive. `accumulation` says whether the gradients of a device's
+    micro-batches are averaged or, as UNITER does, added up, which matters to clipping. `sources` maps each key to its
+    origin. `adversarial` holds VILLA's numbers, empty elsewhere.
+    """
+
+    student: str
+    task: str
+    size: str
+    num_epochs: int = 0
     accumulation: Literal["mean", "sum"] = "mean"
     num_devices: int = 1
     dropout: float = 0.1
@@ -148,7 +154,7 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
 
 
 def group_parameters(
-    encoder_names: Iterable[str], head_names: Iterable[str], recipe: Recipe | TrainingSettings
+    encoder_names: Iterable[str], head_names: Iterable[str], recipe: Hyperparameters
 ) -> tuple[ParameterGroup, ...]:
     """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
 

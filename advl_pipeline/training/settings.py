@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from advl_pipeline.configuration import (
     check_ranges,
@@ -23,11 +23,9 @@ from advl_pipeline.training.recipe_terms import (
     PRETRAINED_LEARNING_RATE,
     AdversarialConfig,
     AdversarialOptions,
-    LearningRateSchedule,
-    Optimiser,
     TaskLoss,
 )
-from advl_pipeline.training.recipes import ChosenRecipe, Recipe, ScaleRule
+from advl_pipeline.training.recipes import ChosenRecipe, Hyperparameters, Recipe
 
 PLAIN = fallbacks(FinetuneConfig)
 """What stands for options that are left to a recipe, where there is none."""
@@ -46,39 +44,16 @@ RATES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSettings:
+class TrainingSettings(Hyperparameters):
     """The decided numbers of one run.
 
     `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
     `accumulate` counts micro-batches of an optimiser step, per process for examples, over all processes for tokens.
-    `clip_norm` bounds the norm of all gradients together, `clip_each` that of each parameter's; 0 for neither.
-    `no_decay` is searched in parameter names; None spares biases and norms by kind of module. `warmup` is in steps
-    when at least 1, else a share. `max_text_tokens` leaves longer examples out of training, 0 for none.
-    `loss_scale` multiplies every gradient (recipes that add up micro-batches instead of averaging). `sources` says
-    where each field came from.
+    `max_text_tokens` leaves longer examples out of training, 0 for none. `loss_scale` multiplies every gradient
+    (recipes that add up micro-batches instead of averaging). `sources` says where each field came from.
     """
 
-    num_steps: int
-    batch_unit: Literal["examples", "tokens"]
-    batch_size: int
-    accumulate: int
     max_text_tokens: int
-    optimiser: Optimiser
-    learning_rate: float
-    head_lr_scale: float
-    adapt_lr_scale: float
-    lr_scales: tuple[ScaleRule, ...]
-    weight_decay: float
-    no_decay: str | None
-    betas: tuple[float, float]
-    eps: float
-    momentum: float
-    schedule: LearningRateSchedule
-    milestones: tuple[float, ...]
-    lr_floor: float
-    warmup: float
-    clip_norm: float
-    clip_each: float
     loss_scale: float
     task_loss: TaskLoss
     adversarial: AdversarialConfig | None
@@ -176,10 +151,7 @@ def resolve_settings(
 
 
 def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int) -> dict[str, Any]:
-    same = (
-        "optimiser", "learning_rate", "head_lr_scale", "adapt_lr_scale", "lr_scales", "weight_decay", "no_decay",
-        "betas", "eps", "momentum", "schedule", "milestones", "lr_floor", "clip_norm", "clip_each", "batch_unit",
-    )  # fmt: skip
+    same = {field.name for field in dataclasses.fields(Hyperparameters)} - {"num_steps", "batch_size", "accumulate"}
     values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
     values["task_loss"] = recipe.loss
     values["loss_scale"] = float(recipe.accumulate) if recipe.accumulation == "sum" else 1.0
