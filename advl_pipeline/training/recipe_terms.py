@@ -16,7 +16,7 @@ Optimiser = Literal["adamw", "bert-adamw", "bert-adam", "sgd"]
 """torch's AdamW; AdamW and Adam without bias correction as BERT's family runs them (`optimiser.py`)."""
 
 LearningRateSchedule = Literal["linear", "steps", "constant", "linear-nonzero"]
-"""Learning rate after warming up: three as the originals have it, and `linear-nonzero`, which is ADVL's own: linear up
+"""Learning rate after warming up: three as the originals have it, and ADVL's own `linear-nonzero`, which is linear up
 and down, with neither the first nor the last step at rate 0."""
 
 PRETRAINED_LEARNING_RATE = 5e-5
