@@ -92,7 +92,7 @@ def check_command(config: CheckTeacherConfig, as_json: bool) -> int:
     from advl_pipeline.teachers.registry import require_teacher
 
     require_teacher(config.name)
-    from advl_pipeline.teachers.check import run_check_teacher
+    from advl_pipeline.teachers.teacher_check import run_check_teacher
 
     result = run_check_teacher(config)
     if as_json:

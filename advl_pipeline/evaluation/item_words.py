@@ -24,8 +24,8 @@ from advl_pipeline.distillation.settings import Selection
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.runs import names
-from advl_pipeline.training.selected_words import SelectedWords
 from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.word_selection import SelectedWords
 
 MAX_ITEMS = 200
 """Items whose words are told, those with the smallest hash of their question: a page draws its examples so too."""

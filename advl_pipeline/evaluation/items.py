@@ -16,7 +16,7 @@ import numpy.typing as npt
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.vqa import VqaMode, question_accuracy
+from advl_pipeline.evaluation.vqa_accuracy import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {
     "vcr-q2a": "q2a",

@@ -24,8 +24,8 @@ from advl_pipeline.evaluation.prediction_files import (
     read_vqa_results,
     require_same_ids,
 )
-from advl_pipeline.evaluation.snli_ve import SnliVeAccuracy, snli_ve_accuracy
-from advl_pipeline.evaluation.vqa import VqaAccuracy, vqa_accuracy
+from advl_pipeline.evaluation.snli_ve_accuracy import SnliVeAccuracy, snli_ve_accuracy
+from advl_pipeline.evaluation.vqa_accuracy import VqaAccuracy, vqa_accuracy
 
 Item = TypeVar("Item")
 

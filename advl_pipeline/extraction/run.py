@@ -291,7 +291,7 @@ def _encode_shards(
 
 
 def _estimate_confidences(config: ExtractConfig, cache: TeacherCache, dataset: Dataset) -> int:
-    from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+    from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 
     estimated: set[str] = set()
     for example_ids, seed in subsets_of(config, dataset):

@@ -304,7 +304,7 @@ def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], *, keep_weights: boo
         return 0, "as those that are copied"
     if sizes := [folder_bytes(run) for run in done]:
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
-    from advl_pipeline.training.building import student_bytes
+    from advl_pipeline.training.build_model import student_bytes
 
     known: dict[tuple[str, Path | None, tuple[str, ...]], int] = {}
     try:

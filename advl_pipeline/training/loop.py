@@ -33,7 +33,7 @@ from advl_pipeline.training.finite import (
     require_finite_weights,
 )
 from advl_pipeline.training.optimiser import build_optimizer, distillation_strength, rate_factor
-from advl_pipeline.training.processes import add_gradients, align_parameters, gather_rows
+from advl_pipeline.training.process_group import add_gradients, align_parameters, gather_rows
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.step_log import LoggedTerms, log_terms, summarise
@@ -158,7 +158,7 @@ def _prepared(
     # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
     shares_batches = phase == "adapt" or settings.batch_unit == "examples"
     model.distiller.gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
-    # Not as accelerate shares a model among processes: see `processes.py`.
+    # Not as accelerate shares a model among processes: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     return wrapped, accelerator.prepare_optimizer(optimizer)
 

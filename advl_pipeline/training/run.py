@@ -27,20 +27,20 @@ from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.bridge import find_answers
-from advl_pipeline.training.building import build_finetune_model, build_finetune_student
+from advl_pipeline.training.build_model import build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.given import open_caches, require_given
 from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs
-from advl_pipeline.training.landmarks import find_landmarks
+from advl_pipeline.training.landmark_search import find_landmarks
 from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples, order_inputs
 from advl_pipeline.training.placement import read_placement
+from advl_pipeline.training.process_group import start_processes
 from advl_pipeline.training.process_memory import forget_peak_memory
-from advl_pipeline.training.processes import start_processes
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
 from advl_pipeline.training.run_signals import (

@@ -20,10 +20,10 @@ from advl_pipeline.training.heads import save_heads
 from advl_pipeline.training.inputs import Inputs
 from advl_pipeline.training.process_memory import peak_memory_bytes
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.selected_words import describe_selection, selected_words, selects_words
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.step_log import PhaseTotals, phase_totals
 from advl_pipeline.training.student_inputs import StudentInputs
+from advl_pipeline.training.word_selection import describe_selection, selected_words, selects_words
 
 
 def end_run(

@@ -10,7 +10,7 @@ import torch
 
 from advl_pipeline.cache.reader import TeacherCache
 from advl_pipeline.cache.trust import require_trustworthy
-from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import Separation, separation
 from advl_pipeline.datasets.words import KnownWords, fit_word_prior

@@ -24,7 +24,7 @@ import torch
 from advl_data.scenes.config import HeadroomConfig
 from advl_data.scenes.given_features import GIVEN
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.confidence.estimate import teacher_answers
+from advl_pipeline.confidence.estimators import teacher_answers
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.lowshot import nested_subset

@@ -16,7 +16,7 @@ from tiny_extraction import TinyDataset, tiny_extract
 
 from advl_pipeline.cache.confidence import list_confidence, read_confidence
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.confidence.estimate import confidence_identity, load_or_estimate_confidence
+from advl_pipeline.confidence.estimators import confidence_identity, load_or_estimate_confidence
 from advl_pipeline.confidence.features import ProbeFeatures, bag_of_words
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.confidence.separation import separation
@@ -156,7 +156,7 @@ def estimates(dataset: FakeDataset, caches: Any, **settings: Any) -> dict[str, T
 
 def unstored(**settings: Any) -> dict[str, TruthConfidence]:
     """Estimate anew, and store nothing."""
-    with patch.multiple("advl_pipeline.confidence.estimate", read_confidence=no_store, write_confidence=no_store):
+    with patch.multiple("advl_pipeline.confidence.estimators", read_confidence=no_store, write_confidence=no_store):
         return load_or_estimate_confidence(**settings)
 
 
@@ -371,7 +371,7 @@ def test_estimates_are_stored_in_the_cache_and_read_again(tmp_path: Path, monkey
     def refuse(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("estimated again although it was stored")
 
-    monkeypatch.setattr("advl_pipeline.confidence.estimate.cross_fitted_confidence", refuse)
+    monkeypatch.setattr("advl_pipeline.confidence.estimators.cross_fitted_confidence", refuse)
     again = load_or_estimate_confidence(**{**settings, "example_ids": dataset.example_ids[:50][::-1]})
     np.testing.assert_array_equal(again["vision"].probability_N, fresh["vision"].probability_N[::-1])
     np.testing.assert_array_equal(again["vision"].outranked_N, fresh["vision"].outranked_N[::-1])

@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 
 from advl_pipeline.confidence import probe
-from advl_pipeline.confidence.estimate import assign_folds
+from advl_pipeline.confidence.estimators import assign_folds
 from advl_pipeline.confidence.probe import ProbeData, cross_fitted_confidence
 from advl_pipeline.logistic import penalised_loss
 

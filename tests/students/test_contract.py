@@ -25,7 +25,7 @@ from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.training.building import compile_student
+from advl_pipeline.training.build_model import compile_student
 
 SMALL = [name for name in student_names() if name.endswith("-tiny") or name.startswith("scenes-")]
 

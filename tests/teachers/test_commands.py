@@ -17,12 +17,11 @@ import transformers as hf
 from advl_pipeline import hub
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.teachers import check
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS
-from advl_pipeline.teachers.check import run_check_teacher
 from advl_pipeline.teachers.inspection import list_teachers, show_teacher
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
 from advl_pipeline.teachers.options import CheckTeacherConfig
+from advl_pipeline.teachers.teacher_check import run_check_teacher
 
 
 def advl(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +109,7 @@ def text_tower_of_words() -> Any:
 )
 def test_check_finds_what_is_wrong(flaw: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = Teacher(name="flawed", text=Flawed(flaw))
-    monkeypatch.setattr(check, "open_teacher", lambda name, **settings: teacher)
+    monkeypatch.setattr(teacher_check, "open_teacher", lambda name, **settings: teacher)
     result = run_check_teacher(CheckTeacherConfig(name="flawed"))
     assert not result.is_good
     assert any(complaint in problem for problem in result.towers[0].problems)
@@ -135,4 +134,4 @@ def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_texts_of_a_check_are_canonical() -> None:
-    assert all(text_unit(text).text == text for text in check.TEXTS)
+    assert all(text_unit(text).text == text for text in teacher_check.TEXTS)

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil
 
 from advl_pipeline.cache.confidence import read_confidence
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.confidence.estimate import confidence_identity
+from advl_pipeline.confidence.estimators import confidence_identity
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_logs import losses, metrics
 
-from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.training.run import run_finetune
 

@@ -62,10 +62,10 @@ def test_other_pictures_change_nothing_in_training(
     changes: dict[str, Any], is_same: bool, small_corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Folds go by the pictures' ids, and confidences that the first run stored would serve the second one.
-    monkeypatch.setattr("advl_pipeline.confidence.estimate.read_confidence", lambda *unused: None)
-    monkeypatch.setattr("advl_pipeline.confidence.estimate.write_confidence", lambda *unused: None)
+    monkeypatch.setattr("advl_pipeline.confidence.estimators.read_confidence", lambda *unused: None)
+    monkeypatch.setattr("advl_pipeline.confidence.estimators.write_confidence", lambda *unused: None)
     monkeypatch.setattr(
-        "advl_pipeline.confidence.estimate.assign_folds",
+        "advl_pipeline.confidence.estimators.assign_folds",
         lambda groups, *, folds, seed: np.arange(len(groups)) % folds,
     )
     run_finetune(small_corpus.config(tmp_path / "own", num_steps=3, **changes))

@@ -16,7 +16,7 @@ from dataset_mirrors import write_vqa, write_vqa_cp
 from run_logs import losses
 from safetensors.torch import load_file
 
-from advl_pipeline.confidence.estimate import load_or_estimate_confidence
+from advl_pipeline.confidence.estimators import load_or_estimate_confidence
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
