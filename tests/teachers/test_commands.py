@@ -17,6 +17,7 @@ import transformers as hf
 from advl_pipeline import hub
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
+from advl_pipeline.teachers import teacher_check
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS
 from advl_pipeline.teachers.inspection import list_teachers, show_teacher
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
