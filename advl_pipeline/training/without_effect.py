@@ -5,11 +5,10 @@ A study gives its options to all its methods, so that a plain run of one may hol
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from advl_pipeline.configuration import flag_of
+from advl_pipeline.configuration import flag_of, option_values, options_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import ResolvedMethod
@@ -25,16 +24,18 @@ class _Need:
 
 _TEACHERS = _Need(is_met=lambda _, method: method.uses_teachers, why="this method hears no teacher")
 _TWO_STEPS = _Need(is_met=lambda _, method: method.steps == "two", why="this run has no adapt step")
-_RELATIONAL = _Need(is_met=lambda config, _: config.distance == "relational", why="--distance is not relational")
-_KNOWN = _Need(is_met=lambda config, _: config.landmarks == "known", why="--landmarks is not known")
-_TEXT = _Need(is_met=lambda config, _: config.pathway != "vision", why="--pathway vision distils no text")
-_VISION = _Need(is_met=lambda config, _: config.pathway != "text", why="--pathway text distils no picture")
+_RELATIONAL = _Need(
+    is_met=lambda config, _: config.distill.distance == "relational", why="--distance is not relational"
+)
+_KNOWN = _Need(is_met=lambda config, _: config.distill.landmarks == "known", why="--landmarks is not known")
+_TEXT = _Need(is_met=lambda config, _: config.distill.pathway != "vision", why="--pathway vision distils no text")
+_VISION = _Need(is_met=lambda config, _: config.distill.pathway != "text", why="--pathway text distils no picture")
 _SELECTED = _Need(is_met=lambda _, method: method.settings.selection != "all", why="all words are kept")
 _ADAPTIVE = _Need(is_met=lambda _, method: method.settings.selection == "adaptive", why="--selection is not adaptive")
 _WEIGHTED = _Need(is_met=lambda _, method: method.settings.weighting != "uniform", why="all weights are 1")
 _CONFIDENT = _Need(is_met=lambda config, _: config.confidence != "none", why="--confidence none weighs nothing")
 _PROBED = _Need(is_met=lambda config, _: config.confidence == "probe", why="--confidence fits no probe")
-_DRY = _Need(is_met=lambda config, _: config.dry_run, why="this is no --dry-run")
+_DRY = _Need(is_met=lambda config, _: config.forecast.dry_run, why="this is no --dry-run")
 _INIT = _Need(is_met=lambda config, _: config.init is not None, why="there are no pretrained weights (--init)")
 _UPDATES = _Need(is_met=lambda config, _: config.lora_rank != 0, why="--lora-rank 0 makes no low-rank updates")
 _REGIONS = _Need(is_met=lambda config, _: config.regions is not None, why="no --regions are given")
@@ -44,7 +45,7 @@ _WEIGHS = (_TEACHERS, _WEIGHTED, _CONFIDENT)
 
 NEEDS: Mapping[str, tuple[_Need, ...]] = {
     **dict.fromkeys(
-        "target_norm teacher_weight teacher_balance teacher_control live distill_weight distill_decay pathway "
+        "target_norm teacher_weight teacher_balance teacher_control distill_weight distill_decay pathway "
         "distance distill_layer weighting".split(),
         (_TEACHERS,),
     ),
@@ -97,15 +98,16 @@ def without_effect(config: FinetuneConfig, method: ResolvedMethod, tasks: Collec
         tasks: of the dataset; none to leave aside what depends on them.
     """
     found: dict[str, str] = {}
-    for field in dataclasses.fields(config):
-        if getattr(config, field.name) == field.default:
+    options = options_of(FinetuneConfig)
+    for name, value in option_values(config).items():
+        if value == options[name].default:
             continue
-        unmet = [need.why for need in NEEDS.get(field.name, ()) if not need.is_met(config, method)]
-        heeding, why = _OF_TASKS.get(field.name, (frozenset(tasks), ""))
+        unmet = [need.why for need in NEEDS.get(name, ()) if not need.is_met(config, method)]
+        heeding, why = _OF_TASKS.get(name, (frozenset(tasks), ""))
         if tasks and not heeding & set(tasks):
             unmet.append(why)
         if unmet:
-            found[field.name] = unmet[0]
+            found[name] = unmet[0]
     return found
 
 

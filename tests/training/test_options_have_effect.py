@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import build_config, config_to_dict, option_types, options_of, with_options
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.training.config import FinetuneConfig
@@ -25,8 +25,8 @@ PACKAGE = Path(__file__).parents[2] / "advl_pipeline"
 KINDS = {"vcr": ("vcr-q2a",), "vqa-v2": ("vqa",), "snli-ve": ("snli-ve",), "mine.jsonl": ("choice",)}
 METHODS = ("plain", "plain-two-step", "naive-kd", "advl")
 
-HINTS = typing.get_type_hints(FinetuneConfig)
-FIELDS = {field.name: field for field in dataclasses.fields(FinetuneConfig)}
+HINTS = option_types(FinetuneConfig)
+FIELDS = options_of(FinetuneConfig)
 
 BY_DESIGN = {
     **dict.fromkeys(("data_root", "output"), "where things lie"),
@@ -41,12 +41,12 @@ BY_DESIGN = {
 READ_AT = {
     **dict.fromkeys(("device", "mixed_precision", "method", "cache"), "training/run.py"),
     **dict.fromkeys(("split", "task", "shots", "ids", "pool"), "training/inputs.py"),
-    **dict.fromkeys(("init", "hide_picture", "compile", "gradient_checkpointing"), "training/building.py"),
+    **dict.fromkeys(("init", "hide_picture", "compile", "gradient_checkpointing"), "training/build_model.py"),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target"), "students/memory.py"),
     **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/initial_heads.py"),
     **dict.fromkeys(
-        "known_words target_norm confidence confidence_folds confidence_check student_confidence teacher_control "
-        "live live_weights".split(),
+        "known_words target_norm confidence confidence_folds confidence_check student_confidence "
+        "teacher_control".split(),
         "training/run_signals.py",
     ),
     "seed": "training/run_signals.py",
@@ -54,7 +54,7 @@ READ_AT = {
     "adapt_texts": "training/ordering.py",
     "distill_weight": "training/loop.py",
     "distill_decay": "training/loop.py",
-    "adapt_lr_scale": "training/settings.py",
+    "adapt_lr_scale": "training/loop.py",
     "ground_truth_regions": "training/student_options.py",
 }
 """Options that are read where they act -> the module."""
@@ -79,7 +79,6 @@ BESIDE: dict[str, dict[str, Any]] = {
     **{name: {"adversarial": "text"} for name in FIELDS if name.startswith("adversarial_")},
     **{name: {"regions": Path("regions.h5")} for name in ("ground_truth_regions", "region_naming", "region_split")},
     **{name: {"dry_run": True} for name in ("step_ms", "disk_mb_s")},
-    "live_weights": {"live": True},
 }
 """Option -> others without which it is refused."""
 
@@ -113,16 +112,13 @@ def test_an_option_changes_the_run_or_is_refused(name: str) -> None:
     value = another(FIELDS[name], HINTS[name])
     outcomes = set()
     for kind, method, init in itertools.product(KINDS, METHODS, (None, Path("weights"))):
-        base = FinetuneConfig(
-            dataset=kind,
-            output=Path("runs/a"),
-            method=typing.cast(Any, method),
-            cache=(Path("caches/a"),),
-            init=init,
-            **BESIDE.get(name, {}),
+        base = build_config(
+            FinetuneConfig,
+            {"dataset": kind, "output": "runs/a", "method": method, "cache": (Path("caches/a"),), "init": init},
+            BESIDE.get(name, {}),
         )
         try:
-            given = dataclasses.replace(base, **{name: value})
+            given = with_options(base, **{name: value})
             decided = resolve_method(given, num_steps=finetune_steps(given))
             if name in without_effect(given, decided, KINDS[kind]):
                 outcomes.add("refused")
