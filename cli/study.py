@@ -40,8 +40,8 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -> None:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
-    STUDY is a file or the name of a shipped study. Finished cells are never run again, and cells that a
-    study in a folder beside this one has finished are copied. Several processes with one study folder share the grid.
+    STUDY is a file or the name of a shipped study. Runs lie in runs/cells, each once: a cell that any
+    study has finished is never run again. Several processes with one study folder share the grid.
 
     \b
     advl study demo --dry-run
@@ -59,7 +59,8 @@ def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool)
         forecast = forecast_study(config, measure=measure)
         if as_json:
             totals = {
-                name: getattr(forecast, name) for name in ("num_left", "num_copied", "seconds_left", "bytes_left")
+                name: getattr(forecast, name)
+                for name in ("num_left", "cell_seconds", "scoring_seconds", "seconds_left", "bytes_left")
             }
             print_json(config_to_dict(forecast) | totals)
         else:

@@ -115,12 +115,12 @@ class WordSet:
 def collect_words(result: StudyResult, setting: Setting, *, data_root: Path | None, limit: int) -> WordSet | None:
     """Render training examples of the smallest size and first seed; None when the focus method selects no words."""
     done = [cell for cell in _finished(result, setting) if cell.method == result.study.focus]
-    files = [(cell, result.folder / cell.run / names.SELECTED_WORDS) for cell in done]
+    files = [(cell, result.runs / cell.run / names.SELECTED_WORDS) for cell in done]
     cell, path = next(((cell, path) for cell, path in files if path.exists()), (None, None))
     if cell is None or path is None or limit == 0:
         return None
     selected: dict[str, list[list[list[int]]]] = read_json(path)
-    config = read_json(result.folder / cell.run / names.CONFIG)
+    config = read_json(result.runs / cell.run / names.CONFIG)
     examples: tuple[ShownExample, ...] = ()
     missing = ""
     try:
@@ -147,7 +147,7 @@ def collect_examples(
     """Find and render examples of the smallest size; None when no pair of runs is finished or none are wanted."""
     cells = _shown_runs(result, setting)
     test_set = setting.reference
-    found = [read_evaluation(result.folder / cell.run, test_set) for cell in cells]
+    found = [read_evaluation(result.runs / cell.run, test_set) for cell in cells]
     evaluations = [one for one in found if one is not None]
     if not cells or limit == 0 or len(evaluations) < len(found):
         return None
@@ -165,7 +165,7 @@ def collect_examples(
     tied = np.flatnonzero((chosen[0] != chosen[-1]) & (right[0] == right[-1]))
     ids = focus.ids[metric]
     shown = [*_draw(won, ids, (limit + 1) // 2), *_draw(lost, ids, limit // 2)]
-    runs = [result.folder / cell.run for cell in cells]
+    runs = [result.runs / cell.run for cell in cells]
     words_file = evaluation_file(runs[-1], test_set, names.ITEM_WORDS_SUFFIX)
     marked: dict[str, list[list[list[int]]]] = read_json(words_file) if words_file.exists() else {}
     examples: tuple[ShownExample, ...] = ()

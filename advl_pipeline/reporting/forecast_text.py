@@ -22,13 +22,11 @@ def forecast_as_text(forecast: Forecast) -> str:
         f"  {setting}  {method:<{width}}  {shots:>6} shots  seeds {' '.join(names)}"
         for (setting, method, shots), names in seeds.items()
     ]
-    steps = Counter(planned_steps(item.cell.finetune) for item in forecast.cells if item.is_left)
+    steps = Counter(planned_steps(item.cell.finetune) for item in forecast.left)
     lines.append(
         f"left: {forecast.num_left} cells"
         + "".join(f", {number} of {count} steps" for count, number in sorted(steps.items()))
     )
-    if forecast.num_copied:
-        lines.append(f"copied from studies beside this one: {forecast.num_copied} cells")
     lines += [_time(forecast), _disk(forecast)]
     lines += [_cache(cache) for cache in forecast.caches]
     lines += [f"pretrained student missing: {path}" for path in forecast.missing_inits]
@@ -59,7 +57,7 @@ def _time(forecast: Forecast) -> str:
 def _disk(forecast: Forecast) -> str:
     known = [cache.num_bytes for cache in forecast.caches if cache.num_bytes is not None]
     runs = "unknown" if forecast.cell_bytes is None else wording.size(forecast.cell_bytes)
-    parts = [f"run folders {runs}: {forecast.disk_basis}"] if forecast.num_left or forecast.num_copied else []
+    parts = [f"run folders {runs}: {forecast.disk_basis}"] if forecast.num_left else []
     if known:
         parts.append(f"caches {wording.size(sum(known))}")
     if unplanned := len(forecast.caches) - len(known):

@@ -53,7 +53,7 @@ class RunView:
 def view_run(result: StudyResult) -> RunView:
     """Read what the page of the only run of a result shows beside its tables."""
     (cell,) = result.cells
-    run = result.folder / cell.run
+    run = result.runs / cell.run
     name = run.absolute().name
     config, done = read_config(run), read_json(run / names.RESULT)
     documents = evaluations_of(run, result.study.settings[0].test_sets)

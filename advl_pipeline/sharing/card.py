@@ -14,7 +14,6 @@ from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.folders import MARKERS
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.formats import as_markdown
 from advl_pipeline.reporting.run_view import scores_of
@@ -22,6 +21,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.interface import Student
+from advl_pipeline.studies.folder import study_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
 from advl_pipeline.teachers.inspection import show_teacher
 from advl_pipeline.training.config import config_of_run
@@ -93,8 +93,8 @@ def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:
 
 def _in_its_study(run: Path) -> tuple[str, list[int]]:
     """Return the table of the study that a run belongs to, with its controls and its seeds; else nothing."""
-    study = run.absolute().parent.parent
-    if not (study / MARKERS["study"].file).is_file():
+    study = study_of(run)
+    if study is None:
         return "", []
     result = gather_study(study)
     seeds = sorted({cell.seed for cell in result.cells if cell.state == "finished"})

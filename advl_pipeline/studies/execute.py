@@ -5,20 +5,17 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from advl_pipeline.atomic import make_folder, remove_left, writing
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.folder import STUDY_FILE, given_values
+from advl_pipeline.studies.folder import given_values
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
 from advl_pipeline.training.resolved import NAMED_FILES, named_files
 
@@ -45,62 +42,6 @@ def execute_cell(cell: Cell, study: StudyConfig) -> None:
     if not study.keep_weights:
         for file in _weights(cell.run):
             file.unlink(missing_ok=True)
-
-
-def finished_beside(cell: Cell, study: StudyConfig, folder: Path) -> Path | None:
-    """Return the run of the cell in a study in a folder beside this one: equal ids mean equal numbers.
-
-    Args:
-        folder: of the cell's study.
-
-    Returns:
-        The first that is finished, with all test sets, and its weights where they are to be kept; or None. A cell
-        that is trained here is scored here, whose user may have removed scores on files that have changed.
-    """
-    if names.is_finished(cell.run) and all(file.exists() for file in _weights(cell.run)):
-        return None
-    for other in sorted(folder.parent.glob(f"*/{STUDY_FILE}")):
-        source = other.parent / cell.run_name
-        if source == cell.run or not names.is_finished(source):
-            continue
-        if study.keep_weights and not all(file.exists() for file in _weights(source)):
-            continue
-        try:
-            if is_finished(replace(cell, finetune=replace(cell.finetune, output=source))):
-                return source
-        except ConfigError:
-            continue  # Its own commands say what is wrong with it.
-    return None
-
-
-def take_finished(cell: Cell, study: StudyConfig, folder: Path) -> bool:
-    """Copy the cell from a study beside this one; return whether one has finished it.
-
-    Raises:
-        StorageError: the copy could not be written.
-    """
-    source = finished_beside(cell, study, folder)
-    if source is None:
-        return False
-    partial = cell.run.with_name(f"{cell.run.name}.partial")
-    left_out = shutil.ignore_patterns(*(file.name for file in _not_copied(source, study)))
-    make_folder(cell.run.parent)
-    with writing(cell.run, shutil.Error):
-        remove_left(partial)
-        shutil.copytree(source, partial, ignore=left_out)
-        # What an interrupted run left of the cell is of no use beside the whole one.
-        remove_left(cell.run)
-        partial.replace(cell.run)
-    return True
-
-
-def copied_bytes(source: Path, study: StudyConfig) -> int:
-    """Return the size of what `take_finished` copies of a run."""
-    return folder_bytes(source) - sum(file.stat().st_size for file in _not_copied(source, study) if file.exists())
-
-
-def _not_copied(source: Path, study: StudyConfig) -> list[Path]:
-    return [] if study.keep_weights else _weights(source)
 
 
 def _weights(run: Path) -> list[Path]:
@@ -186,7 +127,7 @@ def dataset_digests(
     Raises:
         DatasetError: a dataset is missing or malformed, and the folder remembers nothing of it.
     """
-    cells = build_plan(study, folder=Path(), recipes=recipes).cells
+    cells = build_plan(study, cells=Path(), recipes=recipes).cells
     splits = {trained_on(cell.finetune): (cell.finetune.dataset, cell.finetune.split) for cell in cells}
     try:
         return {name: digest(dataset, split, data_root) for name, (dataset, split) in splits.items()}

@@ -1,7 +1,8 @@
-"""The study folder: study.json (the study as it was resolved), cells/ID/ (one run folder per cell), recipes/ (copies
-of the recipe files that the study names), and extraction/ (the time that each cache took, whoever extracted it).
+"""The study folder: study.json (the study as it was resolved, and a list of its cells), recipes/ (copies of the
+recipe files that the study names), and extraction/ (the time that each cache took, whoever extracted it).
 
-A folder copied from another machine gathers there: nothing in it refers to a path outside.
+Runs lie beside the studies, each once: runs/cells/ID for runs/studies/NAME. So studies that ask for one cell
+share it. Studies that are copied to another machine together with the folder of cells gather there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
 from advl_pipeline.training.recipes import AUTO, NONE
 
 STUDY_FILE = MARKERS["study"].file
+STUDIES_FOLDER = "studies"
+CELLS_FOLDER = "cells"
 EXTRACTION_FOLDER = "extraction"
 RECIPE_FOLDER = "recipes"
 
@@ -39,7 +43,23 @@ class StudyRecord:
 
 
 def default_folder(study: StudyConfig) -> Path:
-    return Path("runs") / "studies" / study.name
+    return Path("runs") / STUDIES_FOLDER / study.name
+
+
+def cells_folder(folder: Path) -> Path:
+    """Return where the runs of a study lie: in `cells`, beside the study or beside the folder `studies` of it."""
+    beside = folder.parent
+    return (beside.parent if beside.name == STUDIES_FOLDER else beside) / CELLS_FOLDER
+
+
+def study_of(run: Path) -> Path | None:
+    """Return the first study that lists the cell of a run, by name, among those beside the run's folder."""
+    outer = run.absolute().parent.parent
+    for file in sorted([*outer.glob(f"{STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
+        with suppress(OSError, ValueError):
+            if run.name in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+                return file.parent
+    return None
 
 
 def write_study(
@@ -182,7 +202,7 @@ def read_study_folder(folder: Path) -> tuple[Plan, StudyRecord]:
     record = read_record(folder)
     plan = build_plan(
         record.study,
-        folder=folder,
+        cells=cells_folder(folder),
         caches=record.caches,
         init_digests=record.init_digests,
         dataset_digests=record.dataset_digests,

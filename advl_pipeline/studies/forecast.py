@@ -1,33 +1,46 @@
-"""`advl study --dry-run`: the grid, and what it will cost as far as finished cells and plans of extraction tell."""
+"""What a study will cost before it runs.
+
+Bytes are told by the plans of its extractions and the size of runs; seconds by what a step and the scoring of a set
+took finished runs, or take in a few steps that are run now.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from advl_pipeline.compute import device_name
-from advl_pipeline.errors import AdvlError, DatasetError, WeightsUnavailable
+from advl_pipeline.configuration import config_to_dict, pacing_options
+from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
+from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
-from advl_pipeline.studies.execute import (
-    copied_bytes,
-    dataset_digests,
-    digest_dataset,
-    finished_beside,
-    init_digests,
-    is_finished,
-    missing_inits,
-)
-from advl_pipeline.studies.folder import default_folder, recorded
+from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
+from advl_pipeline.studies.folder import cells_folder, default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
-from advl_pipeline.studies.timings import HERE, Timing, cell_kind, measure_kinds, timings_beside, timings_here
 from advl_pipeline.teachers.registry import card_of
+from advl_pipeline.training.config import FinetuneConfig, config_of_run
+from advl_pipeline.training.methods import finetune_steps, planned_steps
+from advl_pipeline.training.resolved import run_identity
+
+MEASURED_STEPS = 10
+"""Few, so that a slow machine answers in minutes; the first of them are slower than those to come."""
+
+MEASURED_QUESTIONS = 32
+"""Of each test set: enough for a few batches."""
+
+FINISHED = "finished runs"
+MEASURED = f"runs of {MEASURED_STEPS} steps made now"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,28 +95,37 @@ def describe_content(config: ExtractConfig) -> str:
 CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
 """Plans the extraction of a cache, given the folder of the datasets."""
 
-KindMeasurer = Callable[[Sequence[Cell]], list[Timing]]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What a run took: seconds per optimiser step, around the training loop, and to score a set, by its name.
+
+    `kind` is equal for runs whose steps cost alike; `source` says in words what was run.
+    """
+
+    kind: str
+    per_step: float
+    around: float
+    scoring: Mapping[str, float]
+    source: str
+
+    def training(self, cell: Cell) -> float:
+        """Return the seconds of training a cell whose steps cost as much."""
+        return self.per_step * planned_steps(cell.finetune) + self.around
+
+
+KindMeasurer = Callable[[Sequence[Cell]], list[Pace]]
 """Runs a few steps of each kind of cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellForecast:
-    """State of a cell; `seconds` is measured when finished, else estimated, or None when nothing is measured yet.
-
-    `scoring` is what scoring a cell that is left takes beside that, None where no run was scored yet. A cell that is
-    `finished_beside`, in a study in a folder beside this one, is copied from there.
-    """
+    """A cell: whether it is finished, and what training and scoring it takes if not; None where nothing tells."""
 
     cell: Cell
     finished: bool
-    finished_beside: bool
-    seconds: float | None
+    seconds: float | None = None
     scoring: float | None = None
-
-    @property
-    def is_left(self) -> bool:
-        """Whether the cell is still to be run."""
-        return not self.finished and not self.finished_beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,40 +144,50 @@ class Forecast:
     missing_inits: tuple[Path, ...]
     missing_dataset: str
     device: str
-    cell_seconds: float | None
-    scoring_seconds: float | None
     cell_bytes: int | None
     bytes_free: int
     time_basis: str
     disk_basis: str
 
     @property
-    def num_left(self) -> int:
-        return sum(item.is_left for item in self.cells)
+    def left(self) -> tuple[CellForecast, ...]:
+        return tuple(item for item in self.cells if not item.finished)
 
     @property
-    def num_copied(self) -> int:
-        """Cells that studies beside this one have finished."""
-        return sum(item.finished_beside for item in self.cells)
+    def num_left(self) -> int:
+        return len(self.left)
 
     @property
     def num_unmeasured(self) -> int:
         """Cells that are left and of which nobody knows how long they take."""
-        return sum(item.is_left and item.seconds is None for item in self.cells)
+        return sum(item.seconds is None for item in self.left)
+
+    @property
+    def cell_seconds(self) -> float | None:
+        return _sum(item.seconds for item in self.left)
+
+    @property
+    def scoring_seconds(self) -> float | None:
+        return _sum(item.scoring for item in self.left)
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds of cells and caches, or None where some are unknown; of scoring as far as it is known."""
-        seconds = [self.cell_seconds, *(cache.seconds for cache in self.caches)]
-        known = [value for value in seconds if value is not None]
-        return sum(known) + (self.scoring_seconds or 0.0) if len(known) == len(seconds) else None
+        known = _sum([self.cell_seconds, *(cache.seconds for cache in self.caches)])
+        return None if known is None else known + (self.scoring_seconds or 0.0)
 
     @property
     def bytes_left(self) -> int | None:
         """Bytes of the run folders and of the caches, or None where some are unknown."""
-        sizes = [self.cell_bytes, *(cache.num_bytes for cache in self.caches)]
-        known = [value for value in sizes if value is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        known = _sum([self.cell_bytes, *(cache.num_bytes for cache in self.caches)])
+        return None if known is None else int(known)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Return the sum, or None where a value is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def forecast_study(
@@ -163,15 +195,14 @@ def forecast_study(
     *,
     measure: bool = False,
     plan_cache: CacheForecaster = forecast_cache,
-    measure_cells: KindMeasurer = measure_kinds,
+    measure_cells: KindMeasurer | None = None,
 ) -> Forecast:
     """Lay out the grid without running it.
 
-    Times of unfinished cells come from finished ones: seconds per optimiser step of the same method in the same
-    setting, else of cells alike in the studies whose folders lie beside this one, else, with `measure`, of a few
-    steps that are run now, else of another method of the same setting; times the steps of the cell, plus the mean
-    time around the training loop. Scoring takes what it took other cells of the setting. Disk is the mean size of
-    finished run folders, or the size of the student, and that of the caches that are still to be extracted.
+    A cell that is left takes its optimiser steps times what a step took runs alike that are finished, whatever study
+    asked for them, else, with `measure`, in a few steps that are run now, else other methods of its setting; and the
+    mean time around the training loop. Disk is the mean size of finished run folders, or the size of the student,
+    and that of the caches that are still to be extracted.
 
     Args:
         measure: run a few steps of each kind of cell that no finished one is alike.
@@ -190,54 +221,41 @@ def forecast_study(
     content, missing_dataset = _dataset_digests(study, config.data_root, digests, recipes)
     plan = build_plan(
         study,
-        folder=folder,
+        cells=cells_folder(folder),
         caches=config.caches,
         data_root=config.data_root,
         init_digests={} if absent else init_digests(study),
         dataset_digests=content,
         recipes=recipes,
     )
-    finished = [is_finished(cell) for cell in plan.cells]
-    beside = [
-        None if done else finished_beside(cell, study, folder)
-        for cell, done in zip(plan.cells, finished, strict=True)
-    ]
-    left = [cell for cell, *there in zip(plan.cells, finished, beside, strict=True) if not any(there)]
-    timings = _Timings(timings_here(plan.cells), timings_beside(folder) if left else [])
-    if measure:
-        timings.pools[2] += measure_cells([cell for cell in left if not timings.alike(cell)])
-    pools = [timings.for_cell(cell) for cell in plan.cells]
-    cells = tuple(
-        CellForecast(
-            cell=cell,
-            finished=done,
-            finished_beside=elsewhere is not None,
-            seconds=_seconds(cell, pool, finished=done),
-            scoring=timings.scoring_of(cell),
-        )
-        for cell, done, elsewhere, pool in zip(plan.cells, finished, beside, pools, strict=True)
-    )
-    scoring = [item.scoring for item in cells if item.is_left and item.scoring is not None]
-    known = [item.seconds for item in cells if item.is_left and item.seconds is not None]
+    left = [cell for cell in plan.cells if not is_finished(cell)]
+    paces = finished_paces(cells_folder(folder)) if left else {}
+    kinds = {pace.kind for pace in paces.values()}
+    unlike = [cell for cell in left if cell_kind(cell) not in kinds]
+    made = (measure_cells or measure_kinds)(unlike) if measure else []
+    told = {cell.cell_id: _paces_for(cell, plan.cells, paces, made) for cell in left}
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
-    done = [cell.run for cell, there in zip(plan.cells, finished, strict=True) if there]
-    num_bytes, disk_basis = _cell_bytes(left, done, keep_weights=study.keep_weights)
-    copied = sum(copied_bytes(source, study) for source in beside if source is not None)
+    num_bytes, disk_basis = _cell_bytes(left, [cell.run for cell in plan.cells if cell not in left], study)
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    used = {id(pace): pace.source for found in told.values() for pace in found}
+    basis = Counter(used.values())
     return Forecast(
         name=study.name,
         folder=folder,
-        cells=cells,
+        cells=tuple(
+            _cell_forecast(cell, told[cell.cell_id], trained=cell.cell_id in paces)
+            if cell.cell_id in told
+            else CellForecast(cell=cell, finished=True)
+            for cell in plan.cells
+        ),
         caches=tuple(plan_cache(need, study, config.data_root) for need in missing),
         missing_inits=absent,
         missing_dataset=missing_dataset,
         device=device_name(config.device),
-        cell_seconds=sum(known) if len(known) == len(left) else None,
-        scoring_seconds=sum(scoring) if len(scoring) == len(left) else None,
-        cell_bytes=None if num_bytes is None else num_bytes + copied,
+        cell_bytes=num_bytes,
         bytes_free=shutil.disk_usage(existing).free,
-        time_basis=_basis(timing for item, pool in zip(cells, pools, strict=True) for timing in pool if item.is_left),
+        time_basis=", ".join(f"{source} ({number})" for source, number in sorted(basis.items())),
         disk_basis=disk_basis,
     )
 
@@ -252,48 +270,26 @@ def _dataset_digests(
         return {}, error.what + (f" ({error.where})" if error.where else "")
 
 
-class _Timings:
-    """Timings, those of this study's own cells first, then those of the studies beside it, then measured ones."""
-
-    def __init__(self, here: list[Timing], beside: list[Timing]) -> None:
-        self.pools = [here, beside, []]
-
-    def alike(self, cell: Cell) -> list[Timing]:
-        """Return those whose steps cost what a cell's do, from the nearest place that has any."""
-        here, *others = self.pools
-        kind = cell_kind(cell)
-        own = [item for item in here if (item.setting, item.method) == (cell.setting, cell.method)]
-        return next(filter(None, [own, *([item for item in pool if item.kind == kind] for pool in others)]), [])
-
-    def for_cell(self, cell: Cell) -> list[Timing]:
-        """Return what a cell's time is told by: its own run, cells alike, or other methods of its setting."""
-        own = [item for item in self.pools[0] if item.cell_id == cell.cell_id]
-        return own or self.alike(cell) or [item for item in self.pools[0] if item.setting == cell.setting]
-
-    def scoring_of(self, cell: Cell) -> float | None:
-        """Return what scoring a cell takes: every method's student costs the same."""
-        here, made = ([item for item in self.pools[k] if item.setting == cell.setting] for k in (0, 2))
-        known = (
-            [item.scoring for item in pool if item.scoring is not None] for pool in (here, self.alike(cell), made)
-        )
-        return next((sum(found) / len(found) for found in known if found), None)
+def _paces_for(cell: Cell, cells: Sequence[Cell], paces: Mapping[str, Pace], made: Sequence[Pace]) -> list[Pace]:
+    """Return the runs that tell a cell's time: those alike, else some made now, else others of its setting."""
+    kind = cell_kind(cell)
+    alike = [[pace for pace in pool if pace.kind == kind] for pool in (paces.values(), made)]
+    others = [paces[other.cell_id] for other in cells if other.setting == cell.setting and other.cell_id in paces]
+    return next(filter(None, [*alike, others]), [])
 
 
-def _seconds(cell: Cell, pool: Sequence[Timing], *, finished: bool) -> float | None:
-    if not pool:
-        return None
-    if pool[0].cell_id == cell.cell_id and pool[0].source == HERE:
-        # Training is over; where the cell is not finished, its scores are missing.
-        return pool[0].total if finished else 0.0
-    return sum(timing.seconds_of(cell) for timing in pool) / len(pool)
+def _cell_forecast(cell: Cell, told: Sequence[Pace], *, trained: bool) -> CellForecast:
+    scoring = _sum(_mean([pace.scoring[name] for pace in told if name in pace.scoring]) for name in cell.test_sets)
+    # Training of one whose scores alone are missing is over.
+    seconds = 0.0 if trained else _mean([pace.training(cell) for pace in told])
+    return CellForecast(cell=cell, finished=False, seconds=seconds, scoring=scoring)
 
 
-def _basis(used: Iterable[Timing]) -> str:
-    counts = Counter(source for source, _ in {(timing.source, timing.cell_id) for timing in used})
-    return ", ".join(f"{source} ({number})" for source, number in sorted(counts.items()))
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
-def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], *, keep_weights: bool) -> tuple[int | None, str]:
+def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) -> tuple[int | None, str]:
     """Return the bytes of the run folders of the cells that are left, and what that rests on.
 
     Finished ones tell; before there are any, a run folder holds little else than its student: as large as the
@@ -301,20 +297,90 @@ def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], *, keep_weights: boo
     one at a time lies there, beside its checkpoint with two moments.
     """
     if not left:
-        return 0, "as those that are copied"
+        return 0, "nothing is left"
     if sizes := [folder_bytes(run) for run in done]:
         return sum(sizes) // len(sizes) * len(left), f"as the {len(sizes)} finished ones"
     from advl_pipeline.training.build_model import student_bytes
 
     known: dict[tuple[str, Path | None, tuple[str, ...]], int] = {}
+    keys = [(cell.finetune.student, cell.finetune.init, cell.finetune.student_option) for cell in left]
     try:
-        for cell in left:
-            config = cell.finetune
-            key = (config.student, config.init, config.student_option)
-            known.setdefault(key, student_bytes(config))
+        for key, cell in zip(keys, left, strict=True):
+            if key not in known:
+                known[key] = student_bytes(cell.finetune)
     except AdvlError as error:
         return None, error.what
-    if not keep_weights:
-        return 4 * max(known.values(), default=0), "one student at a time, since none is kept"
-    total = sum(known[(c.finetune.student, c.finetune.init, c.finetune.student_option)] for c in left)
-    return total, "the size of the student"
+    if not study.keep_weights:
+        return 4 * max(known.values()), "one student at a time, since none is kept"
+    return sum(known[key] for key in keys), "the size of the student"
+
+
+def cell_kind(cell: Cell) -> str:
+    """Return what a step of a cell costs by: dataset, tasks, student, method, batch, teachers and so on."""
+    return _kind(cell.finetune, cell.teachers)
+
+
+def _kind(config: FinetuneConfig, teachers: Sequence[str]) -> str:
+    kept = pacing_options(FinetuneConfig, run_identity(config_to_dict(config)))
+    return json.dumps({**kept, "teachers": list(teachers)}, sort_keys=True, default=str)
+
+
+def finished_paces(cells: Path) -> dict[str, Pace]:
+    """Return what the finished runs in a folder took, by their names; those that cannot be read tell nothing."""
+    found: dict[str, Pace] = {}
+    for result in sorted(cells.glob(f"*/{names.RESULT}")):
+        run = result.parent
+        with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
+            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES)]
+            kind = _kind(config_of_run(read_config(run)), teachers)
+            found[run.name] = _pace(run, kind, source=FINISHED)
+    return found
+
+
+def _pace(run: Path, kind: str, *, source: str) -> Pace:
+    found = read_json(run / names.RESULT)
+    per_step = float(found["seconds_per_step"])
+    documents = {path.stem.replace("--", "/"): read_json(path) for path in (run / names.EVALUATION).glob("*.json")}
+    return Pace(
+        kind=kind,
+        per_step=per_step,
+        around=max(0.0, float(found["seconds"]) - per_step * float(found["num_steps"])),
+        scoring={name: _whole_set(document) for name, document in documents.items() if "seconds" in document},
+        source=source,
+    )
+
+
+def _whole_set(document: Mapping[str, Any]) -> float:
+    """Return what scoring the whole of a set takes, from an evaluation of all or of a part of it."""
+    sample, num_examples = document.get("sample"), document["num_examples"]
+    seconds: float = document["seconds"]
+    return seconds * sample["of_examples"] / num_examples if sample else seconds
+
+
+def measure_kinds(cells: Sequence[Cell]) -> list[Pace]:
+    """Train one cell of each kind for a few steps, the one with the fewest labels, and score some questions.
+
+    What it writes is deleted. Confidences that the run estimates stay in the caches, where the cell itself will find
+    them. Kinds whose caches are not extracted yet cannot be run and are left out.
+
+    Raises:
+        AdvlError: what a run raised.
+    """
+    from advl_pipeline.evaluation.runner import run_evaluate
+    from advl_pipeline.training.run import run_finetune
+
+    by_kind: dict[str, Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.shots or float("inf")):
+        if all((Path(str(path)) / "identity.json").exists() for path in cell.finetune.cache):
+            by_kind.setdefault(cell_kind(cell), cell)
+    found = []
+    for kind, cell in by_kind.items():
+        with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
+            run = Path(folder)
+            # The adapt step keeps its share: its steps cost something else.
+            share = cell.finetune.adapt_steps / finetune_steps(cell.finetune)
+            steps = {"num_steps": MEASURED_STEPS, "adapt_steps": max(1, round(MEASURED_STEPS * share))}
+            run_finetune(replace(cell.finetune, **steps, output=run))
+            run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
+            found.append(_pace(run, kind, source=MEASURED))
+    return found

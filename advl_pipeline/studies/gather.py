@@ -32,7 +32,7 @@ from advl_pipeline.runs.reader import (
 )
 from advl_pipeline.studies.comparisons import contrasts, losses, mean_contrasts, standings, text_shares, trends
 from advl_pipeline.studies.execute import is_finished
-from advl_pipeline.studies.folder import read_extraction_seconds, read_study_folder
+from advl_pipeline.studies.folder import cells_folder, read_extraction_seconds, read_study_folder
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.result import (
@@ -64,7 +64,7 @@ def gather_study(folder: Path) -> StudyResult:
         ConfigError: the folder holds no study, a file of a run is damaged, or two runs were scored on other items.
     """
     plan, record = read_study_folder(folder)
-    return gather(plan, folder, command=record.command)
+    return gather(plan, folder, runs=cells_folder(folder).parent, command=record.command)
 
 
 def gather_runs(*folders: Path) -> StudyResult:
@@ -74,11 +74,16 @@ def gather_runs(*folders: Path) -> StudyResult:
         ConfigError: there is no evaluated run, a file of one is damaged, or two were scored on other items.
     """
     plan = lay_out_runs(*folders)
-    return gather(plan, common_folder(folders), command=finetune_command(plan.cells[0].finetune))
+    folder = common_folder(folders)
+    return gather(plan, folder, runs=folder, command=finetune_command(plan.cells[0].finetune))
 
 
-def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
-    """Read the runs of a plan; `command` is what the user typed to make them.
+def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult:
+    """Read the runs of a plan; `command` makes them again.
+
+    Args:
+        folder: of the study, or that all the runs lie in.
+        runs: what the names of the runs are relative to.
 
     Raises:
         ConfigError: a file of a run is damaged, or two runs were scored on other items.
@@ -93,6 +98,7 @@ def gather(plan: Plan, folder: Path, *, command: str) -> StudyResult:
     return StudyResult(
         study=plan.study,
         folder=folder,
+        runs=runs,
         command=command,
         cells=tuple(_cell_record(cell, done=cell.cell_id in results) for cell in plan.cells),
         standings=standings(table),

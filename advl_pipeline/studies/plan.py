@@ -3,8 +3,8 @@
 A cell is one finetuning run and its evaluations. Its id is a digest of everything that changes its numbers and of
 nothing else: all options and what stands for those that are not given, the recipe's numbers, the content of the
 training split and of the pretrained student, but not where these lie, no time, no position in the grid. Adding a
-method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that share a cell
-agree on its id. Region features, answer lists and tokenizers that an option names stand in it by their path.
+method, a seed or a test set to a study therefore leaves the finished cells valid, and two studies that ask for the
+same cell share its run. Region features, answer lists and tokenizers that an option names stand in it by their path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import takes_two_steps
 from advl_pipeline.training.resolved import NAMED_FILES, SCHEMA, recipe_identity, resolve_run, run_identity
 
-CELLS_FOLDER = "cells"
 ID_LENGTH = 12
 """Hexadecimal digits of a cell id (48 bits: a clash among 10,000 cells has a chance of 2e-7)."""
 
@@ -54,7 +53,7 @@ class Cell:
     finetune: FinetuneConfig
     evaluate: EvaluateConfig
     run_name: str
-    """The run folder, relative to the study folder."""
+    """The run folder, relative to the folder that all runs of a result lie in."""
 
     @property
     def run(self) -> Path:
@@ -92,7 +91,7 @@ class Plan:
 def build_plan(
     study: StudyConfig,
     *,
-    folder: Path,
+    cells: Path,
     caches: Path = Path("caches"),
     data_root: Path | None = None,
     init_digests: Mapping[Path, str] | None = None,
@@ -105,7 +104,7 @@ def build_plan(
     seeds.
 
     Args:
-        folder: study folder; run folders lie in it under `cells/`.
+        cells: folder of the runs of all studies, each under its id.
         caches: folder of the teacher caches, laid out as teacher/dataset/split.
         init_digests: digest of each pretrained student's content, and of other files that options name; without one
             the path stands for it.
@@ -116,8 +115,8 @@ def build_plan(
     Raises:
         ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
     """
-    places = _Places(folder=folder, caches=caches, data_root=data_root, recipes=recipes or {})
-    cells = [
+    places = _Places(cells=cells, caches=caches, data_root=data_root, recipes=recipes or {})
+    grid = [
         _cell(study, setting, method, shots, seed, places, init_digests or {}, dataset_digests or {})
         for seed in study.seeds
         for setting in study.settings
@@ -125,7 +124,7 @@ def build_plan(
         for method in study.methods
     ]
     needs: dict[Path, CacheNeed] = {}
-    for cell in cells:
+    for cell in grid:
         read = [(*place, teacher) for place in distilled_splits(cell.finetune) for teacher in cell.teachers]
         for (dataset, split, teacher), location in zip(read, cell.finetune.cache, strict=True):
             path = local_folder(location, what="caches")
@@ -138,12 +137,12 @@ def build_plan(
                 shots=questions_seen(cell.finetune) if own else None,
                 seed=cell.seed,
             )
-    return Plan(study=study, cells=tuple(cells), caches=tuple(needs.values()))
+    return Plan(study=study, cells=tuple(grid), caches=tuple(needs.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Places:
-    folder: Path
+    cells: Path
     caches: Path
     data_root: Path | None
     recipes: Mapping[str, Path]
@@ -185,7 +184,7 @@ def _cell(
             "shots": shots,
             "seed": seed,
             "data_root": places.data_root,
-            "output": places.folder,
+            "output": places.cells,
         },
         where=study.source,
     )
@@ -206,7 +205,7 @@ def _cell(
         digests=init_digests,
         dataset_digest=dataset_digests.get(trained_on(config)),
     )
-    config = replace(config, output=places.folder / CELLS_FOLDER / cell_id)
+    config = replace(config, output=places.cells / cell_id)
     evaluate = build_config(
         EvaluateConfig,
         {"probe_on": setting.test_sets[:1]},
@@ -224,7 +223,7 @@ def _cell(
         test_sets=setting.test_sets,
         finetune=config,
         evaluate=evaluate,
-        run_name=f"{CELLS_FOLDER}/{cell_id}",
+        run_name=f"{places.cells.name}/{cell_id}",
     )
 
 

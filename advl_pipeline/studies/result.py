@@ -1,7 +1,7 @@
 """What a study found: frozen records, all accuracies in percent and all differences in points.
 
 Every record names its place in the grid; `StudyResult` finds records by place. Runs are named by their folder
-relative to the study folder.
+relative to the folder that all of them lie in.
 """
 
 from __future__ import annotations
@@ -263,6 +263,8 @@ class StudyResult:
 
     study: StudyConfig
     folder: Path
+    runs: Path
+    """What the names of runs are relative to."""
     command: str
     cells: tuple[CellRecord, ...]
     standings: tuple[Standing, ...]

@@ -23,12 +23,11 @@ from advl_pipeline.studies.execute import (
     dataset_digests,
     digest_dataset,
     execute_cell,
-    finished_beside,
     init_digests,
     is_finished,
-    take_finished,
 )
 from advl_pipeline.studies.folder import (
+    cells_folder,
     default_folder,
     read_recipes,
     recorded,
@@ -62,9 +61,9 @@ def run_study(
     """Run what is missing of a study and gather it.
 
     Each cell is claimed before it runs, so that processes on one or several machines with a common folder share the
-    grid; a claim ends with its process, and what a dead one left is resumed by the next. A cell that a study in a
-    folder beside this one has finished is copied from there. Cells that others are
-    running when this process has nothing left to do are gathered as pending.
+    grid; a claim ends with its process, and what a dead one left is resumed by the next. A cell that another study
+    has finished is there already. Cells that others are running when this process has nothing left to do are
+    gathered as pending.
 
     Args:
         execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
@@ -88,14 +87,14 @@ def run_study(
     lay_out = partial(
         build_plan,
         study,
-        folder=folder,
+        cells=cells_folder(folder),
         caches=config.caches,
         data_root=config.data_root,
         init_digests=digests,
         dataset_digests=content,
     )
     draft = lay_out(recipes=readable)
-    require_same_test_sets(draft, folder, config.data_root)
+    require_same_test_sets(draft, config.data_root)
     write_study(
         folder,
         draft,
@@ -109,7 +108,7 @@ def run_study(
     plan = lay_out(recipes=recipes)
     if not all(is_finished(cell) for cell in plan.cells):
         _prepare(plan, config, folder, prepare)
-        _run_cells(plan, config, folder, execute, report_failure)
+        _run_cells(plan, config, execute, report_failure)
     return gather_study(folder)
 
 
@@ -120,12 +119,7 @@ def study_command(config: StudyRunConfig) -> str:
 
 
 def _prepare(plan: Plan, config: StudyRunConfig, folder: Path, prepare: CachePreparer) -> None:
-    needed = {
-        path
-        for cell in plan.cells
-        if not is_finished(cell) and finished_beside(cell, plan.study, folder) is None
-        for path in cell.finetune.cache
-    }
+    needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
     for need in plan.caches:
         if need.path in needed:
             seconds = prepare(need, plan.study, config.data_root)
@@ -136,7 +130,6 @@ def _prepare(plan: Plan, config: StudyRunConfig, folder: Path, prepare: CachePre
 def _run_cells(
     plan: Plan,
     config: StudyRunConfig,
-    folder: Path,
     execute: CellExecutor,
     report_failure: Callable[[Failure], None] | None,
 ) -> None:
@@ -144,7 +137,7 @@ def _run_cells(
     left = [cell for cell in plan.cells if cell not in finished]
     run_all = partial(run_in_processes, num_workers=config.workers) if config.workers > 1 else run_in_turn
     with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
-        for cell, error in run_all(left, partial(_run_cell, config.study, folder, execute)):
+        for cell, error in run_all(left, partial(_run_cell, config.study, execute)):
             progress.set_postfix_str(cell.title)
             progress.update()
             if error is None:
@@ -155,15 +148,12 @@ def _run_cells(
                 report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
 
 
-def _run_cell(study: str, folder: Path, execute: CellExecutor, cell: Cell) -> None:
+def _run_cell(study: str, execute: CellExecutor, cell: Cell) -> None:
     with ExitStack() as held:
         try:
-            held.enter_context(process_lock(folder / f".work/claims/cell-{cell.cell_id}", "this cell"))
+            held.enter_context(process_lock(cell.run.parent / f".work/claims/cell-{cell.cell_id}", "this cell"))
         except InUse:
             return
         # Another process may have finished the cell between our look at it and the lock.
-        if is_finished(cell):
-            return
-        asked = load_study(study)
-        if not take_finished(cell, asked, folder):
-            execute(cell, asked)
+        if not is_finished(cell):
+            execute(cell, load_study(study))

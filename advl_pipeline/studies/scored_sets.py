@@ -1,4 +1,4 @@
-"""Whether test sets still are what they were when runs of a study, or of those beside it, were scored on them."""
+"""Whether test sets still are what they were when runs of a study were scored on them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,23 @@ from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.errors import AdvlError, ConfigError
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
-from advl_pipeline.studies.execute import finished_beside
 from advl_pipeline.studies.plan import Plan
 
 
-def require_same_test_sets(plan: Plan, folder: Path, data_root: Path | None) -> None:
+def require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
     """Compare each test set with what the first run that was scored on it saw.
 
     Runs are compared among themselves where they are gathered. A set that cannot be opened here is not
     looked at: a finished study can be shown anywhere.
-
-    Args:
-        folder: of the study.
 
     Raises:
         ConfigError: a set has changed, with the scores that are to be removed.
     """
     scored: dict[tuple[str, str], Path] = {}
     for cell in plan.cells:
-        run = cell.run if names.is_finished(cell.run) else finished_beside(cell, plan.study, folder)
-        if run is None:
-            continue
         for test_set in cell.test_sets:
-            path = names.evaluation_file(run, test_set, ".json")
-            if path.exists():
+            path = names.evaluation_file(cell.run, test_set, ".json")
+            if path.exists() and names.is_finished(cell.run):
                 scored.setdefault((cell.finetune.dataset, test_set), path)
     for (dataset, test_set), path in scored.items():
         then = read_json(path).get("content_digest")

@@ -28,9 +28,9 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     result = make_study(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
     cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
-    (result.folder / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
+    (result.runs / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
     told = {f"val-{index}:vcr-q2a": [[[4, 8]]] for index in range(NUM_ITEMS)}
-    (result.folder / cell.run / "evaluation" / "val.words.json").write_text(json.dumps(told), encoding="utf-8")
+    (result.runs / cell.run / "evaluation" / "val.words.json").write_text(json.dumps(told), encoding="utf-8")
     return result, folder / "data"
 
 

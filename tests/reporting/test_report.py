@@ -95,7 +95,7 @@ def test_every_figure_names_existing_run_folders(page: Element, vcr: tuple[Study
     for figure in figures:
         runs = [code.text for code in figure.find("p", class_="runs")[0].find("code")]
         assert runs
-        assert all((vcr[0].folder / run / "result.json").exists() for run in runs)
+        assert all((vcr[0].runs / run / "result.json").exists() for run in runs)
 
 
 def test_sections_come_in_order_with_the_answer_first_and_claims_late(page: Element) -> None:
@@ -141,7 +141,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
 def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
     result, data_root = vcr
     cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
-    shutil.copytree(result.folder / cell.run, tmp_path / "mine")
+    shutil.copytree(result.runs / cell.run, tmp_path / "mine")
     (tmp_path / "mine" / "run.json").write_text('{"options": {}}', encoding="utf-8")
     report = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
     page = read_page(report.output.read_text(encoding="utf-8"))
@@ -323,7 +323,7 @@ def test_a_run_that_cannot_tell_the_words_of_test_items_has_the_page_say_why(tmp
     result = make_study(tmp_path, num_seeds=1, extra=extra, dataset='"vcr"', test_sets='["val"]')
     cell = next(item for item in result.cells if (item.method, item.shots) == ("advl", 100))
     obstacle = json.dumps({"selection": "adaptive", "obstacle": "the towers of <clip-vit-l> decide"})
-    (result.folder / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
+    (result.runs / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
     report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "data"))
     section = read_page(report.output.read_text(encoding="utf-8")).find("section", id="examples")[0]
     assert section.find("article", class_="example")
@@ -402,7 +402,7 @@ def test_a_study_of_three_seeds_claims_nothing_and_a_missing_dataset_is_said(tmp
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     result = make_study(tmp_path, num_seeds=2)
     for cell in result.cells[3:]:
-        shutil.rmtree(result.folder / cell.run)
+        shutil.rmtree(result.runs / cell.run)
     text = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
     assert "13 of 16 runs are not finished" in read_page(text).text
     for form in ("md", "latex"):
@@ -411,7 +411,7 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
         assert "13 of 16 cells are not finished" in written
         assert ", 1 seed" in written
     for cell in result.cells[:3]:
-        shutil.rmtree(result.folder / cell.run)
+        shutil.rmtree(result.runs / cell.run)
     page = read_page(run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8"))
     assert not page.find("table", class_="main")
     assert len(page.find("article", class_="verdict")) == 3

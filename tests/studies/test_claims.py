@@ -100,7 +100,7 @@ def test_a_trend_that_no_seed_has_whole_is_not_seen(tmp_path: Path) -> None:
     result = gathered(tmp_path, num_seeds=6, gains={**GAINS, "advl": 26.0})
     for cell in result.cells:
         if cell.method == "plain" and (cell.shots == 400) == (cell.seed < 3):
-            (result.folder / cell.run / "result.json").unlink()
+            (result.runs / cell.run / "result.json").unlink()
     found = verdicts(gather_study(result.folder))["C2"]
     assert found.outcome == UNDECIDED
     assert found.reason.startswith("No seed has finished every shot size.")
@@ -174,7 +174,7 @@ def test_a_control_without_results_supports_nothing(tmp_path: Path) -> None:
     result = gathered(tmp_path, shots='["full"]', gains={**GAINS, "advl": 26.0})
     for cell in result.cells:
         if cell.method == "advl-shuffled":
-            (result.folder / cell.run / "result.json").unlink()
+            (result.runs / cell.run / "result.json").unlink()
     found = verdicts(gather_study(result.folder))["C1"]
     assert found.outcome == UNDECIDED
     assert "advl-shuffled is not finished" in found.reason
@@ -185,7 +185,7 @@ def test_a_control_without_results_at_one_size_supports_nothing(tmp_path: Path) 
     assert verdicts(result)["C3"].outcome == SUPPORTED
     for cell in result.cells:
         if (cell.method, cell.shots) == ("advl-shuffled", 400):
-            (result.folder / cell.run / "result.json").unlink()
+            (result.runs / cell.run / "result.json").unlink()
     found = verdicts(gather_study(result.folder))
     for claim in ("C3", "C4"):
         assert found[claim].outcome == UNDECIDED
@@ -197,7 +197,7 @@ def test_what_a_control_gives_of_a_gain_is_told_over_the_same_seeds_and_when_it_
     assert "is what the true teacher adds" in verdicts(result)["C1"].notes[0]
     for cell in result.cells:
         if cell.method == "advl-shuffled" and cell.seed == 0:
-            (result.folder / cell.run / "result.json").unlink()
+            (result.runs / cell.run / "result.json").unlink()
     note = verdicts(gather_study(result.folder))["C1"].notes[0]
     assert "advl-shuffled and plain are finished for other seeds" in note
 
@@ -226,7 +226,7 @@ def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Pat
     result = gathered(tmp_path, num_seeds=6)
     for cell in result.cells:
         if (cell.method, cell.shots, cell.seed) == ("plain", 100, 1):
-            (result.folder / cell.run / "result.json").unlink()
+            (result.runs / cell.run / "result.json").unlink()
     result = gather_study(result.folder)
     drops = [
         item for item in result.losses_of("drop") if item.method == "advl" and item.place.test_set == "test-shift"

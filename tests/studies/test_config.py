@@ -35,7 +35,7 @@ def test_the_study_of_the_docs_is_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(text, encoding="utf-8")
     study = read_study(file)
-    cells = build_plan(study, folder=tmp_path).cells
+    cells = build_plan(study, cells=tmp_path).cells
     assert len(cells) == len(study.methods) * 2 * 5 == 60
     steps = {cell.shots: cell.finetune.optimisation.num_steps for cell in cells}
     assert steps == {100: 150, None: 300}
@@ -47,7 +47,7 @@ def test_the_study_of_the_docs_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
 def test_shipped_studies_plan(name: str, tmp_path: Path) -> None:
     study = load_study(name)
-    plan = build_plan(study, folder=tmp_path)
+    plan = build_plan(study, cells=tmp_path)
     assert study.name == name
     assert len({cell.cell_id for cell in plan.cells}) == len(plan.cells)
     assert _TEACHERS_THAT_KNOW_NOTHING & set(study.methods)

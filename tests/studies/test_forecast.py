@@ -22,10 +22,15 @@ from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig
-from advl_pipeline.studies.forecast import CacheForecast, Forecast, forecast_study
+from advl_pipeline.studies.forecast import (
+    MEASURED_QUESTIONS,
+    MEASURED_STEPS,
+    CacheForecast,
+    Forecast,
+    forecast_study,
+)
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
-from advl_pipeline.studies.timings import MEASURED_QUESTIONS, MEASURED_STEPS
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
@@ -82,17 +87,17 @@ def test_a_missing_pretrained_student_is_forecast_and_then_refused(tmp_path: Pat
         run_study(asked, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
 
 
-def test_studies_beside_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
+def test_runs_of_any_study_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
     path = write_study_file(tmp_path, num_seeds=2)
     assert forecast(tmp_path, path).cell_seconds is None
     finish(tmp_path, write_study_file(tmp_path, seeds="[7]"), "earlier")
-    (tmp_path / "studies" / "damaged").mkdir()
-    (tmp_path / "studies" / "damaged" / "study.json").write_text("{", encoding="utf-8")
+    # One that cannot be read tells nothing.
+    synthetic_runs.write_json(tmp_path / "cells" / "damaged" / "result.json", {})
     told = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
     # As the runs with other seeds took.
     assert told.cell_seconds == pytest.approx(8 * ONE_STEP + 8 * TWO_STEPS)
-    assert told.time_basis == "finished runs of study earlier (8)"
-    assert "measured on finished runs of study earlier (8)" in forecast_as_text(told)
+    assert told.time_basis == "finished runs (8)"
+    assert "measured on finished runs (8)" in forecast_as_text(told)
     # Another learning rate costs nothing; another batch or another student does.
     path = write_study_file(tmp_path, num_seeds=2, extra="[training]\nlearning_rate = 1e-5\nnum_steps = 600\n")
     longer = forecast(tmp_path, path)
@@ -102,10 +107,6 @@ def test_studies_beside_tell_the_time_of_cells_alike(tmp_path: Path) -> None:
         other = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2, extra=extra))
         assert (other.cell_seconds, other.num_unmeasured > 0) == (None, True)
     assert "--measure" in forecast_as_text(other)
-    # What runs of this study took is nearer.
-    finish(tmp_path, write_study_file(tmp_path, num_seeds=1), "mine")
-    here = forecast(tmp_path, write_study_file(tmp_path, num_seeds=2))
-    assert here.time_basis == "finished runs of this study (8)"
 
 
 def test_before_any_run_is_finished_a_run_folder_is_as_large_as_its_student(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from advl_pipeline.training.resolved import run_identity
 
 
 def plan_of(tmp_path: Path, extra: str = "", **lines: str) -> Plan:
-    return build_plan(read_study(write_study_file(tmp_path, extra=extra, **lines)), folder=tmp_path / "study")
+    return build_plan(read_study(write_study_file(tmp_path, extra=extra, **lines)), cells=tmp_path / "cells")
 
 
 def ids(plan: Plan) -> set[str]:
@@ -38,7 +38,7 @@ def test_the_grid_is_the_product_and_seeds_vary_slowest(tmp_path: Path) -> None:
 def test_ids_do_not_depend_on_paths_or_on_the_rest_of_the_grid(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     elsewhere = build_plan(
-        plan.study, folder=tmp_path / "other", caches=Path("other-caches"), data_root=Path("other-data")
+        plan.study, cells=tmp_path / "other", caches=Path("other-caches"), data_root=Path("other-data")
     )
     assert ids(elsewhere) == ids(plan)
     assert ids(plan_of(tmp_path, shots="[100]", test_sets='["test"]')) < ids(plan)
@@ -68,18 +68,18 @@ def test_plain_cells_outlive_another_teacher(tmp_path: Path) -> None:
 
 def test_another_pretrained_student_makes_other_cells(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path, extra='init = "students/a"\n'))
-    one = build_plan(study, folder=tmp_path, init_digests={Path("students/a"): "1"})
-    two = build_plan(study, folder=tmp_path, init_digests={Path("students/a"): "2"})
+    one = build_plan(study, cells=tmp_path, init_digests={Path("students/a"): "1"})
+    two = build_plan(study, cells=tmp_path, init_digests={Path("students/a"): "2"})
     assert not ids(one) & ids(two)
 
 
 def test_rebuilt_data_make_other_cells(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
     plans = [
-        build_plan(study, folder=tmp_path, dataset_digests={"scenes-vcr/train": content}) for content in ("a", "b")
+        build_plan(study, cells=tmp_path, dataset_digests={"scenes-vcr/train": content}) for content in ("a", "b")
     ]
     assert not ids(plans[0]) & ids(plans[1])
-    other = build_plan(study, folder=tmp_path, dataset_digests={"scenes-vcr/train": "a", "scenes-vqa/train": "c"})
+    other = build_plan(study, cells=tmp_path, dataset_digests={"scenes-vcr/train": "a", "scenes-vqa/train": "c"})
     assert ids(other) == ids(plans[0])
 
 
@@ -170,4 +170,4 @@ def test_controls_differ_from_their_method_in_one_thing_only(tmp_path: Path) -> 
 def test_a_method_that_needs_a_teacher_says_so(tmp_path: Path) -> None:
     study: StudyConfig = read_study(write_study_file(tmp_path, teachers="[]"))
     with pytest.raises(ConfigError, match="needs a teacher"):
-        build_plan(study, folder=tmp_path)
+        build_plan(study, cells=tmp_path)

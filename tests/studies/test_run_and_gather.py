@@ -29,7 +29,6 @@ from advl_cli.options import config_options
 from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.evaluation.calibration import top_confidence
-from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.reporting.tables import wide_tables
 from advl_pipeline.runs.reader import WeightBins
 from advl_pipeline.studies.claims import is_teacher_control
@@ -101,7 +100,7 @@ def test_a_trained_student_is_scored_and_not_trained_again(
     tmp_path: Path, weights: str, keeps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = read_study(write_study_file(tmp_path, extra=f"keep_weights = {str(keeps).lower()}\n"))
-    cell = build_plan(study, folder=tmp_path).cells[0]
+    cell = build_plan(study, cells=tmp_path).cells[0]
     synthetic_runs.execute(cell, study)
     shutil.rmtree(cell.run / "evaluation")
     for name in (weights, "heads.safetensors"):
@@ -122,7 +121,7 @@ def stored_items(result: StudyResult, method: str, test_set: str, shots: int) ->
     rows = []
     for cell in result.cells:
         if (cell.method, cell.shots) == (method, shots):
-            with np.load(result.folder / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
+            with np.load(result.runs / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
                 rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
 
@@ -139,7 +138,7 @@ def test_standings_are_the_means_of_what_the_runs_stored(result: StudyResult) ->
         assert standing.per_seed == pytest.approx(expected)
         assert standing.accuracy.deviation == pytest.approx(expected.std(ddof=1))
         assert standing.num_items == NUM_ITEMS
-        assert all((result.folder / name / "result.json").exists() for name in standing.runs)
+        assert all((result.runs / name / "result.json").exists() for name in standing.runs)
 
 
 def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
@@ -250,7 +249,7 @@ def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path
         extra=f"[training]\ntask-loss = '{loss}'\n",
     )
     (calibration,) = result.calibrations
-    with np.load(result.folder / result.cells[0].run / "evaluation" / "test.npz") as arrays:
+    with np.load(result.runs / result.cells[0].run / "evaluation" / "test.npz") as arrays:
         logits = arrays["scores/vqa"].astype(np.float64)
     sure = 1 / (1 + np.exp(-logits)) if loss == "soft-target-bce" else special.softmax(logits, axis=1)
     mean = sum(one.confidence * one.count for one in calibration.reliability.bins) / NUM_ITEMS
@@ -266,7 +265,7 @@ def test_commands_repeat_the_runs(result: StudyResult) -> None:
 
 def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
     first = run(tmp_path, num_seeds=1)
-    stamps = {path: path.stat().st_mtime_ns for path in first.folder.rglob("result.json")}
+    stamps = {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "study", caches=tmp_path / "caches")
 
     def refuse(cell: Cell, study: StudyConfig) -> None:
@@ -276,22 +275,15 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
         run_study(config, execute=refuse, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest).num_finished
         == 8
     )
-    assert stamps == {path: path.stat().st_mtime_ns for path in first.folder.rglob("result.json")}
+    assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
 
 
-def test_cells_that_a_study_beside_has_finished_are_copied_from_there(tmp_path: Path) -> None:
+def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
     first = run(tmp_path, num_seeds=1)
-    run_folders = sorted(path.parent for path in first.folder.rglob("result.json"))
-    for folder in run_folders[:-1]:
-        (folder / "model.safetensors").touch()
-        (folder / "heads.safetensors").touch()
-    # Of these two, one was not trained to its end, and one not scored on every set. The last has no student to copy.
+    run_folders = sorted(path.parent for path in (tmp_path / "cells").glob("*/result.json"))
+    # Of these two, one was not trained to its end, and one not scored on every set.
     (run_folders[0] / "result.json").unlink()
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
-    begun = tmp_path / "other" / "cells" / run_folders[2].name
-    begun.mkdir(parents=True)
-    (begun / "metrics.jsonl").write_text("left by a killed run")
-    shutil.copy(first.folder / "study.json", tmp_path / "other")
     ran: list[str] = []
 
     def record(cell: Cell, study: StudyConfig) -> None:
@@ -299,47 +291,20 @@ def test_cells_that_a_study_beside_has_finished_are_copied_from_there(tmp_path: 
         synthetic_runs.execute(cell, study)
 
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
-    before = forecast_study(config)
-    assert (before.num_left, before.num_copied) == (3, 5)
-    assert "copied from studies beside this one: 5 cells" in forecast_as_text(before)
+    assert forecast_study(config).num_left == 2
     second = run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
-    assert sorted(ran) == sorted(path.name for path in (*run_folders[:2], run_folders[-1]))
-    assert second.num_finished == 8
-    for source in run_folders[2:-1]:
-        copy = tmp_path / "other" / "cells" / source.name
-        files = {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.is_file()}
-        assert files == {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert sorted(ran) == sorted(path.name for path in run_folders[:2])
+    assert second.num_finished == len(run_folders) == 8
+    assert second.standings == gather_study(first.folder).standings == first.standings
+    assert not list((tmp_path / "other").rglob("result.json"))
 
 
-def test_a_damaged_study_beside_stops_neither_a_dry_run_nor_a_run(tmp_path: Path) -> None:
-    first = run(tmp_path, num_seeds=1)
-    for path in first.folder.rglob("result.json"):
-        (path.parent / "model.safetensors").touch()
-        (path.parent / "heads.safetensors").touch()
-    damaged, *_ = sorted(first.folder.rglob("test.json"))
-    damaged.write_text("{")
-    (tmp_path / "other").mkdir()
-    shutil.copy(first.folder / "study.json", tmp_path / "other")
-    config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
-    assert (forecast_study(config).num_left, forecast_study(config).num_copied) == (1, 7)
-    second = run_study(
-        config, execute=synthetic_runs.execute, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest
-    )
-    assert second.num_finished == 8
-
-
-def test_caches_of_cells_that_are_copied_are_not_extracted(tmp_path: Path) -> None:
-    first = run(tmp_path, num_seeds=1)
-    for path in first.folder.rglob("result.json"):
-        (path.parent / "model.safetensors").touch()
-        (path.parent / "heads.safetensors").touch()
+def test_caches_of_cells_that_another_study_has_finished_are_not_extracted(tmp_path: Path) -> None:
+    run(tmp_path, num_seeds=1)
     shutil.rmtree(tmp_path / "caches")
-    (tmp_path / "other").mkdir()
-    shutil.copy(first.folder / "study.json", tmp_path / "other")
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     forecast = forecast_study(config)
-    assert forecast.caches == ()
-    assert forecast.bytes_left == sum(p.stat().st_size for p in (first.folder / "cells").rglob("*") if p.is_file())
+    assert (forecast.caches, forecast.bytes_left, forecast.seconds_left) == ((), 0, 0)
     second = run_study(config, execute=refuse, prepare=refuse, digest=synthetic_runs.digest)
     assert second.num_finished == 8
 
@@ -458,7 +423,7 @@ def in_workers(tmp_path: Path, execute: Any, **settings: Any) -> StudyResult:
 def test_workers_run_cells_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None:
     result = in_workers(tmp_path, synthetic_runs.log_threads)
     assert result.num_finished == len(result.cells) == 16
-    seen = [path.read_text().split() for path in (tmp_path / "study").rglob("seen-*")]
+    seen = [path.read_text().split() for path in (tmp_path / "cells").rglob("seen-*")]
     assert len(seen) == 16
     assert {int(pid) for pid, _ in seen}.isdisjoint({os.getpid()})
     assert {threads for _, threads in seen} == {str(max(1, num_cores() // 2))}
@@ -490,6 +455,7 @@ def test_a_study_needs_a_worker(tmp_path: Path, workers: int) -> None:
 def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -> None:
     target = tmp_path / "moved"
     subprocess.run(["cp", "-r", str(result.folder), str(target)], check=True)
+    subprocess.run(["cp", "-r", str(result.runs / "cells"), str(tmp_path / "cells")], check=True)
     moved = gather_study(target)
     assert moved.standings == result.standings
     assert moved.contrasts == result.contrasts
@@ -497,7 +463,7 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     result = run(tmp_path, num_seeds=1)
-    path = result.folder / result.cells[1].run / "evaluation" / "test.npz"
+    path = result.runs / result.cells[1].run / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     shuffled = np.random.default_rng(0).permutation(NUM_ITEMS)
@@ -519,7 +485,7 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["result.json", "evaluation/test.json", "evaluation/test.npz", "metrics.jsonl"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     result = run(tmp_path, num_seeds=1)
-    path = result.folder / result.cells[0].run / name
+    path = result.runs / result.cells[0].run / name
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ConfigError) as caught:
         gather_study(result.folder)
@@ -537,7 +503,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
 )
 def test_a_damaged_readout_is_named_and_a_missing_one_is_left_out(tmp_path: Path, content: str) -> None:
     result = run(tmp_path, num_seeds=2, shots="[100]")
-    path = next(result.folder / c.run for c in result.cells if (c.method, c.seed) == ("advl", 0)) / "readout.json"
+    path = next(result.runs / c.run for c in result.cells if (c.method, c.seed) == ("advl", 0)) / "readout.json"
     path.unlink()
     seeds = {item.seeds for item in gather_study(result.folder).readouts if item.method == "advl"}
     assert seeds == {(1,)}
@@ -552,7 +518,7 @@ def test_a_part_that_a_run_left_out_is_the_mean_of_the_others(tmp_path: Path, se
     result = run(tmp_path, num_seeds=2, shots="[100]")
     for cell in result.cells:
         if cell.method == "advl":
-            path = result.folder / cell.run / "result.json"
+            path = result.runs / cell.run / "result.json"
             stored = json.loads(path.read_text(encoding="utf-8"))
             stored["parts"]["milliseconds"]["text"] = 3.0 + cell.seed
             if cell.seed == seed:
@@ -599,7 +565,7 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
     result = run(tmp_path, num_seeds=1)
     for number, cell in enumerate(result.cells):
-        path = result.folder / cell.run / "evaluation" / "test.json"
+        path = result.runs / cell.run / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
         document["content_digest"] = "new" if number == 3 else "old"
         path.write_text(json.dumps(document), encoding="utf-8")
@@ -634,6 +600,7 @@ def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypa
     assert forecast_study(config).num_left == 0
     moved = tmp_path / "elsewhere" / "study"
     shutil.copytree(first.folder, moved)
+    shutil.copytree(first.runs / "cells", moved.parent / "cells")
     monkeypatch.chdir(moved)
     assert gather_study(moved).num_finished == first.num_finished == len(first.cells)
     monkeypatch.chdir(tmp_path)
@@ -677,7 +644,7 @@ def loose_run(folder: Path, study: StudyConfig, cell: Cell, **options: Any) -> P
 
 def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     runs = tmp_path / "runs"
     for seed in (0, 1):
         loose_run(runs / f"plain-{seed}", study, cells["plain", seed])
@@ -706,7 +673,7 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
 
 def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     loose_run(tmp_path / "mine" / "run", study, cells["plain", 0])
     loose_run(tmp_path / "yours" / "run", study, cells["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
@@ -718,7 +685,7 @@ def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
 
 def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     runs = tmp_path / "runs"
     random = ("random:efficientnet-lite0@1", "random:minilm-l6@1")
     for seed in (0, 1):
@@ -774,7 +741,7 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
     rows: dict[str, tuple[str, dict[str, Any]]], baseline: str, focus: str, tmp_path: Path
 ) -> None:
     study = read_study(write_study_file(tmp_path))
-    (cell, *_) = [cell for cell in build_plan(study, folder=tmp_path).cells if cell.method == "advl"]
+    (cell, *_) = [cell for cell in build_plan(study, cells=tmp_path).cells if cell.method == "advl"]
     for name, (method, options) in rows.items():
         of_method = replace(cell, method=method)
         loose_run(tmp_path / "runs" / name, study, of_method, **{"method": method, **options})
@@ -784,7 +751,7 @@ def test_which_rows_of_a_folder_of_runs_are_judged(
 
 def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
-    (cell, *_) = [cell for cell in build_plan(study, folder=tmp_path).cells if cell.method == "advl"]
+    (cell, *_) = [cell for cell in build_plan(study, cells=tmp_path).cells if cell.method == "advl"]
     run = loose_run(tmp_path / "runs" / "old", study, cell)
     stored = json.loads((run / "config.json").read_text())
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
@@ -799,7 +766,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_p
 
 def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
-    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, folder=tmp_path).cells if cell.shots == 100}
+    cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     for seed in (0, 1):
         run = loose_run(tmp_path / "runs" / f"advl-{seed}", study, cells["advl", seed])
     assert len({cell.method for cell in gather_runs(tmp_path / "runs").cells}) == 1
@@ -813,7 +780,7 @@ def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Pat
 
 def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path))
-    cell = build_plan(study, folder=tmp_path).cells[0]
+    cell = build_plan(study, cells=tmp_path).cells[0]
     run = loose_run(tmp_path / "runs" / "one", study, cell)
     other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
     synthetic_runs.evaluate(other, study, "mine", GAINS)
@@ -824,7 +791,7 @@ def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path
 
 def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path, shots='["full"]', tasks='["vcr-q2a", "vcr-qa2r"]'))
-    cell = build_plan(study, folder=tmp_path).cells[0]
+    cell = build_plan(study, cells=tmp_path).cells[0]
     sizes = {}
     for name, named in (("named", ("vcr-q2a", "vcr-qa2r")), ("all", ())):
         run = loose_run(tmp_path / name, study, cell)
