@@ -127,13 +127,18 @@ def as_csv(result: StudyResult) -> str:
     return buffer.getvalue()
 
 
+def as_items(result: StudyResult) -> str:
+    """Render the tidy table of item scores as CSV: a row is a run, a test set, a metric, a view and an item."""
+    return result.items.to_csv(index=False, lineterminator="\n")
+
+
 def as_json(result: StudyResult) -> str:
     """Render everything that was gathered as JSON."""
     document = {
         "answers": [config_to_dict(answer) for answer in answers(result)],
         "verdicts": [config_to_dict(verdict) for verdict in judge_claims(result)],
         "table": long_rows(result),
-        **config_to_dict(result),
+        **{name: value for name, value in config_to_dict(result).items() if name != "items"},
         "trivial": [
             {"setting": setting, "metric": metric, "test_set": test_set, **found}
             for (setting, metric, test_set), found in result.trivial.items()

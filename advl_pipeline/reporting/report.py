@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,23 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.reporting.answer import Answer, answers
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
-from advl_pipeline.reporting.formats import as_csv, as_json, as_latex, as_markdown
+from advl_pipeline.reporting.formats import as_csv, as_items, as_json, as_latex, as_markdown
 from advl_pipeline.studies.claims import Verdict, judge_claims
 from advl_pipeline.studies.folder import STUDY_FILE
 from advl_pipeline.studies.gather import gather_runs, gather_study
 from advl_pipeline.studies.result import StudyResult
 
-_EXTENSIONS: dict[ReportFormat, str] = {"html": "html", "csv": "csv", "json": "json", "latex": "tex", "md": "md"}
+_EXTENSIONS: dict[ReportFormat, str] = {"items": "items.csv", "latex": "tex"}
+"""Where a format's files do not end as it is called."""
+
+
+_WRITERS: dict[ReportFormat, Callable[[StudyResult], str]] = {
+    "csv": as_csv,
+    "items": as_items,
+    "json": as_json,
+    "latex": as_latex,
+    "md": as_markdown,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +59,7 @@ def run_report(config: ReportConfig) -> ReportResult:
             next_command=shlex.join(["advl", "report", str(studies[0])]),
         )
     result = gather_study(studies[0]) if studies else gather_runs(*config.run)
-    output = config.output or result.folder / f"report.{_EXTENSIONS[config.to]}"
+    output = config.output or result.folder / f"report.{_EXTENSIONS.get(config.to, config.to)}"
     require_outputs(config, output=output)
     content = _render(result, config)
     make_folder(output.parent)
@@ -57,14 +68,8 @@ def run_report(config: ReportConfig) -> ReportResult:
 
 
 def _render(result: StudyResult, config: ReportConfig) -> str:
-    if config.to == "csv":
-        return as_csv(result)
-    if config.to == "json":
-        return as_json(result)
-    if config.to == "latex":
-        return as_latex(result)
-    if config.to == "md":
-        return as_markdown(result)
+    if config.to != "html":
+        return _WRITERS[config.to](result)
     from advl_pipeline.reporting.examples import collect_examples, collect_words
     from advl_pipeline.reporting.page import render_page
 

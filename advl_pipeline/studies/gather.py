@@ -46,7 +46,7 @@ from advl_pipeline.studies.result import (
     StudyResult,
     WeightHistogram,
 )
-from advl_pipeline.studies.table import build_table, place_of, read_evaluations
+from advl_pipeline.studies.table import build_table, item_frame, read_evaluations
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.without_effect import without_effect
@@ -93,7 +93,8 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         cell.cell_id: read_json(cell.run / names.RESULT) for cell in plan.cells if (cell.run / names.RESULT).exists()
     }
     sizes = _sizes(plan, results)
-    table = build_table(plan, sizes, evaluations)
+    items = item_frame(plan, sizes, evaluations)
+    table = build_table(plan.study, items)
     done = [cell for cell in plan.cells if cell.cell_id in results]
     return StudyResult(
         study=plan.study,
@@ -116,6 +117,7 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
         caveats=_caveats(done, results),
         trivial=_trivial(plan, evaluations),
         of_runs=plan.of_runs,
+        items=items,
     )
 
 
@@ -311,7 +313,13 @@ def _calibrations(
                 task = task_of.get(metric, "")
                 if evaluation is None or task not in evaluation.scores:
                     continue
-                place = place_of(cell, test_set, metric, sizes)
+                place = Place(
+                    setting=cell.setting,
+                    metric=metric,
+                    test_set=test_set,
+                    size=sizes[cell.setting, cell.shots],
+                    shots=cell.shots,
+                )
                 # As the student's confidence in training (`training/targets.py`).
                 kind: ScoreKind = "compete"
                 if head_name(task) == "vqa":

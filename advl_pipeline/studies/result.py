@@ -7,9 +7,11 @@ relative to the folder that all of them lie in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import pandas as pd
 
 from advl_pipeline.evaluation.calibration import Reliability
 from advl_pipeline.evaluation.question_match import Questions
@@ -283,6 +285,8 @@ class StudyResult:
     """Setting -> what a reader of its numbers must know of what the students saw; none for most."""
     trivial: Mapping[tuple[str, str, str], Mapping[str, Any]]
     """(setting, metric, test set) -> chance and majority answer, as `AnswerTally.summary` gives them."""
+    items: pd.DataFrame = field(compare=False, repr=False)
+    """The tidy table that all of it follows from, as `item_frame` returns it."""
     of_runs: bool = False
     """Gathered from runs that no study asked for, which claim nothing."""
 

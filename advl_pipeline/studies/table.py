@@ -1,9 +1,9 @@
-"""One table of item scores, from which every number of a study follows.
+"""One tidy table of item scores, from which every number of a study follows.
 
-A row is a method at a place (setting, metric, test set, shots), with the true picture or with a spoilt one. It holds
-the score of every item for every finished seed. What a claim is about is computed from rows as a row is: the use of
-pictures, the drop under shift, a difference between methods, a mean over shots. So all get their interval over seeds
-and items in one way.
+Its rows (`item_frame`) are a cell, a test set, a metric, a view of the picture and an item. Gathered by method and
+place (setting, metric, test set, shots), they are matrices of seeds and items (`Table`). What a claim is about is
+computed from matrices as a matrix is: the use of pictures, the drop under shift, a difference between methods, a mean
+over shots. So all get their interval over seeds and items in one way.
 
 Shapes: S seeds, N items of a test set.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part, mean_per_seed
@@ -26,8 +27,8 @@ from advl_pipeline.evaluation.question_match import QuestionMatch, Questions, ma
 from advl_pipeline.evaluation.statistics import FloatArray, Interval, ItemGroups, item_groups
 from advl_pipeline.runs.names import evaluation_file, is_finished
 from advl_pipeline.runs.reader import Evaluation, read_evaluation
-from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.plan import Cell, Plan
+from advl_pipeline.studies.config import FULL, StudyConfig, shots_label
+from advl_pipeline.studies.plan import Plan
 from advl_pipeline.studies.result import Place
 
 WITH_PICTURE = ""
@@ -35,6 +36,11 @@ WITH_PICTURE = ""
 
 USE_KIND = "swapped"
 """How pictures are spoilt where the use of vision is judged."""
+
+ITEM_COLUMNS = (
+    "cell", "run", "setting", "method", "shots", "size", "seed", "test_set", "metric", "view", "item", "picture",
+    "type", "score",
+)  # fmt: skip
 
 Sizes = Mapping[tuple[str, int | None], int]
 """(setting, shots) -> number of training questions."""
@@ -179,61 +185,106 @@ def _sides(before: Scores, after: Scores, match: QuestionMatch | None) -> Sides:
     return Sides(questions=questions, before=before, after=after, lost=Scores(seeds=before.seeds, sets=sets))
 
 
-def place_of(cell: Cell, test_set: str, metric: str, sizes: Sizes) -> Place:
-    """Return where a cell's accuracy stands."""
-    size = sizes[cell.setting, cell.shots]
-    return Place(setting=cell.setting, metric=metric, test_set=test_set, size=size, shots=cell.shots)
+def item_frame(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame:
+    """Return the tidy table of a study's item scores.
 
-
-def build_table(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], Evaluation]) -> Table:
-    """Arrange item scores by place, method and kind, all in one order of items.
+    Columns: `cell`, `run`, `setting`, `method`, `shots` ("full" for all data), `size` (training questions), `seed`,
+    `test_set`, `metric`, `view` ("" for the true picture, else how it was spoilt), `item`, its `picture` and `type`, ""
+    where the evaluation did not tell, and `score`, between 0 and 1.
 
     Args:
         evaluations: (cell id, test set) -> what was stored.
 
     Raises:
+        ConfigError: an evaluation lacks a metric of its setting.
+    """
+    parts = [pd.DataFrame({name: [] for name in ITEM_COLUMNS})]
+    for cell, test_set in ((one, name) for one in plan.cells for name in one.test_sets):
+        evaluation = evaluations.get((cell.cell_id, test_set))
+        for metric in plan.study.setting(cell.setting).metrics if evaluation else ():
+            assert evaluation is not None
+            if metric not in evaluation.items:
+                if plan.of_runs:
+                    continue
+                raise ConfigError(
+                    f"A run has no item scores of {metric}.",
+                    where=str(evaluation_file(cell.run, test_set, ".npz")),
+                    why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
+                    next_command=f"advl evaluate {shlex.quote(str(cell.run))} --on {shlex.quote(test_set)}",
+                )
+            pictures, types = evaluation.groups.get(metric, ("", ""))
+            fixed = {
+                "cell": cell.cell_id,
+                "run": cell.run_name,
+                "setting": cell.setting,
+                "method": cell.method,
+                "shots": shots_label(cell.shots),
+                "size": sizes[cell.setting, cell.shots],
+                "seed": cell.seed,
+                "test_set": test_set,
+                "metric": metric,
+            }
+            views = {WITH_PICTURE: evaluation.items} | dict(evaluation.spoilt)
+            parts += [
+                pd.DataFrame(
+                    fixed
+                    | {"view": view, "item": evaluation.ids[metric], "picture": pictures, "type": types}
+                    | {"score": items[metric]}
+                )
+                for view, items in views.items()
+                if metric in items
+            ]
+    return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def build_table(study: StudyConfig, frame: pd.DataFrame) -> Table:
+    """Gather item scores by place, method and view, all in the order of items of the first run.
+
+    Args:
+        frame: as `item_frame` returns it.
+
+    Raises:
         ConfigError: two runs were scored on different items, so that nothing can be paired.
     """
-    rows: dict[tuple[Place, str, str], list[tuple[int, str, FloatArray]]] = {}
-    orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]] = {}
-    groups: dict[tuple[str, str, str], ItemGroups | None] = {}
-    for cell in plan.cells:
-        for test_set in cell.test_sets:
-            evaluation = evaluations.get((cell.cell_id, test_set))
-            if evaluation is None:
-                continue
-            for metric in plan.study.setting(cell.setting).metrics:
-                if metric not in evaluation.items:
-                    if plan.of_runs:
-                        continue
-                    raise ConfigError(
-                        f"A run has no item scores of {metric}.",
-                        where=str(evaluation_file(cell.run, test_set, ".npz")),
-                        why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
-                        next_command=f"advl evaluate {shlex.quote(str(cell.run))} --on {shlex.quote(test_set)}",
-                    )
-                key = (cell.setting, test_set, metric)
-                order = _order(orders, key, evaluation.ids[metric], cell.run)
-                # The first run read gives the order of the items, and with it their groups.
-                named = evaluation.groups.get(metric)
-                groups.setdefault(key, item_groups(*named) if named else None)
-                place = place_of(cell, test_set, metric, sizes)
-                kinds = {WITH_PICTURE: evaluation.items[metric]} | {
-                    kind: values[metric] for kind, values in evaluation.spoilt.items() if metric in values
-                }
-                for kind, values in kinds.items():
-                    rows.setdefault((place, cell.method, kind), []).append((cell.seed, cell.run_name, values[order]))
-    found: dict[tuple[Place, str, str], Scores] = {}
-    for row, of_seeds in rows.items():
-        of_items = (row[0].setting, row[0].test_set, row[0].metric)
-        values_SN = np.stack([values for _, _, values in of_seeds])
-        found[row] = Scores(
-            seeds=tuple(seed for seed, _, _ in of_seeds),
-            runs=tuple(run for _, run, _ in of_seeds),
-            ids=orders[of_items][0],
-            sets=(Contribution(values_SN=values_SN, groups=groups[of_items]),),
+    rows: dict[tuple[Place, str, str], Scores] = {}
+    first: dict[tuple[str, str, str], pd.DataFrame] = {}
+    keys = ["setting", "metric", "test_set", "size", "shots", "method", "view"]
+    for (setting, metric, test_set, size, shots, method, view), part in frame.groupby(keys, sort=False):
+        runs = dict(list(part.groupby("seed", sort=False)))
+        reference = first.setdefault((setting, test_set, metric), next(iter(runs.values())))
+        told = reference["picture"].ne("").any()
+        groups = item_groups(reference["picture"].tolist(), reference["type"].tolist()) if told else None
+        place = Place(
+            setting=setting,
+            metric=metric,
+            test_set=test_set,
+            size=int(size),
+            shots=None if shots == FULL else int(shots),
         )
-    return Table(study=plan.study, rows=found)
+        values_SN = np.stack([_in_order(run, reference) for run in runs.values()])
+        rows[place, method, view] = Scores(
+            seeds=tuple(map(int, runs)),
+            runs=tuple(str(run["run"].iloc[0]) for run in runs.values()),
+            ids=tuple(reference["item"]),
+            sets=(Contribution(values_SN=values_SN, groups=groups),),
+        )
+    return Table(study=study, rows=rows)
+
+
+def _in_order(run: pd.DataFrame, reference: pd.DataFrame) -> FloatArray:
+    """Return the scores of a run in the order of the items of the first one."""
+    scores = run.set_index("item")["score"]
+    missing = reference.loc[~reference["item"].isin(scores.index), "item"]
+    if len(missing) or len(scores) != len(reference):
+        more = run.loc[~run["item"].isin(reference["item"]), "item"]
+        raise ConfigError(
+            f"Two runs were scored on different items of {run['test_set'].iloc[0]}, so they cannot be paired.",
+            where=f"{reference['run'].iloc[0]} and {run['run'].iloc[0]}",
+            why=f"{len(reference)} and {len(run)} items; only one has {[*missing, *more][0]!r}",
+            next_command=f"score both on the same files: advl evaluate RUN --on {run['test_set'].iloc[0]}",
+        )
+    found: FloatArray = scores.loc[reference["item"]].to_numpy(dtype=np.float64)
+    return found
 
 
 def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
@@ -260,26 +311,3 @@ def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
                 )
             found[cell.cell_id, test_set] = evaluation
     return found
-
-
-def _order(
-    orders: dict[tuple[str, str, str], tuple[tuple[str, ...], str]],
-    key: tuple[str, str, str],
-    ids: tuple[str, ...],
-    run: Path,
-) -> npt.NDArray[np.int64]:
-    """Return positions that bring a run's items into the order of the first run read."""
-    reference, first_run = orders.setdefault(key, (ids, str(run)))
-    if ids == reference:
-        return np.arange(len(ids))
-    where = {name: position for position, name in enumerate(ids)}
-    missing = [name for name in reference if name not in where]
-    if missing or len(where) != len(reference):
-        example = missing[0] if missing else next(name for name in ids if name not in set(reference))
-        raise ConfigError(
-            f"Two runs were scored on different items of {key[1]}, so they cannot be paired.",
-            where=f"{first_run} and {run}",
-            why=f"{len(reference)} and {len(ids)} items; only one has {example!r}",
-            next_command="score both on the same files: advl evaluate RUN --on " + key[1],
-        )
-    return np.array([where[name] for name in reference])
