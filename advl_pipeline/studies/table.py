@@ -189,8 +189,8 @@ def item_frame(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], E
     """Return the tidy table of a study's item scores.
 
     Columns: `cell`, `run`, `setting`, `method`, `shots` ("full" for all data), `size` (training questions), `seed`,
-    `test_set`, `metric`, `view` ("" for the true picture, else how it was spoilt), `item`, its `picture` and `type`, ""
-    where the evaluation did not tell, and `score`, between 0 and 1.
+    `test_set`, `metric`, `view` ("" for the true picture, else how it was spoilt), `item`, its `picture` and `type`,
+    "" where the evaluation did not tell, and `score`, between 0 and 1.
 
     Args:
         evaluations: (cell id, test set) -> what was stored.

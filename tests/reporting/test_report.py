@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import pytest
 from page_reader import Element, read_page
 from small_vcr import write_vcr
@@ -481,6 +482,21 @@ def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResul
         assert wording.spread(standing.accuracy).replace("±", r"$\pm$") in text["latex"]
     assert [item["outcome"] for item in document["verdicts"]] == [item.outcome for item in judge_claims(result)]
     assert text["latex"].count(r"\begin{tabular}") == text["latex"].count(r"\end{tabular}") == 1
+
+
+def test_the_tidy_table_holds_the_score_of_every_item(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
+    result = vcr[0]
+    report = run_report(ReportConfig(run=(result.folder,), to="items", output=tmp_path / "items.csv"))
+    frame = pd.read_csv(report.output, keep_default_na=False)
+    assert set(frame["view"]) == {"", "swapped"}
+    shown = frame[frame["view"] == ""]
+    assert len(shown) == len(result.cells) * 2 * NUM_ITEMS
+    for standing in result.standings:
+        place = standing.place
+        wanted = {"method": standing.method, "test_set": place.test_set, "shots": place.shots}
+        rows = shown[(shown[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        assert 100 * rows["score"].mean() == pytest.approx(standing.accuracy.mean)
+        assert set(rows["run"]) == set(standing.runs)
 
 
 def test_reports_are_reproducible(vcr: tuple[StudyResult, Path], page_text: str, tmp_path: Path) -> None:
