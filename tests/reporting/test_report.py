@@ -143,7 +143,6 @@ def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyRes
     result, data_root = vcr
     cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
     shutil.copytree(result.runs / cell.run, tmp_path / "mine")
-    (tmp_path / "mine" / "run.json").write_text('{"options": {}}', encoding="utf-8")
     report = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
     page = read_page(report.output.read_text(encoding="utf-8"))
     sections = [section.attributes["id"] for section in page.find("main")[0].find("section")]

@@ -48,6 +48,7 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
     """Write what finetuning and evaluation would."""
     run = cell.run
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
+    write_json(run / "run.json", {"options": {}})
     write_json(run / "config.json", config_to_dict(cell.finetune))
     task_loss = cell.finetune.optimisation.task_loss
     loss = task_loss or ("soft-target-bce" if "vqa" in cell.finetune.task else "softmax-choice")

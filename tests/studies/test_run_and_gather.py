@@ -281,6 +281,9 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
 def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
     first = run(tmp_path, num_seeds=1)
     run_folders = sorted(path.parent for path in (tmp_path / "cells").glob("*/result.json"))
+    (tmp_path / "other").mkdir()
+    # The folder remembers the content of the data, which are not at hand here.
+    shutil.copy(first.folder / "study.json", tmp_path / "other")
     # Of these two, one was not trained to its end, and one not scored on every set.
     (run_folders[0] / "result.json").unlink()
     (run_folders[1] / "evaluation" / "test-shift.json").unlink()
@@ -300,8 +303,10 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
 
 
 def test_caches_of_cells_that_another_study_has_finished_are_not_extracted(tmp_path: Path) -> None:
-    run(tmp_path, num_seeds=1)
+    first = run(tmp_path, num_seeds=1)
     shutil.rmtree(tmp_path / "caches")
+    (tmp_path / "other").mkdir()
+    shutil.copy(first.folder / "study.json", tmp_path / "other")
     config = StudyRunConfig(study=str(tmp_path / "trial.toml"), output=tmp_path / "other", caches=tmp_path / "caches")
     forecast = forecast_study(config)
     assert (forecast.caches, forecast.bytes_left, forecast.seconds_left) == ((), 0, 0)
