@@ -366,6 +366,26 @@ def test_commands_and_caches_are_listed(page: Element, vcr: tuple[StudyResult, P
     assert "12 s" in costs
 
 
+def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gains(tmp_path: Path) -> None:
+    result = make_study(tmp_path, num_seeds=1, methods='["plain", "plain-no-picture", "advl"]', test_sets='["test"]')
+    look, (setting,) = looks(result.study), result.study.settings
+    accuracy, gain = (
+        draw(result, look, setting=setting.name, metric="q2a") for draw in (accuracy_figure, gain_figure)
+    )
+    assert accuracy is not None
+    assert gain is not None
+    assert {row[1] for row in accuracy.rows} == {"plain", "plain, no picture", "ADVL"}
+    assert {row[1] for row in gain.rows} == {"ADVL"}
+    assert "The student that sees no picture stands in the table." in gain.caption
+
+
+def test_a_study_of_one_size_has_no_figure_over_sizes(tmp_path: Path) -> None:
+    result = make_study(tmp_path, num_seeds=1, shots="[100]", test_sets='["test"]')
+    look, (setting,) = looks(result.study), result.study.settings
+    drawn = [draw(result, look, setting=setting.name, metric="q2a") for draw in (accuracy_figure, gain_figure)]
+    assert drawn == [None, None]
+
+
 def test_texts_of_users_never_become_markup(tmp_path: Path) -> None:
     quoted = json.dumps(HOSTILE)
     result = make_study(
