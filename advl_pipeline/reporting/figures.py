@@ -606,9 +606,9 @@ def calibration_figure(result: StudyResult, look: Mapping[str, Look], *, setting
 
 
 def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
-    """The task loss and each term of the distillation over the steps of a run; None for a run that logged none."""
+    """The task loss and each term of the distillation over the steps of a run; None for a run of no two steps."""
     terms = _distinct(key for record in log for key in record if key.startswith("raw/"))
-    if not terms:
+    if not terms or len(log) < 2:
         return None
     last = max(int(record["step"]) for record in log)
     began = next((int(record["step"]) for record in log if record["phase"] == "finetune"), 0)

@@ -18,7 +18,7 @@ from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.formats import as_markdown
 from advl_pipeline.reporting.run_view import scores_of
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.runs.reader import read_config, read_evaluation, read_json
 from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.interface import Student
 from advl_pipeline.studies.folder import study_of
@@ -104,8 +104,11 @@ def _in_its_study(run: Path) -> tuple[str, list[int]]:
 
 
 def _evaluations(run: Path) -> dict[str, Mapping[str, Any]]:
+    """Return what was stored of each set that the run was scored on; a damaged evaluation is refused."""
     files = sorted((run / names.EVALUATION).glob("*.json"))
-    return {path.stem: read_json(path) for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)}
+    sets = [path.stem.replace("--", "/") for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
+    found = {name: read_evaluation(run, name) for name in sets}
+    return {name: evaluation.summary for name, evaluation in found.items() if evaluation is not None}
 
 
 def _by_type(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
