@@ -96,13 +96,8 @@ class Figure:
     rows: tuple[tuple[str, ...], ...]
     runs: tuple[str, ...]
     series: tuple[str, ...] = ()
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether a phone shows the drawings smaller than they are."""
-        return len(self.panels) in _WIDE and not self.identifier.startswith(
-            ("weights", "calibration", "loss", "kinds")
-        )
+    wide: bool = False
+    """Whether a phone shows the drawings smaller than they are."""
 
 
 def anchor(result: StudyResult, setting: str, metric: str = "") -> str:
@@ -136,9 +131,9 @@ def answer_figure(result: StudyResult, look: Mapping[str, Look], place: Place) -
                 _mark(drawn, value, row, style, size=4.0, faint=True)
             _mark(drawn, item.accuracy.mean, row, style, size=8.5)
             _value(drawn, row, wording.percent(item.accuracy.mean))
-        for name, text in (("chance", "chance"), ("majority", "majority")):
+        for name, side in (("chance", "right"), ("majority", "left")):
             if name in trivial[other]:
-                _level(drawn, trivial[other][name], text, alone=name == "chance")
+                _level(drawn, trivial[other][name], name, side=side)
         told = "; ".join(f"{look[item.method].label} {wording.percent(item.accuracy.mean)}" for item in ordered[::-1])
         title = f"{wording.metric_name(place.metric)} on {other.test_set}, {wording.shots_text(place.shots)}"
         svg = as_svg(drawn, identifier=f"{identifier}-{number}", title=title, description=f"{told}.")
@@ -158,6 +153,7 @@ def answer_figure(result: StudyResult, look: Mapping[str, Look], place: Place) -
             for item in items
         ),
         runs=_distinct(run for items in found.values() for item in items for run in item.runs),
+        wide=_width(found) > _WIDTH,
     )
 
 
@@ -294,6 +290,7 @@ def _over_shots(
             for point in line
         ),
         runs=_runs(result, *where),
+        wide=_width(curves) > _WIDTH,
     )
 
 
@@ -492,6 +489,7 @@ def _pairs_figure(
         columns=columns,
         rows=tuple(rows),
         runs=_runs(result, *where),
+        wide=_width(groups) > _WIDTH,
     )
 
 
@@ -759,12 +757,12 @@ def _value(drawn: Axes, row: float, text: str) -> None:
     )  # fmt: skip
 
 
-def _level(drawn: Axes, value: float, text: str, *, alone: bool) -> None:
+def _level(drawn: Axes, value: float, name: str, *, side: str) -> None:
     """Mark what is right without a student by a dotted line with its name above."""
     drawn.axvline(value, color=SOFT, linewidth=1.2, linestyle=(0, (1.5, 3)))
     drawn.annotate(
-        text, (value, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-        color=SOFT, fontsize=11, ha="right" if alone else "left", va="bottom",
+        name, (value, 1), (0, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+        color=SOFT, fontsize=11, ha=side, va="bottom",
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_a_finished_study_prints_verdicts_and_table_and_runs_nothing(
 ) -> None:
     assert call("study", str(folder / "trial.toml"), "--output", str(folder / "study")) == 0
     printed = capsys.readouterr().out
-    assert "C1  UNDECIDED AT THIS SIZE" in printed
+    assert "C2  UNDECIDED AT THIS SIZE" in printed
     assert "ADVL, shuffled teacher" in printed
     assert f"next: advl report {folder / 'study'}" in printed
     assert call("study", str(folder / "trial.toml"), "--output", str(folder / "study"), "--json") == 0
