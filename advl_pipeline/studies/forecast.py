@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.compute import device_name
-from advl_pipeline.configuration import config_to_dict, pacing_options
+from advl_pipeline.configuration import config_to_dict, pacing_options, with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
@@ -378,9 +378,9 @@ def measure_kinds(cells: Sequence[Cell]) -> list[Pace]:
         with tempfile.TemporaryDirectory(prefix="advl-measure-") as folder:
             run = Path(folder)
             # The adapt step keeps its share: its steps cost something else.
-            share = cell.finetune.adapt_steps / finetune_steps(cell.finetune)
-            steps = {"num_steps": MEASURED_STEPS, "adapt_steps": max(1, round(MEASURED_STEPS * share))}
-            run_finetune(replace(cell.finetune, **steps, output=run))
+            share = cell.finetune.adapt.adapt_steps / finetune_steps(cell.finetune)
+            adapt_steps = max(1, round(MEASURED_STEPS * share))
+            run_finetune(with_options(cell.finetune, num_steps=MEASURED_STEPS, adapt_steps=adapt_steps, output=run))
             run_evaluate(replace(cell.evaluate, run=run, num_questions=MEASURED_QUESTIONS))
             found.append(_pace(run, kind, source=MEASURED))
     return found
