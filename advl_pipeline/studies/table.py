@@ -249,8 +249,9 @@ def build_table(study: StudyConfig, frame: pd.DataFrame) -> Table:
     rows: dict[tuple[Place, str, str], Scores] = {}
     first: dict[tuple[str, str, str], pd.DataFrame] = {}
     keys = ["setting", "metric", "test_set", "size", "shots", "method", "view"]
-    for (setting, metric, test_set, size, shots, method, view), part in frame.groupby(keys, sort=False):
-        runs = dict(list(part.groupby("seed", sort=False)))
+    by_row: Any = frame.groupby(keys, sort=False)
+    for (setting, metric, test_set, size, shots, method, view), part in by_row:
+        runs: dict[int, pd.DataFrame] = {int(seed): run for seed, run in part.groupby("seed", sort=False)}
         reference = first.setdefault((setting, test_set, metric), next(iter(runs.values())))
         told = reference["picture"].ne("").any()
         groups = item_groups(reference["picture"].tolist(), reference["type"].tolist()) if told else None
@@ -263,7 +264,7 @@ def build_table(study: StudyConfig, frame: pd.DataFrame) -> Table:
         )
         values_SN = np.stack([_in_order(run, reference) for run in runs.values()])
         rows[place, method, view] = Scores(
-            seeds=tuple(map(int, runs)),
+            seeds=tuple(runs),
             runs=tuple(str(run["run"].iloc[0]) for run in runs.values()),
             ids=tuple(reference["item"]),
             sets=(Contribution(values_SN=values_SN, groups=groups),),
