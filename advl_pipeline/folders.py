@@ -39,6 +39,9 @@ MARKERS: Mapping[FolderKind, Marker] = {
 _CACHE_PLAN = "records/plan.json"
 """Tells a cache that lost its identity, which `advl cache repair` writes anew."""
 
+LOCK = ".lock"
+"""In a run or a pretrained student, held by the process that writes there."""
+
 _MAX_MARKER_BYTES = 1 << 28
 
 
@@ -130,7 +133,7 @@ def _foreign_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = sorted(path.name for path in folder.iterdir())
-    return [name for name in names if name != ".work" and not name.endswith(".partial")]
+    return [name for name in names if name not in (".work", LOCK) and not name.endswith(".partial")]
 
 
 def folder_bytes(folder: Path) -> int:

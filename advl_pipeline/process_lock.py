@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,21 +21,28 @@ from advl_pipeline.errors import InUse, StorageError
 
 
 @contextmanager
-def process_lock(path: Path, what: str, *, next_command: str = "wait until it ends, or stop it") -> Iterator[None]:
+def process_lock(
+    path: Path,
+    what: str,
+    *,
+    next_command: str = "wait until it ends, or stop it",
+    wait: Callable[[str], object] | None = None,
+) -> Iterator[None]:
     """Hold a lock until the block ends. The lock file is removed then, folders that were made for it are not.
 
     Args:
         path: of the lock file.
         what: what the lock is for, as a sentence goes on after "Another process is writing".
         next_command: what to do where another process holds it.
+        wait: where another process holds it, called with which one and since when, before its end is waited for.
 
     Raises:
-        InUse: another process holds it; the message says which, and since when.
+        InUse: another process holds it, and it is not waited for; the message says which, and since when.
         StorageError: the lock file cannot be written, or the file system knows no locks.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked_file(path)
+    descriptor = _locked_file(path, wait)
     if descriptor is None:
         raise InUse(
             f"Another process is writing {what}.",
@@ -60,21 +67,24 @@ def process_lock(path: Path, what: str, *, next_command: str = "wait until it en
         os.close(descriptor)
 
 
-def _locked_file(path: Path) -> int | None:
-    """Return a descriptor that holds the lock, None where another process does."""
+def _locked_file(path: Path, wait: Callable[[str], object] | None) -> int | None:
+    """Return a descriptor that holds the lock, None where another process does that is not waited for."""
     while True:
         with writing(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if wait is None:
+                    os.close(descriptor)
+                    return None
+                wait(_describe_holder(path))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             # The process that held it may have removed the file between the two calls.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.stat(), os.fstat(descriptor)):
                     return descriptor
-            os.close(descriptor)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
         except OSError as error:
             os.close(descriptor)
             raise StorageError(
@@ -83,6 +93,10 @@ def _locked_file(path: Path) -> int | None:
                 why=reason_of(error),
                 next_command="write to another file system; of NFS, version 4 has locks",
             ) from error
+        except KeyboardInterrupt:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _describe_holder(path: Path) -> str:

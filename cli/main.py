@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from advl_pipeline.errors import AdvlError, ConfigError, Interrupted, suggest_names
+from advl_pipeline.interruption import listening
 from advl_pipeline.packages import missing_extra
 
 from .advice import Invocation, after_usage_error, next_command
@@ -80,9 +81,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that the outcome has (`docs/exit-codes.md`)."""
     invocation = Invocation(arguments=sys.argv[1:] if arguments is None else arguments)
     try:
-        outcome: Any = group.main(
-            args=list(invocation.arguments), prog_name="advl", standalone_mode=False, obj=invocation
-        )
+        with listening():
+            outcome: Any = group.main(
+                args=list(invocation.arguments), prog_name="advl", standalone_mode=False, obj=invocation
+            )
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -6,7 +6,6 @@ Shapes: N sequences, W words.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,6 +23,7 @@ from advl_pipeline.distillation.settings import Selection
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.word_selection import SelectedWords
 
@@ -36,7 +36,7 @@ def read_selection(run: Path) -> dict[str, Any] | None:
     path = run / names.WORD_SELECTION
     if not path.exists():
         return None
-    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    described: dict[str, Any] = read_json(path)
     return None if "obstacle" in described or described["selection"] not in get_args(Selection) else described
 
 

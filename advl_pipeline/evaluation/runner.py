@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.atomic import make_folder, write_text, writing
+from advl_pipeline.atomic import make_folder, partial_beside, write_text, writing
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.interface import Dataset
@@ -50,6 +50,7 @@ from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.evaluation.trivial_baselines import AnswerTally
 from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa_accuracy import VqaMode
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.reader import moved_to, read_config
 from advl_pipeline.training.stored_pictures import use_stored_pictures
@@ -76,10 +77,15 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
 
     Raises:
         ConfigError: no such run, or a set of another kind of task. WeightsUnavailable: the run is not finished.
-        DatasetError: a test set that is missing or has no labels.
+        DatasetError: a test set that is missing or has no labels. Interrupted: stopped by a signal.
     """
     require_given(config.run, config.on, config.data_root)
     require_effect(config)
+    with interruptible("The evaluation", kept="test sets that were scored are kept"):
+        return _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> EvaluateResult:
     config = resolved(config)
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))
@@ -189,10 +195,17 @@ def _evaluate_set(
             if metric != GENERATED
         }
     make_folder(evaluation_file(config.run, name, "").parent)
-    partial = evaluation_file(config.run, name, ".partial.npz")
-    with writing(partial):
-        np.savez_compressed(partial, allow_pickle=False, **arrays)
-        partial.replace(evaluation_file(config.run, name, ".npz"))
+    target = evaluation_file(config.run, name, ".npz")
+    # Nobody else's, for a run may be scored on one set by two processes.
+    partial = partial_beside(target)
+    try:
+        with writing(target):
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+            partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     write_text(evaluation_file(config.run, name, ".json"), json.dumps(document, indent=2, sort_keys=True) + "\n")
     return document
 

@@ -26,8 +26,8 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, default_output
-from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.run import ExtractResult, extract
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
@@ -201,7 +201,7 @@ def run_import(config: ImportConfig) -> ExtractResult:
     from advl_pipeline.datasets.registry import open_dataset
 
     require_outputs(config, output=_output_of(config))
-    with interruptible():
+    with interruptible("The import", kept="every committed shard is kept"):
         dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
         return import_features(config, dataset)
 

@@ -14,11 +14,11 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.identity import build_identity
-from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.planning import make_plan
 from advl_pipeline.extraction.recorded import recorded_extraction
 from advl_pipeline.extraction.run import extract_held, open_inputs, store_of
 from advl_pipeline.extraction.sources import open_sources
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.teachers.interface import Teacher
 
 
@@ -32,7 +32,7 @@ def run_repair(config: RepairConfig) -> RepairResult:
         CorruptCache: the cache is still not sound afterwards.
         InUse: another process writes the cache.
     """
-    with interruptible():
+    with interruptible("The repair", kept="every committed shard is kept"):
         store = open_store(config.cache)
         require_cache(store)
         require_own_records(store)

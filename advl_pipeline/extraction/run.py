@@ -31,12 +31,12 @@ from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate_confidences
 from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.identity import as_begun, build_identity
-from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.planning import count_tokens, estimates_of, settle_plan
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.ray_engine import run_on_ray
 from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
 
@@ -86,7 +86,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         ClusterError: the Ray cluster cannot be reached, or its workers keep dying; the same call resumes.
         Interrupted: stopped by a signal; the same call resumes.
     """
-    with interruptible():
+    with interruptible("The extraction", kept="every committed shard is kept"):
         if config.part is not None:
             parse_part(config.part)
         require_given(config)

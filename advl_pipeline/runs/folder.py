@@ -23,6 +23,7 @@ from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json, read_log_before
 from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (
@@ -139,25 +140,25 @@ class RunFolder:
         write_text(self.path / name, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, or None."""
+        """Return the result of a finished run, or None.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
         if not self.result.exists():
             return None
-        result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(self.result)
         return result
 
     def keep_metrics_before(self, step: int) -> None:
-        """Drop logged steps from `step` on, and a torn last line: they are about to be written again."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if record["step"] < step:
-                kept.append(line + "\n")
-        write_text(self.metrics, "".join(kept))
+        """Drop logged steps from `step` on, and a torn last line: they are about to be written again.
+
+        Raises:
+            ConfigError: another line is damaged.
+        """
+        if self.metrics.exists():
+            kept = read_log_before(self.path, step)
+            write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def open_trackers(self, trackers: Sequence[str], *, first_step: int) -> None:
         """Log for trackers as well, from a step on."""

@@ -64,20 +64,26 @@ class NodeReadout:
     chance: float
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     """Read a JSON document of a run.
+
+    Args:
+        kind: what it must be, an object or a list.
 
     Raises:
         ConfigError: it is missing or damaged; the file is named.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, kind):
+            raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
+        return document
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             "A file of a run cannot be read.",
             where=str(path),
             why=str(error),
-            next_command="delete the run folder and give the study command again",
+            next_command="delete the run folder and give the command that made it again",
         ) from error
 
 
@@ -85,12 +91,12 @@ def read_config(run: Path) -> dict[str, Any]:
     """Return the configuration that a run folder was made with.
 
     Raises:
-        ConfigError: the folder holds no run.
+        ConfigError: the folder holds no run, or its record is damaged.
     """
     path = run / names.CONFIG
     if not path.exists():
         raise ConfigError("There is no finetuning run here.", where=str(run), next_command="advl finetune --help")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(path)
     return config
 
 
@@ -190,14 +196,35 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         ConfigError: metrics.jsonl is damaged.
     """
     path = run / names.METRICS
-    records = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ConfigError("A logged step is damaged.", where=f"{path}, line {number}", why=str(error)) from error
-    return records
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [_read_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_log_before(run: Path, step: int) -> list[dict[str, Any]]:
+    """Return the records of the steps before one, in order, from a log whose last line may be torn.
+
+    Raises:
+        ConfigError: another line of metrics.jsonl is damaged.
+    """
+    path = run / names.METRICS
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    records = [_read_record(line, f"{path}, line {number}") for number, line in enumerate(whole, start=1)]
+    return [record for record in records if record["step"] < step]
+
+
+def _read_record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError("it is no object with the number of a step")
+        return record
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            "A logged step is damaged.",
+            where=where,
+            why=str(error),
+            next_command="start over by the same command with --no-resume",
+        ) from error
 
 
 def read_weights(run: Path) -> dict[tuple[Quantity, str], list[WeightBins]]:

@@ -14,6 +14,7 @@ from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -53,7 +54,7 @@ def open_trackers(trackers: Sequence[str], run: Path, *, first_step: int) -> lis
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
     place, kept = str(run.absolute()), run / names.TRACKED
-    ids = json.loads(kept.read_bytes()) if kept.exists() else {}
+    ids = read_json(kept) if kept.exists() else {}
     opened: list[Any] = []
     for name in trackers:
         try:

@@ -58,7 +58,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         shots=config["shots"],
         seed=config["seed"],
         seeds=seeds,
-        teachers=[_teacher(cache) for cache in read_json(run / names.CACHES)],
+        teachers=[_teacher(cache) for cache in read_json(run / names.CACHES, list)],
         method=config["method"],
         recipe=result["recipe"],
         command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -52,8 +53,22 @@ def save_student(
         origin: what it was made from, such as the identity of its pretraining.
         adapter: low-rank updates that were added to it, to be written alone.
     """
-    make_folder(folder)
     tensors = student.state_dict() if adapter is None else adapter_tensors(student)
+    write_description(folder, student, tensors, origin=origin, adapter=adapter)
+    student.save_inputs(folder)
+    save_tensors(folder / (WEIGHTS_FILE if adapter is None else names.ADAPTER_WEIGHTS), tensors)
+
+
+def write_description(
+    folder: Path,
+    student: Student,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    origin: Mapping[str, Any],
+    adapter: Adapter | None = None,
+) -> None:
+    """Write what makes a folder that of a student; of a student that is still to be made, without tensors."""
+    make_folder(folder)
     description = {
         "student": student.name,
         "config": student.config_dict(),
@@ -65,8 +80,6 @@ def save_student(
         description[BASE] = {"weights": base, "digest": weights_digest(located(adapter.base))}
         save_adapter_config(folder, adapter.updates, base=base)
     write_text(folder / DESCRIPTION_FILE, json.dumps(description, indent=2, sort_keys=True) + "\n")
-    student.save_inputs(folder)
-    save_tensors(folder / (WEIGHTS_FILE if adapter is None else names.ADAPTER_WEIGHTS), tensors)
 
 
 def read_description(folder: Path) -> dict[str, Any]:

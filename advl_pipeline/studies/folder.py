@@ -19,6 +19,7 @@ from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import MARKERS
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
 from advl_pipeline.training.recipes import AUTO, NONE
@@ -140,7 +141,7 @@ def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:
 def read_extraction_seconds(folder: Path, cache: Path) -> float | None:
     """Return how long a cache took, or None where nobody noted it."""
     path = _extraction_file(folder, cache)
-    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.exists() else None
+    return float(read_json(path)["seconds"]) if path.exists() else None
 
 
 def _extraction_file(folder: Path, cache: Path) -> Path:

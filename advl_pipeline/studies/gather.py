@@ -343,7 +343,7 @@ def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
     found: dict[str, CacheRecord] = {}
     for cell in cells:
         path = cell.run / names.CACHES
-        for entry in read_json(path) if path.exists() else ():
+        for entry in read_json(path, list) if path.exists() else ():
             key = json.dumps(entry["identity"], sort_keys=True)
             cache = Path(entry["path"])
             provenance = cache / PROVENANCE_FILE

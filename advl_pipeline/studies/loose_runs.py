@@ -133,7 +133,7 @@ def _read(folder: Path) -> _Run | None:
     if not found:
         return None
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
-    caches = read_json(folder / names.CACHES) if (folder / names.CACHES).exists() else []
+    caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
     made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
     return _Run(
         folder=folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.errors import InUse
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.process_lock import process_lock
 from advl_pipeline.studies.caches import CachePreparer, prepare_cache
@@ -60,10 +62,9 @@ def run_study(
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
 
-    Each cell is claimed before it runs, so that processes on one or several machines with a common folder share the
-    grid; a claim ends with its process, and what a dead one left is resumed by the next. A cell that another study
-    has finished is there already. Cells that others are running when this process has nothing left to do are
-    gathered as pending.
+    Each cell is locked while it runs, so that processes on one or several machines with a common folder share the
+    grid. A lock ends with its process, and what a dead one left is resumed by the next. A cell that another study has
+    finished is there already. Cells that others run are waited for at the end.
 
     Args:
         execute: runs one cell; replaced in tests and by schedulers. With several workers it must be importable.
@@ -73,7 +74,19 @@ def run_study(
         ConfigError: the study cannot be used, or a test set has changed since runs were scored on it.
         DatasetError: a dataset that it trains on is missing or malformed.
         AdvlError: what a cell raised, unless `keep_going`.
+        Interrupted: stopped by a signal, after the steps that it came in.
     """
+    with interruptible("The study", kept="finished cells are kept, and the steps of those that ran"):
+        return _run(config, execute, prepare, digest, report_failure)
+
+
+def _run(
+    config: StudyRunConfig,
+    execute: CellExecutor,
+    prepare: CachePreparer,
+    digest: DatasetDigester | None,
+    report_failure: Callable[[Failure], None] | None,
+) -> StudyResult:
     study = asked_study(config)
     folder = config.output or default_folder(study)
     require_outputs(config, output=folder)
@@ -137,23 +150,35 @@ def _run_cells(
     left = [cell for cell in plan.cells if cell not in finished]
     run_all = partial(run_in_processes, num_workers=config.workers) if config.workers > 1 else run_in_turn
     with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
-        for cell, error in run_all(left, partial(_run_cell, config.study, execute)):
-            progress.set_postfix_str(cell.title)
-            progress.update()
-            if error is None:
-                continue
-            if not config.keep_going:
-                raise error
-            if report_failure is not None:
-                report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
+        # First what no other process runs, then what others ran: finished by now, or left behind.
+        for waits in (False, True):
+            others: list[Cell] = []
+            for cell, error in run_all(left, partial(_run_cell, config.study, execute, waits=waits)):
+                if error is None and not is_finished(cell) and not waits:
+                    others.append(cell)
+                    continue
+                progress.set_postfix_str(cell.title)
+                progress.update()
+                if error is None:
+                    continue
+                if not config.keep_going:
+                    raise error
+                if report_failure is not None:
+                    report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
+            left = others
 
 
-def _run_cell(study: str, execute: CellExecutor, cell: Cell) -> None:
+def _run_cell(study: str, execute: CellExecutor, cell: Cell, *, waits: bool) -> None:
     with ExitStack() as held:
+        path = cell.run.parent / f".work/claims/cell-{cell.cell_id}"
         try:
-            held.enter_context(process_lock(cell.run.parent / f".work/claims/cell-{cell.cell_id}", "this cell"))
+            held.enter_context(process_lock(path, "this cell", wait=partial(_say_who, cell) if waits else None))
         except InUse:
             return
         # Another process may have finished the cell between our look at it and the lock.
         if not is_finished(cell):
             execute(cell, load_study(study))
+
+
+def _say_who(cell: Cell, holder: str) -> None:
+    tqdm.write(f"{cell.title}: waiting for {holder}", file=sys.stderr)

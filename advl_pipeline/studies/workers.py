@@ -11,7 +11,8 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from advl_pipeline.compute import num_cores
-from advl_pipeline.errors import AdvlError
+from advl_pipeline.errors import AdvlError, Interrupted
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.processes import worker_processes
 from advl_pipeline.studies.plan import Cell
 
@@ -24,6 +25,8 @@ def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[
     for cell in cells:
         try:
             run(cell)
+        except Interrupted:
+            raise
         except AdvlError as error:
             yield cell, error
         else:
@@ -33,8 +36,8 @@ def run_in_turn(cells: Sequence[Cell], run: Callable[[Cell], None]) -> Iterator[
 def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_workers: int) -> Iterator[Outcome]:
     """Run cells in `num_workers` fresh processes; yield each as it ends.
 
-    When the consumer stops early, the user interrupts, or this process dies, the workers are ended too: an unfinished
-    cell resumes from its checkpoint.
+    When the consumer stops early, or a signal stops this process, the workers end the steps that they are at and
+    write their checkpoints. When this process dies they are ended at once. An unfinished cell resumes.
 
     Args:
         cells: to be run, the first ones first.
@@ -42,10 +45,11 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
         num_workers: processes; each computes on its share of the cores.
 
     Raises:
-        AdvlError: a worker died, such as for want of memory.
+        AdvlError: a worker died, such as for want of memory. Interrupted: a signal stopped one.
     """
-    with worker_processes(num_workers, threads_each=max(1, num_cores() // num_workers)) as pool:
-        cell_of = {pool.submit(run, cell): cell for cell in cells}
+    threads = max(1, num_cores() // num_workers)
+    with worker_processes(num_workers, threads_each=threads, ends_steps=True) as pool:
+        cell_of = {pool.submit(_run_interruptible, run, cell): cell for cell in cells}
         for future in as_completed(cell_of):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
@@ -54,6 +58,11 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
                     why="the system may have ended it for want of memory",
                     next_command="run the same command with fewer --workers; finished cells are kept",
                 ) from None
-            if error is not None and not isinstance(error, AdvlError):
+            if error is not None and (not isinstance(error, AdvlError) or isinstance(error, Interrupted)):
                 raise error
             yield cell_of[future], error
+
+
+def _run_interruptible(run: Callable[[Cell], None], cell: Cell) -> None:
+    with interruptible("The cell", kept="its checkpoint has every step that was finished"):
+        run(cell)

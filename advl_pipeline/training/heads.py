@@ -14,6 +14,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
 from advl_pipeline.training.finetune_model import FinetuneModel
@@ -59,7 +60,7 @@ def load_heads(folder: Path, student: Student) -> tuple[nn.ModuleDict, dict[str,
             where=str(folder),
             next_command="give the command that trained it again, with --no-resume",
         )
-    description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    description: dict[str, Any] = read_json(path)
     heads = nn.ModuleDict(
         {name: student.build_head(name, max(1, len(entry["label_names"]))) for name, entry in description.items()}
     )

@@ -8,7 +8,6 @@ others, such as those of LXMERT's pretraining. SNLI-VE's have the order that the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from advl_pipeline.datasets.records import Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names
+from advl_pipeline.runs.reader import read_json
 from advl_pipeline.students.building import load_head
 from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.checkpoints import KeyRules
@@ -70,7 +70,7 @@ def fill_heads(
 def _from_run(head: nn.Module, name: str, label_names: tuple[str, ...], folder: Path) -> HeadOrigin:
     if not (folder / names.HEADS).is_file():
         return HeadOrigin(origin="fresh", why="the folder holds a student without heads")
-    described = json.loads((folder / names.HEADS).read_text(encoding="utf-8"))
+    described = read_json(folder / names.HEADS)
     if name not in described:
         return HeadOrigin(origin="fresh", why=f"the folder has heads for {', '.join(described)}")
     if tuple(described[name]["label_names"]) != label_names:

@@ -19,6 +19,7 @@ from torch import nn
 
 from advl_pipeline.distillation.relational import gather_alone
 from advl_pipeline.errors import NotFinite
+from advl_pipeline.interruption import Stop, finishing
 from advl_pipeline.prefetch import Prefetcher
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.interface import Perturbation, Student
@@ -79,7 +80,10 @@ def run_phase(
     pending: list[dict[str, Any]] = []
     num_saved = plan.first_logged_step + start_step
     seconds_waited = seconds_saving = 0.0
-    with Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches:
+    with (
+        finishing() as is_asked_to_stop,
+        Prefetcher(lambda: make_batches(range(start_step, plan.num_steps))) as batches,
+    ):
         for step, micro_batches in zip(range(start_step, plan.num_steps), batches, strict=True):
             step_began, processor_before = time.perf_counter(), time.thread_time()
             factor = rate_factor(settings, step, num_steps=plan.num_steps)
@@ -98,7 +102,10 @@ def run_phase(
                 record = _optimiser_step(
                     wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place
                 )
-                saves = step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
+                # A signal may have come to one process alone: all of them stop after the same step.
+                asked = torch.tensor(float(is_asked_to_stop()), device=accelerator.device)
+                stops = bool(accelerator.reduce(asked))
+                saves = stops or step + 1 == plan.num_steps or (step + 1) % config.checkpoint_every == 0
                 if saves:
                     require_finite_weights(model, place)
             except NotFinite:
@@ -134,6 +141,8 @@ def run_phase(
                     scaler=accelerator.scaler,
                 )
                 seconds_saving = time.perf_counter() - saving_began
+            if stops:
+                raise Stop
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
     model.distiller.gather = gather_alone

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,9 @@ from tqdm import tqdm
 from advl_pipeline.compute import device_name, num_threads, resolved
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.records import head_name
+from advl_pipeline.folders import LOCK
+from advl_pipeline.interruption import interruptible
+from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
@@ -74,10 +78,17 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
     Raises:
         ConfigError: contradicting options. IdentityMismatch: a cache of another dataset, split or setting, or a run
         folder of another run. NotFinite: a loss, a gradient or a weight. DatasetError, CorruptCache,
-        WeightsUnavailable: as they say.
+        WeightsUnavailable: as they say. InUse: another process writes into the run folder. Interrupted: stopped by a
+        signal, after the step that it came in; the same call resumes.
     """
     require_given(config)
     uses_teachers = resolve_method(config, num_steps=finetune_steps(config)).uses_teachers
+    kept = "its checkpoint has every step that was finished"
+    with interruptible("The finetuning", kept=kept), ExitStack() as held:
+        return _finetune(config, held, uses_teachers=uses_teachers)
+
+
+def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -> FinetuneResult:
     folder = RunFolder(config.output)
     began = time.perf_counter()
     forget_peak_memory()
@@ -100,6 +111,9 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         folder.require_same_run(identity)
         if (finished := folder.read_result()) is not None:
             return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
+    lock = process_lock(config.output / LOCK, "this run")
+    if (is_begun := config.output.is_dir()) and accelerator.is_main_process:
+        held.enter_context(lock)
     student = build_finetune_student(run)
     reads = read_inputs(student, inputs.dataset, inputs.labelled, config.init)
     stored = use_stored_pictures(
@@ -133,6 +147,11 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
             "reads": dataclasses.asdict(reads),
             "global_batch": step_line,
         }
+        if not is_begun:
+            held.enter_context(lock)
+            # Another process may have made the folder in the meantime.
+            if config.resume:
+                folder.require_same_run(identity)
         folder.begin(
             identity,
             config=config_to_dict(given),
@@ -145,6 +164,8 @@ def run_finetune(config: FinetuneConfig) -> FinetuneResult:
         found_lines += [line for one in answers for line in one.lines()]
         _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
     accelerator.wait_for_everyone()
+    if config.resume and (finished := folder.read_result()) is not None:
+        return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
     first_step = _train(run, model, accelerator, folder, inputs, signals)
     if accelerator.is_main_process:
         end_run(run, given, model, accelerator, folder, inputs, source, reads, began=began, first_step=first_step)
@@ -182,6 +203,8 @@ def _train(
     if accelerator.is_main_process:
         folder.keep_metrics_before(first_step)
         folder.open_trackers(trackers_named(config.log_with), first_step=first_step)
+        if checkpoint:
+            tqdm.write(f"resumes at step {first_step + 1} of {run.num_steps}: {first_step} are done", file=sys.stderr)
     if method.num_adapt_steps and resumed_phase == "adapt" and method.settings.anchor_weight > 0:
         # Before a checkpoint is restored, the model is still as it was pretrained.
         reference = copy.deepcopy(model.student).to(accelerator.device).eval().requires_grad_(False)

@@ -26,13 +26,13 @@ import json, sys
 from pathlib import Path
 from tiny_extraction import open_tiny, tiny_config
 from advl_pipeline.errors import AdvlError
-from advl_pipeline.extraction.interruption import interruptible
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.extraction.run import extract_on_ray
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     try:
-        with interruptible():
+        with interruptible("The extraction", kept="every committed shard is kept"):
             print(extract_on_ray(tiny_config(Path(settings.pop("output")), **settings), open_tiny).encoded_units)
     except AdvlError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Kill real finetunes at random moments, and compare what they resume to with an uninterrupted run."""
+"""Kill, stop and double real finetunes at random moments, and compare what comes of it with an uninterrupted run."""
 
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,13 +16,14 @@ from small_corpus import SmallCorpus
 from tiny_extraction import tree_bytes
 
 
-def finetune_command(corpus: SmallCorpus, output: Path) -> list[str]:
-    """Return a finetune of both steps by `advl`, with a checkpoint every other step."""
+def finetune_command(corpus: SmallCorpus, output: Path, *, checkpoint_every: int = 2) -> list[str]:
+    """Return a finetune of both steps by `advl`, by default with a checkpoint every other step."""
     caches = [part for cache in corpus.caches for part in ("--cache", str(cache))]
     return [
         *(sys.executable, "-m", "advl_cli", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
         *("--data-root", str(corpus.data_root), "--output", str(output), "--num-steps", "28"),
-        *("--adapt-steps", "12", "--batch-size", "4", "--confidence-folds", "2", "--checkpoint-every", "2"),
+        *("--adapt-steps", "12", "--batch-size", "4", "--confidence-folds", "2"),
+        *("--checkpoint-every", str(checkpoint_every)),
         *caches,
     ]
 
@@ -69,25 +71,87 @@ def kill_and_resume_finetune(
     log = output / "metrics.jsonl"
     num_logged = len(log.read_bytes().splitlines()) if log.exists() else 0
     _finish_finetune(_start_finetune(command))
+    require_equal(reference, output, f"killed after {moment:.3f} s with {num_logged} steps logged")
+    return moment, num_logged
+
+
+def require_equal(reference: dict[str, Any], output: Path, what: str) -> None:
+    """Compare a finished run with an uninterrupted one; raises `AssertionError`."""
     found = trained(output)
     different = [name for name, value in reference.items() if found[name] != value]
     if different:
         files = sorted(set(found["files"]) ^ set(reference["files"]))
-        raise AssertionError(
-            f"killed after {moment:.3f} s with {num_logged} steps logged, resumed differently: {different}; "
-            f"files on one side only: {files}"
-        )
-    return moment, num_logged
+        raise AssertionError(f"{what}: {different} differ; files on one side only: {files}")
+
+
+def stop_and_resume_finetune(
+    corpus: SmallCorpus, reference: dict[str, Any], moment: float, output: Path, *, number: signal.Signals
+) -> int:
+    """Stop one finetune by a signal, `moment` seconds after its first write, resume it, and compare.
+
+    It has no checkpoint before its end but the one that the signal makes it write.
+
+    Returns:
+        How many steps it had finished, which is where it resumes.
+
+    Raises:
+        AssertionError: it ends otherwise than by 130, or the resumed run differs.
+    """
+    command = finetune_command(corpus, output, checkpoint_every=1000)
+    process = _start_finetune(command)
+    _wait_for(process, output / "run.json")
+    time.sleep(moment)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=600)
+    what = f"stopped after {moment:.3f} s"
+    if process.returncode == 0 and (output / "result.json").exists():
+        num_logged = 40
+    elif process.returncode != 130 or "the same command again" not in said or "Traceback" in said:
+        raise AssertionError(f"{what}: exit code {process.returncode}: {said[-2000:]}")
+    else:
+        log = output / "metrics.jsonl"
+        num_logged = len(log.read_bytes().splitlines()) if log.exists() else 0
+    told = _finish_finetune(_start_finetune(command))
+    if 0 < num_logged < 40 and f"resumes at step {num_logged + 1} " not in told:
+        raise AssertionError(f"{what} with {num_logged} steps logged, and resumed elsewhere: {told[-2000:]}")
+    require_equal(reference, output, f"{what} with {num_logged} steps logged")
+    return num_logged
+
+
+def run_twice_at_once(corpus: SmallCorpus, reference: dict[str, Any], offset: float, output: Path) -> tuple[int, int]:
+    """Give the same command twice, the second `offset` seconds after the first, and compare with one alone.
+
+    Returns:
+        The exit codes: 0 of the one that trained; 7 of one that came while it did, 0 of one that came after.
+
+    Raises:
+        AssertionError: both trained, neither did, or what they left differs.
+    """
+    command = finetune_command(corpus, output)
+    first = _start_finetune(command)
+    time.sleep(offset)
+    second = _start_finetune(command)
+    said = {process: process.communicate(timeout=600)[1] for process in (first, second)}
+    codes = (first.returncode, second.returncode)
+    if sorted(codes) not in ([0, 0], [0, 7]):
+        raise AssertionError(f"exit codes {codes}: {[text[-1000:] for text in said.values()]}")
+    refused = next((process for process in (first, second) if process.returncode == 7), None)
+    other = first if refused is second else second
+    if refused is not None and f"process {other.pid} on" not in said[refused]:
+        raise AssertionError(f"the second one does not say which is the first: {said[refused][-1000:]}")
+    require_equal(reference, output, f"two writers, {offset:.3f} s apart")
+    return codes
 
 
 def _start_finetune(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def _finish_finetune(process: subprocess.Popen[str]) -> None:
+def _finish_finetune(process: subprocess.Popen[str]) -> str:
     _, said = process.communicate(timeout=600)
     if process.returncode != 0:
         raise AssertionError(f"exit code {process.returncode}: {said[-2000:]}")
+    return said
 
 
 def _wait_for(process: subprocess.Popen[str], path: Path) -> None:

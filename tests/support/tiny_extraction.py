@@ -42,9 +42,9 @@ from advl_pipeline.errors import AdvlError, DatasetError
 from advl_pipeline.extraction import repair as extraction_repair
 from advl_pipeline.extraction import run as extraction_run
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.interruption import interruptible
 from advl_pipeline.extraction.repair import repair
 from advl_pipeline.extraction.run import ExtractResult, extract
+from advl_pipeline.interruption import interruptible
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
 
 WORDS = ["red", "dog", "the", "a", "runs", "holds", "person", "near", "because", "umbrella", "left", "of", "green"]
@@ -289,7 +289,7 @@ def run_settings(path: str, log: str) -> None:
         sys.dont_write_bytecode = True  # Or the interpreter would leave halves of its own files.
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size_limit"],) * 2)
     try:
-        with interruptible():
+        with interruptible("The extraction", kept="every committed shard is kept"):
             run = repair if settings.get("repair") else extract
             run(
                 build_config(ExtractConfig, settings["config"]),

@@ -17,7 +17,7 @@ from run_logs import losses, metrics
 from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.landmarks import Landmarks
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, Interrupted
 from advl_pipeline.training import bridge, run_signals
 from advl_pipeline.training.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
@@ -118,7 +118,7 @@ def test_a_resumed_run_finds_the_same_bridge(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         run_finetune(small_corpus.config(tmp_path / "stopped", **options))
     run_finetune(small_corpus.config(tmp_path / "stopped", **options))
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")

@@ -12,6 +12,7 @@ from run_logs import losses
 
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation import landmarks as landmarks_of_regions
+from advl_pipeline.errors import Interrupted
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs.folder import RunFolder
@@ -82,7 +83,7 @@ def test_a_stopped_run_finds_the_same_landmarks(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             run_finetune(stopped)
     run_finetune(stopped)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")

@@ -19,6 +19,7 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.errors import Interrupted
 from advl_pipeline.runs import names
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
@@ -75,7 +76,7 @@ def run_until(config: FinetuneConfig, step: int, monkeypatch: pytest.MonkeyPatch
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             run_finetune(config)
 
 

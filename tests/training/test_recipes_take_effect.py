@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.distillation.distiller import Distiller
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, Interrupted
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
@@ -370,7 +370,7 @@ def test_a_resumed_run_by_recipe_is_the_uninterrupted_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log", stop_at_the_third)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             run_finetune(options("cut"))
     run_finetune(options("cut"))
     for file in ("model.safetensors", "heads.safetensors"):

@@ -19,6 +19,7 @@ from tiny_extraction import tree_bytes
 
 from advl_data.scenes.generator.build import run_build_scenes
 from advl_data.scenes.generator.config import ScenesConfig
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
@@ -286,6 +287,39 @@ def test_others_may_read_what_a_run_wrote_as_the_umask_says(
         os.umask(before)
     written = [file for folder in ("run", "exported") for file in (tmp_path / folder).rglob("*") if file.is_file()]
     assert {oct(file.stat().st_mode & 0o777) for file in written} == {oct(0o640)}
+
+
+def test_a_damaged_file_of_a_run_is_named_with_what_to_do(
+    small_corpus: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = finetune(small_corpus, run, "--method", "plain")
+    assert advl(capsys, *command)[0] == 0
+    evaluate = ("evaluate", run, "--on", "val", "--data-root", small_corpus.data_root)
+    assert advl(capsys, *evaluate)[0] == 0
+    for name, content, asked in (
+        (names.RESULT, '{"status":', command),
+        (names.RESULT, "[1]", command),
+        (names.CONFIG, '{"dataset":', evaluate),
+        (names.HEADS, "[", evaluate),
+        (names.METRICS, "[1]\n", ("report", run, "--output", tmp_path / "page.html")),
+    ):
+        before = (run / name).read_bytes()
+        (run / name).write_text(content, encoding="utf-8")
+        code, said = advl(capsys, *asked)
+        assert code == 2, said
+        assert str(run / name) in said
+        (run / name).write_bytes(before)
+
+
+def test_only_the_last_line_of_a_log_may_be_torn(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"ste', encoding="utf-8")
+    folder.keep_metrics_before(2)
+    assert [record["step"] for record in read_log(tmp_path)] == [0, 1]
+    folder.metrics.write_text('{"step": 0}\n[1]\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2"):
+        folder.keep_metrics_before(2)
 
 
 def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path: Path) -> None:

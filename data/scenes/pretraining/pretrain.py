@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from advl_data.scenes.config import PretrainConfig
@@ -41,21 +42,34 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
+from advl_pipeline.folders import LOCK
+from advl_pipeline.interruption import Stop, finishing, interruptible
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.prefetch import Prefetcher, in_order
+from advl_pipeline.process_lock import process_lock
 from advl_pipeline.runs import names
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Pretraining, Student, StudentBatch
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE, write_known_words
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.students.saved import DESCRIPTION_FILE, WEIGHTS_FILE, read_description, save_student
+from advl_pipeline.students.saved import (
+    DESCRIPTION_FILE,
+    WEIGHTS_FILE,
+    read_description,
+    save_student,
+    write_description,
+)
 from advl_pipeline.training.batch_order import positions_of_step
+from advl_pipeline.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from advl_pipeline.training.heads import save_choice_head
 from advl_pipeline.training.optimiser import linear_warmup_decay
 
 FEW = 4
 """Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
+
+CHECKPOINT_EVERY = 100
+"""Steps between checkpoints; a signal that stops the pretraining has one written too."""
 
 ASKED = 2
 """A region of one of so many pictures of a batch is asked about."""
@@ -80,11 +94,18 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
     Raises:
         ConfigError: the student cannot be pretrained here, or the folder holds something else than a student.
         IdentityMismatch: another one lies in the folder, or weights that no longer fit.
-        NotFinite: a loss became so; nothing is written.
+        NotFinite: a loss became so; nothing is written. InUse: another process makes the student there. Interrupted:
+        stopped by a signal, after the step that it came in; the same call resumes.
     """
     config = resolved(config)
     output = config.output or Path("students") / config.student
     require_outputs(config, output=output)
+    kept = "its checkpoint has every step that was finished"
+    with interruptible("The pretraining", kept=kept):
+        return _pretrain(config, output)
+
+
+def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
     torch.manual_seed(config.seed)
     student = build_student(config.student)
@@ -133,12 +154,16 @@ def run_pretrain(config: PretrainConfig) -> PretrainResult:
             why="the pretraining aligns phrases with boxes",
             next_command="advl scenes build",
         )
-    losses = _train(config, options, dataset, tagged, student, heads, output)
-    student.to("cpu")
-    heads.to("cpu")
-    save_student(output, student, origin=origin)
-    save_choice_head(output, heads.naming)
-    write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
+    with process_lock(output / LOCK, "this student"):
+        # The description comes first, so that it is known whose checkpoint lies there.
+        write_description(output, student, {}, origin=origin)
+        losses = _train(config, options, dataset, tagged, student, heads, output)
+        student.to("cpu")
+        heads.to("cpu")
+        save_student(output, student, origin=origin)
+        save_choice_head(output, heads.naming)
+        write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
+        (output / names.CHECKPOINT).unlink(missing_ok=True)
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
 
 
@@ -200,10 +225,17 @@ def _train(
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=config.weight_decay, fused=True)
     num_steps = options.warmup_steps + options.joint_steps
     losses: dict[str, float] = {}
+    trained = nn.ModuleList([student, heads])
+    checkpoint = read_checkpoint(output / names.CHECKPOINT)
+    done = 0
+    if checkpoint is not None:
+        done = checkpoint[0]
+        restore(checkpoint[2], trained, optimizer)
+        tqdm.write(f"resumes at step {done + 1} of {num_steps}: {done} are done", file=sys.stderr)
     student.train()
 
     def read() -> Iterator[tuple[int, list[Example]]]:
-        for step in range(num_steps):
+        for step in range(done, num_steps):
             chosen = positions_of_step(len(positions), step=step, batch_size=config.batch_size, seed=config.seed)
             yield step, [dataset[positions[int(index)]] for index in chosen]
 
@@ -223,11 +255,12 @@ def _train(
     num_workers = num_threads(config.num_workers)
 
     with (
+        finishing() as is_asked_to_stop,
         Prefetcher(lambda: in_order(collate, read(), num_workers=num_workers)) as prefetched,
-        tqdm(total=num_steps, desc="pretrain", unit="step", disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=num_steps, initial=done, desc="pretrain", unit="step", disable=not sys.stderr.isatty()) as bar,
     ):
         device = torch.device(config.device)
-        for step, waiting in enumerate(prefetched):
+        for step, waiting in enumerate(prefetched, start=done):
             batch = waiting.to(device)
             torch.manual_seed(config.seed * 1_000_003 + step)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
@@ -248,6 +281,10 @@ def _train(
             optimizer.step()
             bar.update(1)
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)
+            if (stops := is_asked_to_stop()) or (step + 1) % CHECKPOINT_EVERY == 0:
+                save_checkpoint(output / names.CHECKPOINT, trained, optimizer, step=step + 1, phase="pretrain")
+            if stops:
+                raise Stop
     student.eval()
     return losses
 
