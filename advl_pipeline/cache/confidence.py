@@ -21,7 +21,6 @@ from advl_pipeline.cache.checks import require_recorded
 from advl_pipeline.cache.files import FileEntry, Files
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.layout import DTYPES, group_metadata, single_shard
-from advl_pipeline.cache.publishing import shard_content
 from advl_pipeline.cache.records import files_from_json, files_to_json, seal, unseal
 from advl_pipeline.cache.store import MissingFile, Overtaken, Store
 from advl_pipeline.cache.stores import open_store
@@ -113,7 +112,7 @@ def _write(
         spec = single_shard(f"{_FOLDER}/{key}/{name}", values.shape, values.dtype.name)
         files[spec.metadata_path] = store.put(spec.metadata_path, [spec.metadata()])
         # The numbers of whoever wrote them first stand: those of another processor may differ in their last bits.
-        files[spec.shard_path(0)] = store.settle(spec.shard_path(0), shard_content(spec, 0, values))
+        files[spec.shard_path(0)] = store.settle(spec.shard_path(0), spec.content(0, values))
     files[_GROUP] = store.put(_GROUP, [group_metadata()])
     own_group = f"{_FOLDER}/{key}/zarr.json"
     files[own_group] = store.put(own_group, [group_metadata({"identity": dict(identity)})])

@@ -15,6 +15,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import numpy.typing as npt
+
+from advl_pipeline.cache.files import Buffer
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
@@ -95,6 +98,14 @@ class ArraySpec:
     def file_bytes(self, shard: int) -> int:
         """Size of a shard file."""
         return self.payload_bytes(shard) + self.footer_bytes
+
+    def content(self, shard: int, rows: npt.NDArray[Any]) -> list[Buffer]:
+        """What a shard file consists of: its rows, zeros up to a whole inner chunk, the index."""
+        payload = np.ascontiguousarray(rows, DTYPES[self.dtype])
+        slack = self.payload_bytes(shard) - payload.nbytes
+        if slack < 0 or payload.shape[1:] != self.shape[1:]:
+            raise ValueError(f"{self.path}: {payload.shape} is not shard {shard} of {self}")
+        return [payload.reshape(-1).view(np.uint8).data, bytes(slack), self.footer(shard)]
 
     def metadata(self) -> bytes:
         """The array's `zarr.json`."""

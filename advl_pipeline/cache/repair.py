@@ -28,10 +28,9 @@ from advl_pipeline.cache.records import (
     load_plan,
     shard_record_path,
 )
-from advl_pipeline.cache.staged import load_staged, stage
 from advl_pipeline.cache.store import Readable, Store, read_json
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
-from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.cache.writer import CacheWriter, load_staged, stage
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.locations import Location
 

@@ -1,18 +1,22 @@
 """Writing a cache: the plan, then whole shards in any order by any process, then the tables, last the commit record.
 
-What a shard contributes to the per-unit tables waits, flushed, in the work folder until all shards are committed.
+What a shard adds to the per-unit tables waits, flushed, in the work folder until all shards are committed: one file
+per shard, safetensors behind the digest of all of it, so that what was lost or changed never gets into a table.
 
 Shapes: N units, M token rows, D feature width.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
@@ -22,7 +26,6 @@ from advl_pipeline.cache.index import build_index
 from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
 from advl_pipeline.cache.parts import remove_dead_locks
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
-from advl_pipeline.cache.publishing import publish_array, publish_shard
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.cache.records import (
@@ -39,14 +42,16 @@ from advl_pipeline.cache.records import (
     load_shard,
     render,
     render_tables,
+    shard_name,
     shard_record_path,
     tables_record_path,
 )
 from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
-from advl_pipeline.cache.staged import STAGED_FOLDER, load_staged, stage
-from advl_pipeline.cache.store import Overtaken, Store, read_json
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.cache.store import Overtaken, Readable, Store, read_json
+from advl_pipeline.errors import ConfigError, CorruptCache
 
+STAGED_FOLDER = f"{WORK_FOLDER}/staged"
+_DIGEST_BYTES = 32
 _STATISTIC = "stat-"
 
 Array = npt.NDArray[Any]
@@ -357,6 +362,55 @@ class CacheWriter:
 
     def _put(self, content: Mapping[str, bytes]) -> dict[str, FileEntry]:
         return {name: self.store.put(name, [raw]) for name, raw in content.items()}
+
+
+def publish_array(store: Store, spec: ArraySpec, rows: Array) -> dict[str, FileEntry]:
+    """Write an array's metadata and shards, leaving files alone that already hold the same; returns their entries."""
+    files = {spec.metadata_path: store.put(spec.metadata_path, [spec.metadata()])}
+    for shard in range(spec.num_shards):
+        first = shard * spec.shard_rows
+        files[spec.shard_path(shard)] = publish_shard(store, spec, shard, rows[first : first + spec.shard_rows])
+    return files
+
+
+def publish_shard(store: Store, spec: ArraySpec, shard: int, rows: Array) -> FileEntry:
+    """Write one shard file."""
+    return store.put(spec.shard_path(shard), spec.content(shard, rows))
+
+
+def staged_path(modality: str, shard: int) -> str:
+    """Return the name of the file that holds what a shard adds."""
+    return f"{STAGED_FOLDER}/{shard_name(modality, shard)}.safetensors"
+
+
+def stage(store: Store, modality: str, shard: int, content: Mapping[str, Array]) -> None:
+    """Keep what a shard adds; raises `StorageError`."""
+    body = save({name: np.ascontiguousarray(values) for name, values in content.items()})
+    store.put(staged_path(modality, shard), [hashlib.sha256(body).digest(), body])
+
+
+def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:
+    """Return what a shard adds.
+
+    Raises:
+        CorruptCache: it is missing, or not as it was written.
+    """
+    name = staged_path(modality, shard)
+    try:
+        with store.opened(name) as descriptor, open(descriptor, "rb", closefd=False) as file:
+            raw = file.read()
+        if hashlib.sha256(raw[_DIGEST_BYTES:]).digest() == raw[:_DIGEST_BYTES]:
+            content: dict[str, Array] = load(raw[_DIGEST_BYTES:])
+            return content
+        why = "its content changed"
+    except (CorruptCache, SafetensorError) as error:
+        why = str(error).splitlines()[0]
+    raise CorruptCache(
+        "Work in progress of the cache is missing or damaged.",
+        where=store.where(name),
+        why=why,
+        next_command=store.repair_command,
+    )
 
 
 def clear_work(store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from advl_pipeline.cache.fetch_ahead import FetchAhead
+from advl_pipeline.cache.disk_cache import FetchAhead
 from advl_pipeline.errors import CorruptCache
 
 

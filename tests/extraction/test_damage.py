@@ -18,9 +18,8 @@ from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, ti
 from advl_pipeline.cache.confidence import confidence_key, read_confidence, write_confidence
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.staged import load_staged, staged_path
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.cache.writer import CacheWriter, load_staged, staged_path
 from advl_pipeline.errors import CorruptCache, IdentityMismatch
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction.config import RepairConfig

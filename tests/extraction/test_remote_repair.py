@@ -17,9 +17,8 @@ from advl_pipeline.cache import repair as cache_repair
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.staged import staged_path
 from advl_pipeline.cache.verify import verify_cache
-from advl_pipeline.cache.writer import CacheWriter
+from advl_pipeline.cache.writer import CacheWriter, staged_path
 from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction.config import RepairConfig

@@ -14,8 +14,7 @@ from run_logs import losses
 from safetensors.torch import load_file
 from small_corpus import SmallCorpus
 
-from advl_pipeline.cache.readahead import Readahead
-from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.cache.reader import Readahead, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
