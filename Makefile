@@ -70,12 +70,25 @@ scenes-inputs: $(STAMP)
 # Of `advl study`, such as STUDY_OPTIONS="--regions 'img_db/vcr_{split}' --init students/uniter-base.pt".
 STUDY_OPTIONS ?=
 
+# What it will take is said first, the first seed has a page of its own, and what is finished is never run again.
+# $(1) is the study and its options, $(2) its name.
+define in_sight
+$(ADVL) study $(1) --measure && \
+$(ADVL) study $(1) --first-seeds 1 && $(ADVL) report runs/studies/$(2) && \
+echo "One seed of each method is done, and its page is there. What the other seeds will take:" && \
+$(ADVL) study $(1) --dry-run && \
+$(ADVL) study $(1) && $(ADVL) report runs/studies/$(2)
+endef
+
 vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes when VCR is not there
 	@if [ -d "$(SCENES_DATA)/vcr" ]; then \
-		$(ADVL) study vcr-lowshot $(STUDY_OPTIONS) && $(ADVL) report runs/studies/vcr-lowshot; \
+		$(call in_sight,vcr-lowshot $(STUDY_OPTIONS),vcr-lowshot); \
 	else \
-		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md); running the same study on the VCR-format scenes"; \
-		$(MAKE) scenes-inputs && $(ADVL) study scenes-vcr-lowshot --workers $(STUDY_WORKERS) && $(ADVL) report runs/studies/scenes-vcr-lowshot; \
+		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md), so the same study runs on the VCR-format scenes."; \
+		echo "First they are drawn, about a minute of one core, and the student is pretrained, some minutes;"; \
+		echo "then follows what the study will take here in minutes and in GB, before it begins."; \
+		$(MAKE) --no-print-directory scenes-inputs && \
+		$(call in_sight,scenes-vcr-lowshot --workers $(STUDY_WORKERS),scenes-vcr-lowshot); \
 	fi
 
 study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others

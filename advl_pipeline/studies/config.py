@@ -62,6 +62,11 @@ class StudyRunConfig(DataRootOptions, ComputeConfig):
     )
     init: Path | None = option(None, help="Pretrained student in place of the study's.")
     keep_going: bool = option(False, help="Go on with the other cells when one fails.")
+    first_seeds: int | None = option(
+        None,
+        help="Run no more than the first seeds of the study, so many; the same command without it runs the others.",
+        minimum=1,
+    )
     workers: int = option(
         1, help="Cells run side by side, each in a process of its own with its share of the cores.", minimum=1
     )

@@ -274,8 +274,10 @@ def _paces_for(cell: Cell, cells: Sequence[Cell], paces: Mapping[str, Pace], mad
     """Return the runs that tell a cell's time: those alike, else some made now, else others of its setting."""
     kind = cell_kind(cell)
     alike = [[pace for pace in pool if pace.kind == kind] for pool in (paces.values(), made)]
-    others = [paces[other.cell_id] for other in cells if other.setting == cell.setting and other.cell_id in paces]
-    return next(filter(None, [*alike, others]), [])
+    others = [other for other in cells if other.setting == cell.setting]
+    finished = [paces[other.cell_id] for other in others if other.cell_id in paces]
+    kinds = {cell_kind(other) for other in others} if made else set()
+    return next(filter(None, [*alike, finished, [pace for pace in made if pace.kind in kinds]]), [])
 
 
 def _cell_forecast(cell: Cell, told: Sequence[Pace], *, trained: bool) -> CellForecast:

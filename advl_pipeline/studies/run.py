@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -119,6 +119,8 @@ def _run(
         command=study_command(config),
     )
     plan = lay_out(recipes=recipes)
+    seeds = plan.study.seeds[: config.first_seeds]
+    plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.seed in seeds))
     if not all(is_finished(cell) for cell in plan.cells):
         _prepare(plan, config, folder, prepare)
         _run_cells(plan, config, execute, report_failure)

@@ -162,8 +162,10 @@ def test_a_few_steps_of_each_kind_of_cell_are_measured(tmp_path: Path, monkeypat
     assert [(short.method, short.shots, short.optimisation.num_steps) for short in ran] == [
         ("plain", 100, MEASURED_STEPS)
     ]
-    assert (before.cell_seconds, before.num_unmeasured) == (None, 12)
-    assert "once the caches are extracted" in forecast_as_text(before)
+    # They are taken to cost what others of their setting do.
+    assert before.cell_seconds == pytest.approx(8 * (150.0 + 3.0) + 8 * (350.0 + 3.0))
+    assert before.time_basis == f"runs of {MEASURED_STEPS} steps made now (1)"
+    assert before.num_unmeasured == 0
     for name in ("efficientnet-lite0", "minilm-l6"):
         synthetic_runs.write_json(tmp_path / "caches" / name / "scenes-vcr" / "train" / "identity.json", {})
     ran.clear()
@@ -210,9 +212,8 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     assert cache.seconds > 0
     assert not cache.path.exists()
     seconds = {item.cell.method: item.seconds for item in told.cells}
-    assert seconds["naive-kd"] is None
     assert seconds["plain"] is not None
-    assert seconds["plain"] > 0
+    assert seconds["naive-kd"] == seconds["plain"] > 0
     run_extract(plan)
     written = sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
     # Rows are written in whole chunks of 1024, which so small a cache does not fill.

@@ -45,13 +45,20 @@ from advl_pipeline.training.config import FinetuneConfig
 
 
 def run(
-    tmp_path: Path, *, gains: Mapping[str, float] = GAINS, keep_going: bool = False, num_seeds: int = 5, **lines: str
+    tmp_path: Path,
+    *,
+    gains: Mapping[str, float] = GAINS,
+    keep_going: bool = False,
+    num_seeds: int = 5,
+    first_seeds: int | None = None,
+    **lines: str,
 ) -> StudyResult:
     config = StudyRunConfig(
         study=str(write_study_file(tmp_path, num_seeds=num_seeds, **lines)),
         output=tmp_path / "study",
         caches=tmp_path / "caches",
         keep_going=keep_going,
+        first_seeds=first_seeds,
     )
     return run_study(
         config,
@@ -276,6 +283,15 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
         == 8
     )
     assert stamps == {path: path.stat().st_mtime_ns for path in first.runs.rglob("result.json")}
+
+
+def test_the_first_seeds_are_run_alone_and_reported(tmp_path: Path) -> None:
+    """Then the same command without the option runs what is left."""
+    first = run(tmp_path, num_seeds=3, first_seeds=1)
+    assert {cell.seed for cell in first.cells if cell.state == "finished"} == {0}
+    assert {cell.seed for cell in first.cells} == {0, 1, 2}
+    whole = run(tmp_path, num_seeds=3)
+    assert first.num_finished * 3 == whole.num_finished == len(whole.cells)
 
 
 def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path) -> None:
