@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.datasets.line_files import parse_object, scan_lines, text_field
-from advl_pipeline.datasets.problems import Malformed, Problem
+from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import is_safe_name
+from advl_pipeline.datasets.rows import Row
 
 TOLERANCE = 1.0
 """Pixels that a box may reach beyond the picture: detectors that count the last pixel do."""
@@ -87,8 +88,14 @@ def _read_object(path: Path, name: str) -> dict[str, Any]:
     return record
 
 
-def read_box_file(path: Path) -> tuple[Mapping[str, PictureBoxes], Sequence[Problem]]:
-    """Read `boxes_<split>.jsonl`: lines {"image", "width", "height", "boxes"}, image relative to the dataset."""
+def read_box_file(path: Path | None) -> tuple[Mapping[str, PictureBoxes] | None, Sequence[Row]]:
+    """Read lines {"image", "width", "height", "boxes"}, image relative to the dataset.
+
+    Returns:
+        Boxes by the name of the picture, None where there is no such file, and rows that say what is wrong in it.
+    """
+    if path is None:
+        return None, ()
     found: dict[str, PictureBoxes] = {}
     problems = []
     for line in scan_lines(path):
@@ -101,10 +108,24 @@ def read_box_file(path: Path) -> tuple[Mapping[str, PictureBoxes], Sequence[Prob
                 raise Malformed(f"a second line for {image}")
             found[image] = parse_boxes(record.get("boxes"), record.get("width"), record.get("height"))
         except Malformed as error:
-            problems.append(Problem(file=str(path), line=line.number, why=str(error)))
+            problems.append(Row(error, name=str(line.number), file=str(path), line=line.number))
     return found, problems
 
 
 def is_number(value: Any) -> bool:
     """Whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def boxes_of(boxes: Mapping[str, PictureBoxes] | None, image: str) -> dict[str, Any]:
+    """Return the fields of an `Item` that say the boxes of a picture, none where a dataset has no file of boxes.
+
+    Raises:
+        Malformed: the file of boxes has no line for the picture.
+    """
+    if boxes is None:
+        return {}
+    if image not in boxes:
+        raise Malformed(f"{image} has no line in the file of boxes")
+    found = boxes[image]
+    return {"boxes": tuple(map(tuple, found.boxes_R4.tolist())), "size": (found.width, found.height)}

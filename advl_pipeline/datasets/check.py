@@ -14,13 +14,13 @@ from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.id_lists import read_pairs
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
 from advl_pipeline.datasets.problems import Malformed, NothingUsable, Problem
 from advl_pipeline.datasets.registry import open_dataset, splits_of
 from advl_pipeline.datasets.roots import DatasetMissing, resolve_data_root
-from advl_pipeline.datasets.snli_ve import STORED_ORDER, SnliVeDataset
-from advl_pipeline.datasets.vqa import VqaDataset
+from advl_pipeline.datasets.snli_ve import STORED_ORDER
 from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
 from advl_pipeline.outputs import require_outputs
 
@@ -125,9 +125,9 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         for name, count in expected.items()
         if found[name] != count
     ]
-    if isinstance(dataset, SnliVeDataset):
+    if dataset.tasks == ("snli-ve",):
         notes += _label_notes(dataset, facts.get("labels", {}))
-    if isinstance(dataset, VqaDataset) and "complementary_pairs" in facts:
+    if dataset.tasks == ("vqa",) and "complementary_pairs" in facts:
         problems += _pair_problems(config, dataset, facts["complementary_pairs"])
     notes += _field_notes(config, facts)
     status: Status = "malformed" if problems else ("differs" if notes else "ok")
@@ -142,7 +142,7 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
     )
 
 
-def _label_notes(dataset: SnliVeDataset, expected: Mapping[str, int]) -> list[str]:
+def _label_notes(dataset: IndexedDataset, expected: Mapping[str, int]) -> list[str]:
     counts = Counter(dataset.question_table().cells.tolist())
     found = {name: counts[label] for label, name in enumerate(STORED_ORDER)}
     return [
@@ -152,7 +152,7 @@ def _label_notes(dataset: SnliVeDataset, expected: Mapping[str, int]) -> list[st
     ]
 
 
-def _pair_problems(config: CheckConfig, dataset: VqaDataset, name: str) -> list[Problem]:
+def _pair_problems(config: CheckConfig, dataset: IndexedDataset, name: str) -> list[Problem]:
     """Check the list of complementary pairs, which is optional."""
     path = resolve_data_root(config.data_root) / load_card(config.name).facts["folder"] / name
     if not path.is_file():

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.columns import StringColumn
+from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.indexed import Source
 from advl_pipeline.datasets.roots import DatasetMissing, require_file
-from advl_pipeline.datasets.vqa import VqaFiles, open_vqa_columns
 from advl_pipeline.errors import DatasetError
 
 HELD_OUT_SHARE = 0.05
 """Share of VQA-CP's training pictures whose questions become `val`: the benchmark has no validation split."""
 
 
-def vqa_part(source: Source, files: VqaFiles, facts: Mapping[str, Any]) -> frozenset[int] | None:
+def vqa_part(index: Index, folder: Path, dataset: str, facts: Mapping[str, Any]) -> frozenset[str] | None:
     """Return the question ids that a split keeps of its files, None for all.
 
     Args:
-        source: lists of ids are relative to its folder.
-        files: of the split that this one is a part of.
+        index: of the files that the split is a part of.
+        folder: lists of ids are relative to it.
+        dataset: named in errors.
         facts: of the split's card: `ids` (files with the ids to keep), `without_ids` (files with the ids to drop),
             or `holdout` ("held" for the questions of the held-out pictures, "rest" for the others).
 
@@ -34,24 +34,25 @@ def vqa_part(source: Source, files: VqaFiles, facts: Mapping[str, Any]) -> froze
         DatasetError: a list is missing or malformed.
     """
     if "ids" in facts:
-        return _union(source, facts["ids"])
+        return _union(folder, dataset, facts["ids"])
     if "without_ids" not in facts and "holdout" not in facts:
         return None
-    columns = open_vqa_columns(source, files)[0]
+    ids = index.file.texts("id")[:]
     if "without_ids" in facts:
-        return frozenset(columns["question_id"].tolist()) - _union(source, facts["without_ids"])
+        return frozenset(ids) - _union(folder, dataset, facts["without_ids"])
     # Whole pictures are held out, chosen by a hash of their names, so that no picture is on both sides.
-    held = np.array([_is_held_out(name) for name in StringColumn(columns, "image")], dtype=bool)
-    wanted: npt.NDArray[np.bool_] = held[columns["image_number"]] == (facts["holdout"] == "held")
-    return frozenset(columns["question_id"][wanted].tolist())
+    images = range(len(index.file.names("image")))
+    held = np.array([_is_held_out(index.picture(image).name) for image in images], dtype=bool)
+    wanted: npt.NDArray[np.bool_] = held[index.file.numbers("image")] == (facts["holdout"] == "held")
+    return frozenset(ids[row] for row in np.flatnonzero(wanted).tolist())
 
 
-def _union(source: Source, names: Sequence[str]) -> frozenset[int]:
-    paths = [require_file(source.folder / name, dataset=source.dataset) for name in names]
+def _union(folder: Path, dataset: str, names: Sequence[str]) -> frozenset[str]:
+    paths = [require_file(folder / name, dataset=dataset) for name in names]
     return frozenset().union(*map(_read, paths))
 
 
-def _read(path: Path) -> frozenset[int]:
+def _read(path: Path) -> frozenset[str]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -64,7 +65,7 @@ def _read(path: Path) -> frozenset[int]:
             where=str(path),
             why="expected a JSON list of ids, or of objects with a question_id",
         )
-    return frozenset(ids)
+    return frozenset(map(str, ids))
 
 
 def read_pair_ids(source: Source, name: str) -> frozenset[str]:

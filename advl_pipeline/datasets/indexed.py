@@ -1,4 +1,4 @@
-"""What all readers share: rows of an index become examples, lazily.
+"""What every dataset is read by: rows of an index become examples, lazily.
 
 A split is a list of *rows* (questions, hypotheses, captions) and a list of *variants* (tasks of a row; for VCR's test
 mode also the answer that a rationale is conditioned on). Example i is variant i % V of row i // V. Legend: R boxes.
@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.datasets.boxes import PictureBoxes, read_box_file
-from advl_pipeline.datasets.columns import Columns, open_columns
+from advl_pipeline.datasets.arrow_file import ArrowFile, open_index_file
+from advl_pipeline.datasets.boxes import TOLERANCE, read_vcr_boxes
 from advl_pipeline.datasets.distinct_texts import TextUnits, distinct_texts
 from advl_pipeline.datasets.fingerprint import Depth, FileDigests
+from advl_pipeline.datasets.index import PICTURES_FOLDER, Index, PictureFacts
 from advl_pipeline.datasets.interface import QuestionTable
+from advl_pipeline.datasets.own.tagged_text import compose
 from advl_pipeline.datasets.pictures import decode_picture, require_content
 from advl_pipeline.datasets.problems import Malformed, OnError, Problem, nothing_usable, refuse
 from advl_pipeline.datasets.records import (
@@ -34,15 +36,23 @@ from advl_pipeline.datasets.records import (
     TextUnit,
     image_unit_id,
 )
-from advl_pipeline.datasets.roots import require_file
+from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
+from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
-"""Raise it when the same files would yield other examples: it is part of every content digest and index key."""
+"""Raise it when the same files would yield other examples: it is part of every content digest."""
+
+Role = Literal["choice", "rationale", "class", "answer", "none"]
+"""What is asked of a row: which choice or rationale is right, which class its text has, how it is answered; or
+nothing, of a caption."""
+
+Wording = Callable[[PictureFacts, Sequence[str], Sequence[str]], tuple[Candidate, ...]]
+"""Words the candidates of an example: (picture, context, choices) -> one candidate each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a reader finds things, and what it does about bad items.
+    """Where a split lies, and what is done about bad items.
 
     `folder` holds the annotations, `pictures` is the folder that picture names are relative to, `index` holds
     indices. `dataset` and `split` are the names that the user knows.
@@ -55,123 +65,252 @@ class Source:
     index: Path
     on_error: OnError = "fail"
 
-    def annotation_digest(self, name: str) -> bytes:
-        """Return the SHA-256 digest of an annotation file.
-
-        Raises:
-            DatasetError: it cannot be read.
-        """
-        digests = FileDigests(self.folder, self.index / "annotations")
-        try:
-            digest = digests.facts(name).digest
-        except Malformed as error:
-            raise refuse(
-                self.dataset, self.split, [Problem(file=str(self.folder / name), line=0, why=str(error))]
-            ) from None
-        digests.flush()
-        return digest
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to turn a row into an example: its task, the suffix of its id, the answer it is conditioned on."""
+    """One way to make an example of a row: task, what is asked, suffix of its id, answer that it is given."""
 
     task: Task
+    role: Role
     suffix: str = ""
     conditioned_on: int | None = None
 
 
-class IndexedDataset(ABC):
-    """A split read through memory-mapped columns; implements `interface.Dataset`."""
+def word_as_written(picture: PictureFacts, context: Sequence[str], choices: Sequence[str]) -> tuple[Candidate, ...]:
+    """Word texts that name boxes, if any, as data of one's own do (`own/tagged_text.py`)."""
+    return tuple(compose(context, choice, len(picture.boxes)) for choice in choices)
 
-    def __init__(self, source: Source, *, variants: Sequence[Variant], text_style: str) -> None:
+
+def _same_name(pictures: Path, name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the rows of an index become examples: what one dataset has other than another.
+
+    `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
+    of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
+    name that the row has. Of data of one's own (`is_own`), content stands for the name, and pictures with boxes are
+    grouped by their bytes.
+    """
+
+    variants: tuple[Variant, ...]
+    text_style: str = "plain"
+    word: Wording = word_as_written
+    classes: Callable[[], tuple[str, ...]] = tuple
+    scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
+    locate: Callable[[Path, str], str] = _same_name
+    is_own: bool = False
+
+
+class IndexedDataset:
+    """A split read through its index; implements `interface.Dataset`.
+
+    Args:
+        source: names and folders.
+        index: of all rows of its files.
+        reading: see `Reading`.
+        digests: what the content digest holds of the annotations.
+        rows: positions of the split's rows; None for all.
+        problems: what is wrong with other rows of the split; None for all problems of the index.
+
+    Raises:
+        DatasetError: a row is malformed, unless such are left out, or nothing is usable.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: Index,
+        reading: Reading,
+        *,
+        digests: Sequence[bytes],
+        rows: npt.NDArray[np.int64] | None = None,
+        problems: Sequence[Problem] | None = None,
+    ) -> None:
         self.name = source.dataset
         self.split = source.split
-        self.tasks: tuple[Task, ...] = tuple(dict.fromkeys(variant.task for variant in variants))
-        self.text_style = text_style
+        self.tasks: tuple[Task, ...] = tuple(dict.fromkeys(variant.task for variant in reading.variants))
+        self.text_style = reading.text_style
         self.skipped: tuple[Problem, ...] = ()
         """Items left out because they are malformed; empty unless opened with on_error="skip"."""
         self._source = source
-        self._variants = tuple(variants)
+        self._index = index
+        self._table = index.file
+        self._reading = reading
+        self._variants = reading.variants
+        self._digests = tuple(digests)
         self._files = FileDigests(source.pictures, source.index)
         self._images: dict[int, ImageUnit] = {}
-        self._boxes: Mapping[str, PictureBoxes] = {}
-        """By the name of a picture, of readers whose boxes lie in a file of their own."""
-        self._rows: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._rows = np.arange(len(self._table), dtype=np.int64) if rows is None else rows
+        self._settle(index.problems_of(None) if problems is None else problems)
 
-    # What a reader provides. Rows are positions in its index, whose columns it opens.
+    # What a row says.
 
-    _columns: Columns
-    _path: Path
-    """Of the annotations that lines are counted in."""
-    _digests: list[bytes]
-    """SHA-256 of the annotation files in use."""
-    _ids: Sequence[str]
-    _strata: Sequence[str]
-    _image_names: Sequence[str]
+    def _number(self, name: str, row: int) -> int:
+        return int(self._table.numbers(name)[row])
 
     def _question_id(self, row: int) -> str:
         """Return the dataset's own id of a row."""
-        return self._ids[row]
+        return self._table.texts("id")[row]
 
-    @abstractmethod
     def _candidates(self, row: int, variant: Variant) -> tuple[Candidate, ...]:
         """Return the candidates of an example."""
+        texts, picture = self._table.lists("texts", row), self._index.picture(self._image_number(row))
+        if variant.role not in ("choice", "rationale"):
+            return self._reading.word(picture, [], texts)
+        rationales_start = 1 + self._number("num_choices", row)
+        context, choices = texts[:1], texts[1:rationales_start]
+        if variant.role == "rationale":
+            given = self._number("label", row) if variant.conditioned_on is None else variant.conditioned_on
+            context, choices = [texts[0], choices[given]], texts[rationales_start:]
+        return self._reading.word(picture, context, choices)
 
-    @abstractmethod
     def _label(self, row: int, variant: Variant) -> tuple[int | None, tuple[tuple[int, float], ...]]:
         """Return label and soft label of an example."""
+        label = self._number("label", row)
+        if label < 0 or variant.role == "none":
+            return None, ()
+        if variant.role == "choice":
+            return label, ()
+        if variant.role == "rationale":
+            rationale = self._number("rationale_label", row)
+            return (rationale if variant.conditioned_on in (None, label) and rationale >= 0 else None), ()
+        if variant.role == "class":
+            return self._class_of[self._table.names("label_name")[label]], ()
+        scores = self._reading.scores(self._answers(row))
+        target = sorted((self._class_of[name], score) for name, score in scores.items() if name in self._class_of)
+        # No answer of a question may be a class; such a question has an empty target and no label.
+        best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
+        return (None if best is None else best[0]), tuple(target)
+
+    def _answers(self, row: int) -> Counter[str]:
+        """Return the answers that people gave to the question of a row -> how many gave each."""
+        answers = self._table.lists("answers", row)
+        counts = self._table.lists("counts", row) or [1] * len(answers)
+        found: Counter[str] = Counter()
+        for answer, count in zip(answers, counts, strict=True):
+            found[answer] += count
+        return found
 
     def _stratum(self, row: int) -> str:
         """Return the question type or its like."""
-        return self._strata[int(self._columns["stratum"][row])]
+        return self._table.names("stratum")[self._number("stratum", row)]
 
     def _image_number(self, row: int) -> int:
-        """Return the position of a row's picture in the list of picture names."""
-        return int(self._columns["image_number"][row])
+        return self._number("image", row)
 
     def _image_name(self, image: int) -> str:
-        """Return the name of a picture, relative to the pictures folder."""
-        return self._image_names[image]
-
-    def _where(self, row: int) -> str:
-        """Return file and line of a row."""
-        return f"{self._path}:{int(self._columns['line'][row])}"
-
-    @abstractmethod
-    def label_names(self, task: Task) -> tuple[str, ...]:
-        """Class names of a classification task in the order of the labels; () for multiple choice."""
-
-    @abstractmethod
-    def question_table(self) -> QuestionTable:
-        """Questions with label cells and strata, for low-shot subsets."""
-
-    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], tuple[int, int] | None]:
-        """Return boxes (R, 4), their class names, and the size that the boxes' file states for the picture."""
-        if not self._boxes:
-            return np.zeros((0, 4), dtype=np.float32), (), None
-        name = self._image_name(image)
-        if name not in self._boxes:
-            raise Malformed(f"{name} has no line in the file of boxes")
-        found = self._boxes[name]
-        return found.boxes_R4, (), (found.width, found.height)
-
-    def _group(self, row: int) -> str:
-        """Return what items are not independent within, where that is not the picture with its boxes."""
-        return ""
+        """Return the name of a picture's file, relative to the pictures folder."""
+        name = self._index.picture(image).name
+        if name.startswith("/"):
+            return str(self._index.folder.absolute() / PICTURES_FOLDER / name[1:])
+        return self._reading.locate(self._source.pictures, name)
 
     def _side_files(self, image: int) -> tuple[str, ...]:
         """Return files beside a picture that its unit depends on, relative to the pictures folder."""
-        return ()
+        file = self._index.picture(image).boxes_file
+        return (file,) if file else ()
 
-    # What every reader inherits.
+    def _boxes_of(self, image: int) -> tuple[npt.NDArray[np.float32], tuple[str, ...], Sequence[int] | None]:
+        """Return boxes (R, 4), their class names, and the size that the data state for the picture."""
+        picture = self._index.picture(image)
+        if not picture.boxes_file:
+            boxes_R4 = np.array([box[:4] for box in picture.boxes], dtype=np.float32).reshape(-1, 4)
+            return boxes_R4, tuple(picture.box_labels), picture.size
+        names, boxes = read_vcr_boxes(self._source.pictures / picture.boxes_file, picture.boxes_file)
+        if list(names) != list(picture.box_labels):
+            raise Malformed(f"{picture.boxes_file}: its names are not the objects of the annotations")
+        return boxes.boxes_R4, names, (boxes.width, boxes.height)
+
+    def _group(self, row: int) -> str:
+        """Return what items are not independent within, where that is not the picture with its boxes."""
+        told, image = self._table.names("group")[self._number("group", row)], self._image_number(row)
+        if told or not self._reading.is_own or not self._index.picture(image).boxes:
+            return told
+        # A picture with other boxes is another unit, but items on it are no less alike.
+        return self._files.facts(self._image_name(image)).digest.hex()
+
+    def _where(self, row: int) -> str:
+        """Return file and line of a row."""
+        return f"{self._table.names('file')[self._number('file', row)]}:{self._number('line', row)}"
+
+    # What the interface asks for.
+
+    def label_names(self, task: Task) -> tuple[str, ...]:
+        """Class names of a classification task in the order of the labels; () for multiple choice and captions."""
+        return self._classes
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        return self._reading.classes()
+
+    @cached_property
+    def _class_of(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self._classes)}
+
+    def question_table(self) -> QuestionTable:
+        """Questions with label cells and strata, for low-shot subsets; answers are too many to take turns."""
+        ids, per_row, rows = self.example_ids, len(self._variants), self._rows.tolist()
+        strata, codes = list(self._table.names("stratum")), self._table.numbers("stratum")[self._rows].tolist()
+        cells = self._table.numbers("cell")[self._rows].astype(np.int64)
+        return QuestionTable(
+            question_ids=[self._question_id(row) for row in rows],
+            example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
+            cells=np.maximum(cells, 0) if self._reading.is_own else cells,
+            strata=[strata[code] for code in codes],
+            by_class=self._index.kind != "answers",
+        )
+
+    def ground_truth(self, example_id: str) -> GroundTruth:
+        """Return what annotators answered to a question of VQA, for `evaluation.vqa`.
+
+        Raises:
+            KeyError: the split has no such example.
+            DatasetError: the split has no annotations.
+        """
+        row = int(self._rows[self.position(example_id) // len(self._variants)])
+        if self._number("label", row) < 0:
+            raise DatasetError(f"The split {self.split} of {self.name} has no public answers.")
+        return GroundTruth(
+            question_type=self._stratum(row),
+            answer_type=ANSWER_TYPES[self._number("cell", row)],
+            answers=tuple(self._table.lists("answers", row)),
+            entries=tuple(self._table.lists("entries", row)),
+        )
+
+    def texts_and_labels(self) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Return the texts of all rows and their classes in the order of `label_names`; no picture is touched."""
+        rows = self._rows.tolist()
+        labels = [self._label(row, self._variants[0])[0] for row in rows]
+        return [self._candidates(row, self._variants[0])[0].text for row in rows], np.array(labels, dtype=np.int64)
+
+    def require_known_classes(self) -> None:
+        """Refuse a split with a label that is none of the classes.
+
+        Raises:
+            DatasetError: as said; the row is named.
+        """
+        names, codes = self._table.names("label_name"), self._table.numbers("label")[self._rows]
+        for code in np.unique(codes).tolist():
+            if code >= 0 and names[code] not in self._class_of:
+                row = int(self._rows[np.flatnonzero(codes == code)[0]])
+                raise DatasetError(
+                    f"The split {self.split} of {self.name} has a label that is none of the classes.",
+                    where=self._where(row),
+                    why=f"field 'label' is {names[code]!r}, expected one of {', '.join(self._classes)}",
+                    next_command="correct the label, or name all classes in a card and give that by --data "
+                    "(docs/adding-a-dataset.md)",
+                )
 
     def __len__(self) -> int:
         return len(self._rows) * len(self._variants)
 
-    @property
+    @cached_property
     def identity_name(self) -> str:
-        return self.name
+        """The name; of data of one's own the content, since where they lie is nobody's business but the user's."""
+        return f"own-{self.content_digest()[:16]}" if self._reading.is_own else self.name
 
     def __getitem__(self, index: int) -> Example:
         if index < 0:
@@ -195,7 +334,8 @@ class IndexedDataset(ABC):
     @cached_property
     def example_ids(self) -> Sequence[str]:
         suffixes = [variant.suffix for variant in self._variants]
-        ids = (self._question_id(int(row)) for row in self._rows)
+        every = self._table.texts("id")
+        ids = every[:] if len(every) == len(self._rows) else [every[row] for row in self._rows.tolist()]
         return tuple(question_id + suffix for question_id in ids for suffix in suffixes)
 
     def position(self, example_id: str) -> int:
@@ -249,7 +389,7 @@ class IndexedDataset(ABC):
 
     def text_units(self) -> Sequence[TextUnit]:
         """The split's texts over all its tasks and candidates, each once, in order of first appearance."""
-        return TextUnits(self._text_columns, self._candidates_at)
+        return TextUnits(self._text_table, self._candidates_at)
 
     def picture_problems(self, *, deep: bool, progress: bool = False) -> tuple[int, list[Problem]]:
         """Look at every picture of the split.
@@ -278,7 +418,7 @@ class IndexedDataset(ABC):
         return len(images), problems
 
     @cached_property
-    def _text_columns(self) -> Columns:
+    def _text_table(self) -> ArrowFile:
         key = {
             "index": "texts",
             "reader": READER_VERSION,
@@ -287,7 +427,7 @@ class IndexedDataset(ABC):
             "variants": [[variant.task, variant.conditioned_on] for variant in self._variants],
             "rows": hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest(),
         }
-        return open_columns(self._source.index, key, lambda: distinct_texts(len(self), self._candidates_at))
+        return open_index_file(self._source.index, key, lambda: distinct_texts(len(self), self._candidates_at))
 
     def _candidates_at(self, index: int) -> tuple[Candidate, ...]:
         row, variant = divmod(index, len(self._variants))
@@ -296,10 +436,9 @@ class IndexedDataset(ABC):
     @cached_property
     def _used_images(self) -> dict[int, int]:
         """Pictures in use, in order of first appearance -> the first row that uses each."""
-        first_rows: dict[int, int] = {}
-        for row in self._rows.tolist():
-            first_rows.setdefault(self._image_number(row), row)
-        return first_rows
+        images, places = np.unique(self._table.numbers("image")[self._rows], return_index=True)
+        order = np.argsort(places)
+        return dict(zip(images[order].tolist(), self._rows[places[order]].tolist(), strict=True))
 
     def _image(self, row: int) -> ImageUnit:
         return self._unit(self._image_number(row))
@@ -318,9 +457,13 @@ class IndexedDataset(ABC):
         name = self._image_name(image)
         facts = self._files.facts(name, Depth.HEADER)
         boxes_R4, box_labels, stated = self._boxes_of(image)
-        if stated is not None and stated != (facts.width, facts.height):
+        if stated is not None and tuple(stated) != (facts.width, facts.height):
             sizes = f"{stated[0]}x{stated[1]}, the picture is {facts.width}x{facts.height}"
             raise Malformed(f"{name}: its boxes are for a picture of {sizes}")
+        for place, (x1, y1, x2, y2) in enumerate(boxes_R4.tolist()):
+            if min(x1, y1) < -TOLERANCE or x2 > facts.width + TOLERANCE or y2 > facts.height + TOLERANCE:
+                size = f"{facts.width}x{facts.height}"
+                raise Malformed(f"field 'boxes[{place}]' is {[x1, y1, x2, y2]}, the picture is {size}")
         return ImageUnit(
             unit_id=image_unit_id(facts.digest, boxes_R4),
             path=self._source.pictures / name,
@@ -335,9 +478,8 @@ class IndexedDataset(ABC):
         file = self._source.pictures / self._image_name(image)
         return Problem(file=str(file), line=0, why=f"{error} (used by {used_by})")
 
-    def _settle(self, rows: npt.NDArray[np.int64], problems: Sequence[Problem]) -> None:
-        """Accept the rows of an index: fail on its problems, or leave them out along with rows of bad pictures."""
-        self._rows = rows
+    def _settle(self, problems: Sequence[Problem]) -> None:
+        """Fail on what is wrong, or leave it out along with rows of bad pictures."""
         if self._source.on_error == "fail":
             if problems:
                 raise refuse(self.name, self.split, problems)
@@ -362,22 +504,7 @@ class IndexedDataset(ABC):
         self.__dict__.pop("_used_images", None)
         return list(problems.values())
 
-    def _read_boxes(self, name: str) -> Sequence[Problem]:
-        """Read the file of boxes of the built-in corpus; return what is wrong in it."""
-        self._boxes, problems = read_box_file(require_file(self._source.folder / name, dataset=self.name))
-        self._digests.append(self._source.annotation_digest(name))
-        return problems
-
-    def _question_table(self, cells: npt.NDArray[np.int64], *, by_class: bool) -> QuestionTable:
-        """Return the table of the rows, of which each is a question."""
-        ids, per_row, rows = self.example_ids, len(self._variants), self._rows.tolist()
-        return QuestionTable(
-            question_ids=[self._question_id(row) for row in rows],
-            example_ids=[tuple(ids[start : start + per_row]) for start in range(0, len(ids), per_row)],
-            cells=cells,
-            strata=[self._stratum(row) for row in rows],
-            by_class=by_class,
-        )
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_images": {}}
+        # What finds the classes may be of this process alone; what it found is not.
+        reading = replace(self._reading, classes=partial(tuple, self._classes))
+        return self.__dict__ | {"_images": {}, "_reading": reading}

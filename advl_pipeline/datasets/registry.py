@@ -10,18 +10,20 @@ from typing import Any, Literal, get_args
 from advl_pipeline.datasets.benchmark import AnswerList, Benchmark, ReadOptions, load_plugin, plugin_entry_points
 from advl_pipeline.datasets.cards import JOIN, Card, card_names, load_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
+from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
 from advl_pipeline.datasets.joined import UnionOfSplits
-from advl_pipeline.datasets.own.dataset import class_names
+from advl_pipeline.datasets.own.classes import class_names
 from advl_pipeline.datasets.own.source import is_rows, open_own
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.datasets.roots import DatasetMissing, index_folder, resolve_data_root
-from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, LabelOrder, SnliVeDataset, SnliVeFiles
-from advl_pipeline.datasets.vcr import Conditioning, VcrDataset, VcrFiles
+from advl_pipeline.datasets.roots import DatasetMissing, index_folder, require_file, resolve_data_root
+from advl_pipeline.datasets.rows import RowSource
+from advl_pipeline.datasets.snli_ve import LABEL_ORDERS, LabelOrder, snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.vcr import Conditioning, open_vcr
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.datasets.vqa import VqaDataset, VqaFiles, vocabulary_of
-from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES, read_vocabulary
+from advl_pipeline.datasets.vqa import VqaFiles, rows_kept, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
+from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
 from advl_pipeline.errors import ConfigError, suggest_names
 
 
@@ -158,71 +160,93 @@ def _shared_classes(name: str, splits: Sequence[str], data_root: Path | None) ->
     return class_names(own.index, own.rows.card, splits)
 
 
-def _source(card: Card, split: str, root: Path, options: ReadOptions) -> Source:
-    name, facts = card.name, card.facts
-    folder = root / facts["folder"]
+def _home(card: Card, root: Path) -> Path:
+    """Return the folder of a dataset.
+
+    Raises:
+        DatasetMissing: it is not there.
+    """
+    folder = root / str(card.facts["folder"])
     if not folder.is_dir():
         raise DatasetMissing(
-            f"The dataset {name} is not there.",
+            f"The dataset {card.name} is not there.",
             where=str(folder),
             why="the folder does not exist; the data root is $ADVL_DATA, or datasets/",
-            next_command=f"advl datasets card {name}   (what to download and where to put it)",
+            next_command=f"advl datasets card {card.name}   (what to download and where to put it)",
         )
+    return folder
+
+
+def _source(card: Card, split: str, root: Path, options: ReadOptions) -> Source:
+    folder = _home(card, root)
     return Source(
-        dataset=name,
+        dataset=card.name,
         split=split,
         folder=folder,
-        pictures=root / facts["pictures_folder"],
+        pictures=root / card.facts["pictures_folder"],
         index=index_folder(root, folder),
         on_error=options.on_error,
     )
 
 
 def _open_vcr(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    facts = card.split(split)
-    return VcrDataset(
-        _source(card, split, root, options),
-        VcrFiles(annotations=facts["annotations"], labelled=facts["labelled"]),
+    source, facts = _source(card, split, root, options), card.split(split)
+    return open_vcr(
+        source,
+        require_file(source.folder / facts["annotations"], dataset=card.name),
+        labelled=facts["labelled"],
         tasks=options.tasks,
-        text_style=options.text_style or card.facts["text_style"],
         conditioning=options.conditioning,
+        style=options.text_style or card.facts["text_style"],
     )
 
 
 def _open_vqa(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source = _source(card, split, root, options)
 
-    def counted(of: str) -> tuple[Source, VqaFiles, frozenset[int] | None]:
-        facts, home = card.split(of), _source(card, of, root, options)
-        return home, _vqa_files(facts), vqa_part(home, _vqa_files(facts), facts)
+    def part(of: str) -> tuple[Index, frozenset[str] | None]:
+        facts = card.split(of)
+        index = open_index(_vqa_rows(card, facts, source), dataset=card.name, folder=source.index)
+        return index, vqa_part(index, source.folder, card.name, facts)
 
-    splits = card.facts["answer_lists"][options.answer_list]
-    vocabulary = _vocabulary(
-        options.answers, lambda: vocabulary_of(list(map(counted, splits)), min_occurrences=MIN_OCCURRENCES)
+    def built() -> tuple[str, ...]:
+        counted = card.facts["answer_lists"][options.answer_list]
+        where = ", ".join(str(source.folder / str(card.split(of).get("annotations"))) for of in counted)
+        return vocabulary_of([part(of) for of in counted], min_occurrences=MIN_OCCURRENCES, where=where)
+
+    index, keep = part(split)
+    return IndexedDataset(
+        source,
+        index,
+        vqa_reading(vocabulary_or(options.answers, built)),
+        digests=index.digests,
+        rows=None if keep is None else rows_kept(index, keep),
     )
-    facts = card.split(split)
-    part = vqa_part(source, _vqa_files(facts), facts)
-    return VqaDataset(source, _vqa_files(facts), vocabulary=vocabulary, keep=part)
+
+
+def _vqa_rows(card: Card, facts: Mapping[str, Any], source: Source) -> RowSource:
+    names = (facts["questions"], facts.get("annotations"))
+    questions, annotations = (
+        None if name is None else require_file(source.folder / name, dataset=card.name) for name in names
+    )
+    assert questions is not None
+    files = VqaFiles(questions=questions, annotations=annotations, subtype=facts.get("subtype"))
+    return vqa_source(files, dataset=card.name, pictures=source.pictures)
 
 
 def _open_snli_ve(card: Card, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    facts = card.split(split)
-    source = _source(card, split, root, options)
+    source, facts = _source(card, split, root, options), card.split(split)
+    annotations = require_file(source.folder / facts["annotations"], dataset=card.name)
+    rows = snli_ve_source(annotations, pictures=source.pictures)
     keep = read_pair_ids(source, facts["ids"]) if "ids" in facts else None
-    files = SnliVeFiles(annotations=facts["annotations"])
-    return SnliVeDataset(source, files, label_order=options.label_order, keep=keep)
-
-
-def _vqa_files(facts: Mapping[str, Any]) -> VqaFiles:
-    return VqaFiles(questions=facts["questions"], annotations=facts.get("annotations"), subtype=facts.get("subtype"))
-
-
-def _vocabulary(
-    answers: Path | tuple[str, ...] | None, build: Callable[[], tuple[str, ...]]
-) -> Callable[[], tuple[str, ...]]:
-    if answers is None:
-        return build
-    return lambda: read_vocabulary(answers) if isinstance(answers, Path) else answers
+    index = open_index(rows, dataset=card.name, folder=source.index)
+    return IndexedDataset(
+        source,
+        index,
+        snli_ve_reading(options.label_order),
+        digests=index.digests,
+        rows=None if keep is None else rows_kept(index, keep),
+    )
 
 
 def _check_answer_list(name: str, benchmark: Benchmark | None, options: ReadOptions) -> None:

@@ -22,9 +22,9 @@ from scipy import sparse
 
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.datasets.snli_ve import SnliVeDataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import HardSubsetConfig
 from advl_pipeline.logistic import FloatArray, fit_logistic, of_classes
@@ -57,9 +57,9 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     path = config.output or _default_path(config)
     require_outputs(config, output=path)
     train, split = _open(config, "train"), _open(config, config.split)
-    texts, labels_N = train.hypotheses_and_labels()
+    texts, labels_N = train.texts_and_labels()
     weights_DC = fit(texts, labels_N, num_classes=len(train.label_names("snli-ve")), penalty=config.penalty)
-    texts, labels_N = split.hypotheses_and_labels()
+    texts, labels_N = split.texts_and_labels()
     called_N = np.asarray(hashed_words(texts) @ weights_DC).argmax(axis=1)
     hard = [pair_id for pair_id, wrong in zip(split.example_ids, called_N != labels_N, strict=True) if wrong]
     accuracy = 100.0 * (len(texts) - len(hard)) / len(texts)
@@ -110,9 +110,9 @@ def fit(texts: Sequence[str], labels_N: npt.NDArray[np.int64], *, num_classes: i
     )
 
 
-def _open(config: HardSubsetConfig, split: str) -> SnliVeDataset:
+def _open(config: HardSubsetConfig, split: str) -> IndexedDataset:
     dataset = open_dataset(config.name, split=split, data_root=config.data_root)
-    if not isinstance(dataset, SnliVeDataset):
+    if dataset.tasks != ("snli-ve",):
         raise ConfigError(f"{config.name} holds no hypotheses.", why="expected snli-ve or a dataset in its format")
     return dataset
 

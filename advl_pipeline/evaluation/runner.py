@@ -22,7 +22,6 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example, ImageUnit, Task, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
-from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe
 from advl_pipeline.evaluation.given import require_effect, require_given
@@ -361,8 +360,8 @@ def _scorer(
     return partial(score_answers, answers=finished.label_names["vqa"], dataset=_answered(dataset), mode=mode)
 
 
-def _answered(dataset: Dataset) -> VqaDataset:
-    if not isinstance(dataset, VqaDataset):
+def _answered(dataset: Dataset) -> IndexedDataset:
+    if not isinstance(dataset, IndexedDataset):
         raise DatasetError(f"{dataset.name} holds no annotators' answers.")
     return dataset
 

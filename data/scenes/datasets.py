@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from advl_data.scenes.captions import CaptionDataset
+from advl_data.scenes.captions import CAPTION_READING, caption_source
 from advl_data.scenes.generator import layout
 from advl_pipeline.datasets.benchmark import Benchmark, ReadOptions
 from advl_pipeline.datasets.cards import load_card
+from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
-from advl_pipeline.datasets.roots import DatasetMissing, index_folder
-from advl_pipeline.datasets.snli_ve import SnliVeDataset, SnliVeFiles
-from advl_pipeline.datasets.vcr import VcrDataset, VcrFiles
-from advl_pipeline.datasets.vqa import VqaDataset, VqaFiles, vocabulary_of
-from advl_pipeline.datasets.vqa_answers import read_vocabulary
+from advl_pipeline.datasets.roots import DatasetMissing, index_folder, require_file
+from advl_pipeline.datasets.snli_ve import snli_ve_reading, snli_ve_source
+from advl_pipeline.datasets.vcr import open_vcr
+from advl_pipeline.datasets.vqa import VqaFiles, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
 
 
 def _source(name: str, folder: str, split: str, root: Path, options: ReadOptions, *, pictures: str = ".") -> Source:
@@ -37,51 +37,58 @@ def _source(name: str, folder: str, split: str, root: Path, options: ReadOptions
 
 
 def _open_vcr(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    return VcrDataset(
-        _source("scenes-vcr", layout.VCR_FOLDER, split, root, options, pictures=layout.VCR_IMAGES),
-        VcrFiles(annotations=layout.vcr_annotations(split).name, labelled=True),
+    source = _source("scenes-vcr", layout.VCR_FOLDER, split, root, options, pictures=layout.VCR_IMAGES)
+    return open_vcr(
+        source,
+        require_file(source.folder / layout.vcr_annotations(split).name, dataset=source.dataset),
+        labelled=True,
         tasks=options.tasks,
-        text_style=options.text_style or "indexed",
         conditioning=options.conditioning,
+        style=options.text_style or "indexed",
     )
 
 
 def _open_vqa(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    source = partial(_source, "scenes-vqa", layout.VQA_FOLDER, root=root, options=options)
-    train = [(source(split="train"), _vqa_files("train"), None)]
-    answers = options.answers
+    source = _source("scenes-vqa", layout.VQA_FOLDER, split, root, options)
 
-    def vocabulary() -> tuple[str, ...]:
-        if answers is None:
-            # Answers of the corpus carry no annotation noise: every one that training knows is a class.
-            return vocabulary_of(train, min_occurrences=1)
-        return read_vocabulary(answers) if isinstance(answers, Path) else answers
+    def index_of(of: str) -> Index:
+        questions, annotations = (
+            require_file(source.folder / name.name, dataset=source.dataset)
+            for name in (layout.vqa_questions(of), layout.vqa_annotations(of))
+        )
+        files = VqaFiles(questions=questions, annotations=annotations, subtype=layout.vqa_subtype(of))
+        boxes = source.folder / layout.boxes(layout.VQA_FOLDER, of).name
+        rows = vqa_source(files, dataset=source.dataset, pictures=source.pictures, boxes=boxes)
+        return open_index(rows, dataset=source.dataset, folder=source.index)
 
-    return VqaDataset(source(split=split), _vqa_files(split), vocabulary=vocabulary)
+    def built() -> tuple[str, ...]:
+        # Answers of the corpus carry no annotation noise: every one that training knows is a class.
+        where = str(source.folder / layout.vqa_annotations("train").name)
+        return vocabulary_of([(index_of("train"), None)], min_occurrences=1, where=where)
 
-
-def _vqa_files(split: str) -> VqaFiles:
-    return VqaFiles(
-        questions=layout.vqa_questions(split).name,
-        annotations=layout.vqa_annotations(split).name,
-        subtype=layout.vqa_subtype(split),
-        boxes=layout.boxes(layout.VQA_FOLDER, split).name,
-    )
+    index = index_of(split)
+    reading = vqa_reading(vocabulary_or(options.answers, built))
+    return IndexedDataset(source, index, reading, digests=index.digests)
 
 
 def _open_snli_ve(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
-    files = SnliVeFiles(
-        annotations=layout.snli_ve_annotations(split).name,
-        images=layout.FLICKR_IMAGES,
-        boxes=layout.boxes(layout.SNLI_VE_FOLDER, split).name,
-    )
     source = _source("scenes-snli-ve", layout.SNLI_VE_FOLDER, split, root, options)
-    return SnliVeDataset(source, files, label_order=options.label_order)
+    rows = snli_ve_source(
+        require_file(source.folder / layout.snli_ve_annotations(split).name, dataset=source.dataset),
+        pictures=source.pictures,
+        images=layout.FLICKR_IMAGES,
+        boxes=source.folder / layout.boxes(layout.SNLI_VE_FOLDER, split).name,
+    )
+    index = open_index(rows, dataset=source.dataset, folder=source.index)
+    return IndexedDataset(source, index, snli_ve_reading(options.label_order), digests=index.digests)
 
 
 def _open_captions(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
     source = _source("scenes-captions", layout.CAPTIONS_FOLDER, split, root, options)
-    return CaptionDataset(source, layout.captions(split).name)
+    annotations = require_file(source.folder / layout.captions(split).name, dataset=source.dataset)
+    rows = caption_source(annotations, pictures=source.pictures)
+    index = open_index(rows, dataset=source.dataset, folder=source.index)
+    return IndexedDataset(source, index, CAPTION_READING, digests=index.digests)
 
 
 def _common_name(split: str, question: str) -> str:

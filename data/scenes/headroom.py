@@ -31,7 +31,6 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
@@ -220,7 +219,7 @@ def _percent(data: _Data, scores: npt.NDArray[np.float64] | None) -> float:
     if scores is None:
         return 100.0 * float(np.mean([1 / len(example.candidates) for example in data.items]))
     rows = scores.astype(np.float32)
-    if not isinstance(data.scored, VqaDataset):
+    if data.scored.tasks != ("vqa",):
         score = score_soft_labels if head_name(data.items[0].task) == "vqa" else score_items
         return 100.0 * float(score(data.items, rows).score.mean())
     answers, mode = data.train.label_names("vqa"), vqa_mode_of(data.scored.name)

@@ -13,14 +13,17 @@ import pytest
 from dataset_mirrors import vcr_record, write_snli_ve, write_vcr
 from own_rows import COLOURS, answer_row, choice_row, class_row, write_json_lines, write_pictures
 
+from advl_pipeline.datasets import benchmark
+from advl_pipeline.datasets.benchmark import ReadOptions
+from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.check import run_check
 from advl_pipeline.datasets.config import CheckConfig
 from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.own import source as own_source
-from advl_pipeline.datasets.own.rows import Row, RowSource
+from advl_pipeline.datasets.overview import list_datasets
 from advl_pipeline.datasets.records import Example, ObjectTag
 from advl_pipeline.datasets.registry import dataset_names, open_dataset, splits_of, tasks_of
+from advl_pipeline.datasets.rows import Row, RowSource
 from advl_pipeline.errors import ConfigError, DatasetError
 
 
@@ -36,10 +39,10 @@ def no_reader(root: Path) -> int:
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, function: str) -> None:
     """Have the readers of this file found as those of an installed package are."""
-    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=own_source.ENTRY_POINT_GROUP)
+    point = EntryPoint(name=name, value=f"{__name__}:{function}", group=benchmark.ENTRY_POINT_GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.value.partition(":")[2]])
     monkeypatch.setattr(
-        own_source, "entry_points", lambda group: [point] if group == own_source.ENTRY_POINT_GROUP else []
+        benchmark, "entry_points", lambda group: [point] if group == benchmark.ENTRY_POINT_GROUP else []
     )
 
 
@@ -143,3 +146,32 @@ def test_a_broken_promise_is_told(
     sound = IndexedDataset.__getitem__
     monkeypatch.setattr(IndexedDataset, "__getitem__", lambda self, index: spoil(sound(self, index)))
     assert any(told in broken for broken in broken_promises(dataset)), broken_promises(dataset)
+
+
+def mine(split: str, root: Path, options: ReadOptions) -> IndexedDataset:
+    """Open a benchmark of a package in the files of VCR, which lie elsewhere."""
+    return open_dataset("vcr", split="val", data_root=root, tasks=options.tasks)
+
+
+MINE = benchmark.Benchmark(
+    name="mine", card=load_card("vcr"), tasks=("vcr-q2a",), splits=("only",), open=mine, common_name=lambda _, q: q
+)
+
+
+def test_a_benchmark_of_another_package(mirrors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "mine", "MINE")
+    assert "mine" in dataset_names()
+    assert (splits_of("mine"), tasks_of("mine")) == (("only",), ("vcr-q2a",))
+    assert broken_promises(open_dataset("mine", split="only", data_root=mirrors)) == []
+    listed = {row.name: row for row in list_datasets(mirrors)}
+    assert (listed["mine"].present, listed["mine"].splits) == (True, ("only",))
+    with pytest.raises(ConfigError, match="no split 'val'"):
+        open_dataset("mine", split="val", data_root=mirrors)
+    monkeypatch.setattr(EntryPoint, "load", raise_import_error)
+    with pytest.raises(ConfigError, match="'mine' cannot be imported") as caught:
+        open_dataset("mine", split="only", data_root=mirrors)
+    assert "no such module" in caught.value.why
+
+
+def raise_import_error(point: EntryPoint) -> None:
+    raise ImportError("no such module")

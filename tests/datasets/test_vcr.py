@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 from dataset_mirrors import vcr_metadata, vcr_record, write_picture, write_vcr
 
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.vcr import VcrDataset, question_of
+from advl_pipeline.datasets.vcr import question_of
 from advl_pipeline.errors import DatasetError
 
 
-def open_vcr(root: Path, *, on_error: OnError = "fail", split: str = "val", **options: Any) -> VcrDataset:
-    dataset = open_dataset("vcr", split=split, data_root=root, on_error=on_error, **options)
-    assert isinstance(dataset, VcrDataset)
-    return dataset
+def open_vcr(root: Path, *, on_error: OnError = "fail", split: str = "val", **options: Any) -> IndexedDataset:
+    return open_dataset("vcr", split=split, data_root=root, on_error=on_error, **options)
 
 
 def records(count: int = 12) -> list[dict[str, Any]]:
@@ -120,7 +119,7 @@ def test_reopening_parses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: Any) -> None:
         raise AssertionError("the annotation file was scanned again")
 
-    monkeypatch.setattr("advl_pipeline.datasets.vcr.build_vcr_columns", fail)
+    monkeypatch.setattr("advl_pipeline.datasets.vcr._rows", fail)
     dataset = open_vcr(tmp_path)
     assert len(dataset.example_ids) == 24
 
@@ -140,7 +139,7 @@ BAD_RECORDS = [
     (spoil("img_fn", "../../etc/passwd.jpg"), "leaves the dataset's folder"),
     (spoil("img_fn", "/etc/passwd.jpg"), "leaves the dataset's folder"),
     (spoil("metadata_fn", "a/../../b.json"), "leaves the dataset's folder"),
-    (spoil("annot_id", "val-0"), "used on line 1 already"),
+    (spoil("annot_id", "val-0"), "field 'id' is 'val-0', which {file}:1 has already"),
     (spoil("question", [[9], "?"]), "has tag 9, the picture has 4 objects"),
     (spoil("question", [[-1], "?"]), "has tag -1"),
     (spoil("question", [[10004], "?"]), "has tag 10004"),
@@ -166,7 +165,7 @@ def test_a_bad_record_is_named_or_skipped(tmp_path: Path, change: Callable[[Any]
     with pytest.raises(DatasetError) as caught:
         open_vcr(tmp_path)
     assert caught.value.where == f"{file}:10"
-    assert why in caught.value.why
+    assert why.format(file=file) in caught.value.why
     dataset = open_vcr(tmp_path, on_error="skip")
     assert len(dataset) == 22
     assert [problem.line for problem in dataset.skipped] == [10]

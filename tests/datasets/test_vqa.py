@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from dataset_mirrors import ANSWERS, vqa_items, wrap_vqa, write_picture, write_vqa, write_vqa_cp
 
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.datasets.vqa_annotations import parse_annotation
 from advl_pipeline.datasets.vqa_answers import answer_score, build_vocabulary, read_vocabulary, soft_target
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -20,10 +20,8 @@ from advl_pipeline.errors import ConfigError, DatasetError
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
-def open_vqa(root: Path, split: str, *, name: str = "vqa-v2", on_error: OnError = "fail") -> VqaDataset:
-    dataset = open_dataset(name, split=split, data_root=root, on_error=on_error)
-    assert isinstance(dataset, VqaDataset)
-    return dataset
+def open_vqa(root: Path, split: str, *, name: str = "vqa-v2", on_error: OnError = "fail") -> IndexedDataset:
+    return open_dataset(name, split=split, data_root=root, on_error=on_error)
 
 
 @pytest.fixture

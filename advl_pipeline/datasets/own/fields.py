@@ -6,15 +6,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.datasets.boxes import is_number
-from advl_pipeline.datasets.own.rows import DataCard, Kind
 from advl_pipeline.datasets.own.tagged_text import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import normalise_text
 from advl_pipeline.datasets.roots import is_safe_name
+from advl_pipeline.datasets.rows import DataCard, Item, Kind
 
 _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
 """Columns whose cells hold JSON where a format has no lists (CSV)."""
@@ -22,26 +21,6 @@ _LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
 MIN_CHOICES = 2
 
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    """A row, checked.
-
-    `image` is the name of a picture, or its bytes. `content` holds the texts, plain JSON types: `question`, and
-    `choices`, `rationales`, or `answers` (text -> count). `label` is the position of the right choice, or the name
-    of the class or of the most frequent answer; None where there is none.
-    """
-
-    item_id: str | None
-    image: str | bytes
-    boxes: tuple[tuple[float, float, float, float], ...]
-    box_labels: tuple[str, ...]
-    content: Mapping[str, Any]
-    label: int | str | None
-    rationale_label: int | None
-    group: str
-    stratum: str
 
 
 def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
@@ -88,31 +67,36 @@ def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
     boxes = _boxes(record.get("boxes"))
     count = len(boxes)
     label: int | str | None
-    rationale_label = None
+    rationale_label, answers = None, {}
+    texts = [_text(record, "text" if kind == "classes" else "question", count)]
+    choices: list[str] = []
     if kind == "choice":
-        content: dict[str, Any] = {"question": _text(record, "question", count)}
-        content["choices"] = _texts(record, "choices", count)
-        label = _right_one(record, "label", content["choices"], card)
+        choices = _texts(record, "choices", count)
+        label = _right_one(record, "label", choices, card)
+        texts += choices
         if record.get("rationales") is not None:
-            content["rationales"] = _texts(record, "rationales", count)
-            rationale_label = _right_one(record, "rationale_label", content["rationales"], card)
+            rationales = _texts(record, "rationales", count)
+            rationale_label = _right_one(record, "rationale_label", rationales, card)
             if (label is None) != (rationale_label is None):
                 missing = "label" if label is None else "rationale_label"
                 raise Malformed(f"field {missing!r} is missing; a row with rationales has both labels or none")
+            texts += rationales
     elif kind == "classes":
-        content = {"question": _text(record, "text", count)}
         label = _class(record, card)
     else:
-        content = {"question": _text(record, "question", count), "answers": _answers(record)}
-        label = max(content["answers"], key=content["answers"].__getitem__, default=None)
+        answers = _answers(record)
+        label = max(answers, key=answers.__getitem__, default=None)
     return Item(
         item_id=_name(record, "id"),
         image=_image(record.get("image")),
         boxes=boxes,
         box_labels=_box_labels(record.get("box_labels"), count),
-        content=content,
+        texts=tuple(texts),
+        num_choices=len(choices),
         label=label,
         rationale_label=rationale_label,
+        answers=tuple(answers),
+        counts=tuple(answers.values()),
         group=_name(record, "group") or "",
         stratum=_name(record, "stratum") or "",
     )

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource
 from advl_pipeline.datasets.roots import DatasetMissing
+from advl_pipeline.datasets.rows import DataCard, Row, RowSource
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.packages import install_extra

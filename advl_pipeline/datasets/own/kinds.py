@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 
-from advl_pipeline.datasets.own.rows import COLUMNS, Kind
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.rows import COLUMNS, Kind
 
 MARKERS: Mapping[Kind, tuple[str, ...]] = {
     "choice": ("choices", "choice_0"),

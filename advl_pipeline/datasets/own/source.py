@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from advl_pipeline.datasets.benchmark import ReadOptions, load_plugin, plugin_entry_points
-from advl_pipeline.datasets.indexed import Source
-from advl_pipeline.datasets.own.dataset import OwnDataset, class_names
+from advl_pipeline.datasets.index import Index, describe, open_index
+from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Role, Source, Variant
+from advl_pipeline.datasets.own.classes import answer_scores, class_names
 from advl_pipeline.datasets.own.hub import hub_source
-from advl_pipeline.datasets.own.index import OwnIndex, describe, open_index
-from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource, read_card
 from advl_pipeline.datasets.own.tables import read_table
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
@@ -28,6 +28,8 @@ from advl_pipeline.datasets.roots import (
     is_safe_name,
     resolve_data_root,
 )
+from advl_pipeline.datasets.rows import DataCard, Row, RowSource, read_card
+from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
 
 
@@ -179,7 +181,7 @@ class OwnData:
 
     name: str
     rows: RowSource
-    index: OwnIndex
+    index: Index
 
     def line(self) -> str:
         """Return the line that tells a user what was made of the columns."""
@@ -195,7 +197,7 @@ class OwnData:
         """Splits that hold rows."""
         return self.index.splits
 
-    def open(self, split: str, root: Path, options: ReadOptions) -> OwnDataset:
+    def open(self, split: str, root: Path, options: ReadOptions) -> IndexedDataset:
         """Open a split, which must be one of `splits`.
 
         Args:
@@ -214,8 +216,45 @@ class OwnData:
             index=self.index.folder,
             on_error=options.on_error,
         )
-        found = class_names(self.index, self.rows.card, [split]) if options.answers is None else options.answers
-        return OwnDataset(source, self.index, tasks=options.tasks, classes=found)
+        is_labelled = self.index.is_labelled(split)
+        # Ids carry the task whenever there are several, whichever of them are opened.
+        suffixed = len(self.tasks) > 1
+        reading = Reading(
+            # A rationale is for the right answer: where nobody knows it, there is nothing to choose for.
+            variants=tuple(
+                Variant(task, _ROLES[task], f":{task}" if suffixed else "")
+                for task in options.tasks
+                if task != "rationale" or is_labelled
+            ),
+            classes=partial(_classes, self.index, self.rows.card, options.answers, split),
+            scores=answer_scores,
+            is_own=True,
+        )
+        dataset = IndexedDataset(
+            source,
+            self.index,
+            reading,
+            digests=[self.index.digest_of(split)],
+            rows=self.index.rows_of(split),
+            problems=self.index.problems_of(split),
+        )
+        if self.index.kind == "classes" and is_labelled:
+            dataset.require_known_classes()
+        return dataset
+
+
+def _classes(index: Index, card: DataCard, given: Path | tuple[str, ...] | None, split: str) -> tuple[str, ...]:
+    if given is None or index.kind == "choice":
+        return class_names(index, card, [split])
+    return read_vocabulary(given) if isinstance(given, Path) else given
+
+
+_ROLES: Mapping[Task, Role] = {
+    "choice": "choice",
+    "rationale": "rationale",
+    "classes": "class",
+    "answers": "answer",
+}
 
 
 def is_rows(name: str) -> bool:

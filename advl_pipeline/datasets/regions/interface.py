@@ -143,7 +143,7 @@ def decode_floats(value: Any, *, rows: int, what: str) -> npt.NDArray[np.float32
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         raise Malformed(f"{what} are not base64") from None
-    if rows <= 0 or len(data) % (4 * rows):
+    if rows <= 0 or not data or len(data) % (4 * rows):
         raise Malformed(f"{what} of {len(data)} bytes are not {rows} rows of float32")
     return np.frombuffer(data, dtype="<f4").reshape(rows, -1)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from advl_pipeline.datasets.columns import Columns, StringColumn, open_columns
+from advl_pipeline.datasets.arrow_file import open_index_file, record_batch
 from advl_pipeline.datasets.fingerprint import FileDigests
 from advl_pipeline.datasets.line_files import MappedLines, scan_lines
 from advl_pipeline.datasets.problems import Malformed
@@ -53,10 +55,8 @@ class TsvRegions:
         except Malformed as error:
             raise DatasetError("A file of region features cannot be read.", where=str(path), why=str(error)) from None
         digests.flush()
-        columns = open_columns(index, {"index": "regions-tsv", "file": digest.hex()}, lambda: _scan(path))
-        names = StringColumn(columns, "name")
-        self._rows = {name: row for row, name in enumerate(names)}
-        self._columns = columns
+        self._table = open_index_file(index, {"index": "regions-tsv", "file": digest.hex()}, lambda: _scan(path))
+        self._rows = {name: row for row, name in enumerate(self._table.texts("name"))}
         self._lines = MappedLines(path)
 
     def __contains__(self, name: object) -> bool:
@@ -69,15 +69,15 @@ class TsvRegions:
         if name not in self._rows:
             raise DatasetError("A picture has no region features.", where=str(self._path), why=f"no line for {name}")
         row = self._rows[name]
-        data = self._lines.read(int(self._columns["offset"][row]), int(self._columns["length"][row]))
+        data = self._lines.read(int(self._table.numbers("offset")[row]), int(self._table.numbers("length")[row]))
         try:
             return _parse(data, (width, height))
         except Malformed as error:
-            where = f"{self._path}:{int(self._columns['line'][row])}"
+            where = f"{self._path}:{int(self._table.numbers('line')[row])}"
             raise DatasetError("Region features are malformed.", where=where, why=f"{name}: {error}") from None
 
 
-def _scan(path: Path) -> Columns:
+def _scan(path: Path) -> Any:
     rows: dict[str, tuple[int, int, int]] = {}
     for line in scan_lines(path):
         name = line.data.split(b"\t", 1)[0].decode("utf-8", "replace")
@@ -91,12 +91,8 @@ def _scan(path: Path) -> Columns:
             raise DatasetError("Region features are malformed.", where=f"{path}:{line.number}", why=why)
         rows[name] = (line.number, line.offset, len(line.data))
     table = np.array(list(rows.values()), dtype=np.int64).reshape(-1, 3)
-    return {
-        "line": table[:, 0],
-        "offset": table[:, 1],
-        "length": table[:, 2],
-        **StringColumn.encode("name", rows),
-    }
+    places = {name: np.ascontiguousarray(table[:, at]) for at, name in enumerate(("line", "offset", "length"))}
+    return record_batch({**places, "name": pa.array(rows, pa.large_string())})
 
 
 def _parse(data: bytes, size: tuple[int, int]) -> RegionFeatures:

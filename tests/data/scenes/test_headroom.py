@@ -20,9 +20,9 @@ from advl_data.scenes.given_features import GivenFeatures
 from advl_data.scenes.headroom import Headroom, run_headroom
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.confidence.probe import ProbeData, probe_scores
+from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.vqa import VqaDataset
 from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa_accuracy import question_accuracy
@@ -270,7 +270,7 @@ def test_a_task_with_classes_has_its_most_frequent_answer_as_the_floor(corpus: S
     for index in range(len(train)):
         for answer, score in train[index].soft_label:
             said[train[index].stratum][names[answer]] += score  # type: ignore[assignment]
-    assert isinstance(val, VqaDataset)
+    assert isinstance(val, IndexedDataset)
     right = [
         question_accuracy(said[one.stratum].most_common(1)[0][0], val.ground_truth(one.example_id), "2021")
         for one in map(val.__getitem__, range(len(val)))

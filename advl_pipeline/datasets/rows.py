@@ -1,4 +1,4 @@
-"""What a reader of rows hands over: the interface between what stores data and what makes examples of it.
+"""What a dataset is: rows, each of which knows its file and line. Whatever stores data hands over a `RowSource`.
 
 A card is a small TOML file for what columns do not say.
 """
@@ -80,16 +80,47 @@ def _are_files(value: Any) -> bool:
     return all(files and all(isinstance(file, str) and file for file in files) for files in lists)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """A row, checked.
+
+    `image` is the name of a picture, or its bytes. `boxes` are in pixels, of a picture of `size` where the data say
+    it; where they lie in a file beside the picture, `boxes_file` names it and `box_labels` are what it must hold.
+    `texts` holds the question or the text, then the choices, then the rationales: `num_choices` of them are choices.
+    `label` is the position of the right choice, or the name of the class or of the most frequent answer; None where
+    there is none. `answers` are the texts that people gave, `counts` how many gave each (one each where it is empty),
+    `entries` what `vqa_annotations.GroundTruth` says. `cell` is the class-balance cell of low-shot subsets, None
+    where that is the label.
+    """
+
+    item_id: str | None
+    image: str | bytes
+    texts: tuple[str, ...]
+    num_choices: int = 0
+    boxes: tuple[tuple[float, ...], ...] = ()
+    box_labels: tuple[str, ...] = ()
+    boxes_file: str = ""
+    size: tuple[int, int] | None = None
+    label: int | str | None = None
+    rationale_label: int | None = None
+    answers: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    entries: tuple[int, ...] = ()
+    group: str = ""
+    stratum: str = ""
+    cell: int | None = None
+
+
 class Row(NamedTuple):
     """One item as it is stored.
 
-    `record` maps columns to values (`docs/adding-a-dataset.md`), or is what is wrong with a line that cannot be
-    parsed. `split` is the split that the file is of, None where a column says it or where there is one split alone.
-    `file` and `line` (from 1) name the place in messages. `name` is unique within the split; it makes the id of an
-    item that has none, as SPLIT-NAME.
+    `record` maps columns to values (`docs/adding-a-dataset.md`), is an item that its reader has checked, or is what
+    is wrong with a line that cannot be parsed. `split` is the split that the file is of, None where a column says it
+    or where there is one split alone. `file` and `line` (from 1) name the place in messages. `name` is unique within
+    the split; it makes the id of an item that has none, as SPLIT-NAME.
     """
 
-    record: Mapping[str, Any] | Malformed
+    record: Mapping[str, Any] | Item | Malformed
     name: str
     split: str | None = None
     file: str = ""
@@ -102,7 +133,8 @@ class RowSource:
 
     `rows` is called when there is no index of the content yet, rarely more than once. The content is known by the
     bytes of `files` and by `version`, whatever else decides the rows: where both are as before, `rows` is not called.
-    `pictures` is the folder that names of pictures are relative to. `split` is that of rows which name none.
+    `pictures` is the folder that names of pictures are relative to. `split` is that of rows which name none. `kind`
+    is told by a reader that hands over items, which are all of it; else the first row tells it.
     """
 
     rows: Callable[[], Iterable[Row]]
@@ -111,3 +143,4 @@ class RowSource:
     version: str = ""
     split: str = "train"
     card: DataCard = field(default_factory=DataCard)
+    kind: Kind | None = None

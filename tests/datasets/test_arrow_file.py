@@ -1,0 +1,72 @@
+"""An index gives back what was put in, once per content, whatever happens to its file in between."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from advl_pipeline.datasets.arrow_file import Codes, is_member, open_index_file, record_batch
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(texts=st.lists(st.text(), max_size=8))
+def test_texts_come_back(tmp_path: Path, texts: list[str]) -> None:
+    file = open_index_file(
+        tmp_path, {"texts": texts}, lambda: record_batch({"x": pa.array(texts, pa.large_string())})
+    )
+    column = file.texts("x")
+    assert list(column) == texts
+    assert column[1:] == texts[1:]
+    with pytest.raises(IndexError):
+        column[len(texts)]
+
+
+def builder(calls: list[int]) -> Callable[[], Any]:
+    def build() -> Any:
+        calls.append(1)
+        codes = Codes()
+        places = pa.array([codes[name] for name in ("b", "a", "b")], pa.int32())
+        return record_batch(
+            {"n": np.arange(3), "name": codes.column(places), "words": [["x", "y"], [], ["z"]]}, {"kind": "test"}
+        )
+
+    return build
+
+
+def test_built_once_per_key_mapped_and_sent_as_its_path(tmp_path: Path) -> None:
+    calls: list[int] = []
+    for _ in range(3):
+        file = open_index_file(tmp_path, {"file": "abc"}, builder(calls))
+        for one in (file, pickle.loads(pickle.dumps(file))):
+            assert one.numbers("n").tolist() == [0, 1, 2]
+            assert (one.numbers("name").tolist(), list(one.names("name"))) == ([0, 1, 0], ["b", "a"])
+            assert [one.lists("words", row) for row in range(3)] == [["x", "y"], [], ["z"]]
+            assert one.facts == {"kind": "test"}
+    # Numbers are views of the file: nothing was copied that could be written to.
+    assert not file.numbers("n").flags.writeable
+    assert is_member(file.names("name"), ["a"]).tolist() == [False, True]
+    open_index_file(tmp_path, {"file": "abd"}, builder(calls))
+    assert len(calls) == 2
+    assert not list(tmp_path.glob("*.draft"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "empty", "another file"])
+def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str) -> None:
+    calls: list[int] = []
+    open_index_file(tmp_path, {"file": "abc"}, builder(calls))
+    (path,) = tmp_path.iterdir()
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes({"short": content[:-3], "empty": b"", "another file": b"{" * 4096}[damage])
+    assert open_index_file(tmp_path, {"file": "abc"}, builder(calls)).numbers("n").tolist() == [0, 1, 2]
+    assert len(calls) == 2
