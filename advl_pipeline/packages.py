@@ -98,8 +98,8 @@ _SECRET = re.compile(r"://[^/\s]*@")
 EXTRA_OF = {
     "zarr": "zarr",
     **dict.fromkeys(
-        "accelerate h5py huggingface_hub jinja2 loky markupsafe orjson PIL scipy timm tokenizers torch torchvision "
-        "transformers".split(),
+        "accelerate h5py huggingface_hub jinja2 loky markupsafe orjson PIL pyarrow scipy timm tokenizers torch "
+        "torchvision transformers".split(),
         "train",
     ),
 }

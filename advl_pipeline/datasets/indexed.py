@@ -37,6 +37,7 @@ from advl_pipeline.datasets.records import (
     image_unit_id,
 )
 from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
+from advl_pipeline.datasets.vqa_answers import soft_target
 from advl_pipeline.errors import DatasetError
 
 READER_VERSION = 1
@@ -179,11 +180,10 @@ class IndexedDataset:
             return (rationale if variant.conditioned_on in (None, label) and rationale >= 0 else None), ()
         if variant.role == "class":
             return self._class_of[self._table.names("label_name")[label]], ()
-        scores = self._reading.scores(self._answers(row))
-        target = sorted((self._class_of[name], score) for name, score in scores.items() if name in self._class_of)
+        target = soft_target(self._reading.scores(self._answers(row)), self._class_of)
         # No answer of a question may be a class; such a question has an empty target and no label.
         best = max(target, key=lambda pair: (pair[1], -pair[0]), default=None)
-        return (None if best is None else best[0]), tuple(target)
+        return (None if best is None else best[0]), target
 
     def _answers(self, row: int) -> Counter[str]:
         """Return the answers that people gave to the question of a row -> how many gave each."""

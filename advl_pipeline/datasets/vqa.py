@@ -21,7 +21,7 @@ from advl_pipeline.datasets.json_stream import JsonItems, read_text
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.rows import Item, Row, RowSource
 from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth, parse_annotation, whole_number
-from advl_pipeline.datasets.vqa_answers import answer_score, build_vocabulary, read_vocabulary
+from advl_pipeline.datasets.vqa_answers import answer_scores, build_vocabulary, read_vocabulary
 from advl_pipeline.errors import DatasetError
 
 EITHER_FOLDER = "trainval2014"
@@ -71,12 +71,7 @@ def vqa_source(
 
 def vqa_reading(vocabulary: Callable[[], tuple[str, ...]]) -> Reading:
     """Return how questions become examples; `vocabulary` is called once when answers are needed."""
-    return Reading(variants=(Variant("vqa", "answer"),), classes=vocabulary, scores=_scores, locate=_locate)
-
-
-def _scores(counts: Mapping[str, int]) -> dict[str, float]:
-    """Return the soft score of each answer, which is looked up as it is, as the published models do."""
-    return {answer: answer_score(count) for answer, count in counts.items()}
+    return Reading(variants=(Variant("vqa", "answer"),), classes=vocabulary, scores=answer_scores, locate=_locate)
 
 
 def _locate(pictures: Path, name: str) -> str:

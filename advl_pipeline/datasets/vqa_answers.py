@@ -43,16 +43,20 @@ def build_vocabulary(most_common: Iterable[tuple[str, int]], *, min_occurrences:
     return tuple(answer for _, answer in sorted(kept))
 
 
-def soft_target(answers: Mapping[str, int], index_of: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
+def answer_scores(counts: Mapping[str, int]) -> dict[str, float]:
+    """Return raw answer -> its soft score, from answer -> annotators who gave it."""
+    return {answer: answer_score(count) for answer, count in counts.items()}
+
+
+def soft_target(scores: Mapping[str, float], class_of: Mapping[str, int]) -> tuple[tuple[int, float], ...]:
     """Return (class, score) pairs, by class, of one question.
 
     Args:
-        answers: raw answer -> annotators who gave it. They are looked up as they are, as the published
-            models do: "t-shirt" scores nothing when the vocabulary has "t shirt".
-        index_of: vocabulary answer -> class.
+        scores: raw answer -> soft score. Answers are looked up as they are, as the published models do: "t-shirt"
+            scores nothing when the vocabulary has "t shirt".
+        class_of: answer of the vocabulary -> class.
     """
-    known = ((index_of[answer], answer_score(count)) for answer, count in answers.items() if answer in index_of)
-    return tuple(sorted(known))
+    return tuple(sorted((class_of[answer], score) for answer, score in scores.items() if answer in class_of))
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import exit_code
 from hypothesis import given
 from hypothesis import strategies as st
 from own_rows import (
@@ -26,7 +27,9 @@ from own_rows import (
     write_pictures,
 )
 
+from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.lowshot import nested_subset
+from advl_pipeline.datasets.own import source
 from advl_pipeline.datasets.own.classes import answer_scores
 from advl_pipeline.datasets.own.fields import parse_item
 from advl_pipeline.datasets.own.source import open_own
@@ -668,3 +671,21 @@ def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch:
     error = refusal("hf:nobody/nothing")
     assert error.exit_code == 5
     assert "--data" in error.next_command or "hf:NAME:CONFIGURATION" in error.next_command
+
+
+def test_a_command_opens_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counted(*arguments: Any, dataset: str, **options: Any) -> Index:
+        opened.append(dataset)
+        return open_index(*arguments, dataset=dataset, **options)
+
+    monkeypatch.setattr(source, "open_index", counted)
+    data = write_json_lines(tmp_path / "data.jsonl", rows_of(choice_row))
+    words = ["finetune", "--data", str(data), "--method", "plain", "--num-steps", "1", "--batch-size", "2"]
+    code = exit_code(*words, "--shots", "2", "--output", str(tmp_path / "run"))
+    assert (code, opened) == (0, [str(data)])
+    # A file that changed is read anew.
+    write_json_lines(data, rows_of(choice_row)[:-1])
+    assert len(open_dataset(str(data), split="test")) == 4
+    assert opened == [str(data)] * 2

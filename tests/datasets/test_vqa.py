@@ -14,7 +14,13 @@ from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.vqa_annotations import parse_annotation
-from advl_pipeline.datasets.vqa_answers import answer_score, build_vocabulary, read_vocabulary, soft_target
+from advl_pipeline.datasets.vqa_answers import (
+    answer_score,
+    answer_scores,
+    build_vocabulary,
+    read_vocabulary,
+    soft_target,
+)
 from advl_pipeline.errors import ConfigError, DatasetError
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -202,7 +208,7 @@ def test_vocabulary_and_targets_match_the_published_program() -> None:
         assert sorted(names) == wanted["vocab_sorted"]
         index_of = {answer: label for label, answer in enumerate(names)}
         for question_id, _, truth in annotations:
-            target = soft_target(Counter(truth.answers), index_of)
+            target = soft_target(answer_scores(Counter(truth.answers)), index_of)
             assert {names[label]: score for label, score in target} == wanted["targets"][str(question_id)]
 
 

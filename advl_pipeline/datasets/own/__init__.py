@@ -1,7 +1,7 @@
-"""Data of one's own: rows with a picture, a text and a label become the examples that benchmarks give.
+"""Data of one's own: rows with a picture, a text and a label, checked column by column.
 
-In: a file of JSON lines, CSV or Parquet, a folder of such files, a TOML card that names them, `hf:NAME`, or the rows
-    of a reader that another package declares (entry points `advl.datasets`); `source.py` finds them.
-Out: an `OwnDataset` (`dataset.py`), read through an index (`index.py`) that is built once per content.
+In: a file of JSON lines, CSV or Parquet, a folder of such files, a TOML card that names them, `hf:NAME`, rows that
+    Python hands over, or a reader that another package declares (`advl.datasets`); `source.py` finds them.
+Out: checked `Item` records (`fields.py`) for the index, their classes and answers (`classes.py`), an opened split.
 May not know: the official formats.
 """

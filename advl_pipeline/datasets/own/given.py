@@ -17,11 +17,10 @@ from typing import Any
 from PIL import Image
 
 from advl_pipeline.atomic import make_folder, write_text
+from advl_pipeline.datasets.index import PICTURES_FOLDER, keep
 from advl_pipeline.datasets.own.hub import library_source
-from advl_pipeline.datasets.own.index import PICTURES_FOLDER, keep
-from advl_pipeline.datasets.own.rows import DataCard, Row, RowSource
-from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.roots import resolve_data_root
+from advl_pipeline.datasets.rows import DataCard, Row, RowSource
 from advl_pipeline.errors import DatasetError
 
 Rows = Iterable[Mapping[str, Any]]
@@ -49,7 +48,7 @@ def keep_rows(rows: Rows | Mapping[str, Rows], *, pictures: Path | None) -> Path
     kinds: dict[bool, str] = {}
     for row in source.rows():
         place = f"data, {f'split {row.split}, ' if row.split else ''}row {row.line}"
-        record = {} if isinstance(row.record, Malformed) else dict(row.record)
+        record = dict(row.record) if isinstance(row.record, Mapping) else {}
         picture = _bytes_of(record.get("image"))
         kinds.setdefault(picture is None, place)
         if picture is not None:

@@ -262,13 +262,31 @@ def is_rows(name: str) -> bool:
     return is_own_data(name) or name in plugin_entry_points()
 
 
+_opened: dict[tuple[str, Path | None, Path], tuple[object, OwnData]] = {}
+"""What this process has opened: a command says what data are, refuses what they lack, and reads them."""
+
+
 def open_own(name: str, data_root: Path | None) -> OwnData:
-    """Find and index a dataset of rows.
+    """Find and index a dataset of rows; once in a process while its files are the same.
 
     Raises:
         ConfigError: a card that cannot be used.
         DatasetError: there are no such data, or no row of them can be used.
     """
+    on_hub = name.startswith(HUB_PREFIX) and not Path(name.removeprefix(HUB_PREFIX).partition(":")[0]).exists()
+    here = (name, data_root, Path.cwd())
+    if on_hub and here in _opened:
+        return _opened[here][1]
     rows, home = find_source(name, data_root)
     folder = index_folder(home, home if is_own_data(name) else home / name)
-    return OwnData(name, rows, open_index(rows, dataset=name, folder=folder))
+    state = (folder, rows.version, repr(rows.card), rows.pictures, [_state(file) for file in rows.files])
+    if here not in _opened or _opened[here][0] != state:
+        index = open_index(rows, dataset=name, folder=folder)
+        _opened[here] = (state, OwnData(name, rows, index))
+    return _opened[here][1]
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """Return what changes when a file does."""
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import pyarrow as pa
+
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import install_extra
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""
@@ -111,13 +112,8 @@ def _csv_record(header: list[str], cells: list[str]) -> Mapping[str, Any] | Malf
 
 
 def _parquet(path: Path) -> Iterator[Numbered]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DatasetError(
-            "Reading Parquet needs pyarrow.", where=str(path), next_command=install_extra("parquet")
-        ) from None
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as table:
             number = 0
