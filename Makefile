@@ -94,7 +94,9 @@ vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes 
 study: scenes-inputs ## The scenes studies of all three task formats (hours, CPU); STUDIES="NAME ..." for others
 	@for name in $(STUDIES); do $(ADVL) study "$$name" --workers $(STUDY_WORKERS) && $(ADVL) report "runs/studies/$$name" || exit 1; done
 
-test: $(STAMP) lint types unit wheel ## Lint, types, tests, and the wheel from outside the tree
+test: $(STAMP) lint ## Lint, types, tests, and the wheel from outside the tree
+	@# Types and the wheel take one core each, so they run beside the tests.
+	$(MAKE) --no-print-directory -j3 unit types wheel
 
 lint: $(STAMP) ## Check style
 	$(BIN)/ruff check .

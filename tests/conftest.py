@@ -33,6 +33,7 @@ _LONGEST_FILES = (
     "test_export.py",
     "test_claims.py",
     "test_examples.py",
+    "test_python.py",
     "test_run_and_gather.py",
     "test_end_to_end.py",
     "test_own_data_end_to_end.py",
