@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.contrastive import batch_contrast
+from advl_pipeline.distillation.adapt_objectives import batch_contrast
 from advl_pipeline.distillation.landmarks import (
     Landmarks,
     RegionLandmarks,

@@ -1,4 +1,7 @@
-"""`run_export`: a finished run as a folder that loads without this project, with its model card."""
+"""`run_export`: a finished run as a folder that loads without this project, with its model card.
+
+The tokenizer and the picture reader are as transformers has them: they lay out texts as the student did.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 from torch import nn
+from transformers import PreTrainedTokenizerFast, ViltProcessor, ViTImageProcessor
 
 from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
 from advl_pipeline.datasets.records import Task
@@ -26,7 +31,6 @@ from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.hub import open_repository, upload
 from advl_pipeline.sharing.programs import LOADER_FILE, PROGRAM_FILE, trace_student
-from advl_pipeline.sharing.tokenizers import LaysOutTexts, shared_processor, shared_tokenizer
 from advl_pipeline.sharing.transformers_models import (
     FAMILIES,
     Family,
@@ -37,7 +41,88 @@ from advl_pipeline.sharing.transformers_models import (
 )
 from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.pixel_student import PixelStudent
+from advl_pipeline.students.text_rows import Part, TextRow, TextTokenizer
 from advl_pipeline.tensor_files import save_tensors
+
+_FIRST, _SECOND = -1, -2
+"""Stand for the tokens of a text, and of the text that follows it, in a row."""
+
+BICUBIC = 3
+
+
+@runtime_checkable
+class LaysOutTexts(Protocol):
+    """A student that reads rows of a tokenizer's tokens."""
+
+    @property
+    def max_text_length(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> TextTokenizer: ...
+
+    def num_special_of(self, num_parts: int) -> int: ...
+
+    def lay_out(self, parts: list[Part], task: str) -> TextRow: ...
+
+
+def shared_tokenizer(
+    student: LaysOutTexts, task: str, *, image_tokens: Sequence[int] = (), types: bool = True
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer with the student's special tokens around a text, and around a pair of texts.
+
+    Args:
+        student: whose rows it lays out.
+        task: its head (`records.head_name`), which may decide about special tokens.
+        image_tokens: ids that stand for the picture, put after the first token.
+        types: whether the model takes token types.
+    """
+    tokenizer = student.tokenizer
+    core = tokenizer.copy()
+    rows = [
+        student.lay_out([Part(token_ids=[mark], spans=[(0, 0)]) for mark in marks], task)
+        for marks in ((_FIRST,), (_FIRST, _SECOND))
+    ]
+    templates = []
+    special: dict[str, int] = {}
+    for row in rows:
+        pieces = []
+        for position, (token, kind) in enumerate(zip(row.token_ids, row.types, strict=True)):
+            if token in (_FIRST, _SECOND):
+                pieces.append(f"${'A' if token == _FIRST else 'B'}:{kind}")
+                continue
+            for index in (token, *(image_tokens if position == 0 else ())):
+                name = core.id_to_token(index) or "<image>"
+                special[name] = index
+                pieces.append(f"{name}:{kind}")
+        templates.append(pieces)
+    core.post_processor = TemplateProcessing(
+        single=templates[0], pair=templates[1], special_tokens=[*special.items()]
+    )
+    is_pair = task == "vcr"
+    # The student may keep room for three parts; what it cuts is cut here at the same length.
+    room = student.max_text_length - student.num_special_of(1 + is_pair) + len(image_tokens)
+    names = {
+        f"{role}_token": core.id_to_token(getattr(tokenizer, f"{role}_id")) for role in ("pad", "cls", "sep", "mask")
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=room + sum(token >= 0 for token in rows[is_pair].token_ids),
+        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
+        **names,
+    )
+
+
+def shared_processor(student: PixelStudent, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Return a processor of pictures and texts: pictures are squeezed to the student's square."""
+    side = student.config.image_size
+    images = ViTImageProcessor(
+        size={"height": side, "width": side},
+        resample=BICUBIC,
+        image_mean=list(student.pixel_mean),
+        image_std=list(student.pixel_std),
+    )
+    return ViltProcessor(images, tokenizer)
+
 
 HEAD_FILE = "head.safetensors"
 

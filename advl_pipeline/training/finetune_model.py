@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from advl_pipeline.datasets.records import head_name
-from advl_pipeline.distillation.anchor import anchor_loss
+from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
 from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal

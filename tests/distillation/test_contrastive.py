@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from advl_pipeline.distillation.contrastive import image_text_contrast
+from advl_pipeline.distillation.adapt_objectives import image_text_contrast
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.distillation.settings import DistillationSettings
 from advl_pipeline.students.interface import StudentBatch, StudentOutput

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from advl_pipeline.distillation.anchor import anchor_loss
+from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller
 from advl_pipeline.distillation.landmarks import Landmarks, RegionLandmarks
 from advl_pipeline.distillation.relational import gather_alone, some_of

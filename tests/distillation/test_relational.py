@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from advl_pipeline.distillation.anchor import drift
+from advl_pipeline.distillation.adapt_objectives import drift
 from advl_pipeline.distillation.relational import log_likenesses, relational_divergence
 
 
