@@ -22,8 +22,8 @@ import torch
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch
+from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.finetune_model import LossTerms
-from advl_pipeline.training.recipe_terms import AdversarialConfig
 
 SMALLEST_NORM = 1e-8
 

@@ -23,7 +23,7 @@ from advl_pipeline.distillation.pooling import example_of_sequence
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
-from advl_pipeline.training.recipe_terms import TaskLoss
+from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.student_confidence import StudentConfidence
 from advl_pipeline.training.targets import (
     TaskTargets,

@@ -18,11 +18,11 @@ from advl_pipeline.configuration import (
 )
 from advl_pipeline.datasets.registry import benchmark_of
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.training.config import FinetuneConfig
-from advl_pipeline.training.recipe_terms import (
+from advl_pipeline.training.config import (
     PRETRAINED_LEARNING_RATE,
     AdversarialConfig,
     AdversarialOptions,
+    FinetuneConfig,
     TaskLoss,
 )
 from advl_pipeline.training.recipes import ChosenRecipe, Hyperparameters, Recipe

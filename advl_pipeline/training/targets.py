@@ -19,7 +19,7 @@ from advl_pipeline.distillation.pooling import first_sequences
 from advl_pipeline.distillation.weighting import choice_confidence, soft_label_confidence
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.students.interface import Answered, AnswerHead, StudentOutput
-from advl_pipeline.training.recipe_terms import TaskLoss
+from advl_pipeline.training.config import TaskLoss
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from advl_pipeline.students.checkpoints import KeyRules, load_into
 from advl_pipeline.students.interface import Perturbation
 from advl_pipeline.students.uniter import UniterModel, uniter_head
 from advl_pipeline.training.adversarial import adversarial_passes, symmetric_kl
-from advl_pipeline.training.recipe_terms import AdversarialConfig
+from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.targets import soft_target_bce
 
 Reference = Mapping[str, torch.Tensor]

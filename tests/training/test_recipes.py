@@ -8,8 +8,8 @@ import pytest
 
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.registry import build_student
+from advl_pipeline.training.config import AdversarialConfig
 from advl_pipeline.training.optimiser import learning_rate_at
-from advl_pipeline.training.recipe_terms import AdversarialConfig
 from advl_pipeline.training.recipes import describe, group_parameters, load_recipe, recipe_names
 
 

@@ -18,11 +18,10 @@ from advl_pipeline.errors import ConfigError, Interrupted
 from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
-from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.config import FinetuneConfig, Optimiser
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.methods import resolve_method
 from advl_pipeline.training.optimiser import BertAdam, BertAdamW, build_optimizer, rate_factor
-from advl_pipeline.training.recipe_terms import Optimiser
 from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.settings import TrainingSettings, resolve_settings

@@ -10,7 +10,7 @@ from torch.nn import functional
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentOutput
 from advl_pipeline.students.uniter import TwoWayChoiceHead
-from advl_pipeline.training.recipe_terms import TaskLoss
+from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.targets import (
     TaskTargets,
     require_fitting_loss,
