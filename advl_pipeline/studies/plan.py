@@ -26,8 +26,8 @@ from advl_pipeline.extraction.config import ExtractConfig, default_output, part_
 from advl_pipeline.locations import local_folder
 from advl_pipeline.studies.config import Setting, StudyConfig, shots_label
 from advl_pipeline.studies.variants import Variant
-from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.inputs import other_splits
 from advl_pipeline.training.methods import takes_two_steps
 from advl_pipeline.training.resolved import NAMED_FILES, SCHEMA, recipe_identity, resolve_run, run_identity
 

@@ -28,7 +28,6 @@ from advl_pipeline.runs.folder import RunFolder
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.weight_files import located
-from advl_pipeline.training.adapt_inputs import other_splits
 from advl_pipeline.training.batches import TrainingBatch, training_batches
 from advl_pipeline.training.bridge import find_answers
 from advl_pipeline.training.build_model import build_finetune_model, build_finetune_student
@@ -37,7 +36,7 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.given import open_caches, require_given
 from advl_pipeline.training.initial_heads import HeadOrigin
-from advl_pipeline.training.inputs import Inputs, open_inputs
+from advl_pipeline.training.inputs import Inputs, open_inputs, other_splits
 from advl_pipeline.training.landmark_search import find_landmarks
 from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method

@@ -17,12 +17,11 @@ from advl_pipeline.datasets.words import KnownWords, fit_word_prior
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.known_words import known_words, read_known_words
 from advl_pipeline.students.options import StudentOptions
-from advl_pipeline.training.adapt_inputs import cache_of_split
 from advl_pipeline.training.bridge import bridge_confidence
 from advl_pipeline.training.compatibility import check_caches, check_part, check_selection
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource, TeacherFeatures, cached_teacher

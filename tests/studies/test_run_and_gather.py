@@ -783,6 +783,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_p
     run = loose_run(tmp_path / "runs" / "old", study, cell)
     stored = json.loads((run / "config.json").read_text())
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
+    gone |= {"live": False, "live_weights": []}
     (run / "config.json").write_text(json.dumps(stored | gone))
     assert {cell.method for cell in gather_runs(tmp_path / "runs").cells} == {"advl"}
     for changes in ({"weight_normalise": "batch-mean"}, {"distance": "mse"}):

@@ -17,7 +17,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.training import adapt_inputs
+from advl_pipeline.training import inputs
 from advl_pipeline.training.joined_teacher import joined_teacher
 from advl_pipeline.training.run import run_finetune
 from advl_pipeline.training.signals import cached_teacher
@@ -58,7 +58,7 @@ def test_inputs_of_another_split_join_the_adapt_step_and_their_labels_do_not(
         dataset: Any = open_dataset(name, **settings)
         return AlteredDataset(dataset, lambda example: replace(example, label=(example.label + 1) % 4))
 
-    monkeypatch.setattr(adapt_inputs, "open_dataset", relabelled)
+    monkeypatch.setattr(inputs, "open_dataset", relabelled)
     run_finetune(small_corpus.config(tmp_path / "wrong", **options))
     assert losses(tmp_path / "wrong") == losses(tmp_path / "joined")
 
@@ -81,7 +81,7 @@ def test_inputs_of_another_split_need_no_labels(
         dataset: Any = open_dataset(name, **settings)
         return AlteredDataset(dataset, lambda example: replace(example, label=None))
 
-    monkeypatch.setattr(adapt_inputs, "open_dataset", unlabelled)
+    monkeypatch.setattr(inputs, "open_dataset", unlabelled)
     run_finetune(small_corpus.config(tmp_path / "bare", **options, **more))
     assert losses(tmp_path / "bare") == losses(tmp_path / "labelled")
 
@@ -147,7 +147,7 @@ def test_inputs_that_cannot_be_had_are_refused(
 
 def test_a_split_without_its_dataset_is_answered_with_the_option() -> None:
     with pytest.raises(ConfigError, match="'train-shift'") as caught:
-        adapt_inputs.other_splits(("inputs", "train-shift"))
+        inputs.other_splits(("inputs", "train-shift"))
     assert str(caught.value.next_command).startswith("--adapt-on DATASET/train-shift")
 
 
