@@ -130,6 +130,9 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
     rationales = {"rationales": ["a", "b"], "rationale_label": 0}
     data = write_json_lines(tmp_path / "data.jsonl", [choice_row(number, **rationales) for number in range(20)])
     trained_on = {"dataset": str(data), "task": learned}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(trained_on))
+    (tmp_path / "run" / "result.json").write_text("{}")
 
     def opened(*_: Any, dataset: str, split: str, **options: Any) -> IndexedDataset:
         return open_dataset(dataset, split=split, **options)
