@@ -28,10 +28,6 @@ SECTIONS = {
     "extraction": "benchmarks.extraction:measure_extraction",
     "feed": "benchmarks.feed:measure_feeding",
     "training": "benchmarks.training:measure_training",
-    "students": "benchmarks.students:measure_uniter",
-    "forecast": "benchmarks.forecast:measure_forecasts",
-    "scale": "benchmarks.scale:measure_scale",
-    "disk": "benchmarks.disk:measure_disk",
 }
 """Where each section is measured. What another needs is not imported with it."""
 
@@ -56,11 +52,11 @@ def main() -> None:
             found[name] = _run(name, (options.folder or Path(temporary)) / name, quick=options.quick)
         for row in (Row(**content) for content in found[name]["rows"]):
             rows.append(row)
-            print(f"{row.verdict:<5} {row.name}: {row.found} ({row.bound or 'a fact'}); {row.detail}", flush=True)
+            print(f"{row.verdict:<12} {row.name}: {row.found} ({row.bound or 'a fact'}); {row.detail}", flush=True)
         if options.json:
             options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    with_goal = [row for row in rows if row.goal is not None]
-    print(f"{sum(row.verdict == 'PASS' for row in with_goal)} of {len(with_goal)} goals met")
+    verdicts = [row.verdict for row in rows if row.goal is not None]
+    print(f"{len(verdicts)} goals: " + ", ".join(f"{verdicts.count(one)} {one}" for one in sorted(set(verdicts))))
     if options.markdown:
         write_page(options.markdown, render({name: found[name] for name in SECTIONS if name in found}))
 

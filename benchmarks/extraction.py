@@ -28,7 +28,7 @@ from advl_pipeline.extraction.run import extract
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import PreparedUnit, Teacher
 from advl_pipeline.teachers.timm_backbone import TimmBackbone
-from benchmarks.rows import Row, median_ratio
+from benchmarks.rows import Row, ratio_row
 
 _BATCH_SIZE = 32
 _SHARD_ROWS = 32768
@@ -158,12 +158,8 @@ def measure_extraction(folder: Path, quick: bool) -> list[Row]:
 
 def _row(name: str, rates: Mapping[str, list[float]], other: str, goal: float) -> Row:
     said = ", ".join(f"{way} {statistics.median(found):.1f}" for way, found in rates.items())
-    return Row(
-        name=f"extraction of {name}",
-        value=median_ratio(rates["extract"], rates[other]),
-        goal=goal,
-        detail=f"{said} per second, repeated ones counted",
-    )
+    detail = f"{said} per second, repeated ones counted"
+    return ratio_row(f"extraction of {name}", rates["extract"], rates[other], goal=goal, detail=detail)
 
 
 def _rates(ways: Mapping[str, Callable[[], None]], count: int, rounds: int) -> dict[str, list[float]]:

@@ -39,7 +39,6 @@ from advl_pipeline.training.batches import training_batches
 from advl_pipeline.training.signals import SignalSource, cached_teacher
 from advl_pipeline.training.stored_pictures import StoredPictures
 from benchmarks.rows import Row
-from benchmarks.scale import anonymous_bytes
 
 PHOTO = (1280, 720)
 SIZE = 384
@@ -332,3 +331,9 @@ def _draw(generator: np.random.Generator) -> Image.Image:
     smooth = np.asarray(coarse.resize(PHOTO, Image.Resampling.BICUBIC), np.float32)
     pixels = np.clip(smooth + generator.normal(0, 12, (PHOTO[1], PHOTO[0], 1)), 0, 255)
     return Image.fromarray(pixels.astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
+
+
+def anonymous_bytes() -> int:
+    """Return the memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))

@@ -25,7 +25,7 @@ from advl_pipeline.cache.quantise import dequantise
 from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.training.batch_order import epoch_order
 from benchmarks.corpus import DIM, Corpus, build_cache, pictures, texts
-from benchmarks.rows import Row, median_ratio, thousands
+from benchmarks.rows import Row, ratio_row, thousands
 
 BATCH_SIZE = 64
 _STORED: dict[str, dict[str, Any]] = {
@@ -72,17 +72,19 @@ def _stored_forms(folder: Path, *, rounds: int, seconds: float) -> list[Row]:
     cold = _cold({name: read_cache(folder / name) for name in _STORED}, folder, rounds=rounds)
     sizes = {name: _num_bytes(folder / name) / 1e6 for name in _STORED}
     return [
-        Row(
-            name="int8 reading, warm, against float16",
-            value=median_ratio(warm["int8"], warm["float16"]),
+        ratio_row(
+            "int8 reading, warm, against float16",
+            warm["int8"],
+            warm["float16"],
             goal=0.8,
             detail=f"{thousands(warm['int8'])} of {thousands(warm['float16'])} thousand texts per processor second "
             f"as codes and scales, {thousands(warm['dequantised'])} dequantised on the CPU; {sizes['int8']:.0f} of "
             f"{sizes['float16']:.0f} MB",
         ),
-        Row(
-            name="int8 reading, cold, against float16",
-            value=median_ratio(cold["int8"], cold["float16"]),
+        ratio_row(
+            "int8 reading, cold, against float16",
+            cold["int8"],
+            cold["float16"],
             goal=0.8,
             detail=f"{thousands(cold['int8'])} of {thousands(cold['float16'])} thousand texts/s",
         ),
@@ -111,9 +113,7 @@ def _against_memmap(folder: Path, corpus: Corpus, *, rounds: int, seconds: float
 
 def _row(name: str, rates: Mapping[str, list[float]], other: str, goal: float) -> Row:
     said = ", ".join(f"{way} {thousands(found)}" for way, found in rates.items())
-    return Row(
-        name=name, value=median_ratio(rates["ours"], rates[other]), goal=goal, detail=f"thousand units/s: {said}"
-    )
+    return ratio_row(name, rates["ours"], rates[other], goal=goal, detail=f"thousand units/s: {said}")
 
 
 def _warm(

@@ -1,4 +1,7 @@
-"""One row of the table: a figure and its goal. Ratios are medians over rounds in which both sides take turns."""
+"""One row of the table: a figure, its goal, and the verdict, which takes the spread of its rounds into account.
+
+Ratios are medians over rounds in which both sides take turns. Between two machines of one kind they moved by a third.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from pathlib import Path
 class Row:
     """A measured figure and what it should be: at least the goal, or at most; without a goal it is a fact.
 
+    `rounds` holds what each round gave, where there were several.
+
     `value` is None where this machine cannot measure it, and `detail` then says why; else it gives what the figure is
     made of.
     """
@@ -21,18 +26,22 @@ class Row:
     goal: float | None = None
     at_least: bool = True
     detail: str = ""
+    rounds: Sequence[float] = ()
 
     @property
     def verdict(self) -> str:
-        """PASS or FAIL; a goal without a figure is missed."""
+        """met, where every round met the goal; missed, where none did; else within noise."""
         if self.goal is None:
             return ""
-        met = self.value is not None and (self.value >= self.goal if self.at_least else self.value <= self.goal)
-        return "PASS" if met else "FAIL"
+        if self.value is None:
+            return "missed"
+        met = {found >= self.goal if self.at_least else found <= self.goal for found in self.rounds or (self.value,)}
+        return "within noise" if len(met) == 2 else "met" if met == {True} else "missed"
 
     @property
     def found(self) -> str:
-        return "not measured" if self.value is None else f"{self.value:.3g}"
+        spread = f" ({min(self.rounds):.3g} to {max(self.rounds):.3g})" if self.rounds else ""
+        return "not measured" if self.value is None else f"{self.value:.3g}{spread}"
 
     @property
     def bound(self) -> str:
@@ -43,9 +52,13 @@ Section = Callable[[Path, bool], list[Row]]
 """Measures some rows, given a folder of its own and whether to be quick: a few rounds on little data."""
 
 
-def median_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median over rounds of one figure as a multiple of another of the same round."""
-    return statistics.median(own / other for own, other in zip(ours, others, strict=True))
+def ratio_row(
+    name: str, ours: Sequence[float], others: Sequence[float], *, goal: float, detail: str, at_least: bool = True
+) -> Row:
+    """Return the row of one figure as a multiple of another of the same round."""
+    rounds = [own / other for own, other in zip(ours, others, strict=True)]
+    value = statistics.median(rounds)
+    return Row(name=name, value=value, goal=goal, at_least=at_least, detail=detail, rounds=rounds)
 
 
 def thousands(rates: Sequence[float]) -> str:

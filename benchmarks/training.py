@@ -19,7 +19,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from benchmarks.rows import Row, median_ratio
+from benchmarks.rows import Row, ratio_row
 
 _TEACHERS = ("minilm-l6", "efficientnet-lite0")
 _ADAPT_TEXTS, _FEW_STEPS = 64, 5
@@ -54,7 +54,7 @@ def measure_training(folder: Path, quick: bool) -> list[Row]:
         cached.append(run(**advl, steps="one", num_steps=num_steps)["seconds_per_step"])
     detail = f"{1e3 * statistics.median(cached):.1f} and {1e3 * statistics.median(plain):.1f} ms"
     name = "step with cached distillation, against plain, everything counted"
-    rows = [Row(name=name, value=median_ratio(cached, plain), goal=1.15, at_least=False, detail=detail)]
+    rows = [ratio_row(name, cached, plain, goal=1.15, at_least=False, detail=detail)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
