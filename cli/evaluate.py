@@ -41,7 +41,7 @@ def command(config: EvaluateConfig, as_json: bool) -> None:
     for name, document in result.sets.items():
         for metric, value in document["metrics"].items():
             use = document.get("use_of_vision", {}).get(metric, {})
-            change = "  ".join(f"{kind} {-found['drop']:+.2f}" for kind, found in use.items())
+            change = "  ".join(f"{kind} {0.0 - found['drop']:+.2f}" for kind, found in use.items())
             spread = document["intervals"][metric]
             change = f"[{spread['low']:.2f}, {spread['high']:.2f}]  {change}" if document["sample"] else change
             trivial = document["trivial"].get(metric)

@@ -653,6 +653,7 @@ _TERMS = {
     "text": "language teacher",
     "answers": "teachers' answers",
     "contrast": "contrast of pictures and texts",
+    "drift": "drift from the start",
 }
 
 

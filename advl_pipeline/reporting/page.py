@@ -47,15 +47,6 @@ from advl_pipeline.studies.result import StudyResult
 _OUTCOME_CLASS = {SUPPORTED: "supported", NOT_SUPPORTED: "failed", UNDECIDED: "undecided"}
 
 
-PART_NAMES = {
-    "student": "student and task",
-    "vision": "vision pathway",
-    "text": "language pathway",
-    "contrast": "contrast (adapt step)",
-    "reading": "reading features (behind)",
-}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
     """A section made of figures."""
@@ -100,7 +91,6 @@ def render_page(result: StudyResult, examples: Sequence[ExampleSet], words: Sequ
         sections=_sections(result, look),
         examples=examples,
         words=words,
-        parts=PART_NAMES,
         caches=[_pretty(dataclasses.asdict(cache)) for cache in result.caches],
         environments=[_pretty(dict(item)) for item in result.environments],
     )

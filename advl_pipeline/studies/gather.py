@@ -220,7 +220,6 @@ def _costs(
     found = []
     for (setting, method, shots), group in _groups(cells).items():
         runs = [results[cell.cell_id] for cell in group]
-        parts = [run["parts"] for run in runs if "parts" in run]
         per_item = [
             float(evaluation.summary["milliseconds_per_item"])
             for cell in group
@@ -240,17 +239,9 @@ def _costs(
                 student_parameters=int(runs[0]["student_parameters"]),
                 training_only_parameters=int(runs[0]["training_only_parameters"]),
                 milliseconds_per_item=float(np.mean(per_item)) if per_item else None,
-                part_milliseconds=_means([part["milliseconds"] for part in parts]),
-                bytes_per_example=_means([part["bytes_per_example"] for part in parts]),
             )
         )
     return tuple(found)
-
-
-def _means(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each entry over the tables that have it: a run may have left a pathway out."""
-    keys = dict.fromkeys(key for table in tables for key in table)
-    return {key: float(np.mean([table[key] for table in tables if key in table])) for key in keys}
 
 
 def _weights(cells: Sequence[Cell]) -> tuple[WeightHistogram, ...]:

@@ -211,10 +211,6 @@ class Cost:
     training_only_parameters: int
     milliseconds_per_item: float | None
     """Inference, mean over test sets; None where it was not measured."""
-    part_milliseconds: Mapping[str, float]
-    """Part of a training step -> ms of a micro-batch; empty for very short runs."""
-    bytes_per_example: Mapping[str, float]
-    """Teacher -> bytes of features read for one example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,11 +92,8 @@ def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: tuple[Study
 
 
 @pytest.mark.slow
-def test_costs_of_inference_and_of_the_parts_were_measured(study: tuple[StudyResult, Path]) -> None:
-    costs = {cost.method: cost for cost in study[0].costs}
-    assert set(costs["plain"].part_milliseconds) == {"student"}
-    assert set(costs["plain-two-step"].part_milliseconds) == {"student", "contrast", "reading"}
-    assert all(cost.milliseconds_per_item and cost.milliseconds_per_item > 0 for cost in costs.values())
+def test_costs_of_inference_were_measured(study: tuple[StudyResult, Path]) -> None:
+    assert all(cost.milliseconds_per_item and cost.milliseconds_per_item > 0 for cost in study[0].costs)
 
 
 @pytest.mark.slow

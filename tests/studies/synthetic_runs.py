@@ -93,13 +93,6 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
             "num_labelled": (cell.shots or 1600) * max(1, len(cell.finetune.task)),
             "peak_memory_bytes": 700_000_000, "student_parameters": 4_000_000,
             "training_only_parameters": 300_000 if cell.teachers else 0,
-            "parts": {
-                "num_examples": 16,
-                "milliseconds": {"student": 70.0} | (
-                    {"vision": 2.0, "text": 3.0, "contrast": 60.0, "reading": 5.0} if cell.teachers else {}
-                ),
-                "bytes_per_example": dict.fromkeys(cell.teachers, 2000.0),
-            },
         },
     )  # fmt: skip
 

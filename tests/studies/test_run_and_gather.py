@@ -541,22 +541,6 @@ def test_a_damaged_readout_is_named_and_a_missing_one_is_left_out(tmp_path: Path
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_part_that_a_run_left_out_is_the_mean_of_the_others(tmp_path: Path, seed: int) -> None:
-    result = run(tmp_path, num_seeds=2, shots="[100]")
-    for cell in result.cells:
-        if cell.method == "advl":
-            path = result.runs / cell.run / "result.json"
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            stored["parts"]["milliseconds"]["text"] = 3.0 + cell.seed
-            if cell.seed == seed:
-                del stored["parts"]["milliseconds"]["vision"]
-            path.write_text(json.dumps(stored), encoding="utf-8")
-    (cost,) = (cost for cost in gather_study(result.folder).costs if cost.method == "advl")
-    assert cost.part_milliseconds["vision"] == pytest.approx(2.0)
-    assert cost.part_milliseconds["text"] == pytest.approx(3.5)
-
-
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no study"):
         gather_study(tmp_path)

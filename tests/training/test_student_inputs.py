@@ -78,7 +78,7 @@ regions = "pixels"
     assert code == 0, err
     assert f"in percent ({PIXELS_CAVEAT})" in out
     assert f"caution: {PIXELS_CAVEAT}" in err
-    (run,) = (tmp_path / "cells").iterdir()
+    (run,) = (path.parent for path in (tmp_path / "cells").glob("*/run.json"))
     assert json.loads((run / "settings.json").read_text(encoding="utf-8"))["reads"]["caveats"] == [PIXELS_CAVEAT]
     assert json.loads((run / "result.json").read_text(encoding="utf-8"))["caveats"] == [PIXELS_CAVEAT]
     for form in ("html", "md", "latex", "csv"):
