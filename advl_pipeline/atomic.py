@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.errors import ConfigError, StorageError
+from advl_pipeline.errors import (
+    ConfigError,
+    StorageError,
+    again,
+)
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the disk",
@@ -36,7 +40,7 @@ def writing(path: Path, *failures: type[Exception]) -> Iterator[None]:
             "A file could not be written.",
             where=str(path),
             why=f"{reason_of(error)}; what was finished before is intact",
-            next_command="make room or mend the disk, then give the same command again",
+            next_command=again("make room or mend the disk, then give the same command again"),
         ) from error
 
 
@@ -78,7 +82,7 @@ def require_no_folder(path: Path) -> None:
             "A file cannot be written in place of a folder.",
             where=str(path),
             why="it is a folder",
-            next_command="name a file in it, then give the same command again",
+            next_command=again("name a file in it, then give the same command again"),
         )
 
 

@@ -7,7 +7,35 @@ public interface (`docs/exit-codes.md`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
+
+
+class Advice(str):
+    """What to type next: commands by their words, what is said of them, whether the user's own command follows.
+
+    `again` holds words to add to that command, and is None where it does not follow. As text an advice reads
+    `COMMAND && COMMAND   (NOTE)`, or as its note alone.
+    """
+
+    __slots__ = ("again", "commands", "note")
+    again: tuple[str, ...] | None
+    commands: tuple[tuple[str, ...], ...]
+    note: str
+
+
+def advise(*commands: Sequence[str], note: str = "", again: Sequence[str] | None = None) -> Advice:
+    """Return an advice of commands, each given by its words."""
+    shown = " && ".join(map(shlex.join, commands))
+    advice = Advice(f"{shown}   ({note})" if shown and note else shown or note)
+    advice.commands = tuple(map(tuple, commands))
+    advice.note, advice.again = note, None if again is None else tuple(again)
+    return advice
+
+
+def again(note: str, *added: str) -> Advice:
+    """Return the advice to give the user's own command again, with some words added, once the note was followed."""
+    return advise(note=note, again=added)
 
 
 class AdvlError(Exception):
@@ -17,7 +45,7 @@ class AdvlError(Exception):
         what: one sentence, what could not be done.
         where: the file, shard, sample, option or line at fault.
         why: what was found there.
-        next_command: a command, or a short instruction, that gets the user further.
+        next_command: an `Advice` with the command that gets the user further, or a short instruction without one.
     """
 
     exit_code = 1

@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from advl_pipeline.errors import Interrupted
+from advl_pipeline.errors import (
+    Interrupted,
+    again,
+)
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -55,7 +58,7 @@ def interruptible(what: str, *, kept: str) -> Iterator[None]:
         raise Interrupted(
             f"{what} was stopped by {_process.asked_by or 'Ctrl-C'}.",
             why=kept,
-            next_command="give the same command again: it resumes",
+            next_command=again("give the same command again: it resumes"),
         ) from None
     finally:
         if not _process.listens:

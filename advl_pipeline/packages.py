@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-import shlex
 import tomllib
 from functools import cache
 from importlib import resources
@@ -16,7 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    Advice,
+    ConfigError,
+    advise,
+)
 
 OWN_DATA = "advl_data"
 """Import name of the folder `data/`."""
@@ -63,7 +66,7 @@ def package_folder(module: str) -> Path | None:
     return Path(spec.origin).parent
 
 
-def install_extra(*extras: str) -> str:
+def install_extra(*extras: str, note: str = "") -> Advice:
     """Return the command that installs extras of this package from where the package itself was installed.
 
     It asks no index for a name that anybody might take there: without a source that is known, the packages of the
@@ -76,12 +79,13 @@ def install_extra(*extras: str) -> str:
         folder = url2pathname(urlsplit(url).path)
         if Path(folder).exists():
             editable = ["--editable"] if source.get("dir_info", {}).get("editable") else []
-            return shlex.join(["pip", "install", *editable, f"{folder}[{names}]"])
+            return advise(["pip", "install", *editable, f"{folder}[{names}]"], note=note)
     elif url:
         repository = source.get("vcs_info", {})
         vcs, commit = repository.get("vcs"), repository.get("commit_id")
-        return shlex.join(
-            ["pip", "install", f"{DISTRIBUTION}[{names}] @ " + (f"{vcs}+{url}@{commit}" if vcs and commit else url)]
+        return advise(
+            ["pip", "install", f"{DISTRIBUTION}[{names}] @ " + (f"{vcs}+{url}@{commit}" if vcs and commit else url)],
+            note=note,
         )
     required = [line.partition(";") for line in distribution.requires or ()]
     asked = [
@@ -89,7 +93,7 @@ def install_extra(*extras: str) -> str:
         for wanted, _, condition in required
         if any(re.search(rf"extra == ['\"]{extra}['\"]", condition) for extra in extras)
     ]
-    return shlex.join(["pip", "install", *asked])
+    return advise(["pip", "install", *asked], note=note)
 
 
 DISTRIBUTION = "advl-pipeline"

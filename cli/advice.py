@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import click
 
 from advl_pipeline.configuration import flag_of
 from advl_pipeline.errors import (
+    Advice,
     AdvlError,
     ConfigError,
     CorruptCache,
@@ -22,6 +22,8 @@ from advl_pipeline.errors import (
     IdentityMismatch,
     Suggestion,
     WeightsUnavailable,
+    advise,
+    again,
 )
 
 SAME_EVERYWHERE = frozenset(
@@ -29,10 +31,6 @@ SAME_EVERYWHERE = frozenset(
 )
 """Options that mean the same in every command: a command that is advised keeps what the user gave for them."""
 
-_AGAIN = "the same command"
-_BREAK = re.compile(r"""(?<!\S)'[^']*'(?:"'"'[^']*')*|( && | \(|, |; )""")
-"""What `shlex.quote` quoted, or where a command ends outside of quotes: the group is there for the latter alone."""
-_COMMAND = re.compile(r"(?:^|(?<= ))advl(?= [a-z-])")
 _SECRET = re.compile(r"(://)[^/\s]*@")
 
 
@@ -55,28 +53,23 @@ def next_command(error: AdvlError, group: click.Group, invocation: Invocation) -
         if corrected:
             return corrected
     advice = error.next_command or _usual_advice(error, group, invocation)
-    told = "".join(_completed(piece, group, invocation.given) for piece in _pieces(advice))
-    return f"{told}\n         {_again(advice, group, invocation)}" if _AGAIN in advice else told
+    if not isinstance(advice, Advice):
+        return advice
+    commands = [_completed(command, group, invocation.given) for command in advice.commands]
+    told = str(advise(*commands, note=advice.note))
+    if advice.again is None:
+        return told
+    own = Invocation(arguments=[*invocation.arguments, *advice.again]).command()
+    return f"{told}\n         {own}"
 
 
-def _again(advice: str, group: click.Group, invocation: Invocation) -> str:
-    """Return the user's command, with the switch that the advice asks for."""
-    asked = re.search(rf"{_AGAIN}(?: again)? with (--[a-z-]+)", advice)
-    command, _ = command_of(invocation.arguments, group)
-    options = command.params if command is not None else []
-    flags = [one for one in options if isinstance(one, click.Option) and one.is_flag]
-    switches = [name for one in flags for name in (*one.opts, *one.secondary_opts)]
-    added = [asked[1]] if asked and asked[1] in switches else []
-    return Invocation(arguments=[*invocation.arguments, *added]).command()
-
-
-def what_follows(command: str) -> str:
+def what_follows(*command: str) -> str:
     """Return a command that follows on success, with what the user gave to the one that ran."""
     context = click.get_current_context().find_root()
     invocation = context.find_object(Invocation)
     if invocation is None or not isinstance(context.command, click.Group):
-        return command
-    return _completed(command, context.command, invocation.given)
+        return shlex.join(command)
+    return shlex.join(_completed(command, context.command, invocation.given))
 
 
 def after_usage_error(error: click.UsageError, group: click.Group, invocation: Invocation) -> str:
@@ -93,7 +86,7 @@ def after_usage_error(error: click.UsageError, group: click.Group, invocation: I
         named = re.search(r"^No (?:such )?command '(.*?)'", error.message)
         wrong = named[1] if named else ""
         near = _nearest(wrong, error.ctx.command.list_commands(error.ctx))
-    return _corrected(invocation, wrong, near) or _help_of(group, invocation)
+    return _corrected(invocation, wrong, near) or shlex.join(_help_of(group, invocation))
 
 
 def command_of(words: Sequence[str], group: click.Group) -> tuple[click.Command | None, int]:
@@ -111,56 +104,45 @@ def command_of(words: Sequence[str], group: click.Group) -> tuple[click.Command 
     return command, len(words)
 
 
-def _pieces(advice: str) -> list[str]:
-    """Split an advice at the ends of its commands; what parts them is a piece too, and a quoted word stays whole."""
-    breaks = [found.span(1) for found in _BREAK.finditer(advice) if found[1]]
-    places = [0, *chain.from_iterable(breaks), len(advice)]
-    return [advice[start:end] for start, end in pairwise(places)]
-
-
-def _completed(piece: str, group: click.Group, given: Mapping[str, Any]) -> str:
-    """Give a command of an advice the user's own values of the options that mean the same everywhere."""
-    begins = _COMMAND.search(piece)
-    if begins is None:
-        return piece
-    try:
-        words = shlex.split(piece[begins.start() :])
-    except ValueError:
-        return piece
-    command, _ = command_of(words[1:], group)
-    known = {parameter.name for parameter in command.params} if command is not None else set()
+def _completed(command: Sequence[str], group: click.Group, given: Mapping[str, Any]) -> list[str]:
+    """Give a command of ours the user's own values of the options that mean the same everywhere."""
+    words = list(command)
+    if words[0] != "advl":
+        return words
+    found, _ = command_of(words[1:], group)
+    known = {parameter.name for parameter in found.params} if found is not None else set()
     for name in sorted(SAME_EVERYWHERE & known & set(given)):
         flag = flag_of(name)
         if flag in words:
             del words[words.index(flag) : words.index(flag) + 2]
         words += [flag, str(given[name])]
-    return piece[: begins.start()] + shlex.join(words)
+    return words
 
 
-def _usual_advice(error: AdvlError, group: click.Group, invocation: Invocation) -> str:
+def _usual_advice(error: AdvlError, group: click.Group, invocation: Invocation) -> Advice:
     given = invocation.given
     if isinstance(error, ConfigError):
         file = re.sub(r" \[.*", "", error.where)
         if Path(file).suffix == ".toml":
-            return f"mend {file}, then give the same command again"
-        return _help_of(group, invocation)
+            return again(f"mend {file}, then give the same command again")
+        return advise(_help_of(group, invocation))
     dataset = given.get("dataset")
     if isinstance(error, DatasetError) and dataset:
         split = given.get("split")
-        return shlex.join(["advl", "datasets", "check", str(dataset), *(["--split", str(split)] if split else [])])
+        return advise(["advl", "datasets", "check", str(dataset), *(["--split", str(split)] if split else [])])
     if isinstance(error, CorruptCache):
         told = given.get("cache", ())
         caches = [str(cache) for cache in (told if isinstance(told, (tuple, list)) else (told,))]
         for cache in caches:
             if len(caches) == 1 or error.where.startswith(cache):
-                return shlex.join(["advl", "cache", "verify", cache])
+                return advise(["advl", "cache", "verify", cache])
     if isinstance(error, WeightsUnavailable):
         for name, kind in (("teacher", "teachers"), ("student", "students")):
             if given.get(name):
-                return shlex.join(["advl", kind, "show", str(given[name])])
+                return advise(["advl", kind, "show", str(given[name])])
     if isinstance(error, (DatasetError, IdentityMismatch, WeightsUnavailable, CorruptCache)):
-        return _help_of(group, invocation)
-    return "give the same command again"
+        return advise(_help_of(group, invocation))
+    return again("give the same command again")
 
 
 def _corrected(invocation: Invocation, wrong: str, near: str) -> str:
@@ -174,7 +156,7 @@ def _corrected(invocation: Invocation, wrong: str, near: str) -> str:
     return Invocation(arguments=words).command()
 
 
-def _help_of(group: click.Group, invocation: Invocation) -> str:
+def _help_of(group: click.Group, invocation: Invocation) -> list[str]:
     words: list[str] = []
     for word in invocation.arguments:
         if word.startswith("-"):
@@ -185,7 +167,7 @@ def _help_of(group: click.Group, invocation: Invocation) -> str:
         words.append(word)
         if not isinstance(command, click.Group):
             break
-    return shlex.join(["advl", *words, "--help"])
+    return ["advl", *words, "--help"]
 
 
 def _nearest(wanted: str, known: Sequence[str]) -> str:

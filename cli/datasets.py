@@ -111,7 +111,7 @@ def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
 
     `advl evaluate --on test-hard` then scores on them.
 
-    
+    \b
     advl datasets hard-subset snli-ve --split test
     """
     from advl_pipeline.evaluation.hypothesis_only import run_hard_subset

@@ -66,7 +66,7 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
     shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())
     click.echo(f"encoded {result.encoded_units} units in {result.seconds:.1f} s ({shares})")
     if result.skipped:
-        check = what_follows(shlex.join(["advl", "datasets", "check", config.dataset]))
+        check = what_follows("advl", "datasets", "check", config.dataset)
         click.echo(f"{result.skipped} malformed items were left out: {check}")
     if result.quarantined:
         click.echo(

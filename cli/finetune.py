@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 
 import click
 
@@ -56,8 +55,7 @@ def command(config: FinetuneConfig, as_json: bool) -> None:
         click.echo(f"caution: {caveat}")
     click.echo(f"run folder: {result.output}")
     on = split_to_score(config.dataset, config.data_root, trained_on=config.split)
-    follows = shlex.join(["advl", "evaluate", str(result.output), "--on", on])
-    click.echo(f"next: {what_follows(follows)}")
+    click.echo("next: " + what_follows("advl", "evaluate", str(result.output), "--on", on))
 
 
 def _say_forecast(config: FinetuneConfig, *, as_json: bool) -> None:

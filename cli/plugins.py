@@ -11,7 +11,10 @@ from typing import Any
 
 import click
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    again,
+)
 
 COMMAND_GROUP = "advl.commands"
 
@@ -71,7 +74,7 @@ class _Broken(click.Command):
             f"The command {name!r} of a plug-in cannot be imported.",
             where=f"entry point {point.value}",
             why=str(error),
-            next_command="install what it needs, then give the same command again",
+            next_command=again("install what it needs, then give the same command again"),
         )
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import click
 
 from advl_pipeline.configuration import config_to_dict
@@ -74,8 +72,8 @@ def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool)
     result = run_study(config, report_failure=failures.append)
     click.echo(result_as_json(result) if as_json else as_text(result))
     if not as_json:
-        report = shlex.join(["advl", "report", str(result.folder)])
-        click.echo(f"\nstudy folder: {result.folder}\nnext: {what_follows(report)}")
+        report = what_follows("advl", "report", str(result.folder))
+        click.echo(f"\nstudy folder: {result.folder}\nnext: {report}")
     for failure in failures:
         click.echo(f"failed: {failure.cell}\n{failure.message}", err=True)
     if failures:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from advl_pipeline.cache.files import WORK_FOLDER, Files, entry_of
 from advl_pipeline.cache.records import IDENTITY_FILE
 from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store
-from advl_pipeline.errors import ConfigError, CorruptCache, Suggestion
+from advl_pipeline.errors import (
+    ConfigError,
+    CorruptCache,
+    Suggestion,
+    advise,
+)
 
 
 def require_cache(store: Store) -> dict[str, int]:
@@ -27,8 +31,9 @@ def require_cache(store: Store) -> dict[str, int]:
             why="a stopped extraction had not begun to write"
             if any(name.startswith(f"{WORK_FOLDER}/") for name in sizes)
             else "",
-            next_command="advl extract --teacher NAME --dataset NAME --split SPLIT "
-            f"--output {shlex.quote(str(store.location))}",
+            next_command=advise(
+                [*"advl extract --teacher NAME --dataset NAME --split SPLIT --output".split(), str(store.location)]
+            ),
         )
     return sizes
 

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import reason_of
-from advl_pipeline.errors import CorruptCache, StorageError
+from advl_pipeline.errors import (
+    CorruptCache,
+    StorageError,
+    again,
+)
 
 WORK_FOLDER = ".work"
 """Work in progress, inside the cache so that renames stay on one file system; gone once the cache is complete."""
@@ -91,5 +95,5 @@ def storing(where: Path | str) -> Iterator[None]:
             "A file of the cache could not be written.",
             where=str(where),
             why=f"{reason_of(error)}; everything committed before is intact",
-            next_command="make room or mend the disk, then give the same command again: it resumes",
+            next_command=again("make room or mend the disk, then give the same command again: it resumes"),
         ) from error

@@ -28,7 +28,12 @@ from advl_pipeline.cache.files import (
 )
 from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Stamp, Store
-from advl_pipeline.errors import ConfigError, CorruptCache, StorageError
+from advl_pipeline.errors import (
+    ConfigError,
+    CorruptCache,
+    StorageError,
+    again,
+)
 from advl_pipeline.folders import require_folder
 
 _ATTEMPTS = 8
@@ -213,7 +218,7 @@ class FolderStore(Store):
                 "More files cannot be opened.",
                 where=str(path),
                 why=f"{error.strerror}; each shard that was read stays mapped",
-                next_command="ulimit -n 65536, then give the same command again",
+                next_command=again("ulimit -n 65536, then give the same command again"),
             )
         return CorruptCache(
             "A file of the cache cannot be read.",

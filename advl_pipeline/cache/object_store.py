@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from advl_pipeline.cache.files import Buffer
 from advl_pipeline.cache.store import MissingFile, repair_command
-from advl_pipeline.errors import AdvlError, ConfigError, StorageError
+from advl_pipeline.errors import (
+    AdvlError,
+    ConfigError,
+    StorageError,
+    again,
+)
 from advl_pipeline.locations import Url
 from advl_pipeline.packages import install_extra
 
@@ -187,7 +192,7 @@ class ObjectStore:
             "The object store cannot be reached, or does not do what was asked.",
             where=where,
             why=cut_short[0] if cut_short else reason,
-            next_command="check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes",
+            next_command=again("check the network, AWS_ENDPOINT_URL and the credentials; the same command resumes"),
         )
 
     def _no_bucket(self, where: str) -> StorageError:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-import shlex
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from advl_pipeline.cache.store import Readable, read_json
+from advl_pipeline.errors import Advice, advise
 from advl_pipeline.locations import Location
 
 PROVENANCE_FILE = "records/provenance.json"
@@ -45,33 +45,33 @@ def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     }
 
 
-def extract_command(store: Readable, *, renew: bool = False) -> str:
+def extract_command(store: Readable, *, renew: bool = False) -> Advice:
     """Return the command that makes, resumes or (`renew`: after removing what is there) replaces a cache."""
     name = str(store.location)
     try:
         words = _command_words(read_json(store, PROVENANCE_FILE)["config"])
     except (KeyError, TypeError, AttributeError):
         words = ["advl", "extract", "--teacher", "NAME", "--dataset", "NAME", "--split", "SPLIT"]
-    command = shlex.join([*words, "--output", name])
-    return f"{_removal(name)} && {command}" if renew else command
+    command = [*words, "--output", name]
+    return advise(_removal(name), command) if renew else advise(command)
 
 
-def renew_command(config: Mapping[str, Any], location: Location) -> str:
+def renew_command(config: Mapping[str, Any], location: Location, *, note: str = "") -> Advice:
     """Return the command that replaces a cache by one made with these options."""
-    return f"{_removal(str(location))} && {shlex.join([*_command_words(config), '--output', str(location)])}"
+    return advise(_removal(str(location)), [*_command_words(config), "--output", str(location)], note=note)
 
 
-def fresh_command(config: Mapping[str, Any], *, output: str = "") -> str:
+def fresh_command(config: Mapping[str, Any], *, output: str = "", note: str = "") -> Advice:
     """Return the command that makes a cache with these options; no other one is touched.
 
     Args:
         output: where, if not where such a cache lies by default.
     """
-    return shlex.join([*_command_words(config), *(["--output", output] if output else [])])
+    return advise([*_command_words(config), *(["--output", output] if output else [])], note=note)
 
 
-def _removal(name: str) -> str:
-    return shlex.join(["advl", "cache", "prune", name, "--all"])
+def _removal(name: str) -> list[str]:
+    return ["advl", "cache", "prune", name, "--all"]
 
 
 def _command_words(config: Mapping[str, Any]) -> list[str]:

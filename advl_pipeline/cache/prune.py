@@ -14,7 +14,12 @@ from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import clear_work
-from advl_pipeline.errors import ConfigError, StorageError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    StorageError,
+    again,
+    suggest_names,
+)
 from advl_pipeline.locations import Location
 
 
@@ -83,7 +88,7 @@ def _remove_all(store: Store, sizes: Mapping[str, int]) -> None:
         raise StorageError(
             "The cache could not be removed whole.",
             where=store.where(min(left)),
-            next_command="see who may write there, then give the same command again",
+            next_command=again("see who may write there, then give the same command again"),
         )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,12 @@ from advl_pipeline.cache.records import (
 from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import TokenRows, are_spans
-from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache
+from advl_pipeline.errors import (
+    AdvlError,
+    ConfigError,
+    CorruptCache,
+    advise,
+)
 from advl_pipeline.locations import Location, parse_location
 
 _HASHED_AT_OPENING = 1 << 20
@@ -292,7 +296,7 @@ class FeatureStore:
             raise CorruptCache(
                 "The character spans of a cache are no spans.",
                 where=self._files.where(f"{self.modality}/tokens/char_spans"),
-                next_command=f"advl cache verify {shlex.quote(str(self._files.location))}",
+                next_command=advise(["advl", "cache", "verify", str(self._files.location)]),
             )
         return rows_M2
 

@@ -164,8 +164,11 @@ def require_own_records(store: Readable) -> None:
                 "The records of this cache are those of another one.",
                 where=store.where(PLAN_RECORD),
                 why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
-                next_command="copy back the folder records/ that belongs here"
-                + (f", or: {renew_command(made[0]['config'], store.location)}" if made else ""),
+                next_command=renew_command(
+                    made[0]["config"], store.location, note="or copy back the folder records/ that belongs here"
+                )
+                if made
+                else "copy back the folder records/ that belongs here",
             )
 
 

@@ -7,7 +7,6 @@ Names are those of `docs/cache-format.md`, relative to the cache. A file is ther
 from __future__ import annotations
 
 import json
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache.files import Buffer, FileEntry, Files, entry_of
-from advl_pipeline.errors import CorruptCache, StorageError
+from advl_pipeline.errors import (
+    Advice,
+    CorruptCache,
+    StorageError,
+    advise,
+    again,
+)
 from advl_pipeline.locations import Location
 
 NOT_PLAIN = -1
@@ -66,7 +71,7 @@ class Readable(ABC):
         return f"{self.location}/{name}"
 
     @property
-    def repair_command(self) -> str:
+    def repair_command(self) -> Advice:
         return repair_command(self.location)
 
 
@@ -107,7 +112,7 @@ class Store(Readable):
             raise Overtaken(
                 "Another process has written what this one was writing.",
                 where=self.where(name),
-                next_command="give the same command again",
+                next_command=again("give the same command again"),
             )
         return entry
 
@@ -162,6 +167,6 @@ def read_json(store: Readable, name: str) -> Any:
         raise CorruptCache("A metadata file is damaged.", where=store.where(name), why=str(error)) from None
 
 
-def repair_command(location: Location) -> str:
+def repair_command(location: Location) -> Advice:
     """Return the command that mends a cache."""
-    return f"advl cache repair {shlex.quote(str(location))}"
+    return advise(["advl", "cache", "repair", str(location)])

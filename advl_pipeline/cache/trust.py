@@ -13,7 +13,6 @@ Shapes: Q sampled units, D feature width.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +34,10 @@ from advl_pipeline.cache.verify import (
     recorded_files,
     verify_cache,
 )
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.errors import (
+    CorruptCache,
+    advise,
+)
 from advl_pipeline.locations import Location
 
 SAMPLED_UNITS = 64
@@ -120,5 +122,5 @@ def _senseless(location: Location, name: str, why: str) -> CorruptCache:
         "The cache holds numbers that cannot be.",
         where=f"{location}/{name}",
         why=why,
-        next_command=f"advl cache verify {shlex.quote(str(location))}",
+        next_command=advise(["advl", "cache", "verify", str(location)]),
     )

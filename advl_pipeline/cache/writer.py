@@ -48,7 +48,11 @@ from advl_pipeline.cache.records import (
 )
 from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
 from advl_pipeline.cache.store import Overtaken, Readable, Store, read_json
-from advl_pipeline.errors import ConfigError, CorruptCache
+from advl_pipeline.errors import (
+    ConfigError,
+    CorruptCache,
+    again,
+)
 
 STAGED_FOLDER = f"{WORK_FOLDER}/staged"
 _DIGEST_BYTES = 32
@@ -117,7 +121,7 @@ def begin_cache(
             "This cache was begun with shards of another size.",
             where=str(store.location),
             why=f"--shard-rows {begun}",
-            next_command=f"give the same command with --shard-rows {begun}",
+            next_command=again(f"give the same command with --shard-rows {begun}"),
         )
     files = {name: entry_of(store.get(name)) for name in (IDENTITY_FILE, PROVENANCE_FILE)}
     for name, placement in placements.items():

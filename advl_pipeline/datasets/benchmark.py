@@ -19,7 +19,10 @@ from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.snli_ve import LabelOrder
 from advl_pipeline.datasets.vcr import Conditioning
 from advl_pipeline.datasets.vcr_text import TextStyle
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    again,
+)
 
 ENTRY_POINT_GROUP = "advl.datasets"
 
@@ -91,5 +94,5 @@ def load_plugin(point: EntryPoint) -> Any:
             f"The plug-in of the dataset {point.name!r} cannot be imported.",
             where=f"entry point {point.value}",
             why=str(error),
-            next_command="install what it needs, then give the same command again",
+            next_command=again("install what it needs, then give the same command again"),
         ) from error

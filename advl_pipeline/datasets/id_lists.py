@@ -14,7 +14,10 @@ import numpy.typing as npt
 from advl_pipeline.datasets.index import Index
 from advl_pipeline.datasets.indexed import Source
 from advl_pipeline.datasets.roots import DatasetMissing, require_file
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    advise,
+)
 
 HELD_OUT_SHARE = 0.05
 """Share of VQA-CP's training pictures whose questions become `val`: the benchmark has no validation split."""
@@ -79,7 +82,9 @@ def read_pair_ids(source: Source, name: str) -> frozenset[str]:
         raise DatasetMissing(
             f"The list of pairs of {source.dataset} {source.split} has not been made.",
             where=str(path),
-            next_command=f"advl datasets hard-subset {source.dataset} --split {source.split.removesuffix('-hard')}",
+            next_command=advise(
+                ["advl", "datasets", "hard-subset", source.dataset, "--split", source.split.removesuffix("-hard")]
+            ),
         )
     try:
         return frozenset(str(pair_id) for pair_id in json.loads(path.read_text(encoding="utf-8"))["pair_ids"])

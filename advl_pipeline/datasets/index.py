@@ -29,7 +29,11 @@ from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_unwritable
 from advl_pipeline.datasets.rows import COLUMNS, Item, Kind, Row, RowSource
-from advl_pipeline.errors import DatasetError, suggest_names
+from advl_pipeline.errors import (
+    DatasetError,
+    again,
+    suggest_names,
+)
 
 PICTURES_FOLDER = "pictures"
 """Below the index: pictures that came inside a table, by the digest of their bytes."""
@@ -248,14 +252,15 @@ class _Builder:
                     where=f"{self._dataset} [columns] {ours}",
                     why=f"column {theirs!r}, which the card gives as {ours!r}, is missing; "
                     + suggest_names(theirs, self._seen),
-                    next_command=f"mend or remove the line {ours} = {theirs!r} of the card, then give the same "
-                    "command again",
+                    next_command=again(
+                        f"mend or remove the line {ours} = {theirs!r} of the card, then give the same command again"
+                    ),
                 )
 
     def _unusable(self) -> DatasetError:
         problems = [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems]
         if problems:
-            advice = (
+            advice = again(
                 "mend the row, or say more in a card (docs/adding-a-dataset.md), then give the same command again"
             )
             return refuse(self._dataset, self._source.split, problems, next_command=advice)

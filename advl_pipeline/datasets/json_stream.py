@@ -8,7 +8,10 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    advise,
+)
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -138,5 +141,5 @@ class JsonItems:
             f"A file of the dataset {self._dataset} is malformed.",
             where=f"{self._path}:{self.line_at(offset)}",
             why=why,
-            next_command=f"advl datasets check {self._dataset}",
+            next_command=advise(["advl", "datasets", "check", self._dataset]),
         )

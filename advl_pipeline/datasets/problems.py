@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    Advice,
+    DatasetError,
+    advise,
+)
 
 OnError = Literal["fail", "skip", "list"]
 """Fail on the first malformed item; leave malformed items and bad pictures out; or leave malformed items out and look
@@ -32,9 +35,9 @@ class Malformed(Exception):
     """Raised inside a reader for one item that cannot be used; the reader adds file and line."""
 
 
-def check_command(dataset: str) -> str:
+def check_command(dataset: str, *more: str, note: str = "") -> Advice:
     """Return the command that lists what is wrong with a dataset."""
-    return shlex.join(["advl", "datasets", "check", dataset])
+    return advise(["advl", "datasets", "check", dataset, *more], note=note)
 
 
 class NothingUsable(DatasetError):
@@ -65,6 +68,11 @@ def refuse(dataset: str, split: str, problems: Sequence[Problem], *, next_comman
         where=first.where,
         why=first.why + others,
         next_command=next_command
-        or f"{check_command(dataset)} --split {split} --deep   (lists all; extract and finetune leave "
-        "them out, counted, with --on-error skip)",
+        or check_command(
+            dataset,
+            "--split",
+            split,
+            "--deep",
+            note="lists all; extract and finetune leave them out, counted, with --on-error skip",
+        ),
     )

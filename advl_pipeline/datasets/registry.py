@@ -24,7 +24,11 @@ from advl_pipeline.datasets.vcr import Conditioning, open_vcr
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.datasets.vqa import VqaFiles, rows_kept, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
 from advl_pipeline.datasets.vqa_answers import MIN_OCCURRENCES
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    suggest_names,
+)
 
 
 def benchmark_of(name: str) -> Benchmark | None:
@@ -172,7 +176,7 @@ def _home(card: Card, root: Path) -> Path:
             f"The dataset {card.name} is not there.",
             where=str(folder),
             why="the folder does not exist; the data root is $ADVL_DATA, or datasets/",
-            next_command=f"advl datasets card {card.name}   (what to download and where to put it)",
+            next_command=advise(["advl", "datasets", "card", card.name], note="what to download and where to put it"),
         )
     return folder
 
@@ -291,7 +295,9 @@ def _required(name: str) -> Benchmark | None:
         raise ConfigError(
             f"There is no dataset {name!r}.",
             why=suggest_names(name, dataset_names()),
-            next_command="advl datasets list   (known names; your own data: docs/adding-a-dataset.md)",
+            next_command=advise(
+                ["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md"
+            ),
         )
     return benchmark
 

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    advise,
+    again,
+)
 
 DATA_VARIABLE = "ADVL_DATA"
 INDEX_VARIABLE = "ADVL_INDEX"
@@ -62,7 +66,7 @@ def require_file(path: Path, *, dataset: str) -> Path:
         raise DatasetMissing(
             f"A file of the dataset {dataset} is missing.",
             where=str(path),
-            next_command=f"advl datasets card {dataset}   (what to download and where to put it)",
+            next_command=advise(["advl", "datasets", "card", dataset], note="what to download and where to put it"),
         )
     return path
 
@@ -73,7 +77,7 @@ def index_unwritable(folder: Path, error: OSError) -> DatasetError:
         "The index of a dataset cannot be written.",
         where=str(folder),
         why=error.strerror or str(error),
-        next_command=f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command",
+        next_command=again(f"set {INDEX_VARIABLE} to a folder that can be written, then run the same command"),
     )
 
 

@@ -13,7 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 from advl_pipeline.configuration import Configuration, build_config, option, read_toml
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    again,
+    suggest_names,
+)
 
 Kind = Literal["choice", "classes", "answers"]
 LabelForm = Literal["index", "text"]
@@ -57,7 +61,7 @@ def read_card(path: Path) -> DataCard:
                 f"Unknown column {name!r} in the card.",
                 where=f"{path} [columns]",
                 why=suggest_names(name, COLUMNS),
-                next_command=f'write {{our column}} = "{{yours}}", then give the same command again: {path}',
+                next_command=again(f'write {{our column}} = "{{yours}}", then give the same command again: {path}'),
             )
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
@@ -66,7 +70,7 @@ def read_card(path: Path) -> DataCard:
             "The card does not say which files hold the data.",
             where=f"{path} files",
             why=f"got {card.files!r}; expected a file, hf:NAME, or a table split -> file or list of files",
-            next_command=f'write files = "train.jsonl" into {path}, then give the same command again',
+            next_command=again(f'write files = "train.jsonl" into {path}, then give the same command again'),
         )
     return card
 

@@ -108,7 +108,7 @@ def open_run(path: Path, *, device: str = AUTO) -> AnsweringRun:
             "The run learned several tasks, so it is not plain which of them a question is of.",
             where=str(path),
             why=", ".join(sorted(heads)),
-            next_command="score it with advl evaluate, or train a run of one task",
+            next_command="score it with `evaluate`, or train a run of one task",
         )
     ((name, facts),) = heads.items()
     # Tasks that choose share a head, whichever of them the run learned.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,11 @@ from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.configuration import command_words, flag_of
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.errors import (
+    ConfigError,
+    WeightsUnavailable,
+    advise,
+)
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.runs.names import is_finished
 from advl_pipeline.runs.reader import moved_to, read_config
@@ -32,7 +35,7 @@ def require_finished(run: Path) -> dict[str, Any]:
         "The run is not finished.",
         where=str(run),
         why="there is no result.json, which comes last",
-        next_command=shlex.join(["advl", "finetune", *resume]),
+        next_command=advise(["advl", "finetune", *resume]),
     )
 
 
@@ -46,7 +49,9 @@ def require_readable(config: ReadoutConfig) -> None:
         raise ConfigError(
             "A readout needs a teacher cache to compare with.",
             where="--cache",
-            next_command="advl extract --teacher NAME --dataset NAME --split train, then --cache DIR",
+            next_command=advise(
+                "advl extract --teacher NAME --dataset NAME --split train".split(), note="then give it as --cache DIR"
+            ),
         )
     for location in config.cache:
         if isinstance(location, Path):

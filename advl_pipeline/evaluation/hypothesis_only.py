@@ -25,7 +25,10 @@ from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    again,
+)
 from advl_pipeline.evaluation.config import HardSubsetConfig
 from advl_pipeline.logistic import FloatArray, fit_logistic, of_classes
 from advl_pipeline.outputs import require_outputs
@@ -124,6 +127,6 @@ def _default_path(config: HardSubsetConfig) -> Path:
         raise ConfigError(
             "Say where the list of hard pairs goes.",
             why=f"{config.name} {config.split} has no place for one",
-            next_command="the same command with --output FILE",
+            next_command=again("the same command with --output FILE"),
         )
     return resolve_data_root(config.data_root) / str(load_card("snli-ve").facts["folder"]) / str(facts["ids"])

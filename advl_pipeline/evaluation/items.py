@@ -15,7 +15,11 @@ import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    advise,
+)
 from advl_pipeline.evaluation.vqa_accuracy import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {
@@ -83,7 +87,7 @@ def score_items(examples: Sequence[Example], scores_nC: npt.NDArray[np.float32])
             raise DatasetError(
                 "An item has no label, so it cannot be scored.",
                 where=example.example_id,
-                next_command="advl predict --help   (writes what a leaderboard takes)",
+                next_command=advise(["advl", "predict", "--help"], note="writes what a leaderboard takes"),
             )
         values[row] = float(choice == example.label)
     return _item_scores(examples, values)
@@ -153,7 +157,7 @@ def score_soft_labels(examples: Sequence[Example], scores_nK: npt.NDArray[np.flo
         raise DatasetError(
             "The items have no answers that the run knows, so they cannot be scored.",
             where=examples[0].example_id,
-            next_command="advl predict --help   (writes answers without scoring them)",
+            next_command=advise(["advl", "predict", "--help"], note="writes answers without scoring them"),
         )
     values = [dict(example.soft_label).get(choice, 0.0) for example, choice in zip(examples, chosen, strict=True)]
     return _item_scores(examples, np.array(values, dtype=np.float32))

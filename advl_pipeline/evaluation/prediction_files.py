@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    advise,
+)
 
 NUM_CHOICES = 4
 
@@ -28,7 +31,7 @@ def malformed(path: Path, why: str, *, line: int = 0) -> DatasetError:
         "A prediction file cannot be used.",
         where=where,
         why=why,
-        next_command="advl score --help   (what such files must hold)",
+        next_command=advise(["advl", "score", "--help"], note="what such files must hold"),
     )
 
 

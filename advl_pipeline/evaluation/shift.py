@@ -9,7 +9,6 @@ Shapes: N questions of the original set, M of the shifted one, n that both hold.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    advise,
+)
 from advl_pipeline.evaluation.config import ScoreShiftConfig
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part
 from advl_pipeline.evaluation.items import ItemScores
@@ -136,5 +139,5 @@ def _read_items(run: Path, name: str) -> dict[str, ItemScores]:
         f"The scores of the set {name} cannot be read.",
         where=str(path),
         why=why,
-        next_command=f"advl evaluate {shlex.quote(str(run))} --on {shlex.quote(name)}",
+        next_command=advise(["advl", "evaluate", str(run), "--on", name]),
     )

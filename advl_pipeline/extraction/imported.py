@@ -24,7 +24,11 @@ from advl_pipeline.cache.provenance import IMPORTED
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    again,
+)
 from advl_pipeline.extraction.config import ExtractConfig, ImportConfig, default_output
 from advl_pipeline.extraction.run import ExtractResult, extract
 from advl_pipeline.interruption import interruptible
@@ -253,6 +257,6 @@ def _checked(values: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
             "Features must be finite numbers.",
             where=where,
             why="some are NaN or infinite, or beyond the range of float32",
-            next_command="make them anew by the program that wrote them, then give the same command again",
+            next_command=again("make them anew by the program that wrote them, then give the same command again"),
         )
     return features

@@ -16,7 +16,10 @@ from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityReco
 from advl_pipeline.cache.store import MissingFile, Overtaken, Store, read_json
 from advl_pipeline.cache.writer import ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict, options_without
-from advl_pipeline.errors import StorageError
+from advl_pipeline.errors import (
+    StorageError,
+    again,
+)
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.estimate import Estimate, estimate, require_room
 from advl_pipeline.extraction.sources import FORECAST_TEXTS, Source, TokenCounts
@@ -49,7 +52,7 @@ def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], 
             identity,
             begun,
             where=str(store.location),
-            next_command="give another --output, or: " + renew_command(settings, store.location),
+            next_command=renew_command(settings, store.location, note="or give another --output"),
         )
         return PLAN_RECORD in records
 
@@ -67,7 +70,7 @@ def settle_plan(config: ExtractConfig, store: Store, sources: Sequence[Source], 
             "The plan that was just written is not there.",
             where=str(store.location),
             why="another process removed the cache",
-            next_command="give the same command again",
+            next_command=again("give the same command again"),
         )
     return plan
 

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from advl_pipeline.cache.parts import Part
-from advl_pipeline.errors import AdvlError, ClusterError, ConfigError
+from advl_pipeline.errors import (
+    AdvlError,
+    ClusterError,
+    ConfigError,
+    again,
+)
 from advl_pipeline.packages import install_extra
 
 _ADDRESS = "RAY_ADDRESS"
@@ -114,7 +119,7 @@ def _drive(
         raise ClusterError(
             "A task of the Ray cluster failed, or its workers keep dying.",
             why=str(error).strip().splitlines()[-1],
-            next_command="give the same command again: it resumes; with fewer --ray-tasks if memory ran out",
+            next_command=again("give the same command again: it resumes; with fewer --ray-tasks if memory ran out"),
         ) from error
     finally:
         # A task that is cut off leaves what it committed, like any process that was killed.

@@ -6,7 +6,6 @@ A cache may come from anyone. Paths of its record are shown, and never opened or
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any
 
 from advl_pipeline.configuration import build_config, command_words, options_without
 from advl_pipeline.datasets.roots import HUB_PREFIX, is_own_data
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.extraction.config import ExtractConfig, RecomputeOptions
 
 
@@ -40,7 +42,7 @@ def recorded_extraction(settings: Mapping[str, Any], config: RecomputeOptions, *
             "The cache's record names paths, and only paths that you give are opened.",
             where=f"{config.cache}/records/provenance.json",
             why="; ".join(f"{name}: {value}" for name, value in missing.items()),
-            next_command=shlex.join(["advl", *command.split(), str(config.cache), *words]),
+            next_command=advise(["advl", *command.split(), str(config.cache), *words]),
         )
     known = {field.name for field in dataclasses.fields(ExtractConfig)} - {"seed"}
     where = f"{config.cache}/records/provenance.json"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.reporting.answer import Answer, answers
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
@@ -56,7 +58,7 @@ def run_report(config: ReportConfig) -> ReportResult:
             "A study is reported by itself.",
             where=str(studies[0]),
             why=f"{len(config.run)} folders were given",
-            next_command=shlex.join(["advl", "report", str(studies[0])]),
+            next_command=advise(["advl", "report", str(studies[0])]),
         )
     result = gather_study(studies[0]) if studies else gather_runs(*config.run)
     output = config.output or result.folder / f"report.{_EXTENSIONS.get(config.to, config.to)}"

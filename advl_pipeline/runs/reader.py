@@ -6,7 +6,6 @@ Shapes: N items of a test set, C candidates or classes.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import read_array_archive
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    again,
+)
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 
@@ -95,7 +98,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / names.CONFIG
     if not path.exists():
-        raise ConfigError("There is no finetuning run here.", where=str(run), next_command="advl finetune --help")
+        raise ConfigError(
+            "There is no finetuning run here.", where=str(run), next_command=advise(["advl", "finetune", "--help"])
+        )
     config: dict[str, Any] = read_json(path)
     return config
 
@@ -129,7 +134,7 @@ def read_evaluation(run: Path, test_set: str) -> Evaluation | None:
             "The item scores of a run cannot be read.",
             where=str(arrays_path),
             why=str(error),
-            next_command=f"advl evaluate {shlex.quote(str(run))} --on {shlex.quote(test_set)}",
+            next_command=advise(["advl", "evaluate", str(run), "--on", test_set]),
         ) from error
 
 
@@ -223,7 +228,7 @@ def _read_record(line: bytes, where: str) -> dict[str, Any]:
             "A logged step is damaged.",
             where=where,
             why=str(error),
-            next_command="start over by the same command with --no-resume",
+            next_command=again("start over by the same command with --no-resume"),
         ) from error
 
 

@@ -36,7 +36,7 @@ def trackers_named(text: str) -> tuple[str, ...]:
             raise ConfigError(
                 f"{name} is not installed.",
                 where="--log-with",
-                next_command=f"{install_extra(name)}    (or do without: {names.METRICS} has it all)",
+                next_command=install_extra(name, note=f"or do without: {names.METRICS} has it all"),
             )
     return trackers
 

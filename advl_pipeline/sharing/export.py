@@ -6,7 +6,6 @@ The tokenizer and the picture reader are as transformers has them: they lay out 
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,11 @@ from transformers import PreTrainedTokenizerFast, ViltProcessor, ViTImageProcess
 
 from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    Advice,
+    ConfigError,
+    advise,
+)
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
@@ -289,8 +292,8 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
     )
 
 
-def _predict(run: Path) -> str:
-    return f"advl predict {shlex.quote(str(run))}, since only a run folder has all of this student"
+def _predict(run: Path) -> Advice:
+    return advise(["advl", "predict", str(run)], note="only a run folder has all of this student")
 
 
 _TORCH_USAGE = """\

@@ -23,7 +23,14 @@ from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
 from advl_pipeline.datasets.roots import name_in_records
-from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, StorageError
+from advl_pipeline.errors import (
+    AdvlError,
+    ConfigError,
+    CorruptCache,
+    StorageError,
+    advise,
+    again,
+)
 from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.sharing.config import PullConfig, PushConfig
@@ -34,7 +41,7 @@ OF_THE_HUB = (CARD_FILE, ".gitattributes")
 TAG = "advl"
 """In the card of all that is pushed: by it a push knows what it may replace."""
 
-_LOGIN = "hf auth login   (or set HF_TOKEN), then give the same command again"
+_LOGIN = advise(["hf", "auth", "login"], note="or set HF_TOKEN; then the same command", again=())
 _REASONS = {
     401: ("it does not know you", _LOGIN),
     403: ("your token may not do that", "give a repository of yours, or a token with the right to write: " + _LOGIN),
@@ -187,7 +194,7 @@ def run_pull(config: PullConfig) -> PulledCache:
             "The cache on the hub is not sound.",
             where=f"{config.repository} at {info.sha}",
             why=f"{found.what} {found.why}",
-            next_command="ask for another upload of it, or make the cache here by advl extract",
+            next_command="ask for another upload of it, or make the cache here",
         )
     with writing(output):
         partial.replace(output)
@@ -200,7 +207,9 @@ def _require_cache_files(repository: str, files: list[str]) -> None:
             "The repository holds no finished cache.",
             where=repository,
             why=f"it has no {COMPLETE_RECORD}",
-            next_command="look at the name; advl cache push --help says what puts a cache there",
+            next_command=advise(
+                ["advl", "cache", "push", "--help"], note="look at the name; this puts a cache there"
+            ),
         )
     for name in files:
         parts = PurePosixPath(name).parts
@@ -211,7 +220,7 @@ def _require_cache_files(repository: str, files: list[str]) -> None:
 def _api(name: str) -> Any:
     obstacle = hub_obstacle()
     if obstacle:
-        raise _refusal(name, obstacle, "mend the network, then give the same command again")
+        raise _refusal(name, obstacle, again("mend the network, then give the same command again"))
     if name.count("/") != 1:
         raise ConfigError("A repository of the hub is named ORG/NAME.", where=name)
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="advl-pipeline")
@@ -233,7 +242,7 @@ def _told(name: str) -> Iterator[None]:
     except Exception as error:  # The library raises whatever its parts do.
         refused = _http_error(error)
         status = 0 if refused is None else refused.response.status_code
-        why, following = _REASONS.get(status, ("", "give the same command again; it goes on"))
+        why, following = _REASONS.get(status, ("", again("give the same command again; it goes on")))
         if not why:
             cause = refused or _first_cause(error)
             why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"

@@ -6,7 +6,6 @@ checkpoints' names become its own). What lies beside its weights is its tokenize
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from typing import Any
 from torch import nn
 
 from advl_pipeline.configuration import build_config
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.students.checkpoints import KeyRules, LoadReport, load_file, load_into, read_checkpoint
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.saved import DESCRIPTION_FILE, load_student_weights
@@ -64,7 +66,7 @@ def load_original(student: Student, path: Path) -> LoadReport:
             f"The checkpoint does not fill {student.name}: {len(names)} parameters are missing or of another shape.",
             where=str(path),
             why=", ".join(names[:5]) + (", ..." if len(names) > 5 else ""),
-            next_command=f"advl students load-check {student.name} {shlex.quote(str(path))}",
+            next_command=advise(["advl", "students", "load-check", student.name, str(path)]),
         )
     return report
 

@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.errors import (
+    ConfigError,
+    WeightsUnavailable,
+    advise,
+)
 
 StateDict = dict[str, torch.Tensor]
 Resizer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -187,7 +191,7 @@ def load_file(module: nn.Module, path: Path, rules: KeyRules) -> LoadReport:
             "No key of the checkpoint fits this student.",
             where=str(path),
             why=f"the file holds {', '.join(found[:3])}, ...; the student has {', '.join(own[:3])}, ...",
-            next_command="advl students list",
+            next_command=advise(["advl", "students", "list"]),
         )
     return report
 

@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from advl_pipeline.datasets.records import Example
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 
 States = TypeVar("States")
 PlaceKind = Literal["patches", "regions"]
@@ -382,7 +385,7 @@ class Student(nn.Module, ABC):
         """
         raise ConfigError(
             f"Student {self.name} brings its own pretraining.",
-            next_command=f"advl finetune --student {self.name} --init CHECKPOINT",
+            next_command=advise(["advl", "finetune", "--student", self.name, "--init", "CHECKPOINT"]),
         )
 
     def text_tokens(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:

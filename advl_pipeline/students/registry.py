@@ -8,7 +8,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    suggest_names,
+)
 
 if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
@@ -61,7 +65,9 @@ def require_student(name: str) -> None:
     doors = {point.name for point in entry_points(group="advl.students")} if door else set()
     if (door not in doors) if door else (name not in student_names()):
         raise ConfigError(
-            f"Unknown student {name!r}.", why=suggest_names(name, student_names()), next_command="advl students list"
+            f"Unknown student {name!r}.",
+            why=suggest_names(name, student_names()),
+            next_command=advise(["advl", "students", "list"]),
         )
 
 

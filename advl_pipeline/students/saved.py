@@ -94,7 +94,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise WeightsUnavailable(
             "There is no saved student here.",
             where=str(folder),
-            next_command=making_command(folder.name, folder),
+            next_command=making_command(folder.name, folder) or "",
         ) from None
     except json.JSONDecodeError as error:
         raise WeightsUnavailable(

@@ -7,7 +7,11 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.errors import (
+    Advice,
+    WeightsUnavailable,
+    advise,
+)
 from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.runs import names
 from advl_pipeline.students.catalogue import families, family_of
@@ -119,10 +123,11 @@ def _hash(file: Path) -> bytes:
         return hashlib.file_digest(handle, "sha256").digest()
 
 
-def making_command(student: str, folder: Path) -> str:
+def making_command(student: str, folder: Path) -> Advice | None:
     """Return the command that pretrains a student into a folder, as its plug-in states it; "" where none does."""
     command: str = families().get(family_of(student), {}).get("made_by", "")
-    return command.format(student=student, folder=shlex.quote(str(folder)))
+    words = shlex.split(command.format(student=student, folder=shlex.quote(str(folder))))
+    return advise(words) if words else None
 
 
 HUB = "hf:"

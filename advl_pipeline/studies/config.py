@@ -21,7 +21,11 @@ from advl_pipeline.compute import AUTO, ComputeConfig, num_cores
 from advl_pipeline.configuration import Configuration, Output, build_config, config_to_dict, option, read_toml
 from advl_pipeline.datasets.config import DataRootOptions
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    suggest_names,
+)
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.extraction.config import ExtractConfig
@@ -157,7 +161,7 @@ def load_study(name_or_file: str) -> StudyConfig:
         raise ConfigError(
             f"No study {name_or_file!r}.",
             why=suggest_names(name_or_file, shipped),
-            next_command="advl study --list",
+            next_command=advise(["advl", "study", "--list"]),
         )
     return read_study(path)
 

@@ -17,7 +17,10 @@ from typing import Any
 
 from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.runs.reader import read_json
 from advl_pipeline.studies.config import StudyConfig
@@ -188,7 +191,7 @@ def read_record(folder: Path) -> StudyRecord:
             "This folder holds no study.",
             where=str(folder),
             why=f"it has no {STUDY_FILE}",
-            next_command="advl study NAME --output FOLDER",
+            next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError("The record of the study is damaged.", where=str(path), why=repr(error)) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,10 @@ from typing import Any
 
 from advl_pipeline.configuration import config_to_dict, option_values, options_without
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.folders import folder_kind
@@ -103,7 +105,7 @@ def lay_out_runs(*named: Path) -> Plan:
             "There is nothing to report on.",
             where=str(folder),
             why="it is neither a study, nor a run, nor a folder of runs",
-            next_command="advl finetune --help   (makes a run), then advl evaluate",
+            next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
         )
     runs = [run for path in dict.fromkeys(folders) if (run := _read(path)) is not None]
     if not runs:
@@ -111,7 +113,7 @@ def lay_out_runs(*named: Path) -> Plan:
             "No run here was evaluated.",
             where=", ".join(map(str, named)),
             why=f"of {len(folders)} none is both finished and scored on a test set",
-            next_command=f"advl evaluate {shlex.quote(str(folders[0]))} --on test",
+            next_command=advise(["advl", "evaluate", str(folders[0]), "--on", "test"]),
         )
     return _plan(common_folder(named), runs)
 

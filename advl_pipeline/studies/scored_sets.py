@@ -6,7 +6,11 @@ import shlex
 from pathlib import Path
 
 from advl_pipeline.datasets.roots import set_name
-from advl_pipeline.errors import AdvlError, ConfigError
+from advl_pipeline.errors import (
+    AdvlError,
+    ConfigError,
+    again,
+)
 from advl_pipeline.runs import names
 from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.studies.plan import Plan
@@ -36,7 +40,7 @@ def require_same_test_sets(plan: Plan, data_root: Path | None) -> None:
                 f"The test set {test_set} has changed since runs were scored on it.",
                 where=str(path),
                 why=f"its content was {then[:12]} and is {now[:12]}, so old scores would stand beside new ones",
-                next_command=f"rm {old}   (the old scores), then give the same command again",
+                next_command=again(f"rm {old}   (the old scores), then give the same command again"),
             )
 
 

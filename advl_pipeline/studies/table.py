@@ -11,7 +11,6 @@ Shapes: S seeds, N items of a test set.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part, mean_per_seed
 from advl_pipeline.evaluation.question_match import QuestionMatch, Questions, match_questions
 from advl_pipeline.evaluation.statistics import FloatArray, Interval, ItemGroups, item_groups
@@ -210,7 +212,7 @@ def item_frame(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], E
                     f"A run has no item scores of {metric}.",
                     where=str(evaluation_file(cell.run, test_set, ".npz")),
                     why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
-                    next_command=f"advl evaluate {shlex.quote(str(cell.run))} --on {shlex.quote(test_set)}",
+                    next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
                 )
             pictures, types = evaluation.groups.get(metric, ("", ""))
             fixed = {
@@ -282,7 +284,9 @@ def _in_order(run: pd.DataFrame, reference: pd.DataFrame) -> FloatArray:
             f"Two runs were scored on different items of {run['test_set'].iloc[0]}, so they cannot be paired.",
             where=f"{reference['run'].iloc[0]} and {run['run'].iloc[0]}",
             why=f"{len(reference)} and {len(run)} items; only one has {[*missing, *more][0]!r}",
-            next_command=f"score both on the same files: advl evaluate RUN --on {run['test_set'].iloc[0]}",
+            next_command=advise(
+                ["advl", "evaluate", "RUN", "--on", str(run["test_set"].iloc[0])], note="score both on the same files"
+            ),
         )
     found: FloatArray = scores.loc[reference["item"]].to_numpy(dtype=np.float64)
     return found

@@ -11,7 +11,11 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from advl_pipeline.compute import num_cores
-from advl_pipeline.errors import AdvlError, Interrupted
+from advl_pipeline.errors import (
+    AdvlError,
+    Interrupted,
+    again,
+)
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.processes import worker_processes
 from advl_pipeline.studies.plan import Cell
@@ -56,7 +60,7 @@ def run_in_processes(cells: Sequence[Cell], run: Callable[[Cell], None], *, num_
                 raise AdvlError(
                     "A worker of the study died.",
                     why="the system may have ended it for want of memory",
-                    next_command="run the same command with fewer --workers; finished cells are kept",
+                    next_command=again("run the same command with fewer --workers; finished cells are kept"),
                 ) from None
             if error is not None and (not isinstance(error, AdvlError) or isinstance(error, Interrupted)):
                 raise error

@@ -6,7 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    suggest_names,
+)
 from advl_pipeline.teachers.catalogue import DOORS, TeacherCard
 from advl_pipeline.teachers.registry import card_of, described, known_names, plugin_entry_points
 
@@ -136,7 +140,7 @@ def _card_of(name: str) -> TeacherCard | None:
         f"There is no teacher {name!r}.",
         where="NAME",
         why=suggest_names(name, [*known_names(), *DOORS]),
-        next_command="advl teachers list",
+        next_command=advise(["advl", "teachers", "list"]),
     )
 
 

@@ -12,7 +12,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_pipeline.errors import ConfigError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+    suggest_names,
+)
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, DescribedTeacher, TeacherCard
 from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind, OpenOptions
 
@@ -113,7 +117,7 @@ def _unknown(name: str) -> ConfigError:
         f"There is no teacher {name!r}.",
         where="--teacher",
         why=suggest_names(name, [*known_names(), *DOORS]),
-        next_command="advl teachers list",
+        next_command=advise(["advl", "teachers", "list"]),
     )
 
 
@@ -130,7 +134,7 @@ def load_plugin(point: EntryPoint) -> Callable[[OpenOptions], Teacher]:
             f"The plug-in of the teacher {point.name!r} cannot be imported.",
             where=f"entry point {point.value}",
             why=str(error),
-            next_command=f"install what it needs, then: advl teachers check {point.name}",
+            next_command=advise(["advl", "teachers", "check", point.name], note="once what it needs is installed"),
         ) from error
     return opener
 

@@ -7,7 +7,10 @@ import math
 import torch
 from torch import nn
 
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.teachers.pixels import PixelSettings
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone, cells_from_tokens
 
@@ -68,7 +71,7 @@ def timm_pixel_settings(model: nn.Module) -> PixelSettings:
             "This network's own preprocessing is not made here.",
             where="--teacher",
             why=f"its crop_mode is {mode}, crop_pct {config['crop_pct']:g}; made are center, and squash at 1",
-            next_command="take weights of another training of the network: advl teachers list",
+            next_command=advise(["advl", "teachers", "list"], note="take weights of another training of the network"),
         )
     return PixelSettings(
         height=height,

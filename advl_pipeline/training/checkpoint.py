@@ -16,7 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from advl_pipeline.errors import CorruptCache
+from advl_pipeline.errors import (
+    CorruptCache,
+    again,
+)
 from advl_pipeline.tensor_files import parameter_digest, save_tensors
 
 
@@ -71,7 +74,7 @@ def _damaged(path: Path, why: str) -> CorruptCache:
         "The checkpoint is damaged.",
         where=str(path),
         why=why,
-        next_command="start over by the same command with --no-resume",
+        next_command=again("start over by the same command with --no-resume", "--no-resume"),
     )
 
 

@@ -12,7 +12,11 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import ConfigError, IdentityMismatch
+from advl_pipeline.errors import (
+    Advice,
+    ConfigError,
+    IdentityMismatch,
+)
 from advl_pipeline.training.config import FinetuneConfig
 
 
@@ -63,7 +67,7 @@ def check_caches(
             )
 
 
-def _instead(cache: TeacherCache, dataset: Dataset, data_root: Path | None) -> str:
+def _instead(cache: TeacherCache, dataset: Dataset, data_root: Path | None) -> Advice:
     """Return how to come by the cache that is wanted. One of other data is as good as ever and stays."""
     found, expected = cache.identity["dataset"], dataset_identity(dataset)
     style = dataset.text_style if dataset.text_style in get_args(TextStyle) else None
@@ -73,7 +77,7 @@ def _instead(cache: TeacherCache, dataset: Dataset, data_root: Path | None) -> s
         return renew_command(config, cache.path)
     same_place = all(found.get(key) == expected[key] for key in ("name", "split"))
     output = f"{cache.path}-{dataset.text_style}" if same_place else ""
-    return f"{fresh_command(config | {'shots': None, 'ids': []}, output=output)}, then give that cache as --cache"
+    return fresh_command(config | {"shots": None, "ids": []}, output=output, note="then give that cache as --cache")
 
 
 def check_part(
@@ -108,8 +112,8 @@ def check_part(
                 cache.provenance["config"] | needed,
                 # The file of ids may be called as the one that this cache was made of.
                 output=f"{cache.path}-new" if needed["ids"] else "",
-            )
-            + ", then give that cache as --cache",
+                note="then give that cache as --cache",
+            ),
         )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from advl_pipeline.errors import NotFinite
+from advl_pipeline.errors import (
+    NotFinite,
+    advise,
+)
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.step_log import LoggedTerms
 
@@ -32,12 +34,12 @@ class StepPlace:
         """Return the error that stops the run here."""
         kept = f"the checkpoint after {self.num_saved} steps is kept" if self.num_saved else "there is no checkpoint"
         anew = "lower --learning-rate and start over with --no-resume"
-        verify = " && ".join(f"advl cache verify {shlex.quote(str(cache))}" for cache in self.config.cache)
+        verify = [["advl", "cache", "verify", str(cache)] for cache in self.config.cache]
         return NotFinite(
             f"Training stopped at step {self.step} of the {self.phase} step: {what} is not finite.",
             where=str(self.config.output),
             why=f"{why}; {kept}",
-            next_command=f"{verify}; where the caches are sound, {anew}" if suspects_cache else anew,
+            next_command=advise(*verify, note=f"where the caches are sound, {anew}") if suspects_cache else anew,
         )
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +23,10 @@ from typing import Any, Literal
 from advl_pipeline.configuration import fallbacks, option_values
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.distillation.settings import DistillationSettings
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.training.config import FinetuneConfig
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -63,9 +65,11 @@ def resolve_method(config: FinetuneConfig, *, num_steps: int) -> ResolvedMethod:
     if defaults["teachers"] and not config.cache:
         raise ConfigError(
             f"Method {config.method} needs a teacher cache.",
-            next_command=f"advl extract --teacher NAME --dataset {shlex.quote(config.dataset)} "
-            f"--split {config.split}, then the same command with --cache "
-            + shlex.quote(f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"),
+            next_command=advise(
+                ["advl", "extract", "--teacher", "NAME", "--dataset", config.dataset, "--split", config.split],
+                note="then the same command with its cache",
+                again=["--cache", f"caches/NAME/{dataset_label(config.dataset)}/{config.split}"],
+            ),
         )
     objective = config.adapt.adapt_objective or defaults["adapt_objective"]
     if steps == "two" and not defaults["teachers"] and objective != "contrastive":

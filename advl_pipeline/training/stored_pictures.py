@@ -6,7 +6,6 @@ Shapes: B pictures, S side in pixels.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,10 @@ from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.datasets.records import ImageUnit, head_name
 from advl_pipeline.datasets.registry import tasks_of
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location
 from advl_pipeline.students.interface import Student
@@ -120,12 +122,12 @@ def use_stored_pictures(
     for cache in caches:
         expected = {"teacher": {"image": SquarePictures(size).describe()}}
         words = ["advl", "prepare", "--dataset", splits[0][0], "--split", splits[0][1], "--size", str(size)]
-        again = shlex.join(words)
+        again = [words]
         stored = cache.identity["teacher"].get("image") or {}
         if stored.get("picture", {}).get("size") == size:
             # Made by another version, in the place where these are to lie; of another size it is good for others.
-            again = f"{shlex.join(['advl', 'cache', 'prune', str(cache.path), '--all'])} && {again}"
-        require_identity(expected, cache.identity, where=str(cache.path), next_command=again, partial=True)
+            again = [["advl", "cache", "prune", str(cache.path), "--all"], words]
+        require_identity(expected, cache.identity, where=str(cache.path), next_command=advise(*again), partial=True)
         require_trustworthy(cache, hash_all=hash_all)
     if caches:
         student.pictures = StoredPictures(caches, size)
@@ -161,6 +163,6 @@ def picture_size(
         raise ConfigError(
             f"{student} reads no squeezed pictures, so that there is nothing to store for it.",
             why="it sees regions of a picture",
-            next_command="choose a student over pixels, such as vilt; see: advl students list",
+            next_command=advise(["advl", "students", "list"], note="choose a student over pixels, such as vilt"),
         )
     return built.config.image_size

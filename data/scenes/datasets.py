@@ -15,6 +15,7 @@ from advl_pipeline.datasets.roots import DatasetMissing, index_folder, require_f
 from advl_pipeline.datasets.snli_ve import snli_ve_reading, snli_ve_source
 from advl_pipeline.datasets.vcr import open_vcr
 from advl_pipeline.datasets.vqa import VqaFiles, vocabulary_of, vocabulary_or, vqa_reading, vqa_source
+from advl_pipeline.errors import advise
 
 
 def _source(name: str, folder: str, split: str, root: Path, options: ReadOptions, *, pictures: str = ".") -> Source:
@@ -23,7 +24,7 @@ def _source(name: str, folder: str, split: str, root: Path, options: ReadOptions
         raise DatasetMissing(
             "The built-in corpus has not been built.",
             where=str(corpus),
-            next_command="advl scenes build",
+            next_command=advise(["advl", "scenes", "build"]),
         )
     home = corpus / folder
     return Source(

@@ -27,7 +27,10 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import WordPrior
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import load_student_weights, read_description
@@ -89,7 +92,10 @@ class GivenFeatures(Student):
             raise ConfigError(
                 "None of the teachers has features of words or of boxes to give.",
                 where=", ".join(self.caches) or "caches",
-                next_command="advl extract --image-tokens boxes --teacher NAME, or a cache of a text teacher",
+                next_command=advise(
+                    ["advl", "extract", "--image-tokens", "boxes", "--teacher", "NAME"],
+                    note="or give a cache of a text teacher",
+                ),
             )
         self.word_maps = nn.ModuleList(_map(widths[name].text_token, embedding_width) for name in self.text_teachers)
         self.region_maps = nn.ModuleList(

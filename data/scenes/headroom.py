@@ -10,7 +10,6 @@ Shapes: N items, C candidates or classes.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,10 @@ from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import (
+    ConfigError,
+    advise,
+)
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels
 from advl_pipeline.evaluation.readout import answers_by_likeness
@@ -177,9 +179,11 @@ def _open(config: HeadroomConfig) -> _Data:
                     f"A cache is missing: of {name}, of {split}.",
                     where="--cache",
                     why="features are inputs in training and in evaluation",
-                    next_command=f"advl extract --teacher {name} --dataset {shlex.quote(config.dataset)} "
-                    f"--split {split}, "
-                    "then add --cache " + shlex.quote(str(default_cache(name, dataset_label(config.dataset), split))),
+                    next_command=advise(
+                        ["advl", "extract", "--teacher", name, "--dataset", config.dataset, "--split", split],
+                        note="then the same command with its cache",
+                        again=["--cache", str(default_cache(name, dataset_label(config.dataset), split))],
+                    ),
                 )
     for dataset in (train, scored):
         check_caches(list(by_split[dataset.split].values()), dataset, data_root=config.data_root)

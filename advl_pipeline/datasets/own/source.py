@@ -30,7 +30,13 @@ from advl_pipeline.datasets.roots import (
 )
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource, read_card
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
-from advl_pipeline.errors import ConfigError, DatasetError, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    advise,
+    again,
+    suggest_names,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,9 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
             "There are no such data.",
             where=name,
             why="no file or folder of that name; " + _neighbours(path),
-            next_command="advl datasets list   (known names; your own data: docs/adding-a-dataset.md)",
+            next_command=advise(
+                ["advl", "datasets", "list"], note="known names; your own data: docs/adding-a-dataset.md"
+            ),
         )
     if path.suffix == CARD_SUFFIX:
         return _of_card(path, data_root)
@@ -106,7 +114,7 @@ def table_source(tables: Iterable[Table], *, pictures: Path, card: DataCard | No
             raise DatasetMissing(
                 "A file of the data is missing.",
                 where=str(table.path),
-                next_command="put it there, or name another one in the card, then give the same command again",
+                next_command=again("put it there, or name another one in the card, then give the same command again"),
             )
     only = ordered[0].path.stem if len(ordered) == 1 else ""
     return RowSource(
@@ -160,7 +168,7 @@ def _of_card(path: Path, data_root: Path | None) -> tuple[RowSource, Path]:
                     "The card names a file outside its folder.",
                     where=f"{path} files",
                     why=f"got {file!r}",
-                    next_command=f"put the file beside {path}, then give the same command again",
+                    next_command=again(f"put the file beside {path}, then give the same command again"),
                 )
             tables.append(Table(home / str(file), split))
     return table_source(tables, pictures=pictures, card=card), home

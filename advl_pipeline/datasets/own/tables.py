@@ -12,7 +12,10 @@ import pyarrow as pa
 
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.problems import Malformed
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    again,
+)
 
 Numbered = tuple[int, Mapping[str, Any] | Malformed]
 """First line of a row (row number in Parquet) and its columns."""
@@ -48,7 +51,7 @@ def _csv(path: Path) -> Iterator[Numbered]:
                     "The header of the file cannot be read.",
                     where=f"{path}:{number}",
                     why=str(cells),
-                    next_command="mend the names of the columns, then give the same command again",
+                    next_command=again("mend the names of the columns, then give the same command again"),
                 )
             if isinstance(cells, Malformed):
                 yield number, cells
@@ -98,7 +101,7 @@ def _header(path: Path, cells: list[str]) -> list[str]:
             "Two columns of the file have one name.",
             where=f"{path}:1",
             why=", ".join(twice),
-            next_command="name one of them otherwise, then give the same command again",
+            next_command=again("name one of them otherwise, then give the same command again"),
         )
     return names
 
@@ -126,7 +129,7 @@ def _parquet(path: Path) -> Iterator[Numbered]:
             "The file is not readable Parquet.",
             where=str(path),
             why=str(error),
-            next_command="write the file anew, then give the same command again",
+            next_command=again("write the file anew, then give the same command again"),
         ) from None
 
 

@@ -45,7 +45,12 @@ from advl_data.scenes.generator.splits import (
 )
 from advl_data.scenes.generator.vocabulary import Vocabulary, load_vocabulary
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.errors import ConfigError, Interrupted, StorageError
+from advl_pipeline.errors import (
+    ConfigError,
+    Interrupted,
+    StorageError,
+    again,
+)
 from advl_pipeline.folders import require_folder
 from advl_pipeline.packages import read_data
 from advl_pipeline.processes import worker_processes
@@ -93,13 +98,13 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
             "The built-in corpus cannot be written.",
             where=str(root),
             why=str(error),
-            next_command="make room or choose another folder with --data-root, then run the same command",
+            next_command=again("make room or choose another folder with --data-root, then run the same command"),
         ) from None
     except BrokenProcessPool as error:
         raise Interrupted(
             "A process that draws the built-in corpus was killed.",
             why=str(error),
-            next_command="run the same command again, with fewer --workers if memory is short",
+            next_command=again("run the same command again, with fewer --workers if memory is short"),
         ) from None
     return ScenesResult(folder=folder, built=built, digest=found.digest, counts=found.counts)
 
@@ -115,7 +120,9 @@ def _require_same_settings(wanted: Mapping[str, Any], found: CorpusRecord, folde
             "A corpus of other settings lies there.",
             where=str(folder),
             why="; ".join(different),
-            next_command="run the same command again with --replace, or choose another --data-root",
+            next_command=again(
+                "run the same command again with --replace, or choose another --data-root", "--replace"
+            ),
         )
 
 

@@ -14,7 +14,10 @@ from typing import Any, Final
 
 from advl_data.scenes.generator.config import ScenesConfig
 from advl_data.scenes.generator.vocabulary import Vocabulary
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    again,
+)
 from advl_pipeline.folders import MARKERS
 
 RECORD_FILE: Final = MARKERS["corpus"].file
@@ -69,7 +72,7 @@ def read_record(folder: Path) -> CorpusRecord | None:
             "The record of the built-in corpus is damaged.",
             where=str(path),
             why=str(error),
-            next_command="run the same command again with --replace",
+            next_command=again("run the same command again with --replace", "--replace"),
         ) from None
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from advl_pipeline.errors import DatasetError
+from advl_pipeline.errors import (
+    DatasetError,
+    again,
+)
 from advl_pipeline.packages import read_data
 
 DESCRIPTIONS_FILE: Final = "scenes/generator/descriptions.toml"
@@ -137,5 +140,5 @@ def _unfit(path: Path | None, why: str) -> DatasetError:
         "The descriptions of the corpus cannot be used.",
         where=str(path or DESCRIPTIONS_FILE),
         why=why,
-        next_command="mend the file and run the same command again, or leave --descriptions out for ours",
+        next_command=again("mend the file and run the same command again, or leave --descriptions out for ours"),
     )

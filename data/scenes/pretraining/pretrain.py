@@ -41,7 +41,12 @@ from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite
+from advl_pipeline.errors import (
+    ConfigError,
+    IdentityMismatch,
+    NotFinite,
+    advise,
+)
 from advl_pipeline.folders import LOCK
 from advl_pipeline.interruption import Stop, finishing, interruptible
 from advl_pipeline.outputs import require_outputs
@@ -152,7 +157,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             "No caption says which box it names.",
             where=f"{config.dataset}, split {config.split}",
             why="the pretraining aligns phrases with boxes",
-            next_command="advl scenes build",
+            next_command=advise(["advl", "scenes", "build"]),
         )
     with process_lock(output / LOCK, "this student"):
         # The description comes first, so that it is known whose checkpoint lies there.

