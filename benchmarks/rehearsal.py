@@ -25,7 +25,8 @@ MAX_GIB = 4.0
 
 SHOTS = 200
 HELD_OUT = 400
-SHORT = ("--num-steps", "20", "--adapt-steps", "20", "--batch-size", "8", "--confidence-folds", "2")
+SHORT = ("--num-steps", "20", "--batch-size", "8")
+SHORT_OF_ADVL = ("--adapt-steps", "20", "--confidence-folds", "2")
 PREDICTED = {"vcr": "val", "vqa-v2": "val", "snli-ve": "test"}
 
 
@@ -87,7 +88,7 @@ def rehearse(name: str, folder: Path, *, share: float, log: Path) -> list[Step]:
         (f"extract {SHOTS} questions", ("extract", *teacher, "--shots", str(SHOTS), "--folds", "2")),
         (
             f"20 + 20 steps of advl on {SHOTS}",
-            (*trained, "--method", "advl", "--shots", str(SHOTS), *cache, "--output", "advl"),
+            (*trained, "--method", "advl", *SHORT_OF_ADVL, "--shots", str(SHOTS), *cache, "--output", "advl"),
         ),
         ("20 steps of plain on all of it", (*trained, "--method", "plain", "--output", "plain")),
         (f"predict {HELD_OUT} items", ("predict", "plain", "--on", PREDICTED[name])),

@@ -27,7 +27,6 @@ _TWO_STEPS = _Need(is_met=lambda _, method: method.steps == "two", why="this run
 _RELATIONAL = _Need(
     is_met=lambda config, _: config.distill.distance == "relational", why="--distance is not relational"
 )
-_KNOWN = _Need(is_met=lambda config, _: config.distill.landmarks == "known", why="--landmarks is not known")
 _TEXT = _Need(is_met=lambda config, _: config.distill.pathway != "vision", why="--pathway vision distils no text")
 _VISION = _Need(is_met=lambda config, _: config.distill.pathway != "text", why="--pathway text distils no picture")
 _SELECTED = _Need(is_met=lambda _, method: method.settings.selection != "all", why="all words are kept")
@@ -39,6 +38,14 @@ _DRY = _Need(is_met=lambda config, _: config.forecast.dry_run, why="this is no -
 _INIT = _Need(is_met=lambda config, _: config.init is not None, why="there are no pretrained weights (--init)")
 _UPDATES = _Need(is_met=lambda config, _: config.lora_rank != 0, why="--lora-rank 0 makes no low-rank updates")
 _REGIONS = _Need(is_met=lambda config, _: config.regions is not None, why="no --regions are given")
+
+_WORDS_HELD = _Need(
+    is_met=lambda config, method: (
+        (method.steps == "two" and config.anchor_weight > 0)
+        or (method.uses_teachers and config.distance == "relational" and config.landmarks == "known")
+    ),
+    why="nothing here asks which words are known",
+)
 
 _TEXTS_TAUGHT = (_TEACHERS, _TEXT)
 _WEIGHS = (_TEACHERS, _WEIGHTED, _CONFIDENT)
@@ -52,7 +59,7 @@ NEEDS: Mapping[str, tuple[_Need, ...]] = {
     "landmarks": (_TEACHERS, _RELATIONAL),
     "student_temperature": (_TEACHERS, _RELATIONAL),
     "teacher_temperature": (_TEACHERS, _RELATIONAL),
-    "known_words": (_TEACHERS, _RELATIONAL, _KNOWN),
+    "known_words": (_WORDS_HELD,),
     "vision_target": (_TEACHERS, _VISION),
     "candidates": _TEXTS_TAUGHT,
     "selection": _TEXTS_TAUGHT,

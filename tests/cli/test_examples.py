@@ -38,7 +38,7 @@ FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPLITS = ("train", "val", "test", "unseen", "compositional", "shift-inputs")
 
 CUT_DOWN: Mapping[str, Sequence[str]] = {
-    "finetune": ("--num-steps", "2", "--adapt-steps", "2", "--batch-size", "2", "--confidence-folds", "2"),
+    "finetune": ("--num-steps", "2", "--batch-size", "2"),
     "scenes pretrain": ("--warmup-steps", "1", "--joint-steps", "1", "--batch-size", "4"),
     "extract": ("--folds", "2"),
     "scenes headroom": ("--shots", "4", "--seeds", "1", "--num-steps", "2"),
@@ -127,6 +127,8 @@ def cut_down(words: Sequence[str]) -> list[str]:
     for name, more in CUT_DOWN.items():
         if words[: len(name.split())] == name.split():
             words += more
+    if words[0] == "finetune" and ("advl" in words or "--method" not in words):
+        words += ["--adapt-steps", "2", "--confidence-folds", "2"]
     if "uniter-tiny" in words:
         words += ["--tokenizer", "minilm-l6"]
     for teacher, folder in SMALL_WEIGHTS.items():

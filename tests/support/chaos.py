@@ -274,7 +274,7 @@ def follow_advice(job: Job, cache: Path, command: str) -> list[str]:
                 return advised
             pending = command
             continue
-        found = re.search(r"next: +(advl .+)", said)
+        found = re.search(r"next: +(advl .+?)(?:   \(|$)", said, flags=re.MULTILINE)
         if found is None or len(advised) == _MAX_COMMANDS:
             raise AssertionError(f"{cache.name}: {pending} ends with {code} after {advised}: {said[-1000:]}")
         pending = found[1]

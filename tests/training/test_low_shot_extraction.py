@@ -16,7 +16,7 @@ from advl_pipeline.datasets.lowshot import nested_subset
 from advl_pipeline.datasets.registry import open_dataset
 
 NUM_QUESTIONS = 48
-SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--confidence-folds", 2, "--adapt-texts", 8)
+SHORT = ("--num-steps", 2, "--adapt-steps", 2, "--batch-size", 2, "--adapt-texts", 8)
 EXTRACT = ("extract", "--teacher", "minilm-l6", "--dataset", "vcr", "--folds", 2)
 
 
@@ -30,7 +30,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def finetune(output: str, *more: object) -> int:
-    return call("finetune", "--dataset", "vcr", "--method", "advl", "--output", output, *SHORT, *more)
+    method = () if "--method" in more else ("--method", "advl", "--confidence-folds", 2)
+    return call("finetune", "--dataset", "vcr", "--output", output, *SHORT, *method, *more)
 
 
 def num_texts(cache: str) -> int:
@@ -41,7 +42,7 @@ def num_texts(cache: str) -> int:
 
 def run_advice(printed: str) -> None:
     """Give the commands that an error advises."""
-    advice = printed.split("next:")[1].strip().splitlines()[0].partition(", then give")[0]
+    advice = printed.split("next:")[1].strip().splitlines()[0].partition("   (")[0]
     for command in advice.split(" && "):
         assert call(*shlex.split(command)[1:]) == 0
 
