@@ -95,10 +95,12 @@ def extract(*, teacher: str | Teacher, data: Data, **options: Any) -> ExtractRes
         AdvlError: says what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.extraction.config import ExtractConfig
+    from advl_pipeline.extraction.given import require_effect
     from advl_pipeline.extraction.run import run_extract
 
     name = teacher if isinstance(teacher, str) else teacher.name
     config = _configured(ExtractConfig, options | {"teacher": name}, data)
+    require_effect(config)
     return run_extract(config, None if isinstance(teacher, str) else teacher)
 
 
@@ -147,9 +149,12 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> EvaluateResult:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.evaluation.config import EvaluateConfig
+    from advl_pipeline.evaluation.given import require_effect
     from advl_pipeline.evaluation.runner import run_evaluate
 
-    return run_evaluate(_configured(EvaluateConfig, options | {"run": run}))
+    config = _configured(EvaluateConfig, options | {"run": run})
+    require_effect(config)
+    return run_evaluate(config)
 
 
 def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
@@ -166,9 +171,12 @@ def predict(run: str | os.PathLike[str], **options: Any) -> PredictResult:
         AdvlError: says what is wrong, where, why, and what to do next.
     """
     from advl_pipeline.evaluation.config import PredictConfig
+    from advl_pipeline.evaluation.given import require_effect
     from advl_pipeline.evaluation.predict_files import run_predict
 
-    return run_predict(_configured(PredictConfig, options | {"run": run}))
+    config = _configured(PredictConfig, options | {"run": run})
+    require_effect(config)
+    return run_predict(config)
 
 
 def load_run(path: str | os.PathLike[str], *, device: str = "auto") -> AnsweringRun:

@@ -31,7 +31,7 @@ from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import PredictConfig
-from advl_pipeline.evaluation.given import require_effect, require_given
+from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
 from advl_pipeline.evaluation.prediction_files import (
@@ -195,7 +195,6 @@ def run_predict(config: PredictConfig) -> PredictResult:
     """
     require_outputs(config)
     require_given(config.run, (config.on,), config.data_root)
-    require_effect(config)
     config = resolved(config)
     trained_on = read_config(config.run)
     config = replace(config, data_root=moved_to(config.data_root, trained_on))

@@ -24,7 +24,7 @@ from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import DatasetMissing, is_own_data, set_name
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.config import AnswerOptions, EvaluateConfig, Probe
-from advl_pipeline.evaluation.given import require_effect, require_given
+from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.item_words import item_words, read_selection
 from advl_pipeline.evaluation.items import (
     GENERATED,
@@ -79,7 +79,6 @@ def run_evaluate(config: EvaluateConfig) -> EvaluateResult:
         DatasetError: a test set that is missing or has no labels. Interrupted: stopped by a signal.
     """
     require_given(config.run, config.on, config.data_root)
-    require_effect(config)
     with interruptible("The evaluation", kept="test sets that were scored are kept"):
         return _evaluate(config)
 

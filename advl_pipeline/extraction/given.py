@@ -60,13 +60,18 @@ def require_effect(config: ExtractConfig) -> None:
         )
 
 
-def require_given(config: ExtractConfig) -> None:
+def require_given(config: ExtractConfig, *, by_name: bool = True) -> None:
     """Refuse what can be refused without a teacher, in well under a second.
+
+    Args:
+        config: as it is given.
+        by_name: the teacher is still to be opened by its name.
 
     Raises:
         ConfigError: a name that does not exist, or an output that holds something else. DatasetError: data of one's
             own that cannot be read.
     """
-    require_teacher(config.teacher)
+    if by_name:
+        require_teacher(config.teacher)
     require_names(config.dataset, split=config.split, data_root=config.data_root)
     require_outputs(config, output=location_of(config))

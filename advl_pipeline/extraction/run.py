@@ -89,7 +89,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
     with interruptible("The extraction", kept="every committed shard is kept"):
         if config.part is not None:
             parse_part(config.part)
-        require_given(config)
+        require_given(config, by_name=teacher is None)
         # Before the teacher loads; the extraction itself checks again.
         store_of(config).require_place()
         config = resolved(as_begun(without_network(config)))

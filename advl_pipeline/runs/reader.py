@@ -228,7 +228,7 @@ def _read_record(line: bytes, where: str) -> dict[str, Any]:
             "A logged step is damaged.",
             where=where,
             why=str(error),
-            next_command=again("start over by the same command with --no-resume"),
+            next_command=again("start over by the same command with --no-resume", "--no-resume"),
         ) from error
 
 

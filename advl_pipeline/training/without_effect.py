@@ -41,8 +41,8 @@ _REGIONS = _Need(is_met=lambda config, _: config.regions is not None, why="no --
 
 _WORDS_HELD = _Need(
     is_met=lambda config, method: (
-        (method.steps == "two" and config.anchor_weight > 0)
-        or (method.uses_teachers and config.distance == "relational" and config.landmarks == "known")
+        (method.steps == "two" and config.adapt.anchor_weight > 0)
+        or (method.uses_teachers and config.distill.distance == "relational" and config.distill.landmarks == "known")
     ),
     why="nothing here asks which words are known",
 )
