@@ -23,7 +23,7 @@ NO_EFFECT = {"data_root", "run", "output", "replace", "progress_file", "disk_cac
 """Where things lie and how fast they are read."""
 OBEYED = {
     ExtractConfig: "teacher dataset split shots ids modality dtype batch_size shard_rows on_error confidence seed "
-    "weights dry_run engine device mixed_precision",
+    "weights dry_run engine device mixed_precision part",
     EvaluateConfig: "on num_questions probe pictures device mixed_precision batch_size regions ground_truth_regions "
     "region_split",
     PredictConfig: "on pictures device mixed_precision batch_size regions ground_truth_regions region_split",
