@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,11 @@ from advl_pipeline.datasets.records import Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, open_splits
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.selected import listed_ids, refuse_two_subsets
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import (
+    ConfigError,
+    DatasetError,
+    advise,
+)
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import takes_two_steps
 
@@ -98,8 +101,10 @@ def cache_of_split(caches: Sequence[TeacherCache], splits: Sequence[Dataset]) ->
                 f"The adapt step takes inputs from {other.name}/{other.split}, and a teacher has no cache of them.",
                 where="--adapt-on",
                 why=f"missing: {', '.join(missing)}",
-                next_command=f"advl extract --teacher {missing[0]} --dataset {shlex.quote(other.name)} "
-                f"--split {other.split}, then give it by one more --cache",
+                next_command=advise(
+                    ["advl", "extract", "--teacher", missing[0], "--dataset", other.name, "--split", other.split],
+                    note="then give it by one more --cache",
+                ),
             )
     return [[of_split[teacher] for teacher in found[0]] for of_split in found]
 
