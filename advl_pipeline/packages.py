@@ -102,8 +102,8 @@ _SECRET = re.compile(r"://[^/\s]*@")
 EXTRA_OF = {
     "zarr": "zarr",
     **dict.fromkeys(
-        "accelerate h5py huggingface_hub jinja2 loky markupsafe orjson PIL pyarrow scipy timm tokenizers torch "
-        "torchvision transformers".split(),
+        "accelerate h5py huggingface_hub jinja2 loky markupsafe matplotlib orjson pandas PIL pyarrow scipy timm "
+        "tokenizers torch torchvision transformers".split(),
         "train",
     ),
 }
