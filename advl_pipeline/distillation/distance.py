@@ -35,13 +35,3 @@ def distance(a_D: torch.Tensor, target_D: torch.Tensor, kind: Distance) -> torch
     if kind == "smooth-l1":
         return functional.smooth_l1_loss(a, b, reduction="none").mean(-1)
     return 1.0 - functional.cosine_similarity(a, b, dim=-1)
-
-
-def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
-    """Scale each dimension of teacher features to mean 0 and variance 1 over the cache.
-
-    Dimensions that never vary carry nothing and become 0.
-    """
-    deviation = variance_D.clamp(min=0).sqrt()
-    scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
-    return (values_D.float() - mean_D).mul_(scale)

@@ -8,7 +8,7 @@ Shapes: B examples, N sequences, L tokens, R visual tokens, S boxes, W words, H 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -41,7 +41,14 @@ from advl_pipeline.distillation.relational import (
 )
 from advl_pipeline.distillation.selection import select_words
 from advl_pipeline.distillation.settings import DistillationSettings, Pathway, TeacherBalance, VisionTarget
-from advl_pipeline.distillation.signal import TeacherSignal, TeacherWidths, TextSignal, WordAlignment, shared_words
+from advl_pipeline.distillation.signal import (
+    TeacherSignal,
+    TeacherWidths,
+    TextSignal,
+    WordAlignment,
+    shared_words,
+    teachers_by_pathway,
+)
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import StudentBatch, StudentOutput
 
@@ -140,6 +147,8 @@ class Distiller(nn.Module):
         hidden_size: int,
         pooled_size: int,
         vision_targets: Mapping[str, VisionTarget] | None = None,
+        landmarks: Mapping[str, Landmarks] | None = None,
+        region_landmarks: Mapping[str, RegionLandmarks] | None = None,
         contrast_size: int = 128,
     ) -> None:
         """Args:
@@ -147,6 +156,9 @@ class Distiller(nn.Module):
         hidden_size, pooled_size: of the student.
         vision_targets: what is distilled of each vision teacher [default: regions where it has them, else the
             picture].
+        landmarks: of each text teacher whose likenesses to known words are followed; those of others are among the
+            batch.
+        region_landmarks: likewise of each vision teacher, of regions that the student names.
         contrast_size: width of the common space.
 
         Raises:
@@ -155,17 +167,10 @@ class Distiller(nn.Module):
         super().__init__()
         self.settings = settings
         self.vision_targets = dict(vision_targets or {})
-        self.gather: Gather = gather_alone
-        """Of the processes that share a batch; set for as long as they do."""
-        self.teachers: dict[str, list[str]] = {
-            "vision": [name for name, widths in teachers.items() if widths.image_global],
-            "text": [name for name, widths in teachers.items() if widths.text_global],
-        }
         if teachers:
-            check_balance(settings.teacher_balance, settings.teacher_weights, self.teachers, pathway=settings.pathway)
-        for pathway in ("vision", "text"):
-            if settings.pathway not in ("both", pathway):
-                self.teachers[pathway] = []
+            everyone = teachers_by_pathway(replace(settings, pathway="both"), teachers)
+            check_balance(settings.teacher_balance, settings.teacher_weights, everyone, pathway=settings.pathway)
+        self.teachers = teachers_by_pathway(settings, teachers)
         for name in self.teachers["text"]:
             if settings.distance == "relational" and not teachers[name].text_token:
                 raise ConfigError(
@@ -187,10 +192,7 @@ class Distiller(nn.Module):
                 self.text[module_key(name)] = Projections(
                     summary=(pooled_size, widths.text_global), word=(hidden_size, widths.text_token)
                 )
-        self.landmarks: dict[str, Landmarks] = {}
-        """Of each text teacher whose likenesses to known words are followed; the others' are among the batch."""
-        self.region_landmarks: dict[str, RegionLandmarks] = {}
-        """Likewise of each vision teacher, of regions that the student names."""
+        self.landmarks, self.region_landmarks = landmarks or {}, region_landmarks or {}
         self.contrast_image = nn.Linear(hidden_size, contrast_size)
         self.contrast_text = nn.Linear(pooled_size, contrast_size)
         self.log_temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE).log())
@@ -211,6 +213,7 @@ class Distiller(nn.Module):
         relevance_NL: torch.Tensor | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
         generator: torch.Generator | None = None,
+        gather: Gather = gather_alone,
     ) -> DistillationTerms:
         """Compute the pathway losses of a batch.
 
@@ -222,14 +225,15 @@ class Distiller(nn.Module):
             relevance_NL: the student's attention from each token to the picture.
             known: which regions are known, by teacher [default: by `known_regions` of `distilled`].
             generator: of words and regions that are drawn.
+            gather: of the processes that share the batch.
         """
         example_N = example_of_sequence(batch.num_candidates, distilled.text_states_NLH.device)
         counted_N = right_N if self.settings.candidates == "right" else torch.ones_like(right_N)
         num_examples = len(batch.num_candidates)
         if known is None:
             known = self.known_regions(distilled, batch, signal)
-        vision_N = self._vision(distilled, known, batch, signal, example_N, image_ids_B, generator)
-        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator)
+        vision_N = self._vision(distilled, known, batch, signal, example_N, image_ids_B, generator, gather)
+        text_N, selected_NW = self._text(distilled, signal, relevance_NL, generator, gather)
         return DistillationTerms(
             pathways={
                 pathway: self._balanced(
@@ -252,6 +256,7 @@ class Distiller(nn.Module):
         image_ids: torch.Tensor,
         *,
         known_B: torch.Tensor | None = None,
+        gather: Gather = gather_alone,
     ) -> torch.Tensor:
         """Return the contrastive term from a pass with the modalities hidden from one another.
 
@@ -271,7 +276,7 @@ class Distiller(nn.Module):
             num_candidates=batch.num_candidates,
             known_B=known_B,
             temperature=self.log_temperature.exp().clamp(min=0.01),
-            gather=self.gather,
+            gather=gather,
         )
 
     def known_regions(
@@ -299,6 +304,7 @@ class Distiller(nn.Module):
         example_N: torch.Tensor,
         image_ids_B: torch.Tensor,
         generator: torch.Generator | None,
+        gather: Gather,
     ) -> dict[str, torch.Tensor]:
         losses = {}
         for name, one in signal.vision.items():
@@ -317,7 +323,7 @@ class Distiller(nn.Module):
                     landmarks=self.region_landmarks.get(name),
                     known_BS=known.get(name),
                     generator=generator,
-                    gather=self.gather,
+                    gather=gather,
                 )[example_N]
                 continue
             projections = self.vision[module_key(name)]
@@ -333,6 +339,7 @@ class Distiller(nn.Module):
         signal: TeacherSignal,
         relevance_NL: torch.Tensor | None,
         generator: torch.Generator | None,
+        gather: Gather,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         if not self.teachers["text"] or not signal.text:
             return {}, None
@@ -354,7 +361,7 @@ class Distiller(nn.Module):
                 # Function words are like everything and like nothing.
                 mask_NW, counted_NW = (mask & (words.prior_NW > 0) for mask in (mask_NW, counted_NW))
                 if landmarks is None:
-                    require_relations(mask_NW, words.form_NW, name, self.gather)
+                    require_relations(mask_NW, words.form_NW, name, gather)
                 else:
                     mask_NW, counted_NW = (unplaced_words(mask, words) for mask in (mask_NW, counted_NW))
             elif one.words_NWD is None:
@@ -370,9 +377,9 @@ class Distiller(nn.Module):
                 counted_NW=counted_NW,
             )
             if self.settings.distance == "relational":
-                each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks)
+                each_NW = self._each_word(words_NWH, one, words, mask_NW, selected_NW, landmarks, gather)
                 losses[name] = masked_mean(each_NW, selected_NW) + (
-                    related_texts(self.settings, words_NWH, one, mask_NW, words, self.gather)
+                    related_texts(self.settings, words_NWH, one, mask_NW, words, gather)
                     if landmarks is None
                     else placed_texts(self.settings, words_NWH, one, mask_NW, landmarks)
                 )
@@ -392,6 +399,7 @@ class Distiller(nn.Module):
         node_NW: torch.Tensor,
         asked_NW: torch.Tensor,
         landmarks: Landmarks | None,
+        gather: Gather,
     ) -> torch.Tensor:
         """Return (N, W): the divergence of the nodes that are asked for, 0 elsewhere."""
         assert one.words_NWD is not None
@@ -403,7 +411,7 @@ class Distiller(nn.Module):
                 node_NW,
                 words.form_NW,
                 asked_NW=asked_NW,
-                gather=self.gather,
+                gather=gather,
             )
         return placed_nodes(self.settings, words_NWH, one.words_NWD, asked_NW, landmarks)
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from advl_pipeline.distillation.settings import DistillationSettings
+
 Record = TypeVar("Record")
 
 
@@ -22,6 +24,15 @@ class TeacherWidths:
     image_region: int | None = None
     text_global: int | None = None
     text_token: int | None = None
+
+
+def teachers_by_pathway(settings: DistillationSettings, widths: Mapping[str, TeacherWidths]) -> dict[str, list[str]]:
+    """Return the names of the teachers of each pathway, `vision` and `text`; none of one that a run leaves out."""
+    found = {
+        "vision": [name for name, of_teacher in widths.items() if of_teacher.image_global],
+        "text": [name for name, of_teacher in widths.items() if of_teacher.text_global],
+    }
+    return {name: of_pathway if settings.pathway in ("both", name) else [] for name, of_pathway in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +103,16 @@ class TeacherSignal:
     def to(self, device: torch.device) -> TeacherSignal:
         """Return the signal with every tensor on a device."""
         return _move(self, device)
+
+
+def standardise(values_D: torch.Tensor, mean_D: torch.Tensor, variance_D: torch.Tensor) -> torch.Tensor:
+    """Scale each dimension of teacher features to mean 0 and variance 1 over the cache.
+
+    Dimensions that never vary carry nothing and become 0.
+    """
+    deviation = variance_D.clamp(min=0).sqrt()
+    scale = torch.where(deviation > 1e-6, 1.0 / deviation.clamp(min=1e-6), torch.zeros_like(deviation))
+    return (values_D.float() - mean_D).mul_(scale)
 
 
 def shared_words(words: WordAlignment, one: TextSignal, seen_NW: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,8 @@ from advl_pipeline.distillation.signal import TextSignal, shared_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.interface import AnswerHead, Student, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
-from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.ordering import inputs_visited
 from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.resolved import Run
@@ -75,47 +75,48 @@ class TeacherAnswers:
 
 def find_answers(
     run: Run,
-    model: FinetuneModel,
+    start: StudentAtStart,
+    landmarks: Mapping[str, Landmarks],
     inputs: Inputs,
     source: SignalSource | None,
     *,
     num_processes: int,
     device: torch.device,
-) -> list[TeacherAnswers]:
-    """Return what the adapt step learns to answer; nothing for a method that learns no answers.
+) -> TeacherAnswers | None:
+    """Return what the adapt step learns to answer; None for a method that learns no answers.
 
     Left to itself a run learns them where they tell right from wrong on its labelled items.
 
     Args:
-        model: before its first step, with its landmarks.
+        landmarks: of the text teachers.
 
     Raises:
         ConfigError: answers are asked for (`--answer-weight`) and there is no bridge.
     """
     if run.method.settings.answer_weight == 0:
-        return []
+        return None
     is_asked = run.config.adapt.answer_weight is not None
-    if why := _why_no_bridge(model, inputs.adapt_dataset, source):
+    if why := _why_no_bridge(start, landmarks, inputs.adapt_dataset):
         if is_asked:
             raise _no_bridge("--answer-weight", why)
-        return [TeacherAnswers(shares={}, why=why)]
+        return TeacherAnswers(shares={}, why=why)
     assert source is not None
-    labelled = bridge_confidence(model, inputs.dataset, inputs.labelled, source, device=device)
+    labelled = bridge_confidence(start, landmarks, inputs.dataset, inputs.labelled, source, device=device)
     found = separation(labelled.outranked_N, [inputs.dataset[position].cluster for position in inputs.labelled])
     if not is_asked and not found.is_above_chance:
-        return [TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found)]
+        return TeacherAnswers(shares={}, why=f"{found}; NOT ABOVE CHANCE", separation=found)
     visited = inputs_visited(run.config, inputs, num_steps=run.method.num_adapt_steps, world_size=num_processes)
-    shares = bridge_answers(model, inputs.adapt_dataset, visited, source, device=device)
-    return [TeacherAnswers(shares=shares, why=str(found), separation=found)]
+    shares = bridge_answers(start, landmarks, inputs.adapt_dataset, visited, source, device=device)
+    return TeacherAnswers(shares=shares, why=str(found), separation=found)
 
 
-def _why_no_bridge(model: FinetuneModel, dataset: Dataset, source: SignalSource | None) -> str:
+def _why_no_bridge(start: StudentAtStart, landmarks: Mapping[str, Landmarks], dataset: Dataset) -> str:
     """Return what is missing, or nothing."""
-    if any(isinstance(head, AnswerHead) for head in model.heads.values()):
+    if any(isinstance(head, AnswerHead) for head in start.heads.values()):
         return "the student answers in words and has no head"
     if not set(dataset.tasks) <= set(MULTIPLE_CHOICE_TASKS):
         return "only multiple choice has a bridge"
-    if source is None or not model.distiller.landmarks:
+    if not landmarks:
         return "no known words of the student's pretraining are landmarks of a text teacher"
     return ""
 
@@ -130,7 +131,13 @@ def _no_bridge(option: str, why: str) -> ConfigError:
 
 
 def bridge_confidence(
-    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+    start: StudentAtStart,
+    landmarks: Mapping[str, Landmarks],
+    dataset: Dataset,
+    positions: Sequence[int],
+    source: SignalSource,
+    *,
+    device: torch.device,
 ) -> TruthConfidence:
     """Return the confidence in the truth of labelled items.
 
@@ -140,9 +147,9 @@ def bridge_confidence(
     Raises:
         ConfigError: there is no bridge.
     """
-    if why := _why_no_bridge(model, dataset, source):
+    if why := _why_no_bridge(start, landmarks, dataset):
         raise _no_bridge("--confidence bridge", why)
-    answers = bridge_answers(model, dataset, positions, source, device=device)
+    answers = bridge_answers(start, landmarks, dataset, positions, source, device=device)
     probability_N, outranked_N = (np.empty(len(positions), np.float32) for _ in range(2))
     for row, position in enumerate(positions):
         example = dataset[position]
@@ -155,7 +162,8 @@ def bridge_confidence(
 
 @torch.no_grad()
 def bridge_answers(
-    model: FinetuneModel,
+    start: StudentAtStart,
+    landmarks: Mapping[str, Landmarks],
     dataset: Dataset,
     positions: Sequence[int],
     source: SignalSource,
@@ -168,41 +176,39 @@ def bridge_answers(
     nothing: all candidates of its question are then equally probable.
 
     Args:
-        model: before its first step, with its landmarks; left in the mode that it was in.
+        start: left in the mode that it was in.
+        landmarks: of the text teachers.
         positions: of the items, of multiple choice.
     """
-    landmarks = model.distiller.landmarks
     tasks = dict.fromkeys(dataset[position].task for position in positions)
-    was_training = model.training
-    model.eval()
     answers: dict[str, torch.Tensor] = {}
     for task in tasks:
         of_task = [position for position in positions if dataset[position].task == task]
         for first in range(0, len(of_task), EXAMPLES_AT_ONCE):
             examples = [dataset[position] for position in of_task[first : first + EXAMPLES_AT_ONCE]]
             batch = collate_batch(
-                examples, dataset, model.student, source, labelled=False, labelled_ids=frozenset()
+                examples, dataset, start.student, source, labelled=False, labelled_ids=frozenset()
             ).to(device)
-            of_teachers = [_score(model, examples, batch, found, name) for name, found in landmarks.items()]
+            with start.evaluating():
+                of_teachers = [_score(start, examples, batch, found, name) for name, found in landmarks.items()]
             scores = torch.split(torch.stack(of_teachers).mean(0), [len(example.candidates) for example in examples])
             for example, score_C in zip(examples, scores, strict=True):
                 is_silent = bool((score_C == 0).any())
                 share_C = torch.full_like(score_C, 1 / len(score_C)) if is_silent else score_C / score_C.sum()
                 answers[example.example_id] = share_C
-    model.train(was_training)
     return answers
 
 
 def _score(
-    model: FinetuneModel, examples: Sequence[Example], batch: TrainingBatch, landmarks: Landmarks, teacher: str
+    start: StudentAtStart, examples: Sequence[Example], batch: TrainingBatch, landmarks: Landmarks, teacher: str
 ) -> torch.Tensor:
     """Return (N,) scores of the candidates, 0 for those that say nothing."""
     assert batch.signal is not None
-    signal, settings = batch.signal.text[teacher], model.distiller.settings
+    signal, settings = batch.signal.text[teacher], start.settings
     assert signal.words_NWD is not None
-    states = model.states(batch.student)
+    states = start.states(batch.student)
     said_NW = _said_words(examples, batch, signal, states)
-    place_NR = _places(model.student, examples, batch)
+    place_NR = _places(start.student, examples, batch)
     speaks_N = said_NW.any(1) & (place_NR.sum(1) > 0)
     region_NH = torch.einsum("nr,nrh->nh", place_NR, states.visual_states_NRH.float())
     score_N = torch.zeros(len(said_NW), device=said_NW.device)

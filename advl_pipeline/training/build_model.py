@@ -1,7 +1,8 @@
-"""Build what a run trains: student, heads and projections."""
+"""Build what a run trains: student, heads, and the model that holds them with the projections of the method."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Final
 
@@ -18,16 +19,17 @@ from advl_pipeline.students.memory import add_lora, enable_gradient_checkpointin
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.weight_files import weight_files
 from advl_pipeline.training.adversarial import require_perturbable
+from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.heads import build_heads
 from advl_pipeline.training.initial_heads import HeadOrigin, fill_heads
 from advl_pipeline.training.inputs import Inputs
+from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.resolved import Run
-from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.student_options import recipe_options, student_options
 from advl_pipeline.training.targets import require_fitting_loss
-from advl_pipeline.training.vision_targets import VisionChoice, choose_vision_targets
+from advl_pipeline.training.teaching import Teaching
 
 MOST_TEXTS: Final = 10_000
 TEXTS_AT_ONCE: Final = 256
@@ -52,34 +54,47 @@ def build_finetune_student(run: Run) -> Student:
     return student
 
 
-def build_finetune_model(
-    run: Run,
-    student: Student,
-    inputs: Inputs,
-    source: SignalSource | None,
-) -> tuple[FinetuneModel, dict[str, HeadOrigin], list[VisionChoice]]:
-    """Build heads and projections of a student, and say where the heads come from and what vision teachers teach.
-
-    The same seed gives the same heads for every method.
-    """
-    config, settings, dataset = run.config, run.settings, inputs.dataset
-    torch.manual_seed(config.seed + 1)
-    heads = build_heads(student, dataset)
+def build_finetune_heads(
+    run: Run, student: Student, inputs: Inputs
+) -> tuple[dict[str, nn.Module], dict[str, HeadOrigin]]:
+    """Build a student's heads and say where their values come from; the same seed gives the same for every method."""
+    torch.manual_seed(run.config.seed + 1)
+    heads = build_heads(student, inputs.dataset)
     _read_texts(heads.values(), student, inputs)
-    for task in dataset.tasks:
-        require_fitting_loss(settings.task_loss, task, heads[head_name(task)])
-    origins = fill_heads(heads, student, dataset, config)
-    vision = choose_vision_targets(run.method.settings, student, dataset, inputs.labelled, source) if source else []
-    torch.manual_seed(config.seed + 2)
+    for task in inputs.dataset.tasks:
+        require_fitting_loss(run.settings.task_loss, task, heads[head_name(task)])
+    return heads, fill_heads(heads, student, inputs.dataset, run.config)
+
+
+def build_finetune_model(run: Run, start: StudentAtStart, teaching: Teaching, inputs: Inputs) -> FinetuneModel:
+    """Build what is trained together, from the student, its heads and what they learn from beside labels.
+
+    The student as it is now is what the adapt step holds known words to.
+    """
+    settings, student = run.method.settings, start.student
+    torch.manual_seed(run.config.seed + 2)
     distiller = Distiller(
-        run.method.settings,
-        source.widths() if source else {},
+        settings,
+        teaching.source.widths() if teaching.source else {},
         hidden_size=student.hidden_size,
         pooled_size=student.pooled_size,
-        vision_targets={choice.teacher: choice.target for choice in vision},
+        vision_targets={choice.teacher: choice.target for choice in teaching.vision},
+        landmarks=teaching.landmarks.words,
+        region_landmarks=teaching.landmarks.regions,
     )
-    model = FinetuneModel(student, heads, distiller, task_loss=settings.task_loss, hide_picture=config.hide_picture)
-    return model, origins, vision
+    anchors = run.method.num_adapt_steps > 0 and settings.anchor_weight > 0
+    weighs = settings.weighting == "ratio" and any(one.is_used for one in teaching.confidences)
+    labelled_ids = [inputs.dataset.example_ids[position] for position in inputs.labelled]
+    return FinetuneModel(
+        student,
+        start.heads,
+        distiller,
+        task_loss=run.settings.task_loss,
+        hide_picture=start.hide_picture,
+        reference=copy.deepcopy(student).eval().requires_grad_(False) if anchors else None,
+        answers=teaching.answers.shares if teaching.answers else None,
+        remembered=StudentConfidence(labelled_ids) if weighs and run.config.student_confidence != "current" else None,
+    )
 
 
 def _read_texts(heads: Iterable[nn.Module], student: Student, inputs: Inputs) -> None:

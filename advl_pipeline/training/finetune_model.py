@@ -20,11 +20,12 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.adapt_objectives import anchor_loss
 from advl_pipeline.distillation.distiller import DistillationTerms, Distiller, PathwayTerm
 from advl_pipeline.distillation.pooling import example_of_sequence
+from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.distillation.signal import TeacherSignal
 from advl_pipeline.distillation.weighting import pathway_weights
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
+from advl_pipeline.training.confidences import StudentConfidence
 from advl_pipeline.training.config import TaskLoss
-from advl_pipeline.training.student_confidence import StudentConfidence
 from advl_pipeline.training.targets import (
     TaskTargets,
     right_sequences,
@@ -82,19 +83,27 @@ class FinetuneModel(nn.Module):
         *,
         task_loss: TaskLoss,
         hide_picture: bool = False,
+        reference: Student | None = None,
+        answers: Mapping[str, torch.Tensor] | None = None,
+        remembered: StudentConfidence | None = None,
     ) -> None:
+        """Args:
+        task_loss: of the finetune step.
+        hide_picture: the student is never shown a picture.
+        reference: the student as it was pretrained, which the adapt step holds known words to.
+        answers: example id -> (C,) answers of a teacher that the adapt step learns to give.
+        remembered: what the student's confidence was, where weights do not follow the current one.
+        """
         super().__init__()
         self.hide_picture = hide_picture
         self.student = student
         self.heads = nn.ModuleDict(dict(heads))
         self.distiller = distiller
         self.task_loss: TaskLoss = task_loss
-        self.anchor: tuple[Student, ...] = ()
-        """The student as it was pretrained, which the adapt step holds known words to; no part of the module."""
-        self.answers: Mapping[str, torch.Tensor] = {}
-        """Example id -> (C,) answers of a teacher that the adapt step learns to give; no part of the module."""
-        self.remembered: StudentConfidence | None = None
-        """What the student's confidence was, where weights do not follow the current one."""
+        # In a tuple it is no part of the module: neither trained nor saved.
+        self._reference = () if reference is None else (reference,)
+        self.answers = answers or {}
+        self.remembered = remembered
 
     def forward(
         self,
@@ -110,6 +119,7 @@ class FinetuneModel(nn.Module):
         generator: torch.Generator | None = None,
         perturbation: Perturbation | None = None,
         example_ids: Sequence[str] = (),
+        gather: Gather = gather_alone,
     ) -> LossTerms:
         """Return the loss terms of one batch.
 
@@ -123,15 +133,16 @@ class FinetuneModel(nn.Module):
             anchored_B: bool, pictures of a kind that pretraining saw; None for all.
             perturbation: of the student's inputs in the finetune step.
             example_ids: of the batch, where the student's confidences or a teacher's answers are remembered.
+            gather: of the processes that share the batch.
         """
         with self.student.sharing() if perturbation is None else nullcontext():
             if phase == "adapt":
-                terms = self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator)
+                terms = self._adapt(batch, targets, signal, image_ids_B, anchored_B, generator, gather)
                 if self.answers:
                     self._answer(terms, batch, targets, task, [self.answers[name] for name in example_ids])
                 return terms
             return self._finetune(
-                batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids
+                batch, targets, signal, image_ids_B, task, strength, generator, perturbation, example_ids, gather
             )
 
     def logits(self, batch: StudentBatch, task: str, *, is_choice: bool) -> torch.Tensor:
@@ -147,27 +158,29 @@ class FinetuneModel(nn.Module):
         image_ids_B: torch.Tensor,
         anchored_B: torch.Tensor | None,
         generator: torch.Generator | None,
+        gather: Gather,
     ) -> LossTerms:
         terms = LossTerms()
         contrasts = self.distiller.settings.adapt_objective == "contrastive"
-        apart = (
-            self.student.encode_unimodal(batch) if contrasts or self.anchor or self._distils_apart(signal) else None
-        )
+        needs_apart = contrasts or self._reference or self._distils_apart(signal)
+        apart = self.student.encode_unimodal(batch) if needs_apart else None
         if contrasts:
             assert apart is not None
             right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
-            contrast = self.distiller.contrast(apart, batch, right_B, image_ids_B, known_B=targets.known_B)
+            contrast = self.distiller.contrast(
+                apart, batch, right_B, image_ids_B, known_B=targets.known_B, gather=gather
+            )
             terms.weighted["contrast"] = contrast
             terms.raw["contrast"] = contrast.detach()
         reference = known = None
-        if self.anchor:
+        if self._reference:
             assert signal is not None
             with torch.no_grad():
-                reference = self.anchor[0].encode_unimodal(batch)
+                reference = self._reference[0].encode_unimodal(batch)
             known = self.distiller.known_regions(reference, batch, signal)
         if signal is not None:
             for name, term in self.distilled(
-                batch, targets, signal, image_ids_B, None, apart, generator, known=known
+                batch, targets, signal, image_ids_B, None, apart, generator, gather, known=known
             ).items():
                 terms.weighted[name] = term.value_B.mean()
                 terms.note(name, term)
@@ -177,7 +190,7 @@ class FinetuneModel(nn.Module):
             assert known is not None
             if self.hide_picture:
                 anchored_B = torch.zeros_like(image_ids_B, dtype=torch.bool)
-            drift = anchor_loss(apart, reference, batch, signal, known, anchored_B, gather=self.distiller.gather)
+            drift = anchor_loss(apart, reference, batch, signal, known, anchored_B, gather=gather)
             terms.weighted["drift"] = self.distiller.settings.anchor_weight * drift
             terms.raw["drift"] = drift.detach()
         return terms
@@ -210,6 +223,7 @@ class FinetuneModel(nn.Module):
         generator: torch.Generator | None,
         perturbation: Perturbation | None,
         example_ids: Sequence[str],
+        gather: Gather,
     ) -> LossTerms:
         distils = signal is not None and strength != 0.0 and any(self.distiller.teachers.values())
         if distils and (self.distiller.needs_relevance or not self._distils_apart(signal)):
@@ -229,7 +243,8 @@ class FinetuneModel(nn.Module):
         if self.remembered is not None:
             confidence_B = self.remembered.look_up(example_ids)
         terms.confidence = {"student": confidence_B, **signal.confidence}
-        for name, term in self.distilled(batch, targets, signal, image_ids_B, output, None, generator).items():
+        distilled = self.distilled(batch, targets, signal, image_ids_B, output, None, generator, gather)
+        for name, term in distilled.items():
             weights_B = pathway_weights(self.distiller.settings, signal, name, confidence_B, generator=generator)
             terms.weighted[name] = strength * (weights_B * term.value_B).mean()
             terms.note(name, term)
@@ -245,6 +260,7 @@ class FinetuneModel(nn.Module):
         fused: StudentOutput | None,
         apart: StudentOutput | None,
         generator: torch.Generator | None,
+        gather: Gather,
         *,
         known: Mapping[str, torch.Tensor] | None = None,
     ) -> Mapping[str, PathwayTerm]:
@@ -259,7 +275,15 @@ class FinetuneModel(nn.Module):
         right_B = right_sequences(targets, batch.num_candidates).to(image_ids_B.device)
         is_right_N = self._right_mask(batch, right_B, targets)
         return self.distillation_terms(
-            batch, signal, is_right_N, image_ids_B, fused=fused, apart=apart, known=known, generator=generator
+            batch,
+            signal,
+            is_right_N,
+            image_ids_B,
+            fused=fused,
+            apart=apart,
+            known=known,
+            generator=generator,
+            gather=gather,
         ).pathways
 
     def distillation_terms(
@@ -273,6 +297,7 @@ class FinetuneModel(nn.Module):
         apart: StudentOutput | None = None,
         known: Mapping[str, torch.Tensor] | None = None,
         generator: torch.Generator | None = None,
+        gather: Gather = gather_alone,
     ) -> DistillationTerms:
         """Return terms and selected words from the states that the run distils; see `distilled`."""
         needs_relevance = self.distiller.needs_relevance
@@ -293,17 +318,12 @@ class FinetuneModel(nn.Module):
             relevance_NL=None if fused is None else fused.relevance_NL,
             known=known,
             generator=generator,
+            gather=gather,
         )
 
     def _distils_apart(self, signal: TeacherSignal | None) -> bool:
         has_teachers = signal is not None and any(self.distiller.teachers.values())
         return has_teachers and self.distiller.settings.distill_layer == "unimodal"
-
-    def states(self, batch: StudentBatch) -> StudentOutput:
-        """Return the states that the run distils."""
-        if self.distiller.settings.distill_layer == "unimodal":
-            return self.student.encode_unimodal(batch)
-        return self.encode(batch, need_relevance=False)
 
     def encode(
         self, batch: StudentBatch, *, need_relevance: bool, perturbation: Perturbation | None = None

@@ -7,17 +7,20 @@ A pure function of the student as it starts and the inputs, so that a resumed ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.distillation.landmarks import LandmarkSums, RegionLandmarks, region_landmarks
+from advl_pipeline.distillation.landmarks import Landmarks, LandmarkSums, RegionLandmarks, region_landmarks
 from advl_pipeline.distillation.pooling import first_sequences, pool_to_regions, pool_to_words
-from advl_pipeline.distillation.signal import VisionSignal, shared_words
-from advl_pipeline.students.interface import StudentOutput
+from advl_pipeline.distillation.settings import DistillationSettings
+from advl_pipeline.distillation.signal import VisionSignal, shared_words, teachers_by_pathway
+from advl_pipeline.students.interface import Student, StudentBatch, StudentOutput
 from advl_pipeline.training.batches import TrainingBatch, collate_batch
-from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.signals import SignalSource
 
 MAX_TEXTS = 8192
@@ -29,44 +32,77 @@ MAX_REGIONS = 8192
 _TEXTS_AT_ONCE = 128
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudentAtStart:
+    """A student as a step of the method begins, on its device, and which of its states a run distils."""
+
+    student: Student
+    heads: Mapping[str, nn.Module]
+    settings: DistillationSettings
+    hide_picture: bool = False
+
+    def states(self, batch: StudentBatch) -> StudentOutput:
+        """Return the states that the run distils."""
+        if self.settings.distill_layer == "unimodal":
+            return self.student.encode_unimodal(batch)
+        return self.student.encode(batch, mask_visual=self.hide_picture)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Take dropout out of the student and its heads inside the block."""
+        modules = (self.student, *self.heads.values())
+        were_training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        yield
+        for module, was_training in zip(modules, were_training, strict=True):
+            module.train(was_training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundLandmarks:
+    """Landmarks by teacher: known words of text teachers, named regions of vision teachers."""
+
+    words: Mapping[str, Landmarks] = field(default_factory=dict)
+    regions: Mapping[str, RegionLandmarks] = field(default_factory=dict)
+
+
 @torch.no_grad()
 def find_landmarks(
-    model: FinetuneModel, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
-) -> None:
-    """Give the model's distiller its landmarks; none where the method has no use for them, or words have no record.
+    start: StudentAtStart, dataset: Dataset, positions: Sequence[int], source: SignalSource, *, device: torch.device
+) -> FoundLandmarks:
+    """Return the landmarks of a run; none where the method has no use for them, or words have no record.
 
     Regions have landmarks below the fusion only, where a region's name is what pretraining aligned it with.
 
     Args:
-        model: before its first step, on `device`; left in the mode that it was in.
+        start: left in the mode that it was in.
         positions: that may be looked at; the first ones in a fixed random order are.
     """
-    distiller = model.distiller
-    settings, teachers = distiller.settings, distiller.teachers
+    settings, teachers = start.settings, teachers_by_pathway(start.settings, source.widths())
     if settings.distance != "relational" or settings.landmarks != "known" or not source.knows_words:
-        return
+        return FoundLandmarks()
     if not any(teachers.values()):
-        return
+        return FoundLandmarks()
     texts_each = len(dataset[positions[0]].candidates)
     order = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))
     chosen = [positions[int(place)] for place in order[: max(1, MAX_TEXTS // texts_each)]]
-    was_training = model.training
-    model.eval()
     sums = {name: LandmarkSums() for name in teachers["text"]}
     below_fusion = settings.distill_layer == "unimodal"
     words_seen, regions = LandmarkSums(), {name: _RegionRows() for name in teachers["vision"] if below_fusion}
     at_once = max(1, _TEXTS_AT_ONCE // texts_each)
-    for start in range(0, len(chosen), at_once):
-        examples = [dataset[position] for position in chosen[start : start + at_once]]
+    for first in range(0, len(chosen), at_once):
+        examples = [dataset[position] for position in chosen[first : first + at_once]]
         for task in dict.fromkeys(example.task for example in examples):
             of_task = [example for example in examples if example.task == task]
             batch = collate_batch(
-                of_task, dataset, model.student, source, labelled=False, labelled_ids=frozenset()
+                of_task, dataset, start.student, source, labelled=False, labelled_ids=frozenset()
             ).to(device)
             assert batch.signal is not None
             words = batch.signal.words
             assert words is not None
-            states = model.states(batch.student)
+            with start.evaluating():
+                states = start.states(batch.student)
             states_NWH, seen_NW = pool_to_words(
                 states.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1]
             )
@@ -75,17 +111,19 @@ def find_landmarks(
                 words_seen.add(states_NWH, states_NWH, meant_NW, words)
             for name in teachers["text"]:
                 one = batch.signal.text[name]
-                assert one.words_NWD is not None
+                if one.words_NWD is None:
+                    continue
                 node_NW = shared_words(words, one, seen_NW) & (words.prior_NW > 0)
                 sums[name].add(states_NWH, one.words_NWD, node_NW, words)
             for name, rows in regions.items():
                 rows.add(states, batch, batch.signal.vision[name])
-    model.train(was_training)
-    found = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
-    distiller.landmarks = {name: landmarks for name, landmarks in found.items() if landmarks is not None}
-    if (names := words_seen.landmarks()) is not None:
-        of_regions = {name: one.landmarks(names.states_KH) for name, one in regions.items()}
-        distiller.region_landmarks = {name: one for name, one in of_regions.items() if one is not None}
+    of_words = {name: of_teacher.landmarks() for name, of_teacher in sums.items()}
+    names = words_seen.landmarks()
+    of_regions = {} if names is None else {name: one.landmarks(names.states_KH) for name, one in regions.items()}
+    return FoundLandmarks(
+        words={name: one for name, one in of_words.items() if one is not None},
+        regions={name: one for name, one in of_regions.items() if one is not None},
+    )
 
 
 class _RegionRows:

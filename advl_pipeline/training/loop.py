@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from advl_pipeline.distillation.relational import gather_alone
+from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.interruption import Stop, finishing
 from advl_pipeline.prefetch import Prefetcher
@@ -74,6 +74,9 @@ def run_phase(
     """
     config, settings = run.config, run.settings
     wrapped, optimizer = _prepared(settings, plan.phase, model, accelerator, checkpoint)
+    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
+    shares_batches = plan.phase == "adapt" or settings.batch_unit == "examples"
+    gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
     peak = [group["lr"] for group in optimizer.param_groups]
     # Likenesses are compared with those of teachers, which have no dropout either.
     wrapped.train(plan.phase == "finetune")
@@ -100,7 +103,7 @@ def run_phase(
             place = StepPlace(config=config, step=logged_step, phase=plan.phase, num_saved=num_saved)
             try:
                 record = _optimiser_step(
-                    wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place
+                    wrapped, optimizer, accelerator, micro_batches, settings, plan.phase, strength, place, gather
                 )
                 # A signal may have come to one process alone: all of them stop after the same step.
                 asked = torch.tensor(float(is_asked_to_stop()), device=accelerator.device)
@@ -145,7 +148,6 @@ def run_phase(
                 raise Stop
     # The next phase has an optimiser of its own: one that stays prepared would divide fp16's scale out a second time.
     accelerator.free_memory()
-    model.distiller.gather = gather_alone
 
 
 def _prepared(
@@ -164,9 +166,6 @@ def _prepared(
     if checkpoint is not None:
         restore(checkpoint, model, optimizer)
     align_parameters(model.to(accelerator.device), accelerator)
-    # Micro-batches of tokens are small texts or few long ones; each is a batch of its own, whoever computes it.
-    shares_batches = phase == "adapt" or settings.batch_unit == "examples"
-    model.distiller.gather = gather_rows if shares_batches and accelerator.num_processes > 1 else gather_alone
     # Not as accelerate shares a model among processes: see `process_group.py`.
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     return wrapped, accelerator.prepare_optimizer(optimizer)
@@ -187,6 +186,7 @@ def _optimiser_step(
     phase: Phase,
     strength: float,
     place: StepPlace,
+    gather: Gather,
 ) -> dict[str, Any]:
     """Take one step; return its record, which counts what all processes took it over."""
     optimizer.zero_grad(set_to_none=True)
@@ -201,7 +201,9 @@ def _optimiser_step(
     for batch in micro_batches:
         moved = batch.to(accelerator.device)
         share = len(batch.example_ids) / num_examples
-        run_model = partial(_run_model, wrapped, moved, phase=phase, strength=strength, generator=generator)
+        run_model = partial(
+            _run_model, wrapped, moved, phase=phase, strength=strength, generator=generator, gather=gather
+        )
 
         def backward(loss: torch.Tensor, scale: float = share * settings.loss_scale, **options: bool) -> None:
             accelerator.backward(loss * scale, **options)
@@ -249,6 +251,7 @@ def _run_model(
     phase: Phase,
     strength: float,
     generator: torch.Generator,
+    gather: Gather,
     perturbation: Perturbation | None = None,
     clean: bool = True,
 ) -> LossTerms:
@@ -264,5 +267,6 @@ def _run_model(
         example_ids=batch.example_ids,
         generator=generator,
         perturbation=perturbation,
+        gather=gather,
     )
     return terms

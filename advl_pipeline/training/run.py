@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
 import time
@@ -29,15 +28,15 @@ from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.weight_files import located
 from advl_pipeline.training.batches import TrainingBatch, training_batches
-from advl_pipeline.training.bridge import find_answers
-from advl_pipeline.training.build_model import build_finetune_model, build_finetune_student
+from advl_pipeline.training.build_model import build_finetune_heads, build_finetune_model, build_finetune_student
 from advl_pipeline.training.checkpoint import read_checkpoint, restore, restore_scaler
+from advl_pipeline.training.confidences import measure_student_confidence
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.finetune_model import FinetuneModel
 from advl_pipeline.training.given import open_caches, require_given
 from advl_pipeline.training.initial_heads import HeadOrigin
 from advl_pipeline.training.inputs import Inputs, open_inputs, other_splits
-from advl_pipeline.training.landmark_search import find_landmarks
+from advl_pipeline.training.landmark_search import StudentAtStart
 from advl_pipeline.training.loop import PhasePlan, run_phase
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.ordering import order_examples, order_inputs
@@ -46,17 +45,11 @@ from advl_pipeline.training.process_group import start_processes
 from advl_pipeline.training.process_memory import forget_peak_memory
 from advl_pipeline.training.resolved import Run, describe_run, resolve_run
 from advl_pipeline.training.run_end import end_run
-from advl_pipeline.training.run_signals import (
-    Signals,
-    find_confidences,
-    open_signals,
-    remember_confidences,
-)
 from advl_pipeline.training.settings import TrainingSettings
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.stored_pictures import use_stored_pictures
-from advl_pipeline.training.student_confidence import measure_student_confidence
 from advl_pipeline.training.student_inputs import read_inputs
+from advl_pipeline.training.teaching import Teaching, open_teaching
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,27 +115,23 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
         disk_cache=config.disk_cache_config,
         hash_all=config.verify_caches,
     )
-    signals = open_signals(run, caches, inputs)
-    source = None if signals is None else signals.source
-    model, heads, vision = build_finetune_model(run, student, inputs, source)
-    if source is not None:
-        model.to(accelerator.device)
-        find_landmarks(model, inputs.adapt_dataset, inputs.adapt, source, device=accelerator.device)
-    # The first process estimates what is missing; the others read what it wrote.
-    with accelerator.main_process_first():
-        checked = find_confidences(run, caches, inputs, signals, model, device=accelerator.device)
-    answers = find_answers(
-        run, model, inputs, source, num_processes=accelerator.num_processes, device=accelerator.device
+    heads, origins = build_finetune_heads(run, student, inputs)
+    device = accelerator.device
+    start = StudentAtStart(
+        student=student.to(device),
+        heads={name: head.to(device) for name, head in heads.items()},
+        settings=run.method.settings,
+        hide_picture=config.hide_picture,
     )
-    model.answers = answers[0].shares if answers else {}
-    model.remembered = remember_confidences(run, checked, inputs)
+    teaching = open_teaching(run, start, caches, inputs, accelerator)
+    model = build_finetune_model(run, start, teaching, inputs)
     step_line = run.settings.step_line(accelerator.num_processes)
     if accelerator.is_main_process:
         found = {
-            "heads": {name: dataclasses.asdict(head) for name, head in heads.items()},
-            "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in vision},
-            "confidence": {one.modality: one.to_dict() for one in checked},
-            "answers": [one.to_dict() for one in answers],
+            "heads": {name: dataclasses.asdict(origin) for name, origin in origins.items()},
+            "vision_targets": {choice.teacher: dataclasses.asdict(choice) for choice in teaching.vision},
+            "confidence": {one.modality: one.to_dict() for one in teaching.confidences},
+            "answers": [] if teaching.answers is None else [teaching.answers.to_dict()],
             "reads": dataclasses.asdict(reads),
             "global_batch": step_line,
         }
@@ -159,15 +148,15 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
             computed_on={"device": device_name(config.device), "mixed_precision": config.mixed_precision},
             resume=config.resume,
         )
-        found_lines = [one.line() for several in (vision, checked) for one in several]
-        found_lines += [line for one in answers for line in one.lines()]
-        _say(run.settings, heads, [step_line, *reads.lines(), *stored, *found_lines])
+        _say(run.settings, origins, [step_line, *reads.lines(), *stored, *teaching.lines()])
     accelerator.wait_for_everyone()
     if config.resume and (finished := folder.read_result()) is not None:
         return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
-    first_step = _train(run, model, accelerator, folder, inputs, signals)
+    first_step = _train(run, start, model, accelerator, folder, inputs, teaching)
     if accelerator.is_main_process:
-        end_run(run, given, model, accelerator, folder, inputs, source, reads, began=began, first_step=first_step)
+        end_run(
+            run, given, model, accelerator, folder, inputs, teaching.source, reads, began=began, first_step=first_step
+        )
     accelerator.wait_for_everyone()
     result = folder.read_result()
     assert result is not None
@@ -182,15 +171,15 @@ def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequen
 
 def _train(
     run: Run,
+    start: StudentAtStart,
     model: FinetuneModel,
     accelerator: Accelerator,
     folder: RunFolder,
     inputs: Inputs,
-    signals: Signals | None,
+    teaching: Teaching,
 ) -> int:
     """Take the steps that are left; return the number of the first of them."""
     config, method = run.config, run.method
-    source = None if signals is None else signals.source
     phases = [
         PhasePlan(phase="adapt", num_steps=method.num_adapt_steps, first_logged_step=0),
         PhasePlan(phase="finetune", num_steps=method.num_finetune_steps, first_logged_step=method.num_adapt_steps),
@@ -204,12 +193,9 @@ def _train(
         folder.open_trackers(trackers_named(config.log_with), first_step=first_step)
         if checkpoint:
             tqdm.write(f"resumes at step {first_step + 1} of {run.num_steps}: {first_step} are done", file=sys.stderr)
-    if method.num_adapt_steps and resumed_phase == "adapt" and method.settings.anchor_weight > 0:
-        # Before a checkpoint is restored, the model is still as it was pretrained.
-        reference = copy.deepcopy(model.student).to(accelerator.device).eval().requires_grad_(False)
-        model.anchor = (reference,)
+    # Before a checkpoint is restored, the student is still as it was pretrained.
     readout = partial(
-        _read_placement, model, inputs, signals, enabled=method.num_adapt_steps > 0, device=accelerator.device
+        _read_placement, model, inputs, teaching, enabled=method.num_adapt_steps > 0, device=accelerator.device
     )
     before = readout() if resumed_phase == "adapt" else None
     if checkpoint:
@@ -227,15 +213,19 @@ def _train(
             if plan.num_steps == 0 or (plan.phase == "adapt" and resumed_phase == "finetune"):
                 continue
             inside = checkpoint is not None and plan.phase == resumed_phase
-            start = done if inside else 0
-            if start < plan.num_steps:
+            start_step = done if inside else 0
+            if start_step < plan.num_steps:
                 remembered = model.remembered
                 if plan.phase == "finetune" and remembered is not None and not remembered.is_measured:
                     model.to(accelerator.device)
                     with accelerator.autocast():
                         remembered.begin(
                             measure_student_confidence(
-                                model, inputs.dataset, inputs.labelled, device=accelerator.device
+                                start,
+                                model.task_loss,
+                                inputs.dataset,
+                                inputs.labelled,
+                                device=accelerator.device,
                             )
                         )
                 run_phase(
@@ -244,8 +234,8 @@ def _train(
                     model,
                     accelerator,
                     folder,
-                    _batch_maker(run, plan, model.student, accelerator, inputs, source),
-                    start_step=start,
+                    _batch_maker(run, plan, model.student, accelerator, inputs, teaching.source),
+                    start_step=start_step,
                     checkpoint=checkpoint[2] if checkpoint and inside else None,
                     progress=bar.update,
                 )
@@ -257,12 +247,12 @@ def _train(
 
 
 def _read_placement(
-    model: FinetuneModel, inputs: Inputs, signals: Signals | None, *, enabled: bool, device: torch.device
+    model: FinetuneModel, inputs: Inputs, teaching: Teaching, *, enabled: bool, device: torch.device
 ) -> dict[str, Any]:
-    if signals is None or not enabled or not signals.judge.teachers:
+    if teaching.judge is None or not enabled or not teaching.judge.teachers:
         return {}
     model.student.to(device)
-    return read_placement(model.student, inputs.dataset, inputs.seen, signals.judge, device=device)
+    return read_placement(model.student, inputs.dataset, inputs.seen, teaching.judge, device=device)
 
 
 def _batch_maker(

@@ -20,13 +20,13 @@ from scipy.sparse import csr_matrix
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import KnownWords, WordPrior, align_tokens_to_words, word_spans
-from advl_pipeline.distillation.distance import standardise
 from advl_pipeline.distillation.signal import (
     TeacherSignal,
     TeacherWidths,
     TextSignal,
     VisionSignal,
     WordAlignment,
+    standardise,
 )
 from advl_pipeline.students.interface import PlaceKind, StudentBatch
 from advl_pipeline.teachers.text_units import reads_of
@@ -133,26 +133,30 @@ class SignalSource:
         prior: WordPrior,
         known: KnownWords | None = None,
         target_norm: str = "standardise",
+        confidence: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Args:
         teachers: with features of every unit that will be asked for.
         prior: IDF over the training texts.
         known: what the student's pretraining knew [default: every word].
         target_norm: `standardise` or `none`.
+        confidence: modality -> example id -> probability of the ground truth.
         """
         self.teachers = teachers
         self.prior = prior
         self._prior_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(prior.of_text)
         self.known = known or KnownWords(counts=None)
         self._forms_of = lru_cache(maxsize=_TEXTS_REMEMBERED)(self._spelling)
-        self.confidence: Mapping[str, Mapping[str, float]] = {}
-        """Modality -> example id -> probability of the ground truth."""
-        self._standardise = target_norm == "standardise"
+        self.confidence = confidence or {}
+        self.target_norm = target_norm
 
-    def with_teachers(self, teachers: Sequence[TeacherFeatures]) -> SignalSource:
-        """Return the same with other teachers and no confidences."""
-        norm = "standardise" if self._standardise else "none"
-        return SignalSource(teachers, prior=self.prior, known=self.known, target_norm=norm)
+    def with_teachers(
+        self, teachers: Sequence[TeacherFeatures], confidence: Mapping[str, Mapping[str, float]] | None = None
+    ) -> SignalSource:
+        """Return the same with other teachers and other confidences, or none."""
+        return SignalSource(
+            teachers, prior=self.prior, known=self.known, target_norm=self.target_norm, confidence=confidence
+        )
 
     def widths(self) -> dict[str, TeacherWidths]:
         """Return the feature widths by teacher, in the order of the teachers."""
@@ -304,7 +308,7 @@ class SignalSource:
     def _scaled(
         self, values: torch.Tensor, mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32]
     ) -> torch.Tensor:
-        if not self._standardise:
+        if self.target_norm != "standardise":
             return values
         return standardise(values, torch.from_numpy(np.array(mean)), torch.from_numpy(np.array(variance)))
 

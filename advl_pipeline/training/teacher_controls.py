@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.cache.reader import FeatureStore
+from advl_pipeline.errors import ConfigError
+from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures
 from advl_pipeline.training.vision_signals import TeacherGrid
 
@@ -122,3 +124,49 @@ def _moved(
     if not isinstance(teacher.image_places, TeacherGrid) or not isinstance(teacher.image, FeatureStore):
         return teacher
     return replace(teacher, image=MovedCells(teacher.image, of_grid(teacher.image_places)))
+
+
+def controlled_teacher(teacher: TeacherFeatures, config: FinetuneConfig) -> TeacherFeatures:
+    """Return a cached teacher as the control makes it.
+
+    Raises:
+        ConfigError: cells are to be moved, of a teacher that sees pictures and has no grid, or that no loss reads.
+    """
+    if config.teacher_control == "none":
+        return teacher
+    if config.teacher_control == "shuffle":
+        return shuffled_teacher(teacher, seed=config.seed)
+    if config.distill.vision_target == "image" or config.distill.pathway == "text":
+        raise ConfigError(
+            "The cells of a grid that no loss reads cannot be a control.",
+            where=f"--teacher-control {config.teacher_control}",
+            next_command="leave out --vision-target image and --pathway text, or use --teacher-control shuffle",
+        )
+    if teacher.image is not None and not isinstance(teacher.image_places, TeacherGrid):
+        raise ConfigError(
+            "This teacher's cache has no grid whose cells could be moved.",
+            where=teacher.name,
+            next_command="--teacher-control shuffle, or extract again with --image-tokens grid",
+        )
+    if config.teacher_control == "shuffle-cells":
+        return with_shuffled_cells(teacher, seed=config.seed)
+    return with_shifted_grid(teacher)
+
+
+def require_moved_cells(teachers: Sequence[TeacherFeatures], config: FinetuneConfig) -> None:
+    """Refuse a control that moves no cell, which would be the method itself.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if config.teacher_control not in ("shuffle-cells", "shift-grid"):
+        return
+    moved = [one for one in teachers if isinstance(one.image, MovedCells)]
+    grids = [one.image_places for one in moved if isinstance(one.image_places, TeacherGrid)]
+    if not any(grid.rows * grid.columns > 1 for grid in grids):
+        raise ConfigError(
+            "No teacher has a grid of several cells, so the control would be the method itself.",
+            where=f"--teacher-control {config.teacher_control}",
+            why=f"the teachers are {', '.join(one.name for one in teachers)}",
+            next_command="add the --cache of a vision teacher with a grid, or use --teacher-control shuffle",
+        )

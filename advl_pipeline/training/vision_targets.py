@@ -54,8 +54,8 @@ def choose_vision_targets(
     dataset: Dataset,
     positions: Sequence[int],
     source: SignalSource,
-) -> list[VisionChoice]:
-    """Decide on each vision teacher's targets, and have the source read no features of places that are none.
+) -> tuple[list[VisionChoice], SignalSource]:
+    """Return each vision teacher's targets, and the source without features of places that are no target.
 
     Args:
         positions: in it, of a sample of which the pictures are looked at.
@@ -75,10 +75,8 @@ def choose_vision_targets(
         for teacher in teachers
     ]
     with_places = {choice.teacher for choice in choices if choice.target != "image"}
-    source.teachers = [
-        teacher if teacher.name in with_places else replace(teacher, image_places=None) for teacher in source.teachers
-    ]
-    return choices
+    read = [one if one.name in with_places else replace(one, image_places=None) for one in source.teachers]
+    return choices, source.with_teachers(read)
 
 
 def _kind(teacher: TeacherFeatures, student: Student, wanted: str) -> PlaceKind | None:

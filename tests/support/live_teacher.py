@@ -124,7 +124,7 @@ def teachers_run(dataset: Dataset, weights: Callable[[str], Path | None] = lambd
     def live(cache: TeacherCache) -> TeacherFeatures:
         return live_teacher(cache, dataset, weights=weights(cache.teacher_name))
 
-    with patch("advl_pipeline.training.run_signals.cached_teacher", live):
+    with patch("advl_pipeline.training.teaching.cached_teacher", live):
         yield
 
 

@@ -18,7 +18,7 @@ from advl_pipeline.confidence.probe import TruthConfidence
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.errors import ConfigError, Interrupted
-from advl_pipeline.training import bridge, run_signals
+from advl_pipeline.training import bridge, confidences
 from advl_pipeline.training.bridge import bridge_answers, bridge_confidence, bridge_scores
 from advl_pipeline.training.run import run_finetune
 
@@ -78,13 +78,13 @@ def test_weights_of_texts_follow_the_bridge_and_those_of_pictures_are_uniform(
 ) -> None:
     asked: list[Any] = []
 
-    def keep(model: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
-        found = bridge_confidence(model, dataset, positions, source, device=device)
-        asked.append((found, bridge_confidence(model, dataset, positions[::-1], source, device=device)))
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
+        found = bridge_confidence(start, landmarks, dataset, positions, source, device=device)
+        asked.append((found, bridge_confidence(start, landmarks, dataset, positions[::-1], source, device=device)))
         return found
 
-    monkeypatch.setattr(run_signals, "bridge_confidence", keep)
-    monkeypatch.setattr(run_signals, "load_or_estimate_confidence", None)
+    monkeypatch.setattr(confidences, "bridge_confidence", keep)
+    monkeypatch.setattr(confidences, "load_or_estimate_confidence", None)
     run = tmp_path / "run"
     run_finetune(small_corpus.config(run, student=student, confidence="bridge", known_words=known))
     ((found, backwards),) = asked
@@ -186,7 +186,9 @@ def test_left_to_itself_a_run_learns_answers_that_tell_right_from_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def found(model: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> TruthConfidence:
+    def found(
+        start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any
+    ) -> TruthConfidence:
         share_N = np.full(len(positions), outranked, np.float32)
         return TruthConfidence(probability_N=share_N, outranked_N=share_N)
 
@@ -216,9 +218,9 @@ def test_answers_are_of_the_inputs_that_the_adapt_step_visits(
 ) -> None:
     asked: list[int] = []
 
-    def keep(model: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
+    def keep(start: Any, landmarks: Any, dataset: Any, positions: Any, source: Any, *, device: Any) -> Any:
         asked.append(len(positions))
-        return bridge_answers(model, dataset, positions, source, device=device)
+        return bridge_answers(start, landmarks, dataset, positions, source, device=device)
 
     monkeypatch.setattr(bridge, "bridge_answers", keep)
     run_finetune(small_corpus.config(tmp_path / "run", known_words=known, answer_weight=1.0, adapt_steps=1))

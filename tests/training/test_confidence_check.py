@@ -28,7 +28,7 @@ def test_only_a_pathway_whose_confidence_knows_is_weighted_by_it(
             for view, found in load_or_estimate_confidence(**options).items()
         }
 
-    monkeypatch.setattr("advl_pipeline.training.run_signals.load_or_estimate_confidence", estimate)
+    monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
     for check in ("auc", "none"):
         run_finetune(small_corpus.config(tmp_path / check, confidence_check=check, weight_max=100.0))
         told = {line.split(":")[0]: line for line in capsys.readouterr().err.splitlines() if "AUC" in line}

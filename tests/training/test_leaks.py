@@ -81,8 +81,8 @@ def test_low_shot_statistics_come_from_where_the_readme_says(
         probed.extend(options["example_ids"])
         return load_or_estimate_confidence(**options)
 
-    monkeypatch.setattr("advl_pipeline.training.run_signals.fit_word_prior", fit)
-    monkeypatch.setattr("advl_pipeline.training.run_signals.load_or_estimate_confidence", estimate)
+    monkeypatch.setattr("advl_pipeline.training.teaching.fit_word_prior", fit)
+    monkeypatch.setattr("advl_pipeline.training.confidences.load_or_estimate_confidence", estimate)
     run_finetune(small_corpus.config(tmp_path / "run", shots=4, adapt_on=(adapt_on,), num_steps=2))
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     subset = set(nested_subset(dataset, 4, 0))

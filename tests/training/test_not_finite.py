@@ -19,11 +19,11 @@ from torch import nn
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.training import run as run_module
-from advl_pipeline.training import run_signals
+from advl_pipeline.training import teaching
 from advl_pipeline.training.checkpoint import read_checkpoint
 from advl_pipeline.training.finite import StepPlace, require_finite_gradient, require_finite_weights
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
+from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
 
 
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(
@@ -71,7 +71,7 @@ def test_a_term_of_a_teacher_is_named_with_the_caches_to_verify(
         teacher = cached_teacher(cache)
         return replace(teacher, text=Failing(cache.text)) if cache.text is not None else teacher
 
-    monkeypatch.setattr(run_signals, "cached_teacher", failing)
+    monkeypatch.setattr(teaching, "cached_teacher", failing)
     with pytest.raises(NotFinite, match="step 2 of the finetune step: the loss term text is not finite") as stopped:
         run_finetune(small_corpus.config(tmp_path / "run", method="naive-kd", checkpoint_every=2, num_workers=1))
     assert "text = nan; the checkpoint after 2 steps is kept" in stopped.value.why

@@ -44,12 +44,10 @@ READ_AT = {
     **dict.fromkeys(("init", "hide_picture", "compile", "gradient_checkpointing"), "training/build_model.py"),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target"), "students/memory.py"),
     **dict.fromkeys(("head_answers", "fresh_heads", "label_order"), "training/initial_heads.py"),
-    **dict.fromkeys(
-        "known_words target_norm confidence confidence_folds confidence_check student_confidence "
-        "teacher_control".split(),
-        "training/run_signals.py",
-    ),
-    "seed": "training/run_signals.py",
+    **dict.fromkeys(("known_words", "target_norm"), "training/teaching.py"),
+    **dict.fromkeys(("confidence", "confidence_folds", "confidence_check", "seed"), "training/confidences.py"),
+    "student_confidence": "training/build_model.py",
+    "teacher_control": "training/teacher_controls.py",
     "adapt_on": "training/inputs.py",
     "adapt_texts": "training/ordering.py",
     "distill_weight": "training/loop.py",

@@ -27,7 +27,8 @@ from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.signals import SignalSource, cached_teacher
+from advl_pipeline.training.signals import SignalSource
+from advl_pipeline.training.teacher_features import cached_teacher
 from advl_pipeline.training.vision_targets import choose_vision_targets
 
 
@@ -51,8 +52,10 @@ def grid_cache(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFacto
 def chosen(small_corpus: SmallCorpus, cache: Path, student: Student, **settings: Any) -> tuple[Any, SignalSource]:
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     source = SignalSource([cached_teacher(open_cache(cache))], prior=fit_word_prior(["a dog"]))
-    (choice,) = choose_vision_targets(DistillationSettings(**settings), student, dataset, range(len(dataset)), source)
-    return choice, source
+    (choice,), read = choose_vision_targets(
+        DistillationSettings(**settings), student, dataset, range(len(dataset)), source
+    )
+    return choice, read
 
 
 @pytest.mark.parametrize(
@@ -139,8 +142,9 @@ def test_a_text_pathway_reads_no_places(small_corpus: SmallCorpus, grid_cache: P
     dataset = open_dataset("scenes-vcr", split="train", data_root=small_corpus.data_root, tasks=("vcr-q2a",))
     source = SignalSource([cached_teacher(open_cache(grid_cache))], prior=fit_word_prior(["a"]))
     settings = DistillationSettings(pathway="text")
-    assert choose_vision_targets(settings, build_student("vilt-tiny"), dataset, [0], source) == []
-    assert source.teachers[0].image_places is None
+    choices, read = choose_vision_targets(settings, build_student("vilt-tiny"), dataset, [0], source)
+    assert choices == []
+    assert read.teachers[0].image_places is None
 
 
 @pytest.mark.parametrize("distance", ["relational", "mse"])
@@ -203,7 +207,11 @@ def test_the_command_refuses_with_its_exit_code(
 
 @pytest.mark.parametrize(("dataset", "write"), [("vqa-v2", write_vqa), ("snli-ve", write_snli_ve)])
 def test_pictures_without_boxes_teach_patches_by_default(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], dataset: str, write: Any
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dataset: str,
+    write: Any,
 ) -> None:
     """An official layout, no option about it: the cache holds the grid, and the student's patches follow it."""
     split = {"split": "train"} if dataset == "vqa-v2" else {"name": "train"}

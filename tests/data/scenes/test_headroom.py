@@ -23,7 +23,7 @@ from advl_pipeline.confidence.probe import ProbeData, probe_scores
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.distillation.distance import standardise
+from advl_pipeline.distillation.signal import standardise
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa_accuracy import question_accuracy
 from advl_pipeline.extraction.config import ExtractConfig

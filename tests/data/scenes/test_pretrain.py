@@ -26,7 +26,7 @@ from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.run_signals import _known_words
+from advl_pipeline.training.teaching import _known_words
 
 STUDENTS = ("scenes-small", "scenes-small-lm", "scenes-uniter", "scenes-vilt", "scenes-smolvlm")
 
