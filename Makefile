@@ -138,7 +138,7 @@ site: $(STAMP) ## Write the documentation as a site into build/site; a broken li
 bench: $(STAMP) ## Measure every row of docs/performance.md against its goal, and write the page (half an hour)
 	$(BIN)/python -m benchmarks --markdown docs/performance.md
 
-chaos: $(STAMP) ## Kill 50 extractions and 20 finetunes, damage 200 caches, aim 100 outputs at foreign files; the same bytes must come back
+chaos: $(STAMP) ## Kill, stop and double extractions and finetunes, damage 200 caches, aim 100 outputs at foreign files; the same bytes must come back
 	$(BIN)/python -m benchmarks.chaos
 
 rehearsal: $(STAMP) ## The whole way of a user on mirrors of VCR, VQA v2 and SNLI-VE at official sizes (hours, 2 GB)

@@ -1,12 +1,15 @@
-"""`make chaos`: what the next command makes of killed extractions, damaged caches and killed finetunes, to the byte.
+"""`make chaos`: what the next command makes of what was killed, stopped, damaged or begun twice, to the byte.
 
-python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--seed S]
+python -m benchmarks.chaos [--kills N] [--damages N] [--records N] [--outputs N] [--finetunes N] [--stops N]
+    [--pairs N] [--seed S]
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import random
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -37,6 +40,8 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=20, help="Caches that get records of another one.")
     parser.add_argument("--outputs", type=int, default=100, help="Outputs to aim at files of others.")
     parser.add_argument("--finetunes", type=int, default=20, help="Finetunes to kill.")
+    parser.add_argument("--stops", type=int, default=20, help="Finetunes to stop by SIGTERM.")
+    parser.add_argument("--pairs", type=int, default=8, help="Finetunes to begin twice at once.")
     parser.add_argument("--seed", type=int, default=0, help="Chooses moments, files and damages.")
     options = parser.parse_args()
     sys.path.insert(0, str(_SUPPORT))
@@ -50,7 +55,12 @@ def main() -> None:
             count_damages(chaos, folder / "damages", range(first, first + options.damages)),
             count_foreign_records(chaos, folder / "records", range(first, first + options.records)),
             count_aimed_outputs(chaos, folder / "outputs", range(first, first + options.outputs)),
-            count_finetunes(folder / "finetunes", range(first, first + options.finetunes)),
+            *count_finetunes(
+                folder / "finetunes",
+                kills=range(first, first + options.finetunes),
+                stops=range(first, first + options.stops),
+                pairs=range(first, first + options.pairs),
+            ),
         ]
     print("\n".join(count.line() for count in counts))
     sys.exit(0 if all(count.good == count.tries for count in counts) else 1)
@@ -108,11 +118,10 @@ def count_aimed_outputs(chaos: Any, folder: Path, seeds: range) -> Count:
     return _count(what, "output", lambda seed: f"{aimed.aim(things, seed=seed)}: refused", seeds)
 
 
-def count_finetunes(folder: Path, seeds: range) -> Count:
-    """Kill a finetune at a random moment and give the same command again."""
-    what = "killed finetunes resumed to the same weights"
-    if not seeds:
-        return Count(what=what, good=0, tries=0)
+def count_finetunes(folder: Path, *, kills: range, stops: range, pairs: range) -> list[Count]:
+    """Kill a finetune at a random moment, or stop it by SIGTERM, and give the same command again; or begin it twice."""
+    if not (kills or stops or pairs):
+        return []
     chaos = importlib.import_module("chaos_finetune")
     corpus = importlib.import_module("small_corpus").build_small_corpus(folder / "corpus")
     reference, span = chaos.reference_finetune(corpus, folder / "reference")
@@ -123,7 +132,22 @@ def count_finetunes(folder: Path, seeds: range) -> Count:
         moment, logged = chaos.kill_and_resume_finetune(corpus, reference, span, output, seed=seed)
         return f"after {moment:.3f} s with {logged:>2} steps logged: identical"
 
-    return _count(what, "finetune", kill, seeds)
+    def stop(seed: int) -> str:
+        moment = random.Random(seed).uniform(0, span)
+        output = folder / f"stop-{seed}"
+        logged = chaos.stop_and_resume_finetune(corpus, reference, moment, output, number=signal.SIGTERM)
+        return f"after {moment:.3f} s with {logged:>2} steps finished: identical"
+
+    def begin_twice(seed: int) -> str:
+        offset = random.Random(seed).uniform(0, span)
+        codes = chaos.run_twice_at_once(corpus, reference, offset, folder / f"pair-{seed}")
+        return f"{offset:.3f} s apart: exit codes {codes[0]} and {codes[1]}, identical"
+
+    return [
+        _count("killed finetunes resumed to the same weights", "finetune", kill, kills),
+        _count("finetunes stopped by SIGTERM ended with 130 and resumed to the same weights", "stop", stop, stops),
+        _count("finetunes begun twice at once trained once, to the same weights", "pair", begin_twice, pairs),
+    ]
 
 
 def _count(what: str, label: str, attempt: Callable[[int], str], seeds: range) -> Count:

@@ -152,7 +152,7 @@ def _finetune(config: FinetuneConfig, held: ExitStack, *, uses_teachers: bool) -
     accelerator.wait_for_everyone()
     if config.resume and (finished := folder.read_result()) is not None:
         return FinetuneResult(output=config.output, summary=finished, is_main=accelerator.is_main_process)
-    first_step = _train(run, start, model, accelerator, folder, inputs, teaching)
+    first_step = _train(run, model, start, accelerator, folder, inputs, teaching)
     if accelerator.is_main_process:
         end_run(
             run, given, model, accelerator, folder, inputs, teaching.source, reads, began=began, first_step=first_step
@@ -171,8 +171,8 @@ def _say(settings: TrainingSettings, heads: dict[str, HeadOrigin], found: Sequen
 
 def _train(
     run: Run,
-    start: StudentAtStart,
     model: FinetuneModel,
+    start: StudentAtStart,
     accelerator: Accelerator,
     folder: RunFolder,
     inputs: Inputs,
