@@ -119,7 +119,7 @@ def count_aimed_outputs(chaos: Any, folder: Path, seeds: range) -> Count:
 
 
 def count_finetunes(folder: Path, *, kills: range, stops: range, pairs: range) -> list[Count]:
-    """Kill a finetune at a random moment, or stop it by SIGTERM, and give the same command again; or begin it twice."""
+    """Kill or stop a finetune at a random moment and give the same command again; or begin it twice at once."""
     if not (kills or stops or pairs):
         return []
     chaos = importlib.import_module("chaos_finetune")

@@ -23,7 +23,7 @@ from advl_pipeline.training import teaching
 from advl_pipeline.training.checkpoint import read_checkpoint
 from advl_pipeline.training.finite import StepPlace, require_finite_gradient, require_finite_weights
 from advl_pipeline.training.run import run_finetune
-from advl_pipeline.training.teacher_features import Array, StandIn, TeacherFeatures, cached_teacher
+from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
 
 
 def test_a_diverging_run_stops_with_its_last_good_checkpoint(
