@@ -26,9 +26,9 @@ from advl_pipeline.datasets.records import head_name
 from advl_pipeline.distillation.landmarks import Landmarks
 from advl_pipeline.training.batches import collate_batch
 from advl_pipeline.training.bridge import bridge_confidence
+from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.inputs import Inputs, cache_of_split
 from advl_pipeline.training.landmark_search import StudentAtStart
-from advl_pipeline.training.config import TaskLoss
 from advl_pipeline.training.resolved import Run
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.targets import score_task, student_confidence
