@@ -87,13 +87,13 @@ def test_a_second_writer_is_refused_by_name_and_changes_nothing(
 
 def test_a_pretraining_goes_on_after_the_step_that_a_signal_came_in(small_corpus: Any, tmp_path: Path) -> None:
     def words(output: Path) -> list[object]:
-        steps = ("--warmup-steps", 60, "--joint-steps", 40, "--batch-size", 8)
+        steps = ("--warmup-steps", 160, "--joint-steps", 20, "--batch-size", 4)
         return ["pretrain", "--data-root", small_corpus.data_root, "--output", output, *steps]
 
     whole = advl(*words(tmp_path / "whole"))
     stopped = advl(*words(tmp_path / "stopped"))
-    wait_for(stopped, tmp_path / "stopped" / "student.json")
-    time.sleep(1)
+    # Its first checkpoint, of step 100: before it there is no folder.
+    wait_for(stopped, tmp_path / "stopped" / "checkpoint.safetensors")
     stopped.send_signal(signal.SIGTERM)
     _, said = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, said

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,23 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
             why="the pretraining aligns phrases with boxes",
             next_command=advise(["advl", "scenes", "build"]),
         )
-    with process_lock(output / LOCK, "this student"):
-        # The description comes first, so that it is known whose checkpoint lies there.
-        write_description(output, student, {}, origin=origin)
-        losses = _train(config, options, dataset, tagged, student, heads, output)
+    with ExitStack() as held:
+        lock = process_lock(output / LOCK, "this student")
+        if is_begun := output.is_dir():
+            held.enter_context(lock)
+
+        def keep(step: int, trained: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+            nonlocal is_begun
+            if not is_begun:
+                held.enter_context(lock)
+                is_begun = True
+            # The description comes first, so that it is known whose checkpoint lies there.
+            write_description(output, student, {}, origin=origin)
+            save_checkpoint(output / names.CHECKPOINT, trained, optimizer, step=step, phase="pretrain")
+
+        losses = _train(config, options, dataset, tagged, student, heads, output, keep)
+        if not is_begun:
+            held.enter_context(lock)
         student.to("cpu")
         heads.to("cpu")
         save_student(output, student, origin=origin)
@@ -225,6 +239,7 @@ def _train(
     student: Student,
     heads: PretrainHeads,
     output: Path,
+    keep: Callable[[int, nn.Module, torch.optim.Optimizer], None],
 ) -> dict[str, float]:
     parameters = [*student.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -287,7 +302,7 @@ def _train(
             bar.update(1)
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)
             if (stops := is_asked_to_stop()) or (step + 1) % CHECKPOINT_EVERY == 0:
-                save_checkpoint(output / names.CHECKPOINT, trained, optimizer, step=step + 1, phase="pretrain")
+                keep(step + 1, trained, optimizer)
             if stops:
                 raise Stop
     student.eval()
@@ -319,7 +334,7 @@ def _require_finite(values: dict[str, float], step: int, output: Path) -> None:
         raise NotFinite(
             f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
             where=str(output),
-            why="nothing was written",
+            why="its last checkpoint is kept" if (output / names.CHECKPOINT).exists() else "nothing was written",
             next_command="lower --learning-rate",
         )
 
