@@ -85,7 +85,7 @@ vcr-lowshot: $(STAMP) ## The low-shot study on VCR, or on the VCR-format scenes 
 		$(call in_sight,vcr-lowshot $(STUDY_OPTIONS),vcr-lowshot); \
 	else \
 		echo "VCR is not under $(SCENES_DATA)/vcr (docs/datasets.md), so the same study runs on the VCR-format scenes."; \
-		echo "First they are drawn, about a minute of one core, and the student is pretrained, some minutes;"; \
+		echo "First they are drawn, about a minute of one core, and the student is pretrained, about four: 0.2 GB;"; \
 		echo "then follows what the study will take here in minutes and in GB, before it begins."; \
 		$(MAKE) --no-print-directory scenes-inputs && \
 		$(call in_sight,scenes-vcr-lowshot --workers $(STUDY_WORKERS),scenes-vcr-lowshot); \

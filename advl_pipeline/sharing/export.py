@@ -33,7 +33,7 @@ from advl_pipeline.runs.reader import read_config, read_json
 from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.hub import open_repository, upload
-from advl_pipeline.sharing.programs import LOADER_FILE, PROGRAM_FILE, trace_student
+from advl_pipeline.sharing.programs import LOADER_FILE, PREPARED, PROGRAM_FILE, trace_student
 from advl_pipeline.sharing.transformers_models import (
     FAMILIES,
     Family,
@@ -265,6 +265,10 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
             next_command="--to transformers" if family_for(student) else _predict(run),
         )
     traced = trace_student(student, head, task)
+    # Others see regions or boxes, which come from elsewhere.
+    side, num_visual = None, 0
+    if isinstance(student, PixelStudent) and PREPARED.issuperset(traced.inputs):
+        side, num_visual = student.config.image_size, student.num_visual
     described = {
         "student": student.name,
         "config": without_folders(student.config_dict()),
@@ -276,7 +280,7 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
         lambda folder: save_tensors(folder / names.STUDENT_WEIGHTS, traced.weights),
         lambda folder: torch.export.save(traced.program, folder / PROGRAM_FILE),
         lambda folder: (folder / LOADER_FILE).write_text(
-            traced.loader(student.name, num_classes_of(head)), encoding="utf-8"
+            traced.loader(student.name, num_classes_of(head), side=side, num_visual=num_visual), encoding="utf-8"
         ),
         lambda folder: (folder / names.CONFIG).write_text(
             json.dumps(described, indent=2, default=str) + "\n", encoding="utf-8"
@@ -284,10 +288,13 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
     ]
     if isinstance(student, LaysOutTexts):
         tokenizer = shared_tokenizer(student, name)
-        writes.append(lambda folder: tokenizer.backend_tokenizer.save(str(folder / names.TOKENIZER)))
+        core = tokenizer.backend_tokenizer
+        core.enable_truncation(tokenizer.model_max_length)
+        core.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+        writes.append(lambda folder: core.save(str(folder / names.TOKENIZER)))
     return _Prepared(
         model=LOADER_FILE,
-        usage=_TORCH_USAGE + indent(traced.legend, "# ") + "\n",
+        usage=_torch_usage(name) if side else _TORCH_USAGE + indent(traced.legend, "# ") + "\n",
         writes=tuple(writes),
     )
 
@@ -301,6 +308,21 @@ from load import load
 
 score = load()
 help("load")  # Says which tensors a batch holds; tokenizer.json lays out a text, or a pair of texts.
+# The student sees regions or boxes of a picture, which come from elsewhere: no code here makes them of a picture.
+"""
+
+
+def _torch_usage(head: str) -> str:
+    """Return the code that asks a program for a picture and texts: a choice each, or one text to be judged."""
+    answers = ["red", "blue"] if head == "vcr" else None
+    texts = ["Which colour is it?"] * (2 if answers else 1)
+    return f"""\
+from PIL import Image
+
+from load import load, prepare
+
+score, picture = load(), Image.open("picture.png")
+print(score(prepare(picture, {texts}, {answers})).tolist())
 """
 
 

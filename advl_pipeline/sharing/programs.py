@@ -61,6 +61,32 @@ def load(folder: Path = Path(__file__).parent) -> Callable[[dict[str, torch.Tens
     return logits
 '''
 
+PREPARE = '''
+
+def prepare(
+    picture: Image.Image, texts: list[str], answers: list[str] | None = None, folder: Path = Path(__file__).parent
+) -> dict[str, torch.Tensor]:
+    """Return the batch of one picture and some texts, or some questions with an answer each."""
+    rows = Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(
+        list(zip(texts, answers, strict=True)) if answers else texts
+    )
+    # Transparent pixels lie over white.
+    rgba = picture.convert("RGBA")
+    square = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    square = square.resize(({side}, {side}), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
+    return {{
+        "token_ids_NL": torch.tensor([row.ids for row in rows]),
+        "types_NL": torch.tensor([row.type_ids for row in rows]),
+        "token_mask_NL": torch.tensor([row.attention_mask for row in rows], dtype=torch.bool),
+        "visual_mask_NR": torch.ones(len(rows), {num_visual}, dtype=torch.bool),
+        "pixels_B3SS": pixels.expand(len(rows), -1, -1, -1),
+    }}
+'''
+"""From a picture and texts to tensors, for a student that reads no more than these."""
+
+PREPARED = frozenset({"token_ids_NL", "types_NL", "token_mask_NL", "visual_mask_NR", "pixels_B3SS"})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentProgram:
@@ -74,10 +100,22 @@ class StudentProgram:
     inputs: Mapping[str, str]
     legend: str
 
-    def loader(self, name: str, num_classes: int) -> str:
-        """Return the source of `load.py`."""
+    def loader(self, name: str, num_classes: int, *, side: int | None = None, num_visual: int = 0) -> str:
+        """Return the source of `load.py`.
+
+        Args:
+            name: of the student.
+            num_classes: width of what it gives.
+            side: of the square that it sees a picture as, for the code from pictures and texts; None for none.
+            num_visual: visual tokens of a picture, for the same.
+        """
         told = "\n".join(f"- {key}: {shape}" for key, shape in self.inputs.items())
-        return LOADER.format(name=name, inputs=told, names=tuple(self.inputs), num_classes=num_classes)
+        code = LOADER.format(name=name, inputs=told, names=tuple(self.inputs), num_classes=num_classes)
+        if side is None:
+            return code
+        code = code.replace("import torch\n", "import numpy as np\nimport torch\nfrom PIL import Image\n", 1)
+        code = code.replace("import load_file\n", "import load_file\nfrom tokenizers import Tokenizer\n", 1)
+        return code + PREPARE.format(side=side, num_visual=num_visual)
 
 
 class _Scores(nn.Module):

@@ -166,6 +166,23 @@ def test_a_program_runs_on_torch_alone(name: str, small_corpus: Any, tmp_path: P
     assert ast.literal_eval(elsewhere(code, tmp_path / "out")) == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.parametrize(("name", "dataset"), [("meter-tiny", "scenes-vcr"), ("vilt-tiny", "scenes-snli-ve")])
+def test_a_program_over_pixels_carries_the_code_from_pictures_and_texts(
+    name: str, dataset: str, small_corpus: Any, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
+    run, folder = finetuned(small_corpus, tmp_path / "run", name, dataset), tmp_path / "out"
+    run_export(ExportRunConfig(run=run, to="torch", output=folder))
+    picture = folder / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)).save(picture)
+    finished = load_run(run)
+    ((head_name, head),) = finished.heads.items()
+    with torch.inference_mode():
+        batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])
+        expected = finished.student.encode(batch).class_logits(head).flatten().tolist()
+    found = np.ravel(ast.literal_eval(elsewhere(card_code(folder), folder)))
+    np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
+
+
 def test_the_card_says_what_the_student_is_of(small_corpus: Any, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
     run_finetune(small_corpus.config(run, num_steps=1, adapt_steps=1))
