@@ -55,7 +55,7 @@ class LazyGroup(PluginGroup):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and not args[0].startswith("-") and args[0] not in known:
-            ctx.fail(f"No command {args[0]!r}: {suggest_names(args[0], known)}")
+            ctx.fail(f"No command {args[0]!r}: {suggest_names(args[0], known, limit=1)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

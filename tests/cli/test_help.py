@@ -67,7 +67,12 @@ def test_near_names_are_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["extrct"])
     assert stop.value.code == 2
-    assert "did you mean extract" in capsys.readouterr().err
+    assert "did you mean extract?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evluate", "runs/a"])
+    said = capsys.readouterr().err
+    assert "did you mean evaluate?" in said
+    assert "next:  advl evaluate runs/a" in said
 
 
 def test_an_error_is_three_lines_for_people_and_a_traceback_only_with_debug() -> None:
