@@ -22,7 +22,6 @@ def command(config: ReportConfig, as_json: bool) -> None:
     \b
     advl report runs/studies/demo
     advl report runs/vcr-advl
-    advl report runs/vcr-plain runs/vcr-advl
     advl report runs/studies/demo --to csv --output demo.csv
     """
     from advl_pipeline.reporting.report import run_report
