@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 import types
 import typing
@@ -218,6 +219,100 @@ def test_a_card_renames_columns_and_orders_classes(tmp_path: Path) -> None:
     write_json_lines(tmp_path / "more.jsonl", [class_row(0, groups="x", stratum="y")])
     line = open_own(str(tmp_path / "more.jsonl"), None).line()
     assert line.endswith("image, text, label; also split, stratum; left alone: groups; 1 train")
+
+
+PUBLIC_ROWS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    (
+        "VQA",
+        {"question": "Which colour?", "question_id": 7, "answer_type": "other", "multiple_choice_answer": "red"},
+        {"question": "Which colour?", "answer": "red"},
+        "",
+    ),
+    (
+        "VQA with all answers",
+        {
+            "question": "Which colour?",
+            "multiple_choice_answer": "red",
+            "answers": [{"answer": text, "answer_id": place} for place, text in enumerate(("red", "red", "dark"))],
+        },
+        {"question": "Which colour?", "answers": ["red", "red", "dark"]},
+        "",
+    ),
+    (
+        "A-OKVQA",
+        {
+            "question": "Which colour?",
+            "choices": ["blue", "red"],
+            "correct_choice_idx": 1,
+            "direct_answers": ["red", "reddish"],
+            "rationales": ["It is red.", "One sees red."],
+        },
+        {"question": "Which colour?", "choices": ["blue", "red"], "label": 1},
+        "",
+    ),
+    (
+        "A-OKVQA, answers",
+        {"question": "Which colour?", "choices": ["blue", "red"], "direct_answers": ["red", "reddish", "red"]},
+        {"question": "Which colour?", "answers": {"red": 2, "reddish": 1}},
+        'task = "answers"\n',
+    ),
+    (
+        "SNLI-VE",
+        {"premise": "A red field.", "hypothesis": "It is red.", "label": "yes"},
+        {"text": "It is red.", "label": "yes"},
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "lines"), [row[1:] for row in PUBLIC_ROWS], ids=[row[0] for row in PUBLIC_ROWS]
+)
+@pytest.mark.parametrize("write", [write_json_lines, write_csv, write_parquet])
+def test_columns_of_public_datasets_are_known(
+    tmp_path: Path, write: Callable[..., Path], theirs: dict[str, Any], ours: dict[str, Any], lines: str
+) -> None:
+    rows = [{"image": f"pictures/{colour}.png"} for colour in COLOURS]
+    ending = {write_json_lines: "jsonl", write_csv: "csv", write_parquet: "parquet"}[write]
+    data = write(tmp_path / f"public.{ending}", [row | theirs for row in rows])
+    if lines:
+        data = tmp_path / "card.toml"
+        data.write_text(f'files = "public.{ending}"\n{lines}')
+    plain = write_json_lines(tmp_path / "ours.jsonl", [row | ours for row in rows])
+    public, own = (open_dataset(str(path), split="train") for path in (data, plain))
+    assert (public.tasks, public.content_digest()) == (own.tasks, own.content_digest())
+    assert public[0].label is not None
+
+
+def test_what_the_data_call_ours_and_what_a_card_names_come_before_names_of_public_datasets(tmp_path: Path) -> None:
+    told = class_row(0, split="train", hypothesis="It is blue.")
+    data = write_json_lines(tmp_path / "data.jsonl", [told])
+    assert open_dataset(str(data), split="train")[0].candidates[0].text == told["text"]
+    write_json_lines(
+        data, [choice_row(0, split="train", hypothesis="x", multiple_choice_answer="x", correct_choice_idx=1)]
+    )
+    dataset = open_dataset(str(data), split="train")
+    assert (dataset.tasks, dataset[0].label) == (("choice",), 0)
+    write_json_lines(data, [class_row(0, split="train", text=..., hypothesis="It is blue.", claim="It is red.")])
+    card = tmp_path / "card.toml"
+    card.write_text('files = "data.jsonl"\n[columns]\ntext = "claim"\n')
+    assert open_dataset(str(card), split="train")[0].candidates[0].text == "It is red."
+
+
+def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path) -> None:
+    """Names of public datasets whose meaning is not certain are named, all at once."""
+    row = {"file_name": "pictures/red.png", "caption": "It is red.", "gold_label": "yes"}
+    data = write_json_lines(tmp_path / "data.jsonl", [row])
+    found = re.search(r"a card renames columns: \[columns\] (.*)", refusal(data).why)
+    assert found is not None
+    card = tmp_path / "card.toml"
+    card.write_text('files = "data.jsonl"\n[columns]\n' + found[1].replace(" and ", "\n") + "\n")
+    dataset = open_dataset(str(card), split="train")
+    assert (dataset[0].candidates[0].text, dataset.label_names("classes")) == ("It is red.", ("yes",))
+    write_json_lines(data, [choice_row(0, split="train", label=..., answer="red")])
+    assert 'where the answer is the right one of the choices: [columns] label = "answer"' in refusal(data).why
+    card.write_text('files = "data.jsonl"\n[columns]\nlabel = "answer"\n')
+    assert open_dataset(str(card), split="train")[0].label == 0
 
 
 def test_boxes_tags_rationales_groups_and_strata(tmp_path: Path) -> None:

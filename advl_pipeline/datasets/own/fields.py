@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from advl_pipeline.datasets.boxes import is_number
+from advl_pipeline.datasets.own.kinds import synonyms
 from advl_pipeline.datasets.own.tagged_text import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import normalise_text
@@ -26,6 +27,7 @@ _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
 def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
     """Return a record under our names of its columns; JSON in cells is parsed, `choice_0`, ... become one list.
 
+    Names of public datasets that mean one thing need no card, such as `multiple_choice_answer`.
     A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
 
     Raises:
@@ -40,6 +42,12 @@ def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
             found.pop(ours, None)
         if theirs not in card.columns:
             found.pop(theirs, None)
+    known = synonyms(found, card)
+    for theirs, ours in known.items():
+        found[ours] = found.pop(theirs)
+    if "label" in known.values() and "rationale_label" not in found:
+        # Rationales beside such a label explain the right choice, and all are right: there is none to choose.
+        found.pop("rationales", None)
     for one, several in (("choice", "choices"), ("rationale", "rationales")):
         cells: list[Any] = []
         while (name := f"{one}_{len(cells)}") in found:
