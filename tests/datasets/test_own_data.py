@@ -768,6 +768,78 @@ def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch:
     assert "--data" in error.next_command or "hf:NAME:CONFIGURATION" in error.next_command
 
 
+def saved_to_disk(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
+    library.Dataset.from_list(rows).save_to_disk(folder)
+
+
+def saved_as_splits(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
+    parts = {split: library.Dataset.from_list(of_split(rows, split)) for split in ("train", "test")}
+    library.DatasetDict(parts).save_to_disk(folder)
+
+
+def sharded(folder: Path, rows: list[dict[str, Any]], _: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", of_split(rows, split))
+
+
+def as_on_the_hub(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
+    sharded(folder / "data", rows, library)
+
+
+def told_by_its_page(folder: Path, rows: list[dict[str, Any]], library: Any) -> None:
+    sharded(folder / "parts" / "colours", rows, library)
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n"
+        "  - split: train\n    path: parts/colours/train-*\n  - split: test\n    path: parts/colours/test-*\n---\n"
+    )
+
+
+def of_split(rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "split"} for row in rows if row["split"] == split]
+
+
+@pytest.mark.parametrize("write", [saved_to_disk, saved_as_splits, sharded, as_on_the_hub, told_by_its_page])
+def test_a_folder_in_the_layout_of_hugging_face_is_offered_the_command_that_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], write: Callable[..., None]
+) -> None:
+    library = pytest.importorskip("datasets", reason="the library `datasets` is not installed")
+    if not hasattr(library, "load_dataset"):
+        pytest.skip("the library `datasets` is not installed: a folder of downloads passes for it")
+    monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "library")
+    beside = write_json_lines(tmp_path / "data.jsonl", rows_of(class_row))
+    pictures = [(tmp_path / row["image"]).read_bytes() for row in rows_of(class_row)]
+    rows = [class_row(number, image={"bytes": content, "path": None}) for number, content in enumerate(pictures)]
+    folder = tmp_path / "colours"
+    write(folder, rows, library)
+    assert exit_code("datasets", "check", str(folder)) == 5
+    told = capsys.readouterr().err
+    offered = re.search(r"next: +advl (.*?)   \(", told)
+    assert offered is not None
+    assert offered[1].endswith(f"hf:{folder}")
+    assert exit_code(*offered[1].split()) == 0
+    for split in ("train", "test"):
+        found, own = (open_dataset(name, split=split) for name in (f"hf:{folder}", str(beside)))
+        assert [found[place].candidates for place in range(len(found))] == [
+            own[place].candidates for place in range(len(own))
+        ]
+        assert (found.label_names("classes"), len(found.image_units())) == (("no", "yes"), len(own.image_units()))
+
+
+def test_files_called_after_splits_stay_a_folder_of_files_whatever_lies_beside_them(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "train.jsonl", [choice_row(0, split=...)])
+    (tmp_path / "README.md").write_text("---\ndataset_info:\n  features: []\n---\n")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert splits_of(str(tmp_path)) == ("train",)
+    (tmp_path / "train.jsonl").unlink()
+    assert refusal(tmp_path).why == "it holds dataset_info.json"
+    (tmp_path / "dataset_info.json").unlink()
+    assert refusal(tmp_path).why == "it holds README.md"
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nconfigs: none\n")
+    assert "no file in it ends in" in refusal(tmp_path).why
+
+
 def test_a_command_opens_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 

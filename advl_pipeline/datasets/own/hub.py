@@ -5,6 +5,7 @@ Pictures stay as they are stored: their bytes are read, never decoded here. Code
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,35 @@ from advl_pipeline.packages import install_extra
 
 UNKNOWN_CLASS = -1
 """What the library writes for a label that a split does not tell."""
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+"""How the library ends the name of a file that is one of several of a split."""
+
+_SAVED = "state.json"
+"""What `save_to_disk` leaves beside the rows of a lone dataset."""
+
+_SIGNS = (_SAVED, "dataset_dict.json", "dataset_info.json", "*/*.parquet", "*/metadata.jsonl")
+"""Files that the library writes, or looks for, in a folder of its layout."""
+
+
+def library_sign(folder: Path, tables: Sequence[Path]) -> Path | None:
+    """Return a file which says that a folder is in the layout of the library; None where no file does.
+
+    Args:
+        folder: one that exists.
+        tables: files in it that are read without the library; unless they are shards, it is not in that layout.
+    """
+    if tables:
+        return next((path for path in tables if _SHARD.search(path.stem)), None)
+    for sign in _SIGNS:
+        if found := min(folder.glob(sign), default=None):
+            return found
+    page = folder / "README.md"
+    if page.is_file():
+        text = page.read_text(encoding="utf-8", errors="replace")
+        if re.match(r"---\n(?:(?!---$).*\n)*?(?:dataset_info|configs):", text, re.MULTILINE):
+            return page
+    return None
 
 
 def hub_source(name: str, card: DataCard) -> RowSource:
@@ -48,8 +78,14 @@ def hub_source(name: str, card: DataCard) -> RowSource:
     if obstacle:
         # A copy in the library's cache is taken at once, instead of after half a minute of retries.
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    is_saved = (Path(path) / _SAVED).is_file()
     try:
-        found = load_dataset(path, configuration or None)
+        # `load_from_disk` would open whatever file the folder's record names, beside the folder too.
+        found = (
+            load_dataset("arrow", data_dir=path, data_files="data-*.arrow")
+            if is_saved
+            else load_dataset(path, configuration or None)
+        )
     except Exception as error:  # The library raises whatever its many back ends do.
         raise DatasetMissing(
             "The dataset cannot be had from the hub.",
@@ -62,9 +98,9 @@ def hub_source(name: str, card: DataCard) -> RowSource:
         ) from None
     if not isinstance(found, Mapping):
         raise DatasetError("The dataset has no splits.", where=f"hf:{name}")
-    return library_source(
-        {str(split): part for split, part in found.items()}, card, name=f"hf:{name}", pictures=Path(path)
-    )
+    # The library calls a lone dataset train; its rows may say otherwise.
+    splits = {None if is_saved else str(split): part for split, part in found.items()}
+    return library_source(splits, card, name=f"hf:{name}", pictures=Path(path))
 
 
 def library_source(splits: Mapping[str | None, Any], card: DataCard, *, name: str, pictures: Path) -> RowSource:

@@ -14,7 +14,7 @@ from advl_pipeline.datasets.benchmark import ReadOptions, load_plugin, plugin_en
 from advl_pipeline.datasets.index import Index, describe, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Role, Source, Variant
 from advl_pipeline.datasets.own.classes import answer_scores, class_names
-from advl_pipeline.datasets.own.hub import hub_source
+from advl_pipeline.datasets.own.hub import hub_source, library_sign
 from advl_pipeline.datasets.own.tables import read_table
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
@@ -140,6 +140,15 @@ def _rows(tables: list[Table]) -> Iterator[Row]:
 def _tables_of_folder(folder: Path) -> list[Table]:
     """A folder's files are the splits that they are called after."""
     files = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES and path.is_file())
+    sign = library_sign(folder, files)
+    if sign is not None:
+        name = f"{HUB_PREFIX}{folder}"
+        raise DatasetError(
+            "The folder is in the layout of Hugging Face, which the library `datasets` reads.",
+            where=str(folder),
+            why=f"it holds {sign.relative_to(folder)}",
+            next_command=advise(["advl", "datasets", "check", name], note=f"give {name} in place of {folder}"),
+        )
     stems = [path.stem for path in files]
     if not files or len(set(stems)) != len(stems):
         raise DatasetError(
