@@ -299,16 +299,27 @@ def test_what_the_data_call_ours_and_what_a_card_names_come_before_names_of_publ
     assert open_dataset(str(card), split="train")[0].candidates[0].text == "It is red."
 
 
-def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path) -> None:
-    """Names of public datasets whose meaning is not certain are named, all at once."""
-    row = {"file_name": "pictures/red.png", "caption": "It is red.", "gold_label": "yes"}
-    data = write_json_lines(tmp_path / "data.jsonl", [row])
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"caption": "It is red.", "gold_label": "yes"}, "It is red."),
+        ({"caption": "x", "question": "Red?", "options": ["yes", "no"], "correct_choice_idx": 0}, "Red? yes"),
+        ({"caption": "x", "question": "Red?", "choices": ["yes", "no"], "label": 0}, "Red? yes"),
+    ],
+)
+def test_the_hint_of_columns_writes_a_card_that_works(tmp_path: Path, row: dict[str, Any], text: str) -> None:
+    """Names of public datasets whose meaning is not certain are named, all at once, for one kind of task."""
+    data = write_json_lines(tmp_path / "data.jsonl", [row | {"file_name": "pictures/red.png"}])
     found = re.search(r"a card renames columns: \[columns\] (.*)", refusal(data).why)
     assert found is not None
     card = tmp_path / "card.toml"
     card.write_text('files = "data.jsonl"\n[columns]\n' + found[1].replace(" and ", "\n") + "\n")
-    dataset = open_dataset(str(card), split="train")
-    assert (dataset[0].candidates[0].text, dataset.label_names("classes")) == ("It is red.", ("yes",))
+    example = open_dataset(str(card), split="train")[0]
+    assert (example.candidates[0].text, example.label) == (text, 0)
+
+
+def test_an_answer_beside_choices_is_named_as_their_label(tmp_path: Path) -> None:
+    data, card = tmp_path / "data.jsonl", tmp_path / "card.toml"
     write_json_lines(data, [choice_row(0, split="train", label=..., answer="red")])
     assert 'where the answer is the right one of the choices: [columns] label = "answer"' in refusal(data).why
     card.write_text('files = "data.jsonl"\n[columns]\nlabel = "answer"\n')

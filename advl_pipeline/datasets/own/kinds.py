@@ -90,14 +90,14 @@ def recognise(columns: Collection[str], told: Kind | None) -> Kind:
         raise Malformed(f"the columns are ambiguous: they fit {fits}; a card can say which: task = {found[0]!r}{key}")
     if told is None and not found:
         kinds = "; ".join(f"{kind}: {names}" for kind, names in EXPECTED.items())
-        raise Malformed(f"the columns {_listed(columns)} fit no kind of task; {kinds}{_hint(columns)}")
+        raise Malformed(f"the columns {_listed(columns)} fit no kind of task; {kinds}{_hint(columns, None)}")
     kind = told or found[0]
     for names in _NEEDED[kind]:
         if not any(name in columns for name in names):
             why = "the card says" if told else "the other columns say"
             raise Malformed(
                 f"column {names[0]!r} is missing, {why} that the task is {kind} ({EXPECTED[kind]}); "
-                f"found: {_listed(columns)}{_hint(columns)}"
+                f"found: {_listed(columns)}{_hint(columns, kind)}"
             )
     return kind
 
@@ -106,8 +106,8 @@ def _listed(columns: Collection[str]) -> str:
     return ", ".join(sorted(map(str, columns))) or "(none)"
 
 
-def _hint(columns: Collection[str]) -> str:
-    """Return a card's lines that would rename the columns which look like ours."""
+def _hint(columns: Collection[str], kind: Kind | None) -> str:
+    """Return a card's lines that would rename the columns which look like ours; those of one kind of task alone."""
     missing = [name for name in COLUMNS if name not in columns]
     looks_like: dict[str, str] = {}
     # A name that is known from public datasets says more than one that is spelt alike.
@@ -116,5 +116,9 @@ def _hint(columns: Collection[str]) -> str:
         ours = next((one for one in near if one in missing), "")
         if name not in COLUMNS and ours:
             looks_like.setdefault(ours, name)
+    kind = kind or next((one for one, names in MARKERS.items() if looks_like.keys() & {*names}), None)
+    for other in MARKERS.keys() - {kind}:
+        for ours in MARKERS[other]:
+            looks_like.pop(ours, None)
     lines = [f'{ours} = "{looks_like[ours]}"' for ours in COLUMNS if ours in looks_like]
     return f"; a card renames columns: [columns] {' and '.join(lines)}" if lines else ""
