@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from advl_pipeline.errors import (
     ConfigError,
     again,
 )
+from advl_pipeline.packages import entry_points
 
 ENTRY_POINT_GROUP = "advl.datasets"
 

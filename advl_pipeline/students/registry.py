@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from advl_pipeline.errors import (
     advise,
     suggest_names,
 )
+from advl_pipeline.packages import entry_points
 
 if TYPE_CHECKING:
     from advl_pipeline.students.interface import Student
@@ -88,6 +88,7 @@ def build_student(name: str, *, weights: Path | None = None, overrides: Mapping[
         module, _, function = BUILDERS[name].partition(":")
         builder: Builder = getattr(importlib.import_module(module), function)
     else:
-        (point,) = entry_points(group="advl.students", name=door_of(name) or name)
+        wanted = door_of(name) or name
+        (point,) = (point for point in entry_points(group="advl.students") if point.name == wanted)
         builder = point.load()
     return builder(name, weights, overrides or {})

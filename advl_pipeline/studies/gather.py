@@ -123,10 +123,8 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
 
 def finetune_command(config: FinetuneConfig) -> str:
     """Return the `advl finetune` command that repeats a run, without the options that change nothing in it."""
-    method = resolve_method(config, num_steps=finetune_steps(config))
-    told = {
-        name: value for name, value in config_to_dict(config).items() if name not in without_effect(config, method)
-    }
+    idle = without_effect(config, resolve_method(config, num_steps=finetune_steps(config)))
+    told = {name: value for name, value in config_to_dict(config).items() if name not in idle}
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, told)])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from advl_pipeline.errors import (
     advise,
     suggest_names,
 )
+from advl_pipeline.packages import entry_points
 from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, DescribedTeacher, TeacherCard
 from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind, OpenOptions
 
