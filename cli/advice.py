@@ -72,6 +72,15 @@ def what_follows(*command: str) -> str:
     return shlex.join(_completed(command, context.command, invocation.given))
 
 
+def remedy_of(error: AdvlError) -> str:
+    """Return what the line `next:` says of an error that did not stop the command which ran."""
+    context = click.get_current_context().find_root()
+    invocation = context.find_object(Invocation)
+    if invocation is None or not isinstance(context.command, click.Group):
+        return error.next_command
+    return next_command(error, context.command, invocation)
+
+
 def after_usage_error(error: click.UsageError, group: click.Group, invocation: Invocation) -> str:
     """Return the user's command with the mistyped word put right, or the help of the command."""
     wrong, near = "", ""

@@ -9,7 +9,7 @@ import click
 
 from advl_pipeline.extraction.config import ExtractConfig
 
-from .advice import what_follows
+from .advice import remedy_of, what_follows
 from .options import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
@@ -54,14 +54,24 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
             continue
         rows = f"{item.num_token_rows} token rows"
         if item.num_counted < item.num_units:
-            rows = f"about {rows} (± {item.margin:.1%}; {item.num_counted} units were counted)"
+            rows = (
+                f"about {rows} (by the number of words)"
+                if item.margin is None
+                else f"about {rows} (± {item.margin:.1%}; {item.num_counted} units were counted)"
+            )
         click.echo(
             f"{item.modality}: {item.num_units} units, {rows}, {item.num_shards} shards, "
             f"{item.num_bytes / 1e6:.1f} MB, {item.padded_share:.0%} padding{seconds}"
         )
     if result.dry_run:
-        click.echo(f"times are of {device_name(config.device)}")
-        click.echo(f"would write {result.path}; {(result.free_bytes or 0) / 1e9:.1f} GB are free there")
+        if result.untimed is None:
+            click.echo(f"times are of {device_name(config.device)}")
+        else:
+            click.echo("time of encoding: not measured, the weights are not here; the teacher's card told the sizes")
+            click.echo(f"  why:   {result.untimed.what}")
+            click.echo(f"  next:  {remedy_of(result.untimed)}")
+        room = "" if result.free_bytes is None else f"; {result.free_bytes / 1e9:.1f} GB are free there"
+        click.echo(f"would write {result.path}{room}")
         return
     shares = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.stage_seconds.items())
     click.echo(f"encoded {result.encoded_units} units in {result.seconds:.1f} s ({shares})")

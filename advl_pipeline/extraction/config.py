@@ -107,7 +107,12 @@ class ExtractConfig(DataRootOptions, ComputeConfig, DiskCacheOptions):
         rare=True,
         output=Output(makes="lines", begins=rb'\{"event": "progress", '),
     )
-    dry_run: bool = option(False, help="Only say what would be done: units, bytes, time, free disk.", identity="none")
+    dry_run: bool = option(
+        False,
+        help="Only say what would be done: units, bytes, time, free disk. Without the teacher's weights all but "
+        "time is told by its card.",
+        identity="none",
+    )
     engine: Literal["local", "ray"] = option(
         "local",
         help="Work in this process, or in tasks of the Ray cluster at $RAY_ADDRESS (else one started here).",

@@ -5,31 +5,22 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.ragged import place
+from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.cache.records import ModalityRecord, PlanRecord
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
-from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.errors import StorageError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.encode import padded_share, plan_batches
-from advl_pipeline.extraction.part import open_part
-from advl_pipeline.extraction.sources import Source, TokenCounts, image_tokens_of
-from advl_pipeline.teachers.catalogue import TeacherCard
+from advl_pipeline.extraction.sources import Source, TokenCounts
 
-_PIECES_PER_WORD = 1.15
-"""Word pieces of a word or mark of plain English, about; only where no tokenizer is at hand."""
-
-_WORDED_TEXTS = 2_000
 _CONFIDENCE_BYTES = 32
 """Of an example in a set: its id and two numbers."""
 
@@ -42,13 +33,14 @@ class Estimate:
     """Cost of one modality, or of confidences, whose units are examples; `seconds` is None without a trial.
 
     Token rows were counted in `num_counted` of the units. With fewer than all of them, rows and bytes are estimates:
-    `margin` is half the width of their 95 % interval, as a share.
+    `margin` is half the width of their 95 % interval, as a share. Where none were counted, for want of the teacher's
+    tokenizer, the words of the texts tell them, and `margin` is None.
     """
 
     modality: str
     num_units: int
     num_counted: int
-    margin: float
+    margin: float | None
     num_token_rows: int
     num_shards: int
     num_bytes: int
@@ -65,61 +57,57 @@ def estimate(
         stored: stored dtype of token rows.
         trial: encode two batches of middling length to learn the speed.
     """
-    placement = place(counts.lengths_N, shard_rows=shard_rows)
-    batches = [
-        batch
-        for shard in range(placement.num_shards)
-        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
-    ]
-    token_dim = source.tower.token_dim if source.has_tokens else None
-    num_bytes = stored_bytes(
+    untimed = estimate_untimed(
         source.modality,
-        placement.num_rows,
-        placement.num_units,
-        stored,
-        token_dim,
-        source.tower.global_dim,
+        counts,
+        token_dim=source.tower.token_dim if source.has_tokens else None,
+        global_dim=source.tower.global_dim,
+        stored=stored,
         shard_rows=shard_rows,
+        batch_size=batch_size,
+    )
+    if not trial:
+        return untimed
+    batches = _batches_of(place(counts.lengths_N, shard_rows=shard_rows), batch_size)
+    return replace(untimed, seconds=_trial_seconds(source, batches))
+
+
+def estimate_untimed(
+    modality: str,
+    counts: TokenCounts,
+    *,
+    token_dim: int | None,
+    global_dim: int,
+    stored: StoredDtype,
+    shard_rows: int,
+    batch_size: int,
+) -> Estimate:
+    """Return the cost of extracting one modality but for its time, which needs no teacher.
+
+    Args:
+        modality: image or text.
+        counts: token rows of its units.
+        token_dim: width of a token row; None where there are no token features.
+        global_dim: width of a unit's global feature.
+        stored: stored dtype of token rows.
+        shard_rows: token rows per shard.
+        batch_size: units per forward pass.
+    """
+    placement = place(counts.lengths_N, shard_rows=shard_rows)
+    num_bytes = stored_bytes(
+        modality, placement.num_rows, placement.num_units, stored, token_dim, global_dim, shard_rows=shard_rows
     )
     return Estimate(
-        modality=source.modality,
+        modality=modality,
         num_units=placement.num_units,
         num_counted=counts.num_counted,
         margin=counts.margin,
         num_token_rows=int(placement.lengths_N.sum()),
         num_shards=placement.num_shards,
         num_bytes=num_bytes,
-        padded_share=padded_share(batches, placement.lengths_N),
-        seconds=_trial_seconds(source, batches) if trial else None,
+        padded_share=padded_share(_batches_of(placement, batch_size), placement.lengths_N),
+        seconds=None,
     )
-
-
-def bytes_by_card(config: ExtractConfig, card: TeacherCard) -> int:
-    """Return about how many bytes a cache takes, by the widths that are stated of a teacher without its weights.
-
-    Raises:
-        ConfigError, DatasetError: as `open_part`.
-    """
-    dataset = open_part(config)
-    total = 0
-    if "image" in card.modalities and config.modality != "text":
-        units, kind = dataset.image_units(), image_tokens_of(config, dataset)
-        cells = min(card.grid_shape[0], config.grid_side) * min(card.grid_shape[1], config.grid_side)
-        rows = {"grid": cells * len(units), "none": 0}.get(kind, sum(max(1, len(unit.boxes_R4)) for unit in units))
-        width = card.grid_dim if rows else None
-        total += stored_bytes(
-            "image", rows, len(units), config.dtype, width, card.image_dim, shard_rows=config.shard_rows
-        )
-    if "text" in card.modalities and config.modality != "image":
-        texts = dataset.text_units()
-        drawn = np.random.default_rng(0).choice(len(texts), min(len(texts), _WORDED_TEXTS), replace=False)
-        words = np.mean([len(word_spans(texts[place].text)) for place in np.sort(drawn).tolist()])
-        pieces = float(words) * _PIECES_PER_WORD * (config.select_tokens or 1.0)
-        rows = round(pieces * len(texts))
-        total += stored_bytes(
-            "text", rows, len(texts), config.dtype, card.token_dim, card.text_dim, shard_rows=config.shard_rows
-        )
-    return total
 
 
 def stored_bytes(
@@ -158,11 +146,11 @@ def stored_bytes(
     return sum(len(spec.metadata()) + sum(map(spec.file_bytes, range(spec.num_shards))) for spec in arrays)
 
 
-def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], dataset: Dataset) -> tuple[Estimate, ...]:
+def estimate_confidences(config: ExtractConfig, modalities: Sequence[str], dataset: Dataset) -> tuple[Estimate, ...]:
     """Return the cost of the confidences that follow on encoding; nothing where none are asked for or possible.
 
     Args:
-        sources: the modalities to extract, each of which gets heads of its own.
+        modalities: those to extract, each of which gets heads of its own.
     """
     first = dataset[0]
     if not config.confidence or (first.label is None and not first.soft_label):
@@ -174,10 +162,10 @@ def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], datas
             kind,
             num_examples=len(dataset),
             num_outputs=len(first.candidates) if choice else len(dataset.label_names(first.task)),
-            num_features=TEXT_DIM if source.modality == "text" else 3 * (IMAGE_DIM + SKETCH_DIM),
+            num_features=TEXT_DIM if modality == "text" else 3 * (IMAGE_DIM + SKETCH_DIM),
             folds=config.folds,
         )
-        for source in sources
+        for modality in modalities
     )
     return (
         Estimate(
@@ -187,7 +175,7 @@ def estimate_confidences(config: ExtractConfig, sources: Sequence[Source], datas
             margin=0.0,
             num_token_rows=0,
             num_shards=0,
-            num_bytes=len(config.seed) * len(sources) * len(dataset) * _CONFIDENCE_BYTES,
+            num_bytes=len(config.seed) * len(modalities) * len(dataset) * _CONFIDENCE_BYTES,
             padded_share=0.0,
             seconds=len(config.seed) * seconds,
         ),
@@ -209,6 +197,14 @@ def require_room(root: Path, num_bytes: int) -> int:
             next_command="make room, or give another --output",
         )
     return free
+
+
+def _batches_of(placement: Placement, batch_size: int) -> list[list[int]]:
+    return [
+        batch
+        for shard in range(placement.num_shards)
+        for batch in plan_batches(placement.units_of(shard), placement.lengths_N, batch_size=batch_size)
+    ]
 
 
 def _trial_seconds(source: Source, batches: Sequence[list[int]]) -> float:

@@ -25,10 +25,11 @@ from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.errors import ConfigError, CorruptCache, StorageError
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, WeightsUnavailable
+from advl_pipeline.extraction.by_card import card_with_sizes, estimates_by_card
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
-from advl_pipeline.extraction.estimate import Estimate, estimate_confidences
+from advl_pipeline.extraction.estimate import Estimate, estimate_confidences, require_room
 from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.identity import as_begun, build_identity
 from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
@@ -38,6 +39,7 @@ from advl_pipeline.extraction.ray_engine import run_on_ray
 from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
+from advl_pipeline.teachers.catalogue import TeacherCard
 from advl_pipeline.teachers.interface import Teacher
 
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
@@ -51,7 +53,8 @@ class ExtractResult:
     counts units that this call encoded, `stage_seconds` where its time went. `quarantined` counts pictures that
     could not be read, `clipped` values beyond the range of the stored dtype, `confidences` the estimated examples,
     `skipped` what the dataset left out as malformed (`advl datasets check` lists it). `shards_left` counts shards of
-    other parts that are not committed yet; the cache is complete where there are none.
+    other parts that are not committed yet; the cache is complete where there are none. `untimed` is why a dry run has
+    no time: the weights are not at hand, and the teacher's card told the sizes.
     """
 
     path: Location
@@ -66,6 +69,7 @@ class ExtractResult:
     confidences: int = 0
     skipped: int = 0
     shards_left: int = 0
+    untimed: WeightsUnavailable | None = None
 
 
 def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> ExtractResult:
@@ -79,7 +83,7 @@ def run_extract(config: ExtractConfig, teacher: Teacher | None = None) -> Extrac
         ConfigError: unknown names, a tower that the teacher lacks, an output or a --progress-file that holds
             something else.
         DatasetError: the dataset is missing or malformed, a picture cannot be read, there is nothing to extract.
-        WeightsUnavailable: the teacher's weights are not at hand.
+        WeightsUnavailable: the teacher's weights are not at hand, nor, for a dry run, its sizes.
         IdentityMismatch: the folder holds a cache of other settings.
         StorageError: the disk or the object store is full or failed; the same call resumes.
         InUse: another process writes this cache, or the same part of it.
@@ -121,8 +125,29 @@ def open_inputs(config: ExtractConfig) -> tuple[Teacher, Selection]:
 
 
 def _extract_opened(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
-    teacher, dataset = opener(config)
+    try:
+        teacher, dataset = opener(config)
+    except WeightsUnavailable as error:
+        card = card_with_sizes(config.teacher) if config.dry_run and config.weights is None else None
+        if card is None:
+            raise
+        return _plan_by_card(config, card, error)
     return replace(extract(config, teacher, dataset), skipped=len(dataset.skipped))
+
+
+def _plan_by_card(config: ExtractConfig, card: TeacherCard, untimed: WeightsUnavailable) -> ExtractResult:
+    """Return what a dry run tells without the weights. Whether a cache that is there is this one is not known."""
+    dataset, store = open_part(config), store_of(config)
+    estimates = estimates_by_card(config, card, dataset)
+    num_bytes = sum(item.num_bytes for item in estimates)
+    return ExtractResult(
+        path=store.location,
+        dry_run=True,
+        estimates=(*estimates, *estimate_confidences(config, [item.modality for item in estimates], dataset)),
+        free_bytes=None if store.folder is None else require_room(store.folder, num_bytes),
+        skipped=len(dataset.skipped),
+        untimed=untimed,
+    )
 
 
 def extract_on_ray(config: ExtractConfig, opener: OpenInputs) -> ExtractResult:
@@ -173,7 +198,7 @@ def estimate_extraction(config: ExtractConfig) -> tuple[Estimate, ...]:
     teacher, dataset = open_inputs(config)
     sources = open_sources(config, teacher, dataset)
     estimates = estimates_of(config, sources, count_tokens(sources, forecast=True), trial=True)
-    return (*estimates, *estimate_confidences(config, sources, dataset))
+    return (*estimates, *estimate_confidences(config, [source.modality for source in sources], dataset))
 
 
 def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> ExtractResult:
@@ -184,7 +209,8 @@ def extract(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> Extrac
     store.require_place()
     if config.dry_run:
         plan = settle_plan(config, store, sources, identity)
-        estimates = (*plan.estimates, *estimate_confidences(config, sources, dataset))
+        modalities = [source.modality for source in sources]
+        estimates = (*plan.estimates, *estimate_confidences(config, modalities, dataset))
         return ExtractResult(path=store.location, dry_run=True, estimates=estimates, free_bytes=plan.free_bytes)
     with holding(store, config.own_part):
         return extract_held(config, store, sources, identity, dataset)

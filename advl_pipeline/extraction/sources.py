@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,12 +29,13 @@ FORECAST_TEXTS = 20_000
 class TokenCounts:
     """Token rows of every unit, (N,); beyond those that were counted they repeat the ones of a sample.
 
-    `margin` is half the width of the 95 % interval of all rows, as a share of them: 0 where all were counted.
+    `margin` is half the width of the 95 % interval of all rows, as a share of them: 0 where all were counted, None
+    where none were.
     """
 
     lengths_N: npt.NDArray[np.int32]
     num_counted: int
-    margin: float = 0.0
+    margin: float | None = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +158,33 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
     """Return the modalities to extract.
 
     Raises:
-        ConfigError: the teacher lacks the tower that was asked for, or a share of words that is none.
+        ConfigError, DatasetError: as `units_to_encode`, or a share of words that is none.
+    """
+    towers = {"image": teacher.image, "text": teacher.text}
+    has = [modality for modality, tower in towers.items() if tower is not None]
+    pictures, texts = units_to_encode(config, dataset, teacher=teacher.name, towers=has)
+    sources: list[Source] = []
+    if teacher.image is not None and pictures:
+        sources.append(ImageSource(teacher.image, pictures, has_tokens=config.image_tokens != "none"))
+    if teacher.text is not None and texts:
+        tower = with_text_units(teacher.text, config.text_units, dataset)
+        if config.select_tokens is not None:
+            tower = SelectingTextTower(tower, fit_split_prior(dataset), share=config.select_tokens)
+        sources.append(TextSource(tower, texts))
+    return sources
+
+
+def units_to_encode(
+    config: ExtractConfig, dataset: Dataset, *, teacher: str, towers: Collection[str]
+) -> tuple[Sequence[ImageUnit], Sequence[TextUnit]]:
+    """Return the pictures and the texts that a teacher is to encode.
+
+    Args:
+        teacher: its name.
+        towers: the modalities that it has.
+
+    Raises:
+        ConfigError: the teacher lacks the tower that was asked for, or there is no text to select tokens from.
         DatasetError: the split has nothing to encode.
     """
     if config.select_tokens is not None and config.text_units == "candidate":
@@ -168,29 +195,19 @@ def open_sources(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> l
             next_command="leave out --select-tokens, or --text-units candidate",
         )
     modality = config.modality
-    sources: list[Source] = []
-    if teacher.image is not None and modality in ("both", "image"):
-        pictures = dataset.image_units()
-        if len(pictures):
-            sources.append(ImageSource(teacher.image, pictures, has_tokens=config.image_tokens != "none"))
-    if teacher.text is not None and modality in ("both", "text"):
-        texts = dataset.text_units()
-        if len(texts):
-            tower = with_text_units(teacher.text, config.text_units, dataset)
-            if config.select_tokens is not None:
-                tower = SelectingTextTower(tower, fit_split_prior(dataset), share=config.select_tokens)
-            sources.append(TextSource(tower, texts))
-    if (modality == "image" and teacher.image is None) or (modality == "text" and teacher.text is None):
-        raise ConfigError(f"Teacher {teacher.name!r} has no {modality} tower.", where="--modality")
-    if config.select_tokens is not None and not any(source.modality == "text" for source in sources):
+    if modality != "both" and modality not in towers:
+        raise ConfigError(f"Teacher {teacher!r} has no {modality} tower.", where="--modality")
+    pictures = dataset.image_units() if "image" in towers and modality != "text" else ()
+    texts = dataset.text_units() if "text" in towers and modality != "image" else ()
+    if config.select_tokens is not None and not texts:
         raise ConfigError("There are no text tokens to select from.", where="--select-tokens")
-    if not sources:
+    if not pictures and not texts:
         raise DatasetError(
             "There is nothing to extract.",
             where=f"{dataset.name}, split {dataset.split}",
             why="the split has no units for this teacher's towers",
         )
-    return sources
+    return pictures, texts
 
 
 def repeated(counted_n: npt.NDArray[np.int32], total: int) -> TokenCounts:

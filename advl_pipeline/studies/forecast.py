@@ -28,7 +28,6 @@ from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_stud
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import cells_folder, default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
-from advl_pipeline.teachers.registry import card_of
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
 from advl_pipeline.training.methods import finetune_steps, planned_steps
 from advl_pipeline.training.resolved import run_identity
@@ -60,7 +59,8 @@ class CacheForecast:
 
 def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
     """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
-    from advl_pipeline.extraction.estimate import bytes_by_card
+    from advl_pipeline.extraction.by_card import card_with_sizes, estimates_by_card
+    from advl_pipeline.extraction.part import open_part
     from advl_pipeline.extraction.run import estimate_extraction
 
     config = extraction_config(need, study, data_root)
@@ -69,10 +69,10 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
         estimates = estimate_extraction(config)
     except AdvlError as error:
         num_bytes = None
-        card = card_of(need.teacher.removeprefix("random:").partition("@")[0])
+        card = card_with_sizes(need.teacher)
         if isinstance(error, WeightsUnavailable) and card is not None:
             with suppress(DatasetError):
-                num_bytes = bytes_by_card(config, card)
+                num_bytes = sum(item.num_bytes for item in estimates_by_card(config, card, open_part(config)))
         return CacheForecast(path=need.path, num_bytes=num_bytes, seconds=None, obstacle=error.what, content=content)
     return CacheForecast(
         path=need.path,

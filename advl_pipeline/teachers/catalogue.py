@@ -48,6 +48,12 @@ class TeacherCard:
     global_feature: str = ""
     architecture: str = ""
 
+    @property
+    def states_sizes(self) -> bool:
+        """Whether rows and widths of all features of pictures, and the widths of all those of texts, are stated."""
+        sizes = {"image": (self.image_dim, self.grid_dim, *self.grid_shape), "text": (self.text_dim, self.token_dim)}
+        return bool(self.modalities) and all(all(sizes[modality]) for modality in self.modalities)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedTeacher:

@@ -82,8 +82,18 @@ def with_text_units(tower: TextTower, reads: TextUnits, dataset: Dataset) -> Tex
     Raises:
         ConfigError: no text of the dataset has a question before its candidate.
     """
+    starts = candidate_starts(reads, dataset)
+    return CandidateTextTower(tower, starts, reads) if starts else tower
+
+
+def candidate_starts(reads: TextUnits, dataset: Dataset) -> dict[str, int]:
+    """Return the first character of the candidate in each text, by its id; nothing where whole texts are read.
+
+    Raises:
+        ConfigError: no text of the dataset has a question before its candidate.
+    """
     if reads == "question":
-        return tower
+        return {}
     starts = {
         candidate.text_unit.unit_id: candidate.answer_start
         for example in map(dataset.__getitem__, range(len(dataset)))
@@ -96,7 +106,7 @@ def with_text_units(tower: TextTower, reads: TextUnits, dataset: Dataset) -> Tex
             why="its teachers read one text per item",
             next_command="leave out --text-units",
         )
-    return CandidateTextTower(tower, starts, reads)
+    return starts
 
 
 def reads_of(description: Mapping[str, Any] | None) -> TextUnits:

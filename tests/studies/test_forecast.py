@@ -15,9 +15,11 @@ from advl_data.scenes.generator.config import ScenesConfig
 from advl_data.scenes.teachers.packaged import EFFICIENTNET_LITE0, MINILM
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.extraction import estimate, run
+from advl_pipeline.extraction import by_card, part, run
+from advl_pipeline.extraction.by_card import estimates_by_card
 from advl_pipeline.extraction.config import ExtractConfig
-from advl_pipeline.extraction.estimate import bytes_by_card
+from advl_pipeline.extraction.estimate import Estimate
+from advl_pipeline.extraction.part import open_part
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.reporting.forecast_text import forecast_as_text
 from advl_pipeline.students.registry import build_student
@@ -31,6 +33,7 @@ from advl_pipeline.studies.forecast import (
 )
 from advl_pipeline.studies.plan import CacheNeed
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.teachers.catalogue import TeacherCard
 from advl_pipeline.training.config import FinetuneConfig
 
 ONE_STEP, TWO_STEPS = 30.0, 63.0
@@ -204,10 +207,13 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     planned = run_extract(replace(plan, dry_run=True)).estimates
     assert cache.num_bytes == sum(item.num_bytes for item in planned)
     # Whose weights are not at hand is sized by its stated widths, and by words.
-    assert bytes_by_card(plan, MINILM.card) == pytest.approx(cache.num_bytes, rel=0.15)
+    (sized,) = estimates_by_card(plan, MINILM.card, open_part(plan))
+    assert sized.num_bytes == pytest.approx(cache.num_bytes, rel=0.15)
     pictures = replace(plan, teacher="efficientnet-lite0", image_tokens="grid")
-    exact = sum(item.num_bytes for item in run_extract(replace(pictures, dry_run=True)).estimates)
-    assert bytes_by_card(pictures, EFFICIENTNET_LITE0.card) == exact
+    (exact,) = run_extract(replace(pictures, dry_run=True)).estimates
+    assert estimates_by_card(pictures, EFFICIENTNET_LITE0.card, open_part(pictures)) == (
+        replace(exact, seconds=None),
+    )
     assert cache.seconds is not None
     assert cache.seconds > 0
     assert not cache.path.exists()
@@ -228,7 +234,24 @@ def test_a_cache_without_weights_is_sized_by_the_widths_of_its_teacher(
         raise WeightsUnavailable(f"The weights of {config.teacher} are not here.")
 
     monkeypatch.setattr(run, "estimate_extraction", refuse)
-    monkeypatch.setattr(estimate, "bytes_by_card", lambda config, card: len(card.name) * 1000)
+
+    def sized(config: ExtractConfig, card: TeacherCard, dataset: object) -> tuple[Estimate, ...]:
+        return (
+            Estimate(
+                modality="image",
+                num_units=1,
+                num_counted=1,
+                margin=0.0,
+                num_token_rows=1,
+                num_shards=1,
+                num_bytes=len(card.name) * 1000,
+                padded_share=0.0,
+                seconds=None,
+            ),
+        )
+
+    monkeypatch.setattr(part, "open_part", lambda config: None)
+    monkeypatch.setattr(by_card, "estimates_by_card", sized)
     told = forecast_study(config(tmp_path, write_study_file(tmp_path, num_seeds=1)))
     assert [cache.num_bytes for cache in told.caches] == [18_000, 9_000]
     assert told.seconds_left is None
