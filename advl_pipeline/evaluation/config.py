@@ -90,6 +90,9 @@ class ReadoutConfig(DataRootOptions, DeviceConfig):
     cache: tuple[Location, ...] = option(
         (), help="Teacher cache of the split whose words and regions are placed; repeatable, all of one split."
     )
+    dataset: str | None = option(
+        None, help="Data of your own that the caches are of, where the run was not trained on them.", also="--data"
+    )
     answer_on: str | None = option(
         None,
         help="Also answer this labelled split of the same dataset, such as val, by nothing but the likeness of words "

@@ -23,8 +23,7 @@ from advl_pipeline.datasets.words import KnownWords, WordPrior, fit_word_prior, 
 from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import ReadoutConfig
-from advl_pipeline.evaluation.given import require_readable
-from advl_pipeline.runs.reader import moved_to
+from advl_pipeline.evaluation.given import cache_data, require_readable
 from advl_pipeline.students.interface import Student
 from advl_pipeline.students.known_words import known_words
 from advl_pipeline.students.registry import build_student
@@ -65,9 +64,8 @@ def run_readout(config: ReadoutConfig) -> ReadoutResult:
         )
     ((_, split),) = splits
     made_by = caches[0].provenance["config"]
-    name = str(made_by["dataset"])
+    name, data_root = cache_data(config, caches[0])
     reading = {key: value for key in ("text_style", "on_error") if (value := made_by.get(key)) is not None}
-    data_root = moved_to(config.data_root, made_by)
     dataset = open_splits(name, split=split, data_root=data_root, tasks=config.task, **reading)
     check_caches(caches, dataset, data_root=data_root)
     parts = [cache for cache in caches if "selection" in cache.identity["dataset"]]

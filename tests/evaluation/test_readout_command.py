@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_rows import choice_row, write_json_lines
 from small_corpus import SmallCorpus, build_small_corpus
 
 from advl_pipeline.datasets.records import Example
@@ -71,6 +73,31 @@ def test_what_cannot_be_read_is_refused(corpus: SmallCorpus, student_folder: Pat
         assert refused.returncode == code, refused.stderr
         assert message in refused.stderr
         assert "next:" in refused.stderr
+
+
+def test_a_path_of_a_caches_record_is_opened_where_it_was_typed_or_is_the_runs_own(
+    corpus: SmallCorpus, student_folder: Path, tmp_path: Path
+) -> None:
+    own = write_json_lines(tmp_path / "mine.jsonl", map(choice_row, range(20)))
+    strange = tmp_path / "strange"
+    run_extract(ExtractConfig(teacher="minilm-l6", dataset=str(own), output=strange, confidence=False))
+    for cache, typed in (
+        (corpus.caches[0], ("--data-root", corpus.data_root)),
+        (strange, ("--data", own)),
+    ):
+        refused = readout(student_folder, "--cache", cache)
+        assert refused.returncode == 2, refused.stderr
+        assert "only paths that you give are opened" in refused.stderr
+        advised = shlex.split(refused.stderr.partition("next:")[2])
+        assert advised[:3] == ["advl", "readout", str(student_folder)]
+        for words in (advised[2:], [student_folder, "--cache", cache, *typed]):
+            done = readout(*words)
+            assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    run_finetune(corpus.config(run))
+    done = readout(run, "--cache", corpus.caches[0])
+    assert done.returncode == 0, done.stderr
+    assert "only paths that you give are opened" in readout(run, "--cache", strange).stderr
 
 
 def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teacher(
