@@ -333,7 +333,7 @@ def finished_paces(cells: Path) -> dict[str, Pace]:
     for result in sorted(cells.glob(f"*/{names.RESULT}")):
         run = result.parent
         with suppress(ConfigError, KeyError, TypeError, ValueError):  # Its own commands say what is wrong with it.
-            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES)]
+            teachers = [str(cache["identity"]["teacher"]["name"]) for cache in read_json(run / names.CACHES, list)]
             kind = _kind(config_of_run(read_config(run)), teachers)
             found[run.name] = _pace(run, kind, source=FINISHED)
     return found
