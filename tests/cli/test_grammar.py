@@ -8,7 +8,7 @@ import pytest
 
 from advl_cli.main import main
 from advl_pipeline import configuration
-from advl_pipeline.evaluation import predict_files, runner, scoring, shift
+from advl_pipeline.evaluation import given, predict_files, runner, scoring, shift
 from advl_pipeline.evaluation.config import EvaluateConfig
 
 del scoring  # Loaded with the others, so that each is there to be stood in for.
@@ -16,13 +16,15 @@ del scoring  # Loaded with the others, so that each is there to be stood in for.
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The configurations that commands were called with; nothing else is done."""
+    """The configurations that commands were called with; nothing else is done, and no run need be there."""
     found: list[object] = []
 
     def note(config: object) -> None:
         found.append(config)
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(given, "require_given", lambda *_: None)
+    monkeypatch.setattr(given, "require_effect", lambda _: None)
     monkeypatch.setattr(runner, "run_evaluate", note)
     monkeypatch.setattr(predict_files, "run_predict", note)
     monkeypatch.setattr(shift, "run_score_shift", note)

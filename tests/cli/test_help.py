@@ -145,4 +145,4 @@ def test_an_option_that_help_leaves_out_is_taken_by_flag_and_file(
     given = ["finetune", "--dataset", "vcr", "--output", "runs/a", "--config", str(file), "--align-layer", "2"]
     with pytest.raises(SystemExit):
         main(given)
-    assert (asked[0].align_layer, asked[0].selection_rho) == (2, 0.5)
+    assert (asked[0].align_layer, asked[0].distill.selection_rho) == (2, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import typing
 from pathlib import Path
@@ -14,7 +15,8 @@ from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method
 
 SECTION = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
-ROWS = [line for line in SECTION.splitlines() if line.startswith("| ") and not line.startswith(("| part", "| ---"))]
+HEADER = "| part | options (default first) | fixed by |\n| --- | --- | --- |\n"
+ROWS = list(itertools.takewhile(lambda line: line.startswith("| "), SECTION.partition(HEADER)[2].splitlines()))
 TOLD = {
     name.replace("-", "_"): [value.strip() for value in values.split(",") if value.strip()]
     for row in ROWS
