@@ -139,7 +139,6 @@ def test_own_data_are_predicted_for_the_tasks_that_the_run_learned(
 
     for name, stand_in in {
         "require_given": lambda *_: None,
-        "require_effect": lambda _: None,
         "read_config": lambda _: trained_on,
         "options_for_split": lambda *_, **__: {},
         "load_run": lambda *_, **__: untrained(),
