@@ -19,7 +19,7 @@ from typing import Any
 
 from advl_pipeline.atomic import require_no_folder, writing
 from advl_pipeline.configuration import Configuration, Output, flag_of, option
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, again
 from advl_pipeline.folders import require_folder, require_outside
 from advl_pipeline.locations import Location
 
@@ -85,8 +85,10 @@ def _is_at_home(path: Path, output: Output, config: Any) -> bool:
 def _require_file(
     config: Any, name: str, path: Path, output: Output, *, inputs: Sequence[Path], others: Sequence[Path]
 ) -> None:
-    def refusal(what: str, why: str = "", also: str = "") -> ConfigError:
-        return ConfigError(what, where=str(path), why=why, next_command=f"give another {flag_of(name)}{also}")
+    another = f"give another {flag_of(name)}"
+
+    def refusal(what: str, why: str = "", advice: str = another) -> ConfigError:
+        return ConfigError(what, where=str(path), why=why, next_command=advice)
 
     is_at_home = _is_at_home(path, output, config)
     if not is_at_home:
@@ -112,7 +114,7 @@ def _require_file(
         raise refusal(
             "A file lies there that this command did not write.",
             "it does not begin as this command's files do",
-            ", or the same command with --replace",
+            again(f"{another}, or replace what lies there", "--replace"),
         )
 
 
