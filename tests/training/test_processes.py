@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from advl_pipeline.studies.gather import finetune_command
 from advl_pipeline.training.batch_order import ExampleOrder
 from advl_pipeline.training.run import run_finetune
 
@@ -43,11 +45,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def command(corpus: Any, output: Path, **changes: Any) -> list[str]:
     """Return the words of `advl finetune` for a configuration of the small corpus."""
-    from advl_pipeline.configuration import command_words, config_to_dict
-    from advl_pipeline.training.config import FinetuneConfig
-
-    config = corpus.config(output, **changes)
-    return ["advl_cli", "finetune", *command_words(FinetuneConfig, config_to_dict(config))]
+    return ["advl_cli", *shlex.split(finetune_command(corpus.config(output, **changes)))[1:]]
 
 
 def launch(words: Sequence[str], *, launcher: Sequence[str], **changes: str) -> subprocess.CompletedProcess[str]:
