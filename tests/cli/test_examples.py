@@ -118,6 +118,9 @@ def advl(words: Sequence[Any]) -> None:
 def cut_down(words: Sequence[str]) -> list[str]:
     """Return an example's words (without `advl`) with its stand-ins and small numbers."""
     words = [STAND_INS.get(word, word) for word in words]
+    if words[:2] == ["teachers", "check"]:
+        # It compares what is known of a teacher with its weights, which small ones do not have.
+        words = ["minilm-l6" if word == "roberta-b" else word for word in words]
     words = [
         "4" if before in ("--shots", "--pool", "--num-train") else re.sub(r"-shots\d+-", "-shots4-", word)
         for before, word in zip(["", *words[:-1]], words, strict=True)
@@ -171,6 +174,7 @@ def home(small_corpus: SmallCorpus, tmp_path_factory: pytest.TempPathFactory) ->
         for teacher in ("minilm-l6", "efficientnet-lite0"):
             advl(["extract", "--teacher", teacher, "--data", "mine.jsonl"])
         advl(["finetune", "--data", "mine.jsonl", "--output", "runs/mine", *short[:6]])
+        advl(["evaluate", "runs/mine", "--on", "test", "--probe", "none"])
         advl(["study", "mine.toml", "--output", "runs/studies/demo"])
     return folder
 
