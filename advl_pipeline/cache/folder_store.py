@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -126,7 +127,8 @@ class FolderStore(Store):
                     raise
 
     def _write_and_show(self, name: str, parts: Sequence[Buffer], *, replace: bool) -> None:
-        temporary = self._root / _TEMPORARY / f"{os.getpid()}-{name.replace('/', '_')}"
+        # Process ids are told apart neither between threads nor between machines and containers.
+        temporary = self._root / _TEMPORARY / f"{secrets.token_hex(8)}-{name.replace('/', '_')}"
         target = self._root / name
         self._clear_the_way(temporary)
         try:
