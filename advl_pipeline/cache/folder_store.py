@@ -122,7 +122,7 @@ class FolderStore(Store):
             try:
                 self._write_and_show(name, parts, replace=replace)
                 return
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 if attempt == _ATTEMPTS - 1:
                     raise
 

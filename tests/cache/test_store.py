@@ -95,6 +95,26 @@ def test_a_file_is_written_though_the_work_folder_is_cleared_away(
     assert not (tmp_path / "cache/.work").exists()
 
 
+def test_a_file_is_written_though_the_work_folder_goes_when_it_was_just_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, cleared = os.mkdir, iter([True])
+    (tmp_path / "cache/.work/tmp").mkdir(parents=True)
+
+    def clear_once(path: Path, *mode: int) -> None:
+        try:
+            mkdir(path, *mode)
+        except FileExistsError:
+            if next(cleared, False):
+                shutil.rmtree(tmp_path / "cache/.work")
+            raise
+
+    monkeypatch.setattr(os, "mkdir", clear_once)
+    store = open_store(tmp_path / "cache")
+    assert store.settle("a", [b"x"]) == entry_of(b"x")
+    assert next(cleared, None) is None
+
+
 def test_a_place_with_other_content_takes_no_cache(store: Store) -> None:
     store.require_place()
     store.put("identity.json", [b'{"schema_version": 1}'])
