@@ -33,6 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ADVL needs Python 3.11 or later; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@# What building left in the checkout would be taken for an installed package, with entry points that grow stale.
+	rm -rf advl_pipeline.egg-info
 	@touch $(STAMP)
 
 lock: ## Write constraints.txt anew: the newest versions that pyproject.toml allows, for `make install`
