@@ -51,7 +51,7 @@ def logged(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-PLAIN = {"method": "plain", "cache": (), "adapt_steps": None, "student": "smolvlm-tiny", "batch_size": 2}
+PLAIN = {"method": "plain", "cache": (), "student": "smolvlm-tiny", "batch_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_asked_for_updates_are_of_the_modules_that_are_named(
 
 def test_lambda_zero_is_plain_step_for_step(corpus: SmallCorpus, tmp_path: Path) -> None:
     options = {"student": "smolvlm-tiny", "batch_size": 2, "num_steps": 4}
-    run_finetune(corpus.config(tmp_path / "zero", **options, method="naive-kd", adapt_steps=None, distill_weight=0.0))
+    run_finetune(corpus.config(tmp_path / "zero", **options, method="naive-kd", distill_weight=0.0))
     run_finetune(corpus.config(tmp_path / "plain", **{**PLAIN, **options}))
     zero, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("zero", "plain"))
     assert all(torch.equal(value, plain[name]) for name, value in zero.items())
