@@ -27,6 +27,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # Its own protocol of large files has no stand-in.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    # The library reads the environment once, which may have been another one.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with serve_hub() as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
         yield served
