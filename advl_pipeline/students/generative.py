@@ -31,7 +31,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from advl_pipeline.configuration import Configuration, config_to_dict, option
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
 from advl_pipeline.students.bert_parts import additive_mask
@@ -395,6 +396,29 @@ def model_config(config: GenerativeConfig) -> Any:
         ) from None
     found.text_config.attention_dropout = config.dropout
     return found
+
+
+def read_processor(kind: Any, name: str) -> Any:
+    """Load a processor from a folder, or by its name on the hub.
+
+    Args:
+        kind: transformers' class of the family's processor.
+        name: folder or hub name.
+
+    Raises:
+        WeightsUnavailable: it is neither here nor to be had.
+    """
+    is_folder = Path(name).is_dir()
+    obstacle = "" if is_folder else hub_obstacle()
+    try:
+        return kind.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsUnavailable(
+            "The student's processor is not at hand.",
+            where=name,
+            why=obstacle or str(error).split("\n", maxsplit=1)[0],
+            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
+        ) from None
 
 
 def settings_beside(weights: Path) -> dict[str, Any]:

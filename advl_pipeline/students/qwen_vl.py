@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -28,13 +27,12 @@ from transformers import (
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
+from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.geometry import grid_rectangles
-from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.chat_batch import ChatBatch, Picture
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
-from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, settings_beside
+from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, read_processor, settings_beside
 from advl_pipeline.students.interface import LoraSettings
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
@@ -148,7 +146,7 @@ class QwenVl(GenerativeStudent):
         if name == EMBEDDED_TOKENIZER:
             processor = embedded_processor(self.model.config.vision_config)
         else:
-            processor = read_processor(name)
+            processor = read_processor(Qwen3VLProcessor, name)
         pictures = processor.image_processor
         size = {"shortest_edge": pictures.size.shortest_edge, "longest_edge": pictures.size.longest_edge}
         if self.config.min_pixels is not None:
@@ -251,25 +249,6 @@ class QwenVl(GenerativeStudent):
         """Return (B, 3) int64: frames, rows and columns of each picture's patches."""
         grid_B2 = self._token_grid(batch) * int(self.model.config.vision_config.spatial_merge_size)
         return torch.cat([torch.ones_like(grid_B2[:, :1]), grid_B2], dim=1)
-
-
-def read_processor(name: str) -> Any:
-    """Load a processor from a folder, or by its name on the hub.
-
-    Raises:
-        WeightsUnavailable: it is neither here nor to be had.
-    """
-    is_folder = Path(name).is_dir()
-    obstacle = "" if is_folder else hub_obstacle()
-    try:
-        return Qwen3VLProcessor.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsUnavailable(
-            "The student's processor is not at hand.",
-            where=name,
-            why=obstacle or str(error).split("\n", maxsplit=1)[0],
-            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
-        ) from None
 
 
 def embedded_processor(vision: Any) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,13 +24,12 @@ from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTo
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.pictures import read_rgb
 from advl_pipeline.datasets.records import ImageUnit
-from advl_pipeline.errors import ConfigError, WeightsUnavailable
+from advl_pipeline.errors import ConfigError
 from advl_pipeline.geometry import grid_rectangles
-from advl_pipeline.hub import hub_obstacle
 from advl_pipeline.students.building import builder
 from advl_pipeline.students.chat_batch import ChatBatch, Picture
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
-from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, settings_beside
+from advl_pipeline.students.generative import GenerativeConfig, GenerativeStudent, read_processor, settings_beside
 from advl_pipeline.students.interface import LoraSettings
 from advl_pipeline.students.text_rows import EMBEDDED_TOKENIZER
 
@@ -151,7 +149,11 @@ class SmolVlm(GenerativeStudent):
 
     def load_processor(self) -> Any:
         name, edge = self.config.tokenizer, self.model.config.vision_config.image_size
-        processor = embedded_processor(edge, self.grid_side) if name == EMBEDDED_TOKENIZER else read_processor(name)
+        processor = (
+            embedded_processor(edge, self.grid_side)
+            if name == EMBEDDED_TOKENIZER
+            else read_processor(Idefics3Processor, name)
+        )
         pictures = processor.image_processor
         if self.config.image_splitting is not None:
             pictures.do_image_splitting = self.config.image_splitting
@@ -212,25 +214,6 @@ def tile_places(rows: int, columns: int, side: int) -> npt.NDArray[np.float32]:
     """
     grid = grid_rectangles(rows * side, columns * side).reshape(rows, side, columns, side, 4)
     return np.concatenate([grid.swapaxes(1, 2).reshape(-1, 4), grid_rectangles(side, side)])
-
-
-def read_processor(name: str) -> Any:
-    """Load a processor from a folder, or by its name on the hub.
-
-    Raises:
-        WeightsUnavailable: it is neither here nor to be had.
-    """
-    is_folder = Path(name).is_dir()
-    obstacle = "" if is_folder else hub_obstacle()
-    try:
-        return Idefics3Processor.from_pretrained(name, local_files_only=is_folder or bool(obstacle))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsUnavailable(
-            "The student's processor is not at hand.",
-            where=name,
-            why=obstacle or str(error).split("\n", maxsplit=1)[0],
-            next_command="--tokenizer FOLDER that holds its tokenizer.json, processor_config.json and chat template",
-        ) from None
 
 
 def embedded_processor(edge: int, side: int) -> Any:
