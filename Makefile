@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ADVL := $(BIN)/python -m advl_cli
-EXTRAS := train,demo,dev,uniter,lora,tensorboard,s3,ray,site
+EXTRAS := train,demo,dev,hub,uniter,lora,tensorboard,s3,ray,site
 STAMP := .venv/installed
 SCENES_DATA := $(if $(ADVL_DATA),$(ADVL_DATA),datasets)
 # Enough pictures for 300 questions to learn from and 600 to be tested on.

@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import BUCKET, S3Server, environment_of, serve_s3
@@ -51,6 +52,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the Makefile has pytest-xdist keep that order."""
     rank = {name: place for place, name in enumerate(_LONGEST_FILES)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture
+def datasets_library() -> Any:
+    """Return Hugging Face's library; a folder `datasets` beside a test would import under its name."""
+    library = pytest.importorskip("datasets", reason="the library `datasets` is not installed")
+    if not hasattr(library, "load_dataset"):
+        pytest.skip("the library `datasets` is not installed: a folder of downloads passes for it")
+    return library
 
 
 @pytest.fixture(scope="session", autouse=True)

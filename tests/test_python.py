@@ -78,8 +78,8 @@ def test_pictures_in_memory_are_kept_once(here: Path, kind: str) -> None:
     assert len([*Path("datasets/given").glob("*.toml")]) == 1
 
 
-def test_a_dataset_of_the_library_is_read_with_its_classes(here: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+def test_a_dataset_of_the_library_is_read_with_its_classes(here: Path, datasets_library: Any) -> None:
+    datasets = datasets_library
     features = datasets.Features(
         {
             "image": datasets.Image(),

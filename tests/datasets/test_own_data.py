@@ -757,10 +757,8 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         assert error.next_command == install_extra("hub")
 
 
+@pytest.mark.usefixtures("datasets_library")
 def test_datasets_that_the_library_of_the_hub_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = pytest.importorskip("datasets", reason="the library `datasets` is not installed")
-    if not hasattr(library, "load_dataset"):
-        pytest.skip("the library `datasets` is not installed: a folder of downloads passes for it")
     monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
     folder = tmp_path / "hub"
     for split, count in (("validation", 3), ("train", 5)):
@@ -812,18 +810,19 @@ def of_split(rows: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("write", [saved_to_disk, saved_as_splits, sharded, as_on_the_hub, told_by_its_page])
 def test_a_folder_in_the_layout_of_hugging_face_is_offered_the_command_that_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], write: Callable[..., None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    write: Callable[..., None],
+    datasets_library: Any,
 ) -> None:
-    library = pytest.importorskip("datasets", reason="the library `datasets` is not installed")
-    if not hasattr(library, "load_dataset"):
-        pytest.skip("the library `datasets` is not installed: a folder of downloads passes for it")
     monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
-    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "library")
+    monkeypatch.setattr(datasets_library.config, "HF_DATASETS_CACHE", tmp_path / "library")
     beside = write_json_lines(tmp_path / "data.jsonl", rows_of(class_row))
     pictures = [(tmp_path / row["image"]).read_bytes() for row in rows_of(class_row)]
     rows = [class_row(number, image={"bytes": content, "path": None}) for number, content in enumerate(pictures)]
     folder = tmp_path / "colours"
-    write(folder, rows, library)
+    write(folder, rows, datasets_library)
     assert exit_code("datasets", "check", str(folder)) == 5
     told = capsys.readouterr().err
     offered = re.search(r"next: +advl (.*?)   \(", told)

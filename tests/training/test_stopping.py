@@ -151,7 +151,7 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
     file.write_text(STUDY, encoding="utf-8")
 
     words = ("study", file, "--output", tmp_path / "study", "--data-root", small_corpus.data_root, "--workers", 2)
-    cells = tmp_path / "study" / "cells"
+    cells = tmp_path / "cells"
     stopped = advl(*words)
     deadline = time.monotonic() + 240
     while len(list(cells.glob("*/run.json"))) < 2:
