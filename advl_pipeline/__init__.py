@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from advl_pipeline.extraction.run import ExtractResult
     from advl_pipeline.teachers.image_tower import PixelImageTower
     from advl_pipeline.teachers.interface import Teacher
-    from advl_pipeline.teachers.options import OpenOptions
+    from advl_pipeline.teachers.open_options import OpenOptions
     from advl_pipeline.teachers.pixels import PixelSettings
     from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
     from advl_pipeline.training.run import FinetuneResult

@@ -1,7 +1,7 @@
 """Configuration: one frozen dataclass per command, filled from a TOML file and then from flags.
 
 A command's dataclass is the only place where an option is declared, with its help and, for a number, its range.
-The command line derives its flags from the fields (`cli/options.py`), a `--config run.toml` gives defaults, flags
+The command line derives its flags from the fields (`cli/flags.py`), a `--config run.toml` gives defaults, flags
 win, and an unknown key is an error. Ranges are checked whenever a configuration is made, from Python too.
 """
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.cache.commit_records import ModalityRecord
 from advl_pipeline.cache.folder_store import FolderStore
-from advl_pipeline.cache.index import ids_to_bytes
 from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.records import ModalityRecord
+from advl_pipeline.cache.unit_index import ids_to_bytes
 from advl_pipeline.cache.writer import CacheWriter, ModalityPlan, begin_cache
 
 DIM = 768

@@ -8,11 +8,11 @@ from advl_pipeline.cache.config import ExportConfig, InfoConfig, PruneConfig
 from advl_pipeline.extraction.config import ImportConfig, RepairConfig, VerifyConfig
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 
-from .options import SectionedCommand, config_options, json_option, print_json
+from .flags import SectionedCommand, config_options, json_option, print_json
 
 
 @click.group("cache")
-def command() -> None:
+def cache() -> None:
     """Inspect, verify, repair, convert or measure a teacher feature cache.
 
     \b
@@ -21,7 +21,7 @@ def command() -> None:
     """
 
 
-@command.command("info")
+@cache.command("info")
 @config_options(InfoConfig, arguments=("cache",))
 @json_option
 def info(config: InfoConfig, as_json: bool) -> None:
@@ -54,7 +54,7 @@ def info(config: InfoConfig, as_json: bool) -> None:
         click.echo(f"confidence {item_set['key']}: {item_set['num_examples']} examples, {item_set['identity']}")
 
 
-@command.command("verify")
+@cache.command("verify")
 @config_options(VerifyConfig, arguments=("cache",))
 @json_option
 def verify(config: VerifyConfig, as_json: bool) -> int:
@@ -90,7 +90,7 @@ def verify(config: VerifyConfig, as_json: bool) -> int:
     return 0
 
 
-@command.command("repair", cls=SectionedCommand)
+@cache.command("repair", cls=SectionedCommand)
 @config_options(RepairConfig, arguments=("cache",))
 @json_option
 def repair(config: RepairConfig, as_json: bool) -> None:
@@ -120,7 +120,7 @@ def repair(config: RepairConfig, as_json: bool) -> None:
     )
 
 
-@command.command("export")
+@cache.command("export")
 @config_options(ExportConfig, arguments=("cache",))
 @json_option
 def export(config: ExportConfig, as_json: bool) -> None:
@@ -139,7 +139,7 @@ def export(config: ExportConfig, as_json: bool) -> None:
     click.echo(f"wrote {units}, {result.num_bytes / 1e6:.1f} MB, to {result.output}")
 
 
-@command.command("push")
+@cache.command("push")
 @config_options(PushConfig, arguments=("cache", "repository"))
 def push(config: PushConfig) -> None:
     """Upload a cache to a dataset repository of the hub, in one commit; it is verified first.
@@ -147,12 +147,12 @@ def push(config: PushConfig) -> None:
     \b
     advl cache push caches/minilm-l6/vcr/train ORG/NAME
     """
-    from advl_pipeline.sharing.hub import run_push
+    from advl_pipeline.sharing.push_pull import run_push
 
     click.echo(f"uploaded: {run_push(config)}")
 
 
-@command.command("pull")
+@cache.command("pull")
 @config_options(PullConfig, arguments=("repository",))
 @json_option
 def pull(config: PullConfig, as_json: bool) -> None:
@@ -161,7 +161,7 @@ def pull(config: PullConfig, as_json: bool) -> None:
     \b
     advl cache pull ORG/NAME --output caches/minilm-l6/vcr/train
     """
-    from advl_pipeline.sharing.hub import run_pull
+    from advl_pipeline.sharing.push_pull import run_pull
 
     result = run_pull(config)
     if as_json:
@@ -170,7 +170,7 @@ def pull(config: PullConfig, as_json: bool) -> None:
     click.echo(f"sound: {result.num_files} files, {result.num_bytes / 1e6:.1f} MB in {result.path}")
 
 
-@command.command("import")
+@cache.command("import")
 @config_options(ImportConfig, arguments=("source",))
 @json_option
 def import_(config: ImportConfig, as_json: bool) -> None:
@@ -188,7 +188,7 @@ def import_(config: ImportConfig, as_json: bool) -> None:
     click.echo(f"imported {result.encoded_units} units; cache: {result.path}")
 
 
-@command.command("prune")
+@cache.command("prune")
 @config_options(PruneConfig, arguments=("cache",))
 @json_option
 def prune(config: PruneConfig, as_json: bool) -> None:

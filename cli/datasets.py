@@ -10,7 +10,7 @@ from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.evaluation.config import HardSubsetConfig
 
-from .options import config_options, json_option, print_json
+from .flags import config_options, json_option, print_json
 from .own_data import say_what_it_is
 from .plugins import PluginGroup
 
@@ -19,7 +19,7 @@ MAX_SHOWN = 20
 
 
 @click.group("datasets", cls=PluginGroup)
-def command() -> None:
+def datasets() -> None:
     """List datasets, show their cards, check what was downloaded, draw low-shot subsets.
 
     \b
@@ -29,7 +29,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@datasets.command("list")
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the datasets [default: $ADVL_DATA].")
 @json_option
 def list_command(data_root: Path | None, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def list_command(data_root: Path | None, as_json: bool) -> None:
         click.echo(f"{row.name:<16} {state:<7} {', '.join(row.tasks):<20} {', '.join(row.splits)}")
 
 
-@command.command("card")
+@datasets.command("card")
 @click.argument("name")
 @json_option
 def card(name: str, as_json: bool) -> None:
@@ -67,7 +67,7 @@ def card(name: str, as_json: bool) -> None:
     click.echo(card_text(found))
 
 
-@command.command("check")
+@datasets.command("check")
 @config_options(CheckConfig, arguments=("name",))
 @json_option
 def check(config: CheckConfig, as_json: bool) -> int:
@@ -103,7 +103,7 @@ def check(config: CheckConfig, as_json: bool) -> int:
     return 0 if result.usable else 5
 
 
-@command.command("hard-subset")
+@datasets.command("hard-subset")
 @config_options(HardSubsetConfig, arguments=("name",))
 @json_option
 def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
@@ -126,7 +126,7 @@ def hard_subset(config: HardSubsetConfig, as_json: bool) -> None:
     click.echo(f"written to {result.path}")
 
 
-@command.command("subset")
+@datasets.command("subset")
 @config_options(SubsetConfig, arguments=("name",))
 @json_option
 def subset(config: SubsetConfig, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`advl evaluate`."""
+"""`advl evaluate`, `predict`, `readout` and `score`: how good a run or a file of predictions is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Any
 
 import click
 
-from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.config import (
+    EvaluateConfig,
+    PredictConfig,
+    ReadoutConfig,
+    ScoreShiftConfig,
+    ScoreSnliVeConfig,
+    ScoreVcrConfig,
+    ScoreVqaConfig,
+)
 
-from .options import SectionedCommand, config_options, json_option, print_confusion, print_json
+from .flags import SectionedCommand, config_options, json_option, print_confusion, print_json
 
 MAX_CLASSES_SHOWN = 10
 """Classes of a confusion matrix that is printed; larger ones are in evaluation/SET.json."""
@@ -18,7 +26,7 @@ MAX_CLASSES_SHOWN = 10
 @click.command("evaluate", cls=SectionedCommand)
 @config_options(EvaluateConfig, arguments=("run",))
 @json_option
-def command(config: EvaluateConfig, as_json: bool) -> None:
+def evaluate(config: EvaluateConfig, as_json: bool) -> None:
     """Score a finetuned run on test and shifted sets, with and without its pictures.
 
     \b
@@ -65,3 +73,175 @@ def _in_words(trivial: Mapping[str, Any]) -> str:
     if "given" not in trivial:
         return majority
     return f"{majority}; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
+
+
+@click.command("predict", cls=SectionedCommand)
+@config_options(PredictConfig, arguments=("run",))
+@json_option
+def predict(config: PredictConfig, as_json: bool) -> None:
+    """Write the predictions of a run in the form the leaderboards take, and check the file.
+
+    VCR: CSV of 1 + 20 columns. VQA: EvalAI's JSON. SNLI-VE: CSV of pairID and label.
+
+    \b
+    advl predict runs/vcr-advl --on test
+    advl predict runs/vqa-advl --on test --output vqa_test2015.json
+    """
+    from advl_pipeline.evaluation.given import require_effect, require_given
+
+    require_given(config.run, (config.on,), config.data_root)
+    require_effect(config)
+    from advl_pipeline.evaluation.predict_files import run_predict
+
+    result = run_predict(config)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(f"{result.num_items} questions of {result.dataset} {result.split}, checked: {result.path}")
+        if result.num_cut:
+            click.echo(f"caution: {result.num_cut} texts of {result.split} are cut to the student's length")
+
+
+@click.command("readout", cls=SectionedCommand)
+@config_options(ReadoutConfig, arguments=("student",))
+@json_option
+def readout(config: ReadoutConfig, as_json: bool) -> None:
+    """Tell, without labels and in seconds, whether a student places words and regions as its teachers do.
+
+    Of four words that pretraining taught, the teacher likens one most to a word that it did not teach: the line says
+    how often the student does the same. Chance is 25 percent.
+
+    \b
+    advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
+    advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train --answer-on val
+    """
+    from advl_pipeline.evaluation.given import require_readable
+
+    require_readable(config)
+    from advl_pipeline.evaluation.readout import run_readout
+
+    result = run_readout(config)
+    if as_json:
+        print_json(result)
+        return
+    for teacher, found in result.placement.items():
+        for nodes, numbers in found.items():
+            if numbers is not None:
+                share, chance = 100 * numbers["share"], 100 * numbers["chance"]
+                click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
+    for stratum, answers in result.answers.items():
+        name = stratum or "all questions"
+        click.echo(f"answers by likeness  {name}: {answers['percent']:.1f} % of {answers['num_questions']:.0f}")
+
+
+@click.group("score")
+def score() -> None:
+    """Score prediction files by the official rules, without any model.
+
+    \b
+    advl score vqa --questions Q.json --annotations A.json --results R.json
+    advl score vcr --annotations val.jsonl --answers answers.npy --rationales rationales.npy
+    advl score snli-ve --annotations snli_ve_test.jsonl --results predictions.csv
+    """
+
+
+@score.command("vqa")
+@config_options(ScoreVqaConfig)
+@json_option
+def vqa(config: ScoreVqaConfig, as_json: bool) -> None:
+    """Score VQA: overall, per answer type and per question type, as the official evaluator does.
+
+    \b
+    advl score vqa --questions v2_OpenEnded_mscoco_val2014_questions.json \\
+        --annotations v2_mscoco_val2014_annotations.json --results results.json --mode 2021
+    """
+    from advl_pipeline.evaluation.scoring import run_score_vqa
+
+    result = run_score_vqa(config)
+    if as_json:
+        print_json(
+            {
+                "mode": result.mode,
+                "num_items": len(result.per_question),
+                "overall": result.overall,
+                "per_answer_type": dict(result.per_answer_type),
+                "per_question_type": dict(result.per_question_type),
+                "per_question": {str(key): round(100 * value, 2) for key, value in result.per_question.items()},
+            }
+        )
+        return
+    click.echo(f"VQA accuracy, mode {result.mode}, {len(result.per_question)} questions: {result.overall:.2f}")
+    for name, value in (*result.per_answer_type.items(), *result.per_question_type.items()):
+        click.echo(f"  {name:<32} {value:6.2f}")
+
+
+@score.command("vcr")
+@config_options(ScoreVcrConfig)
+@json_option
+def vcr(config: ScoreVcrConfig, as_json: bool) -> None:
+    """Score VCR: Q->A, QA->R given the right answer, and Q->AR.
+
+    \b
+    advl score vcr --annotations val.jsonl --answers answers.npy --rationales rationales.npy
+    """
+    from advl_pipeline.evaluation.scoring import run_score_vcr
+
+    result = run_score_vcr(config)
+    values = {"q2a": result.q2a, "qa2r": result.qa2r, "q2ar": result.q2ar}
+    if as_json:
+        print_json({"num_items": result.num_items, **values})
+        return
+    click.echo(f"VCR accuracy, {result.num_items} questions")
+    for name, value in values.items():
+        click.echo(f"  {name:<5} {value:6.2f}")
+
+
+@score.command("snli-ve")
+@config_options(ScoreSnliVeConfig)
+@json_option
+def snli_ve(config: ScoreSnliVeConfig, as_json: bool) -> None:
+    """Score SNLI-VE: accuracy and confusion matrix.
+
+    \b
+    advl score snli-ve --annotations snli_ve_test.jsonl --results predictions.csv
+    """
+    from advl_pipeline.evaluation.scoring import run_score_snli_ve
+
+    result = run_score_snli_ve(config)
+    if as_json:
+        print_json(
+            {
+                "num_items": result.num_items,
+                "accuracy": result.accuracy,
+                "label_names": list(result.label_names),
+                "confusion": result.counts,
+            }
+        )
+        return
+    click.echo(f"SNLI-VE accuracy, {result.num_items} pairs: {result.accuracy:.2f}")
+    print_confusion(result.label_names, result.counts)
+
+
+@score.command("shift")
+@config_options(ScoreShiftConfig, arguments=("run",))
+@json_option
+def shift(config: ScoreShiftConfig, as_json: bool) -> None:
+    """Compare a shifted set with its original: on the questions that both hold, or a part with the whole.
+
+    \b
+    advl score shift runs/vcr-advl --on rule-singular
+    """
+    from advl_pipeline.evaluation.shift import run_score_shift
+
+    result = run_score_shift(config)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result.original_set} -> {result.shifted_set}, this one run")
+    for metric, drop in result.drops.items():
+        low, high = drop.interval.low, drop.interval.high
+        change = f"{drop.change.points:+.2f} points [{low:+.2f}, {high:+.2f}]"
+        if drop.significance is not None:
+            change += f", p {drop.significance.p_value:.3g}"
+        told = "the same questions" if drop.questions == "same" else "a part of all questions"
+        click.echo(f"  {metric:<8} {drop.num_items:>7} {drop.original:6.2f} -> {drop.shifted:6.2f}  {change}, {told}")

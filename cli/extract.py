@@ -1,16 +1,17 @@
-"""`advl extract`: phase 1."""
+"""`advl extract` and `advl prepare`: phase 1, of teachers and of pictures that are only stored."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import TYPE_CHECKING
 
 import click
 
-from advl_pipeline.extraction.config import ExtractConfig
+from advl_pipeline.extraction.config import ExtractConfig, PrepareConfig, of_pictures
 
 from .advice import remedy_of, what_follows
-from .options import SectionedCommand, config_options, json_option, print_json
+from .flags import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("extract", cls=SectionedCommand)
 @config_options(ExtractConfig)
 @json_option
-def command(config: ExtractConfig, as_json: bool) -> None:
+def extract(config: ExtractConfig, as_json: bool) -> None:
     """Run a frozen teacher once over a dataset split and write its cache.
 
     The same command resumes an interrupted run. Several processes share the work, each with a --part of its own.
@@ -87,3 +88,41 @@ def say_extraction(result: ExtractResult, config: ExtractConfig) -> None:
     if result.shards_left:
         click.echo(f"part {config.part} is done; {result.shards_left} shards of other parts are missing yet")
     click.echo(f"cache: {result.path}")
+
+
+@click.command("prepare")
+@config_options(PrepareConfig)
+@json_option
+def prepare(config: PrepareConfig, as_json: bool) -> None:
+    """Decode a split's pictures once and store them as a student over pixels sees them.
+
+    `advl finetune`, `evaluate` and `predict` then read them in place of decoding: the same pixels, far faster.
+    The same command resumes an interrupted one, and `advl cache verify` checks what is stored.
+
+    \b
+    advl prepare --dataset vcr --split train --student vilt
+    advl prepare --dataset vcr --split val --size 112 --dry-run
+    """
+    from advl_pipeline.datasets.registry import require_names
+    from advl_pipeline.students.registry import require_student
+
+    say_what_it_is([config.dataset], config.data_root)
+    require_names(config.dataset, split=config.split, data_root=config.data_root)
+    if config.student is not None:
+        require_student(config.student)
+    from advl_pipeline.extraction.run import run_extract
+    from advl_pipeline.training.stored_pictures import picture_size
+
+    size = config.size or picture_size(
+        config.student,
+        config.student_option,
+        dataset=config.dataset,
+        split=config.split,
+        data_root=config.data_root,
+    )
+    extraction = of_pictures(config, size)
+    result = run_extract(extraction)
+    if as_json:
+        print_json({"size": size, **dataclasses.asdict(result)})
+        return
+    say_extraction(result, extraction)

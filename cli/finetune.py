@@ -9,14 +9,14 @@ import click
 from advl_pipeline.training.config import FinetuneConfig
 
 from .advice import what_follows
-from .options import SectionedCommand, config_options, json_option, print_json
+from .flags import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is, split_to_score
 
 
 @click.command("finetune", cls=SectionedCommand)
 @config_options(FinetuneConfig)
 @json_option
-def command(config: FinetuneConfig, as_json: bool) -> None:
+def finetune(config: FinetuneConfig, as_json: bool) -> None:
     """Finetune a student while streaming teacher caches.
 
     \b

@@ -17,22 +17,25 @@ from .advice import Invocation, after_usage_error, next_command
 from .plugins import PluginGroup
 
 COMMANDS = {
-    "cache": "Inspect, verify, repair, convert or measure a teacher feature cache.",
-    "datasets": "List datasets, show their cards, check what was downloaded.",
-    "evaluate": "Score a finetuned run on test and shifted sets.",
-    "export": "Write a run's student as a folder that loads anywhere, with its model card.",
-    "extract": "Phase 1: run a frozen teacher once over a dataset and write its cache.",
-    "finetune": "Phase 2: finetune a student while streaming teacher caches.",
-    "predict": "Write the predictions of a run in the form the leaderboards take.",
-    "prepare": "Store a split's pictures as students over pixels see them, so that training decodes none.",
-    "readout": "Tell, without labels, whether a student places words and regions as its teachers do.",
-    "report": "Turn a study, or runs, into one self-contained HTML page or a table.",
-    "score": "Score prediction files by the official rules, without any model.",
-    "students": "List students, show one, check a checkpoint.",
-    "study": "Run a grid of methods, shots, seeds and test sets from one TOML file.",
-    "teachers": "List teachers, show one, install its weights, check that they are at hand.",
+    "cache": ("cache", "Inspect, verify, repair, convert or measure a teacher feature cache."),
+    "datasets": ("datasets", "List datasets, show their cards, check what was downloaded."),
+    "evaluate": ("evaluate", "Score a finetuned run on test and shifted sets."),
+    "export": ("students", "Write a run's student as a folder that loads anywhere, with its model card."),
+    "extract": ("extract", "Phase 1: run a frozen teacher once over a dataset and write its cache."),
+    "finetune": ("finetune", "Phase 2: finetune a student while streaming teacher caches."),
+    "predict": ("evaluate", "Write the predictions of a run in the form the leaderboards take."),
+    "prepare": (
+        "extract",
+        "Store a split's pictures as students over pixels see them, so that training decodes none.",
+    ),
+    "readout": ("evaluate", "Tell, without labels, whether a student places words and regions as its teachers do."),
+    "report": ("study", "Turn a study, or runs, into one self-contained HTML page or a table."),
+    "score": ("evaluate", "Score prediction files by the official rules, without any model."),
+    "students": ("students", "List students, show one, check a checkpoint."),
+    "study": ("study", "Run a grid of methods, shots, seeds and test sets from one TOML file."),
+    "teachers": ("teachers", "List teachers, show one, install its weights, check that they are at hand."),
 }
-"""Command name -> one-line help. The module of the same name in this package holds `command`."""
+"""Command name -> the module of this package that holds it under its name, and one-line help."""
 
 
 class LazyGroup(PluginGroup):
@@ -46,8 +49,8 @@ class LazyGroup(PluginGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module = importlib.import_module(f".{cmd_name}", package=__package__)
-        command: click.Command = module.command
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f".{module}", package=__package__), cmd_name)
         return command
 
     def resolve_command(
@@ -59,7 +62,7 @@ class LazyGroup(PluginGroup):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        self.write_commands(formatter, sorted(COMMANDS.items()))
+        self.write_commands(formatter, [(name, text) for name, (_, text) in sorted(COMMANDS.items())])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from .flags import SectionedCommand, by_section
 from .main import group
-from .options import SectionedCommand, by_section
 
 TABLE_START, TABLE_END = "<!-- students: written by `make docs` -->", "<!-- end of students -->"
 

@@ -1,4 +1,4 @@
-"""`advl students`: list students, show one, check a checkpoint."""
+"""`advl students` lists students, shows one, checks a checkpoint; `advl export` gives away that of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, print_json
+from advl_pipeline.sharing.config import ExportRunConfig
+
+from .flags import config_options, json_option, print_json
 
 tokenizer_option = click.option(
     "--tokenizer", help="Folder or hub name of a tokenizer, or minilm-l6 [default: the student's own]."
@@ -14,7 +16,7 @@ tokenizer_option = click.option(
 
 
 @click.group("students")
-def command() -> None:
+def students() -> None:
     """List students, show one, check a checkpoint.
 
     \b
@@ -24,7 +26,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@students.command("list")
 @json_option
 def list_(as_json: bool) -> None:
     """List the students that `--student` takes, with what each one sees.
@@ -43,7 +45,7 @@ def list_(as_json: bool) -> None:
         click.echo(f"{item['name']:{width}}  {item['title']}, {item.get('visual', 'visual input of its own')}")
 
 
-@command.command("show")
+@students.command("show")
 @click.argument("name")
 @tokenizer_option
 @json_option
@@ -74,7 +76,7 @@ def show(name: str, tokenizer: str | None, as_json: bool) -> None:
             click.echo(f"  {row['key']} = {row['value']}  ({row['source']})")
 
 
-@command.command("load-check")
+@students.command("load-check")
 @click.argument("name")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @tokenizer_option
@@ -110,3 +112,30 @@ def _print_keys(label: str, keys: list[str] | tuple[str, ...]) -> None:
         click.echo(f"{len(keys)} {label}:")
         for key in keys:
             click.echo(f"  {key}")
+
+
+@click.command("export")
+@config_options(ExportRunConfig, arguments=("run",))
+@json_option
+def export(config: ExportRunConfig, as_json: bool) -> None:
+    """Write a run's student as a folder that loads without ADVL, with its model card.
+
+    With transformers the folder is for its from_pretrained: vilt, bridgetower, modernvbert, smolvlm, visualbert,
+    lxmert. Any other student becomes a program for torch alone.
+
+    \b
+    advl export runs/advl-100-0 --to torch --output shared/advl-100-0
+    advl export runs/vilt --output shared/vilt --push-to-hub ORG/NAME
+    """
+    from advl_pipeline.evaluation.given import require_finished
+
+    require_finished(config.run)
+    from advl_pipeline.sharing.student_export import run_export
+
+    result = run_export(config)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result.model}: {len(result.files)} files in {result.output}")
+    if result.url:
+        click.echo(f"uploaded: {result.url}")

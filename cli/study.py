@@ -1,14 +1,15 @@
-"""`advl study`."""
+"""`advl study` runs a grid; `advl report` shows a study, or runs."""
 
 from __future__ import annotations
 
 import click
 
 from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
 from .advice import what_follows
-from .options import SectionedCommand, config_options, json_option, print_json
+from .flags import SectionedCommand, config_options, json_option, print_json
 from .own_data import say_what_it_is
 
 
@@ -35,7 +36,7 @@ def _list_studies(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="List the shipped studies.",
 )
 @json_option
-def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -> None:
+def study(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -> None:
     """Run a grid of methods, shots, seeds and test sets from one TOML file.
 
     STUDY is a file or the name of a shipped study. Runs lie in runs/cells, each once: a cell that any
@@ -78,3 +79,31 @@ def command(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool)
         click.echo(f"failed: {failure.cell}\n{failure.message}", err=True)
     if failures:
         click.get_current_context().exit(1)
+
+
+@click.command("report")
+@config_options(ReportConfig, arguments=("run",))
+@json_option
+def report(config: ReportConfig, as_json: bool) -> None:
+    """Turn a study, or runs, into one self-contained HTML page or a table.
+
+    RUN is the folder of an evaluated run, or a folder that holds several; more may follow, which are compared.
+    A study folder stands there by itself. The page needs no network and reads well on a phone, in print, light
+    and dark.
+
+    \b
+    advl report runs/studies/demo
+    advl report runs/vcr-advl
+    advl report runs/studies/demo --to csv --output demo.csv
+    """
+    from advl_pipeline.reporting.report import run_report
+
+    result = run_report(config)
+    if as_json:
+        print_json({"output": str(result.output), "answers": result.answers, "verdicts": result.verdicts})
+        return
+    for answer in result.answers:
+        click.echo(str(answer))
+    for verdict in result.verdicts:
+        click.echo(f"{verdict.claim}  {verdict.outcome:<23} {verdict.statement} {verdict.reason}")
+    click.echo(f"report: {result.output}")

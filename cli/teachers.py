@@ -6,14 +6,14 @@ import dataclasses
 
 import click
 
-from advl_pipeline.teachers.options import CheckTeacherConfig
+from advl_pipeline.teachers.open_options import CheckTeacherConfig
 
-from .options import config_options, json_option, print_json
+from .flags import config_options, json_option, print_json
 from .plugins import PluginGroup
 
 
 @click.group("teachers", cls=PluginGroup)
-def command() -> None:
+def teachers() -> None:
     """List teachers, show one, check that its weights are at hand.
 
     \b
@@ -23,7 +23,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@teachers.command("list")
 @json_option
 def list_command(as_json: bool) -> None:
     """List the teachers known by name, and the forms of names that open any other.
@@ -32,8 +32,8 @@ def list_command(as_json: bool) -> None:
     advl teachers list
     advl teachers list --json
     """
-    from advl_pipeline.teachers.catalogue import DOORS
     from advl_pipeline.teachers.inspection import list_teachers
+    from advl_pipeline.teachers.teacher_cards import DOORS
 
     summaries = list_teachers()
     if as_json:
@@ -49,7 +49,7 @@ def list_command(as_json: bool) -> None:
         click.echo(f"{form:<43} {meaning}")
 
 
-@command.command("show")
+@teachers.command("show")
 @click.argument("name")
 @json_option
 def show_command(name: str, as_json: bool) -> None:
@@ -77,7 +77,7 @@ def show_command(name: str, as_json: bool) -> None:
         click.echo(f"  sizes are known once it is opened: advl teachers check {name}")
 
 
-@command.command("check")
+@teachers.command("check")
 @config_options(CheckTeacherConfig, arguments=("name",))
 @json_option
 def check_command(config: CheckTeacherConfig, as_json: bool) -> int:

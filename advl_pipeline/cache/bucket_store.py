@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from advl_pipeline.cache.checks import require_sizes
+from advl_pipeline.cache.commit_records import IDENTITY_FILE
 from advl_pipeline.cache.config import DiskCacheConfig, DiskCacheOptions
 from advl_pipeline.cache.disk_cache import DiskCache
 from advl_pipeline.cache.files import WORK_FOLDER, Buffer, FileEntry, Files, entry_of, is_inside, storing
 from advl_pipeline.cache.object_store import ObjectStore, require_conditional_writes
-from advl_pipeline.cache.records import IDENTITY_FILE
 from advl_pipeline.cache.store import Readable, Stamp, Store
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.locations import Url

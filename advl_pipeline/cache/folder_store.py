@@ -14,6 +14,7 @@ from pathlib import Path
 
 from advl_pipeline.atomic import sync_folder, write_text
 from advl_pipeline.cache.checks import require_sizes
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.files import (
     LOCKS,
     WORK_FOLDER,
@@ -27,7 +28,6 @@ from advl_pipeline.cache.files import (
     storing,
     vouched_path,
 )
-from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Stamp, Store
 from advl_pipeline.errors import (
     ConfigError,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from advl_pipeline.cache.checks import require_cache
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.confidence import committed_keys, remove_confidence, unfinished_keys
 from advl_pipeline.cache.config import PruneConfig
 from advl_pipeline.cache.files import WORK_FOLDER, journal_path, vouched_path
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import clear_work

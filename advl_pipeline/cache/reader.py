@@ -18,12 +18,7 @@ import numpy.typing as npt
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_cache, require_recorded
-from advl_pipeline.cache.config import DiskCacheConfig
-from advl_pipeline.cache.identity import digest, require_identity
-from advl_pipeline.cache.index import UnitIds, ids_to_bytes, look_up
-from advl_pipeline.cache.layout import ArraySpec
-from advl_pipeline.cache.provenance import PROVENANCE_FILE, extract_command
-from advl_pipeline.cache.records import (
+from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
@@ -32,9 +27,14 @@ from advl_pipeline.cache.records import (
     load_complete,
     load_plan,
 )
+from advl_pipeline.cache.config import DiskCacheConfig
+from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.layout import ArraySpec
+from advl_pipeline.cache.provenance import PROVENANCE_FILE, extract_command
 from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import TokenRows, are_spans
+from advl_pipeline.cache.unit_index import UnitIds, ids_to_bytes, look_up
 from advl_pipeline.errors import (
     AdvlError,
     ConfigError,

@@ -14,12 +14,7 @@ from functools import partial
 from typing import Any
 
 from advl_pipeline.cache import schema
-from advl_pipeline.cache.confidence import clear_away
-from advl_pipeline.cache.files import WORK_FOLDER, entry_of
-from advl_pipeline.cache.identity import digest, require_identity
-from advl_pipeline.cache.layout import ArraySpec, render_json
-from advl_pipeline.cache.provenance import PROVENANCE_FILE, renew_command
-from advl_pipeline.cache.records import (
+from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
@@ -28,6 +23,11 @@ from advl_pipeline.cache.records import (
     load_plan,
     shard_record_path,
 )
+from advl_pipeline.cache.confidence import clear_away
+from advl_pipeline.cache.files import WORK_FOLDER, entry_of
+from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.layout import ArraySpec, render_json
+from advl_pipeline.cache.provenance import PROVENANCE_FILE, renew_command
 from advl_pipeline.cache.store import Readable, Store, read_json
 from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
 from advl_pipeline.cache.writer import CacheWriter, load_staged, stage

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from advl_pipeline.cache.index import ID_BYTES
+from advl_pipeline.cache.commit_records import PlanRecord
 from advl_pipeline.cache.layout import ArraySpec, single_shard
 from advl_pipeline.cache.quantise import wide_dtype
-from advl_pipeline.cache.records import PlanRecord
+from advl_pipeline.cache.unit_index import ID_BYTES
 
 TABLE_ROWS = 65536
 """Most units per shard file of `global`."""

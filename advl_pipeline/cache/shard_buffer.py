@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from advl_pipeline.cache.commit_records import ModalityRecord
 from advl_pipeline.cache.quantise import (
     StoredDtype,
     clip_to_float16,
@@ -23,7 +24,6 @@ from advl_pipeline.cache.quantise import (
     wide_dtype,
 )
 from advl_pipeline.cache.ragged import Placement
-from advl_pipeline.cache.records import ModalityRecord
 from advl_pipeline.errors import AdvlError
 
 _BLOCK_ROWS = 4096

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.files import Files
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
-from advl_pipeline.cache.records import load_complete
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import (

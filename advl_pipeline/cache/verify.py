@@ -16,12 +16,7 @@ import numpy.typing as npt
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
 from advl_pipeline.cache.checks import require_cache, size_problem
-from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
-from advl_pipeline.cache.files import LOCKS, FileEntry, Files, hash_file
-from advl_pipeline.cache.identity import digest
-from advl_pipeline.cache.index import UnitIds, build_index
-from advl_pipeline.cache.quantise import is_finite
-from advl_pipeline.cache.records import (
+from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     MODALITIES,
@@ -36,10 +31,15 @@ from advl_pipeline.cache.records import (
     tables_record_path,
     unseal,
 )
+from advl_pipeline.cache.confidence import committed_keys, confidence_key, confidence_record_path, unfinished_keys
+from advl_pipeline.cache.files import LOCKS, FileEntry, Files, hash_file
+from advl_pipeline.cache.identity import digest
+from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.shard_buffer import mean_and_variance, sums
 from advl_pipeline.cache.store import Store, read_json, repair_command
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import are_spans
+from advl_pipeline.cache.unit_index import UnitIds, build_index
 from advl_pipeline.cache.writer import CacheWriter
 from advl_pipeline.errors import AdvlError, CorruptCache
 from advl_pipeline.locations import Location

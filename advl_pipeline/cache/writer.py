@@ -20,15 +20,7 @@ from safetensors.numpy import load, save
 
 from advl_pipeline.cache import schema
 from advl_pipeline.cache.arrays import MappedArray
-from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, entry_of
-from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
-from advl_pipeline.cache.index import build_index
-from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
-from advl_pipeline.cache.parts import remove_dead_locks
-from advl_pipeline.cache.provenance import PROVENANCE_FILE
-from advl_pipeline.cache.quantise import StoredDtype
-from advl_pipeline.cache.ragged import Placement, place
-from advl_pipeline.cache.records import (
+from advl_pipeline.cache.commit_records import (
     COMPLETE_RECORD,
     IDENTITY_FILE,
     PLAN_RECORD,
@@ -46,8 +38,16 @@ from advl_pipeline.cache.records import (
     shard_record_path,
     tables_record_path,
 )
+from advl_pipeline.cache.files import WORK_FOLDER, FileEntry, entry_of
+from advl_pipeline.cache.identity import SCHEMA_VERSION, digest
+from advl_pipeline.cache.layout import ArraySpec, group_metadata, render_json
+from advl_pipeline.cache.parts import remove_dead_locks
+from advl_pipeline.cache.provenance import PROVENANCE_FILE
+from advl_pipeline.cache.quantise import StoredDtype
+from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
 from advl_pipeline.cache.store import Overtaken, Readable, Store, read_json
+from advl_pipeline.cache.unit_index import build_index
 from advl_pipeline.errors import (
     ConfigError,
     CorruptCache,

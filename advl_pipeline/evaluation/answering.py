@@ -22,7 +22,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 

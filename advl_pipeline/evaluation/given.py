@@ -18,7 +18,7 @@ from advl_pipeline.errors import (
 )
 from advl_pipeline.evaluation.config import EvaluateConfig, PredictConfig, ReadoutConfig
 from advl_pipeline.runs.names import is_finished
-from advl_pipeline.runs.reader import moved_to, read_config
+from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.config import FinetuneConfig
 
 

@@ -23,7 +23,7 @@ from advl_pipeline.distillation.settings import Selection
 from advl_pipeline.evaluation.items import question_rank, questions_of
 from advl_pipeline.evaluation.predict import FinishedRun
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.training.signals import SignalSource
 from advl_pipeline.training.word_selection import SelectedWords
 

@@ -43,7 +43,7 @@ from advl_pipeline.evaluation.prediction_files import (
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrix
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import moved_to, read_config
+from advl_pipeline.runs.results import moved_to, read_config
 
 VCR_COLUMNS = (
     "annot_id",

@@ -51,7 +51,7 @@ from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.evaluation.vqa_accuracy import VqaMode
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
-from advl_pipeline.runs.reader import moved_to, read_config
+from advl_pipeline.runs.results import moved_to, read_config
 from advl_pipeline.training.stored_pictures import use_stored_pictures
 
 _TRUE_PICTURE = ""

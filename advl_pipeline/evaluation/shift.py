@@ -35,7 +35,7 @@ from advl_pipeline.evaluation.statistics import (
     sign_flip_test,
 )
 from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.reader import read_config
+from advl_pipeline.runs.results import read_config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from advl_pipeline.datasets.words import word_spans
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.estimate import Estimate, estimate_untimed
 from advl_pipeline.extraction.sources import TokenCounts, image_tokens_of, repeated, units_to_encode
-from advl_pipeline.teachers.catalogue import TeacherCard
 from advl_pipeline.teachers.registry import card_of
+from advl_pipeline.teachers.teacher_cards import TeacherCard
 from advl_pipeline.teachers.text_units import candidate_starts
 
 _PIECES_PER_WORD = 1.15

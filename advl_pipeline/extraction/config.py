@@ -18,7 +18,7 @@ from advl_pipeline.datasets.vcr_text import TextStyle
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.folders import default_cache
 from advl_pipeline.locations import Location
-from advl_pipeline.teachers.options import PICTURES, ComputeDtype, TextUnits
+from advl_pipeline.teachers.open_options import PICTURES, ComputeDtype, TextUnits
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.quantise import StoredDtype

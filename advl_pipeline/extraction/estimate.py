@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advl_pipeline.cache import schema
+from advl_pipeline.cache.commit_records import ModalityRecord, PlanRecord
 from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.ragged import Placement, place
-from advl_pipeline.cache.records import ModalityRecord, PlanRecord
 from advl_pipeline.confidence.features import IMAGE_DIM, SKETCH_DIM, TEXT_DIM
 from advl_pipeline.confidence.probe import Kind, forecast_seconds
 from advl_pipeline.datasets.interface import Dataset

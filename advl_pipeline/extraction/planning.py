@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from advl_pipeline.cache.commit_records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.provenance import describe_run, renew_command
-from advl_pipeline.cache.records import IDENTITY_FILE, PLAN_RECORD, ModalityRecord
 from advl_pipeline.cache.store import MissingFile, Overtaken, Store, read_json
 from advl_pipeline.cache.writer import ModalityPlan, begin_cache
 from advl_pipeline.configuration import config_to_dict, options_without

@@ -13,7 +13,7 @@ from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
-from advl_pipeline.extraction.identity import build_identity
+from advl_pipeline.extraction.planned_identity import build_identity
 from advl_pipeline.extraction.planning import make_plan
 from advl_pipeline.extraction.recorded import recorded_extraction
 from advl_pipeline.extraction.run import extract_held, open_inputs, store_of

@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from advl_pipeline.cache.commit_records import PLAN_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.parts import Part, holding, parse_part
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.records import PLAN_RECORD, committed_shards, load_complete
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import CacheWriter, clear_work
@@ -31,16 +31,16 @@ from advl_pipeline.extraction.config import ExtractConfig, location_of, without_
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
 from advl_pipeline.extraction.estimate import Estimate, estimate_confidences, require_room
 from advl_pipeline.extraction.given import require_given
-from advl_pipeline.extraction.identity import as_begun, build_identity
 from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
+from advl_pipeline.extraction.planned_identity import as_begun, build_identity
 from advl_pipeline.extraction.planning import count_tokens, estimates_of, settle_plan
 from advl_pipeline.extraction.progress import Progress, Stage, record_extraction
 from advl_pipeline.extraction.ray_engine import run_on_ray
 from advl_pipeline.extraction.sources import Source, image_tokens_of, open_sources
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.locations import Location
-from advl_pipeline.teachers.catalogue import TeacherCard
 from advl_pipeline.teachers.interface import Teacher
+from advl_pipeline.teachers.teacher_cards import TeacherCard
 
 OpenInputs = Callable[[ExtractConfig], tuple[Teacher, Selection]]
 

@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.cache.index import ids_to_bytes
+from advl_pipeline.cache.unit_index import ids_to_bytes
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
-from advl_pipeline.teachers.options import ImageTokenKind
+from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
 from advl_pipeline.teachers.text_units import with_text_units
 

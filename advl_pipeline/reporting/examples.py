@@ -29,7 +29,7 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
 from advl_pipeline.reporting import wording
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.reader import Evaluation, moved_to, read_evaluation, read_json
+from advl_pipeline.runs.results import Evaluation, moved_to, read_evaluation, read_json
 from advl_pipeline.studies.config import Setting
 from advl_pipeline.studies.result import CellRecord, StudyResult
 

@@ -11,7 +11,7 @@ from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.figures import Figure, kinds_figure, loss_figure
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config, read_json, read_log
+from advl_pipeline.runs.results import read_config, read_json, read_log
 from advl_pipeline.studies.result import StudyResult
 
 _MOST_CLASSES = 12

@@ -14,7 +14,7 @@ from advl_pipeline.atomic import write_text
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
 

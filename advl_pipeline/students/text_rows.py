@@ -23,7 +23,7 @@ from advl_pipeline.atomic import write_text
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.records import Candidate
 from advl_pipeline.errors import DatasetError, WeightsUnavailable
-from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.runs import names
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 

@@ -12,7 +12,7 @@ from advl_pipeline.errors import (
     WeightsUnavailable,
     advise,
 )
-from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.runs import names
 from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.known_words import KNOWN_WORDS_FILE

@@ -12,7 +12,7 @@ from pathlib import Path
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.folder import given_values

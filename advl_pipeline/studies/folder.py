@@ -22,7 +22,7 @@ from advl_pipeline.errors import (
     advise,
 )
 from advl_pipeline.folders import MARKERS
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.studies.config import StudyConfig
 from advl_pipeline.studies.plan import CacheNeed, Plan, build_plan
 from advl_pipeline.training.recipes import AUTO, NONE

@@ -22,7 +22,7 @@ from advl_pipeline.errors import AdvlError, ConfigError, DatasetError, WeightsUn
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.caches import extraction_config
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits

@@ -19,7 +19,7 @@ from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.evaluation.statistics import summarise
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import (
+from advl_pipeline.runs.results import (
     Evaluation,
     NodeReadout,
     Nodes,

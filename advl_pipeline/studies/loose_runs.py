@@ -21,7 +21,7 @@ from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
 from advl_pipeline.folders import folder_kind
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.config import Setting, StudyConfig
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.variants import SHIPPED, Variant

@@ -16,7 +16,7 @@ import pandas as pd
 from advl_pipeline.evaluation.calibration import Reliability
 from advl_pipeline.evaluation.question_match import Questions
 from advl_pipeline.evaluation.statistics import Interval, PairedComparison, Significance, Spread
-from advl_pipeline.runs.reader import Nodes
+from advl_pipeline.runs.results import Nodes
 from advl_pipeline.studies.config import StudyConfig
 
 LossQuantity = Literal["drop", "use"]

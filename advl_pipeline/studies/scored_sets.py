@@ -12,7 +12,7 @@ from advl_pipeline.errors import (
     again,
 )
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.plan import Plan
 
 

@@ -28,7 +28,7 @@ from advl_pipeline.evaluation.item_contributions import Contribution, joint_inte
 from advl_pipeline.evaluation.question_match import QuestionMatch, Questions, match_questions
 from advl_pipeline.evaluation.statistics import FloatArray, Interval, ItemGroups, item_groups
 from advl_pipeline.runs.names import evaluation_file, is_finished
-from advl_pipeline.runs.reader import Evaluation, read_evaluation
+from advl_pipeline.runs.results import Evaluation, read_evaluation
 from advl_pipeline.studies.config import FULL, StudyConfig, shots_label
 from advl_pipeline.studies.plan import Plan
 from advl_pipeline.studies.result import Place

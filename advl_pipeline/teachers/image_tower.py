@@ -18,7 +18,7 @@ import torch
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
-from advl_pipeline.teachers.options import ImageTokenKind
+from advl_pipeline.teachers.open_options import ImageTokenKind
 from advl_pipeline.teachers.pixels import (
     crop_picture,
     fit_picture,

@@ -11,8 +11,8 @@ from advl_pipeline.errors import (
     advise,
     suggest_names,
 )
-from advl_pipeline.teachers.catalogue import DOORS, TeacherCard
 from advl_pipeline.teachers.registry import card_of, described, known_names, plugin_entry_points
+from advl_pipeline.teachers.teacher_cards import DOORS, TeacherCard
 
 BYTES_PER_VALUE = 2
 """Features are stored as float16 by default."""

@@ -18,8 +18,8 @@ from advl_pipeline.errors import (
     suggest_names,
 )
 from advl_pipeline.packages import entry_points
-from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS, DescribedTeacher, TeacherCard
-from advl_pipeline.teachers.options import ComputeDtype, ImageTokenKind, OpenOptions
+from advl_pipeline.teachers.open_options import ComputeDtype, ImageTokenKind, OpenOptions
+from advl_pipeline.teachers.teacher_cards import CATALOGUE, DOORS, DescribedTeacher, TeacherCard
 
 if TYPE_CHECKING:
     from advl_pipeline.teachers.interface import Teacher

@@ -15,7 +15,7 @@ from advl_pipeline.datasets.pictures import read_square
 from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, Teacher
-from advl_pipeline.teachers.options import PICTURES
+from advl_pipeline.teachers.open_options import PICTURES
 
 MAX_SIZE = 4096
 """Largest side in pixels."""

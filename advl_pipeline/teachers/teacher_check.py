@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from advl_pipeline.datasets.records import ImageUnit, text_unit
-from advl_pipeline.teachers.catalogue import TeacherCard
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower
-from advl_pipeline.teachers.options import CheckTeacherConfig
+from advl_pipeline.teachers.open_options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
+from advl_pipeline.teachers.teacher_cards import TeacherCard
 
 FLOAT16_MAX = 65504.0
 

@@ -17,7 +17,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import TextUnit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit, TextTower
-from advl_pipeline.teachers.options import TextUnits
+from advl_pipeline.teachers.open_options import TextUnits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

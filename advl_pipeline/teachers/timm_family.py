@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable, suggest_names
-from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
-from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.timm_backbone import TimmBackbone
 
 TensorNames = Callable[[Mapping[str, torch.Tensor], Any], Mapping[str, torch.Tensor]]

@@ -8,7 +8,7 @@ from typing import Any
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import Teacher
-from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.pixels import PixelSettings
 from advl_pipeline.teachers.text_tower import WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import TransformersSource, load_model, load_part, transformers_source

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
-from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.packages import install_extra
-from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.open_options import OpenOptions
 
 _POOLER = "pooler."
 

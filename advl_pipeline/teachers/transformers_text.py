@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.text_tower import TextFeatures, WordPieceTextTower
 from advl_pipeline.teachers.transformers_files import TransformersSource, load_model, load_part, sibling
 from advl_pipeline.teachers.word_pieces import WordPieces

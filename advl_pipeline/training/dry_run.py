@@ -18,7 +18,7 @@ import torch
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import num_cores, num_threads, resolved
 from advl_pipeline.configuration import with_options
-from advl_pipeline.runs.reader import read_log
+from advl_pipeline.runs.results import read_log
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.run import run_finetune
 

@@ -15,7 +15,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.trackers import trackers_named
 from advl_pipeline.students.registry import require_student
 from advl_pipeline.students.weight_files import is_on_hub, required_weights
-from advl_pipeline.teachers.options import PICTURES
+from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.recipes import AUTO, NONE

@@ -14,7 +14,7 @@ from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, head_name
 from advl_pipeline.errors import IdentityMismatch, WeightsUnavailable
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.interface import Student
 from advl_pipeline.tensor_files import save_tensors
 from advl_pipeline.training.finetune_model import FinetuneModel

@@ -22,7 +22,7 @@ from advl_pipeline.datasets.records import Task, head_name
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.building import load_head
 from advl_pipeline.students.catalogue import family_of
 from advl_pipeline.students.checkpoints import KeyRules

@@ -21,7 +21,7 @@ from advl_pipeline.distillation.relational import Gather, gather_alone
 from advl_pipeline.errors import NotFinite
 from advl_pipeline.interruption import Stop, finishing
 from advl_pipeline.prefetch import Prefetcher
-from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.interface import Perturbation, Student
 from advl_pipeline.training.adversarial import adversarial_terms
 from advl_pipeline.training.batches import TrainingBatch

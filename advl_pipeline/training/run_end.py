@@ -9,8 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from advl_pipeline.runs import names
-from advl_pipeline.runs.folder import RunFolder
-from advl_pipeline.runs.reader import read_log
+from advl_pipeline.runs.results import read_log
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.memory import lora_settings, merge_lora
 from advl_pipeline.students.saved import Adapter, save_student
 from advl_pipeline.training.config import FinetuneConfig

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import require_identity
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.datasets.records import ImageUnit, head_name
 from advl_pipeline.datasets.registry import tasks_of
@@ -31,7 +31,7 @@ from advl_pipeline.students.interface import Student
 from advl_pipeline.students.picture_source import DecodedPictures
 from advl_pipeline.students.pixel_student import PixelStudent
 from advl_pipeline.students.registry import build_student
-from advl_pipeline.teachers.options import PICTURES
+from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.teachers.squares import SquarePictures
 from advl_pipeline.training.recipes import choose_recipe
 from advl_pipeline.training.student_options import recipe_options, student_options

@@ -7,7 +7,7 @@ import dataclasses
 
 import click
 
-from advl_cli.options import SectionedCommand, config_options, json_option, print_json
+from advl_cli.flags import SectionedCommand, config_options, json_option, print_json
 from advl_cli.own_data import say_what_it_is
 from advl_data.scenes.config import HeadroomConfig, PretrainConfig
 from advl_data.scenes.generator.config import ScenesConfig

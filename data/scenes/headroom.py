@@ -42,7 +42,7 @@ from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.folders import default_cache
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs.names import evaluation_file
-from advl_pipeline.runs.reader import read_json
+from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.compatibility import check_caches

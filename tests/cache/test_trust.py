@@ -13,10 +13,10 @@ import pytest
 from tiny_extraction import tiny_extract, tree_bytes
 
 from advl_pipeline.cache import folder_store, trust
+from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.files import vouched_path
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.records import load_complete
 from advl_pipeline.cache.trust import require_trustworthy
 from advl_pipeline.errors import CorruptCache, StorageError
 

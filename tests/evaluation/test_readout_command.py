@@ -20,7 +20,7 @@ from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.evaluation.readout import _referred, answers_by_likeness
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
-from advl_pipeline.runs.reader import read_readout
+from advl_pipeline.runs.results import read_readout
 from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student

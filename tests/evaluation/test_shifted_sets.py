@@ -12,7 +12,7 @@ import pytest
 from commands import advl
 from dataset_mirrors import snli_ve_record, vqa_items, write_lines, write_picture, write_snli_ve
 
-from advl_data.scenes.generator.layout import SPLIT_CODES
+from advl_data.scenes.generator.paths import SPLIT_CODES
 from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.registry import open_dataset

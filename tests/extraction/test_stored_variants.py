@@ -13,9 +13,9 @@ import pytest
 from commands import complaint
 from tiny_extraction import TinyDataset, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
+from advl_pipeline.cache.commit_records import seal
 from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.records import seal
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.datasets.words import assign_tokens_to_words, word_spans
 from advl_pipeline.errors import ConfigError, IdentityMismatch

@@ -12,7 +12,7 @@ import pytest
 
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.folders import folder_kind
-from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.run_folder import RunFolder
 
 
 def begin(path: Path, identity: dict[str, Any], *, resume: bool = True, cache: str = "here") -> RunFolder:

@@ -26,8 +26,8 @@ from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
-from advl_pipeline.sharing.export import run_export
 from advl_pipeline.sharing.programs import made_up_examples, trace_student
+from advl_pipeline.sharing.student_export import run_export
 from advl_pipeline.students.region_student import RegionBatch
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.text_student import TextStudent

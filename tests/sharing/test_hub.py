@@ -12,7 +12,7 @@ import commands
 import pytest
 from hub_server import TOKEN, Hub, serve_hub
 
-from advl_pipeline.cache.records import COMPLETE_RECORD
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.verify import verify_cache
 from advl_pipeline.training.run import run_finetune
 

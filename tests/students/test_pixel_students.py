@@ -16,7 +16,7 @@ from transformers import (
 )
 from whole_checkpoints import require_complete
 
-from advl_data.scenes.students.vilt import PatchStem
+from advl_data.scenes.students.scenes_vilt import PatchStem
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.students.bridgetower import BridgeTower, bridgetower_config
 from advl_pipeline.students.checkpoints import load_into

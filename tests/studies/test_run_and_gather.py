@@ -25,12 +25,12 @@ from PIL import Image
 from scipy import special, stats
 from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
 
-from advl_cli.options import config_options
+from advl_cli.flags import config_options
 from advl_pipeline.configuration import with_options
 from advl_pipeline.errors import AdvlError, ConfigError, DatasetError
 from advl_pipeline.evaluation.calibration import top_confidence
 from advl_pipeline.reporting.tables import wide_tables
-from advl_pipeline.runs.reader import WeightBins
+from advl_pipeline.runs.results import WeightBins
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, read_study
 from advl_pipeline.studies.execute import digest_dataset, execute_cell, missing_test_sets

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from scipy import sparse
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.snli_ve_items import LABELS
 from advl_data.scenes.generator.vocabulary import load_vocabulary
 from advl_pipeline.logistic import FloatArray, Likelihood, fit_logistic, of_candidates, of_classes
@@ -93,7 +93,7 @@ def _measure(folder: Path, split: str, name: str) -> TextOnlyFigure:
 
 def _vcr(folder: Path, split: str, rationale: bool) -> list[_Item]:
     items: list[_Item] = []
-    for line in _lines(folder / layout.vcr_annotations(split)):
+    for line in _lines(folder / paths.vcr_annotations(split)):
         context = _flat(line["question"])
         label = line["rationale_label" if rationale else "answer_label"]
         if rationale:
@@ -113,8 +113,8 @@ def _vcr(folder: Path, split: str, rationale: bool) -> list[_Item]:
 
 
 def _vqa(folder: Path, split: str) -> list[_Item]:
-    questions = json.loads((folder / layout.vqa_questions(split)).read_text(encoding="utf-8"))["questions"]
-    annotations = json.loads((folder / layout.vqa_annotations(split)).read_text(encoding="utf-8"))["annotations"]
+    questions = json.loads((folder / paths.vqa_questions(split)).read_text(encoding="utf-8"))["questions"]
+    annotations = json.loads((folder / paths.vqa_annotations(split)).read_text(encoding="utf-8"))["annotations"]
     items: list[_Item] = []
     for question, annotation in zip(questions, annotations, strict=True):
         votes = Counter(answer["answer"] for answer in annotation["answers"])
@@ -135,7 +135,7 @@ def _snli_ve(folder: Path, split: str) -> list[_Item]:
             scores=((line["gold_label"], 1.0),),
             question_type=line["question_type"],
         )
-        for line in _lines(folder / layout.snli_ve_annotations(split))
+        for line in _lines(folder / paths.snli_ve_annotations(split))
     ]
 
 
@@ -147,7 +147,7 @@ def _seen_by_cue(folder: Path, split: str, cue: Callable[[str], str]) -> list[_I
             scores=((line["gold_label"], 1.0),),
             question_type=f"{line['question_type']} {cue(line['sentence1'])}",
         )
-        for line in _lines(folder / layout.snli_ve_annotations(split))
+        for line in _lines(folder / paths.snli_ve_annotations(split))
     ]
 
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 import transformers as hf
 
-from advl_pipeline import hub
+from advl_pipeline import hub_access
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.teachers import teacher_check
-from advl_pipeline.teachers.catalogue import CATALOGUE, DOORS
 from advl_pipeline.teachers.inspection import list_teachers, show_teacher
 from advl_pipeline.teachers.interface import EncodedBatch, Teacher
-from advl_pipeline.teachers.options import CheckTeacherConfig
+from advl_pipeline.teachers.open_options import CheckTeacherConfig
+from advl_pipeline.teachers.teacher_cards import CATALOGUE, DOORS
 from advl_pipeline.teachers.teacher_check import run_check_teacher
 
 
@@ -127,11 +127,11 @@ def test_exit_codes() -> None:
 
 def test_an_unreachable_hub_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setattr(hub_access, "getproxies", dict)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert "127.0.0.1" in hub.hub_obstacle()
-    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy"})
-    assert hub.hub_obstacle() == ""
+    assert "127.0.0.1" in hub_access.hub_obstacle()
+    monkeypatch.setattr(hub_access, "getproxies", lambda: {"https": "http://proxy"})
+    assert hub_access.hub_obstacle() == ""
 
 
 def test_the_texts_of_a_check_are_canonical() -> None:

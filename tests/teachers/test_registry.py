@@ -16,7 +16,7 @@ from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.packages import package_folder
 from advl_pipeline.teachers import registry
 from advl_pipeline.teachers.interface import Teacher
-from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.registry import card_of, known_names, open_teacher
 
 DESIGNED = (

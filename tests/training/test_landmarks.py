@@ -15,7 +15,7 @@ from advl_pipeline.distillation import landmarks as landmarks_of_regions
 from advl_pipeline.errors import Interrupted
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.runner import run_evaluate
-from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.training.run import run_finetune
 
 

@@ -20,7 +20,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.errors import Interrupted
 from advl_pipeline.runs import names
-from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.pixel_student import PixelBatch, PixelStudent
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import ExampleOrder

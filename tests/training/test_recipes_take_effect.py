@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.distillation.distiller import Distiller
 from advl_pipeline.errors import ConfigError, Interrupted
-from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.batch_order import TokenOrder
 from advl_pipeline.training.config import FinetuneConfig, Optimiser

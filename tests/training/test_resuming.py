@@ -23,8 +23,8 @@ from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs import names
-from advl_pipeline.runs.folder import RunFolder
-from advl_pipeline.runs.reader import read_json, read_log
+from advl_pipeline.runs.results import read_json, read_log
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.students.embedded_words import embedded_tokenizer_file
 from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student

@@ -22,7 +22,7 @@ from advl_pipeline.evaluation.predict import load_run
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.packages import install_extra
 from advl_pipeline.runs import names
-from advl_pipeline.runs.folder import RunFolder
+from advl_pipeline.runs.run_folder import RunFolder
 from advl_pipeline.runs.trackers import scalars
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.run import run_finetune

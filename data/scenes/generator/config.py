@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advl_data.scenes.generator.layout import CODE_STRIDE
+from advl_data.scenes.generator.paths import CODE_STRIDE
 from advl_data.scenes.generator.scene import SCENES_PER_GROUP
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.config import DataRootOptions

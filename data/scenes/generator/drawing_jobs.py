@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.artwork import Style
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.render import Box, draw_scene
@@ -60,12 +60,12 @@ def run_job(job: DrawingJob) -> list[tuple[int, tuple[Box, ...]]]:
 def picture_paths(split: str, scene: int, *, captions: bool) -> tuple[Path, ...]:
     """Return the names of a scene's picture in every format that shows it, relative to the corpus folder."""
     if captions:
-        return (Path(layout.CAPTIONS_FOLDER, layout.caption_image(split, scene)),)
-    number = layout.picture_number(split, scene)
+        return (Path(paths.CAPTIONS_FOLDER, paths.caption_image(split, scene)),)
+    number = paths.picture_number(split, scene)
     return (
-        Path(layout.VCR_FOLDER, layout.VCR_IMAGES, layout.vcr_image(split, scene)),
-        Path(layout.VQA_FOLDER, layout.vqa_image(split, number)),
-        Path(layout.SNLI_VE_FOLDER, layout.snli_ve_image(str(number))),
+        Path(paths.VCR_FOLDER, paths.VCR_IMAGES, paths.vcr_image(split, scene)),
+        Path(paths.VQA_FOLDER, paths.vqa_image(split, number)),
+        Path(paths.SNLI_VE_FOLDER, paths.snli_ve_image(str(number))),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advl_data.scenes.generator.placement import Spot
+from advl_data.scenes.generator.placing import Spot
 from advl_data.scenes.generator.relations import Axis, Centre, Relation, relation
 from advl_data.scenes.generator.vocabulary import Container, Kind
 from advl_pipeline.errors import AdvlError

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.relations import INVERSE, PHRASES, Relation
 from advl_data.scenes.generator.scene import Group, TaskScene, Twins
 from advl_data.scenes.generator.vocabulary import Kind
-from advl_data.scenes.generator.wording import Voice, draw_manner, indefinite, listing, sentence
+from advl_data.scenes.generator.voice import Voice, draw_manner, indefinite, listing, sentence
 
 LABELS: Final = ("contradiction", "entailment", "neutral")
 
@@ -124,7 +124,7 @@ def _one_scene_of_each_pair(group: Group, draws: Draws) -> Iterator[tuple[TaskSc
 
 def _record(item: _Item, *, split: str, position: int, draws: Draws) -> dict[str, Any]:
     label = item.label
-    flickr_id = str(layout.picture_number(split, item.task.scene.number))
+    flickr_id = str(paths.picture_number(split, item.task.scene.number))
     agreeing = draws.between(3, 5)
     others = [other for other in LABELS if other != label]
     votes = [label] * agreeing + [draws.pick(others) for _ in range(5 - agreeing)]

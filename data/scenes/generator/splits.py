@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.artwork import SEEN_STYLES, SHIFTED_STYLES, Style
 from advl_data.scenes.generator.caption_items import plan_caption_scenes
 from advl_data.scenes.generator.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_data.scenes.generator.descriptions import Phrasing
-from advl_data.scenes.generator.plan import plan_groups
 from advl_data.scenes.generator.scene import Group, Scene
+from advl_data.scenes.generator.scene_plan import plan_groups
 from advl_data.scenes.generator.vocabulary import Vocabulary
 
 
@@ -66,7 +66,7 @@ def caption_splits(config: ScenesConfig) -> tuple[CaptionSplit, ...]:
     """Return the splits of the captions in order."""
     sizes = (config.num_caption_scenes, config.num_caption_scenes // CAPTION_VAL_SHARE)
     return tuple(
-        CaptionSplit(name=name, num_scenes=size) for name, size in zip(layout.CAPTION_SPLITS, sizes, strict=True)
+        CaptionSplit(name=name, num_scenes=size) for name, size in zip(paths.CAPTION_SPLITS, sizes, strict=True)
     )
 
 

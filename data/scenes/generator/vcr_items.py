@@ -15,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.descriptions import ASPECTS, Aspect
 from advl_data.scenes.generator.draws import Draws
 from advl_data.scenes.generator.relations import INVERSE, PHRASES
 from advl_data.scenes.generator.render import Box
 from advl_data.scenes.generator.scene import Group, TaskScene
 from advl_data.scenes.generator.vocabulary import Kind
-from advl_data.scenes.generator.wording import Manner, Voice, capitalised, draw_manner, indefinite
+from advl_data.scenes.generator.voice import Manner, Voice, capitalised, draw_manner, indefinite
 
 OBJECT_CLASS: Final = "object"
 NUM_CHOICES: Final = 4
@@ -214,12 +214,12 @@ def _record(item: dict[str, Any], *, split: str, number: int, draws: Draws) -> d
     rationale_label = [right for _, right in rationales].index(True)
     identity = f"{split}-{number}"
     return {
-        "movie": layout.vcr_movie(split),
+        "movie": paths.vcr_movie(split),
         "objects": [OBJECT_CLASS] * len(task.scene.things),
         "interesting_scores": [0],
         "answer_likelihood": "likely",
-        "img_fn": str(layout.vcr_image(split, task.scene.number)),
-        "metadata_fn": str(layout.vcr_metadata(split, task.scene.number)),
+        "img_fn": str(paths.vcr_image(split, task.scene.number)),
+        "metadata_fn": str(paths.vcr_metadata(split, task.scene.number)),
         "answer_orig": _untokenised(answers[answer_label][0]),
         "question_orig": _untokenised(item["question"]),
         "rationale_orig": _untokenised(rationales[rationale_label][0]),

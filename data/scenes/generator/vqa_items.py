@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placement import PICTURE_SIDE
+from advl_data.scenes.generator.placing import PICTURE_SIDE
 from advl_data.scenes.generator.relations import (
     ALONG,
     INVERSE,
@@ -29,7 +29,7 @@ from advl_data.scenes.generator.relations import (
 )
 from advl_data.scenes.generator.scene import Group, TaskScene, Twins
 from advl_data.scenes.generator.vocabulary import Kind
-from advl_data.scenes.generator.wording import Manner, Voice, draw_manner, indefinite
+from advl_data.scenes.generator.voice import Manner, Voice, draw_manner, indefinite
 
 NUM_ANSWERS: Final = 10
 QUESTIONS_PER_IMAGE: Final = 1000
@@ -97,7 +97,7 @@ def vqa_items(groups: Sequence[Group], voice: Voice) -> tuple[list[dict[str, Any
     for group in groups:
         draws = voice.draws("vqa", group.number)
         for task, asked in _group_questions(group, voice, draws, used):
-            image_id = layout.picture_number(voice.split, task.scene.number)
+            image_id = paths.picture_number(voice.split, task.scene.number)
             for position, question in enumerate(asked):
                 question_id = image_id * QUESTIONS_PER_IMAGE + position
                 questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
@@ -117,7 +117,7 @@ def header(split: str, *, questions: bool) -> dict[str, Any]:
             "date_created": "",
         },
         "license": {"name": "Artwork: CC BY 4.0 and CC BY-SA 4.0, see ATTRIBUTION.md", "url": ""},
-        "data_subtype": layout.vqa_subtype(split),
+        "data_subtype": paths.vqa_subtype(split),
         "data_type": "mscoco",
     }
     return common | {"task_type": "Open-Ended"} if questions else common

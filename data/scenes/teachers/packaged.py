@@ -14,8 +14,8 @@ from advl_pipeline.errors import (
     advise,
 )
 from advl_pipeline.packages import package_folder, read_data
-from advl_pipeline.teachers.catalogue import DescribedTeacher, TeacherCard, read_teacher_cards
-from advl_pipeline.teachers.options import OpenOptions
+from advl_pipeline.teachers.open_options import OpenOptions
+from advl_pipeline.teachers.teacher_cards import DescribedTeacher, TeacherCard, read_teacher_cards
 
 if TYPE_CHECKING:
     from advl_pipeline.teachers.interface import Teacher

@@ -16,19 +16,19 @@ import pytest
 from PIL import Image
 from scenes_text_only import measure_text_only
 
-from advl_data.scenes.generator import layout
+from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.build import ScenesResult, run_build_scenes
 from advl_data.scenes.generator.config import ScenesConfig
 from advl_data.scenes.generator.descriptions import ASPECTS
 from advl_data.scenes.generator.relations import leaning, relation
 from advl_data.scenes.generator.splits import plan_task_split, task_splits
 from advl_data.scenes.generator.vocabulary import load_vocabulary
+from advl_data.scenes.generator.voice import Voice
 from advl_data.scenes.generator.vqa_items import vqa_items
-from advl_data.scenes.generator.wording import Voice
 from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.registry import open_dataset
 
-LABELLED_SPLITS = tuple(split for split in layout.TASK_SPLITS if split != "test-unseen")
+LABELLED_SPLITS = tuple(split for split in paths.TASK_SPLITS if split != "test-unseen")
 VCR_FIELDS = {
     *("movie", "objects", "interesting_scores", "answer_likelihood", "img_fn", "metadata_fn", "question"),
     *("answer_choices", "answer_label", "rationale_choices", "rationale_label", "answer_orig", "question_orig"),
@@ -75,12 +75,12 @@ def vcr_texts(line: dict[str, Any]) -> list[str]:
 
 def task_text(folder: Path, split: str) -> str:
     """Return everything that the tasks of a split say, as one text."""
-    questions = json.loads((folder / layout.vqa_questions(split)).read_text())["questions"]
+    questions = json.loads((folder / paths.vqa_questions(split)).read_text())["questions"]
     return "\n".join(
         [
-            *(text for line in lines(folder / layout.vcr_annotations(split)) for text in vcr_texts(line)),
+            *(text for line in lines(folder / paths.vcr_annotations(split)) for text in vcr_texts(line)),
             *(question["question"] for question in questions),
-            *(line["sentence2"] for line in lines(folder / layout.snli_ve_annotations(split))),
+            *(line["sentence2"] for line in lines(folder / paths.snli_ve_annotations(split))),
         ]
     )
 
@@ -89,10 +89,10 @@ def says(name: str, text: str) -> bool:
     return re.search(rf"\b{re.escape(name)}\b", text) is not None
 
 
-@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+@pytest.mark.parametrize("split", paths.TASK_SPLITS)
 def test_vcr_lines_are_complete_and_point_at_what_is_there(folder: Path, split: str) -> None:
-    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
-    for line in lines(folder / layout.vcr_annotations(split)):
+    images = folder / paths.VCR_FOLDER / paths.VCR_IMAGES
+    for line in lines(folder / paths.vcr_annotations(split)):
         assert line.keys() == VCR_FIELDS | {"question_type", "answer_style"}
         assert line["answer_style"] in ("name", "category", "described")
         by_tag = (line["answer_style"],) if line["answer_style"] != "described" else ("mixed", *ASPECTS)
@@ -114,36 +114,36 @@ def test_vcr_lines_are_complete_and_point_at_what_is_there(folder: Path, split: 
         assert 0 <= line["rationale_label"] < 4
         for choices in (line["answer_choices"], line["rationale_choices"]):
             assert len({json.dumps(choice) for choice in choices}) == 4
-    identities = [line["annot_id"] for line in lines(folder / layout.vcr_annotations(split))]
+    identities = [line["annot_id"] for line in lines(folder / paths.vcr_annotations(split))]
     assert identities == [f"{split}-{number}" for number in range(len(identities))]
 
 
 def test_original_sentences_count_tags_from_one(folder: Path) -> None:
-    line = next(line for line in lines(folder / layout.vcr_annotations("train")) if line["question_type"] == "name")
+    line = next(line for line in lines(folder / paths.vcr_annotations("train")) if line["question_type"] == "name")
     tag = next(word[0] for word in line["question"] if isinstance(word, list))
     assert f" {tag + 1}" in line["question_orig"]
     assert " ?" not in line["question_orig"]
 
 
-@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+@pytest.mark.parametrize("split", paths.TASK_SPLITS)
 def test_vqa_files_are_complete(folder: Path, split: str) -> None:
-    questions = json.loads((folder / layout.vqa_questions(split)).read_text())
-    annotations = json.loads((folder / layout.vqa_annotations(split)).read_text())
+    questions = json.loads((folder / paths.vqa_questions(split)).read_text())
+    annotations = json.loads((folder / paths.vqa_annotations(split)).read_text())
     assert questions.keys() == {"info", "license", "data_subtype", "data_type", "task_type", "questions"}
     assert annotations.keys() == {"info", "license", "data_subtype", "data_type", "annotations"}
-    assert questions["data_subtype"] == annotations["data_subtype"] == layout.vqa_subtype(split)
+    assert questions["data_subtype"] == annotations["data_subtype"] == paths.vqa_subtype(split)
     asked = {question["question_id"]: question for question in questions["questions"]}
     assert len(asked) == len(questions["questions"]) == len(annotations["annotations"])
     for annotation in annotations["annotations"]:
         question = asked[annotation["question_id"]]
         assert question["image_id"] == annotation["image_id"] == annotation["question_id"] // 1000
         assert [answer["answer_id"] for answer in annotation["answers"]] == list(range(1, 11))
-        assert (folder / layout.VQA_FOLDER / layout.vqa_image(split, question["image_id"])).is_file()
+        assert (folder / paths.VQA_FOLDER / paths.vqa_image(split, question["image_id"])).is_file()
 
 
-@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+@pytest.mark.parametrize("split", paths.TASK_SPLITS)
 def test_snli_ve_lines_are_complete(folder: Path, split: str) -> None:
-    found = lines(folder / layout.snli_ve_annotations(split))
+    found = lines(folder / paths.snli_ve_annotations(split))
     assert len({line["pairID"] for line in found}) == len(found)
     for line in found:
         assert line.keys() == SNLI_VE_FIELDS | {"question_type"}
@@ -151,17 +151,17 @@ def test_snli_ve_lines_are_complete(folder: Path, split: str) -> None:
         votes = Counter(line["annotator_labels"])
         assert votes.most_common(1)[0][0] == line["gold_label"]
         assert sum(votes.values()) == 5
-        assert (folder / layout.SNLI_VE_FOLDER / layout.snli_ve_image(line["Flickr30K_ID"])).is_file()
+        assert (folder / paths.SNLI_VE_FOLDER / paths.snli_ve_image(line["Flickr30K_ID"])).is_file()
 
 
-@pytest.mark.parametrize("split", layout.TASK_SPLITS)
+@pytest.mark.parametrize("split", paths.TASK_SPLITS)
 def test_the_three_formats_share_pictures_and_boxes(folder: Path, split: str) -> None:
-    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
-    for home in (layout.VQA_FOLDER, layout.SNLI_VE_FOLDER):
-        for scene, line in enumerate(lines(folder / layout.boxes(home, split))):
+    images = folder / paths.VCR_FOLDER / paths.VCR_IMAGES
+    for home in (paths.VQA_FOLDER, paths.SNLI_VE_FOLDER):
+        for scene, line in enumerate(lines(folder / paths.boxes(home, split))):
             picture = folder / home / line["image"]
-            assert picture.samefile(images / layout.vcr_image(split, scene))
-            metadata = json.loads((images / layout.vcr_metadata(split, scene)).read_text())
+            assert picture.samefile(images / paths.vcr_image(split, scene))
+            metadata = json.loads((images / paths.vcr_metadata(split, scene)).read_text())
             assert [box[:4] for box in metadata["boxes"]] == line["boxes"]
 
 
@@ -175,7 +175,7 @@ def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> No
         task.scene for group in plan_task_split(load_vocabulary(), CONFIG.seed, facts) for task in group.task_scenes
     ]
     checked = 0
-    for scene, line in zip(scenes, lines(folder / layout.boxes(layout.VQA_FOLDER, split)), strict=True):
+    for scene, line in zip(scenes, lines(folder / paths.boxes(paths.VQA_FOLDER, split)), strict=True):
         middles = [(x1 + x2, y1 + y2) for x1, y1, x2, y2 in line["boxes"]]
         for (one, first), (other, second) in itertools.permutations(enumerate(scene.centres), 2):
             planned = relation(first, second)
@@ -187,23 +187,23 @@ def test_what_is_seen_stands_where_the_plan_says(folder: Path, split: str) -> No
 
 
 def test_pictures_of_one_plan_and_style_are_drawn_once(folder: Path) -> None:
-    images = folder / layout.VCR_FOLDER / layout.VCR_IMAGES
+    images = folder / paths.VCR_FOLDER / paths.VCR_IMAGES
     for scene in range(CONFIG.num_test):
         test, rephrased, shifted = (
-            images / layout.vcr_image(split, scene) for split in ("test", "test-rephrased", "test-shift")
+            images / paths.vcr_image(split, scene) for split in ("test", "test-rephrased", "test-shift")
         )
         assert test.samefile(rephrased)
         assert not test.samefile(shifted)
 
 
-@pytest.mark.parametrize("split", layout.CAPTION_SPLITS)
+@pytest.mark.parametrize("split", paths.CAPTION_SPLITS)
 def test_captions_name_plainly_and_point_at_boxes(folder: Path, split: str) -> None:
     names = {kind.name for kind in load_vocabulary().kinds if kind.named}
     names |= {kind.family.hypernym for kind in load_vocabulary().labelled if not kind.named}
-    found = lines(folder / layout.captions(split))
+    found = lines(folder / paths.captions(split))
     assert found
     for line in found:
-        assert (folder / layout.CAPTIONS_FOLDER / line["image"]).is_file()
+        assert (folder / paths.CAPTIONS_FOLDER / line["image"]).is_file()
         spans = sorted((phrase["start"], phrase["end"], phrase["box"]) for phrase in line["phrases"])
         assert len(spans) >= 2
         assert len({box for _, _, box in spans}) == len(spans)
@@ -219,18 +219,18 @@ def test_captions_name_plainly_and_point_at_boxes(folder: Path, split: str) -> N
 
 def test_captions_show_every_kind_and_say_no_name_of_the_unnamed_ones(folder: Path) -> None:
     unnamed = [kind for kind in load_vocabulary().labelled if not kind.named]
-    captions = [line["caption"] for line in lines(folder / layout.captions("train"))]
+    captions = [line["caption"] for line in lines(folder / paths.captions("train"))]
     said = "\n".join(captions)
     assert not [kind.name for kind in unnamed if says(kind.name, said)]
     hypernyms = {kind.family.hypernym for kind in unnamed}
     assert sum(says(hypernym, said) for hypernym in hypernyms) > 0.5 * len(hypernyms)
-    mentioned = [len(line["phrases"]) - len(line["boxes"]) for line in lines(folder / layout.captions("train"))[1::2]]
+    mentioned = [len(line["phrases"]) - len(line["boxes"]) for line in lines(folder / paths.captions("train"))[1::2]]
     assert min(mentioned) < max(mentioned) == 0
 
 
 def test_unseen_kinds_are_named_by_captions_and_by_no_labelled_item(folder: Path) -> None:
     vocabulary = load_vocabulary()
-    captions = "\n".join(line["caption"] for line in lines(folder / layout.captions("train")))
+    captions = "\n".join(line["caption"] for line in lines(folder / paths.captions("train")))
     assert all(says(kind.name, captions) for kind in vocabulary.unseen)
     words_of_families = {word for kind in vocabulary.kinds for word in (kind.family.hypernym, kind.family.group)}
     for shown, others, splits in (
@@ -248,22 +248,25 @@ def test_unseen_kinds_are_named_by_captions_and_by_no_labelled_item(folder: Path
 
 def test_the_shifted_test_asks_the_same_of_other_pictures(folder: Path) -> None:
     for here, there in zip(
-        lines(folder / layout.vcr_annotations("test")),
-        lines(folder / layout.vcr_annotations("test-shift")),
+        lines(folder / paths.vcr_annotations("test")),
+        lines(folder / paths.vcr_annotations("test-shift")),
         strict=True,
     ):
         for field in ("question", "answer_choices", "answer_label", "rationale_choices", "rationale_label"):
             assert here[field] == there[field]
     for here, there in zip(
-        lines(folder / layout.snli_ve_annotations("test")),
-        lines(folder / layout.snli_ve_annotations("test-shift")),
+        lines(folder / paths.snli_ve_annotations("test")),
+        lines(folder / paths.snli_ve_annotations("test-shift")),
         strict=True,
     ):
         assert (here["sentence2"], here["gold_label"]) == (there["sentence2"], there["gold_label"])
-        assert int(there["Flickr30K_ID"]) - int(here["Flickr30K_ID"]) == layout.CODE_STRIDE
+        assert int(there["Flickr30K_ID"]) - int(here["Flickr30K_ID"]) == paths.CODE_STRIDE
     answers = [
         [entry["multiple_choice_answer"] for entry in json.loads(path.read_text())["annotations"]]
-        for path in (folder / layout.vqa_annotations("test"), folder / layout.vqa_annotations("test-shift"))
+        for path in (
+            folder / paths.vqa_annotations("test"),
+            folder / paths.vqa_annotations("test-shift"),
+        )
     ]
     assert answers[0] == answers[1]
 
@@ -279,8 +282,8 @@ def test_the_rephrased_test_asks_the_same_in_words_that_no_training_text_has(fol
         phrase.text for kind in kinds for phrase in kind.held_out for text in spaced[1:] if phrase.text in text
     ]
     for here, there in zip(
-        lines(folder / layout.vcr_annotations("test")),
-        lines(folder / layout.vcr_annotations("test-rephrased")),
+        lines(folder / paths.vcr_annotations("test")),
+        lines(folder / paths.vcr_annotations("test-rephrased")),
         strict=True,
     ):
         same = ("answer_label", "rationale_label", "question_type", "answer_style", "objects")
@@ -295,7 +298,7 @@ def test_inputs_in_the_wording_of_the_rephrased_test_are_of_other_scenes(folder:
     assert sum(text in inputs for text in held_out) > 20
     assert not [text for text in descriptions if text in inputs]
     shown, asked = (
-        {json.dumps(line["objects"] + vcr_texts(line)) for line in lines(folder / layout.vcr_annotations(split))}
+        {json.dumps(line["objects"] + vcr_texts(line)) for line in lines(folder / paths.vcr_annotations(split))}
         for split in ("train-rephrased", "test-rephrased")
     )
     assert not shown & asked
@@ -303,8 +306,8 @@ def test_inputs_in_the_wording_of_the_rephrased_test_are_of_other_scenes(folder:
 
 def test_no_picture_occurs_twice(folder: Path) -> None:
     pictures = [
-        *(folder / layout.VCR_FOLDER / layout.VCR_IMAGES).rglob("*.jpg"),
-        *(folder / layout.CAPTIONS_FOLDER / layout.CAPTION_IMAGES).glob("*.jpg"),
+        *(folder / paths.VCR_FOLDER / paths.VCR_IMAGES).rglob("*.jpg"),
+        *(folder / paths.CAPTIONS_FOLDER / paths.CAPTION_IMAGES).glob("*.jpg"),
     ]
     digests = Counter(hashlib.sha256(path.read_bytes()).digest() for path in pictures)
     assert len(pictures) == 200 + 8 + 120 + 120 + 16 + 16 + 120 + 12 + 12 + 60 + 6
@@ -326,7 +329,10 @@ def test_counts_are_those_of_the_record_and_of_the_readers(built: ScenesResult) 
 
 def test_readers_tell_question_types_apart(built: ScenesResult) -> None:
     """Breakdowns and low-shot subsets go by them."""
-    for name, path in (("scenes-vcr", layout.vcr_annotations), ("scenes-snli-ve", layout.snli_ve_annotations)):
+    for name, path in (
+        ("scenes-vcr", paths.vcr_annotations),
+        ("scenes-snli-ve", paths.snli_ve_annotations),
+    ):
         told = [line["question_type"] for line in lines(built.folder / path("test"))]
         dataset = open_dataset(name, split="test", data_root=built.folder.parent)
         assert list(dataset.question_table().strata) == told
@@ -357,11 +363,11 @@ def test_licences_travel_with_the_corpus(folder: Path) -> None:
 
 def test_labels_are_balanced(folder: Path) -> None:
     for split in ("train", "test"):
-        found = lines(folder / layout.vcr_annotations(split))
+        found = lines(folder / paths.vcr_annotations(split))
         for field in ("answer_label", "rationale_label"):
             counts = Counter(line[field] for line in found)
             assert all(abs(counts[label] / len(found) - 0.25) < 0.09 for label in range(4))
-        labels = Counter(line["gold_label"] for line in lines(folder / layout.snli_ve_annotations(split)))
+        labels = Counter(line["gold_label"] for line in lines(folder / paths.snli_ve_annotations(split)))
         assert len(set(labels.values())) == 1
 
 
@@ -379,11 +385,11 @@ def test_text_alone_gets_nowhere(folder: Path) -> None:
 def test_a_text_that_tells_is_noticed(folder: Path, tmp_path: Path) -> None:
     """The measure must see a leak when there is one."""
     for split in ("train", "test"):
-        told = lines(folder / layout.vcr_annotations(split))
+        told = lines(folder / paths.vcr_annotations(split))
         for line in told:
             line["answer_choices"][line["answer_label"]].append("indeed")
-        (tmp_path / layout.VCR_FOLDER).mkdir(exist_ok=True)
-        (tmp_path / layout.vcr_annotations(split)).write_text("".join(f"{json.dumps(line)}\n" for line in told))
+        (tmp_path / paths.VCR_FOLDER).mkdir(exist_ok=True)
+        (tmp_path / paths.vcr_annotations(split)).write_text("".join(f"{json.dumps(line)}\n" for line in told))
     figures = measure_text_only(tmp_path, names=("vcr-q2a",))
     assert figures["vcr-q2a"].accuracy > 90
 

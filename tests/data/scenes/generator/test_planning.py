@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from advl_data.scenes.generator.caption_items import caption_items, plan_caption_scenes
 from advl_data.scenes.generator.descriptions import ASPECTS, Phrasing
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placement import OVERLAP, PICTURE_SIDE, Spot, place
-from advl_data.scenes.generator.plan import HELD_OUT, plan_groups
+from advl_data.scenes.generator.placing import OVERLAP, PICTURE_SIDE, Spot, place
 from advl_data.scenes.generator.relations import (
     ALONG,
     INVERSE,
@@ -31,11 +30,12 @@ from advl_data.scenes.generator.relations import (
     relation,
 )
 from advl_data.scenes.generator.scene import Group, TaskScene
+from advl_data.scenes.generator.scene_plan import HELD_OUT, plan_groups
 from advl_data.scenes.generator.snli_ve_items import snli_ve_items
 from advl_data.scenes.generator.vcr_items import vcr_items
 from advl_data.scenes.generator.vocabulary import Kind, load_vocabulary
+from advl_data.scenes.generator.voice import Voice
 from advl_data.scenes.generator.vqa_items import QUALITIES, vqa_items
-from advl_data.scenes.generator.wording import Voice
 
 VOCABULARY = load_vocabulary()
 NUM_SCENES = 48

@@ -20,7 +20,7 @@ from advl_data.scenes.generator.artwork import (
     load_sprite,
     offered_styles,
 )
-from advl_data.scenes.generator.packages import require_package
+from advl_data.scenes.generator.demo_packages import require_package
 from advl_data.scenes.generator.vocabulary import VOCABULARY_FILE, load_vocabulary
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data

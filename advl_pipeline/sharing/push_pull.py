@@ -17,8 +17,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from advl_pipeline.atomic import remove_left, writing
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
-from advl_pipeline.cache.records import COMPLETE_RECORD, IDENTITY_FILE
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import describe_findings, verify_cache
@@ -31,7 +31,7 @@ from advl_pipeline.errors import (
     advise,
     again,
 )
-from advl_pipeline.hub import hub_obstacle
+from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.sharing.config import PullConfig, PushConfig
 

@@ -23,7 +23,7 @@ from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_json, read_log_before
+from advl_pipeline.runs.results import read_json, read_log_before
 from advl_pipeline.runs.trackers import open_trackers, scalars
 
 _MADE_BY_TRAINING = (

@@ -29,11 +29,11 @@ from advl_pipeline.errors import (
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names
-from advl_pipeline.runs.reader import read_config, read_json
+from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.sharing.card import CARD_FILE, model_card, without_folders
 from advl_pipeline.sharing.config import ExportRunConfig
-from advl_pipeline.sharing.hub import open_repository, upload
 from advl_pipeline.sharing.programs import LOADER_FILE, PREPARED, PROGRAM_FILE, trace_student
+from advl_pipeline.sharing.push_pull import open_repository, upload
 from advl_pipeline.sharing.transformers_models import (
     FAMILIES,
     Family,

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD
 from advl_pipeline.cache.identity import SCHEMA_VERSION
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.cache.records import COMPLETE_RECORD
 from advl_pipeline.cache.store import read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.compute import AUTO

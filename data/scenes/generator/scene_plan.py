@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.placement import Rule, place
+from advl_data.scenes.generator.placing import Rule, place
 from advl_data.scenes.generator.relations import ALONG, INVERSE, Axis, Relation, only_one, relation
 from advl_data.scenes.generator.scene import SCENES_PER_GROUP, Group, Scene, TaskScene, Thing, Twins
 from advl_data.scenes.generator.vocabulary import Container, Kind, Vocabulary

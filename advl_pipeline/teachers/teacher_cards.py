@@ -14,7 +14,7 @@ from advl_pipeline.packages import read_data
 
 if TYPE_CHECKING:
     from advl_pipeline.teachers.interface import Teacher
-    from advl_pipeline.teachers.options import OpenOptions
+    from advl_pipeline.teachers.open_options import OpenOptions
 
 Source = Literal["transformers", "timm", "plug-in"]
 Modality = Literal["image", "text"]
