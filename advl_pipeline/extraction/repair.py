@@ -1,17 +1,41 @@
-"""`advl cache repair`: the cache's own repair with the teacher and the dataset that the cache came from."""
+"""`advl cache repair`: what is damaged is taken back to the state before its commit, then the extraction is resumed.
+
+Metadata files exist more than once or follow from others, so they are restored from what is left; a shard is encoded
+again only when a file that it wrote is damaged, or a statistic of the teacher's is. Files that are sound are not
+touched.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
+from advl_pipeline.cache import schema
 from advl_pipeline.cache.checks import require_cache
+from advl_pipeline.cache.commit_records import (
+    COMPLETE_RECORD,
+    IDENTITY_FILE,
+    PLAN_RECORD,
+    ROOT_METADATA,
+    load_complete,
+    load_plan,
+    shard_record_path,
+)
+from advl_pipeline.cache.confidence import clear_away
+from advl_pipeline.cache.files import WORK_FOLDER, entry_of
+from advl_pipeline.cache.identity import digest, require_identity
+from advl_pipeline.cache.layout import render_json
 from advl_pipeline.cache.parts import holding
-from advl_pipeline.cache.provenance import IMPORTED, renew_command
-from advl_pipeline.cache.repair import RepairResult, recover_provenance, repair_cache, require_own_records
+from advl_pipeline.cache.provenance import IMPORTED, PROVENANCE_FILE, renew_command
+from advl_pipeline.cache.store import Readable, Store, read_json
 from advl_pipeline.cache.stores import open_store
+from advl_pipeline.cache.verify import VerifyReport, describe_findings, verify_cache
+from advl_pipeline.cache.writer import CacheWriter, load_staged, stage
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.interface import Dataset
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.errors import ConfigError, CorruptCache, IdentityMismatch
 from advl_pipeline.extraction.config import ExtractConfig, RepairConfig
 from advl_pipeline.extraction.planned_identity import build_identity
 from advl_pipeline.extraction.planning import make_plan
@@ -19,7 +43,21 @@ from advl_pipeline.extraction.recorded import recorded_extraction
 from advl_pipeline.extraction.run import extract_held, open_inputs, store_of
 from advl_pipeline.extraction.sources import open_sources
 from advl_pipeline.interruption import interruptible
+from advl_pipeline.locations import Location
 from advl_pipeline.teachers.interface import Teacher
+
+_ROUNDS = 2
+"""With the complete record gone, files that belong to no record are found in a second round only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairResult:
+    """What was found, how many units had to be encoded again, and whether every byte is as it was recorded."""
+
+    path: Location
+    findings: tuple[tuple[str, str], ...]
+    encoded_units: int
+    is_identical: bool
 
 
 def run_repair(config: RepairConfig) -> RepairResult:
@@ -53,12 +91,167 @@ def repair(config: ExtractConfig, teacher: Teacher, dataset: Dataset) -> RepairR
     """As `run_repair`, with the teacher and dataset open and `config.output` the cache."""
     sources = open_sources(config, teacher, dataset)
     identity = build_identity(config, teacher, dataset, sources)
+    num_units = {source.modality: len(source.unit_ids()) for source in sources}
     store = store_of(config)
     with holding(store):
-        return repair_cache(
-            store,
-            identity,
-            {source.modality: len(source.unit_ids()) for source in sources},
-            plan=lambda provenance: make_plan(config, store, sources, identity, provenance=provenance, is_begun=True),
-            extract=lambda: extract_held(config, store, sources, identity, dataset).encoded_units,
-        )
+        require_own_records(store)
+        first = report = verify_cache(store.location)
+        encoded = 0
+        for _ in range(_ROUNDS):
+            if report.is_sound:
+                break
+            _require_origin(store, identity)
+            provenance = recover_provenance(store)
+            _take_back_metadata(store, report, num_units)
+            if PLAN_RECORD not in store.list("records"):
+                make_plan(config, store, sources, identity, provenance=provenance, is_begun=True)
+            writer = CacheWriter(store)
+            for modality in writer.plan.modalities:
+                _take_back_shards(writer, modality, report)
+            encoded += extract_held(config, store, sources, identity, dataset).encoded_units
+            report = verify_cache(store.location)
+    if not report.is_sound:
+        raise describe_findings(report)
+    return RepairResult(
+        path=store.location,
+        findings=tuple((finding.path, finding.problem) for finding in first.findings),
+        encoded_units=encoded,
+        is_identical=all(report.files.get(path) == entry for path, entry in first.files.items()),
+    )
+
+
+def _take_back_metadata(store: Store, report: VerifyReport, num_units: Mapping[str, int]) -> None:
+    """Remove what makes the cache complete, files that belong to nothing, and the plan where a file of it is bad."""
+    store.delete(COMPLETE_RECORD)
+    # Records are dealt with shard by shard; the work folder may hold what an interrupted run needs.
+    kept = ("records/", f"{WORK_FOLDER}/")
+    bad = report.bad_paths()
+    store.delete(*(name for name in bad if name not in report.files and not name.startswith(kept)))
+    clear_away(store, bad, report.files)
+    planned = {PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE}
+    for modality, count in num_units.items():
+        for spec in schema.plan_specs(modality, count).values():
+            planned |= {spec.metadata_path, *spec.shard_paths()}
+    if bad & planned:
+        store.delete(PLAN_RECORD)
+
+
+def _take_back_shards(writer: CacheWriter, modality: str, report: VerifyReport) -> None:
+    """Un-commit the damaged shards of a modality, and stage what the sound ones add to the tables."""
+    store, placement, damaged = writer.store, writer.placement(modality), report.bad_paths()
+
+    def is_sound(path: str) -> bool:
+        return path in report.files and path not in damaged
+
+    tables = schema.global_spec(modality, writer.plan)
+    statistics = f"{modality}/stats/"
+    names = {path.removeprefix(statistics).split("/")[0] for path in report.files if path.startswith(statistics)}
+    stats = {name: schema.stat_spec(modality, name, placement.num_units) for name in sorted(names - {"zarr.json"})}
+    stats_sound = all(is_sound(spec.shard_path(0)) for spec in stats.values())
+    pending = writer.pending(modality)
+    for shard in range(placement.num_shards):
+        if shard in pending:
+            continue
+        units = placement.units_of(shard)
+        table_files = [
+            tables.shard_path(table)
+            for table in range(units.start // tables.shard_rows, (units.stop - 1) // tables.shard_rows + 1)
+        ]
+        record = shard_record_path(modality, shard)
+        own_files = [spec.shard_path(shard) for spec in writer.token_specs(modality).values()]
+        if record in damaged or not all(map(is_sound, own_files)):
+            store.delete(record)
+        elif stats_sound and all(map(is_sound, table_files)):
+            stage(store, modality, shard, writer.content_from_tables(modality, shard, stats))
+        else:
+            try:
+                load_staged(store, modality, shard)
+            except CorruptCache:
+                store.delete(record)
+
+
+def require_own_records(store: Readable) -> None:
+    """Refuse records of another cache: by them this one would be replaced, and not mended.
+
+    Raises:
+        IdentityMismatch: the identity file and the root group agree on one identity, and the plan is of another.
+    """
+    copies = [*_parsed(store, IDENTITY_FILE), *_attributes(store, "identity")]
+    with suppress(CorruptCache):
+        planned = load_plan(store).identity_sha256
+        # One copy alone may be damaged.
+        if len(copies) == 2 and copies[0] == copies[1] and planned != digest(copies[0]):
+            made = [copy for copy in _attributes(store, "provenance") if isinstance(copy.get("config"), dict)]
+            raise IdentityMismatch(
+                "The records of this cache are those of another one.",
+                where=store.where(PLAN_RECORD),
+                why=f"{IDENTITY_FILE} and {ROOT_METADATA} agree on an identity that the plan does not have",
+                next_command=renew_command(
+                    made[0]["config"], store.location, note="or copy back the folder records/ that belongs here"
+                )
+                if made
+                else "copy back the folder records/ that belongs here",
+            )
+
+
+def recover_provenance(store: Readable) -> dict[str, Any]:
+    """Return the provenance from whichever of its three copies is sound.
+
+    Raises:
+        ConfigError: neither can be read.
+    """
+    copies = [*_parsed(store, PROVENANCE_FILE), *_attributes(store, "provenance")]
+    recorded = None
+    with suppress(CorruptCache):
+        plan = load_plan(store)
+        copies += [] if plan.provenance is None else [dict(plan.provenance)]
+        recorded = plan.files.get(PROVENANCE_FILE)
+    with suppress(CorruptCache):
+        recorded = load_complete(store).files.get(PROVENANCE_FILE)
+    for copy in copies:
+        if entry_of(render_json(copy)) == recorded:
+            return copy
+    for copy in copies:
+        if isinstance(copy.get("config"), dict):
+            return copy
+    raise ConfigError(
+        "Nothing is left that says how this cache was made.",
+        where=str(store.location),
+        next_command="give the command that made it again",
+    )
+
+
+def _require_origin(store: Readable, identity: Mapping[str, Any]) -> None:
+    copies = [*_parsed(store, IDENTITY_FILE), *_attributes(store, "identity")]
+    if identity in copies:
+        return
+    with suppress(CorruptCache):
+        if load_plan(store).identity_sha256 == digest(identity):
+            return
+    if not copies:
+        raise CorruptCache("Nothing is left that says what this cache holds.", where=str(store.location))
+    require_identity(
+        identity,
+        copies[0],
+        where=str(store.location),
+        next_command="give the --weights and --data-root that it was made with",
+    )
+
+
+def _parsed(store: Readable, name: str) -> list[dict[str, Any]]:
+    try:
+        content = read_json(store, name)
+    except CorruptCache:
+        return []
+    return [content] if isinstance(content, dict) else []
+
+
+def _attributes(store: Readable, key: str) -> list[dict[str, Any]]:
+    for metadata in _parsed(store, ROOT_METADATA):
+        try:
+            content = metadata["attributes"]["advl"][key]
+        except (KeyError, TypeError):
+            continue
+        if isinstance(content, dict):
+            return [content]
+    return []

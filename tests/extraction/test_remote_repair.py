@@ -13,7 +13,6 @@ from objects import objects, spoil, upload
 from tiny_extraction import TinyDataset, stop_before_the_tables, tiny_config, tiny_extract, tiny_teacher, tree_bytes
 
 from advl_cli.main import main
-from advl_pipeline.cache import repair as cache_repair
 from advl_pipeline.cache.folder_store import FolderStore
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.reader import open_cache
@@ -137,7 +136,7 @@ def test_a_repair_that_was_cut_off_is_given_again(
     pristine: Path, url: Url, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ObjectStore(url).delete("text/tokens/values/c/1/0")
-    stage, staged = cache_repair.stage, []
+    stage, staged = repair_module.stage, []
 
     def stop(store: Any, modality: str, shard: int, content: Any, **options: Any) -> None:
         if len(staged) == 1:
@@ -146,7 +145,7 @@ def test_a_repair_that_was_cut_off_is_given_again(
         stage(store, modality, shard, content, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_repair, "stage", stop)
+        patch.setattr(repair_module, "stage", stop)
         with pytest.raises(KeyboardInterrupt):
             mend(pristine, url)
     with pytest.raises(CorruptCache, match="not finished"):
