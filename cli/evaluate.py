@@ -113,7 +113,6 @@ def readout(config: ReadoutConfig, as_json: bool) -> None:
 
     \b
     advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train
-    advl readout runs/vcr-advl --cache caches/minilm-l6/vcr/train --answer-on val
     """
     from advl_pipeline.evaluation.given import require_readable
 
@@ -129,9 +128,6 @@ def readout(config: ReadoutConfig, as_json: bool) -> None:
             if numbers is not None:
                 share, chance = 100 * numbers["share"], 100 * numbers["chance"]
                 click.echo(f"{teacher}  {nodes}: {share:.1f} % of {numbers['num_asked']} (chance {chance:.0f} %)")
-    for stratum, answers in result.answers.items():
-        name = stratum or "all questions"
-        click.echo(f"answers by likeness  {name}: {answers['percent']:.1f} % of {answers['num_questions']:.0f}")
 
 
 @click.group("score")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from advl_pipeline.cache.confidence import read_confidence, write_confidence
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.confidence.features import ProbeFeatures, View
-from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence, probe_scores
+from advl_pipeline.confidence.probe import ProbeData, TruthConfidence, cross_fitted_confidence
 from advl_pipeline.confidence.separation import outranked_candidates
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
@@ -37,36 +37,6 @@ SCHEMA_VERSION = 3
 """Raised whenever the same inputs would give other numbers."""
 
 _log = logging.getLogger(__name__)
-
-
-def teacher_answers(
-    *,
-    caches: Sequence[TeacherCache],
-    dataset: Dataset,
-    example_ids: Sequence[str],
-    other_caches: Sequence[TeacherCache],
-    examples: Sequence[Example],
-    folds: int,
-    seed: int,
-) -> npt.NDArray[np.float64]:
-    """Score the answers of another split's examples by a probe of the teachers alone, of all modalities together.
-
-    Args:
-        caches: of the split that the probe is fitted on.
-        example_ids: of the labelled examples of one task that it is fitted on.
-        other_caches: of the same teachers in the same order, of the split that is scored.
-        examples: of that split, of the same task.
-        folds: folds by which the strength of regularisation is chosen.
-
-    Returns:
-        (n, C) scores of candidates or (n, K) of classes, in the order of `examples`.
-    """
-    labelled = _examples_of(dataset, sorted(example_ids))
-    fold_N = assign_folds([example.cluster for example in labelled], folds=folds, seed=seed)
-    views = confidence_views(caches, "probe")
-    view: View = "joint" if len(views) > 1 else views[0]
-    fitted_on = _probe_data(caches, dataset, labelled, view)
-    return probe_scores(fitted_on, fold_N, _probe_data(other_caches, dataset, examples, view))
 
 
 def load_or_estimate_confidence(
@@ -165,7 +135,7 @@ def confidence_identity(
     seed: int,
 ) -> dict[str, Any]:
     """Return everything that changes a set's numbers, as plain JSON types; not the order of the examples."""
-    examples = _examples_of(dataset, sorted(example_ids))
+    examples = examples_of(dataset, sorted(example_ids))
     truth = [[example.example_id, example.label, [list(pair) for pair in example.soft_label]] for example in examples]
     tasks = {example.task for example in examples}
     identity: dict[str, Any] = {
@@ -198,7 +168,7 @@ def _estimate_view(
     names = sorted(example_ids)
     if len(set(names)) != len(names) or not names:
         raise ValueError("confidence needs at least one example id, each once")
-    examples = _examples_of(dataset, names)
+    examples = examples_of(dataset, names)
     fold_N = assign_folds([example.cluster for example in examples], folds=folds, seed=seed)
     tasks = np.array([example.task for example in examples])
     probability_N = np.zeros(len(names), dtype=np.float32)
@@ -209,7 +179,7 @@ def _estimate_view(
         if estimator == "zero-shot":
             of_task = _zero_shot(_aligned_cache(caches), chosen)
         else:
-            data = _probe_data(_caches_of(caches, view), dataset, chosen, view)
+            data = probe_data(_caches_of(caches, view), dataset, chosen, view)
             # Folds that hold no example of this task close ranks, so that every head has something to be checked on.
             _, fold_of_task = np.unique(fold_N[rows], return_inverse=True)
             with tqdm(total=len(data), desc=f"confidence, {view}: {task}", unit="item", delay=2) as bar:
@@ -220,9 +190,10 @@ def _estimate_view(
     return TruthConfidence(probability_N=probability_N[order], outranked_N=outranked_N[order])
 
 
-def _probe_data(
+def probe_data(
     caches: Sequence[TeacherCache], dataset: Dataset, examples: Sequence[Example], view: View
 ) -> ProbeData:
+    """Return what a head is fitted on, or scores: the examples' features in one view, and their truth."""
     task = examples[0].task
     builder = ProbeFeatures(
         image=[cache.image for cache in caches if cache.image is not None],
@@ -289,7 +260,8 @@ def _caches_of(caches: Sequence[TeacherCache], view: str) -> list[TeacherCache]:
     return [cache for cache in caches if (cache.image if view == "vision" else cache.text) is not None]
 
 
-def _examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
+def examples_of(dataset: Dataset, names: Sequence[str]) -> list[Example]:
+    """Return examples by their ids; raises `DatasetError` for one that the split does not hold."""
     place = {name: index for index, name in enumerate(dataset.example_ids)}
     unknown = [name for name in names if name not in place]
     if unknown:

@@ -101,19 +101,19 @@ def cross_fitted_confidence(
     alone nothing can be fitted on others: chance.
 
     Args:
-        fold_N: fold of each example, from `folds.assign_folds`.
+        fold_N: fold of each example, from `estimators.assign_folds`.
         progress: called after each fold with the number of its examples.
     """
     num_folds = int(fold_N.max(initial=0)) + 1
     if num_folds < 2:
         return _chance(data)
-    centred = _centred(data)
+    centred = centred_features(data)
     probability_N = np.zeros(len(data), dtype=np.float32)
     outranked_N = np.zeros(len(data), dtype=np.float32)
     for fold in range(num_folds):
         held_out = np.flatnonzero(fold_N == fold)
         penalty = _choose_penalty(data, centred, fold_N, fold, num_folds)
-        (head,) = _Head.fit(data, centred, np.flatnonzero(fold_N != fold), [penalty])
+        (head,) = ProbeHead.fit(data, centred, np.flatnonzero(fold_N != fold), [penalty])
         for block in _blocks(held_out):
             probability_N[block], outranked_N[block] = head.confidence(data, centred, block)
         progress(len(held_out))
@@ -150,30 +150,6 @@ def forecast_seconds(kind: Kind, *, num_examples: int, num_outputs: int, num_fea
     return (time.perf_counter() - began) * MAX_ITERATIONS * folds * 4
 
 
-def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: ProbeData) -> FloatArray:
-    """Return scores of other examples, (n, C) or (n, K), -inf for candidates that one lacks.
-
-    The head is fitted on all of `fitted_on`; its penalty is the one with the lowest loss over its folds.
-
-    Args:
-        fold_N: fold of each of them, from `folds.assign_folds`.
-        scored: examples with features of the same stores' teachers; their truth is not looked at.
-    """
-    centred = _centred(fitted_on)
-    losses = np.zeros(len(PENALTIES))
-    num_folds = int(fold_N.max(initial=0)) + 1
-    for fold in range(num_folds if num_folds > 1 else 0):
-        heads = _Head.fit(fitted_on, centred, np.flatnonzero(fold_N != fold), PENALTIES)
-        held_out = np.flatnonzero(fold_N == fold)
-        losses += [head.mean_loss(fitted_on, centred, held_out) * len(held_out) for head in heads]
-    penalty = PENALTIES[int(losses.argmin())] if num_folds > 1 else DEFAULT_PENALTY
-    (head,) = _Head.fit(fitted_on, centred, np.arange(len(fitted_on)), [penalty])
-    others, rows = _centred(scored), np.arange(len(scored))
-    if scored.kind != "choice":
-        return head.class_scores(others, rows)
-    return _masked(head.scores(others, rows)[..., 0], scored, rows)
-
-
 def _choose_penalty(
     data: ProbeData, centred: npt.NDArray[np.float32], fold_N: npt.NDArray[np.int64], fold: int, num_folds: int
 ) -> float:
@@ -183,7 +159,7 @@ def _choose_penalty(
     validation = _evenly_spaced(np.flatnonzero(fold_N == inner), MAX_FIT_EXAMPLES // 4)
     training = np.flatnonzero((fold_N != fold) & (fold_N != inner))
     best, lowest = PENALTIES[0], np.inf
-    for penalty, head in zip(PENALTIES, _Head.fit(data, centred, training, PENALTIES), strict=True):
+    for penalty, head in zip(PENALTIES, ProbeHead.fit(data, centred, training, PENALTIES), strict=True):
         loss = head.mean_loss(data, centred, validation)
         # Weaker penalties only overfit more from here on, and take the longest.
         if loss >= lowest:
@@ -193,7 +169,7 @@ def _choose_penalty(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Head:
+class ProbeHead:
     """Weights (F, O) and intercepts (O,) on standardised features; O = 1 for multiple choice, else K.
 
     Of soft labels O counts the classes `class_O` that have weights; `rate_K` is how often each class is right.
@@ -213,7 +189,7 @@ class _Head:
         centred: npt.NDArray[np.float32],
         rows: npt.NDArray[np.int64],
         penalties: Sequence[float],
-    ) -> Iterator[_Head]:
+    ) -> Iterator[ProbeHead]:
         """Yield one head per penalty, fitted on the examples `rows`, each starting from the one before."""
         class_O, rate_K, most = None, None, MAX_FIT_EXAMPLES
         if data.score_NK is not None:
@@ -269,7 +245,7 @@ class _Head:
                 total += binary_loss(scores[:, 0], _targets(data.score_NK, block, self.class_O))[0]
                 continue
             assert data.label_N is not None
-            logits = _masked(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
+            logits = masked_scores(scores[..., 0], data, block) if data.kind == "choice" else scores[:, 0]
             picked = np.take_along_axis(log_softmax(logits, axis=1), data.label_N[block][:, None], axis=1)
             total -= float(picked.sum())
         return total / len(rows)
@@ -288,22 +264,13 @@ class _Head:
             return mean_n, outranked_classes(probability_nO, truth_nO)
         assert data.label_N is not None
         label_n = data.label_N[rows]
-        logits = _masked(scores[..., 0], data, rows) if data.kind == "choice" else scores[:, 0]
+        logits = masked_scores(scores[..., 0], data, rows) if data.kind == "choice" else scores[:, 0]
         probability = softmax(logits, axis=1)
         truth_n = np.take_along_axis(probability, label_n[:, None], axis=1)[:, 0]
         if data.kind == "choice":
             valid_nC = None if data.valid_NC is None else data.valid_NC[rows]
             return truth_n, outranked_candidates(logits, label_n, valid_nC)
         return truth_n, outranked_classes(probability, np.eye(data.num_classes)[label_n])
-
-    def class_scores(self, centred: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> FloatArray:
-        """Return (n, K) scores of all classes; one without weights scores by its rate."""
-        scores_nO = self.scores(centred, rows)[:, 0]
-        if self.rate_K is None:
-            return scores_nO
-        scores_nK = np.tile(logit(np.minimum(self.rate_K, MAX_RATE)), (len(rows), 1))
-        scores_nK[:, self.class_O] = scores_nO
-        return scores_nK
 
 
 def _likelihood(
@@ -337,11 +304,12 @@ def _blocks(rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
     return np.array_split(rows, max(1, -(-len(rows) // PREDICT_BLOCK)))
 
 
-def _masked(scores_nC: FloatArray, data: ProbeData, rows: npt.NDArray[np.int64]) -> FloatArray:
+def masked_scores(scores_nC: FloatArray, data: ProbeData, rows: npt.NDArray[np.int64]) -> FloatArray:
+    """Return the scores of the examples `rows`, -inf for candidates that one lacks."""
     return scores_nC if data.valid_NC is None else np.where(data.valid_NC[rows], scores_nC, -np.inf)
 
 
-def _centred(data: ProbeData) -> npt.NDArray[np.float32]:
+def centred_features(data: ProbeData) -> npt.NDArray[np.float32]:
     """For multiple choice, take the mean over an example's candidates away: only differences can matter."""
     if data.kind != "choice":
         return data.features_NCF

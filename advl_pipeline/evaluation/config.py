@@ -93,11 +93,6 @@ class ReadoutConfig(DataRootOptions, DeviceConfig):
     dataset: str | None = option(
         None, help="Data of your own that the caches are of, where the run was not trained on them.", also="--data"
     )
-    answer_on: str | None = option(
-        None,
-        help="Also answer this labelled split of the same dataset, such as val, by nothing but the likeness of words "
-        "and regions. Labels only score the answers.",
-    )
     task: tuple[str, ...] = option((), help="Tasks whose texts are read; repeatable [default: all].")
 
 

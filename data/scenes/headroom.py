@@ -5,7 +5,7 @@ floor (chance, or the most frequent answer; the text alone), the student as it i
 teachers alone (a linear probe of their features), and the ceiling: the same student with the teachers' features as
 inputs. Runs are ordinary runs of `advl finetune` and `advl evaluate`.
 
-Shapes: N items, C candidates or classes.
+Shapes: N items, C candidates or classes; of a batch N sequences, L tokens, W words, R visual tokens, H width.
 """
 
 from __future__ import annotations
@@ -19,38 +19,55 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import logit
+from torch.nn import functional
 
 from advl_data.scenes.config import HeadroomConfig
 from advl_data.scenes.given_features import GIVEN
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.confidence.estimators import teacher_answers
+from advl_pipeline.confidence.estimators import assign_folds, confidence_views, examples_of, probe_data
+from advl_pipeline.confidence.features import View
+from advl_pipeline.confidence.probe import (
+    DEFAULT_PENALTY,
+    MAX_RATE,
+    PENALTIES,
+    ProbeData,
+    ProbeHead,
+    centred_features,
+    masked_scores,
+)
 from advl_pipeline.configuration import build_config, config_to_dict
 from advl_pipeline.datasets.indexed import IndexedDataset
+from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.lowshot import nested_subset
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, head_name
 from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.datasets.words import fit_word_prior
+from advl_pipeline.datasets.words import WordPrior, fit_word_prior, word_spans
+from advl_pipeline.distillation.pooling import pool_to_words
 from advl_pipeline.errors import (
     ConfigError,
     advise,
 )
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels
-from advl_pipeline.evaluation.readout import answers_by_likeness
 from advl_pipeline.evaluation.runner import run_evaluate
 from advl_pipeline.folders import default_cache
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.results import read_json
+from advl_pipeline.students.interface import Student
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import read_description
 from advl_pipeline.training.compatibility import check_caches
 from advl_pipeline.training.config import FinetuneConfig
+from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.run import run_finetune
+from advl_pipeline.training.signals import SignalSource
 
 TRAIN = "train"
 PROBE_FOLDS = 5
+EXAMPLES_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +146,9 @@ def run_headroom(config: HeadroomConfig) -> Headroom:
     }
     rows.append(trained["text only"])
     if data.is_choice:
-        rows.append(HeadroomRow(name="student without labels", per_seed=(_zero_shot(config, student, data),)))
+        rows.append(HeadroomRow(name="student without labels", per_seed=(_without_labels(config, student, data),)))
     rows.append(trained["plain"])
-    probes = tuple(_percent(data, _probe(config, data, seed)) for seed in seeds)
+    probes = tuple(_percent(data, _teachers_alone(config, data, seed)) for seed in seeds)
     rows += [HeadroomRow(name="teachers alone, linear probe", per_seed=probes)]
     rows.append(trained["given the teachers' features"])
     headroom = trained["given the teachers' features"].mean - trained["plain"].mean
@@ -232,23 +249,98 @@ def _percent(data: _Data, scores: npt.NDArray[np.float64] | None) -> float:
     )
 
 
-def _probe(config: HeadroomConfig, data: _Data, seed: int) -> npt.NDArray[np.float64]:
-    return teacher_answers(
-        caches=data.train_caches,
-        dataset=data.train,
-        example_ids=nested_subset(data.train, config.shots, seed),
-        other_caches=data.scored_caches,
-        examples=data.items,
-        folds=PROBE_FOLDS,
-        seed=seed,
+def _teachers_alone(config: HeadroomConfig, data: _Data, seed: int) -> npt.NDArray[np.float64]:
+    """Return (N, C) scores by a probe of all teachers together, fitted on the labelled examples."""
+    labelled = examples_of(data.train, sorted(nested_subset(data.train, config.shots, seed)))
+    fold_N = assign_folds([example.cluster for example in labelled], folds=PROBE_FOLDS, seed=seed)
+    views = confidence_views(data.train_caches, "probe")
+    view: View = "joint" if len(views) > 1 else views[0]
+    return probe_scores(
+        probe_data(data.train_caches, data.train, labelled, view),
+        fold_N,
+        probe_data(data.scored_caches, data.train, data.items, view),
     )
 
 
-def _zero_shot(config: HeadroomConfig, student: str, data: _Data) -> float:
+def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: ProbeData) -> npt.NDArray[np.float64]:
+    """Return scores of other examples, (n, C) or (n, K), -inf for candidates that one lacks.
+
+    The head is fitted on all of `fitted_on`; its penalty is the one with the lowest loss over its folds.
+
+    Args:
+        fold_N: fold of each of them, from `assign_folds`.
+        scored: examples with features of the same stores' teachers; their truth is not looked at.
+    """
+    centred = centred_features(fitted_on)
+    losses = np.zeros(len(PENALTIES))
+    num_folds = int(fold_N.max(initial=0)) + 1
+    for fold in range(num_folds if num_folds > 1 else 0):
+        heads = ProbeHead.fit(fitted_on, centred, np.flatnonzero(fold_N != fold), PENALTIES)
+        held_out = np.flatnonzero(fold_N == fold)
+        losses += [head.mean_loss(fitted_on, centred, held_out) * len(held_out) for head in heads]
+    penalty = PENALTIES[int(losses.argmin())] if num_folds > 1 else DEFAULT_PENALTY
+    (head,) = ProbeHead.fit(fitted_on, centred, np.arange(len(fitted_on)), [penalty])
+    others, rows = centred_features(scored), np.arange(len(scored))
+    scores_nO = head.scores(others, rows)
+    if scored.kind == "choice":
+        return masked_scores(scores_nO[..., 0], scored, rows)
+    if head.rate_K is None:
+        return scores_nO[:, 0]
+    # A class that is too rare for the head scores by its rate.
+    scores_nK = np.tile(logit(np.minimum(head.rate_K, MAX_RATE)), (len(rows), 1))
+    scores_nK[:, head.class_O] = scores_nO[:, 0]
+    return scores_nK
+
+
+def _without_labels(config: HeadroomConfig, student: str, data: _Data) -> float:
     texts = (choice.text for index in range(len(data.train)) for choice in data.train[index].candidates)
     built = build_student(student, weights=config.init).eval()
-    found = answers_by_likeness(built, data.scored, fit_word_prior(texts), device=torch.device("cpu"))
-    return found[""]["percent"]
+    return answers_by_likeness(built, data.scored, fit_word_prior(texts))
+
+
+@torch.inference_mode()
+def answers_by_likeness(student: Student, dataset: Dataset, prior: WordPrior) -> float:
+    """Return the percentage of a split's multiple choice that likeness answers right.
+
+    A candidate's score is the mean over the content words of its answer of the best cosine with a region, among the
+    regions that its context refers to by tag where it refers to any. Nothing is trained and no head is used.
+    """
+    is_right: list[bool] = []
+    source = SignalSource([], prior=prior)
+    for first in range(0, len(dataset), EXAMPLES_AT_ONCE):
+        examples = [dataset[index] for index in range(first, min(first + EXAMPLES_AT_ONCE, len(dataset)))]
+        batch = student.collate(examples)
+        output = student.encode_unimodal(batch)
+        words = source.signal(examples, batch, with_confidence=False).words
+        assert words is not None
+        states_NWH, seen_NW = pool_to_words(output.text_states_NLH, words.word_of_token_NL, words.prior_NW.shape[1])
+        content_NW = seen_NW & (words.prior_NW > 0)
+        regions_NRH = functional.normalize(output.visual_states_NRH, dim=-1)
+        cosine_NWR = functional.normalize(states_NWH, dim=-1) @ regions_NRH.transpose(1, 2)
+        row = 0
+        for example in examples:
+            scores = []
+            for candidate in example.candidates:
+                spans = word_spans(candidate.text)
+                places_SR = places_of_boxes(student, example, batch.box_index_NR[row])
+                asked_R = referred(candidate, places_SR) & batch.visual_mask_NR[row]
+                in_answer = torch.tensor([start >= candidate.answer_start for start, _ in spans])
+                kept_W = content_NW[row, : len(spans)] & in_answer
+                best_W = cosine_NWR[row, : len(spans)].masked_fill(~asked_R, -1.0).amax(1)
+                scores.append(float(best_W[kept_W].mean()) if bool(kept_W.any()) else -1.0)
+                row += 1
+            is_right.append(scores.index(max(scores)) == example.label)
+    return 100.0 * float(np.mean(is_right))
+
+
+def referred(candidate: Candidate, places_SR: torch.Tensor) -> torch.Tensor:
+    """Return (R,) bool: the visual tokens of the boxes that the context refers to.
+
+    All of them where it refers to none, or where the student sees none of these boxes as a token of its own.
+    """
+    boxes = sorted({tag.box for tag in candidate.tags if tag.end <= candidate.context_length})
+    referred_R = (places_SR[boxes] > 0).any(0)
+    return referred_R if bool(referred_R.any()) else torch.ones_like(referred_R)
 
 
 def _finetuned(

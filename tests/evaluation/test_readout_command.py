@@ -7,24 +7,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from own_rows import choice_row, write_json_lines
 from small_corpus import SmallCorpus, build_small_corpus
 
-from advl_pipeline.datasets.records import Example
-from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.datasets.words import fit_word_prior
-from advl_pipeline.evaluation.readout import _referred, answers_by_likeness
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.runs.results import read_readout
 from advl_pipeline.students.known_words import write_known_words
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
-from advl_pipeline.training.placement import places_of_boxes
 from advl_pipeline.training.run import run_finetune
 
 
@@ -47,9 +41,9 @@ def readout(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command_tells_agreement_and_answers_by_likeness(corpus: SmallCorpus, student_folder: Path) -> None:
+def test_the_command_tells_agreement(corpus: SmallCorpus, student_folder: Path) -> None:
     caches = [argument for path in corpus.caches for argument in ("--cache", path)]
-    done = readout(student_folder, *caches, "--data-root", corpus.data_root, "--answer-on", "val", "--json")
+    done = readout(student_folder, *caches, "--data-root", corpus.data_root, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     words = found["placement"]["minilm-l6"]["words"]
@@ -57,8 +51,6 @@ def test_the_command_tells_agreement_and_answers_by_likeness(corpus: SmallCorpus
     assert 0 <= words["share"] <= 1
     assert found["placement"]["minilm-l6"]["regions"] is None
     assert found["placement"]["efficientnet-lite0"]["regions"]["num_asked"] > 10
-    # Four pictures' questions, each asked for its answer and its rationale.
-    assert found["answers"][""]["num_questions"] == 16
     told = readout(student_folder, *caches, "--data-root", corpus.data_root)
     assert "minilm-l6  words:" in told.stdout
     assert "(chance 25 %)" in told.stdout
@@ -119,54 +111,6 @@ def test_a_run_reads_out_before_and_after_its_adapt_step_against_the_true_teache
     run_finetune(corpus.config(tmp_path / "plain", method="plain", cache=()))
     assert not (tmp_path / "plain" / "readout.json").exists()
     assert read_readout(tmp_path / "plain") == {}
-
-
-def test_likeness_takes_the_candidate_whose_words_lie_beside_the_region(corpus: SmallCorpus) -> None:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
-    student = build_student("scenes-small")
-    encode = student.encode_unimodal
-
-    def knowing(batch: Any) -> Any:
-        """Answer texts of right candidates point along the first axis, as all regions do; the others do not."""
-        output = encode(batch)
-        output.visual_states_NRH = torch.zeros_like(output.visual_states_NRH)
-        output.visual_states_NRH[..., 0] = 1.0
-        output.text_states_NLH = torch.zeros_like(output.text_states_NLH)
-        output.text_states_NLH[..., 1] = 1.0
-        row = 0
-        for example in waiting.pop(0):
-            output.text_states_NLH[row + example.label, :, 0] = 5.0
-            row += len(example.candidates)
-        return output
-
-    examples: list[Example] = [dataset[index] for index in range(len(dataset))]
-    waiting = [examples]
-    student.encode_unimodal = knowing  # type: ignore[method-assign]
-    prior = fit_word_prior(candidate.text for example in examples for candidate in example.candidates)
-    found = answers_by_likeness(student, dataset, prior, device=torch.device("cpu"))
-    assert found[""]["percent"] == 100.0
-    assert found[""]["num_questions"] == len(examples)
-
-
-@pytest.mark.parametrize("name", ["scenes-small", "scenes-vilt"])
-def test_a_context_refers_to_the_tokens_of_its_boxes(corpus: SmallCorpus, name: str) -> None:
-    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
-    student = build_student(name)
-    examples = [dataset[index] for index in range(6)]
-    batch, row, referring = student.collate(examples), 0, 0
-    for example in examples:
-        for candidate in example.candidates:
-            places_SR = places_of_boxes(student, example, batch.box_index_NR[row])
-            asked_R = _referred(candidate, places_SR)
-            boxes = sorted({tag.box for tag in candidate.tags if tag.end <= candidate.context_length})
-            assert asked_R.equal((places_SR[boxes] > 0).any(0) if boxes else torch.ones_like(asked_R))
-            assert 0 < int(asked_R.sum()) <= len(asked_R)
-            referring += bool(boxes) and int(asked_R.sum()) < len(asked_R)
-            row += 1
-    assert referring
-    # A student whose tokens are regions of a detector has none for the dataset's boxes: it is asked about all.
-    unseen_R = _referred(examples[0].candidates[0], torch.zeros(len(examples[0].image.boxes_R4), 5))
-    assert unseen_R.tolist() == [True] * 5
 
 
 def test_a_cache_of_a_part_and_of_joined_splits_is_read_out(

@@ -17,12 +17,13 @@ from small_corpus import SmallCorpus, build_small_corpus
 
 from advl_data.scenes.config import HeadroomConfig
 from advl_data.scenes.given_features import GivenFeatures
-from advl_data.scenes.headroom import Headroom, run_headroom
+from advl_data.scenes.headroom import Headroom, answers_by_likeness, probe_scores, referred, run_headroom
 from advl_pipeline.cache.reader import open_cache
-from advl_pipeline.confidence.probe import ProbeData, probe_scores
+from advl_pipeline.confidence.probe import ProbeData
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.records import Candidate, Example, text_unit
 from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import standardise
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.evaluation.vqa_accuracy import question_accuracy
@@ -30,6 +31,7 @@ from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import save_student
+from advl_pipeline.training.placement import places_of_boxes
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,52 @@ def test_a_student_whose_inputs_take_no_features_is_refused(corpus: SmallCorpus)
         build_student("given:scenes-vilt", overrides={"caches": [str(path) for path in corpus.caches]})
     with pytest.raises(ConfigError, match="needs the caches"):
         build_student("given:scenes-small")
+
+
+def test_likeness_takes_the_candidate_whose_words_lie_beside_the_region(corpus: SmallCorpus) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
+    student = build_student("scenes-small")
+    encode = student.encode_unimodal
+
+    def knowing(batch: Any) -> Any:
+        """Answer texts of right candidates point along the first axis, as all regions do; the others do not."""
+        output = encode(batch)
+        output.visual_states_NRH = torch.zeros_like(output.visual_states_NRH)
+        output.visual_states_NRH[..., 0] = 1.0
+        output.text_states_NLH = torch.zeros_like(output.text_states_NLH)
+        output.text_states_NLH[..., 1] = 1.0
+        row = 0
+        for example in waiting.pop(0):
+            output.text_states_NLH[row + example.label, :, 0] = 5.0
+            row += len(example.candidates)
+        return output
+
+    examples: list[Example] = [dataset[index] for index in range(len(dataset))]
+    waiting = [examples]
+    student.encode_unimodal = knowing  # type: ignore[method-assign]
+    prior = fit_word_prior(candidate.text for example in examples for candidate in example.candidates)
+    assert answers_by_likeness(student, dataset, prior) == 100.0
+
+
+@pytest.mark.parametrize("name", ["scenes-small", "scenes-vilt"])
+def test_a_context_refers_to_the_tokens_of_its_boxes(corpus: SmallCorpus, name: str) -> None:
+    dataset = open_dataset("scenes-vcr", split="train", data_root=corpus.data_root, tasks=("vcr-q2a",))
+    student = build_student(name)
+    examples = [dataset[index] for index in range(6)]
+    batch, row, referring = student.collate(examples), 0, 0
+    for example in examples:
+        for candidate in example.candidates:
+            places_SR = places_of_boxes(student, example, batch.box_index_NR[row])
+            asked_R = referred(candidate, places_SR)
+            boxes = sorted({tag.box for tag in candidate.tags if tag.end <= candidate.context_length})
+            assert asked_R.equal((places_SR[boxes] > 0).any(0) if boxes else torch.ones_like(asked_R))
+            assert 0 < int(asked_R.sum()) <= len(asked_R)
+            referring += bool(boxes) and int(asked_R.sum()) < len(asked_R)
+            row += 1
+    assert referring
+    # A student whose tokens are regions of a detector has none for the dataset's boxes: it is asked about all.
+    unseen_R = referred(examples[0].candidates[0], torch.zeros(len(examples[0].image.boxes_R4), 5))
+    assert unseen_R.tolist() == [True] * 5
 
 
 def test_a_probe_answers_items_that_it_was_not_fitted_on() -> None:
