@@ -10,7 +10,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
+from advl_data.scenes.config import ScenesConfig
 
 print("begun")
 sizes = dict.fromkeys("train val test unseen compositional shift_inputs".split(), 4)

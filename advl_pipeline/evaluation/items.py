@@ -20,7 +20,7 @@ from advl_pipeline.errors import (
     DatasetError,
     advise,
 )
-from advl_pipeline.evaluation.vqa_accuracy import VqaMode, question_accuracy
+from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {
     "vcr-q2a": "q2a",

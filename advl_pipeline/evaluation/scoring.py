@@ -17,6 +17,7 @@ from advl_pipeline.datasets.vcr import vcr_labels
 from advl_pipeline.datasets.vqa_annotations import GroundTruth, parse_annotation, whole_number
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.config import ScoreSnliVeConfig, ScoreVcrConfig, ScoreVqaConfig
+from advl_pipeline.evaluation.official_metrics import SnliVeAccuracy, VqaAccuracy, snli_ve_accuracy, vqa_accuracy
 from advl_pipeline.evaluation.prediction_files import (
     malformed,
     read_choice_scores,
@@ -24,8 +25,6 @@ from advl_pipeline.evaluation.prediction_files import (
     read_vqa_results,
     require_same_ids,
 )
-from advl_pipeline.evaluation.snli_ve_accuracy import SnliVeAccuracy, snli_ve_accuracy
-from advl_pipeline.evaluation.vqa_accuracy import VqaAccuracy, vqa_accuracy
 
 Item = TypeVar("Item")
 

@@ -9,9 +9,8 @@ import click
 
 from advl_cli.flags import SectionedCommand, config_options, json_option, print_json
 from advl_cli.own_data import say_what_it_is
-from advl_data.scenes.config import HeadroomConfig, PretrainConfig
-from advl_data.scenes.generator.config import ScenesConfig
-from advl_data.scenes.teachers.archives import InstallTeacherConfig
+from advl_data.scenes.config import HeadroomConfig, PretrainConfig, ScenesConfig
+from advl_data.scenes.teacher_archives import InstallTeacherConfig
 
 
 @click.group("scenes")
@@ -59,7 +58,7 @@ def pretrain(config: PretrainConfig, as_json: bool) -> None:
     advl scenes pretrain --dataset scenes-captions --output students/scenes-small
     advl scenes pretrain --student scenes-uniter
     """
-    from advl_data.scenes.pretraining.pretrain import run_pretrain
+    from advl_data.scenes.pretrain import run_pretrain
 
     result = run_pretrain(config)
     if as_json:
@@ -122,7 +121,7 @@ def install_teacher(config: InstallTeacherConfig, as_json: bool) -> None:
     advl teachers install mpnet-base
     advl teachers install mpnet-base --dry-run
     """
-    from advl_data.scenes.teachers.archives import plan_install, run_install
+    from advl_data.scenes.teacher_archives import plan_install, run_install
 
     plan = plan_install(config.name)
     if not plan.is_installed:

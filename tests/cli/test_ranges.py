@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import advl_pipeline
 from advl_cli.flags import config_options
 from advl_cli.main import group, main
-from advl_data.scenes.generator.config import ScenesConfig
+from advl_data.scenes.config import ScenesConfig
 from advl_pipeline.configuration import (
     Configuration,
     Range,

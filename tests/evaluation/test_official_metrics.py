@@ -20,9 +20,8 @@ from advl_pipeline.datasets.vqa_normalise import (
 )
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.evaluation.config import ScoreVcrConfig
+from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy, snli_ve_accuracy, vqa_accuracy
 from advl_pipeline.evaluation.scoring import ScoreVcrResult, run_score_vcr
-from advl_pipeline.evaluation.snli_ve_accuracy import snli_ve_accuracy
-from advl_pipeline.evaluation.vqa_accuracy import VqaMode, question_accuracy, vqa_accuracy
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from page_reader import Element, read_page
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.studies.config import StudyRunConfig

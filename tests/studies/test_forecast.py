@@ -10,9 +10,9 @@ import pytest
 import synthetic_runs
 from synthetic_runs import write_study_file
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
-from advl_data.scenes.teachers.packaged import EFFICIENTNET_LITE0, MINILM
+from advl_data.scenes.packaged_teachers import EFFICIENTNET_LITE0, MINILM
 from advl_pipeline.errors import ConfigError, WeightsUnavailable
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.extraction import by_card, part, run

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.configuration import build_config
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from advl_data.scenes.teachers.efficientnet_lite import timm_state
+from advl_data.scenes.packaged_teachers import timm_state
 from advl_pipeline import packages
 from advl_pipeline.datasets.records import text_unit
 from advl_pipeline.errors import WeightsUnavailable
@@ -66,7 +66,7 @@ def test_efficientnet_lite_maps_onto_timm_exactly(number: int) -> None:
     (path,) = (folder / "models").glob("*.pth")
     model = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False).eval()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    renamed = timm_state(state, tuple(len(stage) for stage in model.blocks))
+    renamed = timm_state(state, model)
     assert set(renamed) == set(model.state_dict())
     model.load_state_dict(renamed, strict=True)
     tower = open_teacher(f"efficientnet-lite{number}").image

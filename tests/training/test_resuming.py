@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_extraction import tree_bytes
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract

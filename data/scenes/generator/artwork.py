@@ -8,20 +8,39 @@ paper together, paper being what the lines enclose; `looks.coloured` tints it.
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from advl_data.scenes.generator.demo_packages import require_package
 from advl_data.scenes.generator.vocabulary import Kind
 from advl_pipeline.errors import DatasetError
-from advl_pipeline.packages import read_data
+from advl_pipeline.packages import install_extra, read_data
+
+
+def require_package(module: str) -> ModuleType:
+    """Import a module of the `demo` extra.
+
+    Raises:
+        DatasetError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            "A package that the built-in corpus is made from is not installed.",
+            where=module,
+            why=str(error),
+            next_command=install_extra("train", "demo"),
+        ) from None
+
 
 Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
 Sprite = npt.NDArray[np.uint8]

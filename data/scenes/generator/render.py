@@ -18,9 +18,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from advl_data.scenes.generator.artwork import Sprite, Style, load_sprite
-from advl_data.scenes.generator.background import background, draw_bar
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.looks import Look, coloured, draw_look, light
+from advl_data.scenes.generator.looks import Look, background, coloured, draw_bar, draw_look, light
 from advl_data.scenes.generator.placing import OVERLAP, PICTURE_SIDE
 from advl_data.scenes.generator.relations import leaning, relation
 from advl_data.scenes.generator.scene import Thing

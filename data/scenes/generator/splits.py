@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from advl_data.scenes.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.artwork import SEEN_STYLES, SHIFTED_STYLES, Style
 from advl_data.scenes.generator.caption_items import plan_caption_scenes
-from advl_data.scenes.generator.config import CAPTION_VAL_SHARE, ScenesConfig
 from advl_data.scenes.generator.descriptions import Phrasing
 from advl_data.scenes.generator.scene import Group, Scene
 from advl_data.scenes.generator.scene_plan import plan_groups

@@ -26,7 +26,7 @@ from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.words import fit_word_prior
 from advl_pipeline.distillation.signal import standardise
 from advl_pipeline.errors import ConfigError, DatasetError
-from advl_pipeline.evaluation.vqa_accuracy import question_accuracy
+from advl_pipeline.evaluation.official_metrics import question_accuracy
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.extraction.run import run_extract
 from advl_pipeline.students.registry import build_student

@@ -14,8 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from advl_data.scenes.config import PretrainConfig
-from advl_data.scenes.pretraining.moved_pictures import MIN_SEEN, Move, MovedPictures, draw_moves, moved_example
-from advl_data.scenes.pretraining.pretrain import pretrain_identity
+from advl_data.scenes.pretrain import MIN_SEEN, Move, MovedPictures, draw_moves, moved_example, pretrain_identity
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, ObjectTag, text_unit
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.students.interface import Pretraining

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator import drawing_jobs, layout
-from advl_data.scenes.generator.build import made_with, run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
-from advl_data.scenes.generator.corpus_record import RECORD_FILE, folder_digest
+from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, made_with, run_build_scenes
 from advl_data.scenes.generator.descriptions import DESCRIPTIONS_FILE
 from advl_data.scenes.generator.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
 from advl_data.scenes.generator.splits import plan_task_split, task_splits
@@ -177,7 +176,7 @@ def test_an_interrupted_build_leaves_nothing_that_counts_and_starts_cleanly(
     program = (
         "import sys; from pathlib import Path\n"
         "from advl_data.scenes.generator.build import run_build_scenes\n"
-        "from advl_data.scenes.generator.config import ScenesConfig\n"
+        "from advl_data.scenes.config import ScenesConfig\n"
         "if __name__ == '__main__':\n"
         "    run_build_scenes(ScenesConfig(data_root=Path(sys.argv[1]), num_caption_scenes=4000, num_train=4,\n"
         "        num_val=4, num_test=4, num_unseen=4, num_compositional=4, num_shift_inputs=4, workers=1))\n"

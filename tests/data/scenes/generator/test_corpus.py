@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from scenes_text_only import measure_text_only
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator import paths
 from advl_data.scenes.generator.build import ScenesResult, run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
 from advl_data.scenes.generator.descriptions import ASPECTS
 from advl_data.scenes.generator.relations import leaning, relation
 from advl_data.scenes.generator.splits import plan_task_split, task_splits

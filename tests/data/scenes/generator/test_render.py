@@ -14,10 +14,9 @@ from PIL import Image
 
 from advl_data.scenes.generator import render
 from advl_data.scenes.generator.artwork import LINE_STYLES, SEEN_STYLES, SHIFTED_STYLES, Style, load_sprite
-from advl_data.scenes.generator.background import background, draw_bar
 from advl_data.scenes.generator.caption_items import plan_caption_scenes
 from advl_data.scenes.generator.draws import Draws
-from advl_data.scenes.generator.looks import Look, coloured, draw_look, light
+from advl_data.scenes.generator.looks import Look, background, coloured, draw_bar, draw_look, light
 from advl_data.scenes.generator.placing import PICTURE_SIDE, SIZES, TILTS, Spot
 from advl_data.scenes.generator.render import Stamp, draw_scene, scaled, turned
 from advl_data.scenes.generator.scene import Thing

@@ -19,8 +19,8 @@ from advl_data.scenes.generator.artwork import (
     Style,
     load_sprite,
     offered_styles,
+    require_package,
 )
-from advl_data.scenes.generator.demo_packages import require_package
 from advl_data.scenes.generator.vocabulary import VOCABULARY_FILE, load_vocabulary
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import read_data

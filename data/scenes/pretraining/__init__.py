@@ -1,1 +1,0 @@
-"""The pretraining of the students of the built-in corpus: captions with boxes in, a student's folder out."""

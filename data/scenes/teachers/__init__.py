@@ -1,1 +1,0 @@
-"""Teachers whose weights install from the package index: plug-ins of `advl.teachers`."""
