@@ -77,7 +77,10 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
         raise _refusal(folder, kind, f"it holds {MARKERS[found].name} ({MARKERS[found].file})", option)
     if folder.exists() and not folder.is_dir():
         raise _refusal(folder, kind, "it is a file", option)
-    if names := _foreign_names(folder):
+    # A command of ours that is killed before its first record leaves a lock and work in progress.
+    of_ours = (".work", LOCK)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if names := [name for name in found if name not in of_ours and not name.endswith(".partial")]:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
         raise _refusal(folder, kind, why, option)
@@ -126,14 +129,6 @@ def _is_marker(path: Path, key: str) -> bool:
     except OSError:
         return False
     return isinstance(content, dict) and key in content
-
-
-def _foreign_names(folder: Path) -> list[str]:
-    """Names in a folder other than those that a killed command of ours leaves before its first record."""
-    if not folder.is_dir():
-        return []
-    names = sorted(path.name for path in folder.iterdir())
-    return [name for name in names if name not in (".work", LOCK) and not name.endswith(".partial")]
 
 
 def folder_bytes(folder: Path) -> int:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import click
 
 from advl_pipeline.evaluation.config import (
@@ -57,7 +54,10 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
             row = f"{name:<24} {metric:<8} {document['num_items'][metric]:>6} {value:>11.2f} {beside}  {change}"
             click.echo(row.rstrip())
         for metric, trivial in document["trivial"].items():
-            click.echo(f"  {metric}: {_in_words(trivial)}")
+            told = f"the majority answer is {trivial['answer']!r}"
+            if "given" in trivial:
+                told += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
+            click.echo(f"  {metric}: {told}")
         if "vqa_mode" in document:
             types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")
@@ -65,14 +65,6 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
             print_confusion(**document["confusion"])
     for caveat in dict.fromkeys(caveat for document in result.sets.values() for caveat in document["caveats"]):
         click.echo(f"caution: {caveat}")
-
-
-def _in_words(trivial: Mapping[str, Any]) -> str:
-    """Say what the majority answer is, and how often the student gives its own commonest answer."""
-    majority = f"the majority answer is {trivial['answer']!r}"
-    if "given" not in trivial:
-        return majority
-    return f"{majority}; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
 
 
 @click.command("predict", cls=SectionedCommand)

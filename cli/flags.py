@@ -48,12 +48,19 @@ class SectionedCommand(click.Command):
         parameters = super().get_params(ctx)
         if not any(_is_rare(option) for option in parameters):
             return parameters
+
+        def show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+            if wanted:
+                ctx.meta[_ALL] = True
+                click.echo(ctx.get_help())
+                ctx.exit()
+
         every = click.Option(
             ["--help-all"],
             is_flag=True,
             expose_value=False,
             is_eager=True,
-            callback=_show_all,
+            callback=show_all,
             help="Show the options that few users set, too, and exit.",
         )
         return [*parameters, every]
@@ -72,13 +79,6 @@ _ALL = "advl.help_all"
 
 def _is_rare(parameter: click.Parameter) -> bool:
     return isinstance(parameter, SectionedOption) and parameter.rare
-
-
-def _show_all(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        ctx.meta[_ALL] = True
-        click.echo(ctx.get_help())
-        ctx.exit()
 
 
 def by_section(parameters: Iterable[click.Parameter]) -> dict[str, list[click.Option]]:
@@ -106,9 +106,15 @@ def config_options(cls: type[Any], *, arguments: Iterable[str] = ()) -> Callable
 
         @functools.wraps(function)
         def run(**flags: Any) -> Any:
-            earlier = {name: flags.pop(_earlier(name)) for name in renamed(cls).values()}
+            earlier = {name: (flag_of(old), flags.pop(_earlier(name))) for old, name in renamed(cls).items()}
             given = {name: flags.pop(name) for name in ("config_file", *fields)}
-            _take_earlier(cls, given, earlier, positional)
+            for name, (flag, value) in earlier.items():
+                if value is None or value == ():
+                    continue
+                if given[name] is not None and given[name] != ():
+                    raise ConfigError(f"{flag} is an earlier name of {_shown(name, positional)}: give one of them.")
+                say_renamed(flag, _shown(name, positional))
+                given[name] = value
             config = _config_from_flags(cls, given, positional)
             return function(config=config, **flags)
 
@@ -159,20 +165,6 @@ def _shown(name: str, positional: Collection[str]) -> str:
     return name.upper() if name in positional else flag_of(name)
 
 
-def _take_earlier(
-    cls: type[Any], given: dict[str, Any], earlier: Mapping[str, Any], positional: Collection[str]
-) -> None:
-    """Take what was given by the flags of an earlier release, with a note, unless the new form was given too."""
-    was = {name: flag_of(old) for old, name in renamed(cls).items()}
-    for name, value in earlier.items():
-        if value is None or value == ():
-            continue
-        if given[name] is not None and given[name] != ():
-            raise ConfigError(f"{was[name]} is an earlier name of {_shown(name, positional)}: give one of them.")
-        say_renamed(was[name], _shown(name, positional))
-        given[name] = value
-
-
 def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collection[str]) -> Any:
     """Build a configuration from the file named by `--config`, then from the flags that were given.
 
@@ -183,7 +175,12 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collec
     given = {key: value for key, value in flags.items() if value is not None and value != ()}
     fields = [field for field in options_of(cls).values() if field.metadata.get("also")]
     also = {str(field.metadata["also"]).lstrip("-"): field.name for field in fields}
-    layers = [_by_field(read_toml(file), also, file)] if file else []
+    layers = []
+    if file:
+        table = read_toml(file)
+        if twice := [f"{name} and {field}" for name, field in also.items() if {name, field} <= table.keys()]:
+            raise ConfigError("An option stands there twice.", where=str(file), why=f"{twice[0]} are the same")
+        layers = [{also.get(key, key): value for key, value in table.items()}]
     told = {key.replace("-", "_"): value for layer in (*layers, given) for key, value in layer.items()}
     context = click.get_current_context()
     invocation = context.find_object(Invocation)
@@ -196,14 +193,6 @@ def _config_from_flags(cls: type[Any], flags: dict[str, Any], positional: Collec
     # Before the command opens anything; what it does itself asks again, for callers from Python.
     require_outputs(config)
     return config
-
-
-def _by_field(table: Mapping[str, Any], also: Mapping[str, str], file: Path) -> dict[str, Any]:
-    """Return the options of a file by the names of their fields, which may have a second one."""
-    twice = [f"{name} and {field}" for name, field in also.items() if {name, field} <= table.keys()]
-    if twice:
-        raise ConfigError("An option stands there twice.", where=str(file), why=f"{twice[0]} are the same")
-    return {also.get(key, key): value for key, value in table.items()}
 
 
 def json_option(function: Function) -> Function:

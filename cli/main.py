@@ -106,19 +106,11 @@ def main(arguments: list[str] | None = None) -> None:
             _stop(_interrupted(invocation), invocation)
         if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
             _stop(missing, invocation)
+        again = Invocation(arguments=["--debug", *(word for word in invocation.arguments if word != "--debug")])
         _stop(
-            AdvlError(
-                f"Unexpected error: {type(error).__name__}: {error}",
-                next_command=_with_debug(invocation).command(),
-            ),
-            invocation,
+            AdvlError(f"Unexpected error: {type(error).__name__}: {error}", next_command=again.command()), invocation
         )
     sys.exit(outcome if isinstance(outcome, int) else 0)
-
-
-def _with_debug(invocation: Invocation) -> Invocation:
-    given = invocation.arguments
-    return invocation if "--debug" in given else Invocation(arguments=["--debug", *given])
 
 
 def _interrupted(invocation: Invocation) -> Interrupted:

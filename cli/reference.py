@@ -30,16 +30,17 @@ def render_reference() -> str:
     """Return the reference as Markdown."""
     parts = [HEADER]
     for name, command in commands():
-        parts.append(f"\n## `{name}`\n\n{_paragraphs(command)}")
+        paragraphs = [f"```sh\n{text}\n```" if is_example else text for is_example, text in help_blocks(command)]
+        parts.append("\n\n".join([f"\n## `{name}`", *paragraphs]) + "\n")
         arguments = [item.human_readable_name for item in command.params if isinstance(item, click.Argument)]
         rows = [f"| `{name}` | argument |" for name in arguments]
         found = by_section(command.params)
         if found and not isinstance(command, SectionedCommand):
             found = {"Options": [item for options in found.values() for item in options]}
         for title, options in found.items():
-            rows += [
-                f"| `{', '.join(item.opts + item.secondary_opts)}` | {_cell(item.help or '')} |" for item in options
-            ]
+            for item in options:
+                text = " ".join((item.help or "").split()).replace("|", "\\|")
+                rows.append(f"| `{', '.join(item.opts + item.secondary_opts)}` | {text} |")
             heading = [f"\n**{title}**"] if len(found) > 1 else []
             parts.append("\n".join([*heading, "\n| option | what |", "| --- | --- |", *rows]) + "\n")
             rows = []
@@ -65,15 +66,6 @@ def help_blocks(command: click.Command) -> Iterator[tuple[bool, str]]:
             yield True, paragraph.removeprefix("\b\n")
         else:
             yield False, " ".join(paragraph.split())
-
-
-def _paragraphs(command: click.Command) -> str:
-    parts = [f"```sh\n{text}\n```" if is_example else text for is_example, text in help_blocks(command)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def with_student_table(page: str) -> str:

@@ -95,7 +95,9 @@ class DiskCache(Readable):
         with self._lock:
             descriptor = self._open_sound(name, path, entry)
             try:
-                _touch(descriptor)
+                # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
+                with suppress(OSError):
+                    os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
                 yield descriptor
                 self._releases[name] = release
                 self._releases.move_to_end(name)
@@ -218,12 +220,18 @@ class DiskCache(Readable):
             return has_room
 
     def _make_room(self, num_bytes: int, used_before: float) -> bool:
-        files = sorted(_files_under(self._config.folder / "reading"), key=lambda item: item[2])
+        files: list[tuple[int, int, Path]] = []
+        for path in (self._config.folder / "reading").rglob("*"):
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                if path.is_file():
+                    files.append((status.st_atime_ns, status.st_size, path))
         used = sum(size for _, size, _ in files)
-        for path, size, opened_ns in files:
+        for opened_ns, size, path in sorted(files):
             if used + num_bytes <= self._config.max_bytes or opened_ns >= used_before:
                 break
-            if _is_evictable(path) and _evict(path):
+            # Shards, and partial copies of them that a killed process left; not the few kilobytes of metadata.
+            if "/c/" in path.as_posix() and _evict(path):
                 used -= size
         return used + num_bytes <= self._config.max_bytes
 
@@ -255,16 +263,18 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock_alone(path: Path) -> int | None:
-    """Return a descriptor with an exclusive lock, or None where another process holds a lock or the file is gone."""
+def _evict(path: Path) -> bool:
+    """Remove a file, unless another process holds a lock on it or it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
-        return None
-    if not _try_lock(descriptor):
+        return False
+    try:
+        if is_free := _try_lock(descriptor):
+            path.unlink(missing_ok=True)
+        return is_free
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -278,39 +288,6 @@ def _try_lock(descriptor: int) -> bool:
 def _content_key(descriptor: int) -> tuple[int, int, int]:
     status = os.fstat(descriptor)
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _touch(descriptor: int) -> None:
-    # The time of access, set by hand since most file systems update it rarely; eviction goes by it.
-    with suppress(OSError):
-        os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
-
-
-def _evict(path: Path) -> bool:
-    descriptor = _lock_alone(path)
-    if descriptor is None:
-        return False
-    try:
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-    return True
-
-
-def _is_evictable(path: Path) -> bool:
-    # Shards, and partial copies of them that a killed process left; not the few kilobytes of metadata.
-    return "/c/" in path.as_posix()
-
-
-def _files_under(folder: Path) -> list[tuple[Path, int, int]]:
-    """Return all files with their bytes and the times at which they were last opened."""
-    found = []
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            status = path.lstat()
-            if path.is_file():
-                found.append((path, status.st_size, status.st_atime_ns))
-    return found
 
 
 class FetchAhead:

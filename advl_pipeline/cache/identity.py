@@ -58,7 +58,12 @@ def differences(
     if partial:
         right = {keys: value for keys, value in right.items() if keys in left}
     return tuple(
-        Difference(path=_dotted(keys), expected=left.get(keys, ABSENT), found=right.get(keys, ABSENT))
+        Difference(
+            # A key that could be taken for a path is quoted.
+            path=".".join(json.dumps(key, ensure_ascii=False) if not key or "." in key else key for key in keys),
+            expected=left.get(keys, ABSENT),
+            found=right.get(keys, ABSENT),
+        )
         for keys in sorted(left.keys() | right.keys())
         if left.get(keys) != right.get(keys)
     )
@@ -117,11 +122,6 @@ def _leaves(value: Any, keys: tuple[str, ...]) -> list[tuple[tuple[str, ...], st
     if isinstance(value, Mapping) and (value or not keys):
         return [leaf for key, item in value.items() for leaf in _leaves(item, (*keys, key))]
     return [(keys, canonical_json(value).decode())]
-
-
-def _dotted(keys: tuple[str, ...]) -> str:
-    # A key that could be taken for a path is quoted.
-    return ".".join(json.dumps(key, ensure_ascii=False) if not key or "." in key else key for key in keys)
 
 
 def _short(text: str, width: int) -> str:

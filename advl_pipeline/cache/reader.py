@@ -9,6 +9,7 @@ import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.identity import digest, require_identity
 from advl_pipeline.cache.layout import ArraySpec
 from advl_pipeline.cache.provenance import PROVENANCE_FILE, extract_command
-from advl_pipeline.cache.store import MissingFile, Readable, Store, read_json
+from advl_pipeline.cache.store import MissingFile, Readable, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import TokenRows, are_spans
 from advl_pipeline.cache.unit_index import UnitIds, ids_to_bytes, look_up
@@ -90,7 +91,7 @@ class TeacherCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Maps do not travel between processes; a spawned worker opens the cache itself.
-        return _open_again, (self.path, self.disk_cache)
+        return partial(open_cache, disk_cache=self.disk_cache), (self.path,)
 
 
 MOST_OPEN_FILES = 1 << 16
@@ -129,7 +130,12 @@ def open_cache(
     try:
         record = store.get(COMPLETE_RECORD)
     except MissingFile:
-        raise _unfinished(store) from None
+        sizes = require_cache(store)
+        raise CorruptCache(
+            "The extraction of this cache was not finished.",
+            where=str(store.location),
+            next_command=extract_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
+        ) from None
     complete = load_complete(store)
     files = store.reading(record, complete.files)
     for name in (PLAN_RECORD, IDENTITY_FILE, PROVENANCE_FILE):
@@ -155,19 +161,6 @@ def open_cache(
         image=stores.get("image"),
         text=stores.get("text"),
     )
-
-
-def _unfinished(store: Store) -> AdvlError:
-    sizes = require_cache(store)
-    return CorruptCache(
-        "The extraction of this cache was not finished.",
-        where=str(store.location),
-        next_command=extract_command(store) if PROVENANCE_FILE in sizes else store.repair_command,
-    )
-
-
-def _open_again(path: Location, disk_cache: DiskCacheConfig | None) -> TeacherCache:
-    return open_cache(path, disk_cache=disk_cache)
 
 
 class FeatureStore:

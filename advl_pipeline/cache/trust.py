@@ -14,25 +14,20 @@ Shapes: Q sampled units, D feature width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from advl_pipeline.cache.commit_records import load_complete
-from advl_pipeline.cache.files import Files
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
-from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import (
-    Finding,
-    VerifyReport,
     describe_findings,
-    file_problem,
     has_its_norms,
     recorded_files,
     verify_cache,
+    verify_files,
 )
 from advl_pipeline.errors import (
     CorruptCache,
@@ -58,43 +53,24 @@ def require_trustworthy(cache: TeacherCache, *, hash_all: bool = False) -> None:
     store = open_store(cache.path)
     files = load_complete(store).files
     changed = store.changed(files)
-    if hash_all:
-        listed = recorded_files(store, store.list(), [])
-        _require_sound(cache.path, sum(entry.num_bytes for entry in listed.values()))
-    elif changed:
-        _require_unchanged(store, {name: files[name] for name in changed})
+    if hash_all or changed:
+        to_hash = recorded_files(store, store.list(), []) if hash_all else {name: files[name] for name in changed}
+        num_bytes = sum(entry.num_bytes for entry in to_hash.values())
+        with tqdm(total=num_bytes, desc=f"checking {cache.path}", unit="B", unit_scale=True) as bar:
+            if hash_all:
+                report = verify_cache(cache.path, progress=bar.update)
+                # Other runs may be adding confidences at this moment; whoever reads those checks them.
+                findings = tuple(finding for finding in report.findings if finding.path in report.files)
+                report = replace(report, findings=findings)
+            else:
+                report = verify_files(store, to_hash, progress=bar.update)
+        if not report.is_sound:
+            raise describe_findings(report)
     if changed:
         store.vouch(changed)
     if not store.reads_whole:
         for features in cache.stores().values():
             _require_sensible(features, cache.path)
-
-
-def _require_unchanged(store: Store, files: Files) -> None:
-    num_bytes = sum(entry.num_bytes for entry in files.values())
-    findings: list[Finding] = []
-    with _progress(store.location, num_bytes) as bar:
-        for name, entry in files.items():
-            problem = file_problem(store, name, entry)
-            findings += [Finding(path=name, problem=problem)] if problem else []
-            bar.update(entry.num_bytes)
-    if findings:
-        raise describe_findings(
-            VerifyReport(path=store.location, files=files, num_bytes=num_bytes, findings=tuple(findings))
-        )
-
-
-def _require_sound(location: Location, num_bytes: int) -> None:
-    with _progress(location, num_bytes) as bar:
-        report = verify_cache(location, progress=bar.update)
-    # Other runs may be adding confidences at this moment; whoever reads those checks them.
-    findings = tuple(finding for finding in report.findings if finding.path in report.files)
-    if findings:
-        raise describe_findings(replace(report, findings=findings))
-
-
-def _progress(location: Location, num_bytes: int) -> tqdm[Any]:
-    return tqdm(total=num_bytes, desc=f"checking {location}", unit="B", unit_scale=True)
 
 
 def _require_sensible(store: FeatureStore, location: Location) -> None:

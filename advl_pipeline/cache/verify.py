@@ -71,8 +71,11 @@ class VerifyReport:
 
     path: Location
     files: Files
-    num_bytes: int
     findings: tuple[Finding, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.num_bytes for entry in self.files.values())
 
     @property
     def is_sound(self) -> bool:
@@ -103,7 +106,10 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     small = [name for name in sorted(files) if not is_bulk(name)]
     for name in [*small, *sorted(files.keys() - set(small))]:
         if numbers is None and is_bulk(name) and not findings:
-            numbers = _stored_numbers(store, findings)
+            try:
+                numbers = StoredNumbers(store)
+            except AdvlError as error:
+                findings.append(Finding(path=PLAN_RECORD, problem=error.what))
         problem = size_problem(sizes, name, files[name].num_bytes) or file_problem(
             store, name, files[name], None if findings else numbers
         )
@@ -123,7 +129,6 @@ def verify_cache(location: Location, *, progress: Callable[[int], object] = lamb
     return VerifyReport(
         path=location,
         files=files,
-        num_bytes=sum(entry.num_bytes for entry in files.values()),
         findings=tuple(unique[path] for path in sorted(unique)),
     )
 
@@ -159,7 +164,14 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Findin
     if complete is not None:
         files |= complete.files
     else:
-        files |= _files_of_parts(store, sizes, findings)
+        plan = _attempt(findings, PLAN_RECORD, load_plan, store)
+        files |= plan.files if plan is not None else {}
+        for modality in MODALITIES:
+            if tables_record_path(modality) in sizes:
+                files |= _attempt(findings, tables_record_path(modality), load_tables, store, modality) or {}
+        for modality, shard in sorted(committed_shards(sizes)):
+            record = _attempt(findings, shard_record_path(modality, shard), load_shard, store, modality, shard)
+            files |= record.files if record is not None else {}
     for key in committed_keys(sizes):
         name = confidence_record_path(key)
         content = _attempt(findings, name, unseal, store, name)
@@ -170,19 +182,6 @@ def recorded_files(store: Store, sizes: Mapping[str, int], findings: list[Findin
             findings.append(Finding(path=name, problem="it stands under another set's name"))
     unfinished = map(confidence_record_path, unfinished_keys(sizes))
     findings += [Finding(path=name, problem="it is missing") for name in unfinished]
-    return files
-
-
-def _files_of_parts(store: Store, sizes: Mapping[str, int], findings: list[Finding]) -> dict[str, FileEntry]:
-    files: dict[str, FileEntry] = {}
-    plan = _attempt(findings, PLAN_RECORD, load_plan, store)
-    files |= plan.files if plan is not None else {}
-    for modality in MODALITIES:
-        if tables_record_path(modality) in sizes:
-            files |= _attempt(findings, tables_record_path(modality), load_tables, store, modality) or {}
-    for modality, shard in sorted(committed_shards(sizes)):
-        record = _attempt(findings, shard_record_path(modality, shard), load_shard, store, modality, shard)
-        files |= record.files if record is not None else {}
     return files
 
 
@@ -198,6 +197,16 @@ def _attempt(
     except CorruptCache as error:
         findings.append(Finding(path=path, problem=error.why or error.what))
         return None
+
+
+def verify_files(store: Store, files: Files, *, progress: Callable[[int], object]) -> VerifyReport:
+    """Check that files have the content that is recorded of them; `progress` is as in `verify_cache`."""
+    findings = []
+    for name, entry in files.items():
+        if problem := file_problem(store, name, entry):
+            findings.append(Finding(path=name, problem=problem))
+        progress(entry.num_bytes)
+    return VerifyReport(path=store.location, files=files, findings=tuple(findings))
 
 
 def file_problem(store: Store, name: str, entry: FileEntry, numbers: StoredNumbers | None = None) -> str | None:
@@ -316,14 +325,6 @@ def _approximate_sums(
     return total_2D
 
 
-def _stored_numbers(store: Store, findings: list[Finding]) -> StoredNumbers | None:
-    try:
-        return StoredNumbers(store)
-    except AdvlError as error:
-        findings.append(Finding(path=PLAN_RECORD, problem=error.what))
-        return None
-
-
 def _senseless(store: Store) -> list[Finding]:
     """Look at what hashes cannot tell: whether what was written makes a cache."""
     findings: list[Finding] = []
@@ -332,41 +333,38 @@ def _senseless(store: Store) -> list[Finding]:
         if digest(read_json(store, IDENTITY_FILE)) != writer.plan.identity_sha256:
             findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
         for modality in writer.plan.modalities:
-            findings += _senseless_modality(writer, modality)
-            findings += _misdescribed(writer, modality)
+            findings += _senseless_arrays(writer, modality)
             findings += _misreported(writer, modality)
-            findings += _senseless_index(writer, modality)
         return findings
     except AdvlError as error:
         return [*findings, Finding(path=error.where or PLAN_RECORD, problem=error.what)]
 
 
-def _senseless_modality(writer: CacheWriter, modality: str) -> list[Finding]:
+def _senseless_arrays(writer: CacheWriter, modality: str) -> list[Finding]:
     findings = []
     shape, placement = writer.plan.modalities[modality], writer.placement(modality)
-    starts_N = MappedArray(writer.store, schema.plan_specs(modality, shape.num_units)["starts"]).whole()
+    planned, moments = schema.plan_specs(modality, shape.num_units), schema.moment_specs(modality, writer.plan)
+    starts_N = MappedArray(writer.store, planned["starts"]).whole()
     if not np.array_equal(starts_N, placement.starts_N):
         findings.append(Finding(path=f"{modality}/tokens/starts", problem="units overlap, overrun or leave gaps"))
-    for name, spec in schema.moment_specs(modality, writer.plan).items():
+    for name, spec in moments.items():
         moment_D = MappedArray(writer.store, spec).whole()
         if not is_finite(moment_D):
             findings.append(Finding(path=spec.path, problem="it holds values that are not finite"))
         elif name.endswith("variance") and shape.num_units > 1 and not moment_D.any():
             findings.append(Finding(path=spec.path, problem="all features are alike: their variance is zero"))
-    return findings
-
-
-def _misdescribed(writer: CacheWriter, modality: str) -> list[Finding]:
-    specs = [
-        *schema.plan_specs(modality, writer.plan.modalities[modality].num_units).values(),
-        *writer.row_specs(modality),
-        *schema.moment_specs(modality, writer.plan).values(),
-    ]
-    return [
+    findings += [
         Finding(path=spec.metadata_path, problem="it is not what the plan says")
-        for spec in specs
+        for spec in (*planned.values(), *writer.row_specs(modality), *moments.values())
         if writer.store.get(spec.metadata_path) != spec.metadata()
     ]
+    unit_ids_N16 = writer.unit_ids(modality)
+    readable_N = _readable(unit_ids_N16, load_complete(writer.store).quarantined.get(modality, {}))
+    index = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
+    for name, spec in schema.index_specs(modality, int(readable_N.sum())).items():
+        if not np.array_equal(MappedArray(writer.store, spec).whole(), index[name]):
+            findings.append(Finding(path=spec.path, problem="it is not the index of the units"))
+    return findings
 
 
 def _misreported(writer: CacheWriter, modality: str) -> list[Finding]:
@@ -387,14 +385,3 @@ def _misreported(writer: CacheWriter, modality: str) -> list[Finding]:
 
 def _readable(unit_ids_N16: npt.NDArray[np.uint8], quarantined: Mapping[str, str]) -> npt.NDArray[np.bool_]:
     return np.array([unit_id not in quarantined for unit_id in UnitIds(unit_ids_N16, None)])
-
-
-def _senseless_index(writer: CacheWriter, modality: str) -> list[Finding]:
-    unit_ids_N16 = writer.unit_ids(modality)
-    readable_N = _readable(unit_ids_N16, load_complete(writer.store).quarantined.get(modality, {}))
-    expected = dict(zip(("prefix", "unit"), build_index(unit_ids_N16, readable_N), strict=True))
-    return [
-        Finding(path=spec.path, problem="it is not the index of the units")
-        for name, spec in schema.index_specs(modality, int(readable_N.sum())).items()
-        if not np.array_equal(MappedArray(writer.store, spec).whole(), expected[name])
-    ]

@@ -203,12 +203,10 @@ def probe_data(
     features_NCF = builder.build(examples, view=view, per_candidate=choice)
     if head_name(task) == "vqa":
         num_classes = len(dataset.label_names(task))
-        return ProbeData(
-            kind="soft-labels",
-            features_NCF=features_NCF,
-            score_NK=_soft_labels(examples, num_classes),
-            num_classes=num_classes,
-        )
+        triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
+        rows, columns, scores = (list(part) for part in zip(*triples, strict=True)) if triples else ([], [], [])
+        score_NK = csr_array((np.array(scores, np.float32), (rows, columns)), shape=(len(examples), num_classes))
+        return ProbeData(kind="soft-labels", features_NCF=features_NCF, score_NK=score_NK, num_classes=num_classes)
     label_N = np.array([_label_of(example) for example in examples], dtype=np.int64)
     if not choice:
         return ProbeData(
@@ -281,12 +279,6 @@ def _label_of(example: Example) -> int:
     return example.label
 
 
-def _soft_labels(examples: Sequence[Example], num_classes: int) -> csr_array:
-    triples = [(row, index, score) for row, example in enumerate(examples) for index, score in example.soft_label]
-    rows, columns, scores = (list(part) for part in zip(*triples, strict=True)) if triples else ([], [], [])
-    return csr_array((np.array(scores, np.float32), (rows, columns)), shape=(len(examples), num_classes))
-
-
 def _unit_rows(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     rows = np.asarray(values, np.float32)
     unit: npt.NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -307,12 +299,9 @@ def assign_folds(groups: Sequence[str], *, folds: int, seed: int) -> npt.NDArray
     sizes = Counter(groups)
     loads = [0] * min(folds, len(sizes))
     fold_of: dict[str, int] = {}
-    for group in sorted(sizes, key=lambda name: (_hash(name, seed), name)):
+    digests = {name: hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in sizes}
+    for group in sorted(sizes, key=lambda name: (digests[name], name)):
         fold = loads.index(min(loads))
         fold_of[group] = fold
         loads[fold] += sizes[group]
     return np.array([fold_of[group] for group in groups], dtype=np.int64)
-
-
-def _hash(name: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.datasets.records import Candidate, Example
+from advl_pipeline.datasets.records import Example
 
 if TYPE_CHECKING:
     from advl_pipeline.cache.reader import FeatureStore
@@ -76,7 +76,8 @@ class ProbeFeatures:
         if view == "text":
             return blocks[0]
         if partner is None:
-            partner = np.stack([bag_of_words(_words_of(candidate, per_candidate)) for candidate in candidates])
+            texts = [choice.text[choice.answer_start :] if per_candidate else choice.text for choice in candidates]
+            partner = np.stack([bag_of_words(re.findall(r"\w+", text.casefold())) for text in texts])
         repeats = [len(example.candidates) for example in examples]
         global_RD = np.repeat(
             _global_rows(self._image, [example.image.unit_id for example in examples]), repeats, axis=0
@@ -102,11 +103,6 @@ def bag_of_words(words: Sequence[str]) -> Array:
     return total
 
 
-def _words_of(candidate: Candidate, answer_only: bool) -> list[str]:
-    text = candidate.text[candidate.answer_start :] if answer_only else candidate.text
-    return re.findall(r"\w+", text.casefold())
-
-
 def _global_rows(stores: Sequence[FeatureStore], ids: Sequence[str]) -> Array:
     """Return standardised global features, each store's of about unit norm, side by side; (rows, D)."""
     distinct = list(dict.fromkeys(ids))
@@ -122,11 +118,11 @@ def _region_rows(stores: Sequence[FeatureStore], examples: Sequence[Example], *,
 
     Standardised; zeros where there are no such boxes.
     """
-    rows_of = [
-        _chosen_boxes(candidate, len(example.image.boxes_R4), tagged=tagged)
-        for example in examples
-        for candidate in example.candidates
-    ]
+    rows_of = []
+    for example in examples:
+        for candidate in example.candidates:
+            named = {tag.box for tag in candidate.tags}
+            rows_of.append([box for box in range(len(example.image.boxes_R4)) if (box in named) == tagged])
     images_of = [example.image.unit_id for example in examples for _ in example.candidates]
     images = {example.image.unit_id: len(example.image.boxes_R4) for example in examples}
     starts = dict(zip(images, itertools.accumulate(images.values(), initial=0), strict=False))
@@ -139,11 +135,6 @@ def _region_rows(stores: Sequence[FeatureStore], examples: Sequence[Example], *,
                 pooled_RD[row] = values_MD[[starts[image] + box for box in boxes]].mean(axis=0)
         parts.append(_standardise(pooled_RD, store.token_mean, store.token_variance))
     return np.concatenate(parts, axis=1)
-
-
-def _chosen_boxes(candidate: Candidate, num_boxes: int, *, tagged: bool) -> list[int]:
-    named = {tag.box for tag in candidate.tags}
-    return [box for box in range(num_boxes) if (box in named) == tagged]
 
 
 def _has_boxes(store: FeatureStore, examples: Sequence[Example]) -> bool:

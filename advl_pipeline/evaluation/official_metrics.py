@@ -39,7 +39,15 @@ class VqaAccuracy:
 
 def question_accuracy(prediction: str, truth: GroundTruth, mode: VqaMode = "2021") -> float:
     """Return the accuracy of one prediction, in [0, 1]."""
-    answer, answers = _comparable(prediction, truth, mode)
+    answer, answers = clean_answer(prediction), list(truth.answers)
+    if mode == "2017":
+        answer = normalise_answer(answer)
+        if len(set(answers)) > 1:
+            answers = [strip_punctuation(other) for other in answers]
+    else:
+        answers = [clean_answer(other) for other in answers]
+        if mode == "2021" and len(set(answers)) > 1:
+            answer, answers = normalise_answer(answer), [normalise_answer(other) for other in answers]
     if mode == "vqa-vs":
         return min(1.0, answers.count(answer) / 3)
     total = 0.0
@@ -87,20 +95,6 @@ def vqa_accuracy(
         per_question_type={name: _percent(values) for name, values in sorted(by_question_type.items())},
         per_question=per_question,
     )
-
-
-def _comparable(prediction: str, truth: GroundTruth, mode: VqaMode) -> tuple[str, list[str]]:
-    """Return prediction and ground truth in the form in which the mode compares them."""
-    answer = clean_answer(prediction)
-    if mode == "2017":
-        answers = list(truth.answers)
-        if len(set(answers)) > 1:
-            answers = [strip_punctuation(other) for other in answers]
-        return normalise_answer(answer), answers
-    answers = [clean_answer(other) for other in truth.answers]
-    if mode == "2021" and len(set(answers)) > 1:
-        return normalise_answer(answer), [normalise_answer(other) for other in answers]
-    return answer, answers
 
 
 def _percent(values: Iterable[float]) -> float:

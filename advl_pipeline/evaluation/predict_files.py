@@ -25,7 +25,6 @@ import numpy.typing as npt
 from advl_pipeline.atomic import make_folder, write_text
 from advl_pipeline.compute import resolved
 from advl_pipeline.datasets.indexed import IndexedDataset
-from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.registry import benchmark_of, tasks_of
 from advl_pipeline.datasets.roots import set_name
 from advl_pipeline.datasets.vcr import NUM_CHOICES, question_of
@@ -273,14 +272,13 @@ def _predict_own(config: PredictConfig, finished: FinishedRun, dataset: IndexedD
             ids = [example.example_id for example in examples]
             chosen = first_maximum(score_matrix(finished, examples, config.batch_size), ids).tolist()
             for example, place in zip(examples, chosen, strict=True):
-                rows[example.example_id] = (place, names[place] if names else _choice_text(example, place))
+                if names:
+                    rows[example.example_id] = (place, names[place])
+                else:
+                    candidate = example.candidates[place]
+                    rows[example.example_id] = (place, candidate.text[candidate.answer_start :])
     write_own_predictions(path, rows)
     return len(rows)
-
-
-def _choice_text(example: Example, place: int) -> str:
-    candidate = example.candidates[place]
-    return candidate.text[candidate.answer_start :]
 
 
 def predicted_names(

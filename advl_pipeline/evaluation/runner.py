@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,9 @@ def _evaluate_set(
     arrays: dict[str, npt.NDArray[Any]] = {}
     items: dict[str, dict[str, ItemScores]] = {_TRUE_PICTURE: {}}
     mode = config.vqa_mode or vqa_mode_of(dataset.name)
-    probes = _probes(config, finished, name)
+    # A text-only student has no use of vision to measure.
+    is_probed = not finished.hides_picture and name in (config.probe_on or config.on[:1])
+    probes = tuple(dict.fromkeys(probe for probe in config.probe if probe != "none")) if is_probed else ()
     named = question_namer(dataset.name, dataset.split)
     sampled = sample_questions(dataset.example_ids, dataset.tasks, config.num_questions, name_of=named)
     scored = _score_set(config, finished, dataset, probes, mode, sampled)
@@ -143,11 +145,15 @@ def _evaluate_set(
         arrays[f"strata/{metric}"] = np.array(one_metric.strata)
     metrics = percents.pop(_TRUE_PICTURE)
     tallies = {METRIC_OF_TASK[task]: one.tally for task, one in scored.items()}
+    caveats = [*finished.student.caveats(), *([f"the run was trained on {dataset.split}"] if is_seen else [])]
+    if num_cut := sum(one.num_cut for one in scored.values()):
+        num_texts = sum(one.num_texts for one in scored.values())
+        caveats.append(f"{num_cut} of {num_texts} texts of {dataset.split} are cut to the student's length")
     document: dict[str, Any] = {
         "dataset": dataset.name,
         "split": dataset.split,
         "content_digest": dataset.content_digest(),
-        "caveats": [*finished.student.caveats(), *_cautions(scored.values(), dataset.split, is_seen=is_seen)],
+        "caveats": caveats,
         "num_items": {metric: len(one.score) for metric, one in items[_TRUE_PICTURE].items()},
         "metrics": metrics,
         "intervals": {
@@ -222,17 +228,6 @@ class _Scored:
     num_cut: int = 0
 
 
-def _cautions(scored: Iterable[_Scored], split: str, *, is_seen: bool) -> list[str]:
-    """Return what a reader of the scores must know of the set."""
-    found = [f"the run was trained on {split}"] if is_seen else []
-    counts = [(one.num_cut, one.num_texts) for one in scored]
-    num_cut, num_texts = (sum(column) for column in zip(*counts, strict=True))
-    return [
-        *found,
-        *([f"{num_cut} of {num_texts} texts of {split} are cut to the student's length"] if num_cut else []),
-    ]
-
-
 def _score_set(
     config: EvaluateConfig,
     finished: FinishedRun,
@@ -302,13 +297,6 @@ def example_parts(
     positions = range(len(dataset)) if positions is None else positions
     for start in range(0, len(positions), size):
         yield [dataset[index] for index in positions[start : start + size]]
-
-
-def _probes(config: EvaluateConfig, finished: FinishedRun, name: str) -> tuple[Probe, ...]:
-    """Return how the pictures of a set are spoilt; a text-only student has no use of vision to measure."""
-    if finished.hides_picture or name not in (config.probe_on or config.on[:1]):
-        return ()
-    return tuple(dict.fromkeys(probe for probe in config.probe if probe != "none"))
 
 
 def score_matrix(finished: FinishedRun, examples: Sequence[Example], batch_size: int) -> npt.NDArray[np.float32]:

@@ -65,7 +65,9 @@ def run_score_vcr(config: ScoreVcrConfig) -> ScoreVcrResult:
     Raises:
         DatasetError: a file is missing or malformed, the shapes do not fit, or there are no questions.
     """
-    labels = dict(_lines(config.annotations, _vcr_labels))
+    labels = dict(
+        _lines(config.annotations, lambda line: (text_field(line, "annot_id"), vcr_labels(line, labelled=True)))
+    )
     ids = tuple(labels)
     if not ids:
         raise DatasetError("There is nothing to score.", where=str(config.annotations))
@@ -84,7 +86,7 @@ def run_score_snli_ve(config: ScoreSnliVeConfig) -> SnliVeAccuracy:
         DatasetError: a file is missing or malformed, or the pairs differ.
     """
     names = LABEL_ORDERS["meter"]
-    gold = dict(_lines(config.annotations, _pair))
+    gold = dict(_lines(config.annotations, lambda line: (text_field(line, "pairID"), gold_label(line))))
     predicted = read_pair_labels(config.results)
     require_same_ids(config.results, predicted, gold)
     for pair_id, label in predicted.items():
@@ -118,14 +120,6 @@ def _vqa_items(path: Path, key: str, parse: Callable[[Any], tuple[int, Item]]) -
             raise _bad_annotation(path, items.line_at(offset), error) from None
         seen.add(question_id)
         yield question_id, parsed
-
-
-def _vcr_labels(record: dict[str, Any]) -> tuple[str, tuple[int, int]]:
-    return text_field(record, "annot_id"), vcr_labels(record, labelled=True)
-
-
-def _pair(record: dict[str, Any]) -> tuple[str, str]:
-    return text_field(record, "pairID"), gold_label(record)
 
 
 def _lines(path: Path, parse: Callable[[dict[str, Any]], tuple[str, Item]]) -> Iterator[tuple[str, Item]]:

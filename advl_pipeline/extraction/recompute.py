@@ -5,7 +5,7 @@ Shapes: M token rows, D feature width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,9 +91,7 @@ def recompute(
                     )
                 )
     return VerifyResult(
-        report=VerifyReport(
-            path=report.path, files=report.files, num_bytes=report.num_bytes, findings=tuple(findings)
-        ),
+        report=replace(report, findings=tuple(findings)),
         recomputed=recomputed,
         worst=worst,
     )

@@ -38,8 +38,16 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         model: what loads it: a class of transformers, or a loader.
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
-    study, seeds = _in_its_study(run)
-    documents = _evaluations(run)
+    study, seeds = "", list[int]()
+    if (folder := study_of(run)) is not None:
+        gathered = gather_study(folder)
+        seeds = sorted({cell.seed for cell in gathered.cells if cell.state == "finished"})
+        # Its headings stand below one of the card's.
+        table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
+        study = re.sub("^#", "###", table, flags=re.MULTILINE)
+    files = sorted((run / names.EVALUATION).glob("*.json"))
+    sets = [path.stem.replace("--", "/") for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
+    documents = {name: stored.summary for name in sets if (stored := read_evaluation(run, name)) is not None}
     family = families().get(family_of(student.name), {"title": "plug-in", "unproven": ""})
     is_torch = model.endswith(".py")
     environment = read_json(run / names.ENVIRONMENT)
@@ -63,7 +71,15 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         recipe=result["recipe"],
         command=finetune_command(config_of_run(without_folders(config), where=str(run / names.CONFIG))),
         scores=scores_of(documents),
-        by_type=_by_type(documents),
+        by_type=[
+            f"{test_set}, {wording.metric_name(metric)}: "
+            + ", ".join(
+                f"{kind or 'others'} {one['accuracy']:.1f} of {one['num_items']}" for kind, one in kinds.items()
+            )
+            for test_set, document in documents.items()
+            for metric, kinds in document.get("by_question_type", {}).items()
+            if len(kinds) > 1
+        ],
         study=study,
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
     )
@@ -89,34 +105,3 @@ def _teacher(cache: Mapping[str, Any]) -> dict[str, str]:
     called = name_in_records(identity, read_json(provenance) if provenance.exists() else {})
     split = f"{called}/{identity['dataset']['split']}"
     return {"name": name, "licence": licence, "split": split, "identity": digest(identity)}
-
-
-def _in_its_study(run: Path) -> tuple[str, list[int]]:
-    """Return the table of the study that a run belongs to, with its controls and its seeds; else nothing."""
-    study = study_of(run)
-    if study is None:
-        return "", []
-    result = gather_study(study)
-    seeds = sorted({cell.seed for cell in result.cells if cell.state == "finished"})
-    # Its headings stand below one of the card's.
-    text = as_markdown(result, title=f"In the study {result.study.name}")
-    return re.sub("^#", "###", text.strip(), flags=re.MULTILINE), seeds
-
-
-def _evaluations(run: Path) -> dict[str, Mapping[str, Any]]:
-    """Return what was stored of each set that the run was scored on; a damaged evaluation is refused."""
-    files = sorted((run / names.EVALUATION).glob("*.json"))
-    sets = [path.stem.replace("--", "/") for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
-    found = {name: read_evaluation(run, name) for name in sets}
-    return {name: evaluation.summary for name, evaluation in found.items() if evaluation is not None}
-
-
-def _by_type(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say how a run scores by question type, one line for each metric on each set that has several types."""
-    return [
-        f"{test_set}, {wording.metric_name(metric)}: "
-        + ", ".join(f"{kind or 'others'} {one['accuracy']:.1f} of {one['num_items']}" for kind, one in kinds.items())
-        for test_set, document in documents.items()
-        for metric, kinds in document.get("by_question_type", {}).items()
-        if len(kinds) > 1
-    ]

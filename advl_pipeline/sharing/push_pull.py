@@ -160,7 +160,21 @@ def run_pull(config: PullConfig) -> PulledCache:
     with _told(config.repository):
         info = api.repo_info(config.repository, repo_type="dataset", revision=config.revision)
     files = [item.rfilename for item in info.siblings if item.rfilename not in OF_THE_HUB]
-    _require_cache_files(config.repository, files)
+    if COMPLETE_RECORD not in files or IDENTITY_FILE not in files:
+        raise ConfigError(
+            "The repository holds no finished cache.",
+            where=config.repository,
+            why=f"it has no {COMPLETE_RECORD}",
+            next_command=advise(
+                ["advl", "cache", "push", "--help"], note="look at the name; this puts a cache there"
+            ),
+        )
+    for name in files:
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or "\\" in name or ".." in parts or parts[0] == ".cache":
+            raise ConfigError(
+                "A file of the repository would leave its folder.", where=f"{config.repository}: {name!r}"
+            )
     partial = output.with_name(f"{output.name}.partial")
     left = (partial / ".cache" / "huggingface").is_dir() or (partial / IDENTITY_FILE).is_file()
     if partial.exists() and not left and (partial.is_file() or any(partial.iterdir())):
@@ -201,22 +215,6 @@ def run_pull(config: PullConfig) -> PulledCache:
     return PulledCache(path=output, num_files=len(report.files), num_bytes=report.num_bytes)
 
 
-def _require_cache_files(repository: str, files: list[str]) -> None:
-    if COMPLETE_RECORD not in files or IDENTITY_FILE not in files:
-        raise ConfigError(
-            "The repository holds no finished cache.",
-            where=repository,
-            why=f"it has no {COMPLETE_RECORD}",
-            next_command=advise(
-                ["advl", "cache", "push", "--help"], note="look at the name; this puts a cache there"
-            ),
-        )
-    for name in files:
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or "\\" in name or ".." in parts or parts[0] == ".cache":
-            raise ConfigError("A file of the repository would leave its folder.", where=f"{repository}: {name!r}")
-
-
 def _api(name: str) -> Any:
     obstacle = hub_obstacle()
     if obstacle:
@@ -244,7 +242,9 @@ def _told(name: str) -> Iterator[None]:
         status = 0 if refused is None else refused.response.status_code
         why, following = _REASONS.get(status, ("", again("give the same command again; it goes on")))
         if not why:
-            cause = refused or _first_cause(error)
+            cause: BaseException = refused or error
+            while refused is None and cause.__cause__ is not None:
+                cause = cause.__cause__
             why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
         raise _refusal(name, f"{why} (HTTP {status})" if status else why, following) from None
 
@@ -253,10 +253,4 @@ def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
     """Return what the hub answered, None where it is not behind an error; the library wraps it."""
     while error is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__ or error.__context__
-    return error
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
     return error

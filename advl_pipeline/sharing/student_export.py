@@ -36,7 +36,6 @@ from advl_pipeline.sharing.programs import LOADER_FILE, PREPARED, PROGRAM_FILE, 
 from advl_pipeline.sharing.push_pull import open_repository, upload
 from advl_pipeline.sharing.transformers_models import (
     FAMILIES,
-    Family,
     family_for,
     image_tokens_of,
     num_classes_of,
@@ -216,7 +215,7 @@ def _load(run: Path) -> FinishedRun:
 
 
 def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: str, *, is_choice: bool) -> _Prepared:
-    student = finished.student
+    student: Any = finished.student
     family = family_for(student)
     if family is None:
         raise ConfigError(
@@ -239,21 +238,18 @@ def _for_transformers(run: Path, finished: FinishedRun, head: nn.Module, name: s
     if labels:
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
-    writes: list[Write] = [model.save_pretrained, _inputs_of(student, family, name).save_pretrained]
+    if isinstance(student, GenerativeStudent):
+        reader: Any = student.processor
+    else:
+        tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
+        reader = shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
+    writes: list[Write] = [model.save_pretrained, reader.save_pretrained]
     if not family.head and head.state_dict():
         writes.append(lambda folder: save_tensors(folder / HEAD_FILE, head.state_dict()))
     kind = type(model).__name__
     call = family.call if isinstance(family.call, str) else family.call(student, name)
     answers = ("red", "blue") if is_choice else labels[:3] if isinstance(student, GenerativeStudent) else ()
     return _Prepared(model=kind, usage=_usage(call, kind, answers), writes=tuple(writes))
-
-
-def _inputs_of(student: Any, family: Family, name: str) -> Any:
-    """Return what reads texts, and pictures where the student reads them."""
-    if isinstance(student, GenerativeStudent):
-        return student.processor
-    tokenizer = shared_tokenizer(student, name, image_tokens=image_tokens_of(student), types=family.types)
-    return shared_processor(student, tokenizer) if isinstance(student, PixelStudent) else tokenizer
 
 
 def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, name: str) -> _Prepared:
@@ -292,9 +288,15 @@ def _for_torch(run: Path, finished: FinishedRun, head: nn.Module, task: Task, na
         core.enable_truncation(tokenizer.model_max_length)
         core.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
         writes.append(lambda folder: core.save(str(folder / names.TOKENIZER)))
+    if side is None:
+        usage = _TENSORS_USAGE + indent(traced.legend, "# ") + "\n"
+    else:
+        # A choice each, or one text to be judged.
+        answers = ["red", "blue"] if name == "vcr" else None
+        usage = _PICTURE_USAGE.format(texts=["Which colour is it?"] * (2 if answers else 1), answers=answers)
     return _Prepared(
         model=LOADER_FILE,
-        usage=_torch_usage(name) if side else _TORCH_USAGE + indent(traced.legend, "# ") + "\n",
+        usage=usage,
         writes=tuple(writes),
     )
 
@@ -303,7 +305,7 @@ def _predict(run: Path) -> Advice:
     return advise(["advl", "predict", str(run)], note="only a run folder has all of this student")
 
 
-_TORCH_USAGE = """\
+_TENSORS_USAGE = """\
 from load import load
 
 score = load()
@@ -312,11 +314,7 @@ help("load")  # Says which tensors a batch holds; tokenizer.json lays out a text
 """
 
 
-def _torch_usage(head: str) -> str:
-    """Return the code that asks a program for a picture and texts: a choice each, or one text to be judged."""
-    answers = ["red", "blue"] if head == "vcr" else None
-    texts = ["Which colour is it?"] * (2 if answers else 1)
-    return f"""\
+_PICTURE_USAGE = """\
 from PIL import Image
 
 from load import load, prepare

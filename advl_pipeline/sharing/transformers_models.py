@@ -118,10 +118,6 @@ def _vilt(student: Any, task: str, num_classes: int) -> PreTrainedModel:
     return ViltForQuestionAnswering(config)
 
 
-def _bridgetower(student: Any, task: str, num_classes: int) -> PreTrainedModel:
-    return BridgeTowerModel(bridgetower_config(student.config, pad_id=student.tokenizer.pad_id))
-
-
 def _modernvbert(student: Any, task: str, num_classes: int) -> PreTrainedModel:
     config = modernvbert_config(student.config, student.tokenizer)
     config.num_labels = num_classes
@@ -160,11 +156,6 @@ def _visualbert(student: Any, task: str, num_classes: int) -> PreTrainedModel:
     )
 
 
-def _chat_model(student: Any, task: str, num_classes: int) -> PreTrainedModel:
-    model: PreTrainedModel = type(student.model)(student.model.config)
-    return model
-
-
 def _chat_call(student: Any, task: str) -> str:
     closing = "".join(f"\n{line}" for line in [student.instruction(task)] if line)
     normalised = student.config.length_normalised
@@ -181,7 +172,9 @@ FAMILIES: Mapping[str, Family] = {
         call=PICTURE_CALL + "logits = model(**inputs).logits\n",
     ),
     "bridgetower": Family(
-        build=_bridgetower,
+        build=lambda student, task, num_classes: BridgeTowerModel(
+            bridgetower_config(student.config, pad_id=student.tokenizer.pad_id)
+        ),
         body="",
         head={},
         types=False,
@@ -224,6 +217,14 @@ logits = model(**inputs).logits
         call=REGION_CALL
         + "logits = model(**inputs, visual_feats=features, visual_pos=places).question_answering_score\n",
     ),
-    **dict.fromkeys(("smolvlm", "qwen3-vl"), Family(build=_chat_model, body="", head={}, call=_chat_call)),
+    **dict.fromkeys(
+        ("smolvlm", "qwen3-vl"),
+        Family(
+            build=lambda student, task, num_classes: type(student.model)(student.model.config),
+            body="",
+            head={},
+            call=_chat_call,
+        ),
+    ),
 }
 """Family of students -> how it becomes a model of transformers. One more family is one more entry."""

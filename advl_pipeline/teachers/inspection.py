@@ -84,11 +84,12 @@ def show_teacher(name: str) -> TeacherDetails:
             how_to_get="",
         )
     opened_later = not (card.image_dim or card.text_dim)
+    windows = f"{card.max_length} word pieces" if card.max_length else "the model's longest input"
     return TeacherDetails(
         summary=dataclasses.replace(_summary_of_card(card), name=name),
         source=f"{card.source}: {card.source_id}",
         global_feature=card.global_feature or "by the model's type, known once it is opened",
-        long_texts=_long_texts(card),
+        long_texts=f"overlapping windows of {windows}, nothing is cut" if "text" in card.modalities else "",
         features=() if opened_later else _sizes(card),
         how_to_get="" if is_at_hand(card) else how_to_get(card),
     )
@@ -159,14 +160,6 @@ def _summary_of_card(card: TeacherCard) -> TeacherSummary:
         licence=card.licence,
         about=card.about,
     )
-
-
-def _long_texts(card: TeacherCard) -> str:
-    if "text" not in card.modalities:
-        return ""
-    if not card.max_length:
-        return "overlapping windows of the model's longest input, nothing is cut"
-    return f"overlapping windows of {card.max_length} word pieces, nothing is cut"
 
 
 def _sizes(card: TeacherCard) -> tuple[FeatureSize, ...]:

@@ -17,7 +17,6 @@ from advl_pipeline.datasets.records import ImageUnit, text_unit
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Tower
 from advl_pipeline.teachers.open_options import CheckTeacherConfig
 from advl_pipeline.teachers.registry import card_of, open_teacher
-from advl_pipeline.teachers.teacher_cards import TeacherCard
 
 FLOAT16_MAX = 65504.0
 
@@ -81,7 +80,8 @@ def run_check_teacher(config: CheckTeacherConfig) -> TeacherCheck:
     tolerance = BATCH_TOLERANCE[config.compute_dtype]
     towers: list[TowerCheck] = []
     if teacher.image is not None:
-        expected = _expected_image(card, config) if card else None
+        from_grid = config.image_tokens in ("grid", "boxes-roi")
+        expected = (card.image_dim, card.grid_dim if from_grid else card.image_dim) if card else None
         towers.append(_try("image", teacher.image, _pictures(teacher.image), expected, tolerance))
     if teacher.text is not None:
         expected = (card.text_dim, card.token_dim) if card else None
@@ -133,11 +133,6 @@ def _try(
         units_per_second=len(prepared) / seconds,
         problems=tuple(problems),
     )
-
-
-def _expected_image(card: TeacherCard, config: CheckTeacherConfig) -> tuple[int, int]:
-    from_grid = config.image_tokens in ("grid", "boxes-roi")
-    return card.image_dim, card.grid_dim if from_grid else card.image_dim
 
 
 def _pictures(tower: ImageTower) -> list[PreparedUnit]:

@@ -49,7 +49,9 @@ def align_pieces(text: str, pieces: Sequence[str]) -> npt.NDArray[np.int32]:
     """
     if (bytes_M2 := _byte_spans(text, pieces)) is not None:
         return trim_spans(text, bytes_M2)
-    folded, origin = _fold_with_origin(text)
+    folded_characters = [_fold(character) for character in text]
+    folded = "".join(folded_characters)
+    origin = [index for index, kept in enumerate(folded_characters) for _ in kept]
     starts_M = np.full(len(pieces), -1, dtype=np.int32)
     ends_M = np.full(len(pieces), -1, dtype=np.int32)
     position = 0
@@ -99,16 +101,6 @@ def _fill_gaps(length: int, starts_M: npt.NDArray[np.int32], ends_M: npt.NDArray
         spans_M2[row:stop] = before, max(before, after)
         row = stop
     return spans_M2.astype(np.int32)
-
-
-def _fold_with_origin(text: str) -> tuple[str, list[int]]:
-    folded: list[str] = []
-    origin: list[int] = []
-    for index, character in enumerate(text):
-        kept = _fold(character)
-        folded.append(kept)
-        origin.extend([index] * len(kept))
-    return "".join(folded), origin
 
 
 def _fold(text: str) -> str:

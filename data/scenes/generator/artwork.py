@@ -109,24 +109,22 @@ def _glyph(kind: Kind, style: Style) -> Sprite:
         anchor="mm",
         embedded_color=True,
     )
-    return _line_art(canvas) if style in LINE_STYLES else _premultiplied(canvas)
+    if style not in LINE_STYLES:
+        return _premultiplied(canvas)
+    from scipy.ndimage import label  # heavy, and readers of the corpus never draw
+
+    # Ink, and paper wherever closed lines keep the outside out: the canvas is larger than any glyph, so that its
+    # corner lies outside.
+    ink = np.asarray(canvas)[..., 3]
+    areas = label(ink < _SOLID)[0]
+    alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)
+    return np.stack([ink, np.zeros_like(ink), np.zeros_like(ink), alpha], axis=2)
 
 
 def _premultiplied(picture: Image.Image) -> Sprite:
     straight = np.asarray(picture, dtype=np.uint32)
     alpha = straight[..., 3:]
     return np.concatenate([(straight[..., :3] * alpha + 127) // 255, alpha], axis=2).astype(np.uint8)
-
-
-def _line_art(picture: Image.Image) -> Sprite:
-    """Return ink, and paper wherever closed lines keep the outside out."""
-    from scipy.ndimage import label  # heavy, and readers of the corpus never draw
-
-    ink = np.asarray(picture)[..., 3]
-    # The canvas is larger than any glyph: its corner lies outside.
-    areas = label(ink < _SOLID)[0]
-    alpha = np.where(areas == areas[0, 0], ink, 255).astype(np.uint8)
-    return np.stack([ink, np.zeros_like(ink), np.zeros_like(ink), alpha], axis=2)
 
 
 @functools.cache

@@ -15,10 +15,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -148,7 +147,10 @@ def run_build_scenes(config: ScenesConfig) -> ScenesResult:
     require_folder(folder, "corpus", option="--data-root")
     vocabulary = load_vocabulary(config.descriptions)
     try:
-        with _locked(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f".{paths.FOLDER}.lock").open("w") as lock:
+            # Until no other process builds below the same root.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             found = None if config.replace else read_record(folder)
             if found is None:
                 found, built = _build(config, vocabulary, root, folder), True
@@ -186,15 +188,6 @@ def _require_same_settings(wanted: Mapping[str, Any], found: CorpusRecord, folde
                 "run the same command again with --replace, or choose another --data-root", "--replace"
             ),
         )
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Wait until no other process builds below the same root."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{paths.FOLDER}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _build(config: ScenesConfig, vocabulary: Vocabulary, root: Path, folder: Path) -> CorpusRecord:
