@@ -61,7 +61,7 @@ _MODULE_OF = {
     "distance": "distillation.distance",
     "PixelImageTower": "teachers.image_tower",
     "Teacher": "teachers.interface",
-    "OpenOptions": "teachers.options",
+    "OpenOptions": "teachers.open_options",
     "PixelSettings": "teachers.pixels",
     **dict.fromkeys(("ImageFeatures", "VisionBackbone"), "teachers.vision_backbone"),
 }

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from advl_pipeline.cache.layout import DTYPES, ArraySpec
 from advl_pipeline.cache.store import Readable
-from advl_pipeline.errors import CorruptCache
 
 Rows = npt.NDArray[Any]
 Positions = npt.NDArray[np.int64]
@@ -36,7 +35,7 @@ class MappedArray:
 
     def __init__(self, store: Readable, spec: ArraySpec) -> None:
         if not spec.is_plausible():
-            raise CorruptCache("An array of the cache has impossible sizes.", where=store.where(spec.path))
+            raise store.damaged("An array of the cache has impossible sizes.", spec.path)
         self.spec = spec
         self._store = store
         self._maps: dict[int, mmap.mmap] = {}
@@ -140,10 +139,6 @@ class MappedArray:
         if begin < end:
             mapped.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
-    def _bad_shard(self, what: str, shard: int, why: str) -> CorruptCache:
-        name = self.spec.shard_path(shard)
-        return CorruptCache(what, where=self._store.where(name), why=why, next_command=self._store.repair_command)
-
     def _map(self, shard: int) -> mmap.mmap:
         if (mapped := self._maps.get(shard)) is not None:
             return mapped
@@ -155,12 +150,14 @@ class MappedArray:
         """Take a shard from a file that is open already; raises `CorruptCache`."""
         spec, size = self.spec, os.fstat(descriptor).st_size
         if size != spec.file_bytes(shard):
-            raise self._bad_shard(
-                "A shard has the wrong length.", shard, f"{size} bytes instead of {spec.file_bytes(shard)}"
+            raise self._store.damaged(
+                "A shard has the wrong length.",
+                spec.shard_path(shard),
+                f"{size} bytes instead of {spec.file_bytes(shard)}",
             )
         mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
         if mapped[spec.payload_bytes(shard) :] != spec.footer(shard):
-            raise self._bad_shard("The index of a shard is damaged.", shard, "")
+            raise self._store.damaged("The index of a shard is damaged.", spec.shard_path(shard))
         count = spec.payload_bytes(shard) // DTYPES[spec.dtype].itemsize
         view = np.frombuffer(mapped, DTYPES[spec.dtype], count=count)
         self._views[shard] = view.reshape(spec.stored_rows(shard), *spec.shape[1:])

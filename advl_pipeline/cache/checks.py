@@ -9,7 +9,6 @@ from advl_pipeline.cache.files import WORK_FOLDER, Files, entry_of
 from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store
 from advl_pipeline.errors import (
     ConfigError,
-    CorruptCache,
     Suggestion,
     advise,
 )
@@ -42,11 +41,7 @@ def require_recorded(store: Readable, name: str, files: Files) -> bytes:
     """Read a small file whose content must be what the commit record says; raises `CorruptCache`."""
     raw = store.get(name)
     if entry_of(raw) != files.get(name):
-        raise CorruptCache(
-            "A file of the cache is not what its commit record says.",
-            where=store.where(name),
-            next_command=store.repair_command,
-        )
+        raise store.damaged("A file of the cache is not what its commit record says.", name)
     return raw
 
 
@@ -54,12 +49,7 @@ def require_sizes(store: Readable, sizes: Mapping[str, int], files: Files) -> No
     """Check that every recorded file is there, plain and of its recorded size; raises `CorruptCache`."""
     for name, entry in files.items():
         if problem := size_problem(sizes, name, entry.num_bytes):
-            raise CorruptCache(
-                "A file of the cache is damaged.",
-                where=store.where(name),
-                why=problem,
-                next_command=store.repair_command,
-            )
+            raise store.damaged("A file of the cache is damaged.", name, problem)
 
 
 def size_problem(sizes: Mapping[str, int], name: str, num_bytes: int) -> str | None:

@@ -144,7 +144,7 @@ def unseal(store: Readable, name: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
-        raise CorruptCache("A record of the cache is damaged.", where=store.where(name))
+        raise store.damaged("A record of the cache is damaged.", name)
     return dict(content)
 
 
@@ -195,7 +195,7 @@ def load_plan(store: Readable) -> PlanRecord:
         content["modalities"] = {name: ModalityRecord(**shape) for name, shape in content["modalities"].items()}
         plan = PlanRecord(**{**content, "files": files_from_json(content["files"])})
         if not plan.is_plausible():
-            raise CorruptCache("The plan of the cache is impossible.", where=store.where(PLAN_RECORD))
+            raise store.damaged("The plan of the cache is impossible.", PLAN_RECORD)
         return plan
 
 
@@ -206,7 +206,7 @@ def load_shard(store: Readable, modality: str, shard: int) -> ShardRecord:
     with _reading(store, relative):
         record = ShardRecord(**{**content, "files": files_from_json(content["files"])})
         if (record.modality, record.shard) != (modality, shard):
-            raise CorruptCache("A record stands under another shard's name.", where=store.where(relative))
+            raise store.damaged("A record stands under another shard's name.", relative)
         return record
 
 
@@ -242,6 +242,4 @@ def _reading(store: Readable, name: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCache(
-            "A record does not have the expected fields.", where=store.where(name), why=str(error)
-        ) from None
+        raise store.damaged("A record does not have the expected fields.", name, str(error)) from None

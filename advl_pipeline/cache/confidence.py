@@ -155,9 +155,7 @@ def _read(store: Store, identity: Mapping[str, Any]) -> ConfidenceSet | None:
 def _read_under(store: Store, record: Mapping[str, Any], identity: Mapping[str, Any]) -> ConfidenceSet:
     key = confidence_key(identity)
     if digest(record["identity"]) != digest(identity):
-        raise CorruptCache(
-            "A set of confidences stands under another's name.", where=f"{store.location}/{_FOLDER}/{key}"
-        )
+        raise store.damaged("A set of confidences stands under another's name.", f"{_FOLDER}/{key}")
     files: Files = files_from_json(record["files"])
 
     def rows(name: str, count: int, dtype: str) -> npt.NDArray[Any]:

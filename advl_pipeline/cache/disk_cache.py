@@ -24,8 +24,9 @@ from advl_pipeline.cache.config import DiskCacheConfig
 from advl_pipeline.cache.files import FileEntry, Files, entry_of, hash_file, safe_path, storing
 from advl_pipeline.cache.object_store import ObjectStore
 from advl_pipeline.cache.store import MissingFile, Readable
-from advl_pipeline.errors import AdvlError, CorruptCache, StorageError
+from advl_pipeline.errors import AdvlError, StorageError
 
+_DAMAGED = "A file of the cache is damaged."
 _LOCK_FILE = ".lock"
 _PARTIAL = ".partial"
 _SECONDS_TO_WAIT_FOR_ROOM = 30.0
@@ -69,7 +70,7 @@ class DiskCache(Readable):
                 return content
         content = self._store.get(name)
         if entry_of(content) != entry:
-            raise self._corrupt(name, "its content changed")
+            raise self.damaged(_DAMAGED, name, "its content changed")
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PARTIAL}")
@@ -79,7 +80,7 @@ class DiskCache(Readable):
 
     def _entry(self, name: str) -> FileEntry:
         if (entry := self._files.get(name)) is None:
-            raise self._corrupt(name, "its commit record does not list it")
+            raise self.damaged(_DAMAGED, name, "its commit record does not list it")
         return entry
 
     @contextmanager
@@ -192,11 +193,13 @@ class DiskCache(Readable):
                 while view:
                     view = view[os.write(descriptor, view) :]
         except MissingFile:
-            raise self._corrupt(name, "it is missing") from None
+            raise self.damaged(_DAMAGED, name, "it is missing") from None
         if size != entry.num_bytes:
-            raise self._corrupt(name, f"it has {size} bytes instead of {entry.num_bytes}")
+            raise self.damaged(
+                "A file of the cache is damaged.", name, f"it has {size} bytes instead of {entry.num_bytes}"
+            )
         if state.hexdigest() != entry.sha256:
-            raise self._corrupt(name, "its content changed")
+            raise self.damaged(_DAMAGED, name, "its content changed")
 
     def _reserve(self, descriptor: int, num_bytes: int) -> None:
         """Make room for a file and take it, so that other processes count it while it comes in."""
@@ -241,14 +244,6 @@ class DiskCache(Readable):
             where=str(self._config.folder),
             why=f"{why}; it may hold {self._config.max_bytes / 1e9:.2f} GB",
             next_command="give a larger --disk-cache-gb",
-        )
-
-    def _corrupt(self, name: str, why: str) -> CorruptCache:
-        return CorruptCache(
-            "A file of the cache is damaged.",
-            where=self.where(name),
-            why=why,
-            next_command=self.repair_command,
         )
 
 

@@ -379,11 +379,7 @@ class FeatureStore:
         # Opened only if its metadata is, to the byte, what the plan implies.
         raw = require_recorded(self._files, spec.metadata_path, self._entries)
         if raw != spec.metadata():
-            raise CorruptCache(
-                "An array is not what the plan of the cache says.",
-                where=self._files.where(spec.metadata_path),
-                next_command=self._files.repair_command,
-            )
+            raise self._files.damaged("An array is not what the plan of the cache says.", spec.metadata_path)
         return spec
 
 

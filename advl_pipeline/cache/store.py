@@ -72,7 +72,12 @@ class Readable(ABC):
 
     @property
     def repair_command(self) -> Advice:
+        """The command that mends the cache."""
         return repair_command(self.location)
+
+    def damaged(self, what: str, name: str, why: str = "") -> CorruptCache:
+        """Return the error of a file that is not what it must be, with the command that mends the cache."""
+        return CorruptCache(what, where=self.where(name), why=why, next_command=self.repair_command)
 
 
 class Store(Readable):
@@ -164,7 +169,7 @@ def read_json(store: Readable, name: str) -> Any:
     try:
         return json.loads(store.get(name))
     except (ValueError, RecursionError) as error:
-        raise CorruptCache("A metadata file is damaged.", where=store.where(name), why=str(error)) from None
+        raise store.damaged("A metadata file is damaged.", name, str(error)) from None
 
 
 def repair_command(location: Location) -> Advice:

@@ -409,12 +409,7 @@ def load_staged(store: Readable, modality: str, shard: int) -> dict[str, Array]:
         why = "its content changed"
     except (CorruptCache, SafetensorError) as error:
         why = str(error).splitlines()[0]
-    raise CorruptCache(
-        "Work in progress of the cache is missing or damaged.",
-        where=store.where(name),
-        why=why,
-        next_command=store.repair_command,
-    )
+    raise store.damaged("Work in progress of the cache is missing or damaged.", name, why)
 
 
 def clear_work(store: Store) -> None:

@@ -67,6 +67,18 @@ class NodeReadout:
     chance: float
 
 
+class DamagedRun(ConfigError):
+    """A file of a run that is missing, or not what training and evaluation write."""
+
+    def __init__(self, what: str, path: Path, error: Exception) -> None:
+        super().__init__(
+            what,
+            where=str(path),
+            why=f"no {error}" if isinstance(error, KeyError) else str(error),
+            next_command="delete the run folder and give the command that made it again",
+        )
+
+
 def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
     """Read a JSON document of a run.
 
@@ -82,12 +94,7 @@ def read_json(path: Path, kind: type[dict[str, Any] | list[Any]] = dict) -> Any:
             raise ValueError(f"it holds no {'list' if kind is list else 'object'}")
         return document
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            "A file of a run cannot be read.",
-            where=str(path),
-            why=str(error),
-            next_command="delete the run folder and give the command that made it again",
-        ) from error
+        raise DamagedRun("A file of a run cannot be read.", path, error) from error
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -148,12 +155,7 @@ def read_task_loss(run: Path) -> str:
     try:
         return str(read_json(path)["settings"]["task_loss"]["value"])
     except (KeyError, TypeError) as error:
-        raise ConfigError(
-            "The settings of a run do not name the loss of its task.",
-            where=str(path),
-            why=f"no {error}" if isinstance(error, KeyError) else str(error),
-            next_command="delete the run folder and give the study command again",
-        ) from error
+        raise DamagedRun("The settings of a run do not name the loss of its task.", path, error) from error
 
 
 def _evaluation(summary: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Evaluation:
@@ -276,10 +278,5 @@ def read_readout(run: Path) -> dict[tuple[str, Nodes], NodeReadout]:
                         chance=100.0 * float(before[nodes]["chance"]),
                     )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            "The readout of a run is damaged.",
-            where=str(path),
-            why=f"no {error}" if isinstance(error, KeyError) else str(error),
-            next_command="delete the run folder and give the study command again",
-        ) from error
+        raise DamagedRun("The readout of a run is damaged.", path, error) from error
     return found

@@ -33,6 +33,7 @@ _MADE_BY_TRAINING = (
 _MADE_OF_THE_RUN = (names.PROCESSOR, names.EVALUATION, names.PREDICTIONS)
 """Folders that belong to the run that is gone."""
 
+_ELSEWHERE = "choose another --output, or pass --no-resume to start over in this one"
 _SHOWN = 16
 """Differences that are listed: two caches of other teachers differ in nearly everything."""
 
@@ -78,7 +79,7 @@ class RunFolder:
                 "The record of the run is damaged, so that nothing tells what it was trained on.",
                 where=str(self.identity),
                 why=str(error),
-                next_command="choose another --output, or pass --no-resume to start over in this one",
+                next_command=_ELSEWHERE,
             ) from None
         if found.get("schema") != identity.get("schema"):
             raise IdentityMismatch(
@@ -94,7 +95,7 @@ class RunFolder:
                 f"The run folder holds a run with other settings or data ({len(rows)} differ).",
                 where=str(self.path),
                 why="\n" + difference_table(rows[:_SHOWN]) + ("\n    ..." if len(rows) > _SHOWN else ""),
-                next_command="choose another --output, or pass --no-resume to start over in this one",
+                next_command=_ELSEWHERE,
             )
 
     def begin(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_extraction import tiny_extract, tree_bytes
 
-from advl_pipeline.cache import folder_store, trust
+from advl_pipeline.cache import folder_store, verify
 from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.files import vouched_path
 from advl_pipeline.cache.folder_store import FolderStore
@@ -26,14 +26,14 @@ VALUES = "text/tokens/values/c/0/0"
 def hashed(cache: Path, monkeypatch: pytest.MonkeyPatch, **options: bool) -> list[str]:
     """Return the files that a check before training hashes."""
     names: list[str] = []
-    ask = trust.file_problem
+    ask = verify.file_problem
 
-    def noting(store: Any, name: str, entry: Any) -> str | None:
+    def noting(store: Any, name: str, *rest: Any) -> str | None:
         names.append(name)
-        return ask(store, name, entry)
+        return ask(store, name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trust, "file_problem", noting)
+        patch.setattr(verify, "file_problem", noting)
         require_trustworthy(open_cache(cache), **options)
     return names
 

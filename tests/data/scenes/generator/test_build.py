@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from advl_data.scenes.config import ScenesConfig
-from advl_data.scenes.generator import drawing_jobs, layout
+from advl_data.scenes.generator import drawing_jobs, paths
 from advl_data.scenes.generator.build import RECORD_FILE, folder_digest, made_with, run_build_scenes
 from advl_data.scenes.generator.descriptions import DESCRIPTIONS_FILE
 from advl_data.scenes.generator.drawing_jobs import DrawingJob, picture_paths, run_job, split_jobs
@@ -59,19 +59,19 @@ def tiny(root: Path, **changes: object) -> ScenesConfig:
 
 def annotations_digest(folder: Path) -> str:
     state = hashlib.sha256()
-    for path in (of(split) for split in layout.TASK_SPLITS for of in TASK_FILES):
+    for path in (of(split) for split in paths.TASK_SPLITS for of in TASK_FILES):
         state.update((folder / path).read_bytes())
-    for split in layout.CAPTION_SPLITS:
-        for line in (folder / layout.captions(split)).read_text().splitlines():
+    for split in paths.CAPTION_SPLITS:
+        for line in (folder / paths.captions(split)).read_text().splitlines():
             state.update(json.dumps({**json.loads(line), "boxes": None}).encode())
     return state.hexdigest()
 
 
 TASK_FILES = (
-    layout.vcr_annotations,
-    layout.vqa_questions,
-    layout.vqa_annotations,
-    layout.snli_ve_annotations,
+    paths.vcr_annotations,
+    paths.vqa_questions,
+    paths.vqa_annotations,
+    paths.snli_ve_annotations,
 )
 
 
@@ -85,26 +85,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_same_seed_gives_the_same_bytes_however_it_is_built(root: Path, tmp_path: Path) -> None:
     other = run_build_scenes(tiny(tmp_path / "with space", workers=3))
-    folder = root / layout.FOLDER
+    folder = root / paths.FOLDER
     assert other.digest == json.loads((folder / RECORD_FILE).read_text())["digest"] == folder_digest(folder)
 
 
 def test_another_seed_gives_other_bytes(root: Path, tmp_path: Path) -> None:
     other = run_build_scenes(tiny(tmp_path, seed=1))
-    assert annotations_digest(other.folder) != annotations_digest(root / layout.FOLDER)
+    assert annotations_digest(other.folder) != annotations_digest(root / paths.FOLDER)
 
 
 def test_other_descriptions_change_what_is_said_and_nothing_else(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(read_data(DESCRIPTIONS_FILE).replace('["', '["somehow ').replace('", "', '", "somehow '))
     other = run_build_scenes(tiny(tmp_path, descriptions=file))
-    folder = root / layout.FOLDER
+    folder = root / paths.FOLDER
     for of in TASK_FILES:
-        said = "".join((other.folder / of(split)).read_text() for split in layout.TASK_SPLITS)
-        before = "".join((folder / of(split)).read_text() for split in layout.TASK_SPLITS)
+        said = "".join((other.folder / of(split)).read_text() for split in paths.TASK_SPLITS)
+        before = "".join((folder / of(split)).read_text() for split in paths.TASK_SPLITS)
         # VCR's texts are lists of words.
         assert re.sub('"somehow", |somehow ', "", said) == before
-        assert ("somehow" in said) == (of is not layout.vqa_annotations)
+        assert ("somehow" in said) == (of is not paths.vqa_annotations)
     pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
     assert pictures
     assert all((other.folder / path).read_bytes() == (folder / path).read_bytes() for path in pictures)
@@ -126,7 +126,7 @@ def test_descriptions_are_read_once_and_a_comment_makes_no_other_corpus(root: Pa
     writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
     writer.start()
     piped = run_build_scenes(tiny(tmp_path, descriptions=pipe))
-    assert annotations_digest(piped.folder) == annotations_digest(root / layout.FOLDER)
+    assert annotations_digest(piped.folder) == annotations_digest(root / paths.FOLDER)
     assert not run_build_scenes(tiny(tmp_path)).built
 
 
@@ -137,16 +137,16 @@ def test_descriptions_that_cannot_be_used_are_refused_before_anything_is_written
 
 
 def test_annotations_are_pinned(root: Path) -> None:
-    assert annotations_digest(root / layout.FOLDER) == PINNED_ANNOTATIONS
+    assert annotations_digest(root / paths.FOLDER) == PINNED_ANNOTATIONS
 
 
 @pytest.mark.skipif(made_with() != PINNED_WITH, reason="pinned with other versions of artwork, JPEG or font library")
 def test_the_whole_corpus_is_pinned(root: Path) -> None:
-    assert folder_digest(root / layout.FOLDER) == PINNED_CORPUS
+    assert folder_digest(root / paths.FOLDER) == PINNED_CORPUS
 
 
 def test_a_second_call_returns_at_once_and_touches_nothing(root: Path) -> None:
-    folder = root / layout.FOLDER
+    folder = root / paths.FOLDER
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     start = time.perf_counter()
     again = run_build_scenes(tiny(root, workers=2))
@@ -165,7 +165,7 @@ def test_other_settings_are_refused_by_name_until_told_to_replace(tmp_path: Path
     replaced = run_build_scenes(tiny(tmp_path, num_val=8, replace=True))
     assert replaced.built
     assert replaced.counts["vcr/val"]["images"] == 8
-    assert {path.name for path in tmp_path.iterdir()} == {layout.FOLDER, f".{layout.FOLDER}.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {paths.FOLDER, f".{paths.FOLDER}.lock"}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
@@ -191,12 +191,12 @@ def test_an_interrupted_build_leaves_nothing_that_counts_and_starts_cleanly(
     assert builder.poll() is None
     os.kill(builder.pid, stop)
     assert builder.wait(timeout=30) != 0
-    assert not (data / layout.FOLDER).exists()
+    assert not (data / paths.FOLDER).exists()
     # The drawing process of a killed builder ends by itself; pictures stop appearing.
     assert settled(data, deadline=time.monotonic() + 30)
     result = run_build_scenes(tiny(data))
-    assert result.digest == folder_digest(root / layout.FOLDER)
-    assert {path.name for path in data.iterdir()} == {layout.FOLDER, f".{layout.FOLDER}.lock"}
+    assert result.digest == folder_digest(root / paths.FOLDER)
+    assert {path.name for path in data.iterdir()} == {paths.FOLDER, f".{paths.FOLDER}.lock"}
 
 
 def settled(folder: Path, *, deadline: float) -> bool:
@@ -210,8 +210,8 @@ def settled(folder: Path, *, deadline: float) -> bool:
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    (tmp_path / layout.FOLDER).mkdir()
-    (tmp_path / layout.FOLDER / RECORD_FILE).write_text('{"settings": ')
+    (tmp_path / paths.FOLDER).mkdir()
+    (tmp_path / paths.FOLDER / RECORD_FILE).write_text('{"settings": ')
     with pytest.raises(DatasetError, match="damaged") as caught:
         run_build_scenes(tiny(tmp_path))
     assert RECORD_FILE in caught.value.where
