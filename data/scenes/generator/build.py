@@ -15,8 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -256,23 +255,17 @@ def _write_corpus(config: ScenesConfig, vocabulary: Vocabulary, draft: Path) -> 
                     scenes=tuple(caption_plans[caption.name]),
                 )
             )
-        boxes = _draw(pool, jobs)
+        # Of every scene by (captions, split) and scene number.
+        boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
+        num_pictures = sum(len(job.scenes) for job in jobs)
+        with tqdm(total=num_pictures, unit="picture", desc="scenes", leave=False, disable=None) as bar:
+            for job, drawn in zip(jobs, pool.map(run_job, jobs), strict=True):
+                for name in job.splits:
+                    boxes.setdefault((job.captions, name), {}).update(drawn)
+                bar.update(len(drawn))
     counts: dict[str, dict[str, int]] = {}
     for split in splits:
         counts |= write_task_split(draft, config.seed, split, plans[split.plan], boxes[False, split.name])
     for name, captioned in caption_plans.items():
         counts |= write_captions(draft, config.seed, name, captioned, boxes[True, name])
     return counts
-
-
-def _draw(pool: Executor, jobs: Sequence[DrawingJob]) -> dict[tuple[bool, str], dict[int, tuple[Box, ...]]]:
-    """Run the jobs; return the boxes of every scene by (captions, split) and scene number."""
-    boxes: dict[tuple[bool, str], dict[int, tuple[Box, ...]]] = {}
-    with tqdm(
-        total=sum(len(job.scenes) for job in jobs), unit="picture", desc="scenes", leave=False, disable=None
-    ) as bar:
-        for job, drawn in zip(jobs, pool.map(run_job, jobs), strict=True):
-            for split in job.splits:
-                boxes.setdefault((job.captions, split), {}).update(drawn)
-            bar.update(len(drawn))
-    return boxes

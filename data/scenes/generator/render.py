@@ -93,7 +93,10 @@ def draw_scene(things: Sequence[Thing], styles: Sequence[Style], draws: Draws) -
     stamps, order = _arrange(things, looks)
     owners = _owners(things, stamps, order)
     for tag in order:
-        _paste(picture[stamps[tag].area(things[tag])], stamps[tag].pixels)
+        area, pixels = picture[stamps[tag].area(things[tag])], stamps[tag].pixels
+        # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest whole number up to 255 * 255.
+        through = area * (255 - pixels[..., 3:].astype(np.uint32)) + 128
+        area[...] = pixels[..., :3] + ((through + (through >> 8)) >> 8)
     for bar in bars:
         behind = owners.copy()
         behind[bar.area] = -1
@@ -152,12 +155,6 @@ def _shows(things: Sequence[Thing], stamps: Sequence[Stamp], owners: Owners) -> 
         if one != other
         for planned in (relation(first.spot.centre, second.spot.centre),)
     )
-
-
-def _paste(area: npt.NDArray[np.uint8], pixels: Sprite) -> None:
-    # (n + 128 + (n + 128) / 256) / 256, rounded down, is n / 255 to the nearest whole number for n up to 255 * 255.
-    shown = area * (255 - pixels[..., 3:].astype(np.uint32)) + 128
-    area[...] = pixels[..., :3] + ((shown + (shown >> 8)) >> 8)
 
 
 def _stamp(kind: Kind, look: Look, size: int, tilt: int) -> Stamp:

@@ -140,54 +140,27 @@ def _kin(kind: Kind) -> set[str]:
 def _twins(cast: _Cast, extras: Sequence[Kind], draws: Draws, first_number: int, compositional: bool) -> Twins:
     axis: Axis = draws.pick(("horizontal", "vertical"))
     containers = draws.shuffled(cast.containers)
-    first, second = (
-        _task_scene(
-            draws,
-            number=first_number + order,
-            subject=cast.subjects[order],
-            partner=cast.partners[order],
-            reference=cast.references[order] if cast.references else None,
-            container=containers[order],
-            extras=extras,
-            axis=axis,
-            compositional=compositional,
+    scenes = []
+    for order, (subject, partner, container) in enumerate(zip(cast.subjects, cast.partners, containers, strict=True)):
+        reference = cast.references[order] if cast.references else None
+        parts = [*([reference] if reference else ()), subject, partner, container]
+        counts = [count for count in range(len(parts), MAX_THINGS + 1) if count != HELD_OUT[axis]]
+        count = HELD_OUT[axis] if compositional else draws.pick(counts)
+        kinds = [*parts, *_draw_extras(draws, extras, count - len(parts))]
+        spots = place(draws, count, _rule(draws, axis=axis, relational=reference is not None))
+        things = [Thing(kind=kind, spot=spot) for kind, spot in zip(kinds, spots, strict=True)]
+        scenes.append(
+            TaskScene(
+                scene=Scene(number=first_number + order, things=tuple(draws.shuffled(things))),
+                subject=subject,
+                partner=partner,
+                reference=reference,
+                container=container,
+                axis=axis,
+            )
         )
-        for order in range(2)
-    )
+    first, second = scenes
     return Twins(first=first, second=second)
-
-
-def _task_scene(
-    draws: Draws,
-    *,
-    number: int,
-    subject: Kind,
-    partner: Kind,
-    reference: Kind | None,
-    container: Container,
-    extras: Sequence[Kind],
-    axis: Axis,
-    compositional: bool,
-) -> TaskScene:
-    parts = [*([reference] if reference else ()), subject, partner, container]
-    count = _draw_count(draws, len(parts), axis, compositional)
-    kinds = [*parts, *_draw_extras(draws, extras, count - len(parts))]
-    spots = place(draws, count, _rule(draws, axis=axis, relational=reference is not None))
-    things = [Thing(kind=kind, spot=spot) for kind, spot in zip(kinds, spots, strict=True)]
-    return TaskScene(
-        scene=Scene(number=number, things=tuple(draws.shuffled(things))),
-        subject=subject,
-        partner=partner,
-        reference=reference,
-        container=container,
-        axis=axis,
-    )
-
-
-def _draw_count(draws: Draws, least: int, axis: Axis, compositional: bool) -> int:
-    if compositional:
-        return HELD_OUT[axis]
-    return draws.pick([count for count in range(least, MAX_THINGS + 1) if count != HELD_OUT[axis]])
 
 
 def _draw_extras(draws: Draws, extras: Sequence[Kind], count: int) -> list[Kind]:

@@ -131,14 +131,13 @@ def _group_questions(
         for task, question in (*_exists(twins, voice, draws), *_categories(twins, others, draws)):
             asked[task.scene.number].append(question)
     for task in group.task_scenes:
-        yield (
-            task,
-            [
-                *asked[task.scene.number],
-                *_where(task, voice, draws, used),
-                *_spatial(task, voice, draws, used),
-            ],
-        )
+        questions = [*asked[task.scene.number], *_where(task, voice, draws, used)]
+        # A minority asks for the thing at a place, for how two things lie, or for a number.
+        if draws.below(2):
+            questions += [*_is_a(task, draws, used), _relation(task, voice, draws, used)]
+        else:
+            questions += [*_what_kind(task, voice, draws, used), _how_many(task, draws, used)]
+        yield task, questions
 
 
 def _exists(twins: Twins, voice: Voice, draws: Draws) -> Iterator[tuple[TaskScene, _Question]]:
@@ -184,16 +183,6 @@ def _where(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator
                 answer_type="other",
                 answer=answer,
             )
-
-
-def _spatial(task: TaskScene, voice: Voice, draws: Draws, used: _Used) -> Iterator[_Question]:
-    """Ask for the thing at a place, for how two things lie, or for a number: a minority of the questions."""
-    if draws.below(2):
-        yield from _is_a(task, draws, used)
-        yield _relation(task, voice, draws, used)
-    else:
-        yield from _what_kind(task, voice, draws, used)
-        yield _how_many(task, draws, used)
 
 
 def _side_of_picture(centre: Centre) -> Relation | None:
