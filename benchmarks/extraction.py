@@ -27,7 +27,7 @@ from advl_pipeline.extraction.encode import plan_batches
 from advl_pipeline.extraction.run import extract
 from advl_pipeline.teachers.image_tower import PixelImageTower
 from advl_pipeline.teachers.interface import PreparedUnit, Teacher
-from advl_pipeline.teachers.timm_backbone import TimmBackbone
+from advl_pipeline.teachers.timm_family import TimmBackbone
 from benchmarks.rows import Row, ratio_row
 
 _BATCH_SIZE = 32

@@ -1,6 +1,6 @@
 """One place that holds a cache, whatever it is: what every command of a cache is written over.
 
-A store is a folder (`folder_store`) or a prefix in a bucket (`bucket_store`); `stores.open_store` alone asks which.
+A store is a folder (`folder_store`) or a prefix in a bucket (`stores`); `stores.open_store` alone asks which.
 Names are those of `docs/cache-format.md`, relative to the cache. A file is there whole or not at all.
 """
 

@@ -1,12 +1,14 @@
 """Scores of a finished run on examples: the student and its head alone, no teacher anywhere.
 
+Whether a student uses the picture is seen where the same items are scored with other pictures of the test set, with
+ones that show nothing (`StudentBatch.blanked`), or by the text alone (`encode(..., mask_visual=True)`).
 Shapes: B examples, C candidates, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from types import MappingProxyType
@@ -18,11 +20,10 @@ import torch
 from torch import nn
 
 from advl_pipeline.compute import ComputeConfig, MixedPrecision, num_threads, open_device, precision
-from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Example, ImageUnit, head_name
+from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS, Candidate, Example, ImageUnit, head_name
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import AnswerOptions
 from advl_pipeline.evaluation.given import require_finished
-from advl_pipeline.evaluation.use_of_vision import with_picture
 from advl_pipeline.prefetch import Prefetcher, in_order
 from advl_pipeline.students.interface import Student, StudentBatch
 from advl_pipeline.students.registry import build_student
@@ -176,3 +177,52 @@ def _same_task_batches(examples: Iterable[Example], batch_size: int) -> Iterator
     while chunk := list(islice(remaining, batch_size)):
         for _, part in groupby(chunk, key=lambda example: example.task):
             yield list(part)
+
+
+def swapped_pictures(images: Sequence[ImageUnit], *, seed: int) -> dict[str, ImageUnit]:
+    """Return, for each picture by id, another one: a random cyclic order without fixed points.
+
+    Pictures with as many boxes are exchanged where there are any, so that object tags stay meaningful.
+    """
+    generator = np.random.default_rng(np.random.SeedSequence([seed, len(images)]))
+    groups: dict[int, list[ImageUnit]] = {}
+    for image in images:
+        groups.setdefault(len(image.boxes_R4), []).append(image)
+    swapped: dict[str, ImageUnit] = {}
+    lonely: list[ImageUnit] = []
+    for group in groups.values():
+        if len(group) == 1:
+            lonely += group
+        else:
+            swapped |= _cycle(group, generator)
+    if lonely:
+        others = [image for image in images if image.unit_id != lonely[0].unit_id]
+        swapped |= _cycle(lonely, generator) if len(lonely) > 1 else {lonely[0].unit_id: (others or lonely)[0]}
+    return swapped
+
+
+def with_picture(example: Example, image: ImageUnit) -> Example:
+    """Return the example on another picture; a tag of a box that the picture lacks wraps around to one it has.
+
+    Where tags have labels, which some students turn into words, a tagged box keeps the label that the text was
+    written about: the picture changes, the text does not.
+    """
+    num_boxes = len(image.boxes_R4)
+    tagged = {tag.box % num_boxes: tag.box for candidate in example.candidates for tag in candidate.tags if num_boxes}
+    labels = list(image.box_labels)
+    for moved, box in tagged.items():
+        if moved < len(labels) and box < len(example.image.box_labels):
+            labels[moved] = example.image.box_labels[box]
+
+    def move(candidate: Candidate) -> Candidate:
+        tags = tuple(replace(tag, box=tag.box % num_boxes) for tag in candidate.tags) if num_boxes else ()
+        return replace(candidate, tags=tags)
+
+    image = replace(image, box_labels=tuple(labels))
+    return replace(example, image=image, candidates=tuple(move(candidate) for candidate in example.candidates))
+
+
+def _cycle(images: Sequence[ImageUnit], generator: np.random.Generator) -> dict[str, ImageUnit]:
+    order = generator.permutation(len(images))
+    following = np.roll(order, -1)
+    return {images[a].unit_id: images[b] for a, b in zip(order.tolist(), following.tolist(), strict=True)}

@@ -43,11 +43,17 @@ from advl_pipeline.evaluation.items import (
     score_texts,
 )
 from advl_pipeline.evaluation.official_metrics import VqaMode, snli_ve_accuracy
-from advl_pipeline.evaluation.predict import NO_OTHERS, FinishedRun, View, load_run, options_for_split
+from advl_pipeline.evaluation.predict import (
+    NO_OTHERS,
+    FinishedRun,
+    View,
+    load_run,
+    options_for_split,
+    swapped_pictures,
+)
 from advl_pipeline.evaluation.question_match import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
 from advl_pipeline.evaluation.trivial_baselines import AnswerTally
-from advl_pipeline.evaluation.use_of_vision import swapped_pictures
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.results import moved_to, read_config

@@ -17,8 +17,7 @@ from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.extraction.config import ExtractConfig
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, Teacher, TextTower, Tower
 from advl_pipeline.teachers.open_options import ImageTokenKind
-from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
-from advl_pipeline.teachers.text_units import with_text_units
+from advl_pipeline.teachers.text_units import SelectingTextTower, fit_split_prior, with_text_units
 
 _TOKENISE_UNITS = 1024
 FORECAST_TEXTS = 20_000

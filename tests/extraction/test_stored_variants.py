@@ -23,7 +23,7 @@ from advl_pipeline.extraction import repair as repair_module
 from advl_pipeline.extraction.config import RepairConfig
 from advl_pipeline.extraction.recompute import recompute
 from advl_pipeline.extraction.repair import run_repair
-from advl_pipeline.teachers.selected_words import fit_split_prior
+from advl_pipeline.teachers.text_units import fit_split_prior
 
 
 @pytest.fixture(scope="module")

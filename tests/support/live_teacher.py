@@ -21,8 +21,7 @@ from advl_pipeline.datasets.records import ImageUnit, TextUnit
 from advl_pipeline.errors import IdentityMismatch
 from advl_pipeline.teachers.interface import ImageTower, PreparedUnit, TextTower, Tower
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.teachers.selected_words import SelectingTextTower, fit_split_prior
-from advl_pipeline.teachers.text_units import reads_of, with_text_units
+from advl_pipeline.teachers.text_units import SelectingTextTower, fit_split_prior, reads_of, with_text_units
 from advl_pipeline.training.signals import Array, StandIn, TeacherFeatures, cached_teacher
 from advl_pipeline.training.vision_signals import TeacherGrid
 

@@ -19,7 +19,7 @@ from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.teachers.interface import ImageTower
 from advl_pipeline.teachers.pixels import fit_picture, normalise
 from advl_pipeline.teachers.registry import open_teacher
-from advl_pipeline.teachers.timm_backbone import timm_pixel_settings
+from advl_pipeline.teachers.timm_family import timm_pixel_settings
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 PROCESSORS: dict[str, Any] = {

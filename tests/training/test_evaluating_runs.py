@@ -19,9 +19,8 @@ from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, Object
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, IdentityMismatch
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.predict import View, load_run
+from advl_pipeline.evaluation.predict import View, load_run, swapped_pictures, with_picture
 from advl_pipeline.evaluation.runner import run_evaluate, score_matrices, score_matrix
-from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
 from advl_pipeline.students.interface import StudentBatch
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.training.run import run_finetune

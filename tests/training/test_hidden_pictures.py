@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from advl_pipeline.configuration import build_config
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError
-from advl_pipeline.evaluation.use_of_vision import swapped_pictures, with_picture
+from advl_pipeline.evaluation.predict import swapped_pictures, with_picture
 from advl_pipeline.studies.variants import SHIPPED
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import resolve_method
