@@ -60,8 +60,19 @@ def resolved(config: ComputeT) -> ComputeT:
     Raises:
         ConfigError: there is no such device, or it does not compute so.
     """
-    device = open_device(config.device)
-    return dataclasses.replace(config, device=str(device), mixed_precision=_precision(config.mixed_precision, device))
+    import torch
+
+    device, wanted = open_device(config.device), config.mixed_precision
+    if wanted == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "A CPU does not compute in fp16.",
+            where="--mixed-precision fp16",
+            next_command="use --mixed-precision bf16, or no",
+        )
+    if wanted == AUTO:
+        computes_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = "bf16" if computes_bf16 else "no"
+    return dataclasses.replace(config, device=str(device), mixed_precision=wanted)
 
 
 def num_cores() -> int:
@@ -117,18 +128,3 @@ def precision(device: torch.device, mixed_precision: MixedPrecision) -> Abstract
 
     dtype = torch.float16 if mixed_precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=mixed_precision in ("fp16", "bf16"))
-
-
-def _precision(wanted: MixedPrecision, device: torch.device) -> MixedPrecision:
-    import torch
-
-    if wanted == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "A CPU does not compute in fp16.",
-            where="--mixed-precision fp16",
-            next_command="use --mixed-precision bf16, or no",
-        )
-    if wanted != AUTO:
-        return wanted
-    computes_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if computes_bf16 else "no"

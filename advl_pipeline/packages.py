@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import tomllib
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from importlib.metadata import EntryPoint
@@ -73,6 +74,17 @@ def package_folder(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return Path(spec.origin).parent
+
+
+def installed_versions(distributions: Iterable[str], *, absent: str) -> dict[str, str]:
+    """Return the version of each distribution; `absent` stands for that of one that is not installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = absent
+    return found
 
 
 def install_extra(*extras: str, note: str = "") -> Advice:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 from advl_pipeline.cache.store import Readable, read_json
 from advl_pipeline.errors import Advice, advise
 from advl_pipeline.locations import Location
+from advl_pipeline.packages import installed_versions
 
 PROVENANCE_FILE = "records/provenance.json"
 
@@ -41,7 +41,7 @@ def describe_run(config: Mapping[str, Any], *, device: str) -> dict[str, Any]:
         "config": dict(config),
         "device": device,
         "python": platform.python_version(),
-        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "libraries": installed_versions(_LIBRARIES, absent="absent"),
     }
 
 
@@ -85,10 +85,3 @@ def _command_words(config: Mapping[str, Any]) -> list[str]:
             for item in value if isinstance(value, (list, tuple)) else [value]:
                 words += ["--" + key.replace("_", "-"), str(item)]
     return words
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "absent"

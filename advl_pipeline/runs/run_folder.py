@@ -14,7 +14,6 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from advl_pipeline.atomic import make_folder, remove_left, write_text, writing
 from advl_pipeline.cache.identity import difference_table, differences
 from advl_pipeline.compute import AUTO, ComputeT
 from advl_pipeline.errors import IdentityMismatch
+from advl_pipeline.packages import installed_versions
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json, read_log_before
 from advl_pipeline.runs.trackers import open_trackers, scalars
@@ -181,16 +181,10 @@ class RunFolder:
 
 def describe_environment() -> dict[str, Any]:
     """Return versions and platform: provenance, not identity."""
-    libraries = {}
-    for name in LIBRARIES:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            libraries[name] = "not installed"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.machine(),
-        "libraries": libraries,
+        "libraries": installed_versions(LIBRARIES, absent="not installed"),
         "command": sys.argv,
     }
