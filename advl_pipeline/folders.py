@@ -79,8 +79,8 @@ def require_folder(folder: Path, kind: FolderKind, *, option: str = "--output") 
         raise _refusal(folder, kind, "it is a file", option)
     # A command of ours that is killed before its first record leaves a lock and work in progress.
     of_ours = (".work", LOCK)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if names := [name for name in found if name not in of_ours and not name.endswith(".partial")]:
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if names := [name for name in names if name not in of_ours and not name.endswith(".partial")]:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         why = f"it is not empty and has no {MARKERS[kind].file}, by which {MARKERS[kind].name} is known: {shown}"
         raise _refusal(folder, kind, why, option)

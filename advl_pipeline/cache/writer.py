@@ -181,9 +181,6 @@ class CacheWriter:
         """Return the layout of the arrays that cannot be known beforehand: features, scales, spans."""
         return [schema.global_spec(modality, self.plan), *self.token_specs(modality).values()]
 
-    def is_committed(self, modality: str, shard: int) -> bool:
-        return (modality, shard) in committed_shards(self.store.list("records"))
-
     def is_complete(self) -> bool:
         return COMPLETE_RECORD in self.store.list("records")
 

@@ -383,6 +383,7 @@ def compare(
         raise ValueError(f"scores of shape {treated_SN.shape} and {baseline_SN.shape} are not paired")
     difference_SN = np.asarray(treated_SN, dtype=np.float64) - np.asarray(baseline_SN, dtype=np.float64)
     per_seed_S, mean_N = 100.0 * difference_SN.mean(axis=1), difference_SN.mean(axis=0)
+    sum_G: FloatArray = mean_N if groups is None else np.bincount(groups.group_N, mean_N).astype(np.float64)
     per_seed = tuple(float(value) for value in per_seed_S)
     return PairedComparison(
         effect=effect(100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN))),
@@ -390,7 +391,7 @@ def compare(
         seed_spread=summarise(per_seed, level=level),
         seed_t=paired_t_test(per_seed),
         seed_sign_flip=sign_flip_test(per_seed_S, seed=seed),
-        item_test=sign_flip_test(mean_N if groups is None else np.bincount(groups.group_N, mean_N), seed=seed),
+        item_test=sign_flip_test(sum_G, seed=seed),
         item_interval=hierarchical_bootstrap(
             difference_SN, groups=groups, level=level, resamples=resamples, seed=seed, resample_seeds=False
         ),
