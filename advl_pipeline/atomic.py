@@ -10,11 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from advl_pipeline.errors import (
-    ConfigError,
-    StorageError,
-    again,
-)
+from advl_pipeline.errors import ConfigError, StorageError, again
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the disk",

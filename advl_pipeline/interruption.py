@@ -13,10 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from advl_pipeline.errors import (
-    Interrupted,
-    again,
-)
+from advl_pipeline.errors import Interrupted, again
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 

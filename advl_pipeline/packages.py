@@ -16,11 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from advl_pipeline.errors import (
-    Advice,
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import Advice, ConfigError, advise
 
 OWN_DATA = "advl_data"
 """Import name of the folder `data/`."""

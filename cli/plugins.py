@@ -11,10 +11,7 @@ from typing import Any
 
 import click
 
-from advl_pipeline.errors import (
-    ConfigError,
-    again,
-)
+from advl_pipeline.errors import ConfigError, again
 
 COMMAND_GROUP = "advl.commands"
 

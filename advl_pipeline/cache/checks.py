@@ -7,11 +7,7 @@ from collections.abc import Mapping
 from advl_pipeline.cache.commit_records import IDENTITY_FILE
 from advl_pipeline.cache.files import WORK_FOLDER, Files, entry_of
 from advl_pipeline.cache.store import NOT_PLAIN, Readable, Store
-from advl_pipeline.errors import (
-    ConfigError,
-    Suggestion,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, Suggestion, advise
 
 
 def require_cache(store: Store) -> dict[str, int]:

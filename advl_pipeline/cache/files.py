@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advl_pipeline.atomic import reason_of
-from advl_pipeline.errors import (
-    CorruptCache,
-    StorageError,
-    again,
-)
+from advl_pipeline.errors import CorruptCache, StorageError, again
 
 WORK_FOLDER = ".work"
 """Work in progress, inside the cache so that renames stay on one file system; gone once the cache is complete."""

@@ -29,12 +29,7 @@ from advl_pipeline.cache.files import (
     vouched_path,
 )
 from advl_pipeline.cache.store import NOT_PLAIN, MissingFile, Readable, Stamp, Store
-from advl_pipeline.errors import (
-    ConfigError,
-    CorruptCache,
-    StorageError,
-    again,
-)
+from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, again
 from advl_pipeline.folders import require_folder
 
 _ATTEMPTS = 8

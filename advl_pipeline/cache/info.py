@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from advl_pipeline.cache.checks import require_cache
-from advl_pipeline.cache.commit_records import (
-    COMPLETE_RECORD,
-    IDENTITY_FILE,
-    committed_shards,
-    load_complete,
-)
+from advl_pipeline.cache.commit_records import COMPLETE_RECORD, IDENTITY_FILE, committed_shards, load_complete
 from advl_pipeline.cache.confidence import list_confidence
 from advl_pipeline.cache.config import InfoConfig
 from advl_pipeline.cache.provenance import PROVENANCE_FILE

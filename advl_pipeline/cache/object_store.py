@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from advl_pipeline.cache.files import Buffer
 from advl_pipeline.cache.store import MissingFile, repair_command
-from advl_pipeline.errors import (
-    AdvlError,
-    ConfigError,
-    StorageError,
-    again,
-)
+from advl_pipeline.errors import AdvlError, ConfigError, StorageError, again
 from advl_pipeline.locations import Url
 from advl_pipeline.packages import install_extra
 

@@ -14,12 +14,7 @@ from advl_pipeline.cache.parts import holding
 from advl_pipeline.cache.store import Store
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.writer import clear_work
-from advl_pipeline.errors import (
-    ConfigError,
-    StorageError,
-    again,
-    suggest_names,
-)
+from advl_pipeline.errors import ConfigError, StorageError, again, suggest_names
 from advl_pipeline.locations import Location
 
 

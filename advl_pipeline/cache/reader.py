@@ -36,12 +36,7 @@ from advl_pipeline.cache.store import MissingFile, Readable, read_json
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.token_rows import TokenRows, are_spans
 from advl_pipeline.cache.unit_index import UnitIds, ids_to_bytes, look_up
-from advl_pipeline.errors import (
-    AdvlError,
-    ConfigError,
-    CorruptCache,
-    advise,
-)
+from advl_pipeline.errors import AdvlError, ConfigError, CorruptCache, advise
 from advl_pipeline.locations import Location, parse_location
 
 _HASHED_AT_OPENING = 1 << 20

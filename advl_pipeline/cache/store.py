@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache.files import Buffer, FileEntry, Files, entry_of
-from advl_pipeline.errors import (
-    Advice,
-    CorruptCache,
-    StorageError,
-    advise,
-    again,
-)
+from advl_pipeline.errors import Advice, CorruptCache, StorageError, advise, again
 from advl_pipeline.locations import Location
 
 NOT_PLAIN = -1

@@ -22,17 +22,8 @@ from advl_pipeline.cache.commit_records import load_complete
 from advl_pipeline.cache.quantise import is_finite
 from advl_pipeline.cache.reader import FeatureStore, TeacherCache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.cache.verify import (
-    describe_findings,
-    has_its_norms,
-    recorded_files,
-    verify_cache,
-    verify_files,
-)
-from advl_pipeline.errors import (
-    CorruptCache,
-    advise,
-)
+from advl_pipeline.cache.verify import describe_findings, has_its_norms, recorded_files, verify_cache, verify_files
+from advl_pipeline.errors import CorruptCache, advise
 from advl_pipeline.locations import Location
 
 SAMPLED_UNITS = 64

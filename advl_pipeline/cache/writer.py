@@ -48,11 +48,7 @@ from advl_pipeline.cache.ragged import Placement, place
 from advl_pipeline.cache.shard_buffer import ShardBuffer, mean_and_variance, staged_content
 from advl_pipeline.cache.store import Overtaken, Readable, Store, read_json
 from advl_pipeline.cache.unit_index import build_index
-from advl_pipeline.errors import (
-    ConfigError,
-    CorruptCache,
-    again,
-)
+from advl_pipeline.errors import ConfigError, CorruptCache, again
 
 STAGED_FOLDER = f"{WORK_FOLDER}/staged"
 _DIGEST_BYTES = 32

@@ -25,10 +25,7 @@ from advl_pipeline.datasets.cards import load_card
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.errors import (
-    ConfigError,
-    again,
-)
+from advl_pipeline.errors import ConfigError, again
 from advl_pipeline.evaluation.config import HardSubsetConfig
 from advl_pipeline.logistic import FloatArray, fit_logistic, of_classes
 from advl_pipeline.outputs import require_outputs

@@ -15,11 +15,7 @@ import numpy.typing as npt
 
 from advl_pipeline.datasets.records import Example, Task
 from advl_pipeline.datasets.vqa_annotations import ANSWER_TYPES, GroundTruth
-from advl_pipeline.errors import (
-    ConfigError,
-    DatasetError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.official_metrics import VqaMode, question_accuracy
 
 METRIC_OF_TASK: Mapping[str, str] = {

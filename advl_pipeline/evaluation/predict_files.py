@@ -33,12 +33,7 @@ from advl_pipeline.evaluation.config import PredictConfig
 from advl_pipeline.evaluation.given import require_given
 from advl_pipeline.evaluation.items import first_maximum
 from advl_pipeline.evaluation.predict import FinishedRun, load_run, options_for_split
-from advl_pipeline.evaluation.prediction_files import (
-    malformed,
-    read_csv_rows,
-    read_vqa_results,
-    require_same_ids,
-)
+from advl_pipeline.evaluation.prediction_files import malformed, read_csv_rows, read_vqa_results, require_same_ids
 from advl_pipeline.evaluation.runner import example_parts, open_as_trained, score_matrix
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names

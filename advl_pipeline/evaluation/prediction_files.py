@@ -16,10 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from advl_pipeline.errors import (
-    DatasetError,
-    advise,
-)
+from advl_pipeline.errors import DatasetError, advise
 
 NUM_CHOICES = 4
 

@@ -17,11 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import DamagedArchive, read_array_archive
-from advl_pipeline.errors import (
-    ConfigError,
-    DatasetError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, DatasetError, advise
 from advl_pipeline.evaluation.config import ScoreShiftConfig
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part
 from advl_pipeline.evaluation.items import ItemScores

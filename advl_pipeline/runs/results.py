@@ -15,11 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from advl_pipeline.array_archives import read_array_archive
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-    again,
-)
+from advl_pipeline.errors import ConfigError, advise, again
 from advl_pipeline.runs import names
 from advl_pipeline.runs.names import evaluation_file
 

@@ -21,11 +21,7 @@ from transformers import PreTrainedTokenizerFast, ViltProcessor, ViTImageProcess
 
 from advl_pipeline.atomic import give_usual_mode, partial_beside, writing
 from advl_pipeline.datasets.records import Task
-from advl_pipeline.errors import (
-    Advice,
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import Advice, ConfigError, advise
 from advl_pipeline.evaluation.predict import FinishedRun, load_run
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.runs import names

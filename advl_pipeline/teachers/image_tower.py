@@ -19,13 +19,7 @@ from advl_pipeline.datasets.records import ImageUnit
 from advl_pipeline.geometry import grid_rectangles, pooling
 from advl_pipeline.teachers.interface import EncodedBatch, PreparedUnit
 from advl_pipeline.teachers.open_options import ImageTokenKind
-from advl_pipeline.teachers.pixels import (
-    crop_picture,
-    fit_picture,
-    normalise,
-    read_picture,
-    squash_picture,
-)
+from advl_pipeline.teachers.pixels import crop_picture, fit_picture, normalise, read_picture, squash_picture
 from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
 
 CONTEXT_MARGIN = 1 / 16

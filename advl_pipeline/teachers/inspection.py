@@ -6,11 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-    suggest_names,
-)
+from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.teachers.registry import card_of, described, known_names, plugin_entry_points
 from advl_pipeline.teachers.teacher_cards import DOORS, TeacherCard
 

@@ -12,11 +12,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-    suggest_names,
-)
+from advl_pipeline.errors import ConfigError, advise, suggest_names
 from advl_pipeline.packages import entry_points
 from advl_pipeline.teachers.open_options import ComputeDtype, ImageTokenKind, OpenOptions
 from advl_pipeline.teachers.teacher_cards import CATALOGUE, DOORS, DescribedTeacher, TeacherCard

@@ -27,10 +27,7 @@ from advl_pipeline.cache.reader import TeacherCache, open_cache
 from advl_pipeline.datasets.records import Example
 from advl_pipeline.datasets.words import WordPrior
 from advl_pipeline.distillation.signal import TeacherSignal
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.students.interface import Perturbation, Student, StudentBatch, StudentOutput
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.saved import load_student_weights, read_description

@@ -45,10 +45,7 @@ from advl_pipeline.datasets.registry import open_dataset, vqa_mode_of
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.datasets.words import WordPrior, fit_word_prior, word_spans
 from advl_pipeline.distillation.pooling import pool_to_words
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.evaluation.items import METRIC_OF_TASK, score_answers, score_items, score_soft_labels
 from advl_pipeline.evaluation.runner import run_evaluate

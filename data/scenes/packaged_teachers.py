@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advl_data.scenes.teacher_archives import archive_folder, require_archive_folder
-from advl_pipeline.errors import (
-    WeightsUnavailable,
-    advise,
-)
+from advl_pipeline.errors import WeightsUnavailable, advise
 from advl_pipeline.packages import package_folder, read_data
 from advl_pipeline.teachers.open_options import OpenOptions
 from advl_pipeline.teachers.teacher_cards import DescribedTeacher, TeacherCard, read_teacher_cards

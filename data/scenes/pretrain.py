@@ -45,12 +45,7 @@ from advl_pipeline.configuration import config_to_dict, options_without
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.datasets.registry import open_dataset
-from advl_pipeline.errors import (
-    ConfigError,
-    IdentityMismatch,
-    NotFinite,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, IdentityMismatch, NotFinite, advise
 from advl_pipeline.folders import LOCK
 from advl_pipeline.geometry import WHOLE, overlap
 from advl_pipeline.interruption import Stop, finishing, interruptible

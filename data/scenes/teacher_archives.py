@@ -20,13 +20,7 @@ from tqdm import tqdm
 
 from advl_pipeline.configuration import Configuration, option
 from advl_pipeline.datasets.roots import is_safe_name
-from advl_pipeline.errors import (
-    ConfigError,
-    StorageError,
-    WeightsUnavailable,
-    advise,
-    suggest_names,
-)
+from advl_pipeline.errors import ConfigError, StorageError, WeightsUnavailable, advise, suggest_names
 
 TEACHERS_VARIABLE = "ADVL_TEACHERS"
 BLOCK_BYTES = 1 << 22

@@ -30,21 +30,10 @@ from advl_data.scenes.generator.annotation_files import write_captions, write_ta
 from advl_data.scenes.generator.artwork import SEEN_STYLES, Style, require_package
 from advl_data.scenes.generator.drawing_jobs import DrawingJob, run_job, split_jobs
 from advl_data.scenes.generator.render import Box
-from advl_data.scenes.generator.splits import (
-    caption_splits,
-    plan_caption_split,
-    plan_task_split,
-    task_splits,
-)
+from advl_data.scenes.generator.splits import caption_splits, plan_caption_split, plan_task_split, task_splits
 from advl_data.scenes.generator.vocabulary import Vocabulary, load_vocabulary
 from advl_pipeline.datasets.roots import resolve_data_root
-from advl_pipeline.errors import (
-    ConfigError,
-    DatasetError,
-    Interrupted,
-    StorageError,
-    again,
-)
+from advl_pipeline.errors import ConfigError, DatasetError, Interrupted, StorageError, again
 from advl_pipeline.folders import MARKERS, require_folder
 from advl_pipeline.packages import read_data
 from advl_pipeline.processes import worker_processes

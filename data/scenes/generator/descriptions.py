@@ -13,10 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from advl_pipeline.errors import (
-    DatasetError,
-    again,
-)
+from advl_pipeline.errors import DatasetError, again
 from advl_pipeline.packages import read_data
 
 DESCRIPTIONS_FILE: Final = "scenes/generator/descriptions.toml"
