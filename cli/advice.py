@@ -158,11 +158,13 @@ def _corrected(invocation: Invocation, wrong: str, near: str) -> str:
     """Return the user's command with a word replaced; "" when it does not hold that word."""
     if not wrong or not near:
         return ""
-    pattern = re.compile(rf"(^|[=/]){re.escape(wrong)}($|=)")
-    words = [pattern.sub(lambda found: found[1] + near + found[2], word) for word in invocation.arguments]
-    if words == list(invocation.arguments):
-        return ""
-    return Invocation(arguments=words).command()
+    # The end of a path is meant only where no word is the wrong one by itself: `--data pets --output runs/pets`.
+    for before in ("^|=", "/"):
+        pattern = re.compile(rf"({before}){re.escape(wrong)}($|=)")
+        words = [pattern.sub(lambda found: found[1] + near + found[2], word) for word in invocation.arguments]
+        if words != list(invocation.arguments):
+            return Invocation(arguments=words).command()
+    return ""
 
 
 def _help_of(group: click.Group, invocation: Invocation) -> list[str]:

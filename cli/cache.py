@@ -51,7 +51,11 @@ def info(config: InfoConfig, as_json: bool) -> None:
         for unit, reason in item.quarantined.items():
             click.echo(f"  not readable: {unit} ({reason})")
     for item_set in result.confidences:
-        click.echo(f"confidence {item_set['key']}: {item_set['num_examples']} examples, {item_set['identity']}")
+        of = item_set["identity"]
+        click.echo(
+            f"confidence {item_set['key']}: {item_set['num_examples']} examples of {of['dataset']}, split {of['split']} "
+            f"({', '.join(of['tasks'])}), estimated by {of['estimator']} from the {of['view']} features"
+        )
 
 
 @cache.command("verify")

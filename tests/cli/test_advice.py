@@ -177,6 +177,21 @@ def test_the_users_command_is_told_with_the_words_that_are_advised(
         (["extract", "--teacher", "minilm-l6", "--dataset", "scenes-vrc"], ["--dataset", "scenes-vcr"]),
         (["students", "show", "uniter-tny"], ["students", "show", "uniter-tiny"]),
         (["study", "dmo"], ["study", "demo"]),
+        # A word that is wrong by itself stays right at the end of a path.
+        (
+            [
+                "finetune",
+                "--dataset",
+                "scenes-vcr",
+                "--method",
+                "plain",
+                "--student",
+                "vlit",
+                "--output",
+                "runs/vlit",
+            ],
+            ["--student", "vilt", "--output", "runs/vlit"],
+        ),
     ],
 )
 def test_a_typo_is_put_right_in_the_command_that_was_typed(
