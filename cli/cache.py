@@ -53,8 +53,8 @@ def info(config: InfoConfig, as_json: bool) -> None:
     for item_set in result.confidences:
         of = item_set["identity"]
         click.echo(
-            f"confidence {item_set['key']}: {item_set['num_examples']} examples of {of['dataset']}, split {of['split']} "
-            f"({', '.join(of['tasks'])}), estimated by {of['estimator']} from the {of['view']} features"
+            f"confidence {item_set['key']}: {item_set['num_examples']} examples of {of['dataset']}, "
+            f"split {of['split']} ({', '.join(of['tasks'])}), estimated by {of['estimator']} from the {of['view']} features"
         )
 
 
