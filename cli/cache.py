@@ -54,7 +54,8 @@ def info(config: InfoConfig, as_json: bool) -> None:
         of = item_set["identity"]
         click.echo(
             f"confidence {item_set['key']}: {item_set['num_examples']} examples of {of['dataset']}, "
-            f"split {of['split']} ({', '.join(of['tasks'])}), estimated by {of['estimator']} from the {of['view']} features"
+            f"split {of['split']} ({', '.join(of['tasks'])}), "
+            f"estimated by {of['estimator']} from the {of['view']} features"
         )
 
 
