@@ -92,7 +92,10 @@ def listening() -> Iterator[None]:
 
 
 def hold_back_for_good() -> None:
-    """Let no signal end this process, a worker, but inside of an `interruptible` piece of work."""
+    """Let no signal end this process but inside of an `interruptible` piece of work; a second Ctrl-C does.
+
+    So a worker waits for its next piece of work, and a command that has its outcome exits with it.
+    """
     _listen()
     _process.holds_back = True
 

@@ -8,9 +8,15 @@ import sys
 def start() -> None:
     """Load the command line and run it."""
     try:
+        from advl_pipeline.interruption import hold_back_for_good
+
         from .main import main
 
-        main()
+        try:
+            main()
+        finally:
+            # A signal that comes while the interpreter ends, seconds with torch, leaves the outcome as it is.
+            hold_back_for_good()
     except KeyboardInterrupt:
         print("error: Interrupted before anything was done.\n  next:  give the same command again", file=sys.stderr)
         sys.exit(130)

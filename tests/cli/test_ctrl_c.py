@@ -41,6 +41,29 @@ def test_ctrl_c_while_a_command_starts_exits_with_130(module: str, tmp_path: Pat
     assert "next:" in done.stderr
 
 
+# What the interpreter does at its end takes seconds once torch is loaded.
+_SLOW_TO_END = """
+import atexit, sys, time
+atexit.register(time.sleep, 2)
+sys.argv[0] = "advl"
+from advl_cli.__main__ import start
+start()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("words", "code"), [(["--version"], 0), (["finetun"], 2)])
+def test_a_signal_after_the_outcome_leaves_the_exit_code(number: signal.Signals, words: list[str], code: int) -> None:
+    command = [sys.executable, "-c", _SLOW_TO_END, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == code, told
+
+
 def test_ctrl_c_stops_the_building_of_a_corpus_at_once(tmp_path: Path) -> None:
     words = ["scenes", "build", "--data-root", str(tmp_path), "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-m", "advl_cli", *words], stderr=subprocess.PIPE, text=True)

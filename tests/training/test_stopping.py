@@ -171,7 +171,7 @@ def test_a_signal_ends_the_workers_of_a_study_after_their_steps(small_corpus: An
     assert resumed.returncode == 0, said
     for steps in finished.values():
         assert f"resumes at step {steps + 1} " in said
-    for cell in cells.iterdir():
+    for cell in (file.parent for file in cells.glob("*/run.json")):
         assert json.loads((cell / "result.json").read_text())["num_steps"] == 60
         assert [record["step"] for record in metrics(cell)] == list(range(60))
         assert (cell / "evaluation" / "val.json").exists()
