@@ -29,7 +29,8 @@ class Answers:
     """The answers of one pass, all int64, padded with -1 in `block_NT` and `answer_NQ`.
 
     `block_NT` says which answer a token behind the sequence belongs to, `offset_NT` its place in it. Token
-    `source_NQ` of sequence and answers together foretells `target_NQ`, a token of answer `answer_NQ`.
+    `source_NQ` of sequence and answers together foretells `target_NQ`, a token of answer `answer_NQ`. `foretold_M`
+    are the M of these N * Q places that are no padding.
     """
 
     token_ids_NT: torch.Tensor
@@ -38,6 +39,7 @@ class Answers:
     source_NQ: torch.Tensor
     target_NQ: torch.Tensor
     answer_NQ: torch.Tensor
+    foretold_M: torch.Tensor
 
     def to(self, device: torch.device) -> Answers:
         """Return the answers on a device."""
@@ -49,13 +51,15 @@ def answers_inside(token_ids: Sequence[Sequence[int]], starts: Sequence[int]) ->
     sources = [np.arange(start - 1, len(ids) - 1) for ids, start in zip(token_ids, starts, strict=True)]
     targets = [np.array(ids[start:]) for ids, start in zip(token_ids, starts, strict=True)]
     empty = torch.zeros(len(token_ids), 0, dtype=torch.int64)
+    answer_NQ = padded([np.zeros(len(target)) for target in targets], -1)
     return Answers(
         token_ids_NT=empty,
         block_NT=empty,
         offset_NT=empty,
         source_NQ=padded(sources, 0),
         target_NQ=padded(targets, 0),
-        answer_NQ=padded([np.zeros(len(target)) for target in targets], -1),
+        answer_NQ=answer_NQ,
+        foretold_M=_foretold(answer_NQ),
     )
 
 
@@ -70,7 +74,7 @@ def answers_behind(
         size: S, from which the tokens of the answers are counted.
         end_id: token that ends an answer; it is foretold, and no token follows it.
     """
-    columns: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(6)]
+    columns: dict[str, list[npt.NDArray[np.int64]]] = {}
     for answers, place in zip(wanted, last, strict=True):
         lengths = np.array([len(ids) for _, ids in answers], dtype=np.int64)
         numbers = np.array([number for number, _ in answers], dtype=np.int64)
@@ -80,21 +84,19 @@ def answers_behind(
         # A token foretells the one after it; before the first stands the sequence's last, after the last the end.
         sources = np.insert(behind, starts, place)
         targets = np.insert(tokens, starts + lengths, end_id)
-        row = (
-            tokens,
-            np.repeat(np.arange(len(answers)), lengths),
-            np.arange(len(tokens)) - np.repeat(starts, lengths),
-            sources,
-            targets,
-            np.repeat(numbers, lengths + 1),
-        )
-        for column, values in zip(columns, row, strict=True):
-            column.append(values)
-    names = [one.name for one in fields(Answers)]
+        row = {
+            "token_ids_NT": tokens,
+            "block_NT": np.repeat(np.arange(len(answers)), lengths),
+            "offset_NT": np.arange(len(tokens)) - np.repeat(starts, lengths),
+            "source_NQ": sources,
+            "target_NQ": targets,
+            "answer_NQ": np.repeat(numbers, lengths + 1),
+        }
+        for name, values in row.items():
+            columns.setdefault(name, []).append(values)
     padding = {"block_NT": -1, "answer_NQ": -1}
-    return Answers(
-        **{name: padded(column, padding.get(name, 0)) for name, column in zip(names, columns, strict=True)}
-    )
+    found = {name: padded(column, padding.get(name, 0)) for name, column in columns.items()}
+    return Answers(**found, foretold_M=_foretold(found["answer_NQ"]))
 
 
 def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, Sequence[int]]]]:
@@ -111,29 +113,33 @@ def parts_of_list(answers: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, 
 
 
 def sum_likelihoods(
-    answers: Answers, states_NSH: torch.Tensor, words: nn.Module, num_answers: int
+    answers: Answers, states_MH: torch.Tensor, words: nn.Module, num_answers: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-likelihoods (N, K), float32, and how many tokens (N, K) each is a sum over.
 
     Args:
-        states_NSH: last states of sequences and answers.
+        states_MH: last states of the tokens that foretell, in the order of `foretold_M`.
         words: from states to the logits of all words.
         num_answers: K.
     """
-    rows_M, columns_M = torch.nonzero(answers.answer_NQ >= 0, as_tuple=True)
-    sources_M, targets_M = answers.source_NQ[rows_M, columns_M], answers.target_NQ[rows_M, columns_M]
-    states_MH = states_NSH[rows_M, sources_M]
+    num_sequences, num_places = answers.answer_NQ.shape
+    rows_M = answers.foretold_M // max(1, num_places)
+    targets_M = answers.target_NQ.flatten()[answers.foretold_M]
     found = [states_MH.new_zeros(0, dtype=torch.float32)]
     for first in range(0, len(targets_M), ROWS_AT_ONCE):
         logits = words(states_MH[first : first + ROWS_AT_ONCE]).float()
         found.append(-nn.functional.cross_entropy(logits, targets_M[first : first + ROWS_AT_ONCE], reduction="none"))
-    place = (rows_M, answers.answer_NQ[rows_M, columns_M])
-    total_NK = states_NSH.new_zeros(len(states_NSH), num_answers, dtype=torch.float32)
+    place = (rows_M, answers.answer_NQ.flatten()[answers.foretold_M])
+    total_NK = states_MH.new_zeros(num_sequences, num_answers, dtype=torch.float32)
     number_NK = torch.zeros_like(total_NK, dtype=torch.int64)
     return (
         total_NK.index_put(place, torch.cat(found), accumulate=True),
         number_NK.index_put(place, torch.ones_like(rows_M), accumulate=True),
     )
+
+
+def _foretold(answer_NQ: torch.Tensor) -> torch.Tensor:
+    return torch.nonzero(answer_NQ.flatten() >= 0)[:, 0]
 
 
 def padded(rows: Sequence[npt.NDArray[np.generic]], value: int) -> torch.Tensor:

@@ -85,6 +85,12 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, _MASKED)
 
 
+def compute_dtype(states: torch.Tensor) -> torch.dtype:
+    """Return what attention over some states computes in, a mask of which no layer has to round and keep for itself."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
 def attention_bias(kind_NS: torch.Tensor, *, separate: bool = False, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive attention mask, (N, 1, 1, S), or (N, 1, S, S) with `separate`.
 

@@ -8,25 +8,29 @@ picture states never depend on the text.
 A family gives its presets, how it reads a picture, and where its modules lie; see
 docs/adding-a-generative-student.md.
 
-Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R of them picture, T tokens of answers behind
-a sequence, K answers, H width.
+What an example's candidates have in common, the picture above all, is computed once: they lie behind it in one row,
+and see it and themselves alone, at the positions that each would have by itself.
+
+Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R of them picture, W tokens of an example's
+row, T tokens of answers behind it, V tokens of all pictures, M picture tokens of all rows, D features of one,
+K answers, H width.
 """
 
 from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from advl_pipeline.configuration import Configuration, config_to_dict, option
@@ -35,9 +39,9 @@ from advl_pipeline.errors import ConfigError, DatasetError, WeightsUnavailable
 from advl_pipeline.hub_access import hub_obstacle
 from advl_pipeline.runs import names
 from advl_pipeline.students.answers import Answers, answers_behind, parts_of_list, sum_likelihoods
-from advl_pipeline.students.bert_parts import additive_mask
+from advl_pipeline.students.bert_parts import additive_mask, compute_dtype
 from advl_pipeline.students.chat import Chat
-from advl_pipeline.students.chat_batch import ChatBatch, Picture, chat_batch
+from advl_pipeline.students.chat_batch import COMMON, PADDING, ChatBatch, Picture, chat_batch
 from advl_pipeline.students.checkpoints import KeyRules
 from advl_pipeline.students.interface import (
     Answered,
@@ -59,6 +63,9 @@ INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
 
 
 CACHED_BYTES = 256 << 20
+
+MASK_ALIGNMENT = 8
+"""Places of which a row of an attention mask holds a multiple: kernels copy another mask for each layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,12 +152,12 @@ class GenerativeStudent(Student):
         The first of the D features stands in the token's place. What a family does with others is its own.
         """
 
-    def decoder_inputs(self, picture_NS: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
+    def decoder_inputs(self, place_M: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
         """Return what else the decoder takes: nothing by default.
 
         Args:
-            picture_NS: bool, the tokens of pictures, their markers included; S counts answers behind, too.
-            shown_MDH: features of the M picture tokens of all sequences in order.
+            place_M: int64, where the picture's tokens lie in all rows, one row after the other.
+            shown_MDH: their features.
         """
         return {}
 
@@ -219,6 +226,8 @@ class GenerativeStudent(Student):
         if known not in self._answer_ids:
             self._answer_ids[known] = self.chat.answer_ids(known)
         ids = self._answer_ids[known]
+        # Candidates hold their own answers, so that a row which others lie behind is one sequence.
+        assert set(batch.num_candidates) == {1}
         last, size = (batch.length_N - 1).tolist(), batch.sequence_ids_NS.shape[1]
         self._require_room(size + max(len(one) for one in ids))
         if wanted_BK is not None:
@@ -241,27 +250,30 @@ class GenerativeStudent(Student):
         # Attention to the picture is spread over markers and sinks; no relevance is given.
         assert isinstance(batch, ChatBatch)
         self.refuse_perturbation(perturbation)
-        shown_MDH = self.shown(batch)
-        x_NSH = self.embed(batch, shown_MDH, mask_visual=mask_visual)
-        states_NSH: torch.Tensor | None = None
-        total: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for answers in batch.answers or (None,):
-            states, final = self._run(x_NSH, shown_MDH, batch, answers, mask_visual)
-            states_NSH = states if states_NSH is None else states_NSH
-            if answers is not None:
-                total.append(sum_likelihoods(answers, final, self.model.lm_head, batch.num_answers))
-        assert states_NSH is not None
+        with self._kept_states() as kept:
+            answered = self._answered(batch, mask_visual)
+        # Later passes, of further answers, have the same states.
+        states_BWH = kept[0]
         return StudentOutput(
-            text_states_NLH=gathered(states_NSH, batch.text_place_NL),
-            visual_states_NRH=gathered(states_NSH, batch.visual_place_NR),
-            pooled_NP=gathered(states_NSH, batch.length_N[:, None] - 1)[:, 0],
-            answered=Answered(
-                log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
-                num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
-                length_normalised=batch.length_normalised,
-            )
-            if total
-            else None,
+            text_states_NLH=of_sequences(states_BWH, batch, batch.text_place_NL),
+            visual_states_NRH=of_sequences(states_BWH, batch, batch.visual_place_NR),
+            pooled_NP=of_sequences(states_BWH, batch, batch.length_N[:, None] - 1)[:, 0],
+            answered=answered,
+        )
+
+    def encode_pooled(
+        self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
+    ) -> StudentOutput:
+        assert isinstance(batch, ChatBatch)
+        if not batch.answers:
+            return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
+        self.refuse_perturbation(perturbation)
+        answered = self._answered(batch, mask_visual)
+        assert answered is not None
+        # Answers in words are all that is read: no layer's states are kept.
+        none = answered.log_likelihood_NK.new_zeros(batch.num_sequences, 0, self.hidden_size)
+        return StudentOutput(
+            text_states_NLH=none, visual_states_NRH=none, pooled_NP=none.flatten(1), answered=answered
         )
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
@@ -295,27 +307,22 @@ class GenerativeStudent(Student):
             place_NS: where each token of the padded rows lies in the batch's.
             shown_NS: bool, False for padding.
         """
-        x_NSH = self.embed(batch, self.shown(batch))
-        return {"inputs_embeds": gathered(x_NSH, place_NS), "attention_mask": shown_NS.long()}
+        x_BWH = self.embed(batch, self.shown(batch))
+        return {"inputs_embeds": of_sequences(x_BWH, batch, place_NS), "attention_mask": shown_NS.long()}
 
     def shown(self, batch: ChatBatch) -> torch.Tensor:
-        """Return (M, D, H): features of the picture tokens of all sequences, one sequence after the other."""
-        first = np.cumsum([0, *batch.num_candidates])[:-1].tolist()
-        counts = batch.visual_mask_NR[first].sum(1).tolist()
+        """Return (M, D, H): features of the picture tokens of all rows, one row after the other."""
         features_VDH = self.once("pictures", [batch.pixels], lambda: self.picture_features(batch))
-        features_BRDH = pad_sequence(list(torch.split(features_VDH, counts)), batch_first=True)
-        shown_MDH: torch.Tensor = batch.per_sequence(features_BRDH)[batch.visual_mask_NR]
-        return shown_MDH
+        return features_VDH.index_select(0, batch.packing.feature_M)
 
     def embed(self, batch: ChatBatch, shown_MDH: torch.Tensor, *, mask_visual: bool = False) -> torch.Tensor:
-        """Return (N, S, H): words, and the pictures' features in the places of their tokens.
+        """Return (B, W, H): words, and the pictures' features in the places of their tokens.
 
         With `mask_visual` no word may hold anything of the picture.
         """
-        words_NSH = self.model.get_input_embeddings()(batch.sequence_ids_NS)
-        is_picture = batch.sequence_ids_NS == self.chat.image_token_id
-        embedded: torch.Tensor = words_NSH.masked_scatter(is_picture[..., None], shown_MDH[:, 0].to(words_NSH.dtype))
-        return embedded
+        packing = batch.packing
+        words_BWH: torch.Tensor = self.model.get_input_embeddings()(packing.packed(batch.sequence_ids_NS))
+        return words_BWH.index_put((packing.row_M, packing.place_M), shown_MDH[:, 0].to(words_BWH.dtype))
 
     def build_head(self, task: str, num_classes: int) -> nn.Module:
         """Return a head without parameters: the language model scores answers itself."""
@@ -344,41 +351,80 @@ class GenerativeStudent(Student):
                 next_command=f"--student-option {self.smaller_pictures} gives a picture fewer tokens",
             )
 
+    @contextmanager
+    def _kept_states(self) -> Iterator[list[torch.Tensor]]:
+        """Keep the aligned layer's states (B, W, H) of each pass inside, and no other layer's."""
+        kept: list[torch.Tensor] = []
+        decoder = self.decoder
+        # States of the last layer are those that the words are foretold from.
+        is_last = self.align_layer == len(decoder.layers)
+        layer = decoder.norm if is_last else decoder.layers[self.align_layer - 1]
+        handle = layer.register_forward_hook(lambda _layer, _inputs, states_BWH: kept.append(states_BWH))
+        try:
+            yield kept
+        finally:
+            handle.remove()
+
+    def _answered(self, batch: ChatBatch, mask_visual: bool) -> Answered | None:
+        """Run the language model over the batch, and return the likelihoods of its answers where it has any."""
+        shown_MDH = self.shown(batch)
+        x_BWH = self.embed(batch, shown_MDH, mask_visual=mask_visual)
+        if not batch.answers:
+            self._run(x_BWH, shown_MDH, batch, None, mask_visual)
+            return None
+        size = batch.sequence_ids_NS.shape[1]
+        total: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for answers in batch.answers:
+            final_BWH = self._run(x_BWH, shown_MDH, batch, answers, mask_visual)
+            # Answers behind a row lie where they would behind the sequence, which is then alone in its row.
+            inside_NQ = batch.packing.place_NS.gather(1, answers.source_NQ.clamp(max=size - 1))
+            place_NQ = torch.where(answers.source_NQ < size, inside_NQ, answers.source_NQ)
+            place_NQ = place_NQ + batch.example_N[:, None] * final_BWH.shape[1]
+            states_MH = final_BWH.flatten(0, 1).index_select(0, place_NQ.flatten()[answers.foretold_M])
+            total.append(sum_likelihoods(answers, states_MH, self.model.lm_head, batch.num_answers))
+        return Answered(
+            log_likelihood_NK=torch.stack([likelihood for likelihood, _ in total]).sum(0),
+            num_tokens_NK=torch.stack([number for _, number in total]).sum(0),
+            length_normalised=batch.length_normalised,
+        )
+
     def _run(
         self,
-        x_NSH: torch.Tensor,
+        x_BWH: torch.Tensor,
         shown_MDH: torch.Tensor,
         batch: ChatBatch,
         answers: Answers | None,
         mask_visual: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states of the aligned layer, and the last ones, of sequences and answers."""
-        positions = self.positions(batch)
-        picture, lengths = batch.picture_NS, batch.length_N[:, None]
-        valid = torch.arange(picture.shape[1], device=picture.device) < lengths
-        block = torch.full_like(batch.sequence_ids_NS, -1)
+    ) -> torch.Tensor:
+        """Return the last states of rows and of the answers behind them."""
+        packing = batch.packing
+        positions_NS = self.positions(batch)
+        positions, picture, own = packing.packed(positions_NS), packing.packed(batch.picture_NS), packing.own_BW
         if answers is not None and answers.token_ids_NT.shape[1]:
-            x_NSH = torch.cat([x_NSH, self.model.get_input_embeddings()(answers.token_ids_NT)], dim=1)
-            last = positions.gather(-1, (lengths - 1).expand(*positions.shape[:-1], 1))
-            positions = torch.cat([positions, last + 1 + answers.offset_NT], dim=-1)
-            picture = torch.cat([picture, torch.zeros_like(answers.block_NT, dtype=torch.bool)], dim=1)
-            valid = torch.cat([valid, answers.block_NT >= 0], dim=1)
-            block = torch.cat([block, answers.block_NT], dim=1)
-        place = torch.arange(valid.shape[1], device=valid.device)
-        allowed = (place[None, :] <= place[:, None]) & valid[:, None, :]
-        allowed = allowed & ((block[:, None, :] == -1) | (block[:, None, :] == block[:, :, None]))
+            x_BWH = torch.cat([x_BWH, self.model.get_input_embeddings()(answers.token_ids_NT)], dim=1)
+            last = (batch.length_N[:, None] - 1).expand(*positions_NS.shape[:-1], 1)
+            positions = torch.cat([positions, positions_NS.gather(-1, last) + 1 + answers.offset_NT], dim=-1)
+            picture = functional.pad(picture, (0, answers.block_NT.shape[1]))
+            own = torch.cat([own, torch.where(answers.block_NT < 0, PADDING, answers.block_NT)], dim=1)
+        width = own.shape[1]
+        more = (0, -width % MASK_ALIGNMENT)
+        x_BWH = functional.pad(x_BWH, (0, 0, *more))
+        positions, picture = functional.pad(positions, more), functional.pad(picture, more)
+        own = functional.pad(own, more, value=PADDING)
+        place = torch.arange(own.shape[1], device=own.device)
+        allowed = (place[None, :] <= place[:, None]) & ((own == COMMON)[:, None, :] | (own[:, None, :] == own[:, :, None]))
         if mask_visual:
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
-        mask = additive_mask(allowed, x_NSH.dtype)
+        place_M = packing.row_M * own.shape[1] + packing.place_M
         output = self.decoder(
-            inputs_embeds=x_NSH,
-            attention_mask=mask[:, None],
+            inputs_embeds=x_BWH,
+            attention_mask=additive_mask(allowed, compute_dtype(x_BWH))[:, None],
             position_ids=positions,
             use_cache=False,
-            output_hidden_states=True,
-            **self.decoder_inputs(picture, shown_MDH),
+            **self.decoder_inputs(place_M, shown_MDH),
         )
-        return output.hidden_states[self.align_layer], output.last_hidden_state
+        final: torch.Tensor = output.last_hidden_state
+        return final
 
 
 def model_config(config: GenerativeConfig) -> Any:
@@ -434,6 +480,12 @@ def settings_beside(weights: Path) -> dict[str, Any]:
     return found
 
 
-def gathered(states_NSH: torch.Tensor, place_NL: torch.Tensor) -> torch.Tensor:
-    """Return (N, L, H): of each sequence the states at its places."""
-    return states_NSH.gather(1, place_NL[..., None].expand(-1, -1, states_NSH.shape[2]))
+def of_sequences(states_BWH: torch.Tensor, batch: ChatBatch, place_NL: torch.Tensor) -> torch.Tensor:
+    """Return (N, L, H): of each sequence the states at its places, from those of the examples' rows.
+
+    Args:
+        place_NL: int64, places in the sequence.
+    """
+    row_N1 = batch.example_N[:, None] * states_BWH.shape[1]
+    place_NL = row_N1 + batch.packing.place_NS.gather(1, place_NL)
+    return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).unflatten(0, place_NL.shape)

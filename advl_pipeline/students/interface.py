@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -47,6 +48,10 @@ class StudentBatch:
 
     num_candidates: tuple[int, ...]
     """Sequences of each of the B examples; they lie next to one another."""
+    example_N: torch.Tensor = None  # type: ignore[assignment]
+    """The example of each sequence, int64; found from `num_candidates`."""
+    first_B: torch.Tensor = None  # type: ignore[assignment]
+    """The first sequence of each example, int64; found from `num_candidates`."""
     num_cut: int = 0
     """Texts that were cut to the student's length."""
     token_ids_NL: torch.Tensor
@@ -56,6 +61,13 @@ class StudentBatch:
     box_index_NR: torch.Tensor
     places_BR4: torch.Tensor | None = None
 
+    def __post_init__(self) -> None:
+        # Here and not where they are needed: on a device, a list becomes a tensor by waiting for it.
+        if self.example_N is None:
+            counts = np.array(self.num_candidates)
+            self.example_N = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+            self.first_B = torch.from_numpy(np.cumsum(counts) - counts)
+
     @property
     def num_sequences(self) -> int:
         return self.token_ids_NL.shape[0]
@@ -64,8 +76,7 @@ class StudentBatch:
         """Repeat each example's rows for its candidates: (B, ...) -> (N, ...)."""
         if value_B.shape[0] == self.num_sequences:
             return value_B
-        repeats = torch.tensor(self.num_candidates, device=value_B.device)
-        return value_B.repeat_interleave(repeats, dim=0, output_size=self.num_sequences)
+        return value_B.index_select(0, self.example_N)
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor of the batch to a device, in place."""

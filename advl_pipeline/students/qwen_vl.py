@@ -5,12 +5,12 @@ patches become one token each, row by row. Features of inner layers of the visio
 states after the first layers of the language model (DeepStack). Positions have three axes: time, height, width.
 
 Shapes: B pictures, U patches, F values of a patch, V tokens of all pictures, D features of a token, N sequences,
-S tokens of a sequence, M picture tokens of all sequences, R of one, H width.
+S tokens of a sequence, W tokens of an example's row, M picture tokens of all rows, R of one picture, H width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,10 +23,11 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from advl_pipeline.configuration import option
 from advl_pipeline.datasets.pictures import read_rgb
-from advl_pipeline.datasets.records import ImageUnit
+from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.errors import ConfigError, DatasetError
 from advl_pipeline.geometry import grid_rectangles
 from advl_pipeline.students.building import builder
@@ -102,6 +103,21 @@ TINY_VISION = {
 TINY_PIXELS = (32 * 32, 64 * 64)
 
 
+@dataclass(kw_only=True)
+class QwenBatch(ChatBatch):
+    """Adds each picture's rows and columns of tokens, and what the vision encoder reads its positions from.
+
+    `grids` stays where it is: the encoder attends picture by picture, which needs numbers and no tensor. Of each patch
+    `patch_place_U2` (int64) is its row and column, and `nearest_U4` (int64) with `share_U4` (float32) say which of the
+    learnt positions lie around it, and how much of each it takes.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    patch_place_U2: torch.Tensor
+    nearest_U4: torch.Tensor
+    share_U4: torch.Tensor
+
+
 class QwenVl(GenerativeStudent):
     """The student. By `--init` with a config.json beside it, any dense size of the family."""
 
@@ -132,6 +148,10 @@ class QwenVl(GenerativeStudent):
         alpha=16.0,
         targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     )
+
+    def __init__(self, name: str, config: QwenVlConfig) -> None:
+        super().__init__(name, config)
+        self.decoder._deepstack_process = add_inner_features
 
     @property
     def decoder(self) -> Any:
@@ -197,16 +217,43 @@ class QwenVl(GenerativeStudent):
             places_R4=grid_rectangles(rows, columns),
         )
 
+    def collate(self, examples: Sequence[Example]) -> QwenBatch:
+        batch = super().collate(examples)
+        grids = tuple((int(rows), int(columns)) for rows, columns in _token_grid(batch).tolist())
+        encoder = self.model.model.visual
+        grid_B3, merge = self._patch_grids(grids), int(self.model.config.vision_config.spatial_merge_size)
+        nearest_U4, share_U4 = get_vision_interpolation_indices_and_weights(
+            grid_B3,
+            num_grid_per_side=encoder.num_grid_per_side,
+            mode=encoder.interpolation_mode,
+            align_corners=encoder.interpolation_align_corners,
+            spatial_merge_size=merge,
+        )
+        return QwenBatch(
+            **vars(batch),
+            grids=grids,
+            patch_place_U2=get_vision_position_ids(grid_B3, merge),
+            nearest_U4=nearest_U4,
+            share_U4=share_U4,
+        )
+
     def picture_features(self, batch: ChatBatch) -> torch.Tensor:
-        found = self.model.model.visual(self._patches(batch.pixels), grid_thw=self._patch_grids(batch))
+        assert isinstance(batch, QwenBatch)
+        found = self.model.model.visual(
+            self._patches(batch.pixels),
+            grid_thw=self._patch_grids(batch.grids),
+            position_ids=batch.patch_place_U2,
+            interp_indices=batch.nearest_U4,
+            interp_weights=batch.share_U4,
+        )
         return torch.stack([found.pooler_output, *found.deepstack_features], dim=1)
 
-    def decoder_inputs(self, picture_NS: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
-        return {"visual_pos_masks": picture_NS, "deepstack_visual_embeds": list(shown_MDH[:, 1:].unbind(1))}
+    def decoder_inputs(self, place_M: torch.Tensor, shown_MDH: torch.Tensor) -> dict[str, Any]:
+        return {"visual_pos_masks": place_M, "deepstack_visual_embeds": list(shown_MDH[:, 1:].unbind(1))}
 
     def positions(self, batch: ChatBatch) -> torch.Tensor:
         """Return (3, N, S), as transformers' `get_rope_index` gives them for conversations with one picture."""
-        rows_N1, columns_N1 = (batch.per_sequence(size)[:, None] for size in self._token_grid(batch).unbind(1))
+        rows_N1, columns_N1 = (batch.per_sequence(size)[:, None] for size in _token_grid(batch).unbind(1))
         picture_NS = batch.sequence_ids_NS == self.chat.image_token_id
         place_NS = torch.arange(picture_NS.shape[1], device=picture_NS.device).expand_as(picture_NS)
         start_N1 = picture_NS.int().argmax(1, keepdim=True)
@@ -218,6 +265,7 @@ class QwenVl(GenerativeStudent):
         return torch.stack([torch.where(picture_NS, axis, text_NS) for axis in axes])
 
     def prompts(self, batch: ChatBatch, place_NS: torch.Tensor, shown_NS: torch.Tensor) -> dict[str, Any]:
+        assert isinstance(batch, QwenBatch)
         # transformers computes positions and inner features of pictures from the ids.
         ids_NS = batch.sequence_ids_NS.gather(1, place_NS).where(shown_NS, self.chat.pad_id)
         patches = torch.split(self._patches(batch.pixels), list(batch.num_pixels))
@@ -226,7 +274,9 @@ class QwenVl(GenerativeStudent):
             "input_ids": ids_NS,
             "attention_mask": shown_NS.long(),
             "pixel_values": torch.cat(repeated),
-            "image_grid_thw": batch.per_sequence(self._patch_grids(batch)),
+            "image_grid_thw": self._patch_grids(
+                [grid for grid, number in zip(batch.grids, batch.num_candidates, strict=True) for _ in range(number)]
+            ).to(ids_NS.device),
             "mm_token_type_ids": (ids_NS == self.chat.image_token_id).int(),
         }
 
@@ -238,17 +288,28 @@ class QwenVl(GenerativeStudent):
         normalised: torch.Tensor = (values_U3P - mean) / std
         return normalised.flatten(1)
 
-    def _token_grid(self, batch: ChatBatch) -> torch.Tensor:
-        """Return (B, 2) int64: rows and columns of each picture's tokens, which lie row by row."""
-        assert batch.places_BR4 is not None
-        top_BR = batch.places_BR4[..., 1]
-        columns_B = (top_BR == top_BR[:, :1]).sum(1)
-        return torch.stack([(~top_BR.isnan()).sum(1) // columns_B, columns_B], dim=1)
-
-    def _patch_grids(self, batch: ChatBatch) -> torch.Tensor:
+    def _patch_grids(self, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Return (B, 3) int64: frames, rows and columns of each picture's patches."""
-        grid_B2 = self._token_grid(batch) * int(self.model.config.vision_config.spatial_merge_size)
-        return torch.cat([torch.ones_like(grid_B2[:, :1]), grid_B2], dim=1)
+        merge = int(self.model.config.vision_config.spatial_merge_size)
+        return torch.tensor([[1, rows * merge, columns * merge] for rows, columns in grids])
+
+
+def _token_grid(batch: ChatBatch) -> torch.Tensor:
+    """Return (B, 2) int64: rows and columns of each picture's tokens, which lie row by row."""
+    assert batch.places_BR4 is not None
+    top_BR = batch.places_BR4[..., 1]
+    columns_B = (top_BR == top_BR[:, :1]).sum(1)
+    return torch.stack([(~top_BR.isnan()).sum(1) // columns_B, columns_B], dim=1)
+
+
+def add_inner_features(hidden_BWH: torch.Tensor, place_M: torch.Tensor, features_MH: torch.Tensor) -> torch.Tensor:
+    """Add features to states: at places that are counted over all rows, or where a mask is, as transformers has it.
+
+    Of a mask the device must tell the host how many places there are, once for each layer.
+    """
+    if place_M.dtype == torch.bool:
+        place_M = torch.nonzero(place_M.flatten())[:, 0]
+    return hidden_BWH.flatten(0, 1).index_add(0, place_M, features_MH.to(hidden_BWH.dtype)).view_as(hidden_BWH)
 
 
 def embedded_processor(vision: Any) -> Any:

@@ -5,7 +5,8 @@ whole of it and then each box, one token each: what a model of some thousand ste
 object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
 "object 3" is.
 
-Shapes: N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first), H width.
+Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first), W tokens
+of an example's row, H width.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from torch.nn import functional
 
 from advl_pipeline.datasets.records import Example, ImageUnit
 from advl_pipeline.students.building import builder
-from advl_pipeline.students.chat_batch import ChatBatch, Picture
-from advl_pipeline.students.generative import gathered
+from advl_pipeline.students.chat_batch import ChatBatch, Picture, packing
 from advl_pipeline.students.interface import Pretraining
 from advl_pipeline.students.region_source import RegionPixels, box_positions
 from advl_pipeline.students.region_student import tagged_regions
@@ -43,9 +43,9 @@ VISION = {
 
 @dataclass(kw_only=True)
 class TaggedChatBatch(ChatBatch):
-    """Adds `tag_NS` (int64): the picture token that a token of the text refers to by tag, or -1."""
+    """Adds `tag_BW` (int64): the picture token that a token of an example's row refers to by tag, or -1."""
 
-    tag_NS: torch.Tensor
+    tag_BW: torch.Tensor
 
 
 class ScenesSmolVlm(SmolVlm):
@@ -84,15 +84,25 @@ class ScenesSmolVlm(SmolVlm):
         # Padding is written to the template's first token, which names nothing either.
         nothing_NS = torch.full_like(batch.sequence_ids_NS, -1)
         tag_NS = nothing_NS.scatter(1, batch.text_place_NL, tagged_regions(batch, examples))
-        return TaggedChatBatch(**vars(batch), tag_NS=tag_NS)
+        # Words that refer to different boxes differ, though they read alike.
+        batch.packing = packing(
+            batch.num_candidates,
+            batch.length_N.numpy(),
+            [place[shown].numpy() for place, shown in zip(batch.visual_place_NR, batch.visual_mask_NR, strict=True)],
+            batch.sequence_ids_NS.numpy(),
+            tag_NS.numpy(),
+        )
+        return TaggedChatBatch(**vars(batch), tag_BW=batch.packing.packed(tag_NS))
 
     def embed(self, batch: ChatBatch, shown_MDH: torch.Tensor, *, mask_visual: bool = False) -> torch.Tensor:
         assert isinstance(batch, TaggedChatBatch)
-        x_NSH = functional.dropout(super().embed(batch, shown_MDH), self.config.dropout, self.training)
+        x_BWH = functional.dropout(super().embed(batch, shown_MDH), self.config.dropout, self.training)
         if mask_visual:
-            return x_NSH
-        shown_NRH = gathered(x_NSH, batch.visual_place_NR)
-        return x_NSH + gathered(shown_NRH, batch.tag_NS.clamp(min=0)) * (batch.tag_NS >= 0)[..., None]
+            return x_BWH
+        shown_BR = batch.visual_place_NR.index_select(0, batch.first_B)
+        tagged_BW = shown_BR.gather(1, batch.tag_BW.clamp(min=0))
+        tagged_BWH = x_BWH.gather(1, tagged_BW[..., None].expand_as(x_BWH))
+        return x_BWH + tagged_BWH * (batch.tag_BW >= 0)[..., None]
 
     def word_table(self) -> tuple[nn.Embedding, int]:
         return self.model.get_input_embeddings(), self.processor.tokenizer.convert_tokens_to_ids("[MASK]")
