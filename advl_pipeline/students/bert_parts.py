@@ -86,7 +86,7 @@ def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
-    """Return what attention over some states computes in, a mask of which no layer has to round and keep for itself."""
+    """Return what attention over some states computes in: a mask of that type is rounded and kept by no layer."""
     kind = states.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 

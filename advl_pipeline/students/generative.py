@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -250,14 +250,14 @@ class GenerativeStudent(Student):
         # Attention to the picture is spread over markers and sinks; no relevance is given.
         assert isinstance(batch, ChatBatch)
         self.refuse_perturbation(perturbation)
-        with self._kept_states() as kept:
+        with self._kept_states(lambda states_BWH: states_BWH) as kept:
             answered = self._answered(batch, mask_visual)
         # Later passes, of further answers, have the same states.
         states_BWH = kept[0]
         return StudentOutput(
             text_states_NLH=of_sequences(states_BWH, batch, batch.text_place_NL),
             visual_states_NRH=of_sequences(states_BWH, batch, batch.visual_place_NR),
-            pooled_NP=of_sequences(states_BWH, batch, batch.length_N[:, None] - 1)[:, 0],
+            pooled_NP=last_states(states_BWH, batch),
             answered=answered,
         )
 
@@ -265,16 +265,11 @@ class GenerativeStudent(Student):
         self, batch: StudentBatch, *, perturbation: Perturbation | None = None, mask_visual: bool = False
     ) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
-        if not batch.answers:
-            return self.encode(batch, perturbation=perturbation, mask_visual=mask_visual)
         self.refuse_perturbation(perturbation)
-        answered = self._answered(batch, mask_visual)
-        assert answered is not None
-        # Answers in words are all that is read: no layer's states are kept.
-        none = answered.log_likelihood_NK.new_zeros(batch.num_sequences, 0, self.hidden_size)
-        return StudentOutput(
-            text_states_NLH=none, visual_states_NRH=none, pooled_NP=none.flatten(1), answered=answered
-        )
+        with self._kept_states(lambda states_BWH: last_states(states_BWH, batch)) as kept:
+            answered = self._answered(batch, mask_visual)
+        none = kept[0].new_zeros(batch.num_sequences, 0, self.hidden_size)
+        return StudentOutput(text_states_NLH=none, visual_states_NRH=none, pooled_NP=kept[0], answered=answered)
 
     def encode_unimodal(self, batch: StudentBatch) -> StudentOutput:
         assert isinstance(batch, ChatBatch)
@@ -352,14 +347,14 @@ class GenerativeStudent(Student):
             )
 
     @contextmanager
-    def _kept_states(self) -> Iterator[list[torch.Tensor]]:
-        """Keep the aligned layer's states (B, W, H) of each pass inside, and no other layer's."""
+    def _kept_states(self, take: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Keep what is taken of the aligned layer's states (B, W, H) in each pass inside, and of no other layer's."""
         kept: list[torch.Tensor] = []
         decoder = self.decoder
         # States of the last layer are those that the words are foretold from.
         is_last = self.align_layer == len(decoder.layers)
         layer = decoder.norm if is_last else decoder.layers[self.align_layer - 1]
-        handle = layer.register_forward_hook(lambda _layer, _inputs, states_BWH: kept.append(states_BWH))
+        handle = layer.register_forward_hook(lambda _layer, _inputs, states_BWH: kept.append(take(states_BWH)))
         try:
             yield kept
         finally:
@@ -412,7 +407,9 @@ class GenerativeStudent(Student):
         positions, picture = functional.pad(positions, more), functional.pad(picture, more)
         own = functional.pad(own, more, value=PADDING)
         place = torch.arange(own.shape[1], device=own.device)
-        allowed = (place[None, :] <= place[:, None]) & ((own == COMMON)[:, None, :] | (own[:, None, :] == own[:, :, None]))
+        allowed = (place[None, :] <= place[:, None]) & (
+            (own == COMMON)[:, None, :] | (own[:, None, :] == own[:, :, None])
+        )
         if mask_visual:
             allowed = allowed & (picture[:, :, None] | ~picture[:, None, :])
         place_M = packing.row_M * own.shape[1] + packing.place_M
@@ -489,3 +486,8 @@ def of_sequences(states_BWH: torch.Tensor, batch: ChatBatch, place_NL: torch.Ten
     row_N1 = batch.example_N[:, None] * states_BWH.shape[1]
     place_NL = row_N1 + batch.packing.place_NS.gather(1, place_NL)
     return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).unflatten(0, place_NL.shape)
+
+
+def last_states(states_BWH: torch.Tensor, batch: ChatBatch) -> torch.Tensor:
+    """Return (N, H): the state of each sequence's last token."""
+    return of_sequences(states_BWH, batch, batch.length_N[:, None] - 1)[:, 0]

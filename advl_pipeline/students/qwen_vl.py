@@ -107,9 +107,9 @@ TINY_PIXELS = (32 * 32, 64 * 64)
 class QwenBatch(ChatBatch):
     """Adds each picture's rows and columns of tokens, and what the vision encoder reads its positions from.
 
-    `grids` stays where it is: the encoder attends picture by picture, which needs numbers and no tensor. Of each patch
-    `patch_place_U2` (int64) is its row and column, and `nearest_U4` (int64) with `share_U4` (float32) say which of the
-    learnt positions lie around it, and how much of each it takes.
+    `grids` stays where it is: the encoder attends picture by picture, which needs numbers and no tensor. Of each
+    patch `patch_place_U2` (int64) is its row and column, and `nearest_U4` (int64) with `share_U4` (float32) say which
+    of the learnt positions lie around it, and how much of each it takes.
     """
 
     grids: tuple[tuple[int, int], ...]

@@ -224,6 +224,52 @@ def test_candidates_have_transformers_likelihoods_and_loss(
         torch.testing.assert_close(loss, expected, **TOLERANCE)
 
 
+def test_candidates_lie_in_one_row_behind_their_picture(student: GenerativeStudent, choices: list[Example]) -> None:
+    """Every layer sees a picture once, one mask of the type that it computes in, and no state of it is kept."""
+    batch = student.collate(choices)
+    seen: list[tuple[torch.Size, torch.Tensor]] = []
+    for layer in student.decoder.layers:
+        layer.register_forward_pre_hook(
+            lambda _, inputs, options: seen.append((inputs[0].shape, options["attention_mask"])), with_kwargs=True
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = student.encode_pooled(batch)
+    assert len(seen) == len(student.decoder.layers)
+    widths = {tuple(shape[:2]) for shape, _ in seen}
+    assert len(widths) == 1
+    (num_rows, width), *_ = widths
+    pictures = batch.visual_mask_NR.sum(1)
+    assert num_rows == 2
+    # A row is as long as its sequences without the pictures that they would repeat, and what fills it up to eights.
+    lengths = batch.length_N.split(list(batch.num_candidates))
+    repeated = [int(pictures[first]) * (len(one) - 1) for first, one in zip((0, 3), lengths, strict=True)]
+    most = max(int(one.sum()) - again for one, again in zip(lengths, repeated, strict=True))
+    assert width % 8 == 0
+    assert width <= most + 7
+    masks = [mask for _, mask in seen]
+    assert all(mask is masks[0] for mask in masks)
+    assert masks[0].dtype == torch.bfloat16
+    # Each place sees another at least: half precision would make nothing of an empty row.
+    assert bool((masks[0] == 0).any(-1).all())
+    assert pooled.text_states_NLH.numel() == 0
+    assert pooled.answered is not None
+
+
+def test_a_candidate_is_scored_as_if_it_were_alone(student: GenerativeStudent, choices: list[Example]) -> None:
+    together = student.encode(student.collate(choices))
+    row = 0
+    for example in choices:
+        for candidate in example.candidates:
+            alone = student.encode(student.collate([dataclasses.replace(example, candidates=(candidate,))]))
+            assert alone.answered is not None
+            assert together.answered is not None
+            mine = together.answered.log_likelihood_NK[row]
+            torch.testing.assert_close(mine, alone.answered.log_likelihood_NK[0], **TOLERANCE)
+            number = alone.text_states_NLH.shape[1]
+            torch.testing.assert_close(together.text_states_NLH[row, :number], alone.text_states_NLH[0], **TOLERANCE)
+            row += 1
+
+
 def test_labels_behind_a_sequence_score_as_if_each_were_alone(
     student: GenerativeStudent, hypotheses: list[Example]
 ) -> None:

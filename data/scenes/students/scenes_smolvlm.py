@@ -5,8 +5,8 @@ whole of it and then each box, one token each: what a model of some thousand ste
 object by tag also receives that box's features, as in `scenes-vilt`: a chat model sees no boxes and cannot tell what
 "object 3" is.
 
-Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first), W tokens
-of an example's row, H width.
+Shapes: B examples, N sequences, S tokens of a sequence, L of them text, R picture tokens (whole picture first),
+W tokens of an example's row, H width.
 """
 
 from __future__ import annotations
