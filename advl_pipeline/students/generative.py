@@ -485,7 +485,7 @@ def of_sequences(states_BWH: torch.Tensor, batch: ChatBatch, place_NL: torch.Ten
     """
     row_N1 = batch.example_N[:, None] * states_BWH.shape[1]
     place_NL = row_N1 + batch.packing.place_NS.gather(1, place_NL)
-    return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).unflatten(0, place_NL.shape)
+    return states_BWH.flatten(0, 1).index_select(0, place_NL.flatten()).view(*place_NL.shape, -1)
 
 
 def last_states(states_BWH: torch.Tensor, batch: ChatBatch) -> torch.Tensor:

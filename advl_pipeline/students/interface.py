@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
@@ -48,9 +49,9 @@ class StudentBatch:
 
     num_candidates: tuple[int, ...]
     """Sequences of each of the B examples; they lie next to one another."""
-    example_N: torch.Tensor = None  # type: ignore[assignment]
+    example_N: torch.Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
     """The example of each sequence, int64; found from `num_candidates`."""
-    first_B: torch.Tensor = None  # type: ignore[assignment]
+    first_B: torch.Tensor = field(default_factory=partial(torch.empty, 0, dtype=torch.int64))
     """The first sequence of each example, int64; found from `num_candidates`."""
     num_cut: int = 0
     """Texts that were cut to the student's length."""
@@ -63,7 +64,7 @@ class StudentBatch:
 
     def __post_init__(self) -> None:
         # Here and not where they are needed: on a device, a list becomes a tensor by waiting for it.
-        if self.example_N is None:
+        if not len(self.example_N):
             counts = np.array(self.num_candidates)
             self.example_N = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
             self.first_B = torch.from_numpy(np.cumsum(counts) - counts)
