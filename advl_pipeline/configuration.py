@@ -161,9 +161,13 @@ def options_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     return found
 
 
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def option_types(cls: type[Any]) -> dict[str, Any]:
     """Return name -> type of each option of a configuration, those of its components among them."""
-    hints = typing.get_type_hints(cls)
+    # A study makes hundreds of configurations.
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         part = field.metadata.get("component")
@@ -241,7 +245,7 @@ def changed_options(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]
     return {
         name: value
         for name, value in values.items()
-        if name not in defaults or defaults[name] is dataclasses.MISSING or value != _to_plain(defaults[name])
+        if name not in defaults or defaults[name] is dataclasses.MISSING or value != to_plain(defaults[name])
     }
 
 
@@ -395,7 +399,7 @@ def _assembled(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Return the configuration as plain JSON types (paths as strings, tuples as lists)."""
-    return {name: _to_plain(value) for name, value in option_values(config).items()}
+    return {name: to_plain(value) for name, value in option_values(config).items()}
 
 
 def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
@@ -408,7 +412,7 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
     fields = options_of(cls)
     for field in (fields[name] for name in sections(cls)):
         value = values.get(field.name)
-        if value is None or value == _to_plain(field.default):
+        if value is None or value == to_plain(field.default):
             continue
         flag = flag_of(field.name)
         if isinstance(value, bool):
@@ -419,15 +423,18 @@ def command_words(cls: type[Any], values: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Return a value as plain JSON types: dataclasses and named tuples by their fields, paths as strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return config_to_dict(value)
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "_asdict"):
+        return to_plain(value._asdict())
     if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _to_plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     return value
 
 

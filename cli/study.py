@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from advl_pipeline.configuration import config_to_dict
+from advl_pipeline.configuration import config_to_dict, to_plain
 from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.studies.config import StudyRunConfig, load_study, shipped_studies, student_choice
 
@@ -57,11 +57,7 @@ def study(config: StudyRunConfig, as_json: bool, dry_run: bool, measure: bool) -
 
         forecast = forecast_study(config, measure=measure)
         if as_json:
-            totals = {
-                name: getattr(forecast, name)
-                for name in ("num_left", "cell_seconds", "scoring_seconds", "seconds_left", "bytes_left")
-            }
-            print_json(config_to_dict(forecast) | totals)
+            print_json(config_to_dict(forecast))
         else:
             click.echo(forecast_as_text(forecast))
         return
@@ -100,7 +96,7 @@ def report(config: ReportConfig, as_json: bool) -> None:
 
     result = run_report(config)
     if as_json:
-        print_json({"output": str(result.output), "answers": result.answers, "verdicts": result.verdicts})
+        print_json(to_plain({"output": result.output, "answers": result.answers, "verdicts": result.verdicts}))
         return
     for answer in result.answers:
         click.echo(str(answer))

@@ -385,6 +385,8 @@ def compare(
     per_seed_S, mean_N = 100.0 * difference_SN.mean(axis=1), difference_SN.mean(axis=0)
     sum_G: FloatArray = mean_N if groups is None else np.bincount(groups.group_N, mean_N).astype(np.float64)
     per_seed = tuple(float(value) for value in per_seed_S)
+    random = np.random.default_rng(seed)
+    means_BS = resampled_means(difference_SN, groups=groups, resamples=resamples, random=random)
     return PairedComparison(
         effect=effect(100.0 * float(np.mean(treated_SN)), 100.0 * float(np.mean(baseline_SN))),
         per_seed=per_seed,
@@ -392,12 +394,8 @@ def compare(
         seed_t=paired_t_test(per_seed),
         seed_sign_flip=sign_flip_test(per_seed_S, seed=seed),
         item_test=sign_flip_test(sum_G, seed=seed),
-        item_interval=hierarchical_bootstrap(
-            difference_SN, groups=groups, level=level, resamples=resamples, seed=seed, resample_seeds=False
-        ),
-        joint_interval=hierarchical_bootstrap(
-            difference_SN, groups=groups, level=level, resamples=resamples, seed=seed
-        ),
+        item_interval=interval_of_resamples(means_BS, level=level, random=None),
+        joint_interval=interval_of_resamples(means_BS, level=level, random=random),
         num_seeds=difference_SN.shape[0],
         num_items=difference_SN.shape[1],
     )

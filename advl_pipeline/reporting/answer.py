@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from advl_pipeline.evaluation.items import JOINT_METRICS
 from advl_pipeline.reporting import wording
 from advl_pipeline.studies.claims import is_teacher_control
 from advl_pipeline.studies.config import Setting
-from advl_pipeline.studies.result import Place, Standing, StudyResult
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import Place
 
 _ASKED = {
     "qa2r": "rationales",
@@ -66,55 +68,48 @@ def _answer(result: StudyResult, setting: Setting) -> Answer | None:
     places = [
         place
         for place in sorted(result.places(), key=lambda place: place.rank)
-        if (place.setting, place.metric, place.test_set) == (setting.name, metric, setting.reference)
-        and result.standing(place, study.focus)
-        and (len(study.methods) == 1 or result.contrast(place, study.focus, study.baseline))
+        if place[:3] == (setting.name, metric, setting.reference)
+        and result.one("accuracy", place, method=study.focus)
+        and (len(study.methods) == 1 or result.one("gain", place, method=study.focus, against=study.baseline))
     ]
     if not places:
         return None
     place = places[0]
-    focus = result.standing(place, study.focus)
-    assert focus is not None
-    others = [item for item in result.standings if item.place == place and item.method != study.focus]
-    things = _ASKED.get(metric, "questions")
-    told = f"{wording.method_label(study, study.focus)} answers {focus.accuracy.mean:.0f} of 100 {things} rightly"
-    told += "".join(f", {_beside(result, item)}" for item in others if item.method == study.baseline)
-    controls = [item for item in others if study.variant(item.method).role == "control"]
-    told += "".join(f"{';' if not number else ','} {_beside(result, item)}" for number, item in enumerate(controls))
+    rows = {row.method: row for row in result.find("accuracy", place)}
+    focus, baseline = rows.pop(study.focus), rows.get(study.baseline)
+    controls = [row for row in rows.values() if study.variant(row.method).role == "control"]
+    name, things = wording.method_label(study, study.focus), _ASKED.get(metric, "questions")
+    told = f"{name} answers {focus.mean:.0f} of 100 {things} rightly"
+    told += f", {_beside(result, baseline)}" if baseline else ""
+    told += f"; {', '.join(_beside(result, row) for row in controls)}" if controls else ""
     where = f"On {setting.name}, " if len(study.settings) > 1 else ""
-    facts = [*_gains(result, place, focus), *_trivial(result, place), _basis(result, place, focus)]
+    facts = [*_gains(result, place), *_trivial(result, place), _basis(result, place, focus)]
     return Answer(place=place, sentence=f"{where}{told}.", facts=tuple(facts))
 
 
-def _beside(result: StudyResult, item: Standing) -> str:
+def _beside(result: StudyResult, row: Any) -> str:
     """Name a method as a sentence does, with its number."""
-    study, number = result.study, f"{item.accuracy.mean:.0f}"
-    variant = study.variant(item.method)
-    if not is_teacher_control(study, item.method):
-        return f"{wording.method_label(study, item.method)} {number}"
-    return f"with {'random' if variant.teacher_prefix else 'shuffled'} teachers {number}"
+    if not is_teacher_control(result.study, row.method):
+        return f"{wording.method_label(result.study, row.method)} {row.mean:.0f}"
+    kind = "random" if result.study.variant(row.method).teacher_prefix else "shuffled"
+    return f"with {kind} teachers {row.mean:.0f}"
 
 
-def _gains(result: StudyResult, place: Place, focus: Standing) -> list[Fact]:
+def _gains(result: StudyResult, place: Place) -> list[Fact]:
     """Say what the focus method gains over its baseline, and over the best control where that is another."""
     study, best = result.study, result.best_control(place)
     facts = []
     for other in dict.fromkeys([study.baseline, *([best.method] if best else [])]):
-        contrast = result.contrast(place, study.focus, other)
-        if contrast is None:
+        if (gain := result.one("gain", place, method=study.focus, against=other)) is None:
             continue
-        compared, name = contrast.comparison, wording.method_label(study, other)
-        tests = ", ".join(
-            f"p {wording.p_value(p)} over {what}"
-            for p, what in ((contrast.seed_p_adjusted, "seeds"), (contrast.item_p_adjusted, "items"))
-            if p is not None
-        )
-        open_ = " This is not told from no gain." if compared.joint_interval.contains(0.0) else ""
+        name, told = wording.method_label(study, other), {"seeds": gain.p_seed_holm, "items": gain.p_item_holm}
+        tests = ", ".join(f"p {wording.p_value(p)} over {what}" for what, p in told.items() if p is not None)
+        open_ = " This is not told from no gain." if gain.joint_interval.contains(0.0) else ""
         facts.append(
             Fact(
                 label=f"over the best control, {name}" if best and other == best.method else f"over {name}",
-                value=wording.signed(compared.effect.points),
-                note=f"points {wording.interval(compared.joint_interval)}, {tests}.{open_}",
+                value=wording.signed(gain.mean),
+                note=f"points {wording.interval(gain.joint_interval)}, {tests}.{open_}",
             )
         )
     return facts
@@ -125,18 +120,15 @@ def _trivial(result: StudyResult, place: Place) -> list[Fact]:
     known = result.trivial_of(place)
     if not known:
         return []
-    majority, given = f"{known['majority']:.0f}", known.get("given")
     note = f"of 100 are right without a student; an answer at random {known['chance']:.0f}."
-    facts = [Fact(label=f"always {wording.quoted(known['answer'])}", value=majority, note=note)]
-    if len(result.cells) == 1 and given is not None:
-        answer = wording.quoted(known["given_answer"])
-        facts.append(
-            Fact(label="its commonest answer", value=f"{given:.0f}", note=f"times of 100 it answers {answer}.")
-        )
+    facts = [Fact(label=f"always “{known['answer']}”", value=f"{known['majority']:.0f}", note=note)]
+    if len(result.cells) == 1 and known.get("given") is not None:
+        note = f"times of 100 it answers “{known['given_answer']}”."
+        facts.append(Fact(label="its commonest answer", value=f"{known['given']:.0f}", note=note))
     return facts
 
 
-def _basis(result: StudyResult, place: Place, focus: Standing) -> Fact:
+def _basis(result: StudyResult, place: Place, focus: Any) -> Fact:
     """Say what the numbers rest on."""
     few = len(focus.seeds) < result.study.min_seeds and len(result.cells) > 1
     note = (

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections import Counter
 
 from advl_pipeline.reporting import wording
-from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.forecast import CacheForecast, Forecast
-from advl_pipeline.training.methods import planned_steps
 
 
 def forecast_as_text(forecast: Forecast) -> str:
     """Render the grid as one line per setting, method and shots, then what is left to do."""
     seeds: dict[tuple[str, str, str], list[str]] = {}
-    for item in forecast.cells:
-        key = (item.cell.setting, item.cell.method, shots_label(item.cell.shots))
-        seeds.setdefault(key, []).append(f"{item.cell.seed}{'*' if item.finished else ''}")
-    width = max(len(key[1]) for key in seeds)
+    for row in forecast.cells:
+        key = (row["setting"], row["method"], row["shots"])
+        seeds.setdefault(key, []).append(f"{row['seed']}{'*' if row['finished'] else ''}")
+    width = max(len(method) for _, method, _ in seeds)
     lines = [f"{forecast.name}: {len(forecast.cells)} cells in {forecast.folder} (* is finished)"]
     lines += [
         f"  {setting}  {method:<{width}}  {shots:>6} shots  seeds {' '.join(names)}"
         for (setting, method, shots), names in seeds.items()
     ]
-    steps = Counter(planned_steps(item.cell.finetune) for item in forecast.left)
+    steps = Counter(row["steps"] for row in forecast.cells if not row["finished"])
     lines.append(
         f"left: {forecast.num_left} cells"
         + "".join(f", {number} of {count} steps" for count, number in sorted(steps.items()))

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import dataclasses
 import json
 from collections.abc import Sequence
 
-from advl_pipeline.configuration import config_to_dict
+import pandas as pd
+
+from advl_pipeline.configuration import to_plain
 from advl_pipeline.reporting import wording
 from advl_pipeline.reporting.answer import answers, nothing_yet
-from advl_pipeline.reporting.tables import (
-    LONG_COLUMNS,
-    ReadoutTable,
-    WideCell,
-    WideTable,
-    long_rows,
-    readout_tables,
-    wide_tables,
-)
+from advl_pipeline.reporting.tables import LONG_COLUMNS, long_rows, readout_tables, wide_tables
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.result import StudyResult
 
 _LATEX_SPECIAL = str.maketrans(
@@ -40,15 +32,15 @@ _LEGEND = (
 
 def as_text(result: StudyResult) -> str:
     """Render the answer, the tables and the verdicts for a terminal."""
-    lines = _answer_lines(result)
+    lines = _opening(result)
     for table in wide_tables(result):
-        lines += ["", table.title, *_aligned(_grid(table))]
+        lines += ["", table.title, *_aligned(table.grid())]
     lines += ["", _legend(result)]
     readouts = readout_tables(result)
     if readouts:
         lines += ["", f"{wording.READOUT_QUESTION} {wording.READOUT_EXPLAINED}"]
-    for readout in readouts:
-        lines += ["", readout.title, *_aligned(_readout_grid(readout))]
+    for table in readouts:
+        lines += ["", table.title, *_aligned(table.grid())]
     verdicts = judge_claims(result)
     lines += [""] if verdicts else []
     for verdict in verdicts:
@@ -57,9 +49,8 @@ def as_text(result: StudyResult) -> str:
     return "\n".join([*lines, *_unfinished(result)])
 
 
-def _answer_lines(result: StudyResult) -> list[str]:
-    found = answers(result)
-    return [str(answer) for answer in found] or [nothing_yet(result)]
+def _opening(result: StudyResult) -> list[str]:
+    return [str(answer) for answer in answers(result)] or [nothing_yet(result)]
 
 
 def _legend(result: StudyResult) -> str:
@@ -75,16 +66,16 @@ def as_markdown(result: StudyResult, *, title: str | None = None) -> str:
     """Render the answer, the tables and the verdicts as Markdown; without verdicts where a title is given."""
     heading = result.study.title or result.study.name if title is None else title
     lines = [f"# {_md(heading)}"]
-    for line in _answer_lines(result):
+    for line in _opening(result):
         lines += ["", _md(line)]
     for table in wide_tables(result):
-        lines += ["", f"## {_md(table.title)}", "", *_md_table(_grid(table))]
+        lines += ["", f"## {_md(table.title)}", "", *_md_table(table.grid())]
     lines += ["", _legend(result)]
     readouts = readout_tables(result)
     if readouts:
         lines += ["", f"## {wording.READOUT_QUESTION}", "", wording.READOUT_EXPLAINED]
-    for readout in readouts:
-        lines += ["", f"### {_md(readout.title)}", "", *_md_table(_readout_grid(readout))]
+    for table in readouts:
+        lines += ["", f"### {_md(table.title)}", "", *_md_table(table.grid())]
     verdicts = judge_claims(result) if title is None else ()
     if verdicts:
         lines += ["", "## Claims", "", "| claim | setting | verdict | why |", "|---|---|---|---|"]
@@ -98,10 +89,10 @@ def as_latex(result: StudyResult) -> str:
     """Render the tables as LaTeX tabulars for booktabs."""
     blocks = []
     for table in wide_tables(result):
-        header, *rows = _grid(table)
+        header, *rows = table.grid()
         lines = [
             f"% {'; '.join([table.title, _legend(result), *_unfinished(result)])}".replace("\n", " "),
-            r"\begin{tabular}{ll" + "r" * len(table.test_sets) + "}",
+            r"\begin{tabular}{ll" + "r" * len(table.columns) + "}",
             r"\toprule",
             " & ".join(_tex(item) for item in header) + r" \\",
         ]
@@ -112,7 +103,7 @@ def as_latex(result: StudyResult) -> str:
             previous = row[0]
             lines.append(" & ".join(_tex(item) for item in row) + r" \\")
         if table.caveats:
-            span = 2 + len(table.test_sets)
+            span = 2 + len(table.columns)
             lines.append(rf"\midrule \multicolumn{{{span}}}{{l}}{{{_tex('; '.join(table.caveats))}}} \\")
         blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(blocks) + "\n"
@@ -120,11 +111,8 @@ def as_latex(result: StudyResult) -> str:
 
 def as_csv(result: StudyResult) -> str:
     """Render the long table as CSV, unrounded; empty where there is no number."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, LONG_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(long_rows(result))
-    return buffer.getvalue()
+    frame = pd.DataFrame(long_rows(result), columns=list(LONG_COLUMNS), dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 def as_items(result: StudyResult) -> str:
@@ -133,46 +121,23 @@ def as_items(result: StudyResult) -> str:
 
 
 def as_json(result: StudyResult) -> str:
-    """Render everything that was gathered as JSON."""
+    """Render everything that was gathered, but the items, as JSON; a frame is a list of records."""
+    gathered = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     document = {
-        "answers": [config_to_dict(answer) for answer in answers(result)],
-        "verdicts": [config_to_dict(verdict) for verdict in judge_claims(result)],
+        "answers": answers(result),
+        "verdicts": judge_claims(result),
         "table": long_rows(result),
-        **{name: value for name, value in config_to_dict(result).items() if name != "items"},
+        **{
+            name: value.to_dict("records") if isinstance(value, pd.DataFrame) else value
+            for name, value in gathered.items()
+            if name not in ("items", "trivial")
+        },
         "trivial": [
             {"setting": setting, "metric": metric, "test_set": test_set, **found}
             for (setting, metric, test_set), found in result.trivial.items()
         ],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def _grid(table: WideTable) -> list[list[str]]:
-    rows = [["shots", "method", *table.test_sets]]
-    rows += [["", name, *values] for name, values in table.trivial.items()]
-    rows += [[shots_label(row.shots), row.label, *(_cell_text(cell) for cell in row.cells)] for row in table.rows]
-    return rows
-
-
-def _readout_grid(table: ReadoutTable) -> list[list[str]]:
-    rows = [["shots", "method", *table.columns, "runs"], ["", "chance", *table.chance, ""]]
-    rows += [
-        [
-            shots_label(row.shots),
-            row.label,
-            *(" → ".join(cell) if cell else "" for cell in row.cells),
-            str(row.num_runs),
-        ]
-        for row in table.rows
-    ]
-    return rows
-
-
-def _cell_text(cell: WideCell | None) -> str:
-    if cell is None:
-        return ""
-    best = f"; best control {cell.over_best}" if cell.over_best else ""
-    return f"{cell.accuracy} ({cell.gain}; {cell.p_seed}, {cell.p_item}{best})" if cell.gain else cell.accuracy
+    return json.dumps(to_plain(document), indent=2, ensure_ascii=False) + "\n"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

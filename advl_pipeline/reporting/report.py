@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from advl_pipeline.atomic import make_folder, write_text
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.outputs import require_outputs
 from advl_pipeline.reporting.answer import Answer, answers
 from advl_pipeline.reporting.config import ReportConfig, ReportFormat
@@ -20,17 +18,14 @@ from advl_pipeline.studies.folder import STUDY_FILE
 from advl_pipeline.studies.gather import gather_runs, gather_study
 from advl_pipeline.studies.result import StudyResult
 
-_EXTENSIONS: dict[ReportFormat, str] = {"items": "items.csv", "latex": "tex"}
-"""Where a format's files do not end as it is called."""
-
-
-_WRITERS: dict[ReportFormat, Callable[[StudyResult], str]] = {
-    "csv": as_csv,
-    "items": as_items,
-    "json": as_json,
-    "latex": as_latex,
-    "md": as_markdown,
+_WRITERS: dict[ReportFormat, tuple[str, Callable[[StudyResult], str]]] = {
+    "csv": ("csv", as_csv),
+    "items": ("items.csv", as_items),
+    "json": ("json", as_json),
+    "latex": ("tex", as_latex),
+    "md": ("md", as_markdown),
 }
+"""How files of a format end, and what writes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,28 +56,25 @@ def run_report(config: ReportConfig) -> ReportResult:
             next_command=advise(["advl", "report", str(studies[0])]),
         )
     result = gather_study(studies[0]) if studies else gather_runs(*config.run)
-    output = config.output or result.folder / f"report.{_EXTENSIONS.get(config.to, config.to)}"
+    ending, write = _WRITERS.get(config.to, ("html", partial(_page, config=config)))
+    output = config.output or result.folder / f"report.{ending}"
     require_outputs(config, output=output)
-    content = _render(result, config)
+    content = write(result)
     make_folder(output.parent)
     write_text(output, content)
     return ReportResult(output=output, study=result, answers=answers(result), verdicts=judge_claims(result))
 
 
-def _render(result: StudyResult, config: ReportConfig) -> str:
-    if config.to != "html":
-        return _WRITERS[config.to](result)
+def _page(result: StudyResult, config: ReportConfig) -> str:
     from advl_pipeline.reporting.examples import collect_examples, collect_words
     from advl_pipeline.reporting.page import render_page
 
-    examples = [
-        collect_examples(result, setting, data_root=config.data_root, limit=config.num_examples)
-        for setting in result.study.settings
-    ]
-    words = [
-        collect_words(result, setting, data_root=config.data_root, limit=config.num_examples)
-        for setting in result.study.settings
-    ]
-    return render_page(
-        result, [item for item in examples if item is not None], [item for item in words if item is not None]
+    examples, words = (
+        [
+            found
+            for setting in result.study.settings
+            if (found := collect(result, setting, data_root=config.data_root, limit=config.num_examples)) is not None
+        ]
+        for collect in (collect_examples, collect_words)
     )
+    return render_page(result, examples, words)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advl_pipeline.datasets.roots import dataset_label
 from advl_pipeline.reporting import wording
-from advl_pipeline.reporting.figures import Figure, kinds_figure, loss_figure
+from advl_pipeline.reporting.drawing import (
+    SERIES,
+    SOFT,
+    Drawing,
+    Figure,
+    as_figure,
+    axes,
+    mark_ticks,
+    round_ticks,
+    row_axes,
+    write_value,
+)
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json, read_log
 from advl_pipeline.studies.result import StudyResult
@@ -17,114 +26,154 @@ from advl_pipeline.studies.result import StudyResult
 _MOST_CLASSES = 12
 """Classes of a confusion table that is shown; larger ones are in evaluation/SET.json."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """One metric on one test set, as the page writes it; `changes` says what becomes of it without its picture."""
-
-    test_set: str
-    metric: str
-    num_items: int
-    accuracy: str
-    interval: str
-    majority: str
-    chance: str
-    changes: Mapping[str, str]
+_MOST_KINDS = 24
+_TERMS = {
+    "task": "task",
+    "vision": "vision teacher",
+    "text": "language teacher",
+    "answers": "teachers' answers",
+    "contrast": "contrast of pictures and texts",
+    "drift": "drift from the start",
+}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunView:
-    """A run as its page shows it. `confusions`: test set -> class names and counts, the true class by row."""
+def view_run(result: StudyResult) -> dict[str, Any]:
+    """Read what the page of the only run of a result shows beside its tables.
 
-    name: str
-    title: str
-    facts: Mapping[str, str]
-    scores: tuple[Score, ...]
-    losses: Figure | None
-    kinds: tuple[Figure, ...]
-    confusions: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """How pictures were spoilt in any of the evaluations."""
-        return tuple(dict.fromkeys(kind for score in self.scores for kind in score.changes))
-
-
-def view_run(result: StudyResult) -> RunView:
-    """Read what the page of the only run of a result shows beside its tables."""
-    (cell,) = result.cells
-    run = result.runs / cell.run
-    name = run.absolute().name
+    Returns:
+        name, title and facts; scores, as `scores_of` has them, and the views of the picture in them; figures of the
+        losses and of the kinds of questions; confusions: test set -> class names and counts, the true class by row.
+    """
+    (cell,) = result.cells.itertuples()
+    run = result.runs / str(cell.run)
+    setting = result.study.settings[0]
     config, done = read_config(run), read_json(run / names.RESULT)
-    documents = evaluations_of(run, result.study.settings[0].test_sets)
-    kinds = [
-        kinds_figure(
-            f"{wording.metric_name(metric)} on {test_set} {how}",
-            found,
-            identifier=f"kinds-{number}-{metric}-{place}",
-            run=cell.run,
-        )
-        for number, (test_set, document) in enumerate(documents.items())
-        for place, (how, key) in enumerate(
-            (("by question type", "by_question_type"), ("by answer type", "by_answer_type"))
-        )
-        for metric, found in _by_metric(document, key).items()
-    ]
-    method = result.study.variant(cell.method).label or cell.method
-    return RunView(
-        name=name,
-        title=f"{config['student']} on {dataset_label(config['dataset'])}",
-        facts={
+    documents = {name: read_json(names.evaluation_file(run, name, ".json")) for name in setting.test_sets}
+    scores = scores_of(documents)
+    return {
+        "name": run.absolute().name,
+        "title": f"{config['student']} on {dataset_label(config['dataset'])}",
+        "facts": {
             "student": config["student"],
             "starts from": dataset_label(str(config["init"])) if config.get("init") else "random weights",
-            "method": method,
-            "teachers": ", ".join(result.study.settings[0].teachers) or "none",
+            "method": wording.method_label(result.study, result.study.methods[0]),
+            "teachers": ", ".join(setting.teachers) or "none",
             "learned from": f"{done['num_labelled']:,} labelled items of {config['split']}",
             "steps": f"{done['num_steps']:,} in {wording.duration(done['seconds'])}",
-            "seed": str(cell.seed),
+            "seed": str(config["seed"]),
         },
-        scores=scores_of(documents),
-        losses=loss_figure(read_log(run), run=cell.run),
-        kinds=tuple(figure for figure in kinds if figure is not None),
-        confusions={
+        "scores": scores,
+        "views": list(dict.fromkeys(kind for score in scores for kind in score["changes"])),
+        "losses": loss_figure(read_log(run), run=str(cell.run)),
+        "kinds": _kinds_figures(documents, run=str(cell.run)),
+        "confusions": {
             test_set: document["confusion"]
             for test_set, document in documents.items()
             if 0 < len(document.get("confusion", {}).get("label_names", ())) <= _MOST_CLASSES
         },
+    }
+
+
+def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return every metric on every test set beside chance and the majority answer, as a page writes them.
+
+    Args:
+        documents: evaluations by test set.
+
+    Returns:
+        test_set, metric, num_items, accuracy, its interval, majority, chance, and changes: how pictures were spoilt
+        -> what becomes of the accuracy.
+    """
+    found = []
+    for test_set, document in documents.items():
+        for metric, accuracy in document["metrics"].items():
+            trivial = document.get("trivial", {}).get(metric)
+            interval = document.get("intervals", {}).get(metric)
+            spoilt = document.get("use_of_vision", {}).get(metric, {})
+            ends = f"[{wording.percent(interval['low'])}, {wording.percent(interval['high'])}]" if interval else ""
+            found.append(
+                {
+                    "test_set": test_set,
+                    "metric": wording.metric_name(metric),
+                    "num_items": document.get("num_items", {}).get(metric, 0),
+                    "accuracy": wording.percent(accuracy),
+                    "interval": ends,
+                    "majority": f"{wording.percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
+                    "chance": wording.percent(trivial["chance"]) if trivial else "",
+                    "changes": {kind: wording.signed(-one["drop"]) for kind, one in spoilt.items() if "drop" in one},
+                }
+            )
+    return found
+
+
+def loss_figure(log: Sequence[Mapping[str, Any]], *, run: str) -> Figure | None:
+    """The task loss and each term of the distillation over the steps of a run; None for a run of no two steps."""
+    terms = list(dict.fromkeys(key for record in log for key in record if key.startswith("raw/")))
+    if not terms or len(log) < 2:
+        return None
+    last = max(int(record["step"]) for record in log)
+    began = next((int(record["step"]) for record in log if record["phase"] == "finetune"), 0)
+    drawings: list[Drawing] = []
+    for term in terms:
+        name = _TERMS.get(term.removeprefix("raw/"), term.removeprefix("raw/"))
+        points = [(int(record["step"]), float(record[term])) for record in log if term in record]
+        steps, values = map(list, zip(*points, strict=True))
+        ticks = round_ticks([min(values), max(values)])
+        drawn = axes(258, 150, left=40, right=10, bottom=36)
+        drawn.set_xlim(0, max(last, 1))
+        drawn.set_ylim(ticks[0], ticks[-1])
+        mark_ticks(drawn, "y", ticks)
+        mark_ticks(
+            drawn, "x", [tick for tick in round_ticks([0.0, float(last)]) if tick <= last], name="optimiser step"
+        )
+        if began:
+            drawn.axvline(began, color=SOFT, linewidth=1, linestyle=(0, (2, 3)))
+        drawn.plot(steps, values, color=SERIES[1], linewidth=1, alpha=0.35)
+        # The running mean over a twentieth of the steps.
+        reach = max(1, len(values) // 40)
+        windows = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
+        drawn.plot(steps, [sum(window) / len(window) for window in windows], color=SERIES[1], linewidth=1.8)
+        end = sum(values[-10:]) / len(values[-10:])
+        told = (f"{number:.4g}" for number in (values[0], min(values), end))
+        drawings.append((name, drawn, [(name, f"{steps[0]} to {steps[-1]}", *told)]))
+    return as_figure(
+        drawings,
+        identifier="loss",
+        title="Loss of each term over the steps",
+        caption="Raw values before they are weighed, each step thin and their running mean bold."
+        + (f" Left of the dotted line, the {began} steps of the adapt step." if began else ""),
+        columns=("term", "steps", "first", "least", "mean of the last ten"),
+        runs=[run],
     )
 
 
-def evaluations_of(run: Path, test_sets: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """Return the documents of a run's evaluations by test set."""
-    return {name: read_json(names.evaluation_file(run, name, ".json")) for name in test_sets}
+def _kinds_figures(documents: Mapping[str, Mapping[str, Any]], *, run: str) -> list[Figure]:
+    """Accuracy by question type and by answer type, where there are several; answer types are of VQA alone."""
+    found = []
+    for number, (test_set, document) in enumerate(documents.items()):
+        by_answer = document.get("by_answer_type")
+        ways = {"question type": document.get("by_question_type", {}), "answer type": {"vqa": by_answer or {}}}
+        for place, (way, by_metric) in enumerate(ways.items()):
+            for metric, kinds in by_metric.items():
+                if len(kinds) > 1:
+                    title = f"{wording.metric_name(metric)} on {test_set} by {way}"
+                    found.append(_kinds_figure(title, kinds, identifier=f"kinds-{number}-{metric}-{place}", run=run))
+    return found
 
 
-def scores_of(documents: Mapping[str, Mapping[str, Any]]) -> tuple[Score, ...]:
-    """Return every metric on every test set beside chance and the majority answer."""
-    return tuple(
-        _score(test_set, document, metric)
-        for test_set, document in documents.items()
-        for metric in document["metrics"]
+def _kinds_figure(title: str, kinds: Mapping[str, Mapping[str, float]], *, identifier: str, run: str) -> Figure:
+    ordered = sorted(kinds.items(), key=lambda pair: pair[1]["accuracy"])[-_MOST_KINDS:]
+    names = [f"{name} ({found['num_items']:.0f})" for name, found in ordered]
+    drawn = row_axes(names, [0.0, 25.0, 50.0, 75.0, 100.0])
+    for row, (_, found) in enumerate(ordered):
+        drawn.plot([0, found["accuracy"]], [row, row], color=SERIES[1], linewidth=6, solid_capstyle="butt")
+        write_value(drawn, row, wording.percent(found["accuracy"]))
+    rows = [(name, f"{found['num_items']:.0f}", f"{found['accuracy']:.1f}") for name, found in kinds.items()]
+    return as_figure(
+        [("", drawn, rows)],
+        identifier=identifier,
+        title=title,
+        caption="Percent right, and how many items there are of each kind.",
+        columns=("kind", "items", "percent right"),
+        runs=[run],
     )
-
-
-def _score(test_set: str, document: Mapping[str, Any], metric: str) -> Score:
-    trivial = document.get("trivial", {}).get(metric, {})
-    interval = document.get("intervals", {}).get(metric)
-    spoilt = document.get("use_of_vision", {}).get(metric, {})
-    return Score(
-        test_set=test_set,
-        metric=wording.metric_name(metric),
-        num_items=document.get("num_items", {}).get(metric, 0),
-        accuracy=wording.percent(document["metrics"][metric]),
-        interval=f"[{wording.percent(interval['low'])}, {wording.percent(interval['high'])}]" if interval else "",
-        majority=f"{wording.percent(trivial['majority'])} ({trivial['answer']})" if trivial else "",
-        chance=wording.percent(trivial["chance"]) if trivial else "",
-        changes={kind: wording.signed(-found["drop"]) for kind, found in spoilt.items() if "drop" in found},
-    )
-
-
-def _by_metric(document: Mapping[str, Any], key: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
-    """Return metric -> kind -> accuracy and number; answer types are of VQA alone."""
-    found = document.get(key, {})
-    return {"vqa": found} if key == "by_answer_type" and found else found

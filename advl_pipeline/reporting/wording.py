@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from advl_pipeline.evaluation.question_match import Questions
-from advl_pipeline.evaluation.statistics import Interval, Spread
+from advl_pipeline.evaluation.statistics import Interval
 from advl_pipeline.studies.claim_tests import MINUS as MINUS
 from advl_pipeline.studies.claim_tests import signed as signed
-from advl_pipeline.studies.config import StudyConfig, shots_label
-from advl_pipeline.studies.result import Contrast
+from advl_pipeline.studies.config import FULL, StudyConfig
 
 METRIC_NAMES = {
     "q2a": "Q→A accuracy",
@@ -42,11 +42,6 @@ READOUT_EXPLAINED = (
 )
 
 
-def titled(title: str, caveats: Sequence[str]) -> str:
-    """Return a table's title with what its reader must know of its numbers."""
-    return f"{title} ({'; '.join(caveats)})" if caveats else title
-
-
 def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric)
 
@@ -59,8 +54,8 @@ def seeds(number: int) -> str:
     return f"{number} seed{'s' if number != 1 else ''}"
 
 
-def shots_text(shots: int | None) -> str:
-    return "all items" if shots is None else f"{shots_label(shots)} shots"
+def shots_text(shots: str) -> str:
+    return "all items" if shots == FULL else f"{shots} shots"
 
 
 def percent(value: float) -> str:
@@ -68,20 +63,10 @@ def percent(value: float) -> str:
     return f"{value:.1f}"
 
 
-def spread(value: Spread) -> str:
-    """Write a mean, of a share or of what is lost of one, and its standard deviation over seeds."""
+def spread(value: Any) -> str:
+    """Write the `mean`, of a share or of what is lost of one, and its standard `deviation` over seeds."""
     mean = signed(value.mean) if value.mean < 0 else percent(value.mean)
     return mean if value.deviation is None else f"{mean} ± {value.deviation:.1f}"
-
-
-def spread_of_change(value: Spread) -> str:
-    """Write the mean of a change with its sign, and its standard deviation over seeds."""
-    return signed(value.mean) + ("" if value.deviation is None else f" ± {value.deviation:.1f}")
-
-
-def quoted(text: str) -> str:
-    """Write an answer as a text quotes it."""
-    return f"“{text}”"
 
 
 def signed_tick(value: float) -> str:
@@ -101,11 +86,6 @@ def p_value(value: float | None) -> str:
         return "<.001"
     text = f"{value:.3f}"
     return "1" if float(text) >= 1 else text.removeprefix("0")
-
-
-def significant(contrast: Contrast) -> bool:
-    """Whether seeds and items both reject "no difference" after correction."""
-    return all(p is not None and p < 0.05 for p in (contrast.seed_p_adjusted, contrast.item_p_adjusted))
 
 
 def duration(seconds: float) -> str:

@@ -21,8 +21,9 @@ from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_evaluation, read_json
 from advl_pipeline.students.catalogue import families, family_of
 from advl_pipeline.students.interface import Student
-from advl_pipeline.studies.folder import study_of
+from advl_pipeline.studies.folder import studies_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
+from advl_pipeline.studies.table import rows_of
 from advl_pipeline.teachers.inspection import show_teacher
 from advl_pipeline.training.config import config_of_run
 
@@ -39,9 +40,9 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
     """
     config, result, identity = read_config(run), read_json(run / names.RESULT), read_json(run / names.IDENTITY)
     study, seeds = "", list[int]()
-    if (folder := study_of(run)) is not None:
+    if (folder := next((one for one, _ in studies_of(run)), None)) is not None:
         gathered = gather_study(folder)
-        seeds = sorted({cell.seed for cell in gathered.cells if cell.state == "finished"})
+        seeds = sorted({cell.seed for cell in rows_of(gathered.cells, state="finished")})
         # Its headings stand below one of the card's.
         table = as_markdown(gathered, title=f"In the study {gathered.study.name}").strip()
         study = re.sub("^#", "###", table, flags=re.MULTILINE)

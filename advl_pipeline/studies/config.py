@@ -275,8 +275,8 @@ def parse_study(raw: Mapping[str, Any], *, where: str) -> StudyConfig:
 
 
 def _complete(setting: Setting, where: str) -> Setting:
-    measured = _with_joint(tuple(METRIC_OF_TASK[task] for task in setting.tasks if task in METRIC_OF_TASK))
-    metrics = _with_joint(setting.metrics or measured)
+    measured = with_joint(tuple(METRIC_OF_TASK[task] for task in setting.tasks if task in METRIC_OF_TASK))
+    metrics = with_joint(setting.metrics or measured)
     if not metrics:
         raise ConfigError(
             f"The setting on {setting.dataset} names no task.",
@@ -296,7 +296,8 @@ def _complete(setting: Setting, where: str) -> Setting:
     return dataclasses.replace(setting, name=setting.name or dataset_label(setting.dataset), metrics=metrics)
 
 
-def _with_joint(metrics: tuple[str, ...]) -> tuple[str, ...]:
+def with_joint(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the metrics, and that of two tasks both being right where both are there."""
     joint = (joint for both, joint in JOINT_METRICS.items() if set(both) <= set(metrics))
     return tuple(dict.fromkeys((*metrics, *joint)))
 

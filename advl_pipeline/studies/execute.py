@@ -5,17 +5,20 @@ The two phases are imported when a cell runs, so that planning and gathering sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from advl_pipeline.datasets.problems import OnError
 from advl_pipeline.errors import ConfigError, DatasetError
+from advl_pipeline.evaluation.config import EvaluateConfig
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.students.weight_files import is_on_hub, making_command, student_digest, weight_files
 from advl_pipeline.studies.config import StudyConfig
-from advl_pipeline.studies.folder import given_values
+from advl_pipeline.studies.folder import given_values, studies_of
 from advl_pipeline.studies.plan import Cell, build_plan, trained_on
 from advl_pipeline.training.resolved import NAMED_FILES, named_files
 
@@ -27,21 +30,49 @@ DatasetDigester = Callable[[str, str, Path | None], str]
 
 
 def execute_cell(cell: Cell, study: StudyConfig) -> None:
-    """Finetune and evaluate in this process; the student goes where the study does not keep it."""
+    """Finetune and evaluate in this process; the student goes where no study that has the cell keeps it."""
     from advl_pipeline.evaluation.runner import run_evaluate
     from advl_pipeline.training.run import run_finetune
 
     missing = missing_test_sets(cell)
-    if missing and not all(file.exists() for file in _weights(cell.run)):
+    if (missing or cell.keeps_student) and not all(file.exists() for file in _weights(cell.run)):
         # The student was not kept: the same run gives the same one again.
         (cell.run / names.RESULT).unlink(missing_ok=True)
     if not names.is_finished(cell.run):
         run_finetune(cell.finetune)
     if missing:
-        run_evaluate(replace(cell.evaluate, on=missing))
-    if not study.keep_weights:
+        run_evaluate(_asked_or_stored(cell, missing))
+    if not study.keep_weights and not any(keeps for _, keeps in studies_of(cell.run)):
         for file in _weights(cell.run):
             file.unlink(missing_ok=True)
+
+
+def _asked_or_stored(cell: Cell, test_sets: tuple[str, ...]) -> EvaluateConfig:
+    """Return an evaluation that has what the study asks for and what another study of the cell has asked for."""
+    asked = cell.evaluate
+    files = {name: names.evaluation_file(cell.run, name, ".json") for name in test_sets}
+    stored = {name: read_json(file) for name, file in files.items() if file.exists()}
+    probes = dict.fromkeys(probe for probe in asked.probe if probe != "none")
+    probes |= dict.fromkeys(probe for document in stored.values() for probe in _probed(document))
+    most = max([asked.num_questions or math.inf, *map(_num_questions, stored.values())])
+    return replace(
+        asked,
+        on=test_sets,
+        num_questions=None if most == math.inf else int(most),
+        probe=tuple(probes) or ("none",),
+        probe_on=tuple(dict.fromkeys((*asked.probe_on, *(name for name, found in stored.items() if _probed(found))))),
+    )
+
+
+def _probed(document: Mapping[str, Any]) -> list[Any]:
+    """Return how pictures were spoilt in an evaluation."""
+    return list(dict.fromkeys(kind for kinds in document.get("use_of_vision", {}).values() for kind in kinds))
+
+
+def _num_questions(document: Mapping[str, Any]) -> float:
+    """Return how many questions were asked for in an evaluation; infinitely many where it is of the whole set."""
+    sample = document.get("sample")
+    return sample["asked"] if sample else math.inf
 
 
 def _weights(run: Path) -> list[Path]:
@@ -59,21 +90,20 @@ def _is_scored(cell: Cell, test_set: str) -> bool:
     if not path.exists():
         return False
     found, asked = read_json(path), cell.evaluate
-    if asked.num_questions is not None and (found.get("sample") or {}).get("asked") != asked.num_questions:
-        return False
-    if asked.num_questions is None and found.get("sample"):
+    # The questions of a sample are the first ones of a larger one.
+    if _num_questions(found) < (asked.num_questions or math.inf):
         return False
     if asked.vqa_mode is not None and found.get("vqa_mode", asked.vqa_mode) != asked.vqa_mode:
         return False
     if test_set not in asked.probe_on or cell.finetune.hide_picture:
         return True
-    probed = {kind for by_kind in found.get("use_of_vision", {}).values() for kind in by_kind}
-    return probed >= set(asked.probe) - {"none"}
+    return set(_probed(found)) >= set(asked.probe) - {"none"}
 
 
 def is_finished(cell: Cell) -> bool:
-    """Whether the cell needs nothing more."""
-    return names.is_finished(cell.run) and not missing_test_sets(cell)
+    """Whether the cell needs nothing more; a student that another study did not keep is trained again."""
+    gone = (cell.run / names.STUDENT).exists() and not all(file.exists() for file in _weights(cell.run))
+    return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)
 
 
 def init_digests(study: StudyConfig) -> dict[Path, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +56,14 @@ def cells_folder(folder: Path) -> Path:
     return (beside.parent if beside.name == STUDIES_FOLDER else beside) / CELLS_FOLDER
 
 
-def study_of(run: Path) -> Path | None:
-    """Return the first study that lists the cell of a run, by name, among those beside the run's folder."""
+def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
+    """Yield the studies beside a run's folder that list its cell, by name, and whether they keep its student."""
     outer = run.absolute().parent.parent
     for file in sorted([*outer.glob(f"{STUDIES_FOLDER}/*/{STUDY_FILE}"), *outer.glob(f"*/{STUDY_FILE}")]):
         with suppress(OSError, ValueError):
-            if run.name in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-                return file.parent
-    return None
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if run.name in record["cells"]:
+                yield file.parent, record["study"].get("keep_weights", True)
 
 
 def write_study(

@@ -1,7 +1,7 @@
 """What a study will cost before it runs.
 
-Bytes are told by the plans of its extractions and the size of runs; seconds by what a step and the scoring of a set
-took finished runs, or take in a few steps that are run now.
+Bytes are told by the plans of its extractions and the size of runs; seconds are the steps of a cell times what a step
+took runs alike that are finished, or takes in a few steps that are run now.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
 from advl_pipeline.studies.caches import extraction_config
-from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study
+from advl_pipeline.studies.config import StudyConfig, StudyRunConfig, asked_study, shots_label
 from advl_pipeline.studies.execute import dataset_digests, digest_dataset, init_digests, is_finished, missing_inits
 from advl_pipeline.studies.folder import cells_folder, default_folder, recorded
 from advl_pipeline.studies.plan import CacheNeed, Cell, build_plan
@@ -57,6 +57,50 @@ class CacheForecast:
     content: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a study would do. Times are in seconds on one process, sizes in bytes; None where something is unknown.
+
+    `cells` are the rows of the grid: setting, method, shots, seed, whether it is finished, and for those that are not
+    the optimiser steps and the seconds of training and of scoring. `cell_seconds`, `scoring_seconds` and `cell_bytes`
+    are of all cells that are left: of training them, of scoring them, and of their folders. `seconds_left` and
+    `bytes_left` are of cells and caches; of scoring as far as it is known. `time_basis` and `disk_basis` say in words
+    what they rest on, and `device` where this machine would compute.
+    """
+
+    name: str
+    folder: Path
+    cells: tuple[Mapping[str, Any], ...]
+    caches: tuple[CacheForecast, ...]
+    missing_inits: tuple[Path, ...]
+    missing_dataset: str
+    device: str
+    num_left: int
+    num_unmeasured: int
+    cell_seconds: float | None
+    scoring_seconds: float | None
+    seconds_left: float | None
+    cell_bytes: int | None
+    bytes_left: int | None
+    bytes_free: int
+    time_basis: str
+    disk_basis: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What a run took: seconds per optimiser step, around the training loop, and to score a set, by its name.
+
+    `kind` is equal for runs whose steps cost alike; `source` says in words what was run.
+    """
+
+    kind: str
+    per_step: float
+    around: float
+    scoring: Mapping[str, float]
+    source: str
+
+
 def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) -> CacheForecast:
     """Ask the extraction for its plan: the teacher is opened and encodes a few batches."""
     from advl_pipeline.extraction.by_card import card_with_sizes, estimates_by_card
@@ -64,22 +108,18 @@ def forecast_cache(need: CacheNeed, study: StudyConfig, data_root: Path | None) 
     from advl_pipeline.extraction.run import estimate_extraction
 
     config = extraction_config(need, study, data_root)
-    content = describe_content(config)
+    num_bytes: int | None = None
+    seconds, obstacle = None, ""
     try:
         estimates = estimate_extraction(config)
+        num_bytes, seconds = sum(item.num_bytes for item in estimates), sum(item.seconds or 0.0 for item in estimates)
     except AdvlError as error:
-        num_bytes = None
-        card = card_with_sizes(need.teacher)
+        obstacle, card = error.what, card_with_sizes(need.teacher)
         if isinstance(error, WeightsUnavailable) and card is not None:
             with suppress(DatasetError):
                 num_bytes = sum(item.num_bytes for item in estimates_by_card(config, card, open_part(config)))
-        return CacheForecast(path=need.path, num_bytes=num_bytes, seconds=None, obstacle=error.what, content=content)
     return CacheForecast(
-        path=need.path,
-        num_bytes=sum(item.num_bytes for item in estimates),
-        seconds=sum(item.seconds or 0.0 for item in estimates),
-        obstacle="",
-        content=content,
+        path=need.path, num_bytes=num_bytes, seconds=seconds, obstacle=obstacle, content=describe_content(config)
     )
 
 
@@ -96,106 +136,8 @@ CacheForecaster = Callable[[CacheNeed, StudyConfig, Path | None], CacheForecast]
 """Plans the extraction of a cache, given the folder of the datasets."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pace:
-    """What a run took: seconds per optimiser step, around the training loop, and to score a set, by its name.
-
-    `kind` is equal for runs whose steps cost alike; `source` says in words what was run.
-    """
-
-    kind: str
-    per_step: float
-    around: float
-    scoring: Mapping[str, float]
-    source: str
-
-    def training(self, cell: Cell) -> float:
-        """Return the seconds of training a cell whose steps cost as much."""
-        return self.per_step * planned_steps(cell.finetune) + self.around
-
-
-KindMeasurer = Callable[[Sequence[Cell]], list[Pace]]
-"""Runs a few steps of each kind of cell."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CellForecast:
-    """A cell: whether it is finished, and what training and scoring it takes if not; None where nothing tells."""
-
-    cell: Cell
-    finished: bool
-    seconds: float | None = None
-    scoring: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """What a study would do. Times are in seconds on one process; sizes in bytes.
-
-    `cell_seconds`, `scoring_seconds` and `cell_bytes` are of all cells that are left, None where unknown: of training
-    them, of scoring them, and of their folders. `time_basis` and `disk_basis` say in words what they rest on, and
-    `device` where this machine would compute.
-    """
-
-    name: str
-    folder: Path
-    cells: tuple[CellForecast, ...]
-    caches: tuple[CacheForecast, ...]
-    missing_inits: tuple[Path, ...]
-    missing_dataset: str
-    device: str
-    cell_bytes: int | None
-    bytes_free: int
-    time_basis: str
-    disk_basis: str
-
-    @property
-    def left(self) -> tuple[CellForecast, ...]:
-        return tuple(item for item in self.cells if not item.finished)
-
-    @property
-    def num_left(self) -> int:
-        return len(self.left)
-
-    @property
-    def num_unmeasured(self) -> int:
-        """Cells that are left and of which nobody knows how long they take."""
-        return sum(item.seconds is None for item in self.left)
-
-    @property
-    def cell_seconds(self) -> float | None:
-        return _sum(item.seconds for item in self.left)
-
-    @property
-    def scoring_seconds(self) -> float | None:
-        return _sum(item.scoring for item in self.left)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds of cells and caches, or None where some are unknown; of scoring as far as it is known."""
-        known = _sum([self.cell_seconds, *(cache.seconds for cache in self.caches)])
-        return None if known is None else known + (self.scoring_seconds or 0.0)
-
-    @property
-    def bytes_left(self) -> int | None:
-        """Bytes of the run folders and of the caches, or None where some are unknown."""
-        known = _sum([self.cell_bytes, *(cache.num_bytes for cache in self.caches)])
-        return None if known is None else int(known)
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """Return the sum, or None where a value is unknown."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return sum(known) if len(known) == len(found) else None
-
-
 def forecast_study(
-    config: StudyRunConfig,
-    *,
-    measure: bool = False,
-    plan_cache: CacheForecaster = forecast_cache,
-    measure_cells: KindMeasurer | None = None,
+    config: StudyRunConfig, *, measure: bool = False, plan_cache: CacheForecaster = forecast_cache
 ) -> Forecast:
     """Lay out the grid without running it.
 
@@ -207,7 +149,6 @@ def forecast_study(
     Args:
         measure: run a few steps of each kind of cell that no finished one is alike.
         plan_cache: plans the extraction of a missing cache; replaced in tests.
-        measure_cells: runs a few steps; replaced in tests.
 
     Raises:
         ConfigError: as `load_study`.
@@ -218,7 +159,12 @@ def forecast_study(
     absent = tuple(missing_inits(study))
     copies, digests = recorded(folder)
     recipes = {name: kept for name, kept in copies.items() if not Path(name).exists()}
-    content, missing_dataset = _dataset_digests(study, config.data_root, digests, recipes)
+    missing_dataset = ""
+    try:
+        content = dataset_digests(study, config.data_root, digest_dataset, recorded=digests, recipes=recipes)
+    except DatasetError as error:
+        # A grid can be looked at before its data are there.
+        content, missing_dataset = {}, error.what + (f" ({error.where})" if error.where else "")
     plan = build_plan(
         study,
         cells=cells_folder(folder),
@@ -229,45 +175,62 @@ def forecast_study(
         recipes=recipes,
     )
     left = [cell for cell in plan.cells if not is_finished(cell)]
+    done = [cell.run for cell in plan.cells if cell not in left]
     paces = finished_paces(cells_folder(folder)) if left else {}
     kinds = {pace.kind for pace in paces.values()}
-    unlike = [cell for cell in left if cell_kind(cell) not in kinds]
-    made = (measure_cells or measure_kinds)(unlike) if measure else []
-    told = {cell.cell_id: _paces_for(cell, plan.cells, paces, made) for cell in left}
+    made = measure_kinds([cell for cell in left if cell_kind(cell) not in kinds]) if measure else []
+    used: dict[int, str] = {}
+    rows: list[dict[str, Any]] = []
+    for cell in plan.cells:
+        row = {"setting": cell.setting, "method": cell.method, "shots": shots_label(cell.shots), "seed": cell.seed}
+        rows.append(row | {"finished": cell not in left})
+        if cell in left:
+            told = _paces_for(cell, plan.cells, paces, made)
+            used |= {id(pace): pace.source for pace in told}
+            steps = planned_steps(cell.finetune)
+            # Training of one whose scores alone are missing is over.
+            trained = 0.0 if cell.cell_id in paces else _mean([pace.per_step * steps + pace.around for pace in told])
+            of_sets = ([one.scoring[name] for one in told if name in one.scoring] for name in cell.test_sets)
+            rows[-1] |= {"steps": steps, "seconds": trained, "scoring": _sum(map(_mean, of_sets))}
+    unfinished = [row for row in rows if not row["finished"]]
     needed = {path for cell in left for path in cell.finetune.cache}
     missing = [need for need in plan.caches if need.path in needed and not (need.path / "identity.json").exists()]
-    num_bytes, disk_basis = _cell_bytes(left, [cell.run for cell in plan.cells if cell not in left], study)
+    caches = tuple(plan_cache(need, study, config.data_root) for need in missing)
+    cell_seconds, scoring = (_sum(row[name] for row in unfinished) for name in ("seconds", "scoring"))
+    seconds = _sum([cell_seconds, *(cache.seconds for cache in caches)])
+    cell_bytes, disk_basis = _cell_bytes(left, done, study)
+    num_bytes = _sum([cell_bytes, *(cache.num_bytes for cache in caches)])
     existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
-    used = {id(pace): pace.source for found in told.values() for pace in found}
-    basis = Counter(used.values())
     return Forecast(
         name=study.name,
         folder=folder,
-        cells=tuple(
-            _cell_forecast(cell, told[cell.cell_id], trained=cell.cell_id in paces)
-            if cell.cell_id in told
-            else CellForecast(cell=cell, finished=True)
-            for cell in plan.cells
-        ),
-        caches=tuple(plan_cache(need, study, config.data_root) for need in missing),
+        cells=tuple(rows),
+        caches=caches,
         missing_inits=absent,
         missing_dataset=missing_dataset,
         device=device_name(config.device),
-        cell_bytes=num_bytes,
+        num_left=len(left),
+        num_unmeasured=sum(row["seconds"] is None for row in unfinished),
+        cell_seconds=cell_seconds,
+        scoring_seconds=scoring,
+        seconds_left=None if seconds is None else seconds + (scoring or 0.0),
+        cell_bytes=cell_bytes,
+        bytes_left=None if num_bytes is None else int(num_bytes),
         bytes_free=shutil.disk_usage(existing).free,
-        time_basis=", ".join(f"{source} ({number})" for source, number in sorted(basis.items())),
+        time_basis=", ".join(f"{source} ({count})" for source, count in sorted(Counter(used.values()).items())),
         disk_basis=disk_basis,
     )
 
 
-def _dataset_digests(
-    study: StudyConfig, data_root: Path | None, known: Mapping[str, str], recipes: Mapping[str, Path]
-) -> tuple[dict[str, str], str]:
-    """Return the digests, or what is missing: a grid can be looked at before its data are there."""
-    try:
-        return dataset_digests(study, data_root, digest_dataset, recorded=known, recipes=recipes), ""
-    except DatasetError as error:
-        return {}, error.what + (f" ({error.where})" if error.where else "")
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Return the sum, or None where a value is unknown."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _paces_for(cell: Cell, cells: Sequence[Cell], paces: Mapping[str, Pace], made: Sequence[Pace]) -> list[Pace]:
@@ -278,17 +241,6 @@ def _paces_for(cell: Cell, cells: Sequence[Cell], paces: Mapping[str, Pace], mad
     finished = [paces[other.cell_id] for other in others if other.cell_id in paces]
     kinds = {cell_kind(other) for other in others} if made else set()
     return next(filter(None, [*alike, finished, [pace for pace in made if pace.kind in kinds]]), [])
-
-
-def _cell_forecast(cell: Cell, told: Sequence[Pace], *, trained: bool) -> CellForecast:
-    scoring = _sum(_mean([pace.scoring[name] for pace in told if name in pace.scoring]) for name in cell.test_sets)
-    # Training of one whose scores alone are missing is over.
-    seconds = 0.0 if trained else _mean([pace.training(cell) for pace in told])
-    return CellForecast(cell=cell, finished=False, seconds=seconds, scoring=scoring)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _cell_bytes(left: Sequence[Cell], done: Sequence[Path], study: StudyConfig) -> tuple[int | None, str]:

@@ -1,60 +1,65 @@
-"""Gather a study folder: read every run in it, pair what can be paired, and say what is missing."""
+"""Gather a study folder: read every run in it into frames, pair what can be paired, and say what is missing."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
 from advl_pipeline.configuration import command_words, config_to_dict
 from advl_pipeline.datasets.records import head_name
 from advl_pipeline.datasets.registry import benchmark_of
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.calibration import ScoreKind, reliability, top_confidence
-from advl_pipeline.evaluation.items import METRIC_OF_TASK
-from advl_pipeline.evaluation.statistics import summarise
+from advl_pipeline.evaluation.items import METRIC_OF_TASK, question_rank
+from advl_pipeline.evaluation.question_match import question_namer
 from advl_pipeline.folders import folder_bytes
 from advl_pipeline.runs import names
+from advl_pipeline.runs.names import evaluation_file
 from advl_pipeline.runs.results import (
     Evaluation,
-    NodeReadout,
-    Nodes,
-    Quantity,
     WeightBins,
+    read_evaluation,
     read_json,
     read_readout,
     read_task_loss,
     read_weights,
 )
-from advl_pipeline.studies.comparisons import contrasts, losses, mean_contrasts, standings, text_shares, trends
+from advl_pipeline.studies.comparisons import numbers_of
+from advl_pipeline.studies.config import shots_label
 from advl_pipeline.studies.execute import is_finished
 from advl_pipeline.studies.folder import cells_folder, read_extraction_seconds, read_study_folder
 from advl_pipeline.studies.loose_runs import common_folder, lay_out_runs
 from advl_pipeline.studies.plan import Cell, Plan
-from advl_pipeline.studies.result import (
-    CacheRecord,
-    Calibration,
-    CellRecord,
-    CellState,
-    Cost,
-    Place,
-    Readout,
-    StudyResult,
-    WeightHistogram,
-)
-from advl_pipeline.studies.table import build_table, item_frame, read_evaluations
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import ITEM_COLUMNS, WITH_PICTURE, build_table
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.without_effect import without_effect
 
 _WEIGHT_BINS = 20
+_GROUP = ("setting", "method", "shots")
+"""What cells have in common that differ by their seed alone."""
+
+_COSTS = {
+    "num_steps": "first", "seconds_per_step": "mean", "seconds": "mean", "wait_share": "mean",
+    "peak_memory_bytes": "max", "student_parameters": "first", "training_only_parameters": "first",
+    "milliseconds_per_item": "mean",
+}  # fmt: skip
+"""Costs of a run, and how they are put together over seeds."""
 
 _KIND_OF_LOSS: Mapping[str, ScoreKind] = {"soft-target-kl": "compete", "answer-lm": "likelihood"}
 """How scores of VQA's answers read that were trained by a loss; by others they are judged one by one."""
+
+Evaluations = Mapping[tuple[str, str], Evaluation]
+"""(cell id, test set) -> what was stored."""
 
 
 def gather_study(folder: Path) -> StudyResult:
@@ -88,36 +93,33 @@ def gather(plan: Plan, folder: Path, *, runs: Path, command: str) -> StudyResult
     Raises:
         ConfigError: a file of a run is damaged, or two runs were scored on other items.
     """
-    evaluations = read_evaluations(plan)
+    evaluations = _read_evaluations(plan)
     results = {
         cell.cell_id: read_json(cell.run / names.RESULT) for cell in plan.cells if (cell.run / names.RESULT).exists()
     }
     sizes = _sizes(plan, results)
-    items = item_frame(plan, sizes, evaluations)
-    table = build_table(plan.study, items)
+    items = _items(plan, sizes, evaluations)
     done = [cell for cell in plan.cells if cell.cell_id in results]
+    caveats: dict[str, list[str]] = {}
+    for cell in done:
+        caveats.setdefault(cell.setting, []).extend(results[cell.cell_id].get("caveats", ()))
     return StudyResult(
         study=plan.study,
         folder=folder,
         runs=runs,
         command=command,
-        cells=tuple(_cell_record(cell, done=cell.cell_id in results) for cell in plan.cells),
-        standings=standings(table),
-        contrasts=contrasts(table),
-        trends=trends(table),
-        losses=losses(table),
-        mean_contrasts=mean_contrasts(table),
-        text_shares=text_shares(table),
+        cells=pd.DataFrame([_about(cell, done=cell.cell_id in results) for cell in plan.cells]),
+        items=items,
+        numbers=numbers_of(build_table(plan.study, items)),
         readouts=_readouts(done),
         costs=_costs(done, results, evaluations),
         weights=_weights(done),
         calibrations=_calibrations(plan, sizes, evaluations),
         caches=_caches(folder, done),
         environments=_environments(done),
-        caveats=_caveats(done, results),
+        caveats={setting: tuple(dict.fromkeys(found)) for setting, found in caveats.items() if found},
         trivial=_trivial(plan, evaluations),
         of_runs=plan.of_runs,
-        items=items,
     )
 
 
@@ -126,6 +128,56 @@ def finetune_command(config: FinetuneConfig) -> str:
     idle = without_effect(config, resolve_method(config, num_steps=finetune_steps(config)))
     told = {name: value for name, value in config_to_dict(config).items() if name not in idle}
     return shlex.join(["advl", "finetune", *command_words(FinetuneConfig, told)])
+
+
+def _read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
+    """Read every evaluation that exists of a finished run.
+
+    Raises:
+        ConfigError: one is damaged, or two runs were scored on a test set whose content changed in between.
+    """
+    found: dict[tuple[str, str], Evaluation] = {}
+    contents: dict[tuple[str, str], tuple[Any, Path]] = {}
+    for cell, test_set in ((one, name) for one in plan.cells for name in one.test_sets):
+        evaluation = read_evaluation(cell.run, test_set)
+        if evaluation is None or not names.is_finished(cell.run):
+            continue
+        content = evaluation.summary.get("content_digest")
+        first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))
+        if content != first:
+            raise ConfigError(
+                f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
+                where=f"{first_run} and {cell.run}",
+                why="the files of the set were changed between their evaluations",
+                next_command="delete evaluation/ of the runs with the old files and give the study command again",
+            )
+        found[cell.cell_id, test_set] = _sample(evaluation, cell, test_set)
+    return found
+
+
+def _sample(evaluation: Evaluation, cell: Cell, test_set: str) -> Evaluation:
+    """Return the evaluation of the questions that the study asks for: another study of the cell may ask for more."""
+    if (count := cell.evaluate.num_questions) is None:
+        return evaluation
+    name_of = question_namer(cell.finetune.dataset, test_set)
+    questions = {question for ids in evaluation.ids.values() for question in ids}
+    chosen = set(sorted(questions, key=lambda question: question_rank(name_of(question)))[:count])
+    rows = {metric: [row for row, name in enumerate(ids) if name in chosen] for metric, ids in evaluation.ids.items()}
+
+    def of_rows(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {metric: found[rows[metric]] for metric, found in values.items()}
+
+    return dataclasses.replace(
+        evaluation,
+        ids={metric: tuple(ids[row] for row in rows[metric]) for metric, ids in evaluation.ids.items()},
+        items=of_rows(evaluation.items),
+        spoilt={view: of_rows(items) for view, items in evaluation.spoilt.items()},
+        scores={task: scores[rows[METRIC_OF_TASK[task]]] for task, scores in evaluation.scores.items()},
+        groups={
+            metric: ([pictures[row] for row in rows[metric]], [types[row] for row in rows[metric]])
+            for metric, (pictures, types) in evaluation.groups.items()
+        },
+    )
 
 
 def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, int | None], int]:
@@ -138,134 +190,113 @@ def _sizes(plan: Plan, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[s
             # A run of all tasks of its dataset names none.
             benchmark = benchmark_of(cell.finetune.dataset)
             known = benchmark.tasks if benchmark else plan.study.setting(cell.setting).tasks
-            tasks = cell.finetune.task or known
-            num_tasks = max(1, len(tasks))
+            num_tasks = max(1, len(cell.finetune.task or known))
             sizes[cell.setting, None] = int(results[cell.cell_id]["num_labelled"]) // num_tasks
     return sizes
 
 
-def _cell_record(cell: Cell, *, done: bool) -> CellRecord:
-    state: CellState = "finished" if is_finished(cell) else "partial" if done else "pending"
-    return CellRecord(
-        cell_id=cell.cell_id,
-        setting=cell.setting,
-        method=cell.method,
-        shots=cell.shots,
-        seed=cell.seed,
-        run=cell.run_name,
-        state=state,
-        command=finetune_command(cell.finetune),
-    )
-
-
-def _caveats(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, dict[str, None]] = {}
-    for cell in cells:
-        found.setdefault(cell.setting, {}).update(dict.fromkeys(results[cell.cell_id].get("caveats", ())))
-    return {setting: tuple(caveats) for setting, caveats in found.items() if caveats}
-
-
-def _trivial(
-    plan: Plan, evaluations: Mapping[tuple[str, str], Evaluation]
-) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    """Return chance and majority answer of each set and metric: what is of the set is the same for every run."""
-    found: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+def _scored(plan: Plan, evaluations: Evaluations) -> Iterator[tuple[Cell, str, Evaluation]]:
+    """Yield every cell with the test sets that it was scored on."""
     for cell in plan.cells:
         for test_set in cell.test_sets:
-            evaluation = evaluations.get((cell.cell_id, test_set))
-            for metric, summary in evaluation.summary.get("trivial", {}).items() if evaluation else ():
-                found.setdefault((cell.setting, metric, test_set), summary)
+            if evaluation := evaluations.get((cell.cell_id, test_set)):
+                yield cell, test_set, evaluation
+
+
+def _items(plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Evaluations) -> pd.DataFrame:
+    """Return the tidy table.
+
+    Its columns are `cell`, `run`, `setting`, `method`, `shots`, `size` (training questions), `seed`, `test_set`,
+    `metric`, `view` ("" for the true picture, else how it was spoilt), `item`, its `picture` and `type`, "" where the
+    evaluation did not tell, and `score`, between 0 and 1.
+
+    Raises:
+        ConfigError: an evaluation lacks a metric of its setting.
+    """
+    parts = []
+    for cell, test_set, evaluation in _scored(plan, evaluations):
+        for metric in plan.study.setting(cell.setting).metrics:
+            if metric not in evaluation.items:
+                if plan.of_runs:
+                    continue
+                raise ConfigError(
+                    f"A run has no item scores of {metric}.",
+                    where=str(evaluation_file(cell.run, test_set, ".npz")),
+                    why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
+                    next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
+                )
+            pictures, types = evaluation.groups.get(metric, ("", ""))
+            for view, scores in {WITH_PICTURE: evaluation.items, **evaluation.spoilt}.items():
+                if metric in scores:
+                    told = {"size": sizes[cell.setting, cell.shots], "test_set": test_set, "metric": metric}
+                    of_items = {"view": view, "item": evaluation.ids[metric], "picture": pictures, "type": types}
+                    parts.append(pd.DataFrame(_about(cell) | told | of_items | {"score": scores[metric]}))
+    return pd.concat(parts, ignore_index=True)[list(ITEM_COLUMNS)] if parts else pd.DataFrame(columns=ITEM_COLUMNS)
+
+
+def _about(cell: Cell, *, done: bool | None = None) -> dict[str, Any]:
+    """Return the columns that tell a cell; with its state and command where it is said whether it was trained."""
+    told = {
+        "cell": cell.cell_id,
+        "run": cell.run_name,
+        "setting": cell.setting,
+        "method": cell.method,
+        "shots": shots_label(cell.shots),
+        "seed": cell.seed,
+    }
+    if done is None:
+        return told
+    state = "finished" if is_finished(cell) else "partial" if done else "pending"
+    return told | {"state": state, "command": finetune_command(cell.finetune)}
+
+
+def _trivial(plan: Plan, evaluations: Evaluations) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """Return chance and majority answer of each set and metric: what is of the set is the same for every run."""
+    found: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    for cell, test_set, evaluation in _scored(plan, evaluations):
+        for metric, summary in evaluation.summary.get("trivial", {}).items():
+            found.setdefault((cell.setting, metric, test_set), summary)
     return found
 
 
-def _groups(cells: Sequence[Cell]) -> dict[tuple[str, str, int | None], list[Cell]]:
-    """Cells that differ only by seed."""
-    groups: dict[tuple[str, str, int | None], list[Cell]] = {}
+def _readouts(cells: Sequence[Cell]) -> pd.DataFrame:
+    rows = [
+        _about(cell)
+        | {"teacher": teacher, "nodes": nodes, "before": one.before, "after": one.after, "chance": one.chance}
+        for cell in cells
+        for (teacher, nodes), one in read_readout(cell.run).items()
+    ]
+    return pd.DataFrame(rows, columns=[*_GROUP, "seed", "run", "teacher", "nodes", "before", "after", "chance"])
+
+
+def _costs(cells: Sequence[Cell], results: Mapping[str, Mapping[str, Any]], evaluations: Evaluations) -> pd.DataFrame:
+    rows = []
     for cell in cells:
-        groups.setdefault((cell.setting, cell.method, cell.shots), []).append(cell)
-    return groups
+        scored = [one.summary for name in cell.test_sets if (one := evaluations.get((cell.cell_id, name)))]
+        times = [float(summary["milliseconds_per_item"]) for summary in scored if "milliseconds_per_item" in summary]
+        told = {
+            "wait_share": 0.0,
+            **results[cell.cell_id],
+            "milliseconds_per_item": np.mean(times) if times else None,
+        }
+        rows.append(_about(cell) | {name: told[name] for name in _COSTS})
+    if not rows:
+        return pd.DataFrame(columns=[*_GROUP, *_COSTS])
+    found = pd.DataFrame(rows).astype({"milliseconds_per_item": float})
+    pooled = found.groupby(list(_GROUP), sort=False, as_index=False).agg(_COSTS).astype(object)
+    return pooled.where(pooled.notna(), None)
 
 
-def _readouts(cells: Sequence[Cell]) -> tuple[Readout, ...]:
-    found = []
-    for (setting, method, shots), group in _groups(cells).items():
-        pooled: dict[tuple[str, Nodes], dict[int, NodeReadout]] = {}
-        for cell in group:
-            for key, one in read_readout(cell.run).items():
-                pooled.setdefault(key, {})[cell.seed] = one
-        for (teacher, nodes), by_seed in pooled.items():
-            found.append(
-                Readout(
-                    setting=setting,
-                    method=method,
-                    shots=shots,
-                    teacher=teacher,
-                    nodes=nodes,
-                    seeds=tuple(by_seed),
-                    before=summarise([one.before for one in by_seed.values()]),
-                    after=summarise([one.after for one in by_seed.values()]),
-                    chance=float(np.mean([one.chance for one in by_seed.values()])),
-                )
-            )
-    return tuple(found)
-
-
-def _costs(
-    cells: Sequence[Cell],
-    results: Mapping[str, Mapping[str, Any]],
-    evaluations: Mapping[tuple[str, str], Evaluation],
-) -> tuple[Cost, ...]:
-    found = []
-    for (setting, method, shots), group in _groups(cells).items():
-        runs = [results[cell.cell_id] for cell in group]
-        per_item = [
-            float(evaluation.summary["milliseconds_per_item"])
-            for cell in group
-            for name in cell.test_sets
-            if (evaluation := evaluations.get((cell.cell_id, name))) and "milliseconds_per_item" in evaluation.summary
-        ]
-        found.append(
-            Cost(
-                setting=setting,
-                method=method,
-                shots=shots,
-                num_steps=int(runs[0]["num_steps"]),
-                seconds_per_step=float(np.mean([run["seconds_per_step"] for run in runs])),
-                seconds=float(np.mean([run["seconds"] for run in runs])),
-                wait_share=float(np.mean([run.get("wait_share", 0.0) for run in runs])),
-                peak_memory_bytes=max(int(run["peak_memory_bytes"]) for run in runs),
-                student_parameters=int(runs[0]["student_parameters"]),
-                training_only_parameters=int(runs[0]["training_only_parameters"]),
-                milliseconds_per_item=float(np.mean(per_item)) if per_item else None,
-            )
-        )
-    return tuple(found)
-
-
-def _weights(cells: Sequence[Cell]) -> tuple[WeightHistogram, ...]:
-    found = []
-    for (setting, method, shots), group in _groups(cells).items():
-        pooled: dict[tuple[Quantity, str], list[WeightBins]] = {}
-        for cell in group:
-            for key, bins in read_weights(cell.run).items():
-                pooled.setdefault(key, []).extend(bins)
-        for (quantity, modality), bins in sorted(pooled.items(), reverse=True):
-            edges, shares, mean, count = pool_histograms(bins)
-            if count:
-                found.append(
-                    WeightHistogram(
-                        quantity=quantity,
-                        setting=setting,
-                        method=method,
-                        shots=shots,
-                        modality=modality,
-                        edges=edges,
-                        shares=shares,
-                        mean=mean,
-                        count=count,
-                    )
-                )
-    return tuple(found)
+def _weights(cells: Sequence[Cell]) -> pd.DataFrame:
+    pooled: dict[tuple[str, ...], list[WeightBins]] = {}
+    for cell in cells:
+        # As they are shown: weights before confidences, and of several pathways the last name first.
+        for (quantity, modality), bins in sorted(read_weights(cell.run).items(), reverse=True):
+            key = (cell.setting, cell.method, shots_label(cell.shots), quantity, modality)
+            pooled.setdefault(key, []).extend(bins)
+    rows = [(*key, *pool_histograms(bins)) for key, bins in pooled.items()]
+    columns = [*_GROUP, "quantity", "modality", "edges", "shares", "mean", "count"]
+    return pd.DataFrame([row for row in rows if row[-1]], columns=columns)
 
 
 def pool_histograms(
@@ -281,68 +312,47 @@ def pool_histograms(
     totals, weighted, count = np.zeros(_WEIGHT_BINS), 0.0, 0
     for item in histograms:
         counts = np.asarray(item.counts, dtype=np.float64)
-        cumulative = np.concatenate([[0.0], np.cumsum(counts)])
         own_edges = item.bin_width * np.arange(len(counts) + 1)
-        totals += np.diff(np.interp(edges, own_edges, cumulative))
+        totals += np.diff(np.interp(edges, own_edges, np.concatenate([[0.0], np.cumsum(counts)])))
         weighted += float(counts @ (own_edges[:-1] + item.bin_width / 2))
         count += int(counts.sum())
     shares = totals / max(1, count)
     return tuple(map(float, edges)), tuple(map(float, shares)), weighted / max(1, count), count
 
 
-def _calibrations(
-    plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Mapping[tuple[str, str], Evaluation]
-) -> tuple[Calibration, ...]:
-    task_of = {metric: task for task, metric in METRIC_OF_TASK.items()}
-    pooled: dict[tuple[Place, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    for cell in plan.cells:
-        for test_set in cell.test_sets:
-            evaluation = evaluations.get((cell.cell_id, test_set))
-            for metric in evaluation.items if evaluation else ():
-                task = task_of.get(metric, "")
-                if evaluation is None or task not in evaluation.scores:
-                    continue
-                place = Place(
-                    setting=cell.setting,
-                    metric=metric,
-                    test_set=test_set,
-                    size=sizes[cell.setting, cell.shots],
-                    shots=cell.shots,
-                )
-                # As the student's confidence in training (`training/targets.py`).
-                kind: ScoreKind = "compete"
-                if head_name(task) == "vqa":
-                    kind = _KIND_OF_LOSS.get(read_task_loss(cell.run), "independent")
-                confidence = top_confidence(evaluation.scores[task], kind=kind)
-                pooled.setdefault((place, cell.method), []).append((confidence, evaluation.items[metric]))
-    return tuple(
-        Calibration(
-            place=place,
-            method=method,
-            reliability=reliability(
-                np.concatenate([confidence for confidence, _ in pairs]), np.concatenate([right for _, right in pairs])
-            ),
-        )
-        for (place, method), pairs in pooled.items()
-    )
+def _calibrations(plan: Plan, sizes: Mapping[tuple[str, int | None], int], evaluations: Evaluations) -> pd.DataFrame:
+    pooled: dict[tuple[Any, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for cell, test_set, evaluation in _scored(plan, evaluations):
+        for task, metric in METRIC_OF_TASK.items():
+            if metric not in evaluation.items or task not in evaluation.scores:
+                continue
+            # As the student's confidence in training (`training/targets.py`).
+            kind: ScoreKind = "compete"
+            if head_name(task) == "vqa":
+                kind = _KIND_OF_LOSS.get(read_task_loss(cell.run), "independent")
+            size = sizes[cell.setting, cell.shots]
+            key = (cell.setting, metric, test_set, size, shots_label(cell.shots), cell.method)
+            confidence = top_confidence(evaluation.scores[task], kind=kind)
+            pooled.setdefault(key, []).append((confidence, evaluation.items[metric]))
+    rows = [(*key, reliability(*map(np.concatenate, zip(*pairs, strict=True)))) for key, pairs in pooled.items()]
+    return pd.DataFrame(rows, columns=["setting", "metric", "test_set", "size", "shots", "method", "reliability"])
 
 
-def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[CacheRecord, ...]:
+def _caches(folder: Path, cells: Sequence[Cell]) -> tuple[Mapping[str, Any], ...]:
     """Caches that the runs read, each identity once; how they were made is added where they still lie."""
-    found: dict[str, CacheRecord] = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for cell in cells:
         path = cell.run / names.CACHES
         for entry in read_json(path, list) if path.exists() else ():
-            key = json.dumps(entry["identity"], sort_keys=True)
             cache = Path(entry["path"])
             provenance = cache / PROVENANCE_FILE
-            found[key] = CacheRecord(
-                path=str(cache),
-                seconds=read_extraction_seconds(folder, cache),
-                num_bytes=folder_bytes(cache) if cache.exists() else None,
-                identity=entry["identity"],
-                provenance=read_json(provenance) if provenance.exists() else {},
-            )
+            found[json.dumps(entry["identity"], sort_keys=True)] = {
+                "path": str(cache),
+                "seconds": read_extraction_seconds(folder, cache),
+                "num_bytes": folder_bytes(cache) if cache.exists() else None,
+                "identity": entry["identity"],
+                "provenance": read_json(provenance) if provenance.exists() else {},
+            }
     return tuple(found.values())
 
 

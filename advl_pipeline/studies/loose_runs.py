@@ -1,4 +1,9 @@
-"""Runs that no study asked for: a run folder, or a folder of them, laid out as a study that a report can show."""
+"""Runs that no study asked for: a run folder, or a folder of them, laid out as a study that a report can show.
+
+Runs of one dataset, student and size are rows beside each other, and runs of several seeds are one row. A row goes by
+its method, and by what differs too where runs of one method have other options or teachers. It goes by its folder's
+name where even that says nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +11,20 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from advl_pipeline.configuration import config_to_dict, option_values, options_without
 from advl_pipeline.datasets.roots import dataset_label
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.evaluation.items import JOINT_METRICS, METRIC_OF_TASK
+from advl_pipeline.evaluation.items import METRIC_OF_TASK
 from advl_pipeline.folders import folder_kind
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_json
-from advl_pipeline.studies.config import Setting, StudyConfig
+from advl_pipeline.studies.config import Setting, StudyConfig, with_joint
 from advl_pipeline.studies.plan import Cell, Plan
 from advl_pipeline.studies.variants import SHIPPED, Variant
 from advl_pipeline.training.config import FinetuneConfig, config_of_run
@@ -36,19 +38,22 @@ _SPOILT = ("hide_picture", "teacher_control")
 _TEACHERS = "teachers"
 _FEATURES = "features"
 _RANDOM = "random:"
-_DEFAULTS = FinetuneConfig(dataset="", output=Path())
+_USUAL = {name: str(value) for name, value in config_to_dict(FinetuneConfig(dataset="", output=Path())).items()}
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A finished run that was evaluated. `evaluations` maps a test set to its document."""
+    """A finished run that was evaluated.
+
+    `evaluations` maps a test set to its document. `choices` is what tells it, in words, from runs of the same method
+    at its place: options that change its numbers, its teachers, and a digest of what their features are.
+    """
 
     folder: Path
     config: FinetuneConfig
     evaluations: Mapping[str, Mapping[str, Any]]
     teachers: tuple[str, ...]
-    features: str
-    """Short digest of what the features of its teachers are."""
+    choices: Mapping[str, str]
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -56,38 +61,22 @@ class _Run:
         return tuple(task for task, metric in METRIC_OF_TASK.items() if metric in metrics)
 
     @property
-    def place(self) -> tuple[str, str, tuple[str, ...], int | None]:
-        return (self.config.dataset, self.config.student, self.tasks, self.config.shots)
-
-    @property
-    def choices(self) -> dict[str, str]:
-        """What of its options, in words, tells it from runs of the same method at its place; and its teachers."""
-        options = options_without(FinetuneConfig, config_to_dict(self.config), "beside", "none")
-        told = {name: str(value) for name, value in options.items() if name not in _OF_PLACE}
-        return {**told, _TEACHERS: " and ".join(self.teachers) or "none", _FEATURES: self.features}
+    def setting(self) -> tuple[str, str, tuple[str, ...]]:
+        return (self.config.dataset, self.config.student, self.tasks)
 
     @property
     def is_random(self) -> bool:
         """Whether a teacher was never trained."""
         return any(teacher.startswith(_RANDOM) for teacher in self.teachers)
 
-    def told(self, differing: Collection[str]) -> tuple[str, ...]:
-        """Return the choices that it goes by: those that differ and are unusual, and what makes it a control."""
-        usual = {name: str(value) for name, value in config_to_dict(_DEFAULTS).items()}
-        always = {*_SPOILT, *([_TEACHERS] if self.is_random else [])}
-        return tuple(
-            name
-            for name, value in sorted(self.choices.items())
-            if name in always.union(differing) and value != usual.get(name)
-        )
+    @property
+    def test_sets(self) -> list[str]:
+        """The set that its pictures were spoilt on comes first: it is the reference of the others."""
+        return sorted(self.evaluations, key=lambda name: (not self.evaluations[name].get("use_of_vision"), name))
 
 
 def lay_out_runs(*named: Path) -> Plan:
     """Lay out runs, and all finished and evaluated runs that lie in folders.
-
-    Runs of one dataset, student and size are rows beside each other, and runs of several seeds are one row. A row
-    goes by its method, and by what differs too where runs of one method have other options or teachers. It goes by
-    its folder's name where even that says nothing.
 
     Args:
         named: run folders and folders of runs.
@@ -97,16 +86,18 @@ def lay_out_runs(*named: Path) -> Plan:
     """
     folders: list[Path] = []
     for folder in named:
-        found = [folder] if folder_kind(folder) == "run" else _runs_in(folder)
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [
+            path for path in ([folder] if folder_kind(folder) == "run" else inside) if folder_kind(path) == "run"
+        ]
+        if not found:
+            raise ConfigError(
+                "There is nothing to report on.",
+                where=str(folder),
+                why="it is neither a study, nor a run, nor a folder of runs",
+                next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
+            )
         folders += found
-        if found:
-            continue
-        raise ConfigError(
-            "There is nothing to report on.",
-            where=str(folder),
-            why="it is neither a study, nor a run, nor a folder of runs",
-            next_command=advise(["advl", "finetune", "--help"], note="makes a run; evaluate it next"),
-        )
     runs = [run for path in dict.fromkeys(folders) if (run := _read(path)) is not None]
     if not runs:
         raise ConfigError(
@@ -123,12 +114,6 @@ def common_folder(folders: Sequence[Path]) -> Path:
     return folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if folder_kind(path) == "run")
-
-
 def _read(folder: Path) -> _Run | None:
     files = sorted((folder / names.EVALUATION).glob("*.json")) if names.is_finished(folder) else []
     found = [path for path in files if not path.name.endswith(names.ITEM_WORDS_SUFFIX)]
@@ -137,12 +122,16 @@ def _read(folder: Path) -> _Run | None:
     config = config_of_run(read_config(folder), where=str(folder / names.CONFIG), output=folder)
     caches = read_json(folder / names.CACHES, list) if (folder / names.CACHES).exists() else []
     made = json.dumps([cache["identity"]["teacher"] for cache in caches], sort_keys=True)
+    teachers = tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches))
+    options = options_without(FinetuneConfig, config_to_dict(config), "beside", "none")
+    features = hashlib.sha256(made.encode()).hexdigest()[:8]
     return _Run(
         folder=folder,
         config=config,
         evaluations={_test_set(folder, path): read_json(path) for path in found},
-        teachers=tuple(dict.fromkeys(str(cache["identity"]["teacher"]["name"]) for cache in caches)),
-        features=hashlib.sha256(made.encode()).hexdigest()[:8],
+        teachers=teachers,
+        choices={name: str(value) for name, value in options.items() if name not in _OF_PLACE}
+        | {_TEACHERS: " and ".join(teachers) or "none", _FEATURES: features},
     )
 
 
@@ -157,29 +146,35 @@ def _test_set(folder: Path, path: Path) -> str:
 
 def _plan(folder: Path, runs: Sequence[_Run]) -> Plan:
     rows = _rows(runs)
-    methods = {path: row.name for path, row in rows.items()}
-    variants = {row.name: row.variant for row in rows.values()}
+    variants = dict(rows.values())
     settings: dict[tuple[str, str, tuple[str, ...]], Setting] = {}
     for run in runs:
-        key = run.place[:3]
-        before = settings[key].test_sets if key in settings else ()
-        settings[key] = _setting(run, tuple(dict.fromkeys([*before, *_ordered(run)])))
-    named = list(dict.fromkeys(methods.values()))
+        before = settings[run.setting].test_sets if run.setting in settings else ()
+        settings[run.setting] = Setting(
+            dataset=run.config.dataset,
+            name=dataset_label(run.config.dataset),
+            tasks=run.tasks,
+            metrics=with_joint(tuple(METRIC_OF_TASK[task] for task in run.tasks)),
+            student=run.config.student,
+            init=run.config.init,
+            teachers=run.teachers,
+            test_sets=tuple(dict.fromkeys([*before, *run.test_sets])),
+        )
+    settings = dict(zip(settings, _distinct(list(settings.values())), strict=True))
     baseline, focus = _judged(variants)
     study = StudyConfig(
         name=folder.absolute().name,
         title=f"Runs in {folder.absolute().name}",
-        methods=tuple(named),
+        methods=tuple(variants),
         shots=tuple(dict.fromkeys(run.config.shots for run in runs)),
         seeds=tuple(dict.fromkeys(run.config.seed for run in runs)),
         baseline=baseline,
         focus=focus,
-        settings=_distinct(list(settings.values())),
+        settings=tuple(settings.values()),
         variants=variants,
         source=str(folder),
     )
-    named_settings = dict(zip(settings, study.settings, strict=True))
-    cells = tuple(_cell(run, named_settings[run.place[:3]], methods[run.folder], folder) for run in runs)
+    cells = tuple(_cell(run, settings[run.setting], rows[run.folder][0], folder) for run in runs)
     return Plan(study=study, cells=cells, caches=(), of_runs=True)
 
 
@@ -199,96 +194,64 @@ def _judged(variants: Mapping[str, Variant]) -> tuple[str, str]:
     return next((name for name in (*plain, *starts) if name != focus), "plain"), focus
 
 
-@dataclass(frozen=True)
-class _Row:
-    """The row that a run belongs to."""
-
-    name: str
-    variant: Variant
-
-
-def _rows(runs: Sequence[_Run]) -> dict[Path, _Row]:
+def _rows(runs: Sequence[_Run]) -> dict[Path, tuple[str, Variant]]:
     """Name each run's row: by its method and what else tells it, unless two runs of one seed have the same name."""
-    alike: dict[tuple[Any, str], list[_Run]] = {}
-    for run in runs:
-        alike.setdefault((run.place, run.config.method), []).append(run)
     differing: dict[str, set[str]] = {}
-    for (_, method), found in alike.items():
-        values: dict[str, set[str]] = {}
-        for run in found:
-            for name, value in run.choices.items():
-                values.setdefault(name, set()).add(value)
-        told = {name for name, found_values in values.items() if len(found_values) > 1}
-        if len({(run.teachers, run.features) for run in found}) == len({run.teachers for run in found}):
+    alike: dict[tuple[Any, ...], list[_Run]] = {}
+    for run in runs:
+        alike.setdefault((run.setting, run.config.shots, run.config.method), []).append(run)
+    for (*_, method), found in alike.items():
+        told = {name for run in found for name, value in run.choices.items() if value != found[0].choices[name]}
+        if len({(run.teachers, run.choices[_FEATURES]) for run in found}) == len({run.teachers for run in found}):
             # The teachers' names tell the features.
             told.discard(_FEATURES)
         differing.setdefault(method, set()).update(told)
-    rows = {run.folder: _row(run, run.told(differing[run.config.method])) for run in runs}
-    counts = Counter((run.place, run.config.seed, rows[run.folder].name) for run in runs)
-    twice = {name for (_, _, name), count in counts.items() if count > 1}
-    return {path: _by_folder(path, row) if row.name in twice else row for path, row in rows.items()}
+    rows = {run.folder: _row(run, differing[run.config.method]) for run in runs}
+    counts = Counter((run.setting, run.config.shots, run.config.seed, rows[run.folder][0]) for run in runs)
+    twice = {key[-1] for key, count in counts.items() if count > 1}
+    return {
+        path: (path.absolute().name, replace(variant, label=path.absolute().name))
+        if name in twice
+        else (name, variant)
+        for path, (name, variant) in rows.items()
+    }
 
 
-def _row(run: _Run, told: Sequence[str]) -> _Row:
+def _row(run: _Run, differing: set[str]) -> tuple[str, Variant]:
+    """Name a run by the choices that differ and are unusual, and by what makes it a control."""
+    method, always = run.config.method, {*_SPOILT, *([_TEACHERS] if run.is_random else [])}
+    told = [
+        name
+        for name, value in sorted(run.choices.items())
+        if name in always | differing and value != _USUAL.get(name)
+    ]
     values = option_values(run.config)
-    options = {name: values[name] for name in told if name not in (_TEACHERS, _FEATURES)}
+    options = {name: values[name] for name in told if name in values}
     spoilt = {name: value for name, value in options.items() if name in _SPOILT}
-    prefix, suffix = _RANDOM if run.is_random else "", _draw(run) if run.is_random else ""
+    # Which draw of their weights random teachers are, as their names end: "" or "@1".
+    draws = {mark + number for _, mark, number in (teacher.partition("@") for teacher in run.teachers)}
+    prefix = _RANDOM if run.is_random else ""
+    suffix = draws.pop() if run.is_random and len(draws) == 1 else ""
     shipped = next(
         (
             variant
             for variant in SHIPPED.values()
-            if (variant.method, variant.teacher_prefix, variant.teacher_suffix) == (run.config.method, prefix, suffix)
+            if (variant.method, variant.teacher_prefix, variant.teacher_suffix) == (method, prefix, suffix)
             and {name: value for name, value in variant.training.items() if name in _SPOILT} == spoilt
         ),
         None,
     )
     words = {name: f"{name} {run.choices[name]}" for name in told}
-    name = ", ".join([run.config.method, *words.values()])
-    covered = {*spoilt, *([_TEACHERS] if run.is_random else [])} if shipped else set()
-    label = ", ".join(
-        [shipped.label if shipped else run.config.method, *(words[name] for name in told if name not in covered)]
-    )
+    shown = [words[name] for name in told if not shipped or name not in {*spoilt, *always - {*_SPOILT}}]
     variant = Variant(
-        method=run.config.method,
+        method=method,
         role=shipped.role if shipped else "control" if spoilt or run.is_random else "method",
-        label=label,
+        label=", ".join([shipped.label if shipped else method, *shown]),
         teacher_prefix=prefix,
         teacher_suffix=suffix,
         training=options,
     )
-    return _Row(name=name, variant=variant)
-
-
-def _draw(run: _Run) -> str:
-    """Return which draw of their weights random teachers are, as their names end: "" or "@1"."""
-    ends = {mark + number for _, mark, number in (teacher.partition("@") for teacher in run.teachers)}
-    return ends.pop() if len(ends) == 1 else ""
-
-
-def _by_folder(path: Path, row: _Row) -> _Row:
-    name = path.absolute().name
-    return _Row(name=name, variant=replace(row.variant, label=name))
-
-
-def _ordered(run: _Run) -> list[str]:
-    """Test sets of a run, the one that its pictures were spoilt on first: it is the reference of the others."""
-    return sorted(run.evaluations, key=lambda name: (not run.evaluations[name].get("use_of_vision"), name))
-
-
-def _setting(run: _Run, test_sets: tuple[str, ...]) -> Setting:
-    metrics = tuple(METRIC_OF_TASK[task] for task in run.tasks)
-    joint = tuple(name for both, name in JOINT_METRICS.items() if set(both) <= set(metrics))
-    return Setting(
-        dataset=run.config.dataset,
-        name=dataset_label(run.config.dataset),
-        tasks=run.tasks,
-        metrics=metrics + joint,
-        student=run.config.student,
-        init=run.config.init,
-        teachers=run.teachers,
-        test_sets=test_sets,
-    )
+    return ", ".join([method, *words.values()]), variant
 
 
 def _distinct(settings: Sequence[Setting]) -> tuple[Setting, ...]:
@@ -316,6 +279,6 @@ def _cell(run: _Run, setting: Setting, method: str, folder: Path) -> Cell:
         teachers=run.teachers,
         test_sets=tuple(name for name in setting.test_sets if name in run.evaluations),
         finetune=run.config,
-        evaluate=EvaluateConfig(run=run.folder, on=tuple(_ordered(run))),
+        evaluate=EvaluateConfig(run=run.folder, on=tuple(run.test_sets)),
         run_name=run_name,
     )

@@ -54,6 +54,7 @@ class Cell:
     evaluate: EvaluateConfig
     run_name: str
     """The run folder, relative to the folder that all runs of a result lie in."""
+    keeps_student: bool = False
 
     @property
     def run(self) -> Path:
@@ -224,6 +225,7 @@ def _cell(
         finetune=config,
         evaluate=evaluate,
         run_name=f"{places.cells.name}/{cell_id}",
+        keeps_student=study.keep_weights,
     )
 
 

@@ -1,6 +1,6 @@
 """One tidy table of item scores, from which every number of a study follows.
 
-Its rows (`item_frame`) are a cell, a test set, a metric, a view of the picture and an item. Gathered by method and
+A row is a cell, a test set, a metric, a view of the picture and an item (`ITEM_COLUMNS`). Gathered by method and
 place (setting, metric, test set, shots), they are matrices of seeds and items (`Table`). What a claim is about is
 computed from matrices as a matrix is: the use of pictures, the drop under shift, a difference between methods, a mean
 over shots. So all get their interval over seeds and items in one way.
@@ -13,30 +13,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.evaluation.item_contributions import Contribution, joint_interval, lost_in_part, mean_per_seed
-from advl_pipeline.evaluation.question_match import QuestionMatch, Questions, match_questions
+from advl_pipeline.evaluation.question_match import Questions, match_questions
 from advl_pipeline.evaluation.statistics import FloatArray, Interval, ItemGroups, item_groups
-from advl_pipeline.runs.names import evaluation_file, is_finished
-from advl_pipeline.runs.results import Evaluation, read_evaluation
-from advl_pipeline.studies.config import FULL, StudyConfig, shots_label
-from advl_pipeline.studies.plan import Plan
-from advl_pipeline.studies.result import Place
+from advl_pipeline.studies.config import FULL, StudyConfig
 
 WITH_PICTURE = ""
-"""Kind of the scores with the true picture; other kinds name how it was spoilt."""
+"""View of the true picture; other views name how it was spoilt."""
 
-USE_KIND = "swapped"
+USE_VIEW = "swapped"
 """How pictures are spoilt where the use of vision is judged."""
 
 ITEM_COLUMNS = (
@@ -44,8 +35,27 @@ ITEM_COLUMNS = (
     "type", "score",
 )  # fmt: skip
 
-Sizes = Mapping[tuple[str, int | None], int]
-"""(setting, shots) -> number of training questions."""
+
+class Place(NamedTuple):
+    """Where methods are compared. `size` is the number of training questions, `shots` how it was asked for."""
+
+    setting: str
+    metric: str
+    test_set: str
+    size: int
+    shots: str
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Order along the shots; all training questions stand after as many that were asked for by number."""
+        return self.size, self.shots == FULL
+
+
+def rows_of(frame: pd.DataFrame, **wanted: object) -> list[Any]:
+    """Return the rows of a frame whose columns are as wanted, with the columns as attributes."""
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return list(frame.itertuples(index=False))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,11 +97,6 @@ class Scores:
         sets = tuple(dataclasses.replace(one, values_SN=one.values_SN[rows]) for one in self.sets)
         return Scores(seeds=tuple(seeds), sets=sets)
 
-    def at(self, positions_n: npt.NDArray[np.int64], groups: ItemGroups | None) -> Scores:
-        """Return the same of these items."""
-        kept = Contribution(values_SN=self.matrix[:, positions_n], groups=groups)
-        return Scores(seeds=self.seeds, sets=(kept,))
-
 
 def paired(*scores: Scores | None) -> tuple[Scores, ...]:
     """Return the scores over the seeds that all have; nothing where there is no such seed, or one is missing."""
@@ -107,10 +112,9 @@ def weighted_sum(terms: Sequence[tuple[float, Scores]]) -> Scores | None:
     common = paired(*(scores for _, scores in terms))
     if not common:
         return None
-    weights = [weight for weight, _ in terms]
     sets = []
     for same in zip(*(scores.sets for scores in common), strict=True):
-        values = [weight * one.values_SN for weight, one in zip(weights, same, strict=True)]
+        values = [weight * one.values_SN for (weight, _), one in zip(terms, same, strict=True)]
         sets.append(dataclasses.replace(same[0], values_SN=np.sum(values, axis=0)))
     return Scores(seeds=common[0].seeds, sets=tuple(sets))
 
@@ -127,33 +131,36 @@ class Sides:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """The rows of a study: (place, method, kind of picture) -> scores."""
+    """The scores of a study: (place, method, view of the picture) -> scores."""
 
     study: StudyConfig
-    rows: Mapping[tuple[Place, str, str], Scores]
+    scores: Mapping[tuple[Place, str, str], Scores]
 
     @property
     def places(self) -> list[Place]:
-        return list(dict.fromkeys(place for place, _, _ in self.rows))
+        return list(dict.fromkeys(place for place, _, _ in self.scores))
 
-    def along_shots(self) -> dict[tuple[str, str, str], list[Place]]:
+    def along_shots(self) -> list[list[Place]]:
         """Return the places of each (setting, metric, test set), in the order of their shots."""
-        found: dict[tuple[str, str, str], list[Place]] = {}
+        found: dict[tuple[str, ...], list[Place]] = {}
         for place in self.places:
-            found.setdefault((place.setting, place.metric, place.test_set), []).append(place)
-        return {key: sorted(places, key=lambda place: place.rank) for key, places in found.items()}
+            found.setdefault(place[:3], []).append(place)
+        return [sorted(places, key=lambda place: place.rank) for places in found.values()]
 
     def reference(self, place: Place) -> str:
         """Return the in-domain test set of a place's setting, which is its first."""
         return self.study.setting(place.setting).reference
 
-    def accuracy(self, place: Place, method: str, kind: str = WITH_PICTURE) -> Scores | None:
-        return self.rows.get((place, method, kind))
+    def accuracy(self, place: Place, method: str, view: str = WITH_PICTURE) -> Scores | None:
+        return self.scores.get((place, method, view))
 
-    def use(self, place: Place, method: str, kind: str = USE_KIND) -> Sides | None:
+    def use(self, place: Place, method: str, view: str = USE_VIEW) -> Sides | None:
         """Compare a method with the true picture and with a spoilt one, on the same items."""
-        found = paired(self.accuracy(place, method), self.accuracy(place, method, kind))
-        return _sides(found[0], found[1], None) if found else None
+        if not (found := paired(self.accuracy(place, method), self.accuracy(place, method, view))):
+            return None
+        lost = weighted_sum([(1.0, found[0]), (-1.0, found[1])])
+        assert lost is not None
+        return Sides(questions=None, before=found[0], after=found[1], lost=lost)
 
     def drop(self, place: Place, method: str) -> Sides | None:
         """Compare a method on the shifted set of a place with the same runs on the in-domain set.
@@ -161,158 +168,76 @@ class Table:
         Both are over the common questions where those are asked otherwise, else each is over its whole set.
         """
         reference = self.reference(place)
-        origin = self.accuracy(dataclasses.replace(place, test_set=reference), method)
-        shifted = self.accuracy(place, method)
+        origin, shifted = self.accuracy(place._replace(test_set=reference), method), self.accuracy(place, method)
         if origin is None or shifted is None or not (found := paired(origin, shifted)):
             return None
         dataset = self.study.setting(place.setting).dataset
         match = match_questions(dataset, reference, origin.ids, place.test_set, shifted.ids)
-        before, after = found
+        before, after = (one.sets[0] for one in found)
         if match.questions == "same":
             # Grouped by the pictures of the in-domain set.
             groups = before.groups.subset(match.original_n) if before.groups else None
-            before, after = before.at(match.original_n, groups), after.at(match.shifted_n, groups)
-        return _sides(before, after, match)
+            before = Contribution(values_SN=before.values_SN[:, match.original_n], groups=groups)
+            after = Contribution(values_SN=after.values_SN[:, match.shifted_n], groups=groups)
+            lost: tuple[Contribution, ...] = (
+                dataclasses.replace(before, values_SN=before.values_SN - after.values_SN),
+            )
+        elif match.questions == "part":
+            lost = lost_in_part(before, after, match.original_n, match.shifted_n)
+        else:
+            lost = (before, dataclasses.replace(after, values_SN=-after.values_SN))
+        seeds = found[0].seeds
+        return Sides(
+            questions=match.questions,
+            before=Scores(seeds=seeds, sets=(before,)),
+            after=Scores(seeds=seeds, sets=(after,)),
+            lost=Scores(seeds=seeds, sets=lost),
+        )
 
 
-def _sides(before: Scores, after: Scores, match: QuestionMatch | None) -> Sides:
-    questions = None if match is None else match.questions
-    sets: tuple[Contribution, ...]
-    if match is not None and questions == "part":
-        sets = lost_in_part(before.sets[0], after.sets[0], match.original_n, match.shifted_n)
-    elif questions == "other":
-        sets = (before.sets[0], dataclasses.replace(after.sets[0], values_SN=-after.matrix))
-    else:
-        sets = (dataclasses.replace(before.sets[0], values_SN=before.matrix - after.matrix),)
-    return Sides(questions=questions, before=before, after=after, lost=Scores(seeds=before.seeds, sets=sets))
-
-
-def item_frame(plan: Plan, sizes: Sizes, evaluations: Mapping[tuple[str, str], Evaluation]) -> pd.DataFrame:
-    """Return the tidy table of a study's item scores.
-
-    Columns: `cell`, `run`, `setting`, `method`, `shots` ("full" for all data), `size` (training questions), `seed`,
-    `test_set`, `metric`, `view` ("" for the true picture, else how it was spoilt), `item`, its `picture` and `type`,
-    "" where the evaluation did not tell, and `score`, between 0 and 1.
-
-    Args:
-        evaluations: (cell id, test set) -> what was stored.
-
-    Raises:
-        ConfigError: an evaluation lacks a metric of its setting.
-    """
-    parts = [pd.DataFrame({name: [] for name in ITEM_COLUMNS})]
-    for cell, test_set in ((one, name) for one in plan.cells for name in one.test_sets):
-        evaluation = evaluations.get((cell.cell_id, test_set))
-        for metric in plan.study.setting(cell.setting).metrics if evaluation else ():
-            assert evaluation is not None
-            if metric not in evaluation.items:
-                if plan.of_runs:
-                    continue
-                raise ConfigError(
-                    f"A run has no item scores of {metric}.",
-                    where=str(evaluation_file(cell.run, test_set, ".npz")),
-                    why=f"it has {', '.join(sorted(evaluation.items)) or 'none'}",
-                    next_command=advise(["advl", "evaluate", str(cell.run), "--on", test_set]),
-                )
-            pictures, types = evaluation.groups.get(metric, ("", ""))
-            fixed = {
-                "cell": cell.cell_id,
-                "run": cell.run_name,
-                "setting": cell.setting,
-                "method": cell.method,
-                "shots": shots_label(cell.shots),
-                "size": sizes[cell.setting, cell.shots],
-                "seed": cell.seed,
-                "test_set": test_set,
-                "metric": metric,
-            }
-            views = {WITH_PICTURE: evaluation.items} | dict(evaluation.spoilt)
-            parts += [
-                pd.DataFrame(
-                    fixed
-                    | {"view": view, "item": evaluation.ids[metric], "picture": pictures, "type": types}
-                    | {"score": items[metric]}
-                )
-                for view, items in views.items()
-                if metric in items
-            ]
-    return pd.concat(parts[1:] or parts, ignore_index=True)
-
-
-def build_table(study: StudyConfig, frame: pd.DataFrame) -> Table:
+def build_table(study: StudyConfig, items: pd.DataFrame) -> Table:
     """Gather item scores by place, method and view, all in the order of items of the first run.
 
     Args:
-        frame: as `item_frame` returns it.
+        items: the tidy table.
 
     Raises:
         ConfigError: two runs were scored on different items, so that nothing can be paired.
     """
-    rows: dict[tuple[Place, str, str], Scores] = {}
-    first: dict[tuple[str, str, str], pd.DataFrame] = {}
-    keys = ["setting", "metric", "test_set", "size", "shots", "method", "view"]
-    by_row: Any = frame.groupby(keys, sort=False)
-    for (setting, metric, test_set, size, shots, method, view), part in by_row:
-        runs: dict[int, pd.DataFrame] = {int(seed): run for seed, run in part.groupby("seed", sort=False)}
-        reference = first.setdefault((setting, test_set, metric), next(iter(runs.values())))
+    scores: dict[tuple[Place, str, str], Scores] = {}
+    first: dict[tuple[str, ...], pd.DataFrame] = {}
+    by_row: Any = items.groupby([*Place._fields, "method", "view"], sort=False)
+    for (*where, method, view), part in by_row:
+        place = Place(*where)._replace(size=int(where[3]))
+        runs = part.drop_duplicates("seed")
+        reference = first.setdefault(place[:3], part[part["seed"] == runs["seed"].iloc[0]])
+        values = part.pivot(index="seed", columns="item", values="score").reindex(index=runs["seed"])
         told = reference["picture"].ne("").any()
         groups = item_groups(reference["picture"].tolist(), reference["type"].tolist()) if told else None
-        place = Place(
-            setting=setting,
-            metric=metric,
-            test_set=test_set,
-            size=int(size),
-            shots=None if shots == FULL else int(shots),
-        )
-        values_SN = np.stack([_in_order(run, reference) for run in runs.values()])
-        rows[place, method, view] = Scores(
-            seeds=tuple(runs),
-            runs=tuple(str(run["run"].iloc[0]) for run in runs.values()),
+        _require_same_items(values, reference, runs)
+        values_SN = values[reference["item"].tolist()].to_numpy(dtype=np.float64)
+        scores[place, method, view] = Scores(
+            seeds=tuple(map(int, runs["seed"])),
+            runs=tuple(map(str, runs["run"])),
             ids=tuple(reference["item"]),
             sets=(Contribution(values_SN=values_SN, groups=groups),),
         )
-    return Table(study=study, rows=rows)
+    return Table(study=study, scores=scores)
 
 
-def _in_order(run: pd.DataFrame, reference: pd.DataFrame) -> FloatArray:
-    """Return the scores of a run in the order of the items of the first one."""
-    scores = run.set_index("item")["score"]
-    missing = reference.loc[~reference["item"].isin(scores.index), "item"]
-    if len(missing) or len(scores) != len(reference):
-        more = run.loc[~run["item"].isin(reference["item"]), "item"]
-        raise ConfigError(
-            f"Two runs were scored on different items of {run['test_set'].iloc[0]}, so they cannot be paired.",
-            where=f"{reference['run'].iloc[0]} and {run['run'].iloc[0]}",
-            why=f"{len(reference)} and {len(run)} items; only one has {[*missing, *more][0]!r}",
-            next_command=advise(
-                ["advl", "evaluate", "RUN", "--on", str(run["test_set"].iloc[0])], note="score both on the same files"
-            ),
-        )
-    found: FloatArray = scores.loc[reference["item"]].to_numpy(dtype=np.float64)
-    return found
-
-
-def read_evaluations(plan: Plan) -> dict[tuple[str, str], Evaluation]:
-    """Read every evaluation that exists: (cell id, test set) -> evaluation.
-
-    Raises:
-        ConfigError: one is damaged, or two runs were scored on a test set whose content changed in between.
-    """
-    found: dict[tuple[str, str], Evaluation] = {}
-    contents: dict[tuple[str, str], tuple[Any, Path]] = {}
-    for cell in plan.cells:
-        for test_set in cell.test_sets:
-            evaluation = read_evaluation(cell.run, test_set)
-            if evaluation is None or not is_finished(cell.run):
-                continue
-            content = evaluation.summary.get("content_digest")
-            first, first_run = contents.setdefault((cell.setting, test_set), (content, cell.run))
-            if content != first:
-                raise ConfigError(
-                    f"Two runs were scored on different contents of {test_set}, so they cannot be compared.",
-                    where=f"{first_run} and {cell.run}",
-                    why="the files of the set were changed between their evaluations",
-                    next_command="delete evaluation/ of the runs with the old files and give the study command again",
-                )
-            found[cell.cell_id, test_set] = evaluation
-    return found
+def _require_same_items(values: pd.DataFrame, reference: pd.DataFrame, runs: pd.DataFrame) -> None:
+    told = values.notna()
+    wanted = pd.Series(values.columns.isin(reference["item"]), index=values.columns)
+    wrong = told.ne(wanted, axis=1).any(axis=1)
+    if not wrong.any() and wanted.sum() == len(reference):
+        return
+    run = runs[wrong.to_numpy()].iloc[0] if wrong.any() else runs.iloc[0]
+    odd = sorted(set(values.columns[told.loc[run["seed"]]]) ^ set(reference["item"]))
+    raise ConfigError(
+        f"Two runs were scored on different items of {run['test_set']}, so they cannot be paired.",
+        where=f"{reference['run'].iloc[0]} and {run['run']}",
+        why=f"{len(odd)} items are in one of them alone, such as {odd[0]!r}",
+        next_command=advise(
+            ["advl", "evaluate", "RUN", "--on", run["test_set"]], note="score both on the same files"
+        ),
+    )

@@ -8,6 +8,7 @@ Parameter groups follow from a recipe by pure functions.
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -189,7 +190,11 @@ def _students() -> tuple[str, ...]:
 
 
 def _read(student: str) -> dict[str, Any]:
-    return tomllib.loads(data_files("recipes")[student].read_text(encoding="utf-8"))
+    return _parsed(data_files("recipes")[student].read_text(encoding="utf-8"))
+
+
+# Every cell of a study asks for a recipe, several times.
+_parsed = functools.lru_cache(tomllib.loads)
 
 
 def _build(student: str, task: str, size: str, values: dict[str, Any], sources: dict[str, str], where: str) -> Recipe:
@@ -247,7 +252,8 @@ def choose_recipe(student: str, task: str, wanted: str) -> ChosenRecipe:
 
 
 def _published(family: str, task: str, own: str) -> tuple[Recipe | None, str | None]:
-    size = next((size for size in (own, FALLBACK_SIZE) if (family, task, size) in recipe_names()), None)
+    sizes = _read(family).get(task, {}) if family in _students() else {}
+    size = next((size for size in (own, FALLBACK_SIZE) if size in sizes), None)
     return (load_recipe(family, task, size) if size else None), size
 
 

@@ -11,6 +11,7 @@ import pytest
 from advl_pipeline.reporting.config import ReportConfig
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.table import rows_of
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "studies")]
 
@@ -26,7 +27,7 @@ def vcr(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyResult, Path]:
     write_vcr(folder / "data", num_items=NUM_ITEMS, hostile="<b>&")
     extra = "[training]\nsplit = 'val'\n"
     result = make_study(folder, num_seeds=5, extra=extra, dataset='"vcr"', test_sets='["val", "test-shift"]')
-    cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
+    (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
     words = {f"val-{index}:vcr-q2a": [[[0, 3]], []] for index in range(NUM_ITEMS)}
     (result.runs / cell.run / "selected_words.json").write_text(json.dumps(words), encoding="utf-8")
     told = {f"val-{index}:vcr-q2a": [[[4, 8]]] for index in range(NUM_ITEMS)}

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +27,8 @@ from advl_pipeline.reporting.report import run_report
 from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
 from advl_pipeline.studies.claims import judge_claims
 from advl_pipeline.studies.gather import gather_study
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.result import StudyResult, place_of
+from advl_pipeline.studies.table import rows_of
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
 
@@ -110,8 +110,8 @@ def test_sections_come_in_order_with_the_answer_first_and_claims_late(page: Elem
 def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     result = vcr[0]
     section = page.find("section", id="answer")[0]
-    place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", 100))
-    percent = {name: result.standing(place, name).accuracy.mean for name in result.study.methods}  # type: ignore[union-attr]
+    place = next(item for item in result.places() if (item.test_set, item.shots) == ("val", "100"))
+    percent = {name: result.one("accuracy", place, method=name).mean for name in result.study.methods}
     assert section.find("p", class_="lead")[0].text == (
         f"ADVL answers {percent['advl']:.0f} of 100 questions rightly, plain {percent['plain']:.0f}; "
         f"with shuffled teachers {percent['advl-shuffled']:.0f}."
@@ -119,16 +119,15 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
     best = result.best_control(place)
     assert best is not None
     assert best.method == max(("plain", "advl-shuffled"), key=percent.__getitem__)
-    contrast = result.contrast(place, "advl", best.method)
-    assert contrast is not None
+    gain = result.one("gain", place, method="advl", against=best.method)
     tiles = {
         tile.find("dt")[0].text: [item.text for item in tile.find("dd")]
         for tile in section.find("div")
         if tile.find("dt")
     }
     (value, note) = tiles[f"over the best control, {result.study.variant(best.method).label}"]
-    assert value == wording.signed(contrast.comparison.effect.points)
-    assert wording.interval(contrast.comparison.joint_interval) in note
+    assert value == wording.signed(gain.mean)
+    assert wording.interval(gain.joint_interval) in note
     assert tiles["always “choice 3”"][0] == "28"
     # Every method stands in the figure, on every test set.
     (figure,) = section.find("figure")
@@ -141,7 +140,7 @@ def test_the_page_opens_with_the_answer_beside_the_best_control(page: Element, v
 
 def test_a_page_of_a_run_is_about_the_run_and_claims_nothing(vcr: tuple[StudyResult, Path], tmp_path: Path) -> None:
     result, data_root = vcr
-    cell = next(item for item in result.cells if (item.method, item.shots, item.seed) == ("advl", 100, 0))
+    (cell,) = rows_of(result.cells, method="advl", shots="100", seed=0)
     shutil.copytree(result.runs / cell.run, tmp_path / "mine")
     report = run_report(ReportConfig(run=(tmp_path / "mine",), data_root=data_root))
     page = read_page(report.output.read_text(encoding="utf-8"))
@@ -208,14 +207,17 @@ def test_the_readout_stands_behind_the_table_with_its_controls(page: Element, vc
 
 def test_a_random_teacher_is_read_beside_itself_and_its_row_says_so(tmp_path: Path) -> None:
     result = make_study(tmp_path, num_seeds=1, methods='["plain", "advl", "advl-random-1"]', shots="[100]")
-    assert {item.teacher for item in result.readouts if item.method == "advl-random-1"} == {
+    assert {item.teacher for item in rows_of(result.readouts, method="advl-random-1")} == {
         "random:minilm-l6@1",
         "random:efficientnet-lite0@1",
     }
     (table,) = readout_tables(result)
-    assert table.columns == ("regions, efficientnet-lite0", "words, minilm-l6")
-    assert [row.label for row in table.rows] == ["ADVL", "ADVL, random teacher 1 (beside that random teacher)"]
-    assert all(row.cells == (("30.0", "70.0"), ("30.0", "70.0")) for row in table.rows)
+    assert table.grid() == [
+        ["shots", "method", "regions, efficientnet-lite0", "words, minilm-l6", "runs"],
+        ["", "chance", "25.0", "25.0", ""],
+        ["100", "ADVL", "30.0 → 70.0", "30.0 → 70.0", "1"],
+        ["100", "ADVL, random teacher 1 (beside that random teacher)", "30.0 → 70.0", "30.0 → 70.0", "1"],
+    ]
 
 
 def test_a_study_without_an_adapt_step_shows_no_readout(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyR
     table = page.find("table", class_="main")[0]
     sets = [cell.text for cell in table.find("thead")[0].find("th")][1:]
     assert sets == ["val", "test-shift"]
-    shots, seen = 0, 0
+    shots, seen = "", 0
     for row in table.find("tbody")[0].find("tr"):
         heading = row.find("th")[0].text
         if "trivial" in row.attributes["class"].split():
@@ -238,33 +240,31 @@ def test_the_table_repeats_the_gathered_numbers(page: Element, vcr: tuple[StudyR
             assert [cell.text for cell in row.find("td")] == [told, told]
             continue
         if "size" in row.attributes["class"].split():
-            shots = int(heading.split()[0])
+            shots = heading.split()[0]
             continue
         label = heading.removesuffix(" control")
         method = next(name for name in result.study.methods if result.study.variant(name).label == label)
         assert ("control" in row.attributes["class"].split()) == (method == "advl-shuffled")
         for name, cell in zip(sets, row.find("td"), strict=True):
             place = next(item for item in result.places() if (item.test_set, item.shots) == (name, shots))
-            standing = result.standing(place, method)
-            assert standing is not None
-            assert cell.find("span", class_="accuracy")[0].text == wording.spread(standing.accuracy)
-            contrast = result.contrast(place, method, "plain")
+            accuracy = result.one("accuracy", place, method=method)
+            assert cell.find("span", class_="accuracy")[0].text == wording.spread(accuracy)
             if method != "plain":
-                assert contrast is not None
-                gain = cell.find("span", class_="gain")[0]
-                assert gain.find("b")[0].text == wording.signed(contrast.comparison.effect.points)
-                assert wording.interval(contrast.comparison.joint_interval) in gain.text
-                assert wording.p_value(contrast.seed_p_adjusted) in cell.find("span", class_="p")[0].text
+                gain = result.one("gain", place, method=method, against="plain")
+                shown = cell.find("span", class_="gain")[0]
+                assert shown.find("b")[0].text == wording.signed(gain.mean)
+                assert wording.interval(gain.joint_interval) in shown.text
+                assert wording.p_value(gain.p_seed_holm) in cell.find("span", class_="p")[0].text
             seen += 1
-    assert seen == len(result.standings) == 16
+    assert seen == len(result.find("accuracy")) == 16
 
 
 def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     figure = page.find("figure", id="accuracy-0-q2a")[0]
     rows = [[cell.text for cell in row.find("td")] for row in figure.find("tbody")[0].find("tr")]
     expected = {
-        (s.place.test_set, vcr[0].study.variant(s.method).label, str(s.place.shots), wording.percent(s.accuracy.mean))
-        for s in vcr[0].standings
+        (row.test_set, vcr[0].study.variant(row.method).label, row.shots, wording.percent(row.mean))
+        for row in vcr[0].find("accuracy")
     }
     assert {tuple(row[:4]) for row in rows} == expected
 
@@ -285,10 +285,8 @@ def test_the_page_says_what_a_verdict_rests_on(page: Element) -> None:
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be(tmp_path: Path) -> None:
     """The t-interval of two seeds may reach below 0 and above 100."""
     result = make_study(tmp_path, num_seeds=2)
-    standing = result.standings[0]
-    wild = replace(standing.accuracy, interval=Interval(low=-80.0, high=190.0))
-    changed = replace(result, standings=(replace(standing, accuracy=wild), *result.standings[1:]))
-    figure = accuracy_figure(changed, looks(result.study), setting=standing.place.setting, metric="q2a")
+    result.numbers.at[0, "interval"] = Interval(low=-80.0, high=190.0)
+    figure = accuracy_figure(result, looks(result.study), setting=result.study.settings[0].name, metric="q2a")
     assert figure is not None
     (drawn, *_) = [read_page(panel.svg) for panel in figure.panels]
     ticks = [float(tick.text) for tick in drawn.find("text", **{"text-anchor": "end"})]
@@ -321,7 +319,7 @@ def test_a_run_that_cannot_tell_the_words_of_test_items_has_the_page_say_why(tmp
     write_vcr(tmp_path / "data", num_items=NUM_ITEMS, hostile="")
     extra = "[training]\nsplit = 'val'\n"
     result = make_study(tmp_path, num_seeds=1, extra=extra, dataset='"vcr"', test_sets='["val"]')
-    cell = next(item for item in result.cells if (item.method, item.shots) == ("advl", 100))
+    (cell,) = rows_of(result.cells, method="advl", shots="100")
     obstacle = json.dumps({"selection": "adaptive", "obstacle": "the towers of <clip-vit-l> decide"})
     (result.runs / cell.run / "word_selection.json").write_text(obstacle, encoding="utf-8")
     report = run_report(ReportConfig(run=(result.folder,), data_root=tmp_path / "data"))
@@ -353,7 +351,7 @@ def test_the_cost_of_training_and_of_inference_is_told(page: Element) -> None:
 
 def test_commands_and_caches_are_listed(page: Element, vcr: tuple[StudyResult, Path]) -> None:
     text = page.find("section", id="repeat")[0].text
-    assert all(cell.command in text for cell in vcr[0].cells)
+    assert all(command in text for command in vcr[0].cells["command"])
     assert "efficientnet-lite0" in text
     costs = page.find("section", id="cost")[0].text
     assert "12 s" in costs
@@ -414,8 +412,8 @@ def test_a_study_of_three_seeds_claims_nothing_and_a_missing_dataset_is_said(tmp
 
 def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
     result = make_study(tmp_path, num_seeds=2)
-    for cell in result.cells[3:]:
-        shutil.rmtree(result.runs / cell.run)
+    for run in result.cells["run"][3:]:
+        shutil.rmtree(result.runs / run)
     text = run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8")
     assert "13 of 16 runs are not finished" in read_page(text).text
     for form in ("md", "latex"):
@@ -423,8 +421,8 @@ def test_an_unfinished_study_reports_what_is_there(tmp_path: Path) -> None:
         written = other.output.read_text(encoding="utf-8")
         assert "13 of 16 cells are not finished" in written
         assert ", 1 seed" in written
-    for cell in result.cells[:3]:
-        shutil.rmtree(result.runs / cell.run)
+    for run in result.cells["run"][:3]:
+        shutil.rmtree(result.runs / run)
     page = read_page(run_report(ReportConfig(run=(result.folder,))).output.read_text(encoding="utf-8"))
     assert not page.find("table", class_="main")
     assert len(page.find("article", class_="verdict")) == 3
@@ -482,16 +480,17 @@ def test_csv_json_markdown_and_latex_hold_the_same_numbers(vcr: tuple[StudyResul
     rows = list(csv.DictReader(io.StringIO(text["csv"])))
     document = json.loads(text["json"])
     assert tuple(rows[0]) == LONG_COLUMNS
-    assert len(rows) == len(document["table"]) == len(result.standings)
-    for row, record, standing in zip(rows, document["table"], result.standings, strict=True):
-        assert float(row["accuracy_percent"]) == record["accuracy_percent"] == standing.accuracy.mean
-        contrast = result.contrast(standing.place, standing.method, "plain")
-        assert (row["gain_points"] == "") == (contrast is None)
-        if contrast is not None:
-            assert float(row["gain_points"]) == contrast.comparison.effect.points
-            assert float(row["gain_relative_percent"]) == contrast.comparison.effect.relative_percent
-        assert wording.spread(standing.accuracy) in text["md"]
-        assert wording.spread(standing.accuracy).replace("±", r"$\pm$") in text["latex"]
+    accuracies = result.find("accuracy")
+    assert len(rows) == len(document["table"]) == len(accuracies)
+    for row, record, accuracy in zip(rows, document["table"], accuracies, strict=True):
+        assert float(row["accuracy_percent"]) == record["accuracy_percent"] == accuracy.mean
+        gain = result.one("gain", place_of(accuracy), method=accuracy.method, against="plain")
+        assert (row["gain_points"] == "") == (gain is None)
+        if gain is not None:
+            assert float(row["gain_points"]) == gain.mean
+            assert float(row["gain_relative_percent"]) == gain.relative_percent
+        assert wording.spread(accuracy) in text["md"]
+        assert wording.spread(accuracy).replace("±", r"$\pm$") in text["latex"]
     assert [item["outcome"] for item in document["verdicts"]] == [item.outcome for item in judge_claims(result)]
     assert text["latex"].count(r"\begin{tabular}") == text["latex"].count(r"\end{tabular}") == 1
 
@@ -503,12 +502,11 @@ def test_the_tidy_table_holds_the_score_of_every_item(vcr: tuple[StudyResult, Pa
     assert set(frame["view"]) == {"", "swapped"}
     shown = frame[frame["view"] == ""]
     assert len(shown) == len(result.cells) * 2 * NUM_ITEMS
-    for standing in result.standings:
-        place = standing.place
-        wanted = {"method": standing.method, "test_set": place.test_set, "shots": place.shots}
+    for accuracy in result.find("accuracy"):
+        wanted = {"method": accuracy.method, "test_set": accuracy.test_set, "shots": int(accuracy.shots)}
         rows = shown[(shown[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-        assert 100 * rows["score"].mean() == pytest.approx(standing.accuracy.mean)
-        assert set(rows["run"]) == set(standing.runs)
+        assert 100 * rows["score"].mean() == pytest.approx(accuracy.mean)
+        assert set(rows["run"]) == set(accuracy.runs)
 
 
 def test_reports_are_reproducible(vcr: tuple[StudyResult, Path], page_text: str, tmp_path: Path) -> None:
@@ -544,4 +542,4 @@ def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) ->
 
 
 def test_gathering_again_gives_the_same_result(vcr: tuple[StudyResult, Path]) -> None:
-    assert gather_study(vcr[0].folder).contrasts == vcr[0].contrasts
+    pd.testing.assert_frame_equal(gather_study(vcr[0].folder).numbers, vcr[0].numbers)

@@ -79,21 +79,19 @@ def test_examples_are_read_as_the_run_read_them(page: Element) -> None:
 
 @pytest.mark.slow
 def test_use_of_vision_is_measured_three_ways_on_the_main_set(study: tuple[StudyResult, Path], page: Element) -> None:
-    uses = {(use.method, use.against, use.place.test_set) for use in study[0].losses_of("use")}
+    uses = {(use.method, use.against, use.test_set) for use in study[0].find("use")}
     methods, kinds = ("plain", "plain-two-step"), ("swapped", "blanked", "removed")
     assert uses == {(method, kind, "test") for method in methods for kind in kinds}
     captions = [item.text for item in page.find("section", id="vision")[0].find("figcaption")]
     assert any("What the texts alone give away" in caption for caption in captions)
-    for share in study[0].text_shares:
-        assert 0 < share.share.mean < 100
-        standing = study[0].standing(share.place, share.method)
-        assert standing is not None
-        assert share.text_only == "plain-no-picture"
+    for share in study[0].find("text share"):
+        assert 0 < share.mean < 100
+        assert share.against == "plain-no-picture"
 
 
 @pytest.mark.slow
 def test_costs_of_inference_were_measured(study: tuple[StudyResult, Path]) -> None:
-    assert all(cost.milliseconds_per_item and cost.milliseconds_per_item > 0 for cost in study[0].costs)
+    assert (study[0].costs["milliseconds_per_item"] > 0).all()
 
 
 @pytest.mark.slow
@@ -101,4 +99,4 @@ def test_a_finished_study_is_gathered_where_its_data_are_not(study: tuple[StudyR
     folder = study[0].folder
     config = StudyRunConfig(study=str(folder.parent / "real.toml"), output=folder, data_root=tmp_path / "nowhere")
     assert run_study(config).num_finished == len(study[0].cells)
-    assert gather_study(folder).standings == study[0].standings
+    assert gather_study(folder).numbers.equals(study[0].numbers)

@@ -16,12 +16,13 @@ from typing import Any
 import synthetic_runs
 from synthetic_runs import write_study_file
 
-from advl_pipeline.evaluation.statistics import Interval, Spread
+from advl_pipeline.evaluation.statistics import Interval, Spread, summarise
 from advl_pipeline.reporting.formats import as_json
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.config import StudyRunConfig
-from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.config import FULL, StudyRunConfig
+from advl_pipeline.studies.result import StudyResult, place_of
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.table import rows_of
 
 EXTRA = """
 min_seeds = 3
@@ -68,74 +69,83 @@ def golden_numbers(result: StudyResult) -> dict[str, Any]:
     for row in json.loads(as_json(result))["table"]:
         name = _name("table", row["setting"], row["metric"], row["test_set"], row["shots"], row["method"])
         found[name] = {key: row[key] for key in COLUMNS}
-    for item in result.contrasts:
-        place, compared = item.place, item.comparison
-        name = _name("contrast", item.family, *_place(place), item.treated, item.baseline)
-        found[name] = {
-            "seeds": list(item.seeds),
-            "points": compared.effect.points,
-            "relative": compared.effect.relative_percent,
-            "per_seed": list(compared.per_seed),
-            "spread": _spread(compared.seed_spread),
-            "p_seed": compared.seed_t.p_value if compared.seed_t else None,
-            "p_sign": compared.seed_sign_flip.p_value,
-            "p_item": compared.item_test.p_value,
-            "item_interval": _ends(compared.item_interval),
-            "joint_interval": _ends(compared.joint_interval),
-            "p_seed_holm": item.seed_p_adjusted,
-            "p_item_holm": item.item_p_adjusted,
-            "family_size": item.family_size,
+    for row in result.find("gain"):
+        found[_name("contrast", row.family, *_place(row), row.method, row.against)] = {
+            "seeds": list(row.seeds),
+            "points": row.mean,
+            "relative": row.relative_percent,
+            "per_seed": list(row.per_seed),
+            "spread": _spread(row),
+            "p_seed": row.p_seed,
+            "p_sign": row.p_sign_flip,
+            "p_item": row.p_item,
+            "item_interval": _ends(row.item_interval),
+            "joint_interval": _ends(row.joint_interval),
+            "p_seed_holm": row.p_seed_holm,
+            "p_item_holm": row.p_item_holm,
+            "family_size": row.family_size,
         }
-    for trend in result.trends:
-        found[_name("trend", trend.setting, trend.metric, trend.test_set, trend.treated, trend.baseline)] = {
-            "sizes": list(trend.sizes),
-            "gains": [_spread(gain) for gain in trend.gains],
-            "slopes": list(trend.slope_per_seed),
-            "slope": _spread(trend.slope),
-            "p": trend.slope_test.p_value if trend.slope_test else None,
-            "joint_interval": _ends(trend.slope_joint),
+    for row in result.find("gain along shots"):
+        where = {"setting": row.setting, "metric": row.metric, "test_set": row.test_set, "method": row.method}
+        along, slope = result.find("gain along shots", **where), result.one("slope", **where)
+        found[_name("trend", *where.values(), row.against)] = {
+            "sizes": [one.size for one in along],
+            "gains": [_spread(one) for one in along],
+            "slopes": list(slope.per_seed) if slope else [],
+            "slope": _spread(slope),
+            "p": slope.p_seed if slope else None,
+            "joint_interval": _ends(slope.joint_interval) if slope else None,
         }
-    for loss in result.losses:
-        found[_name(loss.quantity, loss.against, *_place(loss.place), loss.method)] = {
-            "questions": loss.questions,
-            "before": _spread(loss.before),
-            "after": _spread(loss.after),
-            "lost": _spread(loss.lost),
-            "per_seed": list(loss.per_seed),
-            "baseline": loss.baseline,
-            "change": _spread(loss.change),
+    for row in (*result.find("drop"), *result.find("use")):
+        before, after, change = (
+            result.one(f"{row.quantity} {side}", place_of(row), method=row.method, against=row.against)
+            for side in ("before", "after", "change")
+        )
+        found[_name(row.quantity, row.against, *_place(row), row.method)] = {
+            "questions": row.questions,
+            "before": _spread(before),
+            "after": _spread(after),
+            "lost": _spread(row),
+            "per_seed": list(row.per_seed),
+            "baseline": result.study.baseline_of(row.method) if change else None,
+            "change": _spread(change),
         }
-    for mean in result.mean_contrasts:
-        name = _name("mean", mean.quantity, mean.setting, mean.metric, mean.test_set, mean.treated, mean.baseline)
-        found[name] = {
-            "questions": mean.questions,
-            "shots": list(mean.shots),
-            "per_seed": list(mean.per_seed),
-            "joint_interval": _ends(mean.joint_interval),
+    for quantity in ("accuracy", "drop", "use"):
+        for row in result.find(f"mean {quantity}"):
+            found[_name("mean", quantity, row.setting, row.metric, row.test_set, row.method, row.against)] = {
+                "questions": row.questions,
+                "shots": [_shots(shots) for shots in row.over],
+                "per_seed": list(row.per_seed),
+                "joint_interval": _ends(row.joint_interval),
+            }
+    for row in result.find("text share"):
+        given, rest, change = (
+            result.one(quantity, place_of(row), method=row.method, against=row.against)
+            for quantity in ("on given", "on rest", "on rest change")
+        )
+        found[_name("text share", row.against, *_place(row), row.method)] = {
+            "share": _spread(row),
+            "on_given": _spread(given),
+            "on_rest": _spread(rest),
+            "change": _spread(change),
         }
-    for share in result.text_shares:
-        found[_name("text share", share.text_only, *_place(share.place), share.method)] = {
-            "share": _spread(share.share),
-            "on_given": _spread(share.on_given),
-            "on_rest": _spread(share.on_rest),
-            "change": _spread(share.change),
+    readouts = result.readouts.groupby(["setting", "method", "shots", "teacher", "nodes"], sort=False)
+    for (setting, method, shots, *side), runs in readouts:
+        found[_name("readout", setting, method, _shots(shots), *side)] = {
+            "before": _spread(summarise(list(runs["before"]))),
+            "after": _spread(summarise(list(runs["after"]))),
+            "chance": float(runs["chance"].mean()),
         }
-    for item in result.readouts:
-        found[_name("readout", item.setting, item.method, item.shots, item.teacher, item.nodes)] = {
-            "before": _spread(item.before),
-            "after": _spread(item.after),
-            "chance": item.chance,
-        }
-    for cost in result.costs:
-        found[_name("cost", cost.setting, cost.method, cost.shots)] = [
+    for cost in rows_of(result.costs):
+        found[_name("cost", cost.setting, cost.method, _shots(cost.shots))] = [
             cost.num_steps, cost.seconds_per_step, cost.seconds, cost.wait_share, cost.peak_memory_bytes,
             cost.student_parameters, cost.training_only_parameters, cost.milliseconds_per_item,
         ]  # fmt: skip
-    for bins in result.weights:
-        name = _name("weights", bins.quantity, bins.setting, bins.method, bins.shots, bins.modality)
+    for bins in rows_of(result.weights):
+        name = _name("weights", bins.quantity, bins.setting, bins.method, _shots(bins.shots), bins.modality)
         found[name] = [bins.mean, bins.count, bins.edges[-1], max(bins.shares)]
-    for sure in result.calibrations:
-        found[_name("calibration", *_place(sure.place), sure.method)] = sure.reliability.expected_error
+    for sure in rows_of(result.calibrations):
+        found[_name("calibration", *_place(sure), sure.method)] = sure.reliability.expected_error
     for verdict in judge_claims(result):
         for test in verdict.tests:
             found[_name("claim", verdict.setting, verdict.claim, test.name)] = [
@@ -163,12 +173,19 @@ def _name(*parts: Any) -> str:
     return " / ".join(map(str, parts))
 
 
-def _place(place: Any) -> tuple[Any, ...]:
-    return place.setting, place.metric, place.test_set, place.shots, place.size
+def _place(row: Any) -> tuple[Any, ...]:
+    return row.setting, row.metric, row.test_set, _shots(row.shots), row.size
 
 
-def _spread(value: Spread | None) -> list[Any] | None:
-    return None if value is None else [value.mean, value.deviation, _ends(value.interval), value.count]
+def _shots(label: str) -> int | None:
+    return None if label == FULL else int(label)
+
+
+def _spread(row: Any) -> list[Any] | None:
+    if row is None:
+        return None
+    count = row.count if isinstance(row, Spread) else len(row.per_seed)
+    return [row.mean, row.deviation, _ends(row.interval), count]
 
 
 def _ends(value: Interval | None) -> list[float] | None:

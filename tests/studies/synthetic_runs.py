@@ -46,6 +46,13 @@ def accuracy(cell: Cell, test_set: str, gains: Mapping[str, float]) -> float:
 
 def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAINS) -> None:
     """Write what finetuning and evaluation would."""
+    train(cell)
+    for test_set in cell.test_sets:
+        evaluate(cell, study, test_set, gains)
+
+
+def train(cell: Cell) -> None:
+    """Write what finetuning would."""
     run = cell.run
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
     write_json(run / "run.json", {"options": {}})
@@ -83,8 +90,6 @@ def execute(cell: Cell, study: StudyConfig, *, gains: Mapping[str, float] = GAIN
             file.write(json.dumps(record) + "\n")
     if cell.teachers and takes_two_steps(cell.finetune):
         write_json(run / "readout.json", readout(cell))
-    for test_set in cell.test_sets:
-        evaluate(cell, study, test_set, gains)
     write_json(
         run / "result.json",
         {

@@ -15,6 +15,7 @@ from advl_pipeline.studies.config import StudyRunConfig
 from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import run_study
+from advl_pipeline.studies.table import rows_of
 from advl_pipeline.studies.variants import PARTS, SHIPPED
 
 
@@ -75,13 +76,11 @@ def test_a_study_claims_nothing_of_what_it_does_not_run(tmp_path: Path) -> None:
 def test_a_test_that_stands_in_the_table_has_the_number_of_the_table(tmp_path: Path) -> None:
     result = gathered(tmp_path, shots='[100, "full"]', num_seeds=6)
     found = verdicts(result)
-    for claim, shots in (("C1", None), ("C2", 100)):
-        place = next(item for item in result.places() if (item.test_set, item.shots) == ("test", shots))
-        contrast = result.contrast(place, "advl", "plain")
-        assert contrast is not None
+    for claim, shots in (("C1", "full"), ("C2", "100")):
+        gain = result.one("gain", method="advl", against="plain", test_set="test", shots=shots)
         (test,) = [item for item in found[claim].tests if item.name.endswith("advl minus plain")]
-        assert test.mean == pytest.approx(contrast.comparison.effect.points)
-        assert test.p_adjusted == contrast.seed_p_adjusted
+        assert test.mean == pytest.approx(gain.mean)
+        assert test.p_adjusted == gain.p_seed_holm
 
 
 def test_a_missing_control_makes_a_lost_gain_no_less_lost(tmp_path: Path) -> None:
@@ -98,8 +97,8 @@ def test_shots_by_number_that_are_all_data_stand_for_full_data(tmp_path: Path) -
 
 def test_a_trend_that_no_seed_has_whole_is_not_seen(tmp_path: Path) -> None:
     result = gathered(tmp_path, num_seeds=6, gains={**GAINS, "advl": 26.0})
-    for cell in result.cells:
-        if cell.method == "plain" and (cell.shots == 400) == (cell.seed < 3):
+    for cell in rows_of(result.cells, method="plain"):
+        if (cell.shots == "400") == (cell.seed < 3):
             (result.runs / cell.run / "result.json").unlink()
     found = verdicts(gather_study(result.folder))["C2"]
     assert found.outcome == UNDECIDED
@@ -172,9 +171,8 @@ def test_a_control_differs_from_the_focus_in_its_teacher_alone(tmp_path: Path) -
 
 def test_a_control_without_results_supports_nothing(tmp_path: Path) -> None:
     result = gathered(tmp_path, shots='["full"]', gains={**GAINS, "advl": 26.0})
-    for cell in result.cells:
-        if cell.method == "advl-shuffled":
-            (result.runs / cell.run / "result.json").unlink()
+    for cell in rows_of(result.cells, method="advl-shuffled"):
+        (result.runs / cell.run / "result.json").unlink()
     found = verdicts(gather_study(result.folder))["C1"]
     assert found.outcome == UNDECIDED
     assert "advl-shuffled is not finished" in found.reason
@@ -183,9 +181,8 @@ def test_a_control_without_results_supports_nothing(tmp_path: Path) -> None:
 def test_a_control_without_results_at_one_size_supports_nothing(tmp_path: Path) -> None:
     result = gathered(tmp_path, gains={**GAINS, "advl": 26.0, "advl on test-shift": 45.0})
     assert verdicts(result)["C3"].outcome == SUPPORTED
-    for cell in result.cells:
-        if (cell.method, cell.shots) == ("advl-shuffled", 400):
-            (result.runs / cell.run / "result.json").unlink()
+    for cell in rows_of(result.cells, method="advl-shuffled", shots="400"):
+        (result.runs / cell.run / "result.json").unlink()
     found = verdicts(gather_study(result.folder))
     for claim in ("C3", "C4"):
         assert found[claim].outcome == UNDECIDED
@@ -195,9 +192,8 @@ def test_a_control_without_results_at_one_size_supports_nothing(tmp_path: Path) 
 def test_what_a_control_gives_of_a_gain_is_told_over_the_same_seeds_and_when_it_is_sure(tmp_path: Path) -> None:
     result = gathered(tmp_path, shots='["full"]', gains={**GAINS, "advl": 26.0})
     assert "is what the true teacher adds" in verdicts(result)["C1"].notes[0]
-    for cell in result.cells:
-        if cell.method == "advl-shuffled" and cell.seed == 0:
-            (result.runs / cell.run / "result.json").unlink()
+    for cell in rows_of(result.cells, method="advl-shuffled", seed=0):
+        (result.runs / cell.run / "result.json").unlink()
     note = verdicts(gather_study(result.folder))["C1"].notes[0]
     assert "advl-shuffled and plain are finished for other seeds" in note
 
@@ -215,23 +211,18 @@ def test_the_gain_that_grows_is_over_the_baseline_of_the_study(tmp_path: Path) -
     methods = '["plain", "naive-kd", "advl-own", "advl"]'
     result = gathered(tmp_path, extra=f'focus = "advl-own"\n{own}', methods=methods, gains={"advl-own": 9.0})
     (test,) = [test for test in verdicts(result)["C2"].tests if "minus gain" in test.name]
-    (trend,) = [
-        trend for trend in result.trends if (trend.treated, trend.test_set) == ("advl-own", "test") and trend.slope
-    ]
-    assert trend.baseline == "plain"
-    assert test.mean == pytest.approx(trend.gains[0].mean - trend.gains[-1].mean)
+    along = result.find("gain along shots", method="advl-own", test_set="test")
+    assert {gain.against for gain in along} == {"plain"}
+    assert test.mean == pytest.approx(along[0].mean - along[-1].mean)
 
 
 def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Path) -> None:
     result = gathered(tmp_path, num_seeds=6)
-    for cell in result.cells:
-        if (cell.method, cell.shots, cell.seed) == ("plain", 100, 1):
-            (result.runs / cell.run / "result.json").unlink()
+    (cell,) = rows_of(result.cells, method="plain", shots="100", seed=1)
+    (result.runs / cell.run / "result.json").unlink()
     result = gather_study(result.folder)
-    drops = [
-        item for item in result.losses_of("drop") if item.method == "advl" and item.place.test_set == "test-shift"
-    ]
-    by_size = [dict(zip(drop.change_seeds, drop.change_per_seed, strict=True)) for drop in drops]
+    changes = result.find("drop change", method="advl", test_set="test-shift")
+    by_size = [dict(zip(change.seeds, change.per_seed, strict=True)) for change in changes]
     assert [sorted(values) for values in by_size] == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     expected = [-(by_size[0][seed] + by_size[1][seed]) / 2 for seed in by_size[0]]
     assert verdicts(result)["C3"].tests[0].per_seed == pytest.approx(expected)
@@ -252,12 +243,10 @@ def test_one_part_left_out_is_not_every_part(tmp_path: Path) -> None:
 def test_every_number_of_a_verdict_comes_from_the_result(tmp_path: Path) -> None:
     result = gathered(tmp_path, num_seeds=5)
     found = verdicts(result)
-    trend = next(item for item in result.trends if item.treated == "advl" and item.test_set == "test")
-    assert found["C2"].tests[0].per_seed == pytest.approx([-2 * slope for slope in trend.slope_per_seed])
-    drops = [
-        item for item in result.losses_of("drop") if item.method == "advl" and item.place.test_set == "test-shift"
-    ]
-    by_hand = [-sum(values) / len(drops) for values in zip(*(item.change_per_seed for item in drops), strict=True)]
+    slope = result.one("slope", method="advl", test_set="test")
+    assert found["C2"].tests[0].per_seed == pytest.approx([-2 * value for value in slope.per_seed])
+    drops = result.find("drop change", method="advl", test_set="test-shift")
+    by_hand = [-sum(values) / len(drops) for values in zip(*(item.per_seed for item in drops), strict=True)]
     assert found["C3"].tests[0].per_seed == pytest.approx(by_hand)
     adjusted = [test.p_adjusted for verdict in found.values() for test in verdict.tests]
     raw = [test.p_value for verdict in found.values() for test in verdict.tests]

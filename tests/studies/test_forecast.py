@@ -217,7 +217,7 @@ def test_plans_and_measurements_are_those_of_real_extractions_and_runs(tmp_path:
     assert cache.seconds is not None
     assert cache.seconds > 0
     assert not cache.path.exists()
-    seconds = {item.cell.method: item.seconds for item in told.cells}
+    seconds = {row["method"]: row["seconds"] for row in told.cells}
     assert seconds["plain"] is not None
     assert seconds["naive-kd"] == seconds["plain"] > 0
     run_extract(plan)

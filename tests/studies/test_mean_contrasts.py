@@ -7,10 +7,9 @@ import pytest
 
 from advl_pipeline.evaluation.item_contributions import Contribution
 from advl_pipeline.evaluation.statistics import compare, hierarchical_bootstrap, item_groups
-from advl_pipeline.studies.comparisons import losses, mean_contrasts, trends
+from advl_pipeline.studies.comparisons import numbers_of
 from advl_pipeline.studies.config import StudyConfig, parse_study
-from advl_pipeline.studies.result import MeanContrast, Place
-from advl_pipeline.studies.table import WITH_PICTURE, Scores, Table
+from advl_pipeline.studies.table import WITH_PICTURE, Place, Scores, Table, rows_of
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -22,7 +21,7 @@ def study(dataset: str, task: str, test_sets: list[str]) -> StudyConfig:
 
 def place(config: StudyConfig, test_set: str, shots: int = 100) -> Place:
     (setting,) = config.settings
-    return Place(setting=setting.name, metric=setting.metrics[0], test_set=test_set, size=shots, shots=shots)
+    return Place(setting=setting.name, metric=setting.metrics[0], test_set=test_set, size=shots, shots=str(shots))
 
 
 def series(items_SN: np.ndarray, ids: list[str]) -> Scores:
@@ -43,7 +42,7 @@ def table(config: StudyConfig, ids: dict[str, list[str]], *, shots: tuple[int, .
                 for kind in (WITH_PICTURE, "swapped") if test_set == reference else (WITH_PICTURE,):
                     items_SN = random.random((len(SEEDS), len(names))) < share
                     found[place(config, test_set, size), method, kind] = series(items_SN, names)
-    return Table(study=config, rows=found)
+    return Table(study=config, scores=found)
 
 
 @pytest.mark.parametrize(
@@ -66,20 +65,23 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
         shifted: [f"{prefix}{number}" for number in range(59, -1, -1)],
     }
     scores = table(config, names)
-    drops = {drop.method: drop for drop in losses(scores) if drop.quantity == "drop"}
-    before, after = (scores.rows[place(config, name), "advl", WITH_PICTURE].matrix for name in (reference, shifted))
+    numbers = numbers_of(scores)
+    drops, befores, afters = (
+        {row.method: row for row in rows_of(numbers, quantity=name)} for name in ("drop", "drop before", "drop after")
+    )
+    before, after = (scores.scores[place(config, name), "advl", WITH_PICTURE].matrix for name in (reference, shifted))
     base = before[:, :60] if questions == "same" else before
     assert abs(before[:, :60].mean() - before.mean()) > 0.2
     assert drops["advl"].questions == questions
-    assert drops["advl"].before.mean == pytest.approx(100 * base.mean())
-    assert drops["advl"].after.mean == pytest.approx(100 * after.mean())
+    assert befores["advl"].mean == pytest.approx(100 * base.mean())
+    assert afters["advl"].mean == pytest.approx(100 * after.mean())
     assert drops["advl"].per_seed == pytest.approx(100 * (base.mean(axis=1) - after.mean(axis=1)))
-    contrast = next(item for item in mean_contrasts(scores) if item.quantity == "drop")
+    contrast = rows_of(numbers, quantity="mean drop")[0]
     assert contrast.questions == questions
     expected = np.subtract(drops["advl"].per_seed, drops["plain"].per_seed)
     assert contrast.per_seed == pytest.approx(expected)
     if questions == "same":
-        plain = [scores.rows[place(config, name), "plain", WITH_PICTURE].matrix for name in (reference, shifted)]
+        plain = [scores.scores[place(config, name), "plain", WITH_PICTURE].matrix for name in (reference, shifted)]
         lost_SN = (base - after[:, ::-1]) - (plain[0][:, :60] - plain[1][:, ::-1])
         groups = item_groups([f"picture {index // 3}" for index in range(60)], [""] * 60)
         expected_interval = hierarchical_bootstrap(lost_SN, groups=groups, resamples=2000)
@@ -88,28 +90,24 @@ def test_a_drop_is_over_the_same_questions_where_they_are_asked_otherwise(
         assert contrast.joint_interval.high == pytest.approx(expected_interval.high, abs=0.08 * width)
 
 
-def chosen(found: tuple[MeanContrast, ...], quantity: str, baseline: str) -> MeanContrast:
-    return next(item for item in found if (item.quantity, item.baseline) == (quantity, baseline))
-
-
 def test_means_over_sizes_are_taken_item_by_item() -> None:
     config = study("scenes-vcr", "vcr-q2a", ["test"])
     scores = table(config, {"test": [f"test-{number}" for number in range(90)]}, shots=(100, 400))
-    found = mean_contrasts(scores)
+    found = numbers_of(scores)
     sizes = [place(config, "test", size) for size in (100, 400)]
 
     def of(method: str, kind: str = WITH_PICTURE) -> np.ndarray:
-        return np.mean([scores.rows[where, method, kind].matrix for where in sizes], axis=0)
+        return np.mean([scores.scores[where, method, kind].matrix for where in sizes], axis=0)
 
-    groups = scores.rows[sizes[0], "advl", WITH_PICTURE].groups
+    groups = scores.scores[sizes[0], "advl", WITH_PICTURE].groups
     whole = compare(of("advl"), of("plain"), groups=groups)
-    accuracy = chosen(found, "accuracy", "plain")
-    assert accuracy.shots == (100, 400)
+    (accuracy,) = rows_of(found, quantity="mean accuracy", against="plain")
+    assert accuracy.over == ("100", "400")
     assert accuracy.per_seed == pytest.approx(whole.per_seed)
     ends = (whole.joint_interval.low, whole.joint_interval.high)
     assert (accuracy.joint_interval.low, accuracy.joint_interval.high) == pytest.approx(ends, abs=0.01)
     used = {name: of(name) - of(name, "swapped") for name in ("advl", "advl-shuffled")}
-    use = chosen(found, "use", "advl-shuffled")
+    (use,) = rows_of(found, quantity="mean use", against="advl-shuffled")
     expected = compare(used["advl"], used["advl-shuffled"], groups=groups)
     assert use.per_seed == pytest.approx(expected.per_seed)
     ends = (expected.joint_interval.low, expected.joint_interval.high)
@@ -119,14 +117,13 @@ def test_means_over_sizes_are_taken_item_by_item() -> None:
 def test_a_slope_has_an_interval_over_items() -> None:
     config = study("scenes-vcr", "vcr-q2a", ["test"])
     scores = table(config, {"test": [f"test-{number}" for number in range(90)]}, shots=(100, 400))
-    trend = next(item for item in trends(scores) if item.treated == "advl")
+    (slope,) = rows_of(numbers_of(scores), quantity="slope", method="advl")
     gains = [
-        scores.rows[where, "advl", WITH_PICTURE].matrix - scores.rows[where, "plain", WITH_PICTURE].matrix
+        scores.scores[where, "advl", WITH_PICTURE].matrix - scores.scores[where, "plain", WITH_PICTURE].matrix
         for where in (place(config, "test", 100), place(config, "test", 400))
     ]
-    groups = scores.rows[place(config, "test"), "advl", WITH_PICTURE].groups
+    groups = scores.scores[place(config, "test"), "advl", WITH_PICTURE].groups
     expected = hierarchical_bootstrap((gains[1] - gains[0]) / 2, groups=groups, resamples=2000)
-    assert trend.slope_joint is not None
-    assert trend.slope_joint.contains(float(np.mean(trend.slope_per_seed)))
+    assert slope.joint_interval.contains(slope.mean)
     ends = (expected.low, expected.high)
-    assert (trend.slope_joint.low, trend.slope_joint.high) == pytest.approx(ends, abs=0.01)
+    assert (slope.joint_interval.low, slope.joint_interval.high) == pytest.approx(ends, abs=0.01)

@@ -38,8 +38,9 @@ from advl_pipeline.studies.folder import read_study_folder
 from advl_pipeline.studies.forecast import forecast_study
 from advl_pipeline.studies.gather import finetune_command, gather_runs, gather_study, pool_histograms
 from advl_pipeline.studies.plan import Cell, build_plan
-from advl_pipeline.studies.result import Place, StudyResult
+from advl_pipeline.studies.result import StudyResult
 from advl_pipeline.studies.run import Failure, run_study
+from advl_pipeline.studies.table import Place, rows_of
 from advl_pipeline.studies.workers import num_cores
 from advl_pipeline.training.config import FinetuneConfig
 
@@ -121,98 +122,85 @@ def test_a_trained_student_is_scored_and_not_trained_again(
 
 
 def place(result: StudyResult, test_set: str, shots: int) -> Place:
-    return next(item for item in result.places() if (item.test_set, item.shots) == (test_set, shots))
+    return next(item for item in result.places() if (item.test_set, item.size) == (test_set, shots))
 
 
 def stored_items(result: StudyResult, method: str, test_set: str, shots: int) -> np.ndarray:
     rows = []
-    for cell in result.cells:
-        if (cell.method, cell.shots) == (method, shots):
-            with np.load(result.runs / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
-                rows.append(arrays["item/q2a"].astype(np.float64))
+    for cell in rows_of(result.cells, method=method, shots=str(shots)):
+        with np.load(result.runs / cell.run / "evaluation" / f"{test_set}.npz") as arrays:
+            rows.append(arrays["item/q2a"].astype(np.float64))
     return np.stack(rows)
 
 
 def test_standings_are_the_means_of_what_the_runs_stored(result: StudyResult) -> None:
     assert result.num_finished == len(result.cells) == 40
     for method, test_set, shots in itertools.product(GAINS, ("test", "test-shift"), (100, 400)):
-        standing = result.standing(place(result, test_set, shots), method)
+        accuracy = result.one("accuracy", place(result, test_set, shots), method=method)
         if method == "plain-two-step":
-            assert standing is None
+            assert accuracy is None
             continue
-        assert standing is not None
         expected = 100 * stored_items(result, method, test_set, shots).mean(axis=1)
-        assert standing.per_seed == pytest.approx(expected)
-        assert standing.accuracy.deviation == pytest.approx(expected.std(ddof=1))
-        assert standing.num_items == NUM_ITEMS
-        assert all((result.runs / name / "result.json").exists() for name in standing.runs)
+        assert accuracy.per_seed == pytest.approx(expected)
+        assert accuracy.deviation == pytest.approx(expected.std(ddof=1))
+        assert accuracy.num_items == NUM_ITEMS
+        assert all((result.runs / name / "result.json").exists() for name in accuracy.runs)
 
 
 def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
-    contrast = result.contrast(place(result, "test", 100), "advl", "plain")
-    assert contrast is not None
+    gain = result.one("gain", place(result, "test", 100), method="advl", against="plain")
     advl, plain = (stored_items(result, method, "test", 100) for method in ("advl", "plain"))
-    assert contrast.comparison.effect.points == pytest.approx(100 * (advl - plain).mean())
-    assert contrast.comparison.seed_t is not None
-    assert contrast.comparison.seed_t.p_value == pytest.approx(
-        stats.ttest_rel(advl.mean(axis=1), plain.mean(axis=1)).pvalue
-    )
-    assert contrast.family_size == 12
-    assert contrast.seed_p_adjusted is not None
-    assert contrast.seed_p_adjusted >= contrast.comparison.seed_t.p_value
+    assert gain.mean == pytest.approx(100 * (advl - plain).mean())
+    assert gain.p_seed == pytest.approx(stats.ttest_rel(advl.mean(axis=1), plain.mean(axis=1)).pvalue)
+    assert gain.family_size == 12
+    assert gain.p_seed_holm >= gain.p_seed
 
 
 def test_the_focus_method_meets_its_controls(result: StudyResult) -> None:
-    contrast = result.contrast(place(result, "test", 100), "advl", "advl-shuffled")
-    assert contrast is not None
-    assert contrast.family == "focus"
-    assert contrast.comparison.effect.points > 2
+    gain = result.one("gain", place(result, "test", 100), method="advl", against="advl-shuffled")
+    assert gain.family == "focus"
+    assert gain.mean > 2
 
 
 def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyResult) -> None:
     def mean(method: str, test_set: str, shots: int) -> float:
-        standing = result.standing(place(result, test_set, shots), method)
-        assert standing is not None
-        return standing.accuracy.mean
+        return float(result.one("accuracy", place(result, test_set, shots), method=method).mean)
 
-    trend = next(item for item in result.trends if item.treated == "advl" and item.test_set == "test")
+    along = result.find("gain along shots", method="advl", test_set="test")
     gains = [mean("advl", "test", shots) - mean("plain", "test", shots) for shots in (100, 400)]
-    assert trend.sizes == (100, 400)
-    assert [gain.mean for gain in trend.gains] == pytest.approx(gains)
-    assert trend.slope is not None
-    assert trend.slope.mean == pytest.approx((gains[1] - gains[0]) / 2)
+    assert [gain.size for gain in along] == [100, 400]
+    assert [gain.mean for gain in along] == pytest.approx(gains)
+    slope = result.one("slope", method="advl", test_set="test")
+    assert slope.mean == pytest.approx((gains[1] - gains[0]) / 2)
 
-    drop = next(item for item in result.losses_of("drop") if item.method == "advl" and item.place.shots == 100)
-    assert drop.lost.mean == pytest.approx(mean("advl", "test", 100) - mean("advl", "test-shift", 100))
-    assert drop.change is not None
+    drop = result.one("drop", method="advl", shots="100")
+    assert drop.mean == pytest.approx(mean("advl", "test", 100) - mean("advl", "test-shift", 100))
     plain_drop = mean("plain", "test", 100) - mean("plain", "test-shift", 100)
-    assert drop.change.mean == pytest.approx(drop.lost.mean - plain_drop)
+    assert result.one("drop change", method="advl", shots="100").mean == pytest.approx(drop.mean - plain_drop)
 
-    use = next(
-        item
-        for item in result.losses_of("use")
-        if item.method == "advl" and item.place == place(result, "test", 100) and item.against == "swapped"
+    use, before, after = (
+        result.one(name, place(result, "test", 100), method="advl", against="swapped")
+        for name in ("use", "use before", "use after")
     )
-    assert use.lost.mean == pytest.approx(use.before.mean - use.after.mean)
-    assert use.after.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
+    assert use.mean == pytest.approx(before.mean - after.mean)
+    assert after.mean == pytest.approx(synthetic_runs.SWAPPED_CHANCE, abs=4)
 
 
 def test_as_many_shots_as_there_are_questions_stand_beside_all_of_them(tmp_path: Path) -> None:
     result = run(
         tmp_path, num_seeds=2, methods='["plain", "advl"]', shots='["full", 1600, 100]', test_sets='["test"]'
     )
-    (trend,) = result.trends
-    assert trend.sizes == (100, 1600, 1600)
-    assert len(trend.slope_per_seed) == 2
+    assert [gain.size for gain in result.find("gain along shots")] == [100, 1600, 1600]
+    assert len(result.one("slope").per_seed) == 2
     (table,) = wide_tables(result)
-    assert [row.shots for row in table.rows] == [100, 100, 1600, 1600, None, None]
+    assert [row["shots"] for row in table.rows] == ["100", "100", "1600", "1600", "full", "full"]
 
 
 def test_cost_weights_calibration_caches_and_environment_are_gathered(result: StudyResult) -> None:
-    costs = {(cost.method, cost.shots): cost for cost in result.costs}
-    assert costs["advl", 100].seconds_per_step == pytest.approx(0.09)
-    assert costs["plain", 100].training_only_parameters == 0
-    assert {(item.quantity, item.method, item.modality) for item in result.weights} == {
+    (advl,), (plain,) = (rows_of(result.costs, method=name, shots="100") for name in ("advl", "plain"))
+    assert advl.seconds_per_step == pytest.approx(0.09)
+    assert plain.training_only_parameters == 0
+    assert {(item.quantity, item.method, item.modality) for item in rows_of(result.weights)} == {
         (quantity, method, modality)
         for method in ("naive-kd", "advl", "advl-shuffled")
         for quantity, modality in (
@@ -223,24 +211,27 @@ def test_cost_weights_calibration_caches_and_environment_are_gathered(result: St
             ("confidence", "text"),
         )
     }
-    assert all(sum(item.shares) == pytest.approx(1) for item in result.weights)
-    assert {item.method for item in result.calibrations} == set(result.study.methods)
+    assert all(sum(shares) == pytest.approx(1) for shares in result.weights["shares"])
+    assert set(result.calibrations["method"]) == set(result.study.methods)
     assert len(result.caches) == 2
-    assert [cache.seconds for cache in result.caches] == [12.5, 12.5]
-    assert all(cache.num_bytes for cache in result.caches)
+    assert [cache["seconds"] for cache in result.caches] == [12.5, 12.5]
+    assert all(cache["num_bytes"] for cache in result.caches)
     assert len(result.environments) == 1
     assert "command" not in result.environments[0]
 
 
-def test_readouts_are_means_over_the_seeds_of_what_the_runs_with_an_adapt_step_left(result: StudyResult) -> None:
-    found = {(item.method, item.shots, item.teacher, item.nodes): item for item in result.readouts}
+def test_readouts_are_those_of_the_runs_with_an_adapt_step(result: StudyResult) -> None:
+    keys = ["method", "shots", "teacher", "nodes"]
     sides = {("minilm-l6", "words"), ("efficientnet-lite0", "regions")}
-    assert set(found) == {(m, s, *side) for m in ("advl", "advl-shuffled") for s in (100, 400) for side in sides}
-    advl = found["advl", 100, "minilm-l6", "words"]
-    assert advl.seeds == (0, 1, 2, 3, 4)
-    assert (advl.before.mean, advl.after.mean, advl.chance) == pytest.approx((30.0, 72.0, 25.0))
-    assert advl.after.deviation == pytest.approx(np.std([70, 71, 72, 73, 74], ddof=1))
-    assert found["advl-shuffled", 100, "minilm-l6", "words"].after.mean == pytest.approx(32.0)
+    methods = ("advl", "advl-shuffled")
+    assert set(result.readouts.groupby(keys).groups) == {
+        (method, shots, *side) for method in methods for shots in ("100", "400") for side in sides
+    }
+    advl, shuffled = (rows_of(result.readouts, method=name, shots="100", nodes="words") for name in methods)
+    assert [row.seed for row in advl] == [0, 1, 2, 3, 4]
+    assert [row.after for row in advl] == pytest.approx([70, 71, 72, 73, 74])
+    assert [row.after for row in shuffled] == pytest.approx([30, 31, 32, 33, 34])
+    assert {(row.before, row.chance) for row in (*advl, *shuffled)} == {(30.0, 25.0)}
 
 
 @pytest.mark.parametrize("loss", ["soft-target-bce", "soft-target-kl"])
@@ -255,8 +246,8 @@ def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path
         test_sets='["test"]',
         extra=f"[training]\ntask-loss = '{loss}'\n",
     )
-    (calibration,) = result.calibrations
-    with np.load(result.runs / result.cells[0].run / "evaluation" / "test.npz") as arrays:
+    (calibration,) = rows_of(result.calibrations)
+    with np.load(result.runs / result.cells["run"][0] / "evaluation" / "test.npz") as arrays:
         logits = arrays["scores/vqa"].astype(np.float64)
     sure = 1 / (1 + np.exp(-logits)) if loss == "soft-target-bce" else special.softmax(logits, axis=1)
     mean = sum(one.confidence * one.count for one in calibration.reliability.bins) / NUM_ITEMS
@@ -264,7 +255,7 @@ def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path
 
 
 def test_commands_repeat_the_runs(result: StudyResult) -> None:
-    cell = next(item for item in result.cells if item.method == "advl-shuffled" and item.shots == 400)
+    cell = rows_of(result.cells, method="advl-shuffled", shots="400")[0]
     assert "--teacher-control shuffle" in cell.command
     assert "--shots 400" in cell.command
     assert cell.command.count("--cache") == 2
@@ -288,8 +279,8 @@ def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:
 def test_the_first_seeds_are_run_alone_and_reported(tmp_path: Path) -> None:
     """Then the same command without the option runs what is left."""
     first = run(tmp_path, num_seeds=3, first_seeds=1)
-    assert {cell.seed for cell in first.cells if cell.state == "finished"} == {0}
-    assert {cell.seed for cell in first.cells} == {0, 1, 2}
+    assert {cell.seed for cell in rows_of(first.cells, state="finished")} == {0}
+    assert set(first.cells["seed"]) == {0, 1, 2}
     whole = run(tmp_path, num_seeds=3)
     assert first.num_finished * 3 == whole.num_finished == len(whole.cells)
 
@@ -314,7 +305,8 @@ def test_a_cell_that_another_study_has_finished_is_there_already(tmp_path: Path)
     second = run_study(config, execute=record, prepare=synthetic_runs.prepare, digest=synthetic_runs.digest)
     assert sorted(ran) == sorted(path.name for path in run_folders[:2])
     assert second.num_finished == len(run_folders) == 8
-    assert second.standings == gather_study(first.folder).standings == first.standings
+    assert second.numbers.equals(first.numbers)
+    assert gather_study(first.folder).numbers.equals(first.numbers)
     assert not list((tmp_path / "other").rglob("result.json"))
 
 
@@ -369,7 +361,7 @@ def test_an_error_stops_the_study_unless_told_to_go_on(tmp_path: Path) -> None:
         digest=synthetic_runs.digest,
         report_failure=failures.append,
     )
-    assert [cell.state for cell in result.cells].count("finished") == 6
+    assert result.num_finished == 6
     assert len(failures) == 2
     assert all("scenes-1.png" in failure.message for failure in failures)
 
@@ -464,8 +456,8 @@ def test_an_error_in_a_worker_says_where_it_happened_and_stops_the_study(tmp_pat
 
 
 def test_with_keep_going_workers_finish_the_other_cells(tmp_path: Path) -> None:
-    states = [cell.state for cell in in_workers(tmp_path, synthetic_runs.fail_first_seed, keep_going=True).cells]
-    assert (states.count("finished"), len(states)) == (8, 16)
+    result = in_workers(tmp_path, synthetic_runs.fail_first_seed, keep_going=True)
+    assert (result.num_finished, len(result.cells)) == (8, 16)
 
 
 def test_the_death_of_a_worker_is_told_and_leaves_no_process(tmp_path: Path) -> None:
@@ -485,24 +477,23 @@ def test_a_study_folder_gathers_elsewhere(tmp_path: Path, result: StudyResult) -
     subprocess.run(["cp", "-r", str(result.folder), str(target)], check=True)
     subprocess.run(["cp", "-r", str(result.runs / "cells"), str(tmp_path / "cells")], check=True)
     moved = gather_study(target)
-    assert moved.standings == result.standings
-    assert moved.contrasts == result.contrasts
+    assert moved.numbers.equals(result.numbers)
 
 
 def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
     result = run(tmp_path, num_seeds=1)
-    path = result.runs / result.cells[1].run / "evaluation" / "test.npz"
+    path = result.runs / result.cells["run"][1] / "evaluation" / "test.npz"
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     shuffled = np.random.default_rng(0).permutation(NUM_ITEMS)
     for name in ("item/q2a", "item_ids/q2a", "item_swapped/q2a", "item_swapped_ids/q2a"):
         arrays[name] = arrays[name][shuffled]
     np.savez(path, **arrays)
-    again = gather_study(result.folder).contrast(place(result, "test", 100), "naive-kd", "plain")
-    before = result.contrast(place(result, "test", 100), "naive-kd", "plain")
-    assert again is not None
-    assert before is not None
-    assert again.comparison.item_test == before.comparison.item_test
+    again, before = (
+        one.one("gain", place(result, "test", 100), method="naive-kd", against="plain")
+        for one in (gather_study(result.folder), result)
+    )
+    assert again.p_item == before.p_item
     arrays["item_ids/q2a"] = np.array([f"other-{index}" for index in range(NUM_ITEMS)])
     arrays["item_swapped_ids/q2a"] = arrays["item_ids/q2a"]
     np.savez(path, **arrays)
@@ -513,7 +504,7 @@ def test_scores_of_other_items_are_not_paired(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["result.json", "evaluation/test.json", "evaluation/test.npz", "metrics.jsonl"])
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
     result = run(tmp_path, num_seeds=1)
-    path = result.runs / result.cells[0].run / name
+    path = result.runs / result.cells["run"][0] / name
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ConfigError) as caught:
         gather_study(result.folder)
@@ -531,10 +522,10 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str) -> None:
 )
 def test_a_damaged_readout_is_named_and_a_missing_one_is_left_out(tmp_path: Path, content: str) -> None:
     result = run(tmp_path, num_seeds=2, shots="[100]")
-    path = next(result.runs / c.run for c in result.cells if (c.method, c.seed) == ("advl", 0)) / "readout.json"
+    (cell,) = rows_of(result.cells, method="advl", seed=0)
+    path = result.runs / cell.run / "readout.json"
     path.unlink()
-    seeds = {item.seeds for item in gather_study(result.folder).readouts if item.method == "advl"}
-    assert seeds == {(1,)}
+    assert {item.seed for item in rows_of(gather_study(result.folder).readouts, method="advl")} == {1}
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         gather_study(result.folder)
@@ -576,14 +567,14 @@ def test_command_of_a_cell_parses_back_to_its_configuration(result: StudyResult)
 
 def test_scores_on_a_test_set_that_was_rebuilt_are_not_compared(tmp_path: Path) -> None:
     result = run(tmp_path, num_seeds=1)
-    for number, cell in enumerate(result.cells):
-        path = result.runs / cell.run / "evaluation" / "test.json"
+    for number, name in enumerate(result.cells["run"]):
+        path = result.runs / name / "evaluation" / "test.json"
         document = json.loads(path.read_text(encoding="utf-8"))
         document["content_digest"] = "new" if number == 3 else "old"
         path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(ConfigError, match="different contents of test") as refusal:
         gather_study(result.folder)
-    assert result.cells[3].run in refusal.value.where
+    assert result.cells["run"][3] in refusal.value.where
 
 
 def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,8 +598,9 @@ def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypa
         "learning_rate = 3e-4\n"
     }
     recipe.unlink()
-    assert gather_study(first.folder) == first
-    assert again() == first
+    for other in (gather_study(first.folder), again()):
+        assert other.numbers.equals(first.numbers)
+        assert other.cells.equals(first.cells)
     assert forecast_study(config).num_left == 0
     moved = tmp_path / "elsewhere" / "study"
     shutil.copytree(first.folder, moved)
@@ -617,7 +609,7 @@ def test_a_study_keeps_the_recipe_that_its_cells_follow(tmp_path: Path, monkeypa
     assert gather_study(moved).num_finished == first.num_finished == len(first.cells)
     monkeypatch.chdir(tmp_path)
     recipe.write_text("learning_rate = 4e-4\n", encoding="utf-8")
-    assert not {cell.cell_id for cell in again().cells} & {cell.cell_id for cell in first.cells}
+    assert not set(again().cells["cell"]) & set(first.cells["cell"])
 
 
 def test_a_probe_that_is_added_scores_the_first_test_set_again(tmp_path: Path) -> None:
@@ -665,9 +657,7 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
     loose_run(runs / "clip", study, cells["advl", 1], teachers=("clip-vit-l", "minilm-l6"))
     loose_run(runs / "longer", study, cells["advl", 1], num_steps=3000)
     result = gather_runs(runs)
-    seeds = {}
-    for cell in result.cells:
-        seeds.setdefault(cell.method, []).append(cell.seed)
+    seeds = result.cells.groupby("method")["seed"].apply(list).to_dict()
     known = "teachers efficientnet-lite0 and minilm-l6"
     assert seeds == {
         "plain": [0, 1],
@@ -680,7 +670,7 @@ def test_runs_of_other_options_or_teachers_are_rows_of_their_own(tmp_path: Path)
     blind = result.study.variant("plain, hide_picture True")
     assert (blind.label, blind.role) == ("plain, no picture", "control")
     assert result.study.variant(f"advl, {known}").label == f"ADVL, {known}"
-    assert {share.text_only for share in result.text_shares} == {"plain, hide_picture True"}
+    assert {share.against for share in result.find("text share")} == {"plain, hide_picture True"}
 
 
 def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
@@ -690,9 +680,9 @@ def test_runs_of_several_folders_are_compared(tmp_path: Path) -> None:
     loose_run(tmp_path / "yours" / "run", study, cells["advl", 0])
     result = gather_runs(tmp_path / "mine" / "run", tmp_path / "yours")
     assert result.folder == tmp_path
-    assert [cell.cell_id for cell in result.cells] == ["mine/run", "yours/run"]
-    assert {cell.state for cell in result.cells} == {"finished"}
-    assert gather_runs(tmp_path / "mine" / "run").cells[0].cell_id == "run"
+    assert list(result.cells["cell"]) == ["mine/run", "yours/run"]
+    assert result.num_finished == 2
+    assert list(gather_runs(tmp_path / "mine" / "run").cells["cell"]) == ["run"]
 
 
 def test_a_control_among_runs_is_called_one_and_is_never_what_is_judged(tmp_path: Path) -> None:
@@ -769,7 +759,7 @@ def test_a_run_of_version_02_is_read_unless_it_used_an_option_that_is_gone(tmp_p
     gone = {"relational_nodes": "both", "weight_normalise": "none", "projection_start": "ridge", "target_check": "r2"}
     gone |= {"live": False, "live_weights": []}
     (run / "config.json").write_text(json.dumps(stored | gone))
-    assert {cell.method for cell in gather_runs(tmp_path / "runs").cells} == {"advl"}
+    assert set(gather_runs(tmp_path / "runs").cells["method"]) == {"advl"}
     for changes in ({"weight_normalise": "batch-mean"}, {"distance": "mse"}):
         (run / "config.json").write_text(json.dumps(stored | gone | changes))
         with pytest.raises(ConfigError, match="option that is gone") as refused:
@@ -782,11 +772,11 @@ def test_runs_that_followed_other_features_are_no_seeds_of_one_row(tmp_path: Pat
     cells = {(cell.method, cell.seed): cell for cell in build_plan(study, cells=tmp_path).cells if cell.shots == 100}
     for seed in (0, 1):
         run = loose_run(tmp_path / "runs" / f"advl-{seed}", study, cells["advl", seed])
-    assert len({cell.method for cell in gather_runs(tmp_path / "runs").cells}) == 1
+    assert len(set(gather_runs(tmp_path / "runs").cells["method"])) == 1
     caches = json.loads((run / "caches.json").read_text())
     caches[0]["identity"]["teacher"]["image"] = {"parameters": "others"}
     (run / "caches.json").write_text(json.dumps(caches))
-    names = {cell.method for cell in gather_runs(tmp_path / "runs").cells}
+    names = set(gather_runs(tmp_path / "runs").cells["method"])
     assert len(names) == 2
     assert all("features" in name for name in names)
 
@@ -798,7 +788,7 @@ def test_a_run_that_was_scored_on_data_of_other_tasks_is_reported(tmp_path: Path
     other = replace(cell, test_sets=("mine",), finetune=replace(cell.finetune, output=run, task=("choice",)))
     synthetic_runs.evaluate(other, study, "mine", GAINS)
     result = gather_runs(run)
-    found = {(standing.place.test_set, standing.place.metric) for standing in result.standings}
+    found = {(row.test_set, row.metric) for row in result.find("accuracy")}
     assert found == {("test", "q2a"), ("test-shift", "q2a"), ("mine", "choice")}
 
 
@@ -810,7 +800,7 @@ def test_training_questions_of_a_run_of_all_its_datasets_tasks(tmp_path: Path) -
         run = loose_run(tmp_path / name, study, cell)
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"task": named}))
-        (sizes[name],) = {standing.place.size for standing in gather_runs(run).standings}
+        (sizes[name],) = {row.size for row in gather_runs(run).find("accuracy")}
     assert sizes["named"] == sizes["all"] == 1600
 
 

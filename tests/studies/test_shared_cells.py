@@ -1,0 +1,112 @@
+"""Cells that two studies share: neither takes from the other what it asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import synthetic_runs
+from synthetic_runs import GAINS, NUM_ITEMS, write_study_file
+
+from advl_pipeline.evaluation.config import EvaluateConfig
+from advl_pipeline.evaluation.items import question_rank
+from advl_pipeline.runs.names import is_finished
+from advl_pipeline.runs.results import read_json
+from advl_pipeline.studies.config import StudyRunConfig, read_study
+from advl_pipeline.studies.plan import Cell, build_plan
+from advl_pipeline.studies.result import StudyResult
+from advl_pipeline.studies.run import run_study
+from advl_pipeline.training.config import FinetuneConfig
+
+WEIGHTS = ("model.safetensors", "heads.safetensors")
+
+
+class Machine:
+    """Trains and scores one cell as the two phases would, and counts how often."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.trained = 0
+        self.scored: list[tuple[tuple[str, ...], int | None, tuple[str, ...]]] = []
+        monkeypatch.setattr("advl_pipeline.training.run.run_finetune", self.finetune)
+        monkeypatch.setattr("advl_pipeline.evaluation.runner.run_evaluate", self.evaluate)
+
+    def study(self, name: str, extra: str, test_sets: str = '["test"]') -> StudyResult:
+        lines = {"name": f'"{name}"', "methods": '["plain"]', "shots": "[100]", "test_sets": test_sets}
+        file = write_study_file(self.folder, num_seeds=1, extra=extra, **lines)
+        self.plan = read_study(file)
+        asked = StudyRunConfig(study=str(file), output=self.folder / name, caches=self.folder / "caches")
+        return run_study(asked, digest=synthetic_runs.digest, prepare=synthetic_runs.prepare)
+
+    def cell(self, run: Path) -> Cell:
+        digests = {"scenes-vcr/train": synthetic_runs.digest("scenes-vcr", "train", None)}
+        (cell,) = build_plan(self.plan, cells=run.parent, dataset_digests=digests).cells
+        return cell
+
+    def finetune(self, config: FinetuneConfig) -> None:
+        self.trained += 1
+        cell = self.cell(config.output)
+        synthetic_runs.train(cell)
+        for name in (*WEIGHTS, "student.json"):
+            (cell.run / name).write_text("{}")
+
+    def evaluate(self, config: EvaluateConfig) -> None:
+        assert is_finished(config.run)
+        self.scored.append((config.on, config.num_questions, config.probe))
+        for name in config.on:
+            synthetic_runs.evaluate(self.cell(config.run), self.plan, name, GAINS)
+            file = config.run / "evaluation" / f"{name}.json"
+            document = read_json(file)
+            if config.num_questions is not None:
+                document["sample"] = {"asked": config.num_questions, "of_examples": NUM_ITEMS}
+            kinds = {kind: {"accuracy": 30.0, "drop": 20.0} for kind in config.probe if name in config.probe_on}
+            synthetic_runs.write_json(file, document | {"use_of_vision": {"q2a": kinds}})
+
+    def has_student(self) -> bool:
+        (run,) = (self.folder / "cells").iterdir()
+        return all((run / name).exists() for name in WEIGHTS)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_a_student_that_another_study_keeps_stays(machine: Machine) -> None:
+    machine.study("keeper", "")
+    machine.study("sparer", "keep_weights = false\n", '["test", "test-shift"]')
+    assert [on for on, *_ in machine.scored] == [("test",), ("test-shift",)]
+    assert machine.trained == 1
+    assert machine.has_student()
+
+
+def test_a_student_that_no_study_has_kept_is_trained_again_for_one_that_keeps_it(machine: Machine) -> None:
+    machine.study("sparer", "keep_weights = false\n")
+    assert not machine.has_student()
+    machine.study("sparer", "keep_weights = false\n")
+    assert machine.trained == 1
+    machine.study("keeper", "")
+    assert (machine.trained, machine.has_student()) == (2, True)
+    # What it was scored by is there.
+    assert len(machine.scored) == 1
+
+
+def test_a_smaller_sample_is_read_from_a_larger_one_and_never_takes_its_place(machine: Machine) -> None:
+    few = "[evaluation]\nnum_questions = 40\n"
+    first = machine.study("few", few)
+    whole = machine.study("whole", "")
+    again = machine.study("few", few)
+    assert [count for _, count, _ in machine.scored] == [40, None]
+    assert first.numbers.equals(again.numbers)
+    (of_few,), (of_whole,) = (one.find("accuracy") for one in (again, whole))
+    assert (of_few.num_items, of_whole.num_items) == (40, NUM_ITEMS)
+    items = whole.items[whole.items["view"] == ""].set_index("item")["score"]
+    chosen = sorted(items.index, key=question_rank)[:40]
+    assert of_few.mean == pytest.approx(100 * items[chosen].mean())
+
+
+def test_what_another_study_has_asked_of_an_evaluation_is_asked_again(machine: Machine) -> None:
+    machine.study("swaps", "[evaluation]\nprobe = ['swapped']\n")
+    machine.study("blanks", "[evaluation]\nprobe = ['blanked']\nnum_questions = 40\n")
+    machine.study("swaps", "[evaluation]\nprobe = ['swapped']\n")
+    assert machine.scored == [(("test",), None, ("swapped",)), (("test",), None, ("blanked", "swapped"))]
