@@ -26,6 +26,7 @@ from benchmarks.rows import Row, Section
 SECTIONS = {
     "reading": "benchmarks.reading:measure_reading",
     "extraction": "benchmarks.extraction:measure_extraction",
+    "index": "benchmarks.index:measure_index",
     "feed": "benchmarks.feed:measure_feeding",
     "training": "benchmarks.training:measure_training",
 }

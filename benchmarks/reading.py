@@ -1,4 +1,4 @@
-"""Shuffled padded batches of 64 from a cache, warm and cold, beside np.memmap doing the same and `dd`.
+"""Shuffled padded batches of 64 from a cache, warm and cold, beside np.memmap doing the same.
 
 Readers follow one another within a round: what else the machine does changes over minutes. "Cold" means that the
 kernel was told to drop the pages of the files before, and one epoch is read, by the clock. "Warm" means that all were
@@ -11,34 +11,24 @@ Shapes: N units, B units of a batch, M tokens of the longest of them, D feature 
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from advl_pipeline.cache.quantise import dequantise
+from advl_pipeline.cache.quantise import StoredDtype
 from advl_pipeline.cache.reader import open_cache
+from advl_pipeline.folders import folder_bytes
 from advl_pipeline.training.batch_order import epoch_order
 from benchmarks.corpus import DIM, Corpus, build_cache, pictures, texts
 from benchmarks.rows import Row, ratio_row, thousands
 
 BATCH_SIZE = 64
-_STORED: dict[str, dict[str, Any]] = {
-    "float16": {},
-    "int8": {"stored_dtype": "int8"},
-}
+_STORED: tuple[StoredDtype, ...] = ("float16", "int8")
 _MANY = 10_000
-_NARROW_KIB = 128
-"""The read-ahead of a kernel as it comes; this machine's may be wider."""
-
 _BATCHES_ANNOUNCED = 16
 
-Clock = Callable[[], float]
 Epoch = Callable[[int], Iterator[int]]
 """Yields the number of units of each batch, given the seed of the order."""
 
@@ -50,94 +40,52 @@ def measure_reading(folder: Path, quick: bool) -> list[Row]:
     """Measure all rows of this section."""
     rounds, seconds = (3, 0.3) if quick else (5, 2.0)
     of_texts, of_pictures = texts(6_000 if quick else 20_000), pictures(2_000 if quick else 8_000)
-    for name, settings in _STORED.items():
-        build_cache(folder / of_texts.name / name, of_texts, **settings)
+    for stored_dtype in _STORED:
+        build_cache(folder / of_texts.name / stored_dtype, of_texts, stored_dtype=stored_dtype)
     build_cache(folder / of_pictures.name / "float16", of_pictures)
     for corpus in (of_texts, of_pictures):
         _build_flat(folder / corpus.name / "flat", corpus)
     # Only clean pages can be dropped.
     os.sync()
-    return [
-        *_stored_forms(folder / of_texts.name, rounds=rounds, seconds=seconds),
-        *_against_memmap(folder / of_texts.name, of_texts, rounds=rounds, seconds=seconds),
-        *_against_memmap(folder / of_pictures.name, of_pictures, rounds=rounds, seconds=seconds),
-    ]
-
-
-def _stored_forms(folder: Path, *, rounds: int, seconds: float) -> list[Row]:
-    """int8 against float16. An int8 batch is codes and scales; `dequantised` turns it into float16, too."""
-    in_line: dict[str, Reader] = {name: read_cache(folder / name) for name in ("float16", "int8")}
-    in_line["dequantised"] = read_cache(folder / "int8", dequantised=True)
-    warm = _warm(in_line, folder, rounds=rounds, seconds=seconds, clock=time.process_time)
-    cold = _cold({name: read_cache(folder / name) for name in _STORED}, folder, rounds=rounds)
-    sizes = {name: _num_bytes(folder / name) / 1e6 for name in _STORED}
-    return [
-        ratio_row(
-            "int8 reading, warm, against float16",
-            warm["int8"],
-            warm["float16"],
-            goal=0.8,
-            detail=f"{thousands(warm['int8'])} of {thousands(warm['float16'])} thousand texts per processor second "
-            f"as codes and scales, {thousands(warm['dequantised'])} dequantised on the CPU; {sizes['int8']:.0f} of "
-            f"{sizes['float16']:.0f} MB",
-        ),
-        ratio_row(
-            "int8 reading, cold, against float16",
-            cold["int8"],
-            cold["float16"],
-            goal=0.8,
-            detail=f"{thousands(cold['int8'])} of {thousands(cold['float16'])} thousand texts/s",
-        ),
-    ]
-
-
-def _against_memmap(folder: Path, corpus: Corpus, *, rounds: int, seconds: float) -> list[Row]:
-    """Our reading against np.memmap; cold also `dd` of our files."""
-    ours = {"ours": read_cache(folder / "float16")}
-    by_hand = {"np.memmap": _memmap(folder / "flat", corpus)}
-    warm = _warm(ours | by_hand, folder, rounds=rounds, seconds=seconds, clock=time.process_time)
-    cold = _cold(ours | by_hand | {"dd": _dd(folder / "float16", len(corpus))}, folder, rounds=rounds)
-    rows = [
-        _row(f"{corpus.name} warm, against np.memmap doing the same", warm, "np.memmap", 0.95),
-        _row(f"{corpus.name} cold, against dd", cold, "dd", 0.95),
-    ]
-    name = f"{corpus.name} cold, against np.memmap with {_NARROW_KIB} kB of read-ahead"
-    try:
-        with _read_ahead(folder, _NARROW_KIB):
-            narrow = _cold(ours | by_hand, folder, rounds=rounds)
-        rows.append(_row(name, narrow, "np.memmap", 1.4))
-    except OSError as error:
-        rows.append(Row(name=name, value=None, goal=1.4, detail=f"the read-ahead of the disk cannot be set: {error}"))
+    rows = []
+    forms = {name: read_cache(folder / of_texts.name / name) for name in _STORED}
+    sizes = {name: folder_bytes(folder / of_texts.name / name / "text" / "tokens") / 1e6 for name in _STORED}
+    for when, rates in _warm_and_cold(forms, folder / of_texts.name, rounds=rounds, seconds=seconds).items():
+        more = f"; {sizes['int8']:.0f} of {sizes['float16']:.0f} MB"
+        rows.append(_row(f"int8 reading, {when}, against float16", rates, "int8", "float16", 0.8, more))
+    for corpus in (of_texts, of_pictures):
+        place = folder / corpus.name
+        readers = {"ours": read_cache(place / "float16"), "np.memmap": _memmap(place / "flat", corpus)}
+        for when, rates in _warm_and_cold(readers, place, rounds=rounds, seconds=seconds).items():
+            name = f"{corpus.name} {when}, against np.memmap doing the same"
+            rows.append(_row(name, rates, "ours", "np.memmap", 0.95))
     return rows
 
 
-def _row(name: str, rates: Mapping[str, list[float]], other: str, goal: float) -> Row:
+def _row(name: str, rates: Mapping[str, list[float]], one: str, other: str, goal: float, more: str = "") -> Row:
     said = ", ".join(f"{way} {thousands(found)}" for way, found in rates.items())
-    return ratio_row(name, rates["ours"], rates[other], goal=goal, detail=f"thousand units/s: {said}")
+    return ratio_row(name, rates[one], rates[other], goal=goal, detail=f"thousand units/s: {said}{more}")
 
 
-def _warm(
-    readers: Mapping[str, Reader], folder: Path, *, rounds: int, seconds: float, clock: Clock = time.perf_counter
-) -> dict[str, list[float]]:
-    _load_pages(folder)
-    rates: dict[str, list[float]] = {name: [] for name in readers}
+def _warm_and_cold(
+    readers: Mapping[str, Reader], folder: Path, *, rounds: int, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """Return the rates of each reader when all was read before, and when nothing was."""
+    warm: dict[str, list[float]] = {name: [] for name in readers}
+    cold: dict[str, list[float]] = {name: [] for name in readers}
+    _read_all(folder)
     for number in range(rounds):
         for name, reader in readers.items():
-            rates[name].append(_rate(reader, number, seconds=seconds, epochs=_MANY, clock=clock))
-    return rates
-
-
-def _cold(readers: Mapping[str, Reader], folder: Path, *, rounds: int) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in readers}
+            warm[name].append(_rate(reader, number, seconds=seconds, epochs=_MANY, clock=time.process_time))
     for number in range(rounds):
         for name, reader in readers.items():
             # What is mapped cannot be dropped, so every reading opens anew.
             _drop_pages(folder)
-            rates[name].append(_rate(reader, number, seconds=60.0, epochs=1))
-    return rates
+            cold[name].append(_rate(reader, number, seconds=60.0, epochs=1, clock=time.perf_counter))
+    return {"warm": warm, "cold": cold}
 
 
-def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Clock = time.perf_counter) -> float:
+def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Callable[[], float]) -> float:
     epoch_of = reader()
     begin, units = clock(), 0
     for epoch in range(epochs):
@@ -148,7 +96,7 @@ def _rate(reader: Reader, seed: int, *, seconds: float, epochs: int, clock: Cloc
     return units / (clock() - begin)
 
 
-def read_cache(path: Path, *, dequantised: bool = False) -> Reader:
+def read_cache(path: Path) -> Reader:
     """Padded batches as training reads them: those further on are announced to the kernel."""
 
     def opened() -> Epoch:
@@ -162,10 +110,7 @@ def read_cache(path: Path, *, dequantised: bool = False) -> Reader:
                 if number % _BATCHES_ANNOUNCED == 0:
                     store.announce_positions(np.concatenate(batches[number : number + 2 * _BATCHES_ANNOUNCED]))
                 stored_BMD, length_B = store.padded_tokens(position_B)
-                scale_BM = store.padded_scales(position_B)
-                if dequantised:
-                    assert scale_BM is not None
-                    dequantise(torch.from_numpy(stored_BMD), torch.from_numpy(scale_BM))
+                store.padded_scales(position_B)
                 batch = (
                     store.global_rows(position_B),
                     stored_BMD,
@@ -202,19 +147,6 @@ def _memmap(folder: Path, corpus: Corpus) -> Reader:
     return opened
 
 
-def _dd(cache: Path, num_units: int) -> Reader:
-    """All of a cache's large files, one after another, as if they were one batch."""
-
-    def read(seed: int) -> Iterator[int]:
-        del seed
-        for path in sorted(cache.rglob("c/*/0")):
-            if path.stat().st_size > 1 << 20:
-                subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=8M"], check=True, capture_output=True)
-        yield num_units
-
-    return lambda: read
-
-
 def _build_flat(folder: Path, corpus: Corpus) -> None:
     if folder.exists():
         return
@@ -231,25 +163,6 @@ def _build_flat(folder: Path, corpus: Corpus) -> None:
     np.save(folder / "global.npy", global_ND)
 
 
-@contextmanager
-def _read_ahead(folder: Path, kib: int) -> Iterator[None]:
-    """Set the read-ahead of the disk under a folder; raises `OSError` where that is not allowed."""
-    device = folder.stat().st_dev
-    place = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
-    queue = next((path / "queue" for path in (place, place.parent) if (path / "queue").exists()), place)
-    setting = queue / "read_ahead_kb"
-    before = setting.read_text()
-    setting.write_text(str(kib))
-    try:
-        yield
-    finally:
-        setting.write_text(before)
-
-
-def _num_bytes(cache: Path) -> int:
-    return sum(path.stat().st_size for path in (cache / "text/tokens").rglob("*") if path.is_file())
-
-
 def _drop_pages(folder: Path) -> None:
     """Ask the kernel to forget the pages of all files below a folder."""
     for path in folder.rglob("*"):
@@ -259,10 +172,7 @@ def _drop_pages(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _load_pages(folder: Path) -> None:
-    """Read all files below a folder once."""
+def _read_all(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb", buffering=0) as handle:
-                while handle.read(1 << 24):
-                    pass
+            path.read_bytes()

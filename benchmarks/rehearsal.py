@@ -1,6 +1,6 @@
 """The whole way of a user at official sizes: check, plan an extraction, draw low-shot lists, train 20 steps, predict.
 
-python -m benchmarks.rehearsal [--datasets vcr,snli-ve,vqa-v2] [--share 1.0] [--folder DIR] [--json FILE]
+python -m benchmarks.rehearsal [--datasets vcr,snli-ve,vqa-v2] [--share 1.0] [--folder DIR]
 
 Each command is a process of its own; what counts is its processor time and its largest resident memory.
 """
@@ -8,14 +8,12 @@ Each command is a process of its own; what counts is its processor time and its 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.official_sizes import write_mirror
@@ -30,49 +28,24 @@ SHORT_OF_ADVL = ("--adapt-steps", "20", "--confidence-folds", "2")
 PREDICTED = {"vcr": "val", "vqa-v2": "val", "snli-ve": "test"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One command: wall and processor seconds, and GiB of memory."""
-
-    dataset: str
-    what: str
-    seconds: float
-    processor_seconds: float
-    gib: float
-    exit_code: int
-
-    @property
-    def is_good(self) -> bool:
-        return self.exit_code == 0 and self.gib <= MAX_GIB
-
-    def line(self) -> str:
-        verdict = "PASS" if self.is_good else "FAIL"
-        times = f"{self.processor_seconds:8.1f} s of processor time, {self.seconds:8.1f} s"
-        return f"{verdict}  {self.dataset:<8} {self.what:<40} {times}, {self.gib:5.2f} GiB"
-
-
 def main() -> int:
     """Rehearse and print; exit code 1 when a command fails or takes more memory than it may."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default=",".join(PREDICTED), help="Which, separated by commas.")
     parser.add_argument("--share", type=float, default=1.0, help="Of the official number of items.")
     parser.add_argument("--folder", type=Path, help="Where to build the mirrors [default: a temporary folder].")
-    parser.add_argument("--json", type=Path, help="Also write the figures to this file.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        steps = [
-            step
-            for name in options.datasets.split(",")
-            for step in rehearse(name, folder / name, share=options.share, log=folder / f"{name}.log")
-        ]
-    if options.json:
-        options.json.write_text(json.dumps([asdict(step) for step in steps], indent=2) + "\n", encoding="utf-8")
-    return 0 if all(step.is_good for step in steps) else 1
+        good = [rehearse(name, folder / name, share=options.share) for name in options.datasets.split(",")]
+    return 0 if all(good) else 1
 
 
-def rehearse(name: str, folder: Path, *, share: float, log: Path) -> list[Step]:
-    """Build the mirror of a dataset and give a user's commands in turn; what they print goes into `log`."""
+def rehearse(name: str, folder: Path, *, share: float) -> bool:
+    """Build the mirror of a dataset and give a user's commands in turn; what they print goes into a log beside it.
+
+    Returns whether all of them ended well, each within its memory.
+    """
     folder.mkdir(parents=True)
     began = time.perf_counter()
     write_mirror(name, folder / "datasets", share=share, held_out=HELD_OUT)
@@ -93,31 +66,24 @@ def rehearse(name: str, folder: Path, *, share: float, log: Path) -> list[Step]:
         ("20 steps of plain on all of it", (*trained, "--method", "plain", "--output", "plain")),
         (f"predict {HELD_OUT} items", ("predict", "plain", "--on", PREDICTED[name])),
     ]
-    steps = []
-    for what, words in commands:
-        step = _run(name, what, words, folder, log)
-        print(step.line(), flush=True)
-        steps.append(step)
-    return steps
+    good = [_run(name, what, words, folder) for what, words in commands]
+    return all(good)
 
 
-def _run(name: str, what: str, words: Sequence[str], folder: Path, log: Path) -> Step:
+def _run(name: str, what: str, words: Sequence[str], folder: Path) -> bool:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ADVL_")}
     began = time.perf_counter()
-    with log.open("a", encoding="utf-8") as file:
+    with (folder.parent / f"{name}.log").open("a", encoding="utf-8") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "advl_cli", *words], cwd=folder, env=environment, stdout=file, stderr=file
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return Step(
-        dataset=name,
-        what=what,
-        seconds=time.perf_counter() - began,
-        processor_seconds=usage.ru_utime + usage.ru_stime,
-        gib=usage.ru_maxrss / 2**20,
-        exit_code=process.returncode,
-    )
+    gib = usage.ru_maxrss / 2**20
+    is_good = process.returncode == 0 and gib <= MAX_GIB
+    times = f"{usage.ru_utime + usage.ru_stime:8.1f} s of processor time, {time.perf_counter() - began:8.1f} s"
+    print(f"{'PASS' if is_good else 'FAIL'}  {name:<8} {what:<40} {times}, {gib:5.2f} GiB", flush=True)
+    return is_good
 
 
 if __name__ == "__main__":

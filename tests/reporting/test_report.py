@@ -26,7 +26,6 @@ from advl_pipeline.reporting.formats import as_markdown, as_text
 from advl_pipeline.reporting.report import run_report
 from advl_pipeline.reporting.tables import LONG_COLUMNS, readout_tables
 from advl_pipeline.studies.claims import judge_claims
-from advl_pipeline.studies.gather import gather_study
 from advl_pipeline.studies.result import StudyResult, place_of
 from advl_pipeline.studies.table import rows_of
 
@@ -269,19 +268,6 @@ def test_figure_tables_repeat_the_numbers_that_are_drawn(page: Element, vcr: tup
     assert {tuple(row[:4]) for row in rows} == expected
 
 
-def test_a_drop_to_other_questions_is_marked_so(page: Element) -> None:
-    figure = page.find("figure", id="drop-0-q2a")[0]
-    assert all(title.text.endswith(", other questions") for title in figure.find("p", class_="panel-title"))
-    assert {row.find("td")[1].text for row in figure.find("tbody")[0].find("tr")} == {"other questions"}
-
-
-def test_the_page_says_what_a_verdict_rests_on(page: Element) -> None:
-    text = page.find("section", id="claims")[0].find("p", class_="read")[0].text
-    assert "interval over seeds and items excludes zero" in text
-    assert "C1 to C4 are tested against each shuffled or random teacher" in text
-    assert "claims that this study could test" in text
-
-
 def test_an_accuracy_is_never_drawn_beyond_what_it_can_be(tmp_path: Path) -> None:
     """The t-interval of two seeds may reach below 0 and above 100."""
     result = make_study(tmp_path, num_seeds=2)
@@ -342,19 +328,6 @@ def test_confidences_are_drawn_beside_the_weights(page: Element) -> None:
     headings = [item.text for item in figure.find("p", class_="panel-title")]
     named = {heading.rsplit(", ", 1)[0] for heading in headings}
     assert named == {"w, vision", "w, text", "c_S, student", "c_T, vision", "c_T, text"}
-
-
-def test_the_cost_of_training_and_of_inference_is_told(page: Element) -> None:
-    _, training = page.find("section", id="cost")[0].find("table")
-    assert all(row.find("td")[-1].text == "1.50" for row in training.find("tbody")[0].find("tr"))
-
-
-def test_commands_and_caches_are_listed(page: Element, vcr: tuple[StudyResult, Path]) -> None:
-    text = page.find("section", id="repeat")[0].text
-    assert all(command in text for command in vcr[0].cells["command"])
-    assert "efficientnet-lite0" in text
-    costs = page.find("section", id="cost")[0].text
-    assert "12 s" in costs
 
 
 def test_what_a_student_without_pictures_lacks_does_not_set_the_scale_of_the_gains(tmp_path: Path) -> None:
@@ -518,9 +491,8 @@ def test_a_report_takes_the_place_of_a_report_and_of_nothing_else(
     vcr: tuple[StudyResult, Path], tmp_path: Path
 ) -> None:
     written = tmp_path / "page"
-    for form in get_args(ReportFormat):
-        for _ in range(2):
-            run_report(ReportConfig(run=(vcr[0].folder,), data_root=vcr[1], to=form, output=written))
+    for form in (*get_args(ReportFormat), "csv"):
+        run_report(ReportConfig(run=(vcr[0].folder,), data_root=vcr[1], to=form, output=written, num_examples=0))
     mine = tmp_path / "mine.html"
     mine.write_text("<!doctype html>\n<html lang='en'>mine", encoding="utf-8")
     for output in (mine, vcr[0].folder / "study.json", vcr[0].folder / "mine.html"):
@@ -539,7 +511,3 @@ def test_bad_folders_are_named(tmp_path: Path, vcr: tuple[StudyResult, Path]) ->
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(StorageError, match="could not be written"):
         run_report(ReportConfig(run=(vcr[0].folder,), to="csv", output=blocked / "report.csv"))
-
-
-def test_gathering_again_gives_the_same_result(vcr: tuple[StudyResult, Path]) -> None:
-    pd.testing.assert_frame_equal(gather_study(vcr[0].folder).numbers, vcr[0].numbers)

@@ -136,26 +136,6 @@ def test_use_of_pictures_that_a_control_brings_too_is_no_support(tmp_path: Path)
         assert (found.outcome == SUPPORTED) == supported
 
 
-def test_drops_over_other_questions_are_named_so(tmp_path: Path) -> None:
-    sets = '["test", "test-shift", "test-unseen"]'
-    found = verdicts(gathered(tmp_path, num_seeds=2, shots="[100]", test_sets=sets))["C3"]
-    other = [test.name for test in found.tests if test.name.endswith("(other questions)")]
-    assert len(other) == 2
-    assert all("test-unseen" in name and "drop" in name for name in other)
-
-
-def test_three_seeds_decide_nothing(tmp_path: Path) -> None:
-    found = verdicts(gathered(tmp_path, num_seeds=3))
-    assert {verdict.outcome for verdict in found.values()} == {UNDECIDED}
-    assert "3 seeds" in found["C2"].reason
-
-
-def test_what_a_study_lacks_is_said(tmp_path: Path) -> None:
-    found = verdicts(gathered(tmp_path, test_sets='["test"]', shots="[100]", methods='["plain", "advl"]'))
-    assert set(found) == {"C4"}
-    assert "shuffled or random teacher" in " ".join(found["C4"].notes)
-
-
 def test_a_control_differs_from_the_focus_in_its_teacher_alone(tmp_path: Path) -> None:
     extra = "focus = 'advl-no-anchor'\n"
     methods = ["plain", "naive-kd", "advl-shuffled", "advl-no-anchor"]
@@ -196,13 +176,6 @@ def test_what_a_control_gives_of_a_gain_is_told_over_the_same_seeds_and_when_it_
         (result.runs / cell.run / "result.json").unlink()
     note = verdicts(gather_study(result.folder))["C1"].notes[0]
     assert "advl-shuffled and plain are finished for other seeds" in note
-
-
-def test_one_seed_settles_no_part_of_a_gain(tmp_path: Path) -> None:
-    (note, *_) = verdicts(gathered(tmp_path, shots='["full"]', num_seeds=1, gains={**GAINS, "advl": 26.0}))[
-        "C1"
-    ].notes
-    assert note.endswith("is not settled over 1 seed.")
 
 
 def test_the_gain_that_grows_is_over_the_baseline_of_the_study(tmp_path: Path) -> None:

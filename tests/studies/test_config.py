@@ -118,11 +118,6 @@ def test_a_bad_file_is_named_with_the_key_and_what_was_meant(
     assert near in message
 
 
-def test_unknown_name_lists_near_studies() -> None:
-    with pytest.raises(ConfigError, match="did you mean demo"):
-        load_study("demoo")
-
-
 def test_a_missing_file_and_a_file_that_is_no_toml_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.toml"
     broken.write_text("name = ", encoding="utf-8")

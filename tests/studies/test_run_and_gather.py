@@ -156,12 +156,6 @@ def test_contrasts_are_paired_by_seed_and_by_item(result: StudyResult) -> None:
     assert gain.p_seed_holm >= gain.p_seed
 
 
-def test_the_focus_method_meets_its_controls(result: StudyResult) -> None:
-    gain = result.one("gain", place(result, "test", 100), method="advl", against="advl-shuffled")
-    assert gain.family == "focus"
-    assert gain.mean > 2
-
-
 def test_trends_drops_and_use_of_vision_follow_from_the_standings(result: StudyResult) -> None:
     def mean(method: str, test_set: str, shots: int) -> float:
         return float(result.one("accuracy", place(result, test_set, shots), method=method).mean)
@@ -252,13 +246,6 @@ def test_a_student_is_as_sure_as_the_loss_that_it_learned_by_lets_it_be(tmp_path
     sure = 1 / (1 + np.exp(-logits)) if loss == "soft-target-bce" else special.softmax(logits, axis=1)
     mean = sum(one.confidence * one.count for one in calibration.reliability.bins) / NUM_ITEMS
     assert mean == pytest.approx(sure.max(axis=1).mean())
-
-
-def test_commands_repeat_the_runs(result: StudyResult) -> None:
-    cell = rows_of(result.cells, method="advl-shuffled", shots="400")[0]
-    assert "--teacher-control shuffle" in cell.command
-    assert "--shots 400" in cell.command
-    assert cell.command.count("--cache") == 2
 
 
 def test_a_finished_cell_is_never_run_again(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ class Machine:
             synthetic_runs.write_json(file, document | {"use_of_vision": {"q2a": kinds}})
 
     def has_student(self) -> bool:
-        (run,) = (self.folder / "cells").iterdir()
-        return all((run / name).exists() for name in WEIGHTS)
+        (file,) = (self.folder / "cells").glob("*/student.json")
+        return all((file.parent / name).exists() for name in WEIGHTS)
 
 
 @pytest.fixture

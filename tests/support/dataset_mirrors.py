@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,18 @@ def write_vcr(
     return annotations
 
 
-def vqa_items(count: int, *, first_image: int = 1000) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def vqa_items(
+    count: int, *, first_image: int = 1000, answers: Sequence[str] = ANSWERS
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Questions and annotations; three questions per picture, answers on which annotators differ."""
     questions, annotations = [], []
     for number in range(count):
         image_id = first_image + number // 3
         question_id = image_id * 1000 + number % 3
         questions.append({"image_id": image_id, "question": f"Is it number {number}?", "question_id": question_id})
-        main = ANSWERS[number % len(ANSWERS)]
+        main = answers[number % len(answers)]
         given = [main] * (10 - number % 4) + ["something else"] * (number % 4)
-        answers = [
+        of_persons = [
             {"answer": answer, "answer_confidence": "yes", "answer_id": person}
             for person, answer in enumerate(given, start=1)
         ]
@@ -107,7 +109,7 @@ def vqa_items(count: int, *, first_image: int = 1000) -> tuple[list[dict[str, An
                 "question_type": ("is it", "how many", "none of the above")[number % 3],
                 "answer_type": ("yes/no", "number", "other")[number % 3],
                 "multiple_choice_answer": main,
-                "answers": answers,
+                "answers": of_persons,
             }
         )
     return questions, annotations
@@ -120,12 +122,14 @@ def wrap_vqa(key: str, items: list[dict[str, Any]], subtype: str) -> dict[str, A
     return {**head, **extra, "data_subtype": subtype, key: items}
 
 
-def write_vqa(root: Path, *, split: str = "train", count: int = 30) -> None:
+def write_vqa(root: Path, *, split: str = "train", count: int = 30, answers: Sequence[str] = ANSWERS) -> None:
     """Write a split of VQA v2 with its pictures; test has no annotations."""
     subtype = VQA_SUBTYPES[split]
     folder = root / "vqa-v2"
     folder.mkdir(parents=True, exist_ok=True)
-    questions, annotations = vqa_items(count, first_image={"train": 1000, "val": 2000, "test": 3000}[split])
+    questions, annotations = vqa_items(
+        count, first_image={"train": 1000, "val": 2000, "test": 3000}[split], answers=answers
+    )
     file = folder / f"v2_OpenEnded_mscoco_{subtype}_questions.json"
     file.write_text(json.dumps(wrap_vqa("questions", questions, subtype)), encoding="utf-8")
     if split != "test":

@@ -1,0 +1,61 @@
+"""Opening VCR's annotations of the official size, and reading examples at random.
+
+Each opening is in a process of its own. The first one makes the index; every later one, and so every epoch, parses
+nothing. Processor time counts, which other jobs on the machine leave alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.training.process_memory import peak_memory_bytes
+from benchmarks.official_sizes import write_mirror
+from benchmarks.rows import Row
+
+_DRAWN = 5_000
+_AMONG = 600
+"""Questions whose pictures are known before examples are drawn from them."""
+
+
+def measure_index(folder: Path, quick: bool) -> list[Row]:
+    """Measure all rows of this section."""
+    share = 0.02 if quick else 1.0
+    write_mirror("vcr", folder, share=share, held_out=1)
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for _ in range(2):
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_open, (folder,)))
+    (seconds, _, peak, count), (again, of_example, _, _) = found
+    size = sum(file.stat().st_size for file in (folder / ".index").rglob("*") if file.is_file())
+    detail = f"{count:,} examples, an index of {size / 2**20:,.0f} MiB; opened again in {1e3 * again:.0f} ms"
+    return [
+        Row(name="index: first opening of VCR, s", value=seconds, goal=15.0, at_least=False, detail=detail),
+        Row(name="index: memory of it, GiB", value=peak / 2**30, goal=1.0, at_least=False, detail="resident"),
+        Row(
+            name="index: a random example, us",
+            value=1e6 * of_example,
+            goal=100.0,
+            at_least=False,
+            detail=f"of {_AMONG}",
+        ),
+    ]
+
+
+def _open(root: Path) -> tuple[float, float, int, int]:
+    """Return processor seconds of opening and of a random example, peak memory in bytes, and how many there are."""
+    began = time.process_time()
+    dataset = open_dataset("vcr", split="train", data_root=root)
+    opened = time.process_time() - began
+    known = range(min(_AMONG, len(dataset)))
+    for position in known:
+        _ = dataset[position]
+    drawn = random.Random(0).choices(known, k=_DRAWN)
+    began = time.process_time()
+    for position in drawn:
+        _ = dataset[position]
+    return opened, (time.process_time() - began) / _DRAWN, peak_memory_bytes(), len(dataset)
