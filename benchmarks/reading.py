@@ -48,7 +48,7 @@ def measure_reading(folder: Path, quick: bool) -> list[Row]:
     # Only clean pages can be dropped.
     os.sync()
     rows = []
-    forms = {name: read_cache(folder / of_texts.name / name) for name in _STORED}
+    forms: dict[str, Reader] = {name: read_cache(folder / of_texts.name / name) for name in _STORED}
     sizes = {name: folder_bytes(folder / of_texts.name / name / "text" / "tokens") / 1e6 for name in _STORED}
     for when, rates in _warm_and_cold(forms, folder / of_texts.name, rounds=rounds, seconds=seconds).items():
         more = f"; {sizes['int8']:.0f} of {sizes['float16']:.0f} MB"
