@@ -284,6 +284,25 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def refuse_ineffective(found: Mapping[str, str]) -> None:
+    """Refuse options that would change nothing in what the command is asked for.
+
+    Args:
+        found: field -> why; nothing where all is well.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if found:
+        flags = list(map(flag_of, found))
+        raise ConfigError(
+            f"{' and '.join(flags)} would change nothing here.",
+            where=flags[0],
+            why="; ".join(dict.fromkeys(found.values())),
+            next_command=f"leave out {' and '.join(flags)}",
+        )
+
+
 def name_of(flag: str) -> str:
     """Return the field that a flag is of, by its form alone."""
     return flag.removeprefix("--").replace("-", "_")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.configuration import command_words, config_to_dict, flag_of
+from advl_pipeline.configuration import command_words, config_to_dict, refuse_ineffective
 from advl_pipeline.datasets.recorded_paths import recorded_paths, refused_paths
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.datasets.roots import set_name
@@ -118,11 +118,4 @@ def require_effect(config: EvaluateConfig | PredictConfig) -> None:
             found["probe_on"] = f"{beside[0]} is not evaluated (--on)"
         elif config.probe_on and set(config.probe) <= {"none"}:
             found["probe_on"] = "--probe none spoils no picture"
-    if found:
-        flags = list(map(flag_of, found))
-        raise ConfigError(
-            f"{' and '.join(flags)} would change nothing here.",
-            where=flags[0],
-            why="; ".join(found.values()),
-            next_command=f"leave out {' and '.join(flags)}",
-        )
+    refuse_ineffective(found)

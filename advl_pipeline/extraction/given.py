@@ -7,10 +7,9 @@ from pathlib import Path
 
 from advl_pipeline.cache.checks import require_cache
 from advl_pipeline.cache.stores import open_store
-from advl_pipeline.configuration import flag_of
+from advl_pipeline.configuration import refuse_ineffective
 from advl_pipeline.datasets.records import MULTIPLE_CHOICE_TASKS
 from advl_pipeline.datasets.registry import require_names, tasks_of
-from advl_pipeline.errors import ConfigError
 from advl_pipeline.extraction.config import ExtractConfig, location_of
 from advl_pipeline.locations import Location
 from advl_pipeline.outputs import require_outputs
@@ -47,17 +46,9 @@ def require_effect(config: ExtractConfig) -> None:
         "ray_tasks": (config.engine == "ray", "--engine is not ray"),
     }
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    found = {
-        name: why for name, (is_met, why) in needs.items() if not is_met and getattr(config, name) != defaults[name]
-    }
-    if found:
-        flags = list(map(flag_of, found))
-        raise ConfigError(
-            f"{' and '.join(flags)} would change nothing in this extraction.",
-            where=flags[0],
-            why="; ".join(dict.fromkeys(found.values())),
-            next_command=f"leave out {' and '.join(flags)}",
-        )
+    refuse_ineffective(
+        {name: why for name, (is_met, why) in needs.items() if not is_met and getattr(config, name) != defaults[name]}
+    )
 
 
 def require_given(config: ExtractConfig, *, by_name: bool = True) -> None:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from advl_pipeline.cache.reader import TeacherCache, open_cache
-from advl_pipeline.configuration import read_toml
+from advl_pipeline.configuration import read_toml, refuse_ineffective
 from advl_pipeline.datasets.registry import require_names, tasks_of
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.outputs import require_outputs
@@ -19,7 +19,7 @@ from advl_pipeline.teachers.open_options import PICTURES
 from advl_pipeline.training.config import FinetuneConfig, TeacherOptions
 from advl_pipeline.training.methods import finetune_steps, resolve_method
 from advl_pipeline.training.recipes import AUTO, NONE
-from advl_pipeline.training.without_effect import refuse_without_effect
+from advl_pipeline.training.without_effect import without_effect
 
 
 def require_given(config: FinetuneConfig) -> None:
@@ -51,7 +51,8 @@ def require_effect(config: FinetuneConfig) -> None:
     if (config.output / names.CONFIG).is_file():
         return
     method = resolve_method(config, num_steps=finetune_steps(config))
-    refuse_without_effect(config, method, config.task or tasks_of(config.dataset, config.data_root))
+    tasks = config.task or tasks_of(config.dataset, config.data_root)
+    refuse_ineffective(without_effect(config, method, tasks))
 
 
 def open_caches(config: TeacherOptions) -> list[TeacherCache]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from advl_pipeline.configuration import flag_of, option_values, options_of
-from advl_pipeline.errors import ConfigError
+from advl_pipeline.configuration import option_values, options_of
 from advl_pipeline.training.config import FinetuneConfig
 from advl_pipeline.training.methods import ResolvedMethod
 
@@ -116,20 +115,3 @@ def without_effect(config: FinetuneConfig, method: ResolvedMethod, tasks: Collec
         if unmet:
             found[name] = unmet[0]
     return found
-
-
-def refuse_without_effect(config: FinetuneConfig, method: ResolvedMethod, tasks: Collection[str]) -> None:
-    """Refuse a run with an option that would change nothing.
-
-    Raises:
-        ConfigError: with each such option, and why.
-    """
-    found = without_effect(config, method, tasks)
-    if found:
-        flags = list(map(flag_of, found))
-        raise ConfigError(
-            f"{' and '.join(flags)} would change nothing in this run.",
-            where=flags[0],
-            why="; ".join(dict.fromkeys(found.values())),
-            next_command=f"leave out {' and '.join(flags)}",
-        )
