@@ -149,12 +149,3 @@ def _is_defined(name: str) -> bool:
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 140
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/caches.md", "docs/students.md"])
-def test_sentences_are_short(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
-    prose = re.sub(r"```.*?```|^\|.*?$|<!--.*?-->|^#.*?$", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
-    sentences = re.split(r"[.:;!?]\**\s+|\n\n|^- ", prose, flags=re.MULTILINE)
-    long = [" ".join(sentence.split()) for sentence in sentences if len(sentence.split()) > 30]
-    assert not long, "\n".join(long)
