@@ -36,18 +36,14 @@ def run_prune(config: PruneConfig) -> PruneResult:
     """
     store = open_store(config.cache)
     sizes = require_cache(store)
-    if not config.all:
-        return _remove_parts(store, sizes, config)
-    # A folder with some records/ is not ours to remove.
-    store.require_place()
-    if not config.dry_run:
-        # What an extraction that runs would go on to write could be resumed by nothing.
-        with holding(store):
-            _remove_all(store, sizes)
-    return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
-
-
-def _remove_parts(store: Store, sizes: Mapping[str, int], config: PruneConfig) -> PruneResult:
+    if config.all:
+        # A folder with some records/ is not ours to remove.
+        store.require_place()
+        if not config.dry_run:
+            # What an extraction that runs would go on to write could be resumed by nothing.
+            with holding(store):
+                _remove_all(store, sizes)
+        return PruneResult(path=config.cache, removed=(".",), num_bytes=_size(sizes))
     known = committed_keys(sizes)
     chosen = known if config.all_confidences else list(config.confidence)
     for key in chosen:

@@ -92,14 +92,6 @@ class TeacherCache:
 MOST_OPEN_FILES = 1 << 16
 
 
-def _allow_open_files() -> None:
-    """Raise the process's own limit of open files as far as the system lets it: a mapped shard counts as one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def open_cache(
     path: str | os.PathLike[str],
     expect: Mapping[str, Any] | None = None,
@@ -120,7 +112,11 @@ def open_cache(
         CorruptCache: the extraction was not finished, or a file is missing, cut short or inconsistent.
         StorageError: the object store refuses access or cannot be reached.
     """
-    _allow_open_files()
+    # As many open files as the system lets this process have: a mapped shard counts as one.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     store = open_store(parse_location(path), disk_cache)
     try:
         record = store.get(COMPLETE_RECORD)

@@ -102,7 +102,15 @@ def begin_cache(
     )
     placements = {name: place(modality.lengths_N, shard_rows=shard_rows) for name, modality in modalities.items()}
     for name, placement in placements.items():
-        _require_possible_shards(store, plan, name, placement)
+        for spec in (schema.global_spec(name, plan), *schema.token_specs(name, plan, placement.num_rows).values()):
+            largest = max(map(spec.file_bytes, range(spec.num_shards)))
+            if not spec.is_plausible() or (store.max_file_bytes or largest) < largest:
+                raise ConfigError(
+                    "A shard would be too large.",
+                    where="--shard-rows",
+                    why=f"{plan.shard_rows} rows of {spec.row_bytes} bytes",
+                    next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
+                )
     if dry_run:
         return
     # The identity comes first: it is what tells other commands that this place is a cache.
@@ -129,21 +137,6 @@ def begin_cache(
         for array, spec in schema.plan_specs(name, placement.num_units).items():
             files |= publish_array(store, spec, arrays[array])
     store.commit(PLAN_RECORD, render(replace(plan, provenance=provenance, files=files)))
-
-
-def _require_possible_shards(store: Store, plan: PlanRecord, modality: str, placement: Placement) -> None:
-    for spec in (
-        schema.global_spec(modality, plan),
-        *schema.token_specs(modality, plan, placement.num_rows).values(),
-    ):
-        largest = max(map(spec.file_bytes, range(spec.num_shards)))
-        if not spec.is_plausible() or (store.max_file_bytes or largest) < largest:
-            raise ConfigError(
-                "A shard would be too large.",
-                where="--shard-rows",
-                why=f"{plan.shard_rows} rows of {spec.row_bytes} bytes",
-                next_command="leave --shard-rows out; shards of 64 to 256 MB serve best",
-            )
 
 
 class CacheWriter:

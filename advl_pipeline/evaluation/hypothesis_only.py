@@ -54,7 +54,18 @@ def run_hard_subset(config: HardSubsetConfig) -> HardSubsetResult:
     """
     if config.split == "train":
         raise ConfigError("The hard subset of train would be chosen by a model that was fitted on it.")
-    path = config.output or _default_path(config)
+    path = config.output
+    if path is None:
+        # Where the card of the dataset looks for the list.
+        facts = load_card("snli-ve").splits.get(f"{config.split}-hard", {})
+        if config.name != "snli-ve" or "ids" not in facts:
+            raise ConfigError(
+                "Say where the list of hard pairs goes.",
+                why=f"{config.name} {config.split} has no place for one",
+                next_command=again("the same command with --output FILE"),
+            )
+        home = resolve_data_root(config.data_root) / str(load_card("snli-ve").facts["folder"])
+        path = home / str(facts["ids"])
     require_outputs(config, output=path)
     train, split = _open(config, "train"), _open(config, config.split)
     texts, labels_N = train.texts_and_labels()
@@ -115,15 +126,3 @@ def _open(config: HardSubsetConfig, split: str) -> IndexedDataset:
     if dataset.tasks != ("snli-ve",):
         raise ConfigError(f"{config.name} holds no hypotheses.", why="expected snli-ve or a dataset in its format")
     return dataset
-
-
-def _default_path(config: HardSubsetConfig) -> Path:
-    """Return the place where the card of the dataset looks for the list."""
-    facts = load_card("snli-ve").splits.get(f"{config.split}-hard", {})
-    if config.name != "snli-ve" or "ids" not in facts:
-        raise ConfigError(
-            "Say where the list of hard pairs goes.",
-            why=f"{config.name} {config.split} has no place for one",
-            next_command=again("the same command with --output FILE"),
-        )
-    return resolve_data_root(config.data_root) / str(load_card("snli-ve").facts["folder"]) / str(facts["ids"])

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from advl_pipeline.cache.reader import FeatureStore, open_cache
+from advl_pipeline.cache.reader import open_cache
 from advl_pipeline.cache.stores import open_store
 from advl_pipeline.cache.verify import Finding, VerifyReport, verify_cache
 from advl_pipeline.compute import resolved
@@ -21,7 +21,6 @@ from advl_pipeline.extraction.config import ExtractConfig, VerifyConfig
 if TYPE_CHECKING:
     # Bytes are checked where no teacher can run.
     from advl_pipeline.datasets.interface import Dataset
-    from advl_pipeline.extraction.sources import Source
     from advl_pipeline.teachers.interface import Teacher
 
 COSINE_TOLERANCE = 1e-3
@@ -77,13 +76,17 @@ def recompute(
         tolerance = _INT8_COSINE_TOLERANCE if config.stored_dtype == "int8" else COSINE_TOLERANCE
         chosen = np.random.default_rng(seed).permutation(len(source.unit_ids()))[:count]
         for unit in np.sort(chosen).tolist():
-            error = _unit_error(source, store, unit)
-            if error is None:
+            unit_id = source.unit_ids()[unit].tobytes().hex()
+            if unit_id in store.quarantined:
                 continue
+            encoded = source.tower.encode(source.prepare([unit], skip_unreadable=False).prepared)
+            pairs = [(store.global_features([unit_id]), encoded.global_ND.numpy())]
+            if store.has_tokens:
+                pairs.append((store.token_features([unit_id])[0], encoded.token_values[0].numpy()))
+            error = max(row_error(stored, computed) for stored, computed in pairs)
             recomputed += 1
             worst = max(worst, error)
             if error > tolerance:
-                unit_id = source.unit_ids()[unit].tobytes().hex()
                 findings.append(
                     Finding(
                         path=f"{source.modality}/tokens/values",
@@ -95,17 +98,6 @@ def recompute(
         recomputed=recomputed,
         worst=worst,
     )
-
-
-def _unit_error(source: Source, store: FeatureStore, unit: int) -> float | None:
-    unit_id = source.unit_ids()[unit].tobytes().hex()
-    if unit_id in store.quarantined:
-        return None
-    encoded = source.tower.encode(source.prepare([unit], skip_unreadable=False).prepared)
-    pairs = [(store.global_features([unit_id]), encoded.global_ND.numpy())]
-    if store.has_tokens:
-        pairs.append((store.token_features([unit_id])[0], encoded.token_values[0].numpy()))
-    return max(row_error(stored, computed) for stored, computed in pairs)
 
 
 def row_error(stored_MD: npt.NDArray[np.generic], computed_MD: npt.NDArray[np.float32]) -> float:

@@ -112,22 +112,10 @@ def image_tokens_of(student: Student) -> tuple[int, ...]:
     return (student.config.vocab_size - 1,) * student.num_visual if isinstance(student, ModernVBert) else ()
 
 
-def _vilt(student: Any, task: str, num_classes: int) -> PreTrainedModel:
-    config = vilt_config(student.config)
-    config.num_labels = num_classes
-    return ViltForQuestionAnswering(config)
-
-
-def _modernvbert(student: Any, task: str, num_classes: int) -> PreTrainedModel:
-    config = modernvbert_config(student.config, student.tokenizer)
-    config.num_labels = num_classes
-    return ModernVBertForSequenceClassification(config)
-
-
-def _lxmert(student: Any, task: str, num_classes: int) -> PreTrainedModel:
-    config = lxmert_config(student.config)
-    config.num_qa_labels = num_classes
-    return LxmertForQuestionAnswering(config)
+def _empty(kind: Callable[[Any], PreTrainedModel], config: Any, **sizes: int) -> PreTrainedModel:
+    """Return a model of a configuration in which some sizes are other ones."""
+    config.update(sizes)
+    return kind(config)
 
 
 _VISUALBERT = {
@@ -166,7 +154,9 @@ def _chat_call(student: Any, task: str) -> str:
 
 FAMILIES: Mapping[str, Family] = {
     "vilt": Family(
-        build=_vilt,
+        build=lambda student, task, num_classes: _empty(
+            ViltForQuestionAnswering, vilt_config(student.config), num_labels=num_classes
+        ),
         body="vilt.",
         head={"": "classifier."},
         call=PICTURE_CALL + "logits = model(**inputs).logits\n",
@@ -188,7 +178,11 @@ logits = head(model(**inputs).pooler_output)
 """,
     ),
     "modernvbert": Family(
-        build=_modernvbert,
+        build=lambda student, task, num_classes: _empty(
+            ModernVBertForSequenceClassification,
+            modernvbert_config(student.config, student.tokenizer),
+            num_labels=num_classes,
+        ),
         body="model.",
         head={"0.": "head.dense.", "2.": "head.norm.", "3.": "classifier."},
         types=False,
@@ -211,7 +205,9 @@ logits = model(**inputs).logits
 """,
     ),
     "lxmert": Family(
-        build=_lxmert,
+        build=lambda student, task, num_classes: _empty(
+            LxmertForQuestionAnswering, lxmert_config(student.config), num_qa_labels=num_classes
+        ),
         body="lxmert.",
         head={"": "answer_head.logit_fc."},
         call=REGION_CALL
