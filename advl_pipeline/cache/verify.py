@@ -333,8 +333,9 @@ def _senseless(store: Store) -> list[Finding]:
         if digest(read_json(store, IDENTITY_FILE)) != writer.plan.identity_sha256:
             findings.append(Finding(path=IDENTITY_FILE, problem="it is not what the cache was planned for"))
         for modality in writer.plan.modalities:
-            findings += _senseless_arrays(writer, modality)
+            # First, for by units that the record misreports the index cannot be read.
             findings += _misreported(writer, modality)
+            findings += _senseless_arrays(writer, modality)
         return findings
     except AdvlError as error:
         return [*findings, Finding(path=error.where or PLAN_RECORD, problem=error.what)]
