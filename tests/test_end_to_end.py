@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import zarr
+from commands import completed
 
 STUDY = """
 name = "small"
@@ -34,9 +34,7 @@ SMALLER = ("--num-unseen", "4", "--num-compositional", "4", "--num-shift-inputs"
 
 def advl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder with a space in its name, as typed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "advl_cli", *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = completed(*arguments, folder=folder)
     assert "Traceback" not in done.stderr
     return done
 

@@ -6,13 +6,13 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import commands
 import pytest
+from commands import completed
 from own_rows import answer_row, choice_row, class_row, write_csv, write_json_lines
 
 from advl_pipeline.cache.reader import open_cache
@@ -43,8 +43,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
     ]
     done = []
     for command in commands:
-        words = [sys.executable, "-m", "advl_cli", *shlex.split(command)[1:]]
-        done.append(subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False))
+        done.append(completed(*shlex.split(command)[1:], folder=tmp_path))
         assert done[-1].returncode == 0, done[-1].stderr
     said = "mine.jsonl: task choice, from the columns image, question, choices, label; also split; 15 train, 5 test"
     assert said in done[0].stderr

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import completed
 from own_rows import choice_row, write_json_lines
 from small_corpus import SmallCorpus, build_small_corpus
 
@@ -37,8 +37,7 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def readout(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "advl_cli", "readout", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return completed("readout", *arguments)
 
 
 def test_the_command_tells_agreement(corpus: SmallCorpus, student_folder: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from advl_cli.main import main
@@ -26,3 +31,15 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, 
     """Return the exit code, and what was printed on stderr."""
     code, _, told = advl(capsys, *words)
     return code, told
+
+
+def completed(*words: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `advl` with these words in a folder as a process of its own would, without its start of five seconds."""
+    printed, told = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(folder or Path.cwd()),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(told),
+    ):
+        code = exit_code(*words)
+    return subprocess.CompletedProcess(["advl", *map(str, words)], code, printed.getvalue(), told.getvalue())

@@ -13,6 +13,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers as hf
+from commands import completed
 
 from advl_pipeline import hub_access
 from advl_pipeline.datasets.records import text_unit
@@ -26,9 +27,7 @@ from advl_pipeline.teachers.teacher_check import run_check_teacher
 
 
 def advl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "advl_cli", "teachers", *arguments], capture_output=True, text=True, check=False
-    )
+    return completed("teachers", *arguments)
 
 
 def test_list_and_show_tell_without_loading_a_model() -> None:

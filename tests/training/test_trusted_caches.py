@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import completed
 from tiny_extraction import tree_bytes
 
 from advl_pipeline.cache.commit_records import load_complete
@@ -29,18 +28,13 @@ def cache(small_corpus: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_corpus.caches[0], tmp_path / "minilm-l6"))
 
 
-def advl(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "advl_cli", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
-
-
 def test_a_changed_payload_stops_the_command_and_is_mended(small_corpus: Any, cache: Path, tmp_path: Path) -> None:
     path = cache / VALUES
     content = bytearray(path.read_bytes())
     half = len(content) // 4 * 2
     content[:half] = np.full(half // 2, np.nan, np.float16).tobytes()  # The footer stays.
     path.write_bytes(content)
-    done = advl(
+    done = completed(
         *("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a", "--data-root", small_corpus.data_root),
         *("--output", tmp_path / "run", "--cache", cache, "--num-steps", 2, "--confidence", "none"),
     )
@@ -49,7 +43,7 @@ def test_a_changed_payload_stops_the_command_and_is_mended(small_corpus: Any, ca
     assert f"next:  advl cache repair {cache}" in done.stderr
     assert not (tmp_path / "run/metrics.jsonl").exists()
     (cache / "identity.json").unlink()
-    repaired = advl("cache", "repair", cache, "--data-root", small_corpus.data_root)
+    repaired = completed("cache", "repair", cache, "--data-root", small_corpus.data_root)
     assert repaired.returncode == 0, repaired.stderr
     assert tree_bytes(cache) == tree_bytes(small_corpus.caches[0])
     store = open_cache(cache).text
