@@ -27,37 +27,42 @@ from advl_pipeline.training.vision_signals import TeacherGrid
 
 
 class LiveFeatures(StandIn):
-    """Encodes units when they are asked for; dimensions and moments are the cache's."""
+    """Encodes a unit when it is first asked for; dimensions and moments are the cache's."""
 
     def __init__(self, store: FeatureStore, tower: Tower, prepare: Mapping[str, ImageUnit | TextUnit]) -> None:
         super().__init__(store)
         self._tower = tower
         self._units = prepare
+        self._encoded: dict[str, tuple[Array, Array]] = {}
 
     def global_features(self, ids: Sequence[str]) -> Array:
         """Return (Q, D) float32."""
-        unique, places = _unique(ids)
-        encoded: Array = self._tower.encode(self._prepare(unique)).global_ND.numpy()
-        return encoded[places]
+        self._encode(ids)
+        return np.stack([self._encoded[unit][0] for unit in ids])
 
     def token_features(self, ids: Sequence[str]) -> tuple[Array, npt.NDArray[np.int32]]:
         """Return (M, D) float32 rows one unit after another, and the (Q,) rows of each."""
-        unique, places = _unique(ids)
-        encoded = self._tower.encode(self._prepare(unique)).token_values
-        rows = [encoded[place].numpy() for place in places]
+        self._encode(ids)
+        rows = [self._encoded[unit][1] for unit in ids]
         return np.concatenate(rows), np.array([len(row) for row in rows], dtype=np.int32)
 
     def char_spans(self, ids: Sequence[str]) -> npt.NDArray[np.int32]:
         """Return (M, 2) the characters that each token row covers."""
-        unique, places = _unique(ids)
-        spans = [unit.char_spans_M2 for unit in self._prepare(unique)]
-        return np.concatenate([_present(spans[place]) for place in places])
+        return np.concatenate([_present(unit.char_spans_M2) for unit in self._prepare(ids)])
 
     def begin_epoch(self) -> None:
         """Do nothing: there is nothing to read ahead."""
 
     def announce(self, ids: Sequence[str]) -> None:
         """Do nothing: there is nothing to read ahead."""
+
+    def _encode(self, ids: Sequence[str]) -> None:
+        missing = [unit for unit in dict.fromkeys(ids) if unit not in self._encoded]
+        if not missing:
+            return
+        encoded = self._tower.encode(self._prepare(missing))
+        for place, unit in enumerate(missing):
+            self._encoded[unit] = (encoded.global_ND[place].numpy(), encoded.token_values[place].numpy())
 
     def _prepare(self, ids: Sequence[str]) -> list[PreparedUnit]:
         units = [self._units[unit] for unit in ids]
@@ -125,13 +130,6 @@ def teachers_run(dataset: Dataset, weights: Callable[[str], Path | None] = lambd
 
     with patch("advl_pipeline.training.teaching.cached_teacher", live):
         yield
-
-
-def _unique(ids: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return each id once, and where each asked one lies among them: a text that repeats is encoded once."""
-    unique = list(dict.fromkeys(ids))
-    place = {unit: index for index, unit in enumerate(unique)}
-    return unique, [place[unit] for unit in ids]
 
 
 def _present(spans_M2: npt.NDArray[np.int32] | None) -> npt.NDArray[np.int32]:
