@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from altered_dataset import AlteredDataset
+from commands import completed
 from live_teacher import teachers_run
 from run_logs import losses, metrics
 from safetensors.torch import load_file
@@ -42,7 +43,7 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
     config = small_corpus.config(tmp_path / "whole", num_steps=16, adapt_steps=8, checkpoint_every=1)
     run_finetune(config)
     options = [
-        *(sys.executable, "-m", "advl_cli", "finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
+        *("finetune", "--dataset", "scenes-vcr", "--task", "vcr-q2a"),
         *("--data-root", str(small_corpus.data_root), "--output", str(tmp_path / "killed")),
         *(
             "--num-steps",
@@ -61,7 +62,9 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
         *("--checkpoint-every", "1"),
     ]
     command = [*options, "--cache", str(config.cache[0]), "--cache", str(config.cache[1])]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "advl_cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     log = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() or len(log.read_text().splitlines()) < 5:
@@ -74,10 +77,10 @@ def test_a_killed_run_resumes_to_the_same_result(small_corpus: Any, tmp_path: Pa
     # On another machine the caches lie elsewhere.
     moved = [shutil.copytree(path, tmp_path / f"moved-{number}") for number, path in enumerate(config.cache)]
     one, two = (["--cache", str(path)] for path in moved)
-    others = subprocess.run([*options, *two, *one], check=False, capture_output=True, text=True)
+    others = completed(*options, *two, *one)
     assert others.returncode == 3, others.stderr
     assert "cache.1." in others.stderr
-    subprocess.run([*options, *one, *two], check=True, capture_output=True)
+    assert completed(*options, *one, *two).returncode == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     whole, killed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)

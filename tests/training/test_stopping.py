@@ -33,14 +33,13 @@ def reference(small_corpus: Any, tmp_path_factory: pytest.TempPathFactory) -> Re
     return reference_finetune(small_corpus, tmp_path_factory.mktemp("reference") / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_finetuning_after_its_step_and_the_same_command_goes_on(
-    small_corpus: Any, tmp_path: Path, reference: Reference, number: signal.Signals
+    small_corpus: Any, tmp_path: Path, reference: Reference
 ) -> None:
     computed, span = reference
     finished = [
         stop_and_resume_finetune(small_corpus, computed, share * span, tmp_path / str(share), number=number)
-        for share in (0.3, 0.6)
+        for number, share in ((signal.SIGTERM, 0.3), (signal.SIGINT, 0.6))
     ]
     # It had no checkpoint of its own: without the one that the signal left it would have begun anew.
     assert any(0 < steps < 40 for steps in finished), finished
