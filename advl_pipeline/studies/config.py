@@ -320,7 +320,7 @@ def _check(study: StudyConfig, where: str) -> None:
             )
     _check_training(study.training, where=f"{where} [training]")
     for shots, table in study.at_shots.items():
-        if _shots(FULL if shots == FULL else _number(shots, where), where) not in study.shots:
+        if shots not in map(shots_label, study.shots):
             raise ConfigError(f"[at-shots.{shots}] is about shots that the study does not run.", where=where)
         _check_training(table, where=f"{where} [at-shots.{shots}]")
     build_config(Setting, {"dataset": "any"}, study.with_regions, where=f"{where} [with-regions]")
@@ -386,12 +386,6 @@ def _shots(value: Any, where: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError("shots are positive integers or 'full'.", where=where, why=f"got {value!r}")
     return value
-
-
-def _number(text: str, where: str) -> int:
-    if not text.isdecimal():
-        raise ConfigError("shots are positive integers or 'full'.", where=where, why=f"got {text!r}")
-    return int(text)
 
 
 def _as_list(value: Any) -> list[Any]:

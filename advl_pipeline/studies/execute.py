@@ -106,7 +106,7 @@ def is_finished(cell: Cell) -> bool:
     return names.is_finished(cell.run) and not missing_test_sets(cell) and not (cell.keeps_student and gone)
 
 
-def init_digests(study: StudyConfig) -> dict[Path, str]:
+def init_digests(study: StudyConfig) -> dict[str, str]:
     """Digest the pretrained students that the study starts from, and the files of students that its options name.
 
     Another content makes other cells.
@@ -128,12 +128,12 @@ def init_digests(study: StudyConfig) -> dict[Path, str]:
         )
     inits = {setting.init for setting in study.settings if setting.init is not None}
     named = {
-        Path(value): digest
+        str(Path(value)): digest
         for option in NAMED_FILES
         for value in given_values(study, option)
         if (digest := named_files({option: value})[option]) is not None
     }
-    return {init: student_digest(init) for init in inits if not is_on_hub(init)} | named
+    return {str(init): student_digest(init) for init in inits if not is_on_hub(init)} | named
 
 
 def dataset_digests(

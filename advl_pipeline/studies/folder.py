@@ -11,16 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from advl_pipeline.atomic import make_folder, write_bytes, write_text
 from advl_pipeline.configuration import build_config, config_to_dict
-from advl_pipeline.errors import (
-    ConfigError,
-    advise,
-)
+from advl_pipeline.errors import ConfigError, advise
 from advl_pipeline.folders import MARKERS
 from advl_pipeline.runs.results import read_json
 from advl_pipeline.studies.config import StudyConfig
@@ -32,18 +29,25 @@ STUDIES_FOLDER = "studies"
 CELLS_FOLDER = "cells"
 EXTRACTION_FOLDER = "extraction"
 RECIPE_FOLDER = "recipes"
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyRecord:
-    """What study.json holds. `recipes`: a recipe file as the study names it -> its copy in the folder."""
+    """What study.json holds.
+
+    `init_digests` are of the pretrained students and of other files that options name, `dataset_digests` of the
+    splits that are trained on. `recipes`: a recipe file as the study names it -> the name of its copy. `cells`: id ->
+    title.
+    """
 
     study: StudyConfig
-    init_digests: Mapping[Path, str]
-    dataset_digests: Mapping[str, str]
-    recipes: Mapping[str, Path]
+    init_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    dataset_digests: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    recipes: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     caches: Path
-    command: str
+    command: str = ""
+    cells: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
 
 
 def default_folder(study: StudyConfig) -> Path:
@@ -66,29 +70,10 @@ def studies_of(run: Path) -> Iterator[tuple[Path, bool]]:
                 yield file.parent, record["study"].get("keep_weights", True)
 
 
-def write_study(
-    folder: Path,
-    plan: Plan,
-    *,
-    digests: dict[Path, str],
-    dataset_digests: dict[str, str],
-    recipes: Mapping[str, Path],
-    copies: Mapping[Path, bytes],
-    caches: Path,
-    command: str,
-) -> None:
+def write_study(folder: Path, record: StudyRecord, copies: Mapping[Path, bytes]) -> None:
     """Record the study, so that the folder alone says what it holds, and then copy its recipes."""
-    record = {
-        "study": config_to_dict(plan.study),
-        "init_digests": {str(path): digest for path, digest in digests.items()},
-        "dataset_digests": dataset_digests,
-        "recipes": {name: path.name for name, path in recipes.items()},
-        "caches": str(caches),
-        "command": command,
-        "cells": {cell.cell_id: cell.title for cell in plan.cells},
-    }
     make_folder(folder)
-    write_text(folder / STUDY_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / STUDY_FILE, json.dumps(config_to_dict(record), indent=2, ensure_ascii=False) + "\n")
     for path, content in copies.items():
         make_folder(path.parent)
         write_bytes(path, content)
@@ -101,11 +86,6 @@ def given_values(study: StudyConfig, option: str) -> set[str]:
         *(study.variant(name).training for name in study.methods),
     )
     return {str(value) for table in tables for key, value in table.items() if key.replace("-", "_") == option}
-
-
-def recipe_files(study: StudyConfig) -> list[str]:
-    """Return the recipe files that a study names, as it names them."""
-    return sorted(given_values(study, "recipe") - {AUTO, NONE})
 
 
 def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dict[Path, bytes]]:
@@ -122,7 +102,7 @@ def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dic
     """
     kept, _ = recorded(folder)
     copies: dict[Path, bytes] = {}
-    for name in recipe_files(study):
+    for name in sorted(given_values(study, "recipe") - {AUTO, NONE}):
         try:
             content = Path(name).read_bytes()
         except OSError as error:
@@ -132,6 +112,22 @@ def read_recipes(folder: Path, study: StudyConfig) -> tuple[dict[str, Path], dic
         kept[name] = folder / RECIPE_FOLDER / (hashlib.blake2b(content, digest_size=8).hexdigest() + ".toml")
         copies[kept[name]] = content
     return kept, copies
+
+
+def recorded(folder: Path) -> tuple[dict[str, Path], Mapping[str, str]]:
+    """Return the recipe files that the folder holds copies of and the digests of the splits; none for a new folder.
+
+    Returns:
+        Name of a recipe in the study -> its copy; split that the folder's study was trained on -> its digest.
+
+    Raises:
+        ConfigError: the record of the study is damaged.
+    """
+    if not (folder / STUDY_FILE).exists():
+        return {}, {}
+    record = read_record(folder)
+    copies = {name: folder / RECIPE_FOLDER / Path(file).name for name, file in record.recipes.items()}
+    return copies, record.dataset_digests
 
 
 def write_extraction(folder: Path, need: CacheNeed, seconds: float) -> None:
@@ -151,21 +147,6 @@ def _extraction_file(folder: Path, cache: Path) -> Path:
     return folder / EXTRACTION_FOLDER / ("-".join(cache.parts[-3:]) + ".json")
 
 
-def recorded(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the recipe files that the folder holds copies of and the digests of the splits; none for a new folder.
-
-    Returns:
-        Name of a recipe in the study -> its copy; split that the folder's study was trained on -> its digest.
-
-    Raises:
-        ConfigError: the record of the study is damaged.
-    """
-    if not (folder / STUDY_FILE).exists():
-        return {}, {}
-    record = read_record(folder)
-    return dict(record.recipes), dict(record.dataset_digests)
-
-
 def read_record(folder: Path) -> StudyRecord:
     """Read study.json.
 
@@ -173,27 +154,16 @@ def read_record(folder: Path) -> StudyRecord:
         ConfigError: the folder holds no study, or its record is damaged.
     """
     path = folder / STUDY_FILE
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return StudyRecord(
-            study=build_config(StudyConfig, record["study"], where=str(path)),
-            init_digests={Path(name): str(digest) for name, digest in record["init_digests"].items()},
-            dataset_digests={str(name): str(digest) for name, digest in record.get("dataset_digests", {}).items()},
-            recipes={
-                str(name): folder / RECIPE_FOLDER / Path(file).name
-                for name, file in record.get("recipes", {}).items()
-            },
-            caches=Path(record["caches"]),
-            command=str(record.get("command", "")),
-        )
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         raise ConfigError(
             "This folder holds no study.",
             where=str(folder),
             why=f"it has no {STUDY_FILE}",
             next_command=advise(["advl", "study", "NAME", "--output", "FOLDER"]),
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        )
+    try:
+        return build_config(StudyRecord, dict(json.loads(path.read_text(encoding="utf-8"))), where=str(path))
+    except (ValueError, TypeError) as error:
         raise ConfigError("The record of the study is damaged.", where=str(path), why=repr(error)) from error
 
 
@@ -210,6 +180,6 @@ def read_study_folder(folder: Path) -> tuple[Plan, StudyRecord]:
         caches=record.caches,
         init_digests=record.init_digests,
         dataset_digests=record.dataset_digests,
-        recipes=record.recipes,
+        recipes=recorded(folder)[0],
     )
     return plan, record

@@ -13,7 +13,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from advl_pipeline.configuration import build_config, config_to_dict, options_without, with_options
@@ -95,9 +97,9 @@ def build_plan(
     cells: Path,
     caches: Path = Path("caches"),
     data_root: Path | None = None,
-    init_digests: Mapping[Path, str] | None = None,
-    dataset_digests: Mapping[str, str] | None = None,
-    recipes: Mapping[str, Path] | None = None,
+    init_digests: Mapping[str, str] = MappingProxyType({}),
+    dataset_digests: Mapping[str, str] = MappingProxyType({}),
+    recipes: Mapping[str, Path] = MappingProxyType({}),
 ) -> Plan:
     """Lay out the grid.
 
@@ -116,9 +118,18 @@ def build_plan(
     Raises:
         ConfigError: the overrides of a cell contradict each other, or a recipe cannot be read.
     """
-    places = _Places(cells=cells, caches=caches, data_root=data_root, recipes=recipes or {})
+    lay_out = partial(
+        _cell,
+        study,
+        cells=cells,
+        caches=caches,
+        data_root=data_root,
+        init_digests=init_digests,
+        dataset_digests=dataset_digests,
+        recipes=recipes,
+    )
     grid = [
-        _cell(study, setting, method, shots, seed, places, init_digests or {}, dataset_digests or {})
+        lay_out(setting, method, shots, seed)
         for seed in study.seeds
         for setting in study.settings
         for shots in study.shots
@@ -141,23 +152,19 @@ def build_plan(
     return Plan(study=study, cells=tuple(grid), caches=tuple(needs.values()))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Places:
-    cells: Path
-    caches: Path
-    data_root: Path | None
-    recipes: Mapping[str, Path]
-
-
 def _cell(
     study: StudyConfig,
     setting: Setting,
     method: str,
     shots: int | None,
     seed: int,
-    places: _Places,
-    init_digests: Mapping[Path, str],
+    *,
+    cells: Path,
+    caches: Path,
+    data_root: Path | None,
+    init_digests: Mapping[str, str],
     dataset_digests: Mapping[str, str],
+    recipes: Mapping[str, Path],
 ) -> Cell:
     variant = study.variant(method)
     teachers = _teachers(variant, setting)
@@ -184,34 +191,31 @@ def _cell(
             "init": setting.init,
             "shots": shots,
             "seed": seed,
-            "data_root": places.data_root,
-            "output": places.cells,
+            "data_root": data_root,
+            "output": cells,
         },
         where=study.source,
     )
     config = with_options(
         config,
-        recipe=str(places.recipes.get(config.optimisation.recipe, config.optimisation.recipe)),
+        recipe=str(recipes.get(config.optimisation.recipe, config.optimisation.recipe)),
         cache=tuple(
-            _cache_path(places.caches, teacher, dataset, split, config)
+            _cache_path(caches, teacher, dataset, split, config)
             for dataset, split in distilled_splits(config)
             for teacher in teachers
         ),
     )
-    cell_id = cell_identity(
-        config,
-        teachers,
-        kinds=_kinds(setting),
-        extraction=study.extraction,
-        digests=init_digests,
-        dataset_digest=dataset_digests.get(trained_on(config)),
-    )
-    config = replace(config, output=places.cells / cell_id)
+    options = identity_options(config, setting, teachers, extraction=study.extraction, digests=init_digests)
+    if (content := dataset_digests.get(trained_on(config))) is not None:
+        options["dataset_digest"] = content
+    text = json.dumps(options, sort_keys=True, separators=(",", ":"), default=list)
+    cell_id = hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
+    config = replace(config, output=cells / cell_id)
     evaluate = build_config(
         EvaluateConfig,
         {"probe_on": setting.test_sets[:1]},
         study.evaluation,
-        {"run": config.output, "on": setting.test_sets, "data_root": places.data_root},
+        {"run": config.output, "on": setting.test_sets, "data_root": data_root},
         where=f"{study.source} [evaluation]",
     )
     return Cell(
@@ -224,29 +228,26 @@ def _cell(
         test_sets=setting.test_sets,
         finetune=config,
         evaluate=evaluate,
-        run_name=f"{places.cells.name}/{cell_id}",
+        run_name=f"{cells.name}/{cell_id}",
         keeps_student=study.keep_weights,
     )
 
 
-def cell_identity(
+def identity_options(
     config: FinetuneConfig,
+    setting: Setting,
     teachers: tuple[str, ...],
     *,
-    kinds: tuple[str, ...],
     extraction: Mapping[str, Any],
-    digests: Mapping[Path, str],
-    dataset_digest: str | None,
-) -> str:
-    """Return the id of a cell: BLAKE2b over the canonical JSON of what changes its numbers.
+    digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what changes the numbers of a cell, as plain JSON types; its id is BLAKE2b over them.
 
     Args:
-        config: of the run; its caches stand in the id by `teachers` and `extraction`.
-        kinds: vcr, vqa, snli-ve: the kinds of task that the run trains on.
+        config: of the run; its caches stand in it by `teachers` and `extraction`.
         extraction: options of the extraction that are not left at their default.
         digests: of the content of the pretrained student and of other files of it; without one the path stands for
             it.
-        dataset_digest: of the training split's content, where it is known.
 
     Raises:
         ConfigError: options or recipe contradict each other.
@@ -255,29 +256,20 @@ def cell_identity(
     # Where data of one's own lie does not matter; what they hold is in the digest. No study trains on a list.
     described |= {"dataset": None if is_own_data(config.dataset) else config.dataset, "ids": None}
     described["schema"] = SCHEMA
-    described["recipe"] = {kind: _recipe(config, kind) for kind in kinds}
-    described["init"] = digests.get(config.init, str(config.init)) if config.init else None
+    # By its metrics where a setting names no tasks.
+    tasks = setting.tasks or [task for task, metric in METRIC_OF_TASK.items() if metric in setting.metrics]
+    num_labelled = config.shots or _ANY_NUMBER_OF_EXAMPLES
+    described["recipe"] = {
+        kind: recipe_identity(resolve_run(config, kind=kind, num_labelled=num_labelled).chosen)
+        for kind in sorted(set(map(head_name, tasks)))
+    }
+    described["init"] = digests.get(str(config.init), str(config.init)) if config.init else None
     named = {option: str(value) for option in NAMED_FILES if (value := getattr(config, option)) is not None}
-    described |= {option: digests.get(Path(value), value) for option, value in named.items()}
-    if dataset_digest is not None:
-        described["dataset_digest"] = dataset_digest
+    described |= {option: digests.get(str(Path(value)), value) for option, value in named.items()}
     if teachers:
         described["teachers"] = list(teachers)
         described["extraction"] = options_without(ExtractConfig, extraction, "beside", "none")
-    text = json.dumps(described, sort_keys=True, separators=(",", ":"), default=list)
-    return hashlib.blake2b(text.encode(), digest_size=ID_LENGTH // 2).hexdigest()
-
-
-def _recipe(config: FinetuneConfig, kind: str) -> dict[str, Any]:
-    """Return what the recipe of a run on a kind of task states; options that contradict it are refused here."""
-    run = resolve_run(config, kind=kind, num_labelled=config.shots or _ANY_NUMBER_OF_EXAMPLES)
-    return recipe_identity(run.chosen)
-
-
-def _kinds(setting: Setting) -> tuple[str, ...]:
-    """Return the kinds of task of a setting, by its metrics where it names no tasks."""
-    tasks = setting.tasks or [task for task, metric in METRIC_OF_TASK.items() if metric in setting.metrics]
-    return tuple(sorted(set(map(head_name, tasks))))
+    return described
 
 
 def trained_on(config: FinetuneConfig) -> str:

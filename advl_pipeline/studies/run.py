@@ -29,6 +29,7 @@ from advl_pipeline.studies.execute import (
     is_finished,
 )
 from advl_pipeline.studies.folder import (
+    StudyRecord,
     cells_folder,
     default_folder,
     read_recipes,
@@ -58,7 +59,7 @@ def run_study(
     execute: CellExecutor = execute_cell,
     prepare: CachePreparer = prepare_cache,
     digest: DatasetDigester | None = None,
-    report_failure: Callable[[Failure], None] | None = None,
+    report_failure: Callable[[Failure], None] = lambda failure: None,
 ) -> StudyResult:
     """Run what is missing of a study and gather it.
 
@@ -77,54 +78,46 @@ def run_study(
         Interrupted: stopped by a signal, after the steps that it came in.
     """
     with interruptible("The study", kept="finished cells are kept, and the steps of those that ran"):
-        return _run(config, execute, prepare, digest, report_failure)
-
-
-def _run(
-    config: StudyRunConfig,
-    execute: CellExecutor,
-    prepare: CachePreparer,
-    digest: DatasetDigester | None,
-    report_failure: Callable[[Failure], None] | None,
-) -> StudyResult:
-    study = asked_study(config)
-    folder = config.output or default_folder(study)
-    require_outputs(config, output=folder)
-    digests = init_digests(study)
-    read_digest = partial(digest_dataset, on_error=study.training.get("on_error", "fail"))
-    recipes, copies = read_recipes(folder, study)
-    # Until the copies are written, a plan is read from the files that they are copies of.
-    readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
-    _, known = recorded(folder)
-    content = dataset_digests(study, config.data_root, digest or read_digest, recorded=known, recipes=readable)
-    lay_out = partial(
-        build_plan,
-        study,
-        cells=cells_folder(folder),
-        caches=config.caches,
-        data_root=config.data_root,
-        init_digests=digests,
-        dataset_digests=content,
-    )
-    draft = lay_out(recipes=readable)
-    require_same_test_sets(draft, config.data_root)
-    write_study(
-        folder,
-        draft,
-        digests=digests,
-        dataset_digests=content,
-        recipes=recipes,
-        copies=copies,
-        caches=config.caches,
-        command=study_command(config),
-    )
-    plan = lay_out(recipes=recipes)
-    seeds = plan.study.seeds[: config.first_seeds]
-    plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.seed in seeds))
-    if not all(is_finished(cell) for cell in plan.cells):
-        _prepare(plan, config, folder, prepare)
+        study = asked_study(config)
+        folder = config.output or default_folder(study)
+        require_outputs(config, output=folder)
+        read_digest = digest or partial(digest_dataset, on_error=study.training.get("on_error", "fail"))
+        recipes, copies = read_recipes(folder, study)
+        # Until the copies are written, a plan is read from the files that they are copies of.
+        readable = {name: Path(name) if path in copies else path for name, path in recipes.items()}
+        digests = init_digests(study)
+        known = recorded(folder)[1]
+        content = dataset_digests(study, config.data_root, read_digest, recorded=known, recipes=readable)
+        lay_out = partial(
+            build_plan,
+            study,
+            cells=cells_folder(folder),
+            caches=config.caches,
+            data_root=config.data_root,
+            init_digests=digests,
+            dataset_digests=content,
+        )
+        draft = lay_out(recipes=readable)
+        require_same_test_sets(draft, config.data_root)
+        record = StudyRecord(
+            study=study,
+            init_digests=digests,
+            dataset_digests=content,
+            recipes={name: path.name for name, path in recipes.items()},
+            caches=config.caches,
+            command=study_command(config),
+            cells={cell.cell_id: cell.title for cell in draft.cells},
+        )
+        write_study(folder, record, copies)
+        plan, seeds = lay_out(recipes=recipes), study.seeds[: config.first_seeds]
+        plan = replace(plan, cells=tuple(cell for cell in plan.cells if cell.seed in seeds))
+        needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
+        for need in (need for need in plan.caches if need.path in needed):
+            seconds = prepare(need, study, config.data_root)
+            if seconds is not None:
+                write_extraction(folder, need, seconds)
         _run_cells(plan, config, execute, report_failure)
-    return gather_study(folder)
+        return gather_study(folder)
 
 
 def study_command(config: StudyRunConfig) -> str:
@@ -133,23 +126,16 @@ def study_command(config: StudyRunConfig) -> str:
     return shlex.join(["advl", "study", config.study, *flags])
 
 
-def _prepare(plan: Plan, config: StudyRunConfig, folder: Path, prepare: CachePreparer) -> None:
-    needed = {path for cell in plan.cells if not is_finished(cell) for path in cell.finetune.cache}
-    for need in plan.caches:
-        if need.path in needed:
-            seconds = prepare(need, plan.study, config.data_root)
-            if seconds is not None:
-                write_extraction(folder, need, seconds)
-
-
 def _run_cells(
     plan: Plan,
     config: StudyRunConfig,
     execute: CellExecutor,
-    report_failure: Callable[[Failure], None] | None,
+    report_failure: Callable[[Failure], None],
 ) -> None:
     finished = [cell for cell in plan.cells if is_finished(cell)]
     left = [cell for cell in plan.cells if cell not in finished]
+    if not left:
+        return
     run_all = partial(run_in_processes, num_workers=config.workers) if config.workers > 1 else run_in_turn
     with tqdm(total=len(plan.cells), initial=len(finished), desc=plan.study.name, unit="cell") as progress:
         # First what no other process runs, then what others ran: finished by now, or left behind.
@@ -165,8 +151,7 @@ def _run_cells(
                     continue
                 if not config.keep_going:
                     raise error
-                if report_failure is not None:
-                    report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
+                report_failure(Failure(cell=cell.title, run=cell.run, message=str(error)))
             left = others
 
 

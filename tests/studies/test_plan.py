@@ -68,8 +68,8 @@ def test_plain_cells_outlive_another_teacher(tmp_path: Path) -> None:
 
 def test_another_pretrained_student_makes_other_cells(tmp_path: Path) -> None:
     study = read_study(write_study_file(tmp_path, extra='init = "students/a"\n'))
-    one = build_plan(study, cells=tmp_path, init_digests={Path("students/a"): "1"})
-    two = build_plan(study, cells=tmp_path, init_digests={Path("students/a"): "2"})
+    one = build_plan(study, cells=tmp_path, init_digests={"students/a": "1"})
+    two = build_plan(study, cells=tmp_path, init_digests={"students/a": "2"})
     assert not ids(one) & ids(two)
 
 
