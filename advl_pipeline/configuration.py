@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import operator
 import re
 import sys
 import tomllib
@@ -171,8 +172,16 @@ def option_types(cls: type[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         part = field.metadata.get("component")
-        found |= {field.name: hints[field.name]} if part is None else option_types(part)
+        found |= {field.name: _decidable(hints[field.name])} if part is None else option_types(part)
     return found
+
+
+def _decidable(hint: Any) -> Any:
+    """Return the type of a number that a class of another kind decides (`X | Undecided`): it may be None."""
+    arguments = typing.get_args(hint)
+    if not any(isinstance(argument, TypeVar) for argument in arguments):
+        return hint
+    return functools.reduce(operator.or_, (None if isinstance(one, TypeVar) else one for one in arguments))
 
 
 def option_values(config: Any) -> dict[str, Any]:

@@ -111,8 +111,8 @@ class StudyConfig(Configuration):
     margin: float = option(1.0, help="Smallest gain in points that would matter.", minimum=0)
     keep_weights: bool = option(
         True,
-        help="Keep the student of every cell. Without, it goes once all test sets are scored, and a test set that is "
-        "added later trains the cell again.",
+        help="Keep the student of every cell. Without, it goes once all test sets are scored, unless another study "
+        "keeps it; a test set that is added later trains the cell again.",
     )
     min_seeds: int = option(5, help="Fewest seeds that a verdict other than 'undecided' may rest on.", minimum=1)
     settings: tuple[Setting, ...] = option(help="Where the grid is run.")

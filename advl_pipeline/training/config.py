@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from advl_pipeline.cache.config import DiskCacheOptions
 from advl_pipeline.compute import ComputeConfig
@@ -52,8 +52,83 @@ class AdversarialConfig:
     max_norm: float = 0.0
 
 
+Undecided = TypeVar("Undecided")
+"""What a number is that nobody has decided: None among options and in recipes. In a run there is no such number."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class OptimiserOptions(Configuration):
+class Hyperparameters(Configuration, Generic[Undecided]):
+    """The numbers that a student is finetuned by, as far as users give them: options, recipes and runs all have them.
+
+    How batches are counted, a recipe and a run say themselves.
+    """
+
+    title: ClassVar[str] = "Optimiser"
+
+    num_steps: int | Undecided = option(
+        None,
+        help="Optimiser steps of the finetune step [default: the recipe's at full data, else {otherwise}].",
+        minimum=1,
+        paces=False,
+        otherwise=300,
+    )
+    batch_size: int | Undecided = option(
+        None, help="Examples per optimiser step [default: the recipe's, else {otherwise}].", minimum=1, otherwise=16
+    )
+    accumulate: int | Undecided = option(
+        None,
+        help="Micro-batches that one optimiser step is split into [default: the recipe's, else {otherwise}].",
+        minimum=1,
+        otherwise=1,
+        rare=True,
+    )
+    optimiser: Optimiser | Undecided = option(
+        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw", rare=True
+    )
+    learning_rate: float | Undecided = option(
+        None,
+        help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
+        f"else {PRETRAINED_LEARNING_RATE:g} with --init and {{otherwise}} without].",
+        above=0,
+        paces=False,
+        otherwise=5e-4,
+    )
+    head_lr_scale: float | Undecided = option(
+        None,
+        help="Learning rate of head and projections relative to the student's [default: the recipe's, else "
+        "{otherwise}].",
+        minimum=0,
+        paces=False,
+        otherwise=1.0,
+        rare=True,
+    )
+    weight_decay: float | Undecided = option(
+        None,
+        help="Weight decay [default: the recipe's, else {otherwise}].",
+        minimum=0,
+        paces=False,
+        otherwise=0.01,
+        rare=True,
+    )
+    schedule: LearningRateSchedule | Undecided = option(
+        None,
+        help="Learning rate after warming up [default: the recipe's, else {otherwise}].",
+        paces=False,
+        otherwise="linear-nonzero",
+        rare=True,
+    )
+    clip_norm: float | Undecided = option(
+        None,
+        help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else {otherwise}].",
+        minimum=0,
+        paces=False,
+        otherwise=2.0,
+        rare=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserOptions(Hyperparameters[None]):
     """How a student is finetuned; what is not given is the recipe's, else what its declaration says."""
 
     title: ClassVar[str] = "Optimiser"
@@ -64,62 +139,10 @@ class OptimiserOptions(Configuration):
         "TOML file of its keys. An option given here wins over it.",
         identity="content",
     )
-    num_steps: int | None = option(
-        None,
-        help="Optimiser steps of the finetune step [default: the recipe's at full data, else {otherwise}].",
-        minimum=1,
-        paces=False,
-        otherwise=300,
-    )
-    batch_size: int | None = option(
-        None, help="Examples per optimiser step [default: the recipe's, else {otherwise}].", minimum=1, otherwise=16
-    )
     batch_tokens: int | None = option(
         None,
         help="Padded tokens of a micro-batch, in place of a number of examples [default: the recipe's].",
         minimum=1,
-        rare=True,
-    )
-    accumulate: int | None = option(
-        None,
-        help="Micro-batches that one optimiser step is split into [default: the recipe's, else {otherwise}].",
-        minimum=1,
-        otherwise=1,
-        rare=True,
-    )
-    optimiser: Optimiser | None = option(
-        None, help="Optimiser [default: as the learning rate's, else {otherwise}].", otherwise="adamw", rare=True
-    )
-    learning_rate: float | None = option(
-        None,
-        help="Peak learning rate of the student [default: the recipe's, else that of its family on another task, "
-        f"else {PRETRAINED_LEARNING_RATE:g} with --init and {{otherwise}} without].",
-        above=0,
-        paces=False,
-        otherwise=5e-4,
-    )
-    head_lr_scale: float | None = option(
-        None,
-        help="Learning rate of head and projections relative to the student's [default: the recipe's, else "
-        "{otherwise}].",
-        minimum=0,
-        paces=False,
-        otherwise=1.0,
-        rare=True,
-    )
-    weight_decay: float | None = option(
-        None,
-        help="Weight decay [default: the recipe's, else {otherwise}].",
-        minimum=0,
-        paces=False,
-        otherwise=0.01,
-        rare=True,
-    )
-    schedule: LearningRateSchedule | None = option(
-        None,
-        help="Learning rate after warming up [default: the recipe's, else {otherwise}].",
-        paces=False,
-        otherwise="linear-nonzero",
         rare=True,
     )
     warmup_fraction: float | None = option(
@@ -130,14 +153,6 @@ class OptimiserOptions(Configuration):
         below=1,
         paces=False,
         otherwise=0.1,
-        rare=True,
-    )
-    clip_norm: float | None = option(
-        None,
-        help="Gradient norm to clip at; 0 turns clipping off [default: the recipe's, else {otherwise}].",
-        minimum=0,
-        paces=False,
-        otherwise=2.0,
         rare=True,
     )
     task_loss: TaskLoss | None = option(

@@ -6,17 +6,17 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import torch
 from torch import nn
 
 from advl_pipeline.training.finetune_model import FinetuneModel
-from advl_pipeline.training.recipes import Hyperparameters, group_parameters
+from advl_pipeline.training.recipes import FinetuningNumbers, group_parameters
 from advl_pipeline.training.settings import TrainingSettings
 
 
-def learning_rate_at(step: int, recipe: Hyperparameters, *, num_steps: int) -> float:
+def learning_rate_at(step: int, recipe: FinetuningNumbers[Never], *, num_steps: int) -> float:
     """Return the base learning rate of optimiser step `step`, counted from 0.
 
     Linear warm-up from 0, then linear to 0 at `num_steps`, constant, or divided by 10 at each milestone (a share of

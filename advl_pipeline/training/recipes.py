@@ -14,13 +14,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 from advl_pipeline.configuration import build_config, read_toml
 from advl_pipeline.errors import ConfigError, suggest_names
 from advl_pipeline.packages import data_files
 from advl_pipeline.students.catalogue import family_of, size_of
-from advl_pipeline.training.config import LearningRateSchedule, Optimiser, TaskLoss
+from advl_pipeline.training.config import Hyperparameters, TaskLoss, Undecided
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,38 +32,33 @@ class ScaleRule:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hyperparameters:
-    """The numbers that a student is finetuned by: a recipe states some of them, and a run decides all.
+class FinetuningNumbers(Hyperparameters[Undecided]):
+    """All numbers that a student is finetuned by: a recipe states some of them, and a run decides all.
 
     `warmup` is in optimiser steps when at least 1, else a share of all steps. `clip_norm` bounds the norm of all
     gradients together, `clip_each` that of each parameter's; 0 for neither. `no_decay` is searched in parameter
     names; None spares biases and norms by kind of module. How batches are counted, a recipe and a run say themselves.
     """
 
-    optimiser: Optimiser
-    learning_rate: float
-    weight_decay: float
     no_decay: str | None = ""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
-    head_lr_scale: float = 1.0
     adapt_lr_scale: float = 1.0
     lr_scales: tuple[ScaleRule, ...] = ()
-    clip_norm: float = 0.0
     clip_each: float = 0.0
-    schedule: LearningRateSchedule = "linear"
     milestones: tuple[float, ...] = ()
     lr_floor: float = 0.0
     warmup: float = 0.0
-    num_steps: int = 0
-    batch_size: int = 0
     batch_unit: Literal["tokens", "examples"] = "examples"
-    accumulate: int = 1
+
+
+UNSTATED = {"head_lr_scale": 1.0, "clip_norm": 0.0, "schedule": "linear", "accumulate": 1}
+"""What the loop of a recipe's authors does where their files say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe(Hyperparameters):
+class Recipe(FinetuningNumbers[None]):
     """What the files of a recipe state. `batch_size` counts on one device, before accumulation.
 
     Exactly one of `num_steps` and `num_epochs` is positive. `accumulation` says whether the gradients of a device's
@@ -155,7 +150,7 @@ def read_recipe(path: Path, student: str, task: str, size: str, *, base: Recipe 
 
 
 def group_parameters(
-    encoder_names: Iterable[str], head_names: Iterable[str], recipe: Hyperparameters
+    encoder_names: Iterable[str], head_names: Iterable[str], recipe: FinetuningNumbers[Never]
 ) -> tuple[ParameterGroup, ...]:
     """Split parameters into groups by (learning rate, weight decay), as the recipe's original does.
 
@@ -203,7 +198,7 @@ def _build(student: str, task: str, size: str, values: dict[str, Any], sources: 
         for rule in values.get("lr_scales", ())
     ]
     own = {"student": student, "task": task, "size": size, "sources": sources}
-    return build_config(Recipe, {"adversarial": {}}, {**values, "lr_scales": rules}, own, where=where)
+    return build_config(Recipe, {"adversarial": {}}, UNSTATED, {**values, "lr_scales": rules}, own, where=where)
 
 
 AUTO, NONE = "auto", "none"

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 from advl_pipeline.configuration import (
     check_ranges,
@@ -25,7 +25,7 @@ from advl_pipeline.training.config import (
     FinetuneConfig,
     TaskLoss,
 )
-from advl_pipeline.training.recipes import ChosenRecipe, Hyperparameters, Recipe
+from advl_pipeline.training.recipes import ChosenRecipe, FinetuningNumbers, Recipe
 
 PLAIN = fallbacks(FinetuneConfig)
 """What stands for options that are left to a recipe, where there is none."""
@@ -44,7 +44,7 @@ RATES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSettings(Hyperparameters):
+class TrainingSettings(FinetuningNumbers[Never]):
     """The decided numbers of one run.
 
     `batch_size` counts examples of an optimiser step over all processes, or padded tokens of one micro-batch;
@@ -151,11 +151,12 @@ def resolve_settings(
 
 
 def _of_recipe(config: FinetuneConfig, recipe: Recipe, num_labelled: int, world_size: int) -> dict[str, Any]:
-    same = {field.name for field in dataclasses.fields(Hyperparameters)} - {"num_steps", "batch_size", "accumulate"}
+    same = {field.name for field in dataclasses.fields(FinetuningNumbers)} - {"num_steps", "batch_size", "accumulate"}
     values: dict[str, Any] = {key: getattr(recipe, key) for key in same}
     values["task_loss"] = recipe.loss
-    values["loss_scale"] = float(recipe.accumulate) if recipe.accumulation == "sum" else 1.0
-    micro_batches = recipe.accumulate * recipe.num_devices
+    accumulate = recipe.accumulate or 1
+    values["loss_scale"] = float(accumulate) if recipe.accumulation == "sum" else 1.0
+    micro_batches = accumulate * recipe.num_devices
     if recipe.batch_unit == "tokens":
         values["batch_size"], values["accumulate"] = recipe.batch_size, micro_batches
         values["max_text_tokens"] = recipe.max_text_length

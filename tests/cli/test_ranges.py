@@ -27,9 +27,8 @@ from advl_pipeline.configuration import (
 )
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.evaluation.config import EvaluateConfig
-from advl_pipeline.training.config import DistillOptions, FinetuneConfig
-from advl_pipeline.training.recipes import ChosenRecipe, load_recipe
-from advl_pipeline.training.settings import resolve_settings
+from advl_pipeline.training.config import DistillOptions
+from advl_pipeline.training.recipes import choose_recipe
 
 
 def configurations() -> list[type[typing.Any]]:
@@ -103,13 +102,11 @@ def test_a_number_in_a_file_is_refused_with_the_files_name(tmp_path: Path) -> No
     assert "a multiple of 4" in caught.value.what
 
 
-def test_a_number_of_a_recipe_keeps_the_range_of_its_option() -> None:
-    config = FinetuneConfig(dataset="any", output=Path("any"))
-    recipe = dataclasses.replace(load_recipe("uniter", "vqa", "base"), learning_rate=math.nan)
-    with pytest.raises(ConfigError, match="--learning-rate must be above 0"):
-        resolve_settings(
-            config, ChosenRecipe(recipe=recipe, is_own_size=True, note="mine.toml"), task="vqa", num_labelled=8
-        )
+def test_a_number_of_a_recipe_keeps_the_range_of_its_option(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("learning_rate = nan\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="--learning-rate must be above 0") as caught:
+        choose_recipe("uniter-base", "vqa", str(tmp_path / "mine.toml"))
+    assert caught.value.where == str(tmp_path / "mine.toml")
 
 
 def test_help_shows_the_ranges() -> None:

@@ -178,8 +178,11 @@ def digest(dataset: str, split: str, data_root: Path | None) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a file that other processes see whole or not at all, as those of real runs are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(value), encoding="utf-8")
+    draft.replace(path)
 
 
 STUDY = """

@@ -204,12 +204,14 @@ def test_changes_are_averaged_seed_by_seed_where_a_cell_is_missing(tmp_path: Pat
 def test_one_part_left_out_is_not_every_part(tmp_path: Path) -> None:
     gains = {**GAINS, "advl": 26.0, "naive-kd": 4.0}
     methods = ["plain", "naive-kd", "advl", "advl-shuffled", "advl-no-anchor"]
-    few = verdicts(gathered(tmp_path, methods=str(methods).replace("'", '"'), gains=gains))["C5"]
+    lines = {"shots": "[100]", "test_sets": '["test"]'}
+    few = verdicts(gathered(tmp_path, methods=str(methods).replace("'", '"'), gains=gains, **lines))["C5"]
     assert {test.outcome for test in few.tests} == {SUPPORTED}
     assert few.outcome == UNDECIDED
     assert "confidence weighting" in few.reason
     parts = [name for name, variant in SHIPPED.items() if variant.part in PARTS]
-    every = verdicts(gathered(tmp_path, methods=str([*methods, *parts]).replace("'", '"'), gains=gains))["C5"]
+    all_methods = str([*methods, *parts]).replace("'", '"')
+    every = verdicts(gathered(tmp_path, methods=all_methods, gains=gains, **lines))["C5"]
     assert every.outcome == SUPPORTED
 
 
