@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import chaos
 import numpy as np
@@ -123,20 +122,21 @@ def test_repair_restores_the_bytes_and_touches_nothing_else(pristine: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", chaos.CACHES.values(), ids=chaos.CACHES.keys())
-def test_the_repair_command_restores_every_component(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["text, int8, selected", "image"])
+def test_the_repair_command_restores_every_component(tmp_path: Path, name: str) -> None:
     """One file of every kind. The text tower scales its features, so norms do not follow from what is stored."""
+    options = chaos.CACHES[name]
     job = chaos.cache_to_damage(tmp_path, options)
     reference = tree_bytes(job.output)
-    components = {chaos.component(name): name for name in sorted(reference)}
+    components = {chaos.component(file): file for file in sorted(reference)}
     assert {"identity.json", "records/complete.json", f"{options['modality']}/stats/norm/c/0"} <= components.keys()
     copy = tmp_path / "copy"
-    for name in components.values():
+    for file in components.values():
         shutil.copytree(job.output, copy)
-        flip(copy / name)
+        flip(copy / file)
         running = job.start_command(["cache", "repair", str(copy)])
         assert running.wait() == 0, running.messages()
-        assert chaos.differing(reference, copy) == [], name
+        assert chaos.differing(reference, copy) == [], file
         shutil.rmtree(copy)
 
 
