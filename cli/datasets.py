@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -79,8 +80,10 @@ def check(config: CheckConfig, as_json: bool) -> int:
     advl datasets check mine.jsonl
     """
     from advl_pipeline.datasets.check import run_check
+    from advl_pipeline.datasets.roots import DatasetMissing
 
-    say_what_it_is([config.name], config.data_root)
+    with suppress(DatasetMissing):
+        say_what_it_is([config.name], config.data_root)
     result = run_check(config, progress=not as_json)
     if as_json:
         print_json({**config_to_dict(result), "usable": result.usable})
@@ -98,7 +101,10 @@ def check(config: CheckConfig, as_json: bool) -> int:
                 click.echo(f"    {problem.where}: {problem.why}")
             if len(split.problems) > MAX_SHOWN:
                 click.echo(f"    ... {len(split.problems) - MAX_SHOWN:,} more (--json lists all)")
-        for command in dict.fromkeys(split.next_command for split in result.splits if split.status == "missing"):
+        missing = [split for split in result.splits if split.status == "missing"]
+        for note in dict.fromkeys(note for split in missing for note in split.notes):
+            click.echo(f"  {note}")
+        for command in dict.fromkeys(split.next_command for split in missing):
             click.echo(f"  next: {command}")
     return 0 if result.usable else 5
 

@@ -58,6 +58,10 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
             if "given" in trivial:
                 told += f"; the student answers {trivial['given_answer']!r} {trivial['given']:.0f} times of 100"
             click.echo(f"  {metric}: {told}")
+        for metric, found in document.get("by_group", {}).items():
+            click.echo(
+                f"  {metric}: {found['accuracy']:.2f} % of {found['num_groups']} groups, all of whose items are right"
+            )
         if "vqa_mode" in document:
             types = ", ".join(f"{kind} {found['accuracy']:.2f}" for kind, found in document["by_answer_type"].items())
             click.echo(f"  evaluator {document['vqa_mode']}; {types}")

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from advl_pipeline.errors import ConfigError, suggest_names
@@ -55,7 +56,7 @@ class Card:
             ConfigError: as `split`.
         """
         facts = self.split(name)
-        return bool(facts.get("labelled", "annotations" in facts))
+        return bool(facts.get("labelled", "annotations" in facts or self.format == ROWS))
 
 
 JOIN = "+"
@@ -85,6 +86,22 @@ def load_card(name: str) -> Card:
         splits=facts.get("splits", {}),
         facts=facts,
     )
+
+
+ROWS = "rows"
+"""Format of a card that says what the columns of its rows mean (`rows.DataCard`), as a card of one's own does."""
+
+
+@cache
+def rows_card(name: str) -> Path | None:
+    """Return the file of a card whose rows are read by what it says; None for other names."""
+    return data_files("cards")[name] if name in card_names() and load_card(name).format == ROWS else None
+
+
+def card_instead_of(repository: str) -> str:
+    """Return the card of a set that stands in for one of the hub which cannot be read; "" where there is none."""
+    cards = (load_card(name) for name in card_names())
+    return next((card.name for card in cards if repository in card.facts.get("instead_of", ())), "")
 
 
 def picture_splits(dataset: str, split: str) -> tuple[str, ...]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from advl_pipeline.datasets.cards import card_names, load_card
+from advl_pipeline.datasets.cards import card_names, load_card, rows_card
 from advl_pipeline.datasets.config import CheckConfig, SubsetConfig
 from advl_pipeline.datasets.contract import broken_promises
 from advl_pipeline.datasets.id_lists import read_pairs
 from advl_pipeline.datasets.indexed import IndexedDataset
 from advl_pipeline.datasets.line_files import parse_object, scan_lines
 from advl_pipeline.datasets.lowshot import IdList, nested_subset, write_id_list
+from advl_pipeline.datasets.own.source import open_own
 from advl_pipeline.datasets.problems import Malformed, NothingUsable, Problem
 from advl_pipeline.datasets.registry import open_dataset, splits_of
 from advl_pipeline.datasets.roots import DatasetMissing, resolve_data_root
@@ -70,11 +71,14 @@ def run_check(config: CheckConfig, *, progress: bool = False) -> CheckResult:
     for split in config.split:
         if split not in known:
             raise ConfigError(f"{config.name} has no split {split!r}.", why=suggest_names(split, known))
+    absent = _absent(config)
     return CheckResult(
         name=config.name,
         data_root=resolve_data_root(config.data_root),
         deep=config.deep,
-        splits=tuple(_check_split(config, split, progress) for split in config.split or known),
+        splits=tuple(
+            absent(split) if absent else _check_split(config, split, progress) for split in config.split or known
+        ),
     )
 
 
@@ -98,11 +102,34 @@ def run_subset(config: SubsetConfig) -> IdList:
     return subset
 
 
+def _absent(config: CheckConfig) -> Callable[[str], SplitCheck] | None:
+    """Return what says of a split of a published set that it is not here and what would be fetched; None if it is."""
+    if rows_card(config.name) is None:
+        return None
+    try:
+        open_own(config.name, config.data_root)
+    except DatasetMissing as error:
+        found = error
+        size = load_card(config.name).facts["size"]
+        problem = Problem(file=found.where, line=0, why=found.why)
+        return lambda split: SplitCheck(
+            split=split,
+            status="missing",
+            problems=(problem,),
+            notes=(f"not here: {found.why}; would be fetched: {size}",),
+            expected=_expected(load_card(config.name).split(split)),
+            next_command=found.next_command,
+        )
+    return None
+
+
+def _expected(facts: Mapping[str, Any]) -> dict[str, int]:
+    return {name: facts[key] for name, key in (("num_items", "items"), ("num_pictures", "pictures")) if key in facts}
+
+
 def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
     facts = load_card(config.name).split(split) if config.name in card_names() else {}
-    expected = {
-        name: facts[key] for name, key in (("num_items", "items"), ("num_pictures", "pictures")) if key in facts
-    }
+    expected = _expected(facts)
     try:
         dataset = open_dataset(config.name, split=split, data_root=config.data_root, on_error="list")
     except DatasetError as error:
@@ -137,7 +164,7 @@ def _check_split(config: CheckConfig, split: str, progress: bool) -> SplitCheck:
         num_items=num_items,
         num_pictures=num_pictures,
         problems=tuple(problems),
-        notes=tuple(notes),
+        notes=(*notes, *filter(None, [dataset.left_out])),
         expected=expected,
     )
 

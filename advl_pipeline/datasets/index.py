@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,22 +24,19 @@ import pyarrow as pa
 from advl_pipeline.configuration import config_to_dict
 from advl_pipeline.datasets.arrow_file import ArrowFile, Codes, open_index_file, record_batch
 from advl_pipeline.datasets.fingerprint import FileDigests
-from advl_pipeline.datasets.own.fields import parse_item, renamed, split_of
+from advl_pipeline.datasets.own.fields import parse_item, split_of
 from advl_pipeline.datasets.own.kinds import EXPECTED, USED, recognise
+from advl_pipeline.datasets.own.shaping import shaped
 from advl_pipeline.datasets.problems import Malformed, Problem, refuse
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import index_unwritable
 from advl_pipeline.datasets.rows import COLUMNS, Item, Kind, Row, RowSource
-from advl_pipeline.errors import (
-    DatasetError,
-    again,
-    suggest_names,
-)
+from advl_pipeline.errors import DatasetError, again
 
 PICTURES_FOLDER = "pictures"
 """Below the index: pictures that came inside a table, by the digest of their bytes."""
 
-_RULES = 5
+_RULES = 6
 """Raise it when the same files would yield other rows or problems; sound data keep their digests and caches."""
 
 _ANY = -1
@@ -82,7 +80,7 @@ class Index:
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """Kind, whether there are rationales, columns, splits with their digests, problems."""
+        """Kind, rationales, columns, splits with their digests, problems, rows left out, whether rows are groups."""
         return self.file.facts
 
     @property
@@ -108,6 +106,11 @@ class Index:
     def is_labelled(self, split: str) -> bool:
         rows = self.rows_of(split)
         return bool(len(rows)) and bool((self.file.numbers("label")[rows] >= 0).all())
+
+    def left_out(self, split: str) -> str:
+        """Return how many rows of a split the card's rules leave out, in words; "" for none."""
+        count = self.facts["left_out"].get(split, 0)
+        return f"{count:,} rows of {split} left out by the card" if count else ""
 
     def digest_of(self, split: str) -> bytes:
         """Return the SHA-256 digest of a split's rows: of what they say, not of how or where it is stored."""
@@ -169,6 +172,7 @@ def describe(index: Index, name: str) -> str:
         *([f"also {', '.join(also)}"] if also else []),
         *([f"left alone: {', '.join(others)}"] if (others := sorted(set(columns) - set(COLUMNS))) else []),
         ", ".join(f"{len(index.rows_of(split)):,} {split}" for split in index.splits),
+        *([", ".join(index.left_out(split) for split in left)] if (left := index.facts["left_out"]) else []),
         *([f"{bad:,} malformed"] if (bad := len(index.facts["problems"])) else []),
     ]
     return "; ".join(parts)
@@ -211,7 +215,7 @@ class _Builder:
         self._has_rationales = False
         self._used_columns: tuple[str, ...] = ()
         self._splits: dict[str, _Split] = {}
-        self._seen: set[str] = set()
+        self._left_out: Counter[str] = Counter()
         self._codes = {name: Codes() for name in ("file", "split", "image", "label_name", "group", "stratum")}
         self._num_rows = 0
         self._gathered: list[tuple[Any, ...]] = []
@@ -220,42 +224,28 @@ class _Builder:
 
     def build(self) -> Any:
         splits = self._codes["split"]
-        for row in self._source.rows():
+        for row in shaped(self._source.rows(), self._source.card, dataset=self._dataset):
             # A file that is of one split says so even where a line of it cannot be parsed.
             split = _ANY if row.split is None else splits[row.split]
             try:
+                if row.record is None:
+                    self._left_out[row.split or self._source.split] += 1
+                    continue
                 if isinstance(row.record, Malformed):
                     raise row.record
                 if isinstance(row.record, Item):
                     name, item = row.split or self._source.split, row.record
                     split = splits[name]
                 else:
-                    self._seen.update(row.record)
-                    record = renamed(row.record, self._source.card)
-                    name = split_of(record, row.split) or self._source.split
+                    name = split_of(row.record, row.split) or self._source.split
                     split = splits[name]
-                    item = self._checked(row, record)
+                    item = self._checked(row, row.record)
                 self._add(row, item, name)
             except Malformed as error:
                 self._problems.append((row.file, row.line, split, str(error)))
-        self._require_renamed_columns()
         if self._kind is None:
             raise self._unusable()
         return self._batch(self._drop_unlabelled() if self._source.kind is None else set())
-
-    def _require_renamed_columns(self) -> None:
-        """Refuse a card that names a column which no row has: it is mistyped, and no row is to blame."""
-        for ours, theirs in self._source.card.columns.items():
-            if self._seen and theirs not in self._seen:
-                raise DatasetError(
-                    "The card names a column that no row has.",
-                    where=f"{self._dataset} [columns] {ours}",
-                    why=f"column {theirs!r}, which the card gives as {ours!r}, is missing; "
-                    + suggest_names(theirs, self._seen),
-                    next_command=again(
-                        f"mend or remove the line {ours} = {theirs!r} of the card, then give the same command again"
-                    ),
-                )
 
     def _unusable(self) -> DatasetError:
         problems = [Problem(file=file, line=line, why=why) for file, line, _, why in self._problems]
@@ -385,6 +375,8 @@ class _Builder:
                 self._splits[name].digest.hexdigest() if name in self._splits else "" for name in self._codes["split"]
             ],
             "problems": self._problems,
+            "left_out": self._left_out,
+            "grouped": bool(self._source.card.items),
         }
         return record_batch(columns, facts)
 

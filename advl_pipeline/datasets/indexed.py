@@ -92,8 +92,8 @@ class Reading:
 
     `classes` returns the class names, and is called once. `scores` gives the answers of a question, as text -> number
     of people, their soft scores. `locate` gives the name of a picture's file from the folder of the pictures and the
-    name that the row has. Of data of one's own (`is_own`), content stands for the name, and pictures with boxes are
-    grouped by their bytes.
+    name that the row has. Of data of one's own (`is_own`), content stands for the name unless they are `called`
+    something, and pictures with boxes are grouped by their bytes.
     """
 
     variants: tuple[Variant, ...]
@@ -103,6 +103,7 @@ class Reading:
     scores: Callable[[Mapping[str, int]], Mapping[str, float]] = dict
     locate: Callable[[Path, str], str] = _same_name
     is_own: bool = False
+    called: str = ""
 
 
 class IndexedDataset:
@@ -263,6 +264,16 @@ class IndexedDataset:
             by_class=self._index.kind != "answers",
         )
 
+    @property
+    def left_out(self) -> str:
+        """How many rows of the split the card's rules leave out, in words; "" for none."""
+        return self._index.left_out(self.split)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether rows were several items each: a group then counts as right where all of its items are."""
+        return bool(self._index.facts["grouped"])
+
     def ground_truth(self, example_id: str) -> GroundTruth:
         """Return what annotators answered to a question of VQA, for `evaluation.vqa`.
 
@@ -309,8 +320,10 @@ class IndexedDataset:
 
     @cached_property
     def identity_name(self) -> str:
-        """The name; of data of one's own the content, since where they lie is nobody's business but the user's."""
-        return f"own-{self.content_digest()[:16]}" if self._reading.is_own else self.name
+        """The name, with the revision of a published set; of one's own data the content, wherever they lie."""
+        if not self._reading.is_own:
+            return self.name
+        return self._reading.called or f"own-{self.content_digest()[:16]}"
 
     def __getitem__(self, index: int) -> Example:
         if index < 0:

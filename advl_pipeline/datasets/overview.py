@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from advl_pipeline.datasets.cards import Card, card_names, load_card
+from advl_pipeline.datasets.cards import ROWS, Card, card_names, load_card, rows_card
+from advl_pipeline.datasets.own.hub import hub_names
 from advl_pipeline.datasets.own.source import open_own
 from advl_pipeline.datasets.registry import benchmark_of, dataset_names
-from advl_pipeline.datasets.roots import resolve_data_root
+from advl_pipeline.datasets.roots import index_folder, resolve_data_root
 from advl_pipeline.errors import AdvlError, ConfigError, suggest_names
 
-_TEXT_FIELDS = ("how_to_get", "scoring", "licence", "homepage")
+_TEXT_FIELDS = ("how_to_get", "scoring", "chance", "size", "licence", "homepage", "seen", "tried")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,15 @@ def list_datasets(data_root: Path | None) -> tuple[DatasetRow, ...]:
 
 def _row(name: str, root: Path, data_root: Path | None) -> DatasetRow:
     benchmark = benchmark_of(name)
+    if rows_card(name) is not None:
+        card = load_card(name)
+        return DatasetRow(
+            name=name,
+            title=card.title,
+            tasks=tuple(card.facts["tasks"]),
+            splits=tuple(card.splits),
+            present=is_here(card, root),
+        )
     if benchmark is None:
         return _row_of_reader(name, data_root)
     return DatasetRow(
@@ -42,6 +52,12 @@ def _row(name: str, root: Path, data_root: Path | None) -> DatasetRow:
         splits=benchmark.splits,
         present=benchmark.is_in(root),
     )
+
+
+def is_here(card: Card, root: Path) -> bool:
+    """Tell whether a set of the hub is on this machine: its rows were read before, or its repositories are copied."""
+    names = hub_names(card.facts["files"], root).values()
+    return all(name.copy for name in names) or any(index_folder(root, root / card.name).glob("*.arrow"))
 
 
 def _row_of_reader(name: str, data_root: Path | None) -> DatasetRow:
@@ -76,6 +92,9 @@ def card_text(card: Card) -> str:
         if field in card.facts:
             text = str(card.facts[field]).strip()
             parts.append(f"{field.replace('_', ' ')}\n" + "\n".join(f"  {line}" for line in text.splitlines()))
+    if card.format == ROWS:
+        named = hub_names(card.facts["files"], Path())
+        parts.append("read from\n" + "\n".join(f"  {split or 'all splits'}: {name}" for split, name in named.items()))
     lines = []
     for split, facts in card.splits.items():
         counts = ", ".join(f"{facts[key]:,} {key}" for key in ("items", "pictures") if key in facts)

@@ -1,4 +1,4 @@
-"""Datasets by name: the official benchmarks as their cards describe them, the built-in corpus, data of one's own."""
+"""Datasets by name: published ones as their cards describe them, the built-in corpus, data of one's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from advl_pipeline.datasets.benchmark import AnswerList, Benchmark, ReadOptions, load_plugin, plugin_entry_points
-from advl_pipeline.datasets.cards import JOIN, Card, card_names, load_card
+from advl_pipeline.datasets.cards import JOIN, ROWS, Card, card_names, load_card, rows_card
 from advl_pipeline.datasets.id_lists import read_pair_ids, vqa_part
 from advl_pipeline.datasets.index import Index, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Source
@@ -43,7 +43,7 @@ def benchmark_of(name: str) -> Benchmark | None:
 
 def dataset_names() -> tuple[str, ...]:
     """Names that `open_dataset` takes, beside those that say where data of one's own lies (`names.py`)."""
-    own = (name for name in card_names() if load_card(name).format in _FORMATS)
+    own = (name for name in card_names() if load_card(name).format in (ROWS, *_FORMATS))
     return tuple(sorted({*own, *plugin_entry_points()}))
 
 
@@ -54,6 +54,9 @@ def tasks_of(name: str, data_root: Path | None = None) -> tuple[Task, ...]:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
     benchmark = _required(name)
+    if rows_card(name) is not None:
+        tasks: tuple[Task, ...] = tuple(load_card(name).facts["tasks"])
+        return tasks
     return benchmark.tasks if benchmark else open_own(name, data_root).index.tasks
 
 
@@ -64,6 +67,8 @@ def splits_of(name: str, data_root: Path | None = None) -> tuple[str, ...]:
         ConfigError: there is no such dataset. DatasetError: data of one's own that cannot be read.
     """
     benchmark = _required(name)
+    if rows_card(name) is not None:
+        return tuple(load_card(name).splits)
     return benchmark.splits if benchmark else open_own(name, data_root).index.splits
 
 

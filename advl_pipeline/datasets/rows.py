@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from advl_pipeline.configuration import Configuration, build_config, option, read_toml
+from advl_pipeline.datasets.cards import ROWS
 from advl_pipeline.datasets.problems import Malformed
+from advl_pipeline.datasets.roots import HUB_PREFIX
 from advl_pipeline.errors import (
     ConfigError,
     again,
@@ -20,7 +22,7 @@ from advl_pipeline.errors import (
 )
 
 Kind = Literal["choice", "classes", "answers"]
-LabelForm = Literal["index", "text"]
+LabelForm = Literal["index", "text", "letter"]
 
 COLUMNS = (
     *("id", "image", "question", "text", "choices", "label", "rationales", "rationale_label", "answers", "answer"),
@@ -29,20 +31,58 @@ COLUMNS = (
 """Columns that mean something; others are left alone."""
 
 
+ABOUT = frozenset(
+    {
+        *("title", "format", "tasks", "metrics", "splits", "evaluate_only", "instead_of", "homepage", "licence"),
+        *("size", "scoring", "chance", "seen", "tried", "how_to_get"),
+    }
+)
+"""Keys of the card of a published set that tell people of it; its rows are read without them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Join(Configuration):
+    """Columns of other rows: those whose column `on` is what a row has in its column `key`."""
+
+    files: Any = option(help="hf:NAME, or a table split -> hf:NAME.")
+    key: str = option(help="Column of the rows.")
+    on: str = option(help="Column of the joined rows.")
+    columns: tuple[str, ...] = option(help="Columns that are taken over.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataCard(Configuration):
     """What a card may say; every key may be left out."""
 
     task: Kind | None = option(None, help="Kind of task, where the columns allow several.")
     files: Any = option(
-        None, help="A file or hf:NAME, or a table split -> file or list of files; relative to the card."
+        None, help="A file or hf:NAME, or a table split -> file, list of files or hf:NAME; relative to the card."
     )
     pictures: Path | None = option(
         None, help="Folder that picture names are relative to, itself relative to the card [default: the card's]."
     )
-    columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Our column -> theirs, or several of theirs: joined with spaces where ours is a text, else a list."""
+    constants: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Our column -> what every row has in it."""
+    items: tuple[Mapping[str, str], ...] = option((), help="Items of a row, our column -> theirs; they are a group.")
+    join: Join | None = option(None, help="Columns that other rows have.")
+    split_names: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Their split -> ours."""
+    num_rows: int | None = option(
+        None, help="Rows of each split, from its beginning; others are not fetched.", minimum=1
+    )
+    only: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    """Their column -> the values of rows that are read; others are left out and counted."""
+    needs: tuple[str, ...] = option((), help="Our columns without which a row is left out and counted.")
     labels: tuple[str, ...] = option((), help="The classes, in order [default: those of train, sorted].")
-    label_is: LabelForm | None = option(None, help="How a label reads that is a position and also a text.")
+    label_is: LabelForm | None = option(None, help="How a label reads that could be read in several ways.")
+    options_in_question: bool = option(False, help="The choices stand in the question, behind A, B and so on.")
+    right_choice_first: bool = option(False, help="The first choice is the right one; their order is drawn.")
+    rationale_choices: int | None = option(
+        None, help="Rationales to choose from: the row's first one and others of other rows.", minimum=2
+    )
+    shuffle_seed: int = option(0, help="Seed of what is drawn: the order of choices, rationales of other rows.")
     min_answer_count: int = option(
         1, help="Questions of train that an answer must be the most frequent one of to become a class.", minimum=1
     )
@@ -54,15 +94,21 @@ def read_card(path: Path) -> DataCard:
     Raises:
         ConfigError: a key or a value that cannot be used; file and key are named.
     """
-    card = build_config(DataCard, read_toml(path), where=str(path))
-    for name in card.columns:
-        if name not in COLUMNS:
-            raise ConfigError(
-                f"Unknown column {name!r} in the card.",
-                where=f"{path} [columns]",
-                why=suggest_names(name, COLUMNS),
-                next_command=again(f'write {{our column}} = "{{yours}}", then give the same command again: {path}'),
-            )
+    told = read_toml(path)
+    if told.get("format") == ROWS:
+        told = {key: value for key, value in told.items() if key not in ABOUT}
+    card = build_config(DataCard, told, where=str(path))
+    for table in (card.columns, card.constants, *card.items, dict.fromkeys(card.needs)):
+        for name in table:
+            if name not in COLUMNS:
+                raise ConfigError(
+                    f"Unknown column {name!r} in the card.",
+                    where=f"{path} [columns]",
+                    why=suggest_names(name, COLUMNS),
+                    next_command=again(
+                        f'write {{our column}} = "{{yours}}", then give the same command again: {path}'
+                    ),
+                )
     if len(set(card.labels)) != len(card.labels):
         raise ConfigError("A class is named twice.", where=f"{path} labels", why=", ".join(card.labels))
     if not _are_files(card.files):
@@ -72,7 +118,20 @@ def read_card(path: Path) -> DataCard:
             why=f"got {card.files!r}; expected a file, hf:NAME, or a table split -> file or list of files",
             next_command=again(f'write files = "train.jsonl" into {path}, then give the same command again'),
         )
+    if not names_hub(card.files) and (card.join or card.split_names or card.num_rows):
+        raise ConfigError(
+            "The card asks of files what is done for datasets of the hub alone.",
+            where=f"{path} " + ("join" if card.join else "split_names" if card.split_names else "num_rows"),
+            why=f"files is {card.files!r}",
+            next_command=again("name the dataset as hf:NAME, or remove the line, then give the same command again"),
+        )
     return card
+
+
+def names_hub(files: Any) -> bool:
+    """Tell whether the files of a card are datasets of the hub."""
+    named = [files] if isinstance(files, str) else files.values()
+    return all(isinstance(name, str) and name.startswith(HUB_PREFIX) for name in named)
 
 
 def _are_files(value: Any) -> bool:
@@ -118,13 +177,13 @@ class Item:
 class Row(NamedTuple):
     """One item as it is stored.
 
-    `record` maps columns to values (`docs/adding-a-dataset.md`), is an item that its reader has checked, or is what
-    is wrong with a line that cannot be parsed. `split` is the split that the file is of, None where a column says it
-    or where there is one split alone. `file` and `line` (from 1) name the place in messages. `name` is unique within
-    the split; it makes the id of an item that has none, as SPLIT-NAME.
+    `record` maps columns to values (`docs/adding-a-dataset.md`), is an item that its reader has checked, is what is
+    wrong with a line that cannot be parsed, or None for a row that the card leaves out. `split` is the split that the
+    file is of, None where a column says it or where there is one split alone. `file` and `line` (from 1) name the
+    place in messages. `name` is unique within the split; it makes the id of an item that has none, as SPLIT-NAME.
     """
 
-    record: Mapping[str, Any] | Item | Malformed
+    record: Mapping[str, Any] | Item | Malformed | None
     name: str
     split: str | None = None
     file: str = ""
@@ -138,7 +197,8 @@ class RowSource:
     `rows` is called when there is no index of the content yet, rarely more than once. The content is known by the
     bytes of `files` and by `version`, whatever else decides the rows: where both are as before, `rows` is not called.
     `pictures` is the folder that names of pictures are relative to. `split` is that of rows which name none. `kind`
-    is told by a reader that hands over items, which are all of it; else the first row tells it.
+    is told by a reader that hands over items, which are all of it; else the first row tells it. `called` is what
+    identities call the whole where the rows have a published version; else they are called by their content.
     """
 
     rows: Callable[[], Iterable[Row]]
@@ -148,3 +208,4 @@ class RowSource:
     split: str = "train"
     card: DataCard = field(default_factory=DataCard)
     kind: Kind | None = None
+    called: str = ""

@@ -192,6 +192,14 @@ def accuracy_by(kinds: Sequence[str], score_n: npt.NDArray[np.float32]) -> dict[
     }
 
 
+def group_accuracy(items: ItemScores) -> dict[str, float]:
+    """Return the share of groups whose items are all right, in percent, and the number of groups."""
+    _, group_n = np.unique(np.array(items.pictures), return_inverse=True)
+    worst_G = np.ones(int(group_n.max()) + 1, dtype=np.float32)
+    np.minimum.at(worst_G, group_n, items.score)
+    return {"accuracy": 100.0 * float((worst_G == 1).mean()), "num_groups": len(worst_G)}
+
+
 def accuracy_by_answer_type(items: ItemScores, dataset: AnsweredDataset) -> dict[str, dict[str, float]]:
     """Return accuracy and number of VQA's questions whose answer is yes/no, a number, or other."""
     found = accuracy_by([dataset.ground_truth(name).answer_type for name in items.question_ids], items.score)

@@ -34,6 +34,7 @@ from advl_pipeline.evaluation.items import (
     accuracy_by,
     accuracy_by_answer_type,
     concatenate_items,
+    group_accuracy,
     joint_items,
     question_rank,
     questions_of,
@@ -186,6 +187,8 @@ def _evaluate_set(
             metric: accuracy_by(one.strata, one.score) for metric, one in items[_TRUE_PICTURE].items()
         },
     }
+    if isinstance(dataset, IndexedDataset) and dataset.is_grouped and config.num_questions is None:
+        document["by_group"] = {metric: group_accuracy(one) for metric, one in items[_TRUE_PICTURE].items()}
     if "vqa" in metrics:
         document["vqa_mode"] = mode
         document["by_answer_type"] = accuracy_by_answer_type(items[_TRUE_PICTURE]["vqa"], _answered(dataset))

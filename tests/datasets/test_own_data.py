@@ -7,7 +7,6 @@ import pickle
 import re
 import sys
 import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -679,22 +678,16 @@ def test_a_class_that_is_a_number_is_read_as_the_card_says(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("lines", "names"), [("", ("1", "2", "3")), ('labels = ["3", "2", "1"]\n', ("3", "2", "1"))])
 def test_numbers_of_the_hubs_classes_are_positions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, names: tuple[str, ...]
+    tmp_path: Path, datasets_library: Any, lines: str, names: tuple[str, ...]
 ) -> None:
     """The library stores a class by its place in a list of names; a card may list them in another order."""
-
-    class ClassLabel:
-        names = ("1", "2", "3")
-
-    class Part(list[dict[str, Any]]):
-        features: typing.ClassVar[dict[str, Any]] = {"image": None, "text": None, "label": ClassLabel()}
-        _fingerprint = "x"
-
-    library = types.ModuleType("datasets")
-    rows = Part(class_row(number, label=number - 1, split=...) for number in range(1, 4))
-    vars(library).update(ClassLabel=ClassLabel, Image=bytes, load_dataset=lambda *_: {"train": rows})
-    monkeypatch.setitem(sys.modules, "datasets", library)
     write_pictures(tmp_path / "pictures")
+    columns = {"image": datasets_library.Value("string"), "text": datasets_library.Value("string")}
+    label = datasets_library.ClassLabel(names=["1", "2", "3"])
+    datasets_library.Dataset.from_list(
+        [class_row(number, label=number - 1, split=...) for number in range(1, 4)],
+        features=datasets_library.Features({**columns, "label": label}),
+    ).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     card = tmp_path / "card.toml"
     card.write_text(f'files = "hf:{tmp_path}"\n{lines}')
     dataset = open_dataset(str(card), split="train")

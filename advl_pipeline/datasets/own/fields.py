@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from advl_pipeline.datasets.boxes import is_number
-from advl_pipeline.datasets.own.kinds import synonyms
 from advl_pipeline.datasets.own.tagged_text import parse_tagged
 from advl_pipeline.datasets.problems import Malformed
 from advl_pipeline.datasets.records import normalise_text
 from advl_pipeline.datasets.roots import is_safe_name
 from advl_pipeline.datasets.rows import DataCard, Item, Kind
 
-_LISTED = frozenset({"choices", "rationales", "boxes", "box_labels", "answers"})
-"""Columns whose cells hold JSON where a format has no lists (CSV)."""
-
 MIN_CHOICES = 2
 
 _SPLIT_NAME = re.compile(r"(?!\.)[\w.-]+")
 
-
-def renamed(record: Mapping[str, Any], card: DataCard) -> dict[str, Any]:
-    """Return a record under our names of its columns; JSON in cells is parsed, `choice_0`, ... become one list.
-
-    Names of public datasets that mean one thing need no card, such as `multiple_choice_answer`.
-    A row may lack a column that the card names, as an optional one under our name: a test set has no labels.
-
-    Raises:
-        Malformed: a cell is not JSON.
-    """
-    found = dict(record)
-    for ours, theirs in card.columns.items():
-        if theirs in record:
-            found[ours] = record[theirs]
-        else:
-            # What the row has under our name is something else: the card says how ours is called.
-            found.pop(ours, None)
-        if theirs not in card.columns:
-            found.pop(theirs, None)
-    known = synonyms(found, card)
-    for theirs, ours in known.items():
-        found[ours] = found.pop(theirs)
-    if "label" in known.values() and "rationale_label" not in found:
-        # Rationales beside such a label explain the right choice, and all are right: there is none to choose.
-        found.pop("rationales", None)
-    for one, several in (("choice", "choices"), ("rationale", "rationales")):
-        cells: list[Any] = []
-        while (name := f"{one}_{len(cells)}") in found:
-            cells.append(found.pop(name))
-        if cells and several not in found:
-            while cells and cells[-1] in (None, ""):
-                cells.pop()
-            found[several] = cells
-    for name in _LISTED & found.keys():
-        text = found[name]
-        if isinstance(text, str) and text.lstrip()[:1] in ("[", "{"):
-            try:
-                found[name] = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise Malformed(f"field {name!r} begins like JSON and is none: {error}") from None
-    return found
+_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
 
 
 def parse_item(record: Mapping[str, Any], kind: Kind, card: DataCard) -> Item:
@@ -152,11 +107,13 @@ def _texts(record: Mapping[str, Any], name: str, num_boxes: int) -> list[str]:
 
 
 def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: DataCard) -> int | None:
-    """Return the position of the right choice, which is given by position or by its text."""
+    """Return the position of the right choice, which is given by position, by its text, or by a letter."""
     value = record.get(name)
     if value is None or value == "":
         return None
-    expected = f"expected a position from 0 to {len(choices) - 1}, or the text of one of the choices"
+    expected = (
+        f"expected a position from 0 to {len(choices) - 1}, or the text of one of the choices, or a letter from A on"
+    )
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Malformed(f"field {name!r} is {_shown(value)}, {expected}")
     # As texts are read: an accent, or a space at the end, may be written in several ways.
@@ -166,6 +123,11 @@ def _right_one(record: Mapping[str, Any], name: str, choices: list[str], card: D
     by_index = isinstance(value, int) or value.isdecimal()
     if card.label_is is not None:
         by_text, by_index = by_text and card.label_is == "text", by_index and card.label_is == "index"
+    letter = (
+        _LETTER.fullmatch(value) if isinstance(value, str) and (not by_text or card.label_is == "letter") else None
+    )
+    if letter and card.label_is in (None, "letter") and ord(letter[1]) - ord("A") < len(choices):
+        return ord(letter[1]) - ord("A")
     if by_text and by_index and texts.index(str(value)) != int(value):
         raise Malformed(
             f"field {name!r} is ambiguous: {value!r} is a position and also the text of choice "
@@ -237,7 +199,11 @@ def _plain(text: str | int | bool) -> str:
 
 
 def _image(value: Any) -> str | bytes:
-    """Return a name or bytes; libraries write a picture inside a table as {bytes, path}."""
+    """Return a name or bytes; libraries write a picture inside a table as {bytes, path}, or in a list of one."""
+    if isinstance(value, list) and value:
+        if len(value) > 1:
+            raise Malformed(f"field 'image' holds {len(value)} pictures, and an item is about one")
+        value = value[0]
     if isinstance(value, dict) and (value.get("bytes") or value.get("path")):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:

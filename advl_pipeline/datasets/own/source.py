@@ -6,15 +6,16 @@ The words name a file, a folder, a card, the hub, or another package's reader.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from advl_pipeline.datasets.benchmark import ReadOptions, load_plugin, plugin_entry_points
+from advl_pipeline.datasets.cards import rows_card
 from advl_pipeline.datasets.index import Index, describe, open_index
 from advl_pipeline.datasets.indexed import IndexedDataset, Reading, Role, Source, Variant
 from advl_pipeline.datasets.own.classes import answer_scores, class_names
-from advl_pipeline.datasets.own.hub import hub_source, library_sign
+from advl_pipeline.datasets.own.hub import hub_names, hub_source, library_sign
 from advl_pipeline.datasets.own.tables import read_table
 from advl_pipeline.datasets.records import Task
 from advl_pipeline.datasets.roots import (
@@ -28,7 +29,7 @@ from advl_pipeline.datasets.roots import (
     is_safe_name,
     resolve_data_root,
 )
-from advl_pipeline.datasets.rows import DataCard, Row, RowSource, read_card
+from advl_pipeline.datasets.rows import DataCard, Row, RowSource, names_hub, read_card
 from advl_pipeline.datasets.vqa_answers import read_vocabulary
 from advl_pipeline.errors import (
     ConfigError,
@@ -73,7 +74,12 @@ def find_source(name: str, data_root: Path | None) -> tuple[RowSource, Path]:
             )
         return source, root
     if name.startswith(HUB_PREFIX):
-        return hub_source(name.removeprefix(HUB_PREFIX), DataCard()), resolve_data_root(data_root)
+        return hub_source(name, DataCard(), root=resolve_data_root(data_root)), resolve_data_root(data_root)
+    if (named := rows_card(name)) is not None:
+        root = resolve_data_root(data_root)
+        card = read_card(named)
+        revisions = {one.revision[:12] for one in hub_names(card.files, root).values() if one.revision}
+        return replace(hub_source(card.files, card, root=root), called="@".join([name, *sorted(revisions)])), root
     path = Path(name)
     if not path.exists():
         raise DatasetMissing(
@@ -166,8 +172,8 @@ def _tables_of_folder(folder: Path) -> list[Table]:
 def _of_card(path: Path, data_root: Path | None) -> tuple[RowSource, Path]:
     card, home = read_card(path), path.parent
     pictures = home / card.pictures if card.pictures is not None else data_root or home
-    if isinstance(card.files, str) and card.files.startswith(HUB_PREFIX):
-        return hub_source(card.files.removeprefix(HUB_PREFIX), card), home
+    if names_hub(card.files):
+        return hub_source(card.files, card, root=resolve_data_root(data_root)), home
     named: Mapping[str | None, object] = {None: card.files} if isinstance(card.files, str) else card.files
     tables = []
     for split, value in named.items():
@@ -246,6 +252,7 @@ class OwnData:
             classes=partial(_classes, self.index, self.rows.card, options.answers, split),
             scores=answer_scores,
             is_own=True,
+            called=self.rows.called,
         )
         dataset = IndexedDataset(
             source,
@@ -275,8 +282,8 @@ _ROLES: Mapping[Task, Role] = {
 
 
 def is_rows(name: str) -> bool:
-    """Tell whether a dataset is given as rows: one's own data, or those of a reader of another package."""
-    return is_own_data(name) or name in plugin_entry_points()
+    """Tell whether a dataset is given as rows: one's own data, a card's, or those of a reader of another package."""
+    return is_own_data(name) or rows_card(name) is not None or name in plugin_entry_points()
 
 
 _opened: dict[tuple[str, Path | None, Path], tuple[object, OwnData]] = {}

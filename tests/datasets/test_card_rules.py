@@ -1,0 +1,365 @@
+"""What a card says of rows, rule by rule, and what is said of sets of the hub that cannot be had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from commands import advl
+from hub_twins import TWINS, colour_samples, write_twin
+from own_rows import choice_row, write_json_lines, write_pictures
+
+from advl_pipeline.datasets.cards import ROWS, card_names, load_card
+from advl_pipeline.datasets.own import hub
+from advl_pipeline.datasets.own.shaping import split_options
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.errors import ConfigError, DatasetError
+
+datasets = pytest.importorskip("datasets")
+
+
+def data_of(folder: Path, rows: list[dict[str, Any]], card: str = "") -> str:
+    """Write rows and a card of them; return the card."""
+    write_json_lines(folder / "data.jsonl", rows)
+    (folder / "card.toml").write_text(f'files = "data.jsonl"\n{card}', encoding="utf-8")
+    return str(folder / "card.toml")
+
+
+def choices_of(data: str, place: int = 0, **options: Any) -> tuple[list[str], int | None]:
+    example = open_dataset(data, split="train", **options)[place]
+    return [one.text[one.context_length :].strip() for one in example.candidates], example.label
+
+
+def refusal(data: str, **options: Any) -> DatasetError:
+    with pytest.raises(DatasetError) as caught:
+        open_dataset(data, split="train", **options).image_units()
+    return caught.value
+
+
+@pytest.mark.parametrize("label", ["C", "(C)", "C.", "C:", "(C)."])
+def test_a_letter_is_the_position_of_the_right_choice(tmp_path: Path, label: str) -> None:
+    data = data_of(tmp_path, [choice_row(0, choices=["red", "green", "blue"], label=label, split=...)])
+    assert choices_of(data) == (["red", "green", "blue"], 2)
+
+
+def test_a_letter_beyond_the_choices_is_none_and_a_text_comes_before_it(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [choice_row(0, choices=["red", "green"], label="C", split=...)])
+    assert "or a letter from A on" in refusal(data).why
+    rows = [choice_row(0, choices=["B", "A"], label="A", split=...)]
+    assert choices_of(data_of(tmp_path, rows)) == (["B", "A"], 1), "the text of a choice"
+    assert choices_of(data_of(tmp_path, rows, 'label_is = "letter"\n')) == (["B", "A"], 0)
+    assert choices_of(data_of(tmp_path, rows, 'label_is = "text"\n')) == (["B", "A"], 1)
+
+
+def test_lettered_columns_are_the_choices(tmp_path: Path) -> None:
+    told = {"choices": ..., "split": ..., "label": "B"}
+    data = data_of(tmp_path, [choice_row(0, **told, choice_a="red", choice_b="blue", choice_c=None)])
+    assert choices_of(data) == (["red", "blue"], 1)
+    # MMBench names them by the letter alone; a column that is empty is no choice.
+    named = data_of(
+        tmp_path,
+        [choice_row(0, **told, A="red", B="blue", C="", D="")],
+        '[columns]\nchoices = ["A", "B", "C", "D"]\n',
+    )
+    assert choices_of(named) == (["red", "blue"], 1)
+
+
+def test_texts_of_several_columns_are_joined(tmp_path: Path) -> None:
+    rows = [choice_row(0, split=..., hint="A hint."), choice_row(1, split=..., hint="")]
+    data = data_of(tmp_path, rows, '[columns]\nquestion = ["hint", "question"]\n')
+    train = open_dataset(data, split="train")
+    assert [train[place].candidates[0].text.split(" Which")[0] for place in (0, 1)] == [
+        "A hint.",
+        "Which colour has picture 1? blue",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "options"),
+    [
+        ("Which?\nOptions: A: A dog., B: Two, C: no", "Which?", ["A dog.", "Two", "no"]),
+        ("Which one?\n\nA. left\nB. right\nAnswer with the letter.", "Which one?", ["left", "right"]),
+        ("Where? (A) in the U.S.A. (B) at home", "Where?", ["in the U.S.A.", "at home"]),
+        ("Is plan A. good? How many?", "Is plan A. good? How many?", None),
+        ("How many?", "How many?", None),
+        (None, None, None),
+    ],
+)
+def test_options_in_the_text_of_a_question(text: Any, question: Any, options: Any) -> None:
+    assert split_options(text) == (question, options)
+
+
+def test_rows_that_the_card_leaves_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [choice_row(number, kind="plain" if number % 4 else "odd") for number in range(20)]
+    rows[1]["image"] = None
+    data = data_of(tmp_path, rows, 'needs = ["image"]\n[only]\nkind = ["plain", "other"]\n')
+    assert len(open_dataset(data, split="train")) == 15 - 4 - 1
+    code, out, err = advl(capsys, "datasets", "check", data)
+    assert code == 0
+    # The split of a row that is left out is that of its file, or train.
+    assert "6 rows of train left out by the card" in err
+    assert "6 rows of train left out by the card" in out
+
+
+def test_the_right_choice_is_first_and_the_order_is_drawn_by_a_seed_that_the_identity_holds(tmp_path: Path) -> None:
+    rows = [choice_row(number, label=..., split=..., choices=["right", "a", "b", "c"]) for number in range(20)]
+    found = {}
+    for seed in (0, 0, 1):
+        data = data_of(tmp_path, rows, f"right_choice_first = true\nshuffle_seed = {seed}\n")
+        train = open_dataset(data, split="train")
+        labels = [train[place].label for place in range(20)]
+        assert all(choices_of(data, place)[0][label or 0] == "right" for place, label in enumerate(labels))
+        assert set(labels) == {0, 1, 2, 3}
+        found.setdefault(seed, set()).add((tuple(labels), train.content_digest()))
+    assert len(found[0]) == 1, "a seed draws one order"
+    assert not found[0] & found[1]
+
+
+def test_a_list_of_python_in_a_text_is_a_list(tmp_path: Path) -> None:
+    write_twin(tmp_path, "aokvqa", colour_samples(20))
+    card = tmp_path / "open.toml"
+    card.write_text(
+        f'files = "hf:{tmp_path}/HuggingFaceM4/A-OKVQA"\ntask = "answers"\n[columns]\nanswers = "direct_answers"\n'
+        '[split_names]\ntest = ""\n'
+    )
+    train = open_dataset(str(card), split="train")
+    assert dict(train[0].soft_label) == {train.label_names("answers").index("red"): 1.0}, "five of ten gave it"
+    bad = data_of(tmp_path / "b", [{"image": "pictures/red.png", "question": "?", "answers": "['a', print(1)]"}])
+    assert "begins like JSON and is none" in refusal(bad).why
+
+
+def test_a_row_that_is_several_items(tmp_path: Path) -> None:
+    write_twin(tmp_path, "naturalbench", colour_samples(20))
+    test = open_dataset("naturalbench", split="test", data_root=tmp_path)
+    assert test.is_grouped
+    assert test.left_out == "2 rows of test left out by the card"
+    first = [test[place] for place in range(4)]
+    assert [one.label for one in first] == [0, 1, 1, 0]
+    assert [one.image.unit_id == first[0].image.unit_id for one in first] == [True, False, True, False]
+    assert len({one.cluster for one in first}) == 1
+    assert test[4].cluster != test[0].cluster
+
+
+def test_two_configurations_are_joined_by_a_key(tmp_path: Path) -> None:
+    samples = colour_samples(20)
+    write_twin(tmp_path, "gqa", samples)
+    train = open_dataset("gqa", split="train", data_root=tmp_path)
+    assert len(train) == 10
+    assert len(train.image_units()) == 5, "a picture is stored once, and that of no question is not"
+    found = {example.example_id: example for example in map(train.__getitem__, range(10))}
+    for number in range(10):
+        assert found[f"{number:07}"].image.path.read_bytes() == samples[number // 2 * 2].picture
+    # A question whose picture is not there is named, and the others stay.
+    folder = tmp_path / "lmms-lab/GQA/train_balanced_images"
+    (part,) = folder.glob("*.parquet")
+    kept = datasets.Dataset.from_parquet(str(part), cache_dir=str(tmp_path / "cache")).select(range(4))
+    kept.to_parquet(part)
+    why = "column 'imageId' is 'n0', which no joined row has as its 'id'"
+    assert why in refusal("gqa", data_root=tmp_path).why
+    assert len(open_dataset("gqa", split="train", data_root=tmp_path, on_error="skip")) == 6
+
+
+def test_rationales_are_chosen_among_those_of_other_questions(tmp_path: Path) -> None:
+    write_twin(tmp_path, "aokvqa-rationales", colour_samples(600))
+    train = open_dataset("aokvqa-rationales", split="train", data_root=tmp_path)
+    chosen = [train[place] for place in range(len(train)) if train[place].task == "rationale"]
+    assert len(chosen) == 300
+    places = []
+    for number, example in enumerate(chosen):
+        texts = [one.text[one.context_length :].strip() for one in example.candidates]
+        assert len(set(texts)) == 4
+        assert texts[example.label or 0].startswith(f"{number} shows ")
+        places.append(example.label)
+    assert set(places) == {0, 1, 2, 3}
+    # Without the rule they explain the answer, and are left alone.
+    assert open_dataset("aokvqa", split="train", data_root=tmp_path).tasks == ("choice",)
+
+
+def test_the_first_rows_are_read_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
+    write_twin(tmp_path, "sugarcrepe", colour_samples(30))
+    folder = tmp_path / "HuggingFaceM4/SugarCrepe_swap_obj/data"
+    (whole,) = folder.glob("*.parquet")
+    whole.rename(folder / "test-00000-of-00002.parquet")
+    (folder / "test-00001-of-00002.parquet").write_bytes(b"PAR1 of 28 GB that nobody needs PAR1")
+    card = tmp_path / "first.toml"
+    told = (
+        f'files = "hf:{folder.parent}"\nright_choice_first = true\n'
+        '[columns]\nchoices = "tested_labels"\n[constants]\nquestion = "Which?"\n[split_names]\ntest = "train"\n'
+    )
+    card.write_text(f"num_rows = 20\n{told}")
+    train = open_dataset(str(card), split="train")
+    assert len(train) == 20
+    assert len(list((tmp_path / "index").rglob("pictures/*"))) == 20, "pictures of other rows stay away"
+    card.write_text(told)
+    error = refusal(str(card))
+    assert (error.what, error.exit_code) == ("The rows of the dataset cannot be read on.", 5)
+    assert "after row 30" in error.where
+
+
+def test_several_pictures_in_a_row_are_refused(tmp_path: Path) -> None:
+    write_twin(tmp_path, "naturalbench", colour_samples(10))
+    assert "the row holds several pictures (Image_0, Image_1), and an item is about one" in (
+        refusal(f"hf:{tmp_path}/BaiqiL/NaturalBench").why
+    )
+    write_pictures(tmp_path / "pictures")
+    write_json_lines(tmp_path / "two.jsonl", [choice_row(0, image=["pictures/red.png", "pictures/blue.png"])])
+    assert "field 'image' holds 2 pictures, and an item is about one" in refusal(str(tmp_path / "two.jsonl")).why
+
+
+# What cannot be had: what, why, the next command, and nothing half written.
+
+
+def test_a_set_that_is_not_here_says_what_would_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    code, out, _ = advl(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path)
+    assert code == 5
+    assert out.count("missing    hf:HuggingFaceM4/A-OKVQA@d1b0efa3a436e9101dfbde3752db7607da696c35") == 3
+    assert "not here: HF_HUB_OFFLINE is set; would be fetched: 1.32 GB" in out
+    revision = "d1b0efa3a436e9101dfbde3752db7607da696c35"
+    assert (
+        f"hf download --repo-type dataset HuggingFaceM4/A-OKVQA --revision {revision} --local-dir {tmp_path}" in out
+    )
+    code, out, _ = advl(capsys, "datasets", "list", "--data-root", tmp_path)
+    assert "aokvqa           absent  choice" in out
+    code, out, _ = advl(capsys, "datasets", "card", "gqa")
+    assert "train: hf:lmms-lab/GQA:train_balanced_instructions@" in out
+    code, _, err = advl(capsys, "extract", "--teacher", "minilm-l6", "--data", "aokvqa", "--data-root", tmp_path)
+    assert code == 5
+    assert "The dataset cannot be had from the hub." in err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("said", "why", "following"),
+    [
+        ("Dataset 'a/b' is a gated dataset on the Hub.", "accept their terms", "hf auth login"),
+        ("Revision 'abc' doesn't exist for dataset 'a/b' on the Hub.", "the revision abc is gone", "/commits/main"),
+        (
+            "Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.",
+            "doesn't exist on the Hub",
+            "CONFIGURATION",
+        ),
+    ],
+)
+def test_what_the_hub_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, why: str, following: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise datasets.exceptions.DatasetNotFoundError(said)
+
+    monkeypatch.setattr(hub, "hub_obstacle", lambda: "")
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
+    error = refusal("hf:a/b@abc", data_root=tmp_path)
+    assert (error.exit_code, error.where) == (5, "hf:a/b@abc")
+    assert why in error.why
+    assert following in error.next_command
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_loading_script_is_not_run_and_the_set_in_parquet_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "HuggingFaceM4/VQAv2"
+    folder.mkdir(parents=True)
+    (folder / "VQAv2.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    error = refusal("hf:HuggingFaceM4/VQAv2", data_root=tmp_path)
+    assert error.why == "it is a loading script, and code of a repository is never run"
+    assert error.next_command.startswith("advl datasets card vqa-v2-hf")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_column_that_has_changed_its_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_twin(tmp_path, "aokvqa", colour_samples(20))
+    (file,) = (tmp_path / "HuggingFaceM4/A-OKVQA/data").glob("validation*")
+    rows = [row | {"correct_choice_idx": "the first"} for row in rows_in(file)]
+    features = datasets.Features(
+        datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "c")).features
+        | {"correct_choice_idx": datasets.Value("string")}
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet(file)
+    code, out, err = advl(capsys, "datasets", "check", "aokvqa", "--data-root", tmp_path)
+    assert code == 5
+    assert (out, "after row 0" in err) == ("", True)
+    assert "Failed to parse string: 'the first'" in err
+    assert "look whether the network is there and whether the set has changed" in err
+
+
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
+def test_a_set_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
+    write_twin(tmp_path, "cv-bench", colour_samples(10))
+    size = 10**18
+    (tmp_path / "nyu-visionx/CV-Bench/README.md").write_text(
+        "---\ndataset_info:\n  splits:\n  - name: test\n"
+        f"    num_bytes: {size}\n    num_examples: 1000000\n  dataset_size: {size}\n---\n"
+    )
+    with pytest.raises(DatasetError) as caught:
+        open_dataset("cv-bench", split="test", data_root=tmp_path)
+    assert caught.value.what == "The dataset does not fit on the disk."
+    assert "it takes 1,000,000,000.0 GB, and " in caught.value.why
+    assert "num_rows = 20000" in caught.value.next_command
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize(
+    ("card", "why"),
+    [
+        ('files = "data.jsonl"\nnum_rows = 3\n', "num_rows"),
+        ('files = "data.jsonl"\n[split_names]\na = "b"\n', "split_names"),
+        ('files = "hf:a/b"\nneeds = ["picture"]\n', "picture"),
+        ('files = "hf:a/b"\n[[items]]\npicture = "a"\n', "picture"),
+        ('files = "hf:a/b"\n[join]\nkey = "a"\n', "missing"),
+    ],
+)
+def test_cards_that_ask_for_what_is_not_done(tmp_path: Path, card: str, why: str) -> None:
+    write_json_lines(tmp_path / "data.jsonl", [choice_row(0)])
+    (tmp_path / "card.toml").write_text(card)
+    with pytest.raises(ConfigError) as caught:
+        open_dataset(str(tmp_path / "card.toml"), split="train")
+    assert why in f"{caught.value.what} {caught.value.where}"
+
+
+def test_a_card_of_ours_is_one_that_anybody_can_copy(tmp_path: Path) -> None:
+    """A copied card names the same rows; they are then known by their content, as all of one's own."""
+    from advl_pipeline.packages import data_files
+
+    write_twin(tmp_path, "aokvqa", colour_samples(20))
+    copied = tmp_path / "mine.toml"
+    copied.write_bytes(data_files("cards")["aokvqa"].read_bytes())
+    ours = open_dataset("aokvqa", split="val", data_root=tmp_path)
+    mine = open_dataset(str(copied), split="val", data_root=tmp_path)
+    assert ours.content_digest() == mine.content_digest()
+    assert ours.identity_name == "aokvqa@d1b0efa3a436"
+    assert mine.identity_name == f"own-{mine.content_digest()[:16]}"
+
+
+def test_every_card_of_rows_has_a_twin_and_says_what_must_be_known() -> None:
+    cards: Mapping[str, Any] = {name: load_card(name) for name in card_names() if load_card(name).format == ROWS}
+    assert set(cards) == set(TWINS)
+    for name, card in cards.items():
+        for key in ("licence", "size", "scoring", "chance", "seen", "tried", "homepage", "metrics"):
+            assert card.facts[key], (name, key)
+        files = card.facts["files"]
+        for file in [files] if isinstance(files, str) else files.values():
+            assert file.startswith("hf:"), name
+            assert "@" in file, f"{name}: revisions are pinned"
+
+
+def test_problems_of_a_twin_are_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_twin(tmp_path, "scienceqa", colour_samples(20))
+    code, out, _ = advl(capsys, "datasets", "check", "scienceqa", "--data-root", tmp_path, "--json")
+    assert code == 0
+    splits = {split["split"]: split for split in json.loads(out)["splits"]}
+    assert splits["train"]["expected"] == {"num_items": 6218}
+    assert "3 rows of train left out by the card" in splits["train"]["notes"]
