@@ -33,7 +33,18 @@ COLUMNS = (
 
 ABOUT = frozenset(
     {
-        *("title", "format", "tasks", "metrics", "splits", "evaluate_only", "instead_of", "homepage", "licence"),
+        *(
+            "title",
+            "format",
+            "tasks",
+            "metrics",
+            "splits",
+            "evaluate_only",
+            "lmms_eval",
+            "instead_of",
+            "homepage",
+            "licence",
+        ),
         *("size", "scoring", "chance", "seen", "tried", "how_to_get"),
     }
 )

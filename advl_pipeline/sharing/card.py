@@ -12,6 +12,7 @@ import jinja2
 
 from advl_pipeline.cache.identity import digest
 from advl_pipeline.cache.provenance import PROVENANCE_FILE
+from advl_pipeline.datasets.cards import card_names, load_card
 from advl_pipeline.datasets.roots import dataset_label, name_in_records
 from advl_pipeline.errors import ConfigError
 from advl_pipeline.reporting import wording
@@ -20,6 +21,7 @@ from advl_pipeline.reporting.run_view import scores_of
 from advl_pipeline.runs import names
 from advl_pipeline.runs.results import read_config, read_evaluation, read_json
 from advl_pipeline.students.catalogue import families, family_of
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.interface import Student
 from advl_pipeline.studies.folder import studies_of
 from advl_pipeline.studies.gather import finetune_command, gather_study
@@ -60,6 +62,7 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         title=family["title"],
         model=model,
         usage=usage,
+        lmms_eval=_tasks_of_lmms_eval() if isinstance(student, GenerativeStudent) and not is_torch else (),
         notes=[*result.get("caveats", ()), *(f"Not proven: {item}." for item in [family["unproven"]] if item)],
         dataset=identity["dataset"] | {"name": dataset_label(config["dataset"])},
         tasks=", ".join(config["task"]),
@@ -84,6 +87,12 @@ def model_card(run: Path, student: Student, *, usage: str, model: str) -> str:
         study=study,
         libraries=", ".join(f"{name} {version}" for name, version in environment["libraries"].items()),
     )
+
+
+def _tasks_of_lmms_eval() -> list[str]:
+    """Return what lmms-eval calls the public sets that students are scored on."""
+    cards = (load_card(name) for name in card_names())
+    return [card.facts["lmms_eval"] for card in cards if "lmms_eval" in card.facts]
 
 
 def without_folders(value: Any) -> Any:

@@ -77,6 +77,7 @@ NEEDS: Mapping[str, str] = {
     "img_db/": "UNITER's published region features; tests/datasets/test_regions.py reads their format",
     "timm:MODEL": "weights that timm fetches",
     "runs/uniter-vcr": "the run of an example with published weights",
+    "aokvqa": "the hub; tests/test_public_sets_end_to_end.py and tests/studies run these on a twin of the set",
     "HuggingFaceTB/": "published weights; tests/students/test_generative.py reads folders of their form",
     "vilt-b32-mlm/": "published weights; tests/students checks every checkpoint format",
 }

@@ -9,6 +9,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+
+pytest.importorskip("datasets")
+
+import datasets
 from commands import advl
 from hub_twins import TWINS, colour_samples, write_twin
 from own_rows import choice_row, write_json_lines, write_pictures
@@ -18,8 +22,6 @@ from advl_pipeline.datasets.own import hub
 from advl_pipeline.datasets.own.shaping import split_options
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
-
-datasets = pytest.importorskip("datasets")
 
 
 def data_of(folder: Path, rows: list[dict[str, Any]], card: str = "") -> str:

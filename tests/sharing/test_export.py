@@ -28,6 +28,7 @@ from advl_pipeline.runs import names
 from advl_pipeline.sharing.config import ExportRunConfig
 from advl_pipeline.sharing.programs import made_up_examples, trace_student
 from advl_pipeline.sharing.student_export import run_export
+from advl_pipeline.students.generative import GenerativeStudent
 from advl_pipeline.students.region_student import RegionBatch
 from advl_pipeline.students.registry import build_student, student_names
 from advl_pipeline.students.text_student import TextStudent
@@ -85,10 +86,13 @@ def test_students_load_without_this_project_by_the_code_of_their_card(
         folder = tmp_path / name
         result = run_export(ExportRunConfig(run=run, output=folder))
         assert not (folder / "load.py").exists()
-        assert result.model in (folder / "README.md").read_text(encoding="utf-8")
+        said = (folder / "README.md").read_text(encoding="utf-8")
+        assert result.model in said
         picture = folder / "picture.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(picture)
         finished = load_run(run)
+        scored = "--model_args pretrained=FOLDER --tasks cv_bench,mmstar,naturalbench,pope,realworldqa" in said
+        assert scored == isinstance(finished.student, GenerativeStudent), "lmms-eval scores what answers in words"
         ((head_name, head),) = finished.heads.items()
         with torch.inference_mode():
             batch = finished.student.collate([ask(picture, is_choice=head_name == "vcr")])

@@ -1,0 +1,115 @@
+"""The study of a chat model on A-OKVQA, on a twin of its schema with the pictures and questions of the corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+
+from commands import advl
+from hub_twins import Sample, write_twin
+
+from advl_data.scenes.generator.build import run_build_scenes
+from advl_data.scenes.generator.config import ScenesConfig
+from advl_pipeline.datasets.registry import open_dataset
+from advl_pipeline.students.registry import build_student
+from advl_pipeline.students.smolvlm import SmolVlm
+
+NUM_ROWS = 200
+
+MINE = """
+extends = "aokvqa-lowshot"
+name = "mine"
+student = "smolvlm-tiny"
+init = "{init}"
+teachers = ["efficientnet-lite0", "minilm-l6"]
+methods = ["plain", "plain-two-step", "advl", "advl-shuffled"]
+shots = [8]
+seeds = [0]
+at-shots = {{}}
+
+[training]
+pool = 16
+num_steps = 2
+adapt_steps = 2
+batch_size = 2
+confidence_folds = 2
+
+[evaluation]
+num_questions = 6
+probe = ["swapped"]
+
+[extraction]
+folds = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sets of the study with pictures, questions and choices of the corpus, and a student as it is published."""
+    folder = tmp_path_factory.mktemp("public sets")
+    shown = dict.fromkeys(("num_caption_scenes", "num_val", "num_test", "num_unseen", "num_compositional"), 1)
+    run_build_scenes(ScenesConfig(data_root=folder, num_train=NUM_ROWS // 2, num_shift_inputs=1, workers=1, **shown))
+    train = open_dataset("scenes-vcr", split="train", data_root=folder, tasks=["vcr-q2a"])
+    samples = [
+        Sample(
+            picture=example.image.path.read_bytes(),
+            question=example.candidates[0].text[: example.candidates[0].context_length].strip(),
+            choices=tuple(one.text[one.context_length :].strip() for one in example.candidates),
+            right=example.label or 0,
+        )
+        for example in map(train.__getitem__, range(NUM_ROWS))
+    ]
+    for name in ("aokvqa", "cv-bench", "pope", "whatsup"):
+        write_twin(folder, name, samples)
+    torch.manual_seed(0)
+    student = build_student("smolvlm-tiny")
+    assert isinstance(student, SmolVlm)
+    student.processor.image_processor.do_image_splitting = False
+    student.model.save_pretrained(folder / "student")
+    student.processor.save_pretrained(folder / "student")
+    (folder / "mine.toml").write_text(MINE.format(init=folder / "student"), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_shipped_study_says_what_it_would_take(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    study = root / "large-enough.toml"
+    # The twin's train has 100 rows.
+    study.write_text(
+        'extends = "aokvqa-lowshot"\nname = "fits"\nshots = [50]\nat-shots = {}\n[training]\npool = 80\n', "utf-8"
+    )
+    words = ("--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path)
+    code, out, err = advl(capsys, "study", study, *words)
+    assert code == 0, err
+    assert "smolvlm-256m" in out + err
+    for cache in ("dinov2-b", "roberta-b"):
+        assert cache in out
+    code, _, err = advl(capsys, "study", "aokvqa-lowshot", *words)
+    assert code == 2
+    assert "3,000" in err or "3000" in err, "the pool is larger than the twin"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_study_runs_on_the_twin(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = advl(capsys, "study", root / "mine.toml", "--data-root", root, "--output", tmp_path / "study")
+    assert code == 0, err
+    runs = [path.parent for path in (tmp_path / "cells").glob("*/run.json")]
+    assert len(runs) == 4
+    for run in runs:
+        scored = {path.name for path in (run / "evaluation").glob("*.json")}
+        assert scored >= {"val.json", "cv-bench--test.json", "pope--test.json", "whatsup--controlled-a.json"}
+        document = json.loads((run / "evaluation" / "pope--test.json").read_text())
+        assert document["num_items"] == {"choice": 6}
+    code, _, err = advl(capsys, "report", tmp_path / "study", "--to", "md")
+    assert code == 0, err
