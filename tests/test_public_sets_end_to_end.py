@@ -41,9 +41,10 @@ def test_a_set_that_is_trained_on(here: Path, capsys: pytest.CaptureFixture[str]
     pinned = revision if isinstance(revision, str) else next(iter(revision.values()))
     assert pinned.rpartition("@")[2][:12] in open_cache(cache).identity["dataset"]["name"]
     words = ("--data", name, "--cache", cache, "--shots", 8, "--output", "runs/mine", *SHORT)
-    code, _, err = advl(capsys, "finetune", *words)
+    code, out, err = advl(capsys, "finetune", *words)
     assert code == 0, err
-    split = scored_split(name) if scored_split(name) in load_card(name).splits else "testdev"
+    assert f"--on {scored_split(name)}" in out
+    split = scored_split(name)
     code, out, err = advl(capsys, "evaluate", "runs/mine", "--on", split)
     assert code == 0, err
     metrics = json.loads(Path(f"runs/mine/evaluation/{split}.json").read_text())["metrics"]

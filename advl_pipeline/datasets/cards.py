@@ -117,7 +117,7 @@ def picture_splits(dataset: str, split: str) -> tuple[str, ...]:
 
 
 def scored_split(dataset: str) -> str:
-    """Return the split that a finished run is scored on: test, or val where the truth of test is not public."""
-    if dataset in card_names() and (card := load_card(dataset)).splits and not card.is_labelled("test"):
-        return "val"
-    return "test"
+    """Return the split that a finished run is scored on: test, or val where there is no test with a public truth."""
+    if dataset not in card_names() or not (card := load_card(dataset)).splits:
+        return "test"
+    return "test" if "test" in card.splits and card.is_labelled("test") else "val"

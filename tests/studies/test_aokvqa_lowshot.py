@@ -14,8 +14,8 @@ pytest.importorskip("datasets")
 from commands import advl
 from hub_twins import Sample, write_twin
 
+from advl_data.scenes.config import ScenesConfig
 from advl_data.scenes.generator.build import run_build_scenes
-from advl_data.scenes.generator.config import ScenesConfig
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.students.registry import build_student
 from advl_pipeline.students.smolvlm import SmolVlm
@@ -53,8 +53,8 @@ folds = 2
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sets of the study with pictures, questions and choices of the corpus, and a student as it is published."""
     folder = tmp_path_factory.mktemp("public sets")
-    shown = dict.fromkeys(("num_caption_scenes", "num_val", "num_test", "num_unseen", "num_compositional"), 1)
-    run_build_scenes(ScenesConfig(data_root=folder, num_train=NUM_ROWS // 2, num_shift_inputs=1, workers=1, **shown))
+    few = dict.fromkeys(("num_val", "num_test", "num_unseen", "num_compositional", "num_shift_inputs"), 4)
+    run_build_scenes(ScenesConfig(data_root=folder, num_caption_scenes=20, num_train=NUM_ROWS // 2, workers=1, **few))
     train = open_dataset("scenes-vcr", split="train", data_root=folder, tasks=["vcr-q2a"])
     samples = [
         Sample(
@@ -91,9 +91,10 @@ def test_the_shipped_study_says_what_it_would_take(
     words = ("--dry-run", "--data-root", root, "--output", tmp_path, "--caches", tmp_path)
     code, out, err = advl(capsys, "study", study, *words)
     assert code == 0, err
-    assert "smolvlm-256m" in out + err
-    for cache in ("dinov2-b", "roberta-b"):
-        assert cache in out
+    assert "fits: 35 cells" in out
+    for teacher in ("dinov2-b", "roberta-b", "random:dinov2-b", "random:roberta-b"):
+        assert f"'{teacher}'" in out or f" {teacher}" in out
+    assert "80 questions of seed 4, all tokens, float16" in out
     code, _, err = advl(capsys, "study", "aokvqa-lowshot", *words)
     assert code == 2
     assert "3,000" in err or "3000" in err, "the pool is larger than the twin"

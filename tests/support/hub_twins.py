@@ -13,6 +13,8 @@ import datasets
 from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
+datasets.disable_progress_bars()
+
 COLOURS = ("red", "green", "blue", "yellow", "white")
 LETTERS = string.ascii_uppercase
 
