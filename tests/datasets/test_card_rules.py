@@ -18,7 +18,7 @@ from hub_twins import TWINS, colour_samples, write_twin
 from own_rows import choice_row, write_json_lines, write_pictures
 
 from advl_pipeline.datasets.cards import ROWS, card_names, load_card
-from advl_pipeline.datasets.own import hub
+from advl_pipeline.datasets.own import hub, source
 from advl_pipeline.datasets.own.shaping import split_options
 from advl_pipeline.datasets.registry import open_dataset
 from advl_pipeline.errors import ConfigError, DatasetError
@@ -301,17 +301,30 @@ def rows_in(file: Path) -> list[dict[str, Any]]:
 def test_a_set_that_is_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVL_INDEX", str(tmp_path / "index"))
     write_twin(tmp_path, "cv-bench", colour_samples(10))
+    write_twin(tmp_path / "read", "cv-bench", colour_samples(10))
+    assert len(open_dataset("cv-bench", split="test", data_root=tmp_path / "read")) == 10
+    before = sorted((tmp_path / "index").rglob("*"))
     size = 10**18
-    (tmp_path / "nyu-visionx/CV-Bench/README.md").write_text(
+    page = (
         "---\ndataset_info:\n  splits:\n  - name: test\n"
-        f"    num_bytes: {size}\n    num_examples: 1000000\n  dataset_size: {size}\n---\n"
+        f"    num_bytes: {size}\n    num_examples: {size}\n  dataset_size: {size}\n---\n"
     )
+    (tmp_path / "nyu-visionx/CV-Bench/README.md").write_text(page)
     with pytest.raises(DatasetError) as caught:
         open_dataset("cv-bench", split="test", data_root=tmp_path)
     assert caught.value.what == "The dataset does not fit on the disk."
     assert "it takes 1,000,000,000.0 GB, and " in caught.value.why
     assert "num_rows = 20000" in caught.value.next_command
-    assert not (tmp_path / "index").exists()
+    assert sorted((tmp_path / "index").rglob("*")) == before, "nothing is half written"
+    # Its first rows fit, and what was read before needs no more room.
+    card = tmp_path / "first.toml"
+    card.write_text(
+        f'files = "hf:{tmp_path}/nyu-visionx/CV-Bench"\nnum_rows = 8\ntask = "choice"\n[columns]\nlabel = "answer"\n'
+    )
+    assert len(open_dataset(str(card), split="test")) == 8
+    (tmp_path / "read/nyu-visionx/CV-Bench/README.md").write_text(page)
+    monkeypatch.setattr(source, "_opened", {})
+    assert len(open_dataset("cv-bench", split="test", data_root=tmp_path / "read")) == 10
 
 
 @pytest.mark.parametrize(

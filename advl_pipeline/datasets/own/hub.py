@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -120,38 +121,50 @@ def hub_source(files: Any, card: DataCard, *, root: Path) -> RowSource:
 
 
 def _opened(files: Any, card: DataCard, root: Path) -> RowSource:
-    parts, version = _parts(files, card, root)
+    needed: list[Callable[[], None]] = []
+    parts, version = _parts(files, card, root, needed)
     named = next(iter(hub_names(files, root).values()))
     joined: Parts = {}
     if card.join:
-        joined, of_joined = _parts(card.join.files, replace(card, num_rows=None), root)
+        joined, of_joined = _parts(card.join.files, replace(card, num_rows=None), root, needed)
         version += of_joined
     pictures = named.copy or Path()
     source = library_source(parts, card, name=str(named), pictures=pictures, joined=joined)
-    return replace(source, version=version or source.version)
+
+    def rows() -> Iterator[Row]:
+        for require_space in needed:
+            require_space()
+        yield from source.rows()
+
+    return replace(source, rows=rows, version=version or source.version)
 
 
-def _parts(files: Any, card: DataCard, root: Path) -> tuple[Parts, str]:
-    """Return split -> dataset, under our names of the splits, and what tells their content; "" where they tell it."""
+def _parts(files: Any, card: DataCard, root: Path, needed: list[Callable[[], None]]) -> tuple[Parts, str]:
+    """Return split -> dataset, under our names of the splits, and what tells their content; "" where they tell it.
+
+    Args:
+        needed: is given what sees that the disk has room for the rows, to be called before they are read.
+    """
     parts: dict[str | None, Any] = {}
     versions: list[str] = []
     for split, name in hub_names(files, root).items():
-        found, version = _load(name, card, root)
+        found, version, info = _load(name, card, root)
         versions.append(version)
-        ours = {card.split_names.get(str(theirs), theirs): part for theirs, part in found.items()}
+        ours = {card.split_names.get(str(theirs), theirs): theirs for theirs in found}
         ours.pop("", None)
-        if split is None:
-            parts |= ours
-        elif split in ours or len(ours) == 1:
-            parts[split] = ours[split] if split in ours else next(iter(ours.values()))
-        else:
-            raise DatasetError(
-                f"The dataset has no split {split!r}.", where=str(name), why=f"it has {', '.join(map(str, ours))}"
-            )
+        if split is not None:
+            if split not in ours and len(ours) != 1:
+                raise DatasetError(
+                    f"The dataset has no split {split!r}.", where=str(name), why=f"it has {', '.join(map(str, ours))}"
+                )
+            ours = {split: ours[split] if split in ours else next(iter(ours.values()))}
+        parts |= {one: found[theirs] for one, theirs in ours.items()}
+        size = _size(info, set(ours.values()), card.num_rows)
+        needed.append(partial(_require_space, size, name, root))
     return parts, "".join(versions)
 
 
-def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
+def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
     obstacle = "" if name.copy else hub_obstacle()
     if obstacle and (name.revision or card.num_rows):
         raise _refused(name, root, obstacle)
@@ -181,12 +194,13 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
             else load_builder(path, name.configuration or None, revision=None if name.copy else name.revision or None)
         )
         is_streamed = bool(name.copy or name.revision or card.num_rows)
-        _require_space(builder.info, name, card, root, is_kept=not is_streamed)
         if is_streamed:
             found = builder.as_streaming_dataset()
             files = builder.config.data_files or {}
             version = repr([(split, of_split.origin_metadata) for split, of_split in files.items()])
         else:
+            if not Path(builder.cache_dir).exists():
+                _require_space(2 * _size(builder.info) + (builder.info.download_size or 0), name, root)
             builder.download_and_prepare()
             found, version = builder.as_dataset(), ""
     except DatasetError:
@@ -194,23 +208,21 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str]:
     except Exception as error:  # The library raises whatever its many back ends do.
         raise _refused(name, root, obstacle, error) from None
     # The library calls a lone dataset train; its rows may say otherwise.
-    return {None if is_saved else str(split): part for split, part in found.items()}, version
+    return {None if is_saved else str(split): part for split, part in found.items()}, version, builder.info
 
 
-def _require_space(info: Any, name: HubName, card: DataCard, root: Path, *, is_kept: bool) -> None:
-    """Refuse a dataset that is larger than the disk has room for, where its page says how large it is.
+def _size(info: Any, splits: Collection[str | None] | None = None, num_rows: int | None = None) -> float:
+    """Return the bytes of the first rows of some splits, as the dataset's page tells them; 0 where it does not."""
+    told = [split for name, split in (info.splits or {}).items() if splits is None or name in splits]
+    return sum(one.num_bytes * min(1.0, num_rows / max(1, one.num_examples) if num_rows else 1.0) for one in told)
 
-    Args:
-        is_kept: the library keeps what it fetches, and its tables beside.
+
+def _require_space(needed: float, name: HubName, root: Path) -> None:
+    """Refuse a dataset that is larger than the disk has room for.
 
     Raises:
         DatasetError: as said.
     """
-    shares = [
-        split.num_bytes * min(1.0, card.num_rows / max(1, split.num_examples) if card.num_rows else 1.0)
-        for split in (info.splits or {}).values()
-    ]
-    needed = sum(shares) + (sum(shares) + (info.download_size or 0) if is_kept else 0)
     home = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(home).free
     if needed > free:
