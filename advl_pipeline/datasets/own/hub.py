@@ -214,7 +214,9 @@ def _load(name: HubName, card: DataCard, root: Path) -> tuple[Parts, str, Any]:
 def _size(info: Any, splits: Collection[str | None] | None = None, num_rows: int | None = None) -> float:
     """Return the bytes of the first rows of some splits, as the dataset's page tells them; 0 where it does not."""
     told = [split for name, split in (info.splits or {}).items() if splits is None or name in splits]
-    return sum(one.num_bytes * min(1.0, num_rows / max(1, one.num_examples) if num_rows else 1.0) for one in told)
+    return float(
+        sum(one.num_bytes * min(1.0, num_rows / max(1, one.num_examples) if num_rows else 1.0) for one in told)
+    )
 
 
 def _require_space(needed: float, name: HubName, root: Path) -> None:
