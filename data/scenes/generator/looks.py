@@ -37,6 +37,36 @@ _BAR_WIDTHS: Final = (5, 6, 7, 8)
 _BAR_OFFSET: Final = 12
 """Pixels by which a bar may miss the centre of the thing that it crosses."""
 
+Colour = tuple[int, int, int]
+
+_INKS: Final[tuple[Colour, ...]] = (
+    (20, 20, 24),
+    (96, 24, 24),
+    (20, 72, 36),
+    (20, 40, 112),
+    (88, 28, 100),
+    (92, 56, 16),
+    (12, 84, 92),
+)
+_PAPERS: Final[tuple[Colour | None, ...]] = (
+    None,
+    (255, 255, 255),
+    (250, 214, 120),
+    (244, 160, 140),
+    (160, 216, 150),
+    (150, 196, 246),
+    (214, 176, 236),
+)
+"""What line art is filled with; None lets the background through."""
+
+_SQUEEZES: Final = (256, 240, 224)
+"""Width or height of a thing in 256ths of its drawing's."""
+
+_CONTRAST: Final = (208, 276)
+_BRIGHTNESS: Final = (-20, 12)
+_TINT: Final = (232, 256)
+"""Ranges of the light: contrast and each channel's gain in 256ths, brightness in steps of a channel."""
+
 
 def background(draws: Draws) -> Picture:
     """Return a pale picture: one soft surface, a wall and a floor, or broad stripes."""
@@ -98,37 +128,6 @@ def draw_bar(centre: Centre, draws: Draws) -> Bar:
     upright, width = bool(draws.below(2)), draws.pick(_BAR_WIDTHS)
     middle = centre[0 if upright else 1] + draws.between(-_BAR_OFFSET, _BAR_OFFSET)
     return Bar(upright=upright, start=middle - width // 2, width=width)
-
-
-Colour = tuple[int, int, int]
-
-_INKS: Final[tuple[Colour, ...]] = (
-    (20, 20, 24),
-    (96, 24, 24),
-    (20, 72, 36),
-    (20, 40, 112),
-    (88, 28, 100),
-    (92, 56, 16),
-    (12, 84, 92),
-)
-_PAPERS: Final[tuple[Colour | None, ...]] = (
-    None,
-    (255, 255, 255),
-    (250, 214, 120),
-    (244, 160, 140),
-    (160, 216, 150),
-    (150, 196, 246),
-    (214, 176, 236),
-)
-"""What line art is filled with; None lets the background through."""
-
-_SQUEEZES: Final = (256, 240, 224)
-"""Width or height of a thing in 256ths of its drawing's."""
-
-_CONTRAST: Final = (208, 276)
-_BRIGHTNESS: Final = (-20, 12)
-_TINT: Final = (232, 256)
-"""Ranges of the light: contrast and each channel's gain in 256ths, brightness in steps of a channel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
