@@ -30,6 +30,7 @@ from advl_pipeline.evaluation.items import (
     GENERATED,
     JOINT_METRICS,
     METRIC_OF_TASK,
+    AnswerTally,
     ItemScores,
     accuracy_by,
     accuracy_by_answer_type,
@@ -54,7 +55,6 @@ from advl_pipeline.evaluation.predict import (
 )
 from advl_pipeline.evaluation.question_match import question_namer
 from advl_pipeline.evaluation.statistics import accuracy_interval
-from advl_pipeline.evaluation.trivial_baselines import AnswerTally
 from advl_pipeline.interruption import interruptible
 from advl_pipeline.runs.names import ITEM_WORDS_SUFFIX, evaluation_file
 from advl_pipeline.runs.results import moved_to, read_config

@@ -26,10 +26,15 @@ from advl_pipeline.cache.writer import CacheWriter, clear_work
 from advl_pipeline.compute import num_threads, resolved
 from advl_pipeline.datasets.interface import Dataset
 from advl_pipeline.errors import ConfigError, CorruptCache, StorageError, WeightsUnavailable
-from advl_pipeline.extraction.by_card import card_with_sizes, estimates_by_card
 from advl_pipeline.extraction.config import ExtractConfig, location_of, without_network
 from advl_pipeline.extraction.encode import WriteBehind, encode_shard
-from advl_pipeline.extraction.estimate import Estimate, estimate_confidences, require_room
+from advl_pipeline.extraction.estimate import (
+    Estimate,
+    card_with_sizes,
+    estimate_confidences,
+    estimates_by_card,
+    require_room,
+)
 from advl_pipeline.extraction.given import require_given
 from advl_pipeline.extraction.part import Selection, open_part, require_class_names, subsets_of
 from advl_pipeline.extraction.planned_identity import as_begun, build_identity

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advl_pipeline.datasets.records import Candidate, Example, ImageUnit, text_unit
-from advl_pipeline.evaluation.trivial_baselines import AnswerTally
+from advl_pipeline.evaluation.items import AnswerTally
 
 PICTURE = ImageUnit(unit_id="p", path=Path("p.png"), width=4, height=4, boxes_R4=np.zeros((0, 4), dtype=np.float32))
 
